@@ -1,0 +1,1 @@
+"""Checkpoint in, results out: loss by domain, quantisation, fine-tuning."""

@@ -1,0 +1,1 @@
+"""Arrays in, numbers out: the geometry of weights and representations. Knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Trains one cohort of language models: text in, checkpoints and metrics out."""

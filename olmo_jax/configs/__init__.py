@@ -1,0 +1,1 @@
+"""Configurations of single runs, each a get_config(arg) file."""

@@ -1,0 +1,1 @@
+"""From corpora to token windows: TFDS builders, tokenizer, token shards, grain."""

@@ -1,0 +1,35 @@
+"""What decides a run's numbers, as canonical JSON, and the run's id made of it."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from olmo_jax.config import TrainConfig
+
+# Where things lie and how often they are looked at: none of it reaches a parameter.
+_NOT_IDENTITY = {"name", "tensorboard", "probe", "checkpoint", "mesh"}
+_DATA_PLACES = {"name", "root", "tfds_dir", "files"}
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no white space, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
+
+
+def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
+    """The part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds."""
+    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY}
+    values["data"] = {k: v for k, v in values["data"].items() if k not in _DATA_PLACES}
+    values["data"]["fingerprint"] = data_fingerprint
+    return values
+
+
+def run_id(config: TrainConfig, data_fingerprint: str) -> str:
+    """`<name>-<hash>`, the same wherever and however the run is carried out."""
+    return f"{config.name}-{digest(identity(config, data_fingerprint))}"

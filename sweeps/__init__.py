@@ -1,0 +1,1 @@
+"""Grid in, table and report out."""

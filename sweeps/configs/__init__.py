@@ -1,0 +1,1 @@
+"""Configurations of sweeps, each a get_config(arg) file."""
