@@ -287,7 +287,7 @@ class TrainConfig:
             self.total_steps >= 1,
             f"{at}.tokens",
             self.tokens,
-            f"is less than one step of {at}.data.batch_size x {at}.data.sequence_length = {self.tokens_per_step} tokens",
+            f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens",
         )
         for name in ("init_seed", "data_seed"):
             require(

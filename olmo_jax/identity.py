@@ -9,7 +9,8 @@ from olmo_jax.config import TrainConfig
 
 # Where things lie and how often they are looked at: none of it reaches a parameter.
 _NOT_IDENTITY = {"name", "tensorboard", "probe", "checkpoint", "mesh"}
-_DATA_PLACES = {"name", "root", "tfds_dir", "files"}
+# The fingerprint stands for the corpus and the tokenizer; these say how the run walks through the tokens.
+_DATA_WALK = ("train_domains", "sequence_length", "batch_size")
 
 
 def canonical_json(value: Any) -> str:
@@ -25,8 +26,7 @@ def digest(value: Any) -> str:
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
     """The part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds."""
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY}
-    values["data"] = {k: v for k, v in values["data"].items() if k not in _DATA_PLACES}
-    values["data"]["fingerprint"] = data_fingerprint
+    values["data"] = {"fingerprint": data_fingerprint} | {k: values["data"][k] for k in _DATA_WALK}
     return values
 
 
