@@ -1,0 +1,59 @@
+"""Fine-tuning of a stack of models on one domain, each learning rate a member beside the others."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.config import FinetuneConfig
+from olmo_jax import cohort, optimizer
+from olmo_jax.cohort import Shape
+from olmo_jax.config import OptimizerConfig, TrainConfig
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.windows import train_windows
+
+
+def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIndex) -> list[Any]:
+    """Continues every model of a stack at every learning rate, as one cohort of models x rates.
+
+    Args:
+      shape: of the cohort that the models come from. params_M: their parameters, stacked.
+      index: the prepared data; its training split of `config.domain` is read.
+
+    Returns:
+      The parameters afterwards, a stack `[M, ...]` for each learning rate in turn. A model that turns non-finite keeps its
+      last finite parameters, as in training.
+    """
+    tuned = dataclasses.replace(shape, batch_size=config.batch_size, schedule="linear", train_domains=(config.domain,))
+    members = len(jax.tree.leaves(params_M)[0])
+    rates = config.learning_rates
+    hyper = jax.tree.map(
+        lambda *xs: jnp.repeat(jnp.stack(xs), members), *(optimizer.hyper(_run(config, tuned, rate)) for rate in rates)
+    )
+    start = jax.tree.map(lambda x: jnp.concatenate([x] * len(rates)), params_M)
+    state = jax.jit(jax.vmap(cohort.init_member))(start)
+    step = jax.jit(
+        jax.vmap(functools.partial(cohort.member_step, tuned), in_axes=(0, 0, None), spmd_axis_name="member"),
+        donate_argnums=0,
+    )
+    windows = train_windows(index, tuned.train_domains, tuned.sequence_length, tuned.batch_size, config.data_seed)
+    for i in range(int(np.max(np.asarray(hyper.total_steps)))):
+        state, _ = step(state, hyper, windows[i])
+    return [jax.tree.map(lambda x, r=r: x[r * members : (r + 1) * members], state.params) for r in range(len(rates))]
+
+
+def _run(config: FinetuneConfig, shape: Shape, rate: float) -> TrainConfig:
+    """The run that one learning rate of the fine-tuning amounts to."""
+    adamw = OptimizerConfig(
+        learning_rate=rate,
+        weight_decay=config.weight_decay,
+        warmup_fraction=config.warmup_fraction,
+        final_fraction=0.0,
+        schedule="linear",
+    )
+    base = TrainConfig(tokens=max(config.tokens, shape.tokens_per_step), optimizer=adamw)
+    data = dataclasses.replace(base.data, batch_size=shape.batch_size, sequence_length=shape.sequence_length)
+    return dataclasses.replace(base, data=data)

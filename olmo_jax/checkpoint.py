@@ -1,0 +1,164 @@
+"""Orbax checkpoints of a cohort's stack, and the one run in it that somebody wants.
+
+Layout of `cohorts/<cohort>/checkpoints/<step>/`: the items `params`, `moments` (with step counters) and `members`, the
+run ids in the order of the member axis. Arrays are stored in one chunk a member, so that one run is read without the
+others. The stack may hold inert members beyond the listed ones.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+from jax.sharding import Mesh
+
+from olmo_jax import sharding
+from olmo_jax.cohort import State
+from olmo_jax.config import ModelConfig, from_config_dict
+
+_ITEMS = ("params", "moments", "members")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing or can't be read; the message says which and what to do."""
+
+
+def directory(workdir: epath.PathLike, cohort: str) -> epath.Path:
+    """Where a cohort's checkpoints lie."""
+    return epath.Path(workdir) / "cohorts" / cohort / "checkpoints"
+
+
+class Checkpoints:
+    """A cohort's checkpoints, written in the background while training goes on."""
+
+    def __init__(self, path: epath.Path):
+        path.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(path, item_names=_ITEMS)
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: State, members: Sequence[str]) -> None:
+        """Copies the stack off the device and writes it in the background; a failed earlier write is raised here."""
+        moments = {"optimizer": state.moments, "step": state.step, "diverged_at": state.diverged_at}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(state.params, save_args=_chunk_a_member(state.params)),
+                moments=ocp.args.PyTreeSave(moments, save_args=_chunk_a_member(moments)),
+                members=ocp.args.JsonSave({"runs": list(members)}),
+            ),
+        )
+
+    def members(self, step: int) -> list[str]:
+        return self._manager.restore(step, args=ocp.args.Composite(members=ocp.args.JsonRestore()))["members"]["runs"]
+
+    def restore(self, step: int, member: State, mesh: Mesh) -> State:
+        """The stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` gives one member's shapes."""
+        size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
+        moments = {"optimizer": like.moments, "step": like.step, "diverged_at": like.diverged_at}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(params=_restore(like.params, mesh), moments=_restore(moments, mesh)),
+        )
+        m = restored["moments"]
+        return State(restored["params"], m["optimizer"], m["step"], m["diverged_at"])
+
+    def delete(self, step: int) -> None:
+        self._manager.delete(step)
+
+    def wait(self) -> None:
+        """Until what was saved is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+@contextlib.contextmanager
+def open_checkpoints(path: epath.Path) -> Iterator[Checkpoints]:
+    """Checkpoints that are waited for and closed at the end, also when training fails."""
+    checkpoints = Checkpoints(path)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> tuple[ModelConfig, Any]:
+    """One run's model configuration and parameters (numpy arrays), from its last checkpoint or the one at `step`.
+
+    Reads this run's share of each array and nothing else; needs none of the devices that trained it.
+
+    Raises:
+      CheckpointError: no such run, no checkpoint of it (yet), or none at that step; says which there are.
+    """
+    workdir = epath.Path(workdir)
+    place = workdir / "runs" / run_id / "config.json"
+    if not place.exists():
+        known = sorted(p.name for p in (workdir / "runs").glob("*")) if (workdir / "runs").exists() else []
+        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {', '.join(known) or 'none'}")
+    record = json.loads(place.read_text())
+    path = directory(workdir, record["cohort"])
+    steps = {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}
+    if not steps or (step is not None and step not in steps):
+        at = "" if step is None else f" at step {step}"
+        have = ", ".join(map(str, sorted(steps))) or "none yet; train it first"
+        raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint{at}; steps: {have}")
+    chosen = max(steps) if step is None else step
+    config = from_config_dict(ModelConfig, record["config"]["model"], "config.model")
+    return config, _read_member(path / str(chosen) / "params", steps[chosen])
+
+
+def load_stack(workdir: epath.PathLike, cohort: str, step: int) -> tuple[list[str], Any]:
+    """Run ids and stacked parameters (numpy arrays, inert members left out) of a cohort's checkpoint."""
+    path = directory(workdir, cohort) / str(step)
+    members = json.loads((path / "members" / "metadata").read_text())["runs"]
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(path / "params").item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        params = checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return members, jax.tree.map(lambda x: x[: len(members)], params)
+
+
+def member_lists(path: epath.Path) -> dict[int, list[str]]:
+    """Step -> run ids, of every checkpoint of a cohort that was written to its end."""
+    if not path.exists():
+        return {}
+    files = {int(p.name): p / "members" / "metadata" for p in path.iterdir() if p.name.isdigit()}
+    return {step: json.loads(file.read_text())["runs"] for step, file in sorted(files.items())}
+
+
+def _read_member(path: epath.Path, place: int) -> Any:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+
+    def read(meta: Any) -> Any:
+        kvstore = {"driver": "ocdbt", "base": f"file://{path}" if path.as_posix().startswith("/") else str(path)}
+        spec = {"driver": "zarr", "kvstore": kvstore | {"path": f"{meta.name}/"}}
+        return tensorstore.open(spec, open=True, read=True)
+
+    opened = jax.tree.map(read, tree)
+    pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
+    return jax.tree.map(lambda f: np.asarray(f.result()), pending)
+
+
+def _chunk_a_member(tree: Any) -> Any:
+    def of(x: jax.Array) -> ocp.SaveArgs:
+        return ocp.SaveArgs(chunk_byte_size=max(1, x.nbytes // x.shape[0]), shard_axes=(0,))
+
+    return jax.tree.map(of, tree)
+
+
+def _restore(tree: Any, mesh: Mesh) -> Any:
+    shardings = sharding.stack_shardings(mesh, tree)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    return ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))

@@ -1,0 +1,209 @@
+"""A cohort: runs that share every static shape, stacked along a member axis and trained as one program.
+
+Everything that acts on one member is written for one (`member_step`); `jax.vmap` adds the member axis from outside.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from olmo_jax import loss, model, optimizer, sharding
+from olmo_jax.config import CheckpointConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
+from olmo_jax.identity import digest
+from olmo_jax.optimizer import Hyper
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the members of a cohort have in common: compiled into their program, or done to all of them at once."""
+
+    model: ModelConfig
+    batch_size: int
+    sequence_length: int
+    schedule: str
+    decay_embeddings: bool
+    z_loss: float
+    data_name: str
+    data_fingerprint: str
+    train_domains: tuple[str, ...]
+    probe: ProbeConfig
+    checkpoint: CheckpointConfig
+    mesh: MeshConfig
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One model trained once."""
+
+    id: str
+    config: TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+    """The runs of one program, in the order of their places on the member axis."""
+
+    shape: Shape
+    runs: tuple[Run, ...]
+
+    @property
+    def id(self) -> str:
+        s = self.shape.model
+        readable = f"d{s.d_model}-l{s.n_layers}-b{self.shape.batch_size}"
+        return f"{readable}-{digest([run.id for run in self.runs])[:8]}"
+
+    @property
+    def segment_ends(self) -> list[int]:
+        """Steps at which members end and the stack shrinks; between two of them lies one compiled program."""
+        return sorted({run.config.total_steps for run in self.runs})
+
+    def active(self, step: int) -> list[int]:
+        """Places of the runs that take step number `step`, counted from 1; at 0 all are there."""
+        return [i for i, run in enumerate(self.runs) if run.config.total_steps >= step]
+
+
+def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
+    """The cohort key of a run."""
+    return Shape(
+        model=config.model,
+        batch_size=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        schedule=config.optimizer.schedule,
+        decay_embeddings=config.optimizer.decay_embeddings,
+        z_loss=config.optimizer.z_loss,
+        data_name=config.data.name,
+        data_fingerprint=data_fingerprint,
+        train_domains=config.data.train_domains,
+        probe=config.probe,
+        checkpoint=config.checkpoint,
+        mesh=config.mesh,
+    )
+
+
+class State(NamedTuple):
+    """A member's state; a cohort holds it stacked. `step` counts updates, `diverged_at` is -1 or the fatal one."""
+
+    params: Any
+    moments: Any
+    step: Array
+    diverged_at: Array
+
+
+class Metrics(NamedTuple):
+    """What one step reports, float32 scalars; NaN from the step on at which a member is frozen."""
+
+    loss: Array
+    grad_norm: Array
+    learning_rate: Array
+
+
+def init_member(params: Any) -> State:
+    """The state of a member before its first step, from its parameters."""
+    return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1))
+
+
+def member_step(shape: Shape, state: State, h: Hyper, tokens_BL: Array) -> tuple[State, Metrics]:
+    """One update of one member on `[B, L + 1]` tokens.
+
+    A member whose loss, gradient or new parameters turn non-finite is frozen as it was before and marked with the
+    step; a member at its total steps (an inert one has 0) is left as it is.
+    """
+
+    def objective(params: Any) -> tuple[Array, Array]:
+        final_BLD = model.hidden(shape.model, params, tokens_BL[:, :-1]).final_BLD
+        result = loss.cross_entropy(final_BLD, params["unembedding"], tokens_BL[:, 1:], z_loss=shape.z_loss)
+        return result.objective, result.cross_entropy
+
+    (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    rate = optimizer.learning_rate(h, state.step + 1, shape.schedule)
+    adamw = optimizer.adamw(h, rate, shape.decay_embeddings)
+    updates, moments = adamw.update(gradients, state.moments, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    grad_norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(entropy) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(params))
+    running = (state.diverged_at < 0) & (state.step < h.total_steps)
+    moved = running & finite
+    new = State(
+        params=_select(moved, params, state.params),
+        moments=_select(moved, moments, state.moments),
+        step=state.step + moved.astype(jnp.int32),
+        diverged_at=jnp.where(running & ~finite, state.step + 1, state.diverged_at),
+    )
+    shown = (jnp.where(moved, x, jnp.nan) for x in (entropy, grad_norm, rate))
+    return new, Metrics(*shown)
+
+
+def _select(condition: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+class Program(NamedTuple):
+    """A segment's step, compiled: `step(state, hyper, tokens_MBL) -> (state, metrics)`, the state donated."""
+
+    step: jax.stages.Compiled
+    hyper: Hyper
+
+
+def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
+    """Members' numbers stacked to `size`; places beyond the runs repeat the last with no steps to take."""
+    members = [optimizer.hyper(run.config) for run in runs]
+    members += [members[-1]._replace(total_steps=np.int32(0))] * (size - len(runs))
+    return jax.tree.map(lambda *xs: np.stack(xs), *members)
+
+
+def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
+    """The stack before its first step: each member as `model.init` makes it from its own seed, bit for bit."""
+    seeds = [run.config.init_seed for run in runs]
+    seeds += seeds[-1:] * (sharding.padded(len(runs), mesh) - len(runs))
+
+    def one(seed: Array) -> State:
+        return init_member(model.init(shape.model, jax.random.key(seed)))
+
+    stack = jax.vmap(one)
+    seeds_M = np.asarray(seeds, np.uint32)
+    shardings = sharding.stack_shardings(mesh, jax.eval_shape(stack, seeds_M))
+    return jax.jit(stack, out_shardings=shardings)(seeds_M)
+
+
+def member_structs(shape: Shape) -> State:
+    """Shapes and dtypes of one member's state."""
+    return jax.eval_shape(lambda: init_member(model.init(shape.model, jax.random.key(0))))
+
+
+def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) -> Program:
+    """Compiles the step of a segment for the stack `state`, once and ahead of time."""
+    size = sharding.padded(len(runs), mesh)
+    hyper = jax.tree.map(lambda x: sharding.put(mesh, sharding.MEMBERS, x), stack_hyper(runs, size))
+    tokens = jax.ShapeDtypeStruct(
+        (size, shape.batch_size, shape.sequence_length + 1), jnp.int32, sharding=NamedSharding(mesh, sharding.BATCH)
+    )
+    members = NamedSharding(mesh, sharding.MEMBERS)
+    state_shardings = sharding.stack_shardings(mesh, state)
+    step = jax.jit(
+        jax.vmap(functools.partial(member_step, shape), spmd_axis_name="member"),
+        in_shardings=(state_shardings, members, tokens.sharding),
+        out_shardings=(state_shardings, members),
+        donate_argnums=0,
+    )
+    return Program(step.lower(state, hyper, tokens).compile(), hyper)
+
+
+def pick(state: State, places: Sequence[int], mesh: Mesh) -> State:
+    """The members at `places`, padded to the mesh's member axis with inert copies of the last."""
+    places = list(places) + [places[-1]] * (sharding.padded(len(places), mesh) - len(places))
+    take = functools.partial(jax.tree.map, lambda x: x[np.asarray(places)])
+    shardings = sharding.stack_shardings(mesh, jax.eval_shape(take, state))
+    return jax.jit(take, out_shardings=shardings)(state)

@@ -1,0 +1,243 @@
+"""From Python source to clean prose: what its docstrings and comments say to a reader.
+
+A paragraph comes out on one line, with its markup taken off, and only where it reads as English sentences: examples,
+tables, directives, licences and commented-out code are left behind.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+MIN_WORDS = 5
+_MIN_LETTER_SHARE = 0.8
+_MIN_WORD_SHARE = 0.7
+
+# A line that starts with '#' is a comment unless a string runs through it; one pass over both tells them apart, about
+# ten times faster than `tokenize`.
+_STRING_OR_COMMENT = re.compile(
+    r"(?P<comment>\#[^\n]*)"
+    r'|"""(?:[^\\]|\\.)*?"""'
+    r"|'''(?:[^\\]|\\.)*?'''"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'(?:[^'\\\n]|\\.)*'",
+    re.DOTALL,
+)
+
+_RULE = re.compile(r"[-=~^\"'*#+.`_:<>]{3,}")
+_TABLE = re.compile(r"[+|].*[+|]|[-=]{2,}(\s+[-=]{2,})+|.*\S(\s{3,}|\t)\S.*")
+_DIRECTIVE = re.compile(r"\.\.(\s|$)")
+_PROSE_DIRECTIVE = re.compile(r"\.\. (note|warning|important|tip|caution|attention|deprecated|version\w+)::\s*[\d.]*\s*")
+_ITEM = re.compile(
+    r"(?:[-*+•]|\(?[\divx]{1,3}[.)]|\[\w+\])\s+"  # a bullet, a number, a footnote
+    r"|:\w+(?: [^:]*)?:\s+"  # :param name:
+    r"|@\w+(?: \w+)?:\s*"
+    r"|`{0,2}\*{0,2}[\w.]+`{0,2}(?: ?\([^)]*\))?\s?: +(?=[A-Z`])"  # name (type): What it is
+)
+_TYPED_NAME = re.compile(r"[`*\w.]+(?:, ?[`*\w.]+)* ?: ")
+_ROLE = re.compile(r":[\w:+-]+:(?=`)")
+_LINK = re.compile(r"`([^`<]*?)\s*<[^`>]*>`_{0,2}|\[([^\]]+)\]\([^)\s]*\)")
+_QUOTED = re.compile(r"(`{1,2}|\*\*)~?(\S|\S[^`]*?\S)\1_{0,2}")
+
+_LICENCE = re.compile(
+    r"copyright|\blicen[sc](e|ed|es|ing)\b|all rights reserved|spdx-|redistribut|warrant(y|ies)\b|\"as is\"|"
+    r"permission is hereby|\(c\) \d{4}|[\w.]+@[\w.]+",
+    re.IGNORECASE,
+)
+_TOOL_NOTE = re.compile(r"(noqa|pylint|type:|pragma|fmt:|isort|mypy:|ruff:|-\*-|!)", re.IGNORECASE)
+_CODE = re.compile(
+    r"(?:[\w.\[\]'\",* ]+)\s*[-+*/|&]?=\s*\S.*"
+    r"|(?:await |return |yield |del |assert |raise |print)\s*[\w.(\[].*[)\]\w]"
+    r"|(?:if|elif|for|while|with|def|class|try|except|else|finally)\b.*:"
+    r"|(?:import [\w.]+.*|from [\w.]+ import .+)"
+    r"|@[\w.]+(?:\(.*\))?"
+    r"|[\w.]+\(.*\)?[,;:]?"
+    r"|.*[{}\[\](,;\\]"
+)
+_WORD = re.compile(r"[(\"']*[A-Za-z]+(?:['-][A-Za-z]+)*[)\"']*[.,;:!?]*[)\"']*")
+# English without any of these is a list of names.
+_FUNCTION_WORD = re.compile(
+    r"\b(the|an?|of|to|is|are|in|and|for|if|be|this|that|it|not|with|as|or|by|on|from|at|when|we|can|must|should)\b",
+    re.IGNORECASE,
+)
+
+
+def paragraphs(source: str) -> list[str]:
+    """The clean paragraphs of a module, docstrings first, each on one line, each once.
+
+    Raises SyntaxError (or ValueError, for null bytes) where `source` isn't a module of this interpreter's Python.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in the code of others
+        tree = ast.parse(source)
+    found = [p for text in _docstrings(tree) for p in _from_docstring(text)]
+    found += [p for block in _comment_blocks(source) for p in _from_comments(block)]
+    return list(dict.fromkeys(found))
+
+
+def paragraphs_of_files(paths: Sequence[Path]) -> list[list[str]]:
+    """`paragraphs` of each file, in order, read by a process of its own; [] for what isn't UTF-8 or doesn't parse.
+
+    The process is this file run as a filter: `multiprocessing` would import the caller's main module (and with it jax)
+    once more, or fail where there is none.
+    """
+    filtered = subprocess.run(
+        [sys.executable, "-I", __file__],
+        input="".join(f"{path}\n" for path in paths),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    )
+    return [json.loads(line) for line in filtered.stdout.splitlines()]
+
+
+def fresh(texts: Iterable[str], seen: set[bytes]) -> list[str]:
+    """The paragraphs not seen before, up to case, digits and white space; adds them to `seen`."""
+    kept = []
+    for text in texts:
+        key = hashlib.blake2b(re.sub(r"[\d\s]+", "", text).casefold().encode(), digest_size=12).digest()
+        if key not in seen:
+            seen.add(key)
+            kept.append(text)
+    return kept
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = ast.get_docstring(node, clean=True)
+        if text:
+            yield text
+    # Statements only: definitions don't hide in expressions, and there are ten times as many of those.
+    for field in ("body", "orelse", "handlers", "finalbody"):
+        children = getattr(node, field, ())
+        for child in children if isinstance(children, list) else ():
+            yield from _docstrings(child)
+
+
+def _comment_blocks(source: str) -> Iterator[str]:
+    """Runs of lines that hold nothing but a comment, at one indentation, without the '#'."""
+    block: list[str] = []
+    last_end, last_column = -1, -1
+    for match in _STRING_OR_COMMENT.finditer(source):
+        if match.lastgroup != "comment":
+            continue
+        line_start = source.rfind("\n", 0, match.start()) + 1
+        if source[line_start : match.start()].strip():
+            continue
+        column = match.start() - line_start
+        if block and (line_start != last_end + 1 or column != last_column):
+            yield inspect.cleandoc("\n" + "\n".join(block))
+            block = []
+        block.append(match.group().lstrip("#").rstrip())
+        last_end, last_column = match.end(), column
+    if block:
+        yield inspect.cleandoc("\n" + "\n".join(block))
+
+
+def _from_docstring(text: str) -> Iterator[str]:
+    return (p for lines in _blocks(text) if (p := _clean(lines)))
+
+
+def _from_comments(text: str) -> Iterator[str]:
+    if _LICENCE.search(text):  # its paragraphs don't all name it
+        return
+    for lines in _blocks(text):
+        if any(_CODE.fullmatch(line) or _TOOL_NOTE.match(line) for line in lines):
+            continue
+        if paragraph := _clean(lines):
+            yield paragraph
+
+
+def _blocks(text: str) -> Iterator[list[str]]:
+    """Paragraphs as lists of stripped lines: split at blank lines and items, without examples, literals and tables."""
+    block: list[str] = []
+    last_indent = 0
+    skip_deeper: int | None = None  # inside a literal block or directive that began at this indentation
+    example = False
+    for raw in [*text.expandtabs(4).splitlines(), ""]:
+        line, indent = raw.strip(), len(raw) - len(raw.lstrip())
+        if not line:
+            if block:
+                yield block
+            block, example = [], False
+            continue
+        if skip_deeper is not None:
+            if indent > skip_deeper:
+                continue
+            skip_deeper = None
+        if line.startswith((">>>", "In [", "$ ")):
+            example = True
+        if example:
+            continue
+        if _DIRECTIVE.match(line):
+            if block:
+                yield block
+            block = []
+            said = _PROSE_DIRECTIVE.match(line)
+            if not said:
+                skip_deeper = indent
+            elif line[said.end() :]:
+                block, last_indent = [line[said.end() :]], indent
+            continue
+        if _RULE.fullmatch(line):
+            block = block[:-1]  # the heading that it underlines
+            if block:
+                yield block
+            block = []
+            continue
+        if _TABLE.fullmatch(line):
+            block = []  # the rows above looked like words
+            continue
+        item = _ITEM.match(line)
+        deeper = indent > last_indent and block and _ends_heading(block[-1])
+        if block and (item or indent < last_indent or deeper):
+            yield block
+            block = []
+        if line.endswith("::"):
+            skip_deeper, line = indent, line[:-1]
+        block.append(line[item.end() :] if item else line)
+        last_indent = indent
+    if block:
+        yield block
+
+
+def _ends_heading(line: str) -> bool:
+    """Whether deeper lines after this one say what it is: a name, or a name and its type."""
+    return bool(_TYPED_NAME.match(line)) or (len(line.split()) <= 3 and not line.endswith((".", ",")))
+
+
+def _clean(lines: list[str]) -> str:
+    """One line of prose, or "" where it doesn't read as prose."""
+    text = " ".join(" ".join(lines).split())
+    text = _LINK.sub(lambda m: m.group(1) or m.group(2), _ROLE.sub("", text))
+    text = _QUOTED.sub(r"\2", text).strip()
+    words = text.split()
+    if len(words) < MIN_WORDS or _TYPED_NAME.match(text) or _LICENCE.search(text):
+        return ""
+    letters = sum(map(str.isalpha, text))
+    if letters < _MIN_LETTER_SHARE * (len(text) - len(words) + 1):
+        return ""
+    if sum(_WORD.fullmatch(w) is not None for w in words) < _MIN_WORD_SHARE * len(words):
+        return ""
+    return text if _FUNCTION_WORD.search(text) else ""
+
+
+def _main() -> None:
+    """The filter: a path a line in, a JSON list of paragraphs a line out."""
+    sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    for path in sys.stdin.read().splitlines():
+        try:
+            found = paragraphs(Path(path).read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError, RecursionError, OSError):
+            found = []
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main()

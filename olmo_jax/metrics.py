@@ -1,0 +1,116 @@
+"""One line of metrics a step and run, fetched from the device only once the next step is on its way there.
+
+A run's metrics.jsonl holds steps without gap or repeat: rows are flushed before the checkpoint of their step commits,
+and `resume_at` cuts what lies beyond the checkpoint that a resumed run starts from. Clock times are kept apart, in
+timings.jsonl, so that metrics.jsonl is the same, byte for byte, for the same run.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from etils import epath
+
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """One line of JSON; NaN and infinities, which JSON hasn't got, become null."""
+    return json.dumps({k: _finite(v) for k, v in row.items()}, allow_nan=False)
+
+
+def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
+    """Rows of a file of JSON lines; none if it isn't there; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all: to a name beside it, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+class MetricsLog:
+    """Appends rows to the runs' files, one step late.
+
+    Args:
+      directories: of the runs, in the order of the member axis; inert members beyond them are not logged.
+      tensorboard: for each run whether to write TensorBoard events too.
+    """
+
+    def __init__(self, directories: Sequence[epath.Path], tensorboard: Sequence[bool]):
+        self._directories = directories
+        self._files: list[TextIO] = [(d / METRICS).open("a") for d in directories]
+        self._timings: list[TextIO] = [(d / TIMINGS).open("a") for d in directories]
+        self._boards = [
+            _event_writer(d) if wanted else None for d, wanted in zip(directories, tensorboard, strict=True)
+        ]
+        self._pending: list[tuple[dict[str, Any], Any]] = []
+
+    def later(self, row: Mapping[str, Any], values_M: Any) -> None:
+        """Takes what one step reports, `row` for every member and `values_M` ({name: [M]}); writes what came before."""
+        self._write()
+        self._pending.append((dict(row), values_M))
+
+    def also(self, values_M: Any) -> None:
+        """Adds values to the row taken last."""
+        self._pending[-1][1].update(values_M)
+
+    def time(self, row: Mapping[str, Any]) -> None:
+        """Appends a row of clock times to every run's timings.jsonl."""
+        for file in self._timings:
+            file.write(to_json(row) + "\n")
+
+    def flush(self) -> None:
+        """Everything taken so far is in the files."""
+        self._write()
+        for file in (*self._files, *self._timings):
+            file.flush()
+
+    def close(self) -> None:
+        self.flush()
+        for file in (*self._files, *self._timings, *filter(None, self._boards)):
+            file.close()
+
+    def _write(self) -> None:
+        for row, values_M in self._pending:
+            host = {name: np.asarray(v) for name, v in jax.device_get(values_M).items()}
+            for m, file in enumerate(self._files):
+                full = row | {name: float(str(v[m])) for name, v in host.items()}  # float32's own shortest digits
+                file.write(to_json(full) + "\n")
+                if board := self._boards[m]:
+                    for name, value in full.items():
+                        board.add_scalar(name, value, row["step"])
+        self._pending.clear()
+
+
+def resume_at(directory: epath.Path, step: int) -> None:
+    """Cuts a run's metrics.jsonl to the rows up to `step`; -1 empties it.
+
+    Raises ValueError if rows are missing: then the file isn't this checkpoint's, and going on would leave a gap.
+    """
+    path = directory / METRICS
+    rows = path.read_text().split("\n")[:-1] if path.exists() else []
+    if len(rows) < step + 1:
+        raise ValueError(f"{path} has {len(rows)} rows and the checkpoint is at step {step}; put the file back")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(row + "\n" for row in rows[: step + 1]))
+    partial.replace(path)
+
+
+def _event_writer(directory: epath.Path) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(directory / "tensorboard"))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

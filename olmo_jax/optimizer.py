@@ -1,0 +1,79 @@
+"""One AdamW, its numbers traced: members that differ in them run the same compiled program."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from olmo_jax.config import TrainConfig
+
+
+class Hyper(NamedTuple):
+    """A member's numbers, scalars each; a cohort holds them stacked, `[M]`. Meanings as in OptimizerConfig."""
+
+    learning_rate: Any
+    weight_decay: Any
+    beta1: Any
+    beta2: Any
+    eps: Any
+    clip_norm: Any
+    warmup_from: Any
+    final_fraction: Any
+    warmup_steps: Any
+    total_steps: Any
+
+
+def hyper(config: TrainConfig) -> Hyper:
+    """The traced numbers of a run: float32, and int32 for steps."""
+    o = config.optimizer
+    names = Hyper._fields[:-2]
+    return Hyper(
+        *(np.float32(getattr(o, n)) for n in names), np.int32(config.warmup_steps), np.int32(config.total_steps)
+    )
+
+
+def learning_rate(h: Hyper, step: Array | np.ndarray, schedule: str) -> Array:
+    """The rate of update number `step`, counted from 1 as OLMo does, so that the last one gets the final rate.
+
+    Linear from warmup_from * peak to the peak at warmup_steps, then down to final_fraction * peak at total_steps:
+    eta_min + (peak - eta_min)(1 + cos(pi (t - T_w) / (T - T_w))) / 2 for "cosine" (methods.md section 1, OLMo's
+    schedule), straight for "linear"; constant afterwards.
+    """
+    t = jnp.asarray(step, jnp.float32)
+    rise = jnp.clip(t / jnp.maximum(h.warmup_steps, 1), 0.0, 1.0)
+    warm = h.learning_rate * (h.warmup_from + (1.0 - h.warmup_from) * rise)
+    done = jnp.clip((t - h.warmup_steps) / jnp.maximum(h.total_steps - h.warmup_steps, 1), 0.0, 1.0)
+    left = {"cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)), "linear": 1.0 - done}[schedule]
+    lowest = h.final_fraction * h.learning_rate
+    return jnp.where(t < h.warmup_steps, warm, lowest + (h.learning_rate - lowest) * left)
+
+
+def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool) -> optax.GradientTransformation:
+    """Clipping, Adam, decoupled weight decay, the rate: built inside the step from a member's traced numbers."""
+
+    def decayed(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: decay_embeddings or path[0].key not in ("embedding", "unembedding"), params
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(jnp.where(h.clip_norm > 0, h.clip_norm, jnp.inf)),
+        optax.scale_by_adam(b1=h.beta1, b2=h.beta2, eps=h.eps),
+        optax.add_decayed_weights(h.weight_decay, mask=decayed),
+        optax.scale(-rate),
+    )
+
+
+def init(params: Any) -> Any:
+    """The state of `adamw` before its first update: count, first and second moments. No number of a member enters."""
+    return adamw(Hyper(*(0.0 for _ in Hyper._fields)), 0.0, True).init(params)
+
+
+def weight_decay_dose(config: TrainConfig, step: int) -> float:
+    """Sum of learning rate x weight decay up to `step`; exp(-dose) is left of a weight that no gradient moved."""
+    steps = np.arange(1, step + 1)
+    rates = learning_rate(hyper(config), steps, config.optimizer.schedule)
+    return float(np.sum(np.asarray(rates, np.float64)) * config.optimizer.weight_decay)

@@ -1,0 +1,88 @@
+"""Where arrays lie: a mesh ("member", "data", "model") and rules from parameter paths to PartitionSpecs."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from olmo_jax.config import ConfigError, MeshConfig
+
+AXES = ("member", "data", "model")
+
+# Of one model, without the member axis, by the end of the path: so an optimiser's moments lie where their parameters
+# do. Vocabulary, heads and hidden width go over "model"; each block then needs one reduction a sublayer (Megatron).
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"(embedding|unembedding)$", PartitionSpec("model", None)),
+    (r"attention/(query|key|value)$", PartitionSpec(None, "model")),
+    (r"attention/out$", PartitionSpec("model", None)),
+    (r"mlp/(gate|up)$", PartitionSpec(None, "model")),
+    (r"mlp/down$", PartitionSpec("model", None)),
+    (r"(count|step|diverged_at)$", PartitionSpec()),
+)
+
+BATCH = PartitionSpec("member", "data", None)
+MEMBERS = PartitionSpec("member")
+
+
+def make_mesh(config: MeshConfig, members: int) -> Mesh:
+    """The mesh for a stack of `members`; raises ConfigError if there are too few devices.
+
+    `member = 0` takes as many devices as are left beside data x model, but no more than there are members.
+    """
+    devices = jax.devices()
+    inner = config.data * config.model
+    member = config.member or max(1, min(members, len(devices) // inner))
+    if member * inner > len(devices):
+        raise ConfigError(
+            f"config.mesh = {member} x {config.data} x {config.model} needs {member * inner} devices and there are "
+            f"{len(devices)}; lower it, or set XLA_FLAGS=--xla_force_host_platform_device_count on a CPU"
+        )
+    shape = (member, config.data, config.model)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: member * inner])
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path of jax.tree_util as "blocks_0/attention/query"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def spec_of(name: str) -> PartitionSpec:
+    """The PartitionSpec of one model's array by its path; a path that no rule covers is an error."""
+    for pattern, spec in RULES:
+        if re.search(pattern, name):
+            return spec
+    raise ConfigError(f"no sharding rule covers the parameter '{name}'; add one to olmo_jax/sharding.py RULES")
+
+
+def stack_shardings(mesh: Mesh, stack: Any) -> Any:
+    """NamedShardings of a stacked tree: the member axis first, then what the rules say of the rest.
+
+    Members that don't divide the axis (a checkpoint from another mesh, before it is padded) lie on every device.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        spec = spec_of(path_name(path))
+        for axis, size in zip(spec, leaf.shape[1:], strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ConfigError(
+                    f"config.mesh.{axis} = {mesh.shape[axis]} doesn't divide a dimension of {size} of "
+                    f"'{path_name(path)}'; choose a divisor"
+                )
+        member = "member" if leaf.shape[0] % mesh.shape["member"] == 0 else None
+        return NamedSharding(mesh, PartitionSpec(member, *spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, stack)
+
+
+def put(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:
+    """A host array laid over the mesh; every process holds the whole of it and hands over its own part."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def padded(members: int, mesh: Mesh) -> int:
+    """Members rounded up to the mesh's member axis; those beyond are inert (see cohort.pad)."""
+    axis = mesh.shape["member"]
+    return -(-members // axis) * axis

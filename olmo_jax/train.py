@@ -1,0 +1,198 @@
+"""Trains one cohort: from token windows to checkpoints and metrics, resumable at any point by the same call."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from olmo_jax import cohort as cohorts
+from olmo_jax import sharding
+from olmo_jax.checkpoint import Checkpoints, directory, open_checkpoints
+from olmo_jax.cohort import Cohort, Run, State
+from olmo_jax.config import require
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.windows import train_windows, validation_documents
+from olmo_jax.metrics import MetricsLog, resume_at, write_json
+from olmo_jax.probe import choose_documents, make_probe
+from olmo_jax.progress import progress
+
+# Tokens of validation documents that the probe's documents are chosen from.
+_PROBE_POOL_TOKENS = 2_000_000
+
+
+def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: Callable[[], bool]) -> bool:
+    """Trains the cohort from where it stands to its end.
+
+    Args:
+      workdir: of the sweep. index: the prepared data.
+      stop: asked after each step; once it answers True, a checkpoint is written and training ends.
+
+    Returns:
+      True if every member is done, False if `stop` ended it.
+    """
+    shape, runs = cohort.shape, cohort.runs
+    if all(read_status(workdir, run.id)["state"] in ("done", "diverged") for run in runs):
+        return True
+    check_vocabulary(shape.model.vocab_size, index)
+    mesh = sharding.make_mesh(shape.mesh, len(runs))
+    batches = _Batches(cohort, index, mesh)
+    documents = choose_documents(shape.probe, _validation(cohort, index), index.eos_id)
+    probe = make_probe(shape.model, index.vocab_size, documents)
+    due = checkpoint_steps(cohort)
+
+    with open_checkpoints(directory(workdir, cohort.id)) as checkpoints:
+        # Resuming: the last checkpoint, else the start. One at the end of a segment still holds those that ended there.
+        step = max(checkpoints.steps(), default=0)
+        places = cohort.active(step)
+        if step:
+            state = checkpoints.restore(step, cohorts.member_structs(shape), mesh)
+            state = cohorts.pick(state, range(len(places)), mesh)
+            _write_status(workdir, [runs[i] for i in places], state, step)
+        else:
+            state = cohorts.initial_state(shape, [runs[i] for i in places], mesh)
+
+        with progress(f"train {cohort.id} ({len(runs)} runs)", cohort.segment_ends[-1], step) as show:
+            for end in (e for e in cohort.segment_ends if e > step):
+                state, places = cohorts.pick(state, _kept(places, cohort.active(end)), mesh), cohort.active(end)
+                members = [runs[i] for i in places]
+                log = _open_log(workdir, members, step)
+                clock = _Clock(log, len(members) * shape.tokens_per_step)
+                program = cohorts.compile_step(shape, members, state, mesh)
+                clock.event("compile", step)
+                if step == 0:
+                    log.later({"step": 0, "tokens": 0}, probe(state.params) if shape.probe.every else {})
+                while step < end and not stop():
+                    state, metrics = program.step(state, program.hyper, batches(step, places))
+                    step += 1
+                    log.later({"step": step, "tokens": step * shape.tokens_per_step}, metrics._asdict())
+                    if shape.probe.every and (step % shape.probe.every == 0 or step in due):
+                        log.also(probe(state.params))
+                    if step in due:
+                        clock.event("steps", step)
+                        _save(workdir, checkpoints, log, members, state, step)
+                        clock.event("checkpoint", step)
+                    show(step, "")
+                if stop() and step not in {0, *checkpoints.steps()}:
+                    _save(workdir, checkpoints, log, members, state, step)
+                log.close()
+                if step < end:
+                    return False
+        for extra in set(checkpoints.steps()) - due:  # what a stop has left
+            checkpoints.delete(extra)
+    return True
+
+
+def checkpoint_steps(cohort: Cohort) -> set[int]:
+    """Steps at which the cohort is written, by configuration: a stop adds one, which goes once the cohort is done."""
+    ends, config = cohort.segment_ends, cohort.shape.checkpoint
+    steps = set(ends)
+    if config.every:
+        steps |= set(range(config.every, ends[-1], config.every))
+    if config.log_spaced:
+        steps |= {round(s) for end in ends for s in np.geomspace(1, end, config.log_spaced)}
+    return steps
+
+
+def write_run_files(workdir: epath.Path, cohort: Cohort) -> None:
+    """runs/<run>/config.json of every run of a cohort, where it isn't there yet."""
+    for run in cohort.runs:
+        path = workdir / "runs" / run.id / "config.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"run_id": run.id, "cohort": cohort.id, "config": dataclasses.asdict(run.config)})
+
+
+def read_status(workdir: epath.Path, run_id: str) -> dict[str, Any]:
+    """A run's status.json: state (waiting, training, done or diverged), step, total_steps, diverged_at."""
+    path = workdir / "runs" / run_id / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {"state": "waiting", "step": 0}
+
+
+class _Batches:
+    """`batches(step, places)`: the `[M, B, L + 1]` tokens of a step over the mesh; each seed's stream is read once."""
+
+    def __init__(self, cohort: Cohort, index: TokenIndex, mesh: jax.sharding.Mesh):
+        shape = cohort.shape
+        self._mesh = mesh
+        self._seeds = [run.config.data_seed for run in cohort.runs]
+        self._streams = {
+            seed: train_windows(index, shape.train_domains, shape.sequence_length, shape.batch_size, seed)
+            for seed in set(self._seeds)
+        }
+
+    def __call__(self, step: int, places: Sequence[int]) -> jax.Array:
+        seeds = [self._seeds[i] for i in places]
+        seeds += seeds[-1:] * (sharding.padded(len(seeds), self._mesh) - len(seeds))
+        read = {seed: self._streams[seed][step] for seed in set(seeds)}
+        return sharding.put(self._mesh, sharding.BATCH, np.stack([read[seed] for seed in seeds]))
+
+
+class _Clock:
+    """Writes to timings.jsonl how long each stretch took."""
+
+    def __init__(self, log: MetricsLog, tokens_per_step: int):
+        self._log, self._tokens_per_step = log, tokens_per_step
+        self._last, self._step = time.monotonic(), -1
+
+    def event(self, name: str, step: int) -> None:
+        now = time.monotonic()
+        row = {"event": name, "step": step, "seconds": round(now - self._last, 4), "time": round(time.time(), 3)}
+        if name == "steps":
+            row["tokens_per_second"] = round((step - self._step) * self._tokens_per_step / (now - self._last), 1)
+        self._log.time(row)
+        self._last, self._step = now, step
+
+
+def _save(
+    workdir: epath.Path, checkpoints: Checkpoints, log: MetricsLog, members: Sequence[Run], state: State, step: int
+) -> None:
+    log.flush()  # the rows up to this step are in the files before its checkpoint commits
+    checkpoints.save(step, state, [run.id for run in members])
+    if any(run.config.total_steps == step for run in members):
+        checkpoints.wait()  # a run is reported done once its last checkpoint is on disk
+    _write_status(workdir, members, state, step)
+
+
+def _write_status(workdir: epath.Path, members: Sequence[Run], state: State, step: int) -> None:
+    diverged_M = np.asarray(jax.device_get(state.diverged_at)).tolist()
+    for run, diverged_at in zip(members, diverged_M, strict=False):
+        ended = "diverged" if diverged_at >= 0 else "done"
+        status = {
+            "state": ended if step == run.config.total_steps else "training",
+            "step": step,
+            "total_steps": run.config.total_steps,
+            "diverged_at": diverged_at if diverged_at >= 0 else None,
+        }
+        write_json(workdir / "runs" / run.id / "status.json", status)
+
+
+def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> MetricsLog:
+    directories = [workdir / "runs" / run.id for run in members]
+    for path in directories:
+        resume_at(path, step if step else -1)
+    return MetricsLog(directories, [run.config.tensorboard for run in members])
+
+
+def _kept(places: Sequence[int], staying: Sequence[int]) -> list[int]:
+    """Where in the stack of `places` those that stay are."""
+    return [places.index(i) for i in staying]
+
+
+def _validation(cohort: Cohort, index: TokenIndex) -> list[np.ndarray]:
+    domains = cohort.shape.train_domains or index.domains("validation")
+    return [d for domain in domains for d in validation_documents(index, domain, _PROBE_POOL_TOKENS)]
+
+
+def check_vocabulary(vocab_size: int, index: TokenIndex) -> None:
+    """Raises ConfigError if the data hold tokens that the model can't name."""
+    require(
+        index.vocab_size <= vocab_size,
+        "config.model.vocab_size",
+        vocab_size,
+        f"the tokenizer has {index.vocab_size} tokens, so some lie outside the vocabulary; raise it to that",
+    )
