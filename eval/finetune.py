@@ -24,8 +24,8 @@ def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIn
       index: the prepared data; its training split of `config.domain` is read.
 
     Returns:
-      The parameters afterwards, a stack `[M, ...]` for each learning rate in turn. A model that turns non-finite keeps its
-      last finite parameters, as in training.
+      The parameters afterwards, a stack `[M, ...]` for each learning rate in turn. A model that turns non-finite keeps
+      its last finite parameters, as in training.
     """
     tuned = dataclasses.replace(shape, batch_size=config.batch_size, schedule="linear", train_domains=(config.domain,))
     members = len(jax.tree.leaves(params_M)[0])

@@ -41,7 +41,8 @@ def read_text(index: TokenIndex, tokens_per_domain: int, sequence_length: int) -
         documents = validation_documents(index, domain, tokens_per_domain)
         inputs, targets, weights, _ = evaluation_windows(documents, index.eos_id, sequence_length)
         parts.append((inputs, targets, weights, np.full(len(inputs), place)))
-    return Text(*(np.concatenate(column) for column in zip(*parts, strict=True)), domains)
+    inputs_NL, targets_NL, weights_NL, domain_N = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Text(inputs_NL, targets_NL, weights_NL, domain_N, domains)
 
 
 def lm_loss(config: ModelConfig, params_M: Any, text: Text, batch_size: int) -> Losses:

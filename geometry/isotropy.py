@@ -59,9 +59,7 @@ def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array
         """Takes rows first..first + block into the running logsumexp; the last block reaches back over seen rows."""
         highest_2D, total_2D = carry
         start = jnp.minimum(first, rows - block)
-        y_ND = jnp.matmul(
-            jax.lax.dynamic_slice_in_dim(w_VD, start, block), c_DD, precision=jax.lax.Precision.HIGHEST
-        )
+        y_ND = jnp.matmul(jax.lax.dynamic_slice_in_dim(w_VD, start, block), c_DD, precision=jax.lax.Precision.HIGHEST)
         unseen_N11 = (start + jnp.arange(block) >= first)[:, None, None]
         y_N2D = jnp.where(unseen_N11, jnp.stack([y_ND, -y_ND], axis=1), -jnp.inf)
         new_2D = jax.lax.stop_gradient(jnp.maximum(highest_2D, jnp.max(y_N2D, axis=0)))
@@ -91,5 +89,7 @@ def isoscore(x_ND: ArrayLike) -> Array:
     Source: Rudman et al. 2022, Algorithm 1.
     """
     x_ND = centred(x_ND)
+    width = x_ND.shape[1]
     ratio = participation_ratio(singular_values(x_ND))
-    return jnp.where(ratio == 0, jnp.nan, (ratio - 1.0) / (x_ND.shape[1] - 1.0 or jnp.nan))
+    defined = (ratio != 0) & (width > 1)
+    return jnp.where(defined, (ratio - 1.0) / max(width - 1.0, 1.0), jnp.nan)

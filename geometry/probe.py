@@ -53,7 +53,9 @@ def metric(function: Metric) -> Metric:
     name, origin = function.__name__, (function.__module__, function.__qualname__)
     known = METRICS.get(name)
     if known is not None and (known.__module__, known.__qualname__) != origin:
-        raise ValueError(f"metric {name!r} of {function.__module__} is already defined in {known.__module__}; rename it")
+        raise ValueError(
+            f"metric {name!r} of {function.__module__} is already defined in {known.__module__}; rename it"
+        )
     METRICS[name] = function
     return function
 

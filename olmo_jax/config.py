@@ -312,7 +312,7 @@ def to_config_dict(config: Any) -> ConfigDict:
     return result
 
 
-def from_config_dict(kind: type[T], values: Mapping[str, Any], at: str = "config") -> T:
+def from_config_dict(kind: type[T], values: Mapping[str, Any] | ConfigDict, at: str = "config") -> T:
     """Builds the frozen, checked dataclass `kind` from a (nested) mapping.
 
     Fields that `values` lacks keep their defaults. Raises ConfigError for an unknown key (naming the nearest one), a
@@ -344,7 +344,7 @@ def _typed_fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
 
 def _convert(kind: Any, value: Any, at: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        require(isinstance(value, Mapping), at, value, "needs a section with keys of its own")
+        require(isinstance(value, Mapping | ConfigDict), at, value, "needs a section with keys of its own")
         return from_config_dict(kind, value, at)  # type: ignore[arg-type]
     if isinstance(kind, types.GenericAlias):
         require(isinstance(value, tuple | list), at, value, "needs a tuple, such as ('a', 'b')")

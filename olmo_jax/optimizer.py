@@ -29,9 +29,17 @@ class Hyper(NamedTuple):
 def hyper(config: TrainConfig) -> Hyper:
     """The traced numbers of a run: float32, and int32 for steps."""
     o = config.optimizer
-    names = Hyper._fields[:-2]
     return Hyper(
-        *(np.float32(getattr(o, n)) for n in names), np.int32(config.warmup_steps), np.int32(config.total_steps)
+        learning_rate=np.float32(o.learning_rate),
+        weight_decay=np.float32(o.weight_decay),
+        beta1=np.float32(o.beta1),
+        beta2=np.float32(o.beta2),
+        eps=np.float32(o.eps),
+        clip_norm=np.float32(o.clip_norm),
+        warmup_from=np.float32(o.warmup_from),
+        final_fraction=np.float32(o.final_fraction),
+        warmup_steps=np.int32(config.warmup_steps),
+        total_steps=np.int32(config.total_steps),
     )
 
 

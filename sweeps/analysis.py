@@ -51,7 +51,11 @@ class FinalRows(NamedTuple):
     unfinished: int
 
 
-class UnknownColumnError(KeyError):
+class AnalysisError(ValueError):
+    """A table that can't be analysed as asked; the message names the column and what is wrong with it."""
+
+
+class UnknownColumnError(AnalysisError, KeyError):
     """A column that the table doesn't have; the message names the nearest one."""
 
     def __str__(self) -> str:
@@ -83,7 +87,7 @@ def spearman(table: pd.DataFrame, metric: str, target: str, groups: str | None =
       NaN where no degree of freedom is left for them (as with fewer than 3, or 4, groups).
 
     Raises:
-      UnknownColumnError: no such column. ValueError: a column that holds no numbers.
+      UnknownColumnError: no such column. AnalysisError: a column that holds something other than numbers.
     """
     return _one(table, metric, target, (), "rank", groups)[0]
 
@@ -117,10 +121,11 @@ def partial_spearman(
       metric or the target completely.
 
     Raises:
-      UnknownColumnError: no such column. ValueError: a metric or target that holds no numbers, or an unknown form.
+      UnknownColumnError: no such column. AnalysisError: a metric or target that holds something other than numbers,
+        or an unknown form.
     """
     if form not in ("rank", "factor"):
-        raise ValueError(f"form = {form!r}: needs 'rank' or 'factor'")
+        raise AnalysisError(f"form = {form!r}: needs 'rank' or 'factor'")
     return _one(table, metric, target, tuple(controls), form, groups)[0]
 
 
@@ -262,7 +267,7 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     try:
         return pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"column '{name}' of the table holds something that isn't a number: {error}") from None
+        raise AnalysisError(f"column '{name}' of the table holds something that isn't a number: {error}") from None
 
 
 def _design(rows: pd.DataFrame, controls: tuple[str, ...], form: Form) -> _Design:
@@ -321,7 +326,7 @@ def _block(
             estimate = Estimate(float(r_CE[i, j]), float(low_CE[i, j]), float(high_CE[i, j]), float(p_CE[i, j]), n)
             if np.isnan(estimate.p_value) or np.isnan(estimate.low):
                 what = "an interval" if dof > 0 else "a p-value or an interval"
-                independent = f"{effective_n:.3g} groups" if groups_N is not None else f"{n} rows"
+                independent = f"{groups_N.max() + 1} groups" if groups_N is not None else f"{n} rows"
                 note = f"{independent} are too few for {what}" + (f" with {k_between} controls" if k_between else "")
             row.append((estimate, note))
         result.append(row)

@@ -1,6 +1,6 @@
 """Grids in plain Python: a point is a dict of overrides by dotted key, a grid a list of points.
 
-    grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]})
+grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]})
 """
 
 import itertools

@@ -5,6 +5,7 @@ tables, directives, licences and commented-out code are left behind.
 """
 
 import ast
+import gc
 import hashlib
 import inspect
 import json
@@ -33,7 +34,9 @@ _STRING_OR_COMMENT = re.compile(
 _RULE = re.compile(r"[-=~^\"'*#+.`_:<>]{3,}")
 _TABLE = re.compile(r"[+|].*[+|]|[-=]{2,}(\s+[-=]{2,})+|.*\S(\s{3,}|\t)\S.*")
 _DIRECTIVE = re.compile(r"\.\.(\s|$)")
-_PROSE_DIRECTIVE = re.compile(r"\.\. (note|warning|important|tip|caution|attention|deprecated|version\w+)::\s*[\d.]*\s*")
+_PROSE_DIRECTIVE = re.compile(
+    r"\.\. (note|warning|important|tip|caution|attention|deprecated|version\w+)::\s*[\d.]*\s*"
+)
 _ITEM = re.compile(
     r"(?:[-*+•]|\(?[\divx]{1,3}[.)]|\[\w+\])\s+"  # a bullet, a number, a footnote
     r"|:\w+(?: [^:]*)?:\s+"  # :param name:
@@ -47,7 +50,7 @@ _QUOTED = re.compile(r"(`{1,2}|\*\*)~?(\S|\S[^`]*?\S)\1_{0,2}")
 
 _LICENCE = re.compile(
     r"copyright|\blicen[sc](e|ed|es|ing)\b|all rights reserved|spdx-|redistribut|warrant(y|ies)\b|\"as is\"|"
-    r"permission is hereby|\(c\) \d{4}|[\w.]+@[\w.]+",
+    r"permission is hereby|\(c\) \d{4}|\w@\w",
     re.IGNORECASE,
 )
 _TOOL_NOTE = re.compile(r"(noqa|pylint|type:|pragma|fmt:|isort|mypy:|ruff:|-\*-|!)", re.IGNORECASE)
@@ -62,9 +65,8 @@ _CODE = re.compile(
 )
 _WORD = re.compile(r"[(\"']*[A-Za-z]+(?:['-][A-Za-z]+)*[)\"']*[.,;:!?]*[)\"']*")
 # English without any of these is a list of names.
-_FUNCTION_WORD = re.compile(
-    r"\b(the|an?|of|to|is|are|in|and|for|if|be|this|that|it|not|with|as|or|by|on|from|at|when|we|can|must|should)\b",
-    re.IGNORECASE,
+_FUNCTION_WORDS = frozenset(
+    "the a an of to is are in and for if be this that it not with as or by on from at when we can must should".split()
 )
 
 
@@ -218,18 +220,19 @@ def _clean(lines: list[str]) -> str:
     text = _LINK.sub(lambda m: m.group(1) or m.group(2), _ROLE.sub("", text))
     text = _QUOTED.sub(r"\2", text).strip()
     words = text.split()
-    if len(words) < MIN_WORDS or _TYPED_NAME.match(text) or _LICENCE.search(text):
+    if len(words) < MIN_WORDS or _TYPED_NAME.match(text):
         return ""
     letters = sum(map(str.isalpha, text))
     if letters < _MIN_LETTER_SHARE * (len(text) - len(words) + 1):
         return ""
-    if sum(_WORD.fullmatch(w) is not None for w in words) < _MIN_WORD_SHARE * len(words):
+    if sum(_WORD.fullmatch(w) is not None for w in words) < _MIN_WORD_SHARE * len(words) or _LICENCE.search(text):
         return ""
-    return text if _FUNCTION_WORD.search(text) else ""
+    return text if _FUNCTION_WORDS.intersection(text.lower().split()) else ""
 
 
 def _main() -> None:
     """The filter: a path a line in, a JSON list of paragraphs a line out."""
+    gc.disable()  # syntax trees die with their last reference; looking for cycles in them costs as much as parsing
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     for path in sys.stdin.read().splitlines():
         try:

@@ -1,0 +1,154 @@
+"""Every evaluation of a cohort's checkpoints: what is done already is skipped, the rest is batched over members."""
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from eval.config import EvalConfig
+from eval.finetune import finetune
+from eval.lm_loss import Text, lm_loss, read_text, summary
+from eval.quantize import quantize_params
+from olmo_jax import checkpoint
+from olmo_jax.cohort import Cohort
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.windows import unigram_loss, validation_documents
+from olmo_jax.metrics import write_json
+
+_FILE = re.compile(r"(?P<evaluation>.+)@(?P<step>\d+)\.json")
+
+
+class Task(NamedTuple):
+    """One evaluation of one checkpoint of a cohort, for the runs that lack it.
+
+    `settings` are what its numbers depend on beside the models: a stored result with others is done again.
+    """
+
+    evaluation: str
+    step: int
+    runs: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def tasks(workdir: epath.Path, cohort: Cohort, config: EvalConfig) -> list[Task]:
+    """What is still to do for a cohort, checkpoint by checkpoint."""
+    ends = {run.id: run.config.total_steps for run in cohort.runs}
+    text = {"tokens_per_domain": config.tokens_per_domain, "set_apart": config.finetune.domain}
+    found = []
+    for step, members in checkpoint.member_lists(checkpoint.directory(workdir, cohort.id)).items():
+        final = [run for run in members if ends[run] == step]
+        wanted = [("lm_loss", members if config.all_checkpoints else final, text), ("unigram", final, text)]
+        wanted += [(f"round_to_nearest_{b}", final, text | {"bits": b}) for b in config.quantize_bits]
+        if config.finetune.domain:
+            tuning = dataclasses.asdict(config.finetune) | {"learning_rates": None}
+            for rate in config.finetune.learning_rates:
+                settings = text | tuning | {"learning_rate": rate}
+                wanted.append((f"finetune_{config.finetune.domain}_lr{rate:g}", final, settings))
+        for evaluation, runs, settings in wanted:
+            missing = tuple(r for r in runs if not _is_done(workdir, r, evaluation, step, settings))
+            if missing:
+                found.append(Task(evaluation, step, missing, settings))
+    return found
+
+
+def evaluate(
+    workdir: epath.Path, cohort: Cohort, index: TokenIndex, config: EvalConfig, go_on: Callable[[Task], bool]
+) -> bool:
+    """Does what `tasks` lists and writes each run's result whole; `go_on` is asked after each task.
+
+    Returns True if all is done, False if `go_on` ended it.
+    """
+    todo = tasks(workdir, cohort, config)
+    if not todo:
+        return True
+    text = read_text(index, config.tokens_per_domain, cohort.shape.sequence_length)
+    for step in sorted({task.step for task in todo}):
+        now = [task for task in todo if task.step == step]
+        members, params_M = checkpoint.load_stack(workdir, cohort.id, step)
+        # One stack for all of the step's tasks: most lack the same runs, and one shape is one compiled program.
+        wanted = sorted({run for task in now for run in task.runs}, key=members.index)
+        places = np.array([members.index(run) for run in wanted])
+        params_M = jax.tree.map(lambda x, at=places: jax.numpy.asarray(x[at]), params_M)
+        for task, metrics_M, tokens, seconds in _carry_out(now, cohort, params_M, index, text, config):
+            for run, metrics in zip(wanted, metrics_M, strict=True):
+                if run in task.runs:
+                    result = {
+                        "evaluation": task.evaluation,
+                        "run_id": run,
+                        "step": step,
+                        "settings": task.settings,
+                        "fingerprint": cohort.shape.data_fingerprint,
+                        "metrics": {k: v if np.isfinite(v) else None for k, v in metrics.items()},
+                        "tokens": tokens,
+                        "seconds": round(seconds, 3),
+                    }
+                    path = _path(workdir, run, task.evaluation, step)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(path, result)
+            if not go_on(task):
+                return False
+    return True
+
+
+def read_results(workdir: epath.Path, run: str) -> list[dict[str, Any]]:
+    """Every stored result of a run."""
+    path = workdir / "runs" / run / "results"
+    names = sorted(p.name for p in path.iterdir()) if path.exists() else []
+    return [json.loads((path / name).read_text()) for name in names if _FILE.fullmatch(name)]
+
+
+def _carry_out(now: list[Task], cohort: Cohort, params_M: Any, index: TokenIndex, text: Text, config: EvalConfig):
+    """Yields (task, metrics of each member, tokens by domain, seconds) for the tasks of one step."""
+    shape, batch = cohort.shape, config.batch_size
+    members = len(jax.tree.leaves(params_M)[0])
+
+    def losses(params_M: Any) -> tuple[list[dict[str, float]], dict[str, int]]:
+        measured = lm_loss(shape.model, params_M, text, batch)
+        rows = [{d: float(v[m]) for d, v in measured.by_domain.items()} for m in range(members)]
+        return [summary(row, shape.train_domains, config.finetune.domain) for row in rows], measured.tokens
+
+    tuned: list[Any] = []
+    before: list[dict[str, float]] = []
+    for task in now:
+        start = time.monotonic()
+        if task.evaluation == "lm_loss":
+            metrics_M, tokens = losses(params_M)
+        elif task.evaluation == "unigram":
+            metrics_M, tokens = _unigram(index, text, shape.train_domains, config, members)
+        elif task.evaluation.startswith("round_to_nearest"):
+            quantized_M = jax.vmap(lambda p, bits=task.settings["bits"]: quantize_params(p, bits))(params_M)
+            metrics_M, tokens = losses(quantized_M)
+        else:
+            tuned = tuned or finetune(config.finetune, shape, params_M, index)
+            before = before or losses(params_M)[0]
+            place = config.finetune.learning_rates.index(task.settings["learning_rate"])
+            metrics_M, tokens = losses(tuned[place])
+            for after, old in zip(metrics_M, before, strict=True):
+                after["forgetting"] = after["in_domain"] - old["in_domain"]
+        yield task, metrics_M, tokens, time.monotonic() - start
+
+
+def _unigram(
+    index: TokenIndex, text: Text, train_domains: tuple[str, ...], config: EvalConfig, members: int
+) -> tuple[list[dict[str, float]], dict[str, int]]:
+    """Loss of a unigram model of the training tokens on the same validation tokens: what any model should beat."""
+    trained = train_domains or tuple(index.domains("train"))
+    documents = {d: validation_documents(index, d, config.tokens_per_domain) for d in text.domains}
+    rows = {d: unigram_loss(index, trained, documents[d]) for d in text.domains}
+    tokens = {d: sum(len(x) for x in documents[d]) for d in text.domains}
+    return [summary(rows, train_domains, config.finetune.domain)] * members, tokens
+
+
+def _is_done(workdir: epath.Path, run: str, evaluation: str, step: int, settings: dict[str, Any]) -> bool:
+    path = _path(workdir, run, evaluation, step)
+    return path.exists() and json.loads(path.read_text())["settings"] == json.loads(json.dumps(settings))
+
+
+def _path(workdir: epath.Path, run: str, evaluation: str, step: int) -> epath.Path:
+    return workdir / "runs" / run / "results" / f"{evaluation}@{step}.json"

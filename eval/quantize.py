@@ -1,0 +1,156 @@
+"""Weights rounded to a grid of 2^bits levels, and back: quantisation as it is emulated for evaluation.
+
+A grid is affine: level n stands for the weight scale * (n - zero), and n runs over 2^bits whole numbers. What shares
+a scale is an output column ("channel"), a group of consecutive inputs of a column ("group") or the matrix ("tensor").
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+GRANULARITIES = ("channel", "group", "tensor")
+SYMMETRIC_GRIDS = ("max", "gptq")
+
+# The projections of every block; embedding, unembedding and norms keep their precision.
+BLOCK_PROJECTIONS = r"blocks_\d+/(attention|mlp)/\w+"
+
+
+class Grid(NamedTuple):
+    """Levels lowest..highest; level n is the weight scale * (n - zero). scale and zero broadcast against weights."""
+
+    scale: Array
+    zero: Array
+    lowest: int
+    highest: int
+
+    def snap(self, w: Array) -> Array:
+        """The weights of the levels nearest to `w`, exact halves to the even one, in the type of the scale."""
+        level = jnp.clip(jnp.round(w / self.scale) + self.zero, self.lowest, self.highest)
+        return self.scale * (level - self.zero)
+
+
+def fit_grid(w: Array, bits: int, axis: int | tuple[int, ...] = 0, symmetric: bool = True, grid: str = "max") -> Grid:
+    """The grid of the weights along `axis`, as `round_to_nearest` takes it; scale and zero keep `axis` at size 1.
+
+    Raises ValueError for a number of bits outside 2..8, or an unknown grid.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"bits = {bits!r}: needs a whole number from 2 to 8")
+    if grid not in SYMMETRIC_GRIDS:
+        raise ValueError(f"grid = {grid!r}: needs one of {', '.join(SYMMETRIC_GRIDS)}")
+    w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    if symmetric:
+        top = 2 ** (bits - 1) - 1
+        scale = jnp.max(jnp.abs(w), axis=axis, keepdims=True) / (top if grid == "max" else top + 0.5)
+        scale = jnp.where(scale == 0, 1.0, scale)
+        return Grid(scale, jnp.zeros_like(scale), -top - 1, top)
+    top = 2**bits - 1
+    least = jnp.minimum(jnp.min(w, axis=axis, keepdims=True), 0.0)
+    scale = (jnp.maximum(jnp.max(w, axis=axis, keepdims=True), 0.0) - least) / top
+    scale = jnp.where(scale == 0, 1.0, scale)
+    return Grid(scale, jnp.round(-least / scale), 0, top)
+
+
+def round_to_nearest(
+    w_IO: ArrayLike,
+    bits: int,
+    granularity: str = "channel",
+    group_size: int | None = None,
+    symmetric: bool = True,
+    grid: str = "max",
+) -> Array:
+    """Rounds each weight to the nearest level of its grid.
+
+    Symmetric, with q = 2^(bits-1) - 1: zero is level 0, levels are -q - 1..q, and scale = max|w| / q (grid "max") or
+    max|w| / (q + 1/2) (grid "gptq", the scale of the reference GPTQ code and of Qwix).
+
+    Asymmetric, with levels 0..2^bits - 1: scale = (max - min) / (2^bits - 1) and zero = round(-min / scale), where
+    min and max are first extended to include 0, as the reference GPTQ code does. So a weight of 0 stays exactly 0,
+    and the ends of the range may be off by up to half a scale. `grid` makes no difference here.
+
+    No weight moves by more than half its scale. Weights that are all zero stay so. A NaN or an infinity makes NaN of
+    every weight that shares its scale, and of no other.
+
+    Args:
+      w_IO: one matrix [inputs, outputs].
+      bits: 2 to 8.
+      granularity: what shares a scale: "channel" (an output's column), "group" or "tensor".
+      group_size: inputs in a group; implies granularity "group". It divides the number of inputs.
+      symmetric: which grid; see above. grid: "max" or "gptq".
+
+    Returns:
+      The rounded weights in the type of `w_IO` (whole numbers: float32). They are computed in at least float32, so in
+      a narrower type they lie on the grid only as nearly as that type can say.
+
+    Raises:
+      ValueError: not a matrix, or an argument outside what is said above.
+
+    All arguments but `w_IO` are static under jit and vmap.
+    """
+    w_IO = jnp.asarray(w_IO)
+    if not jnp.issubdtype(w_IO.dtype, jnp.floating):
+        w_IO = w_IO.astype(jnp.float32)
+    if w_IO.ndim != 2:
+        raise ValueError(f"expected one matrix [inputs, outputs], got shape {w_IO.shape}; jax.vmap rounds a stack")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity = {granularity!r}: needs one of {', '.join(GRANULARITIES)}")
+    inputs, outputs = w_IO.shape
+    if group_size is None:
+        if granularity == "group":
+            raise ValueError("granularity = 'group' needs a group_size, the number of inputs that share a scale")
+        levels = fit_grid(w_IO, bits, (0, 1) if granularity == "tensor" else 0, symmetric, grid)
+        return levels.snap(w_IO).astype(w_IO.dtype)
+    if granularity == "tensor":
+        raise ValueError(f"group_size = {group_size} contradicts granularity = 'tensor'; leave out one of them")
+    if group_size < 1 or inputs % group_size:
+        raise ValueError(f"group_size = {group_size} doesn't divide the {inputs} inputs of a weight {w_IO.shape}")
+    w_GIO = w_IO.reshape(inputs // group_size, group_size, outputs)
+    return fit_grid(w_GIO, bits, 1, symmetric, grid).snap(w_GIO).reshape(inputs, outputs).astype(w_IO.dtype)
+
+
+def quantize_params(
+    params: Mapping[str, Any],
+    bits: int,
+    pattern: str = BLOCK_PROJECTIONS,
+    granularity: str = "channel",
+    group_size: int | None = None,
+    symmetric: bool = True,
+    grid: str = "max",
+) -> Any:
+    """Rounds the matrices of one model whose path matches; everything else is returned as it is.
+
+    Args:
+      params: nested dict of arrays, of one model: `jax.vmap` rounds those of a stack of members.
+      bits, granularity, group_size, symmetric, grid: as in `round_to_nearest`.
+      pattern: regular expression that the whole of a leaf's path, its keys joined by "/", has to match.
+
+    Returns:
+      The same tree.
+
+    Raises:
+      ValueError: no matrix matches, or `round_to_nearest` refuses one (the message says which).
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves]
+    chosen = [
+        jnp.ndim(leaf) == 2 and re.fullmatch(pattern, path) for path, (_, leaf) in zip(paths, leaves, strict=True)
+    ]
+    if not any(chosen):
+        seen = ", ".join(f"{path} {jnp.shape(leaf)}" for path, (_, leaf) in list(zip(paths, leaves, strict=True))[:8])
+        raise ValueError(f"no matrix of the parameters matches {pattern!r}; they begin: {seen}")
+
+    def rounded(path: str, leaf: Array) -> Array:
+        try:
+            return round_to_nearest(leaf, bits, granularity, group_size, symmetric, grid)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    return jax.tree_util.tree_unflatten(
+        structure,
+        [rounded(path, leaf) if hit else leaf for path, (_, leaf), hit in zip(paths, leaves, chosen, strict=True)],
+    )

@@ -1,0 +1,142 @@
+"""Corpora as TFDS data sets, stored as array_record and read at random; TensorFlow is not needed.
+
+Every corpus has one split, "train", of examples `{text, domain, id}`; which of them training sees is decided by
+`prepare`. A corpus that lies on disk already needs `text` alone.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from olmo_jax.config import DataConfig
+from olmo_jax.data import DataError, python_packages, text_files
+
+BUILT_IN = ("python_packages", "text_files")
+
+
+class Document(NamedTuple):
+    domain: str
+    text: str
+
+
+class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    # TFDS looks for checksums of downloads beside the code, by way of importlib_resources, which it doesn't depend on.
+    code_path = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in ("text", "domain", "id")})
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict]]]:
+        del dl_manager  # nothing is downloaded
+        return {"train": self._generate_examples()}
+
+
+class PythonPackages(_TextBuilder):
+    """Documents of `python_packages.examples`."""
+
+    VERSION = tfds.core.Version(python_packages.VERSION)
+
+    def __init__(self, *, max_megabytes: float = DataConfig.max_megabytes, **kwargs: Any):
+        self._max_megabytes = max_megabytes
+        super().__init__(**kwargs)
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
+        for example in python_packages.examples(self._max_megabytes):
+            yield example.id, example._asdict()
+
+
+class TextFiles(_TextBuilder):
+    """Documents of `text_files.examples`, file after file."""
+
+    VERSION = tfds.core.Version(text_files.VERSION)
+
+    def __init__(self, *, files: Sequence[str] = (), text_field: str = "text", domain_field: str = "", **kwargs: Any):
+        self._files, self._fields = tuple(files), (text_field, domain_field)
+        super().__init__(**kwargs)
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
+        for number, source in enumerate(text_files.find(self._files)):
+            for example in text_files.examples(source, *self._fields):
+                # Two folders may have a file of one name; the number keeps their keys apart, wherever they lie.
+                yield f"{number}/{example.id}", example._asdict()
+
+
+class Corpus:
+    """A corpus on disk, iterated as often as needed in one order (TFDS's: by a hash of the examples' keys)."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, text_field: str, domain_field: str):
+        self.name = builder.name
+        self._builder, self._text_field, self._domain_field = builder, text_field, domain_field
+        if "train" not in builder.info.splits:
+            raise DataError(f"{builder.data_path}: has no split 'train', only {', '.join(builder.info.splits)}")
+        for field in filter(None, (text_field, domain_field)):
+            if field not in (builder.info.features or {}):
+                known = ", ".join(builder.info.features or {})
+                raise DataError(f"{builder.data_path}: examples have no field {field!r}, only {known}; set "
+                                "data.text_field or data.domain_field")  # fmt: skip
+
+    def __len__(self) -> int:
+        return self._builder.info.splits["train"].num_examples
+
+    def __iter__(self) -> Iterator[Document]:
+        for example in self._builder.as_data_source("train"):
+            domain = self._decoded(example, self._domain_field) if self._domain_field else text_files.DEFAULT_DOMAIN
+            yield Document(domain, self._decoded(example, self._text_field))
+
+    def _decoded(self, example: dict[str, Any], field: str) -> str:
+        value = example[field]
+        try:
+            return value.decode("utf-8")
+        except (AttributeError, UnicodeDecodeError):
+            raise DataError(f"{self._builder.data_path}: field {field!r} of an example isn't UTF-8 text but {value!r:.60}; "
+                            "name another in the config")  from None  # fmt: skip
+
+
+def build(data: DataConfig, directory: Path) -> Corpus:
+    """The corpus of a configuration: written below `directory` if it is a built-in one, else as it lies in tfds_dir.
+
+    Raises DataError for sources that can't be read and for a data set that isn't there.
+    """
+    builder: tfds.core.DatasetBuilder
+    if data.corpus not in BUILT_IN:
+        return Corpus(_builder_on_disk(data), data.text_field, data.domain_field)
+    tfds.disable_progress_bar()
+    place: dict[str, Any] = {"data_dir": directory, "file_format": "array_record"}
+    if data.corpus == "python_packages":
+        builder = PythonPackages(max_megabytes=data.max_megabytes, **place)
+    else:
+        builder = TextFiles(files=data.files, text_field=data.text_field, domain_field=data.domain_field, **place)
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces downloads, and there are none
+        builder.download_and_prepare(file_format="array_record")
+    return Corpus(builder, "text", "domain")
+
+
+def sources_on_disk(data: DataConfig) -> dict[str, str]:
+    """What identifies a data set that lies in tfds_dir: its name, version, and the sizes TFDS recorded."""
+    info = _builder_on_disk(data).info
+    found = {"tfds": f"{info.full_name}", "text_field": data.text_field, "domain_field": data.domain_field}
+    for name, split in info.splits.items():
+        found[f"split {name}"] = f"{split.num_examples} examples, {split.num_bytes} bytes, {split.shard_lengths}"
+    return found
+
+
+def _builder_on_disk(data: DataConfig) -> tfds.core.DatasetBuilder:
+    """Never TFDS's own code for a name: that may download, or import TensorFlow."""
+    place = Path(data.tfds_dir).expanduser()
+    built_in = " or ".join(map(repr, BUILT_IN))
+    if not data.tfds_dir or not place.is_dir():
+        raise DataError(f"data.corpus = {data.corpus!r} is not {built_in}, so it needs the TFDS folder it lies in: "
+                        f"data.tfds_dir = {data.tfds_dir!r} is none")  # fmt: skip
+    try:
+        if (place / "dataset_info.json").is_file():
+            return tfds.builder_from_directory(place)
+        return tfds.core.read_only_builder.builder_from_files(data.corpus, data_dir=place)
+    except tfds.core.DatasetNotFoundError:
+        raise DataError(f"data.corpus = {data.corpus!r}: no such data set in {place}, and it is not {built_in}; "
+                        "correct the name or data.tfds_dir")  from None  # fmt: skip

@@ -1,0 +1,79 @@
+"""The tokenizer: a byte-level BPE trained on the corpus, or a tokenizer.json that is there already."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from olmo_jax.data import DataError
+
+
+class Tokenizer:
+    """Text to tokens and back, with the one special token that this library needs.
+
+    Attributes:
+      eos_id: the token that ends a document, and in evaluation begins one. A document's text never becomes it.
+      vocab_size: one more than the largest token.
+    """
+
+    def __init__(self, backend: Backend, eos_token: str, origin: str):
+        eos_id = backend.token_to_id(eos_token)
+        if eos_id is None:
+            raise DataError(f"{origin}: has no token {eos_token!r}; name its end-of-text token in data.eos_token")
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # a text that spells out "<|endoftext|>" doesn't end there
+        self.eos_id: int = eos_id
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._backend = backend
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._json().encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each text, uint32 [length], without eos; the texts are shared among the cores."""
+        ids = (np.array(e.ids, np.uint32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False))
+        return [ids_L[ids_L != self.eos_id] for ids_L in ids]
+
+    def decode(self, tokens_L: Iterable[int]) -> str:
+        """The text of some tokens; eos is left out, a cut character becomes U+FFFD."""
+        return self._backend.decode([int(t) for t in tokens_L], skip_special_tokens=True)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self._json(), encoding="utf-8")
+
+    def _json(self) -> str:
+        return self._backend.to_str(pretty=True)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
+    """Trains a byte-level BPE (GPT-2's division into words) of at most `vocab_size` tokens; eos is token 0.
+
+    The same texts in the same order give the same tokenizer.
+    """
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos_token],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend, eos_token, "the trained BPE")
+
+
+def load(path: Path, eos_token: str) -> Tokenizer:
+    """Reads a tokenizer.json. Raises DataError where there is none, it isn't one, or it lacks `eos_token`."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; set data.tokenizer to a tokenizer.json, or to 'bpe' to train one")
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as e:  # noqa: BLE001  the binding raises bare Exception
+        raise DataError(f"{path}: isn't a tokenizer.json ({e}); set data.tokenizer to one, or to 'bpe'") from None
+    return Tokenizer(backend, eos_token, str(path))

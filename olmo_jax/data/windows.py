@@ -1,0 +1,159 @@
+"""Token windows: what a training step sees, and how documents are laid out to be scored."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from olmo_jax.data import DataError
+from olmo_jax.data.shards import TokenIndex
+
+if TYPE_CHECKING:
+    import grain
+
+
+def train_windows(
+    index: TokenIndex, domains: Sequence[str], sequence_length: int, batch_size: int, data_seed: int
+) -> "grain.MapDataset":
+    """The batches of training: element `step` is that step's, int32 [batch_size, sequence_length + 1].
+
+    Window i covers tokens [i L, (i + 1) L] of the training shards of `domains` (all for ()), joined in order of name;
+    it reads one token more than the next one's start, so that every token is predicted once. Each epoch draws the
+    windows in a new order. The dataset has no end and is a pure function of its arguments; the windows come in the
+    same order for every batch size.
+
+    Raises DataError for an unknown domain and where there is no whole window.
+    """
+    import grain
+
+    windows = _TokenWindows([index.tokens("train", d) for d in _names(index, domains)], sequence_length)
+    if not len(windows):
+        raise DataError(too_few_tokens(index, domains, sequence_length))
+    # grain orders epoch e by seed + e: neighbouring seeds would show each other's epochs.
+    spread = int.from_bytes(hashlib.sha256(f"windows {data_seed}".encode()).digest()[:4], "big")
+    return grain.MapDataset.source(windows).shuffle(spread).repeat().batch(batch_size)
+
+
+def epochs(index: TokenIndex, domains: Sequence[str], sequence_length: int, tokens: int) -> float:
+    """How many times training on `tokens` passes over the training windows of `domains`."""
+    windows = _TokenWindows([index.tokens("train", d) for d in _names(index, domains)], sequence_length)
+    return tokens / (len(windows) * sequence_length)
+
+
+def too_few_tokens(index: TokenIndex, domains: Sequence[str], sequence_length: int) -> str:
+    """The message for a training split without a window; "" where there is one."""
+    names = _names(index, domains)
+    total = sum(index.shard("train", d).tokens for d in names)
+    if total > sequence_length:
+        return ""
+    return (
+        f"{index.directory}: the training split of {', '.join(names)} has {total} tokens, fewer than one window of "
+        f"{sequence_length} + 1; add text or lower data.sequence_length"
+    )
+
+
+class EvaluationWindows(NamedTuple):
+    """Documents as rows, each of which predicts `targets_NL` from `inputs_NL` and counts where the weight is 1.
+
+    int32, int32, float32 and int32; N rows of length L, `document_N` the place of a row's document in the list.
+    """
+
+    inputs_NL: np.ndarray
+    targets_NL: np.ndarray
+    weights_NL: np.ndarray
+    document_N: np.ndarray
+
+
+def evaluation_windows(documents: Sequence[np.ndarray], eos_id: int, sequence_length: int) -> EvaluationWindows:
+    """Lays out documents to be scored one by one, each after a BOS (the eos token), as Paloma does.
+
+    A document longer than L goes on in further rows without overlap; every token is a target once, BOS and padding
+    (eos, weight 0) never. An empty document has no row. Source: Magnusson et al. 2023 (Paloma), section 3.
+    """
+    L = sequence_length
+    lengths = np.array([len(d) for d in documents], np.int64)
+    rows = -(-lengths // L)
+    N = int(rows.sum())
+    document_N = np.repeat(np.arange(len(documents), dtype=np.int32), rows)
+    inputs_NL = np.full((N, L), eos_id, np.int32)
+    targets_NL = np.full((N, L), eos_id, np.int32)
+    weights_NL = np.zeros((N, L), np.float32)
+    # Rows of one document lie one after another, so flattened they are the document itself.
+    starts = np.cumsum(rows) - rows
+    for tokens, start in zip(documents, starts * L, strict=True):
+        inputs_NL.reshape(-1)[start + 1 : start + len(tokens)] = tokens[:-1]
+        targets_NL.reshape(-1)[start : start + len(tokens)] = tokens
+        weights_NL.reshape(-1)[start : start + len(tokens)] = 1
+    return EvaluationWindows(inputs_NL, targets_NL, weights_NL, document_N)
+
+
+def validation_documents(
+    index: TokenIndex, domain: str, max_tokens: int, splits: Sequence[str] = ("validation",)
+) -> list[np.ndarray]:
+    """The first documents of a domain's validation split (stored in an order of hashes, so an even sample).
+
+    At most `max_tokens` in all, eos not counted; the last one is cut. A domain that no run trains on has more to give:
+    with `splits=shards.SPLITS` its training documents follow. Raises DataError where there are none.
+    """
+    chosen = []
+    left = max_tokens
+    for document in itertools.chain.from_iterable(index.documents(split, domain) for split in splits):
+        if left <= 0:
+            break
+        if len(document):
+            chosen.append(np.array(document[:left], np.int32))
+            left -= len(chosen[-1])
+    if not chosen:
+        raise DataError(
+            f"{index.directory}: domain {domain!r} has no validation text; raise data.validation_fraction or add text"
+        )
+    return chosen
+
+
+def unigram_loss(index: TokenIndex, domains: Sequence[str], documents: Sequence[np.ndarray]) -> float:
+    """Nats a token of `documents` under token frequencies alone.
+
+    The frequencies are those of the training split of `domains` (all for ()), with one added to every token's count.
+    """
+    counts_V = np.ones(index.vocab_size, np.int64)
+    for domain in _names(index, domains):
+        counts_V += _count(index.tokens("train", domain), index.vocab_size)
+    log_p_V = np.log(counts_V) - np.log(counts_V.sum())
+    tokens = np.concatenate(documents)
+    return float(-log_p_V[tokens].mean())
+
+
+class _TokenWindows:
+    """A random-access source of overlapping-by-one windows over several arrays laid end to end."""
+
+    def __init__(self, arrays: Sequence[np.ndarray], sequence_length: int):
+        self._arrays = [a for a in arrays if len(a)]
+        self._length = sequence_length
+        self._ends = np.cumsum([len(a) for a in self._arrays], dtype=np.int64)
+
+    def __len__(self) -> int:
+        total = int(self._ends[-1]) if len(self._ends) else 0
+        return max(0, (total - 1) // self._length)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        begin, end = i * self._length, (i + 1) * self._length + 1
+        pieces = []
+        for k in range(int(np.searchsorted(self._ends, begin, side="right")), len(self._arrays)):
+            start = int(self._ends[k]) - len(self._arrays[k])
+            if start >= end:
+                break
+            pieces.append(self._arrays[k][max(0, begin - start) : end - start])
+        return np.concatenate(pieces).astype(np.int32)
+
+
+def _names(index: TokenIndex, domains: Sequence[str]) -> list[str]:
+    return sorted(set(domains)) if domains else list(index.domains)
+
+
+def _count(tokens: np.ndarray, vocab_size: int, at_once: int = 1 << 24) -> np.ndarray:
+    counts_V = np.zeros(vocab_size, np.int64)
+    for begin in range(0, len(tokens), at_once):
+        counts_V += np.bincount(tokens[begin : begin + at_once], minlength=vocab_size)
+    return counts_V

@@ -1,0 +1,66 @@
+"""The demonstration: 12 small models, 2 batch sizes x 3 weight decays x 2 seeds, from text to report on a laptop.
+
+    olmo-jax run --config=sweeps/configs/demo.py --workdir=demo          (`make demo`; some 5 minutes on 2 cores)
+    olmo-jax run --config=sweeps/configs/demo.py:smoke --workdir=/tmp/x  (every stage, under a minute; means nothing)
+
+Two cohorts, one a batch size. The weight decays span a dose, the sum over the steps of learning rate x weight decay,
+of .05 to 4 (methods.md section 5), the range in which decay can act as it does in paper A's suite. All values are ours.
+"""
+
+from ml_collections import ConfigDict
+
+from eval.config import EvalConfig, FinetuneConfig
+from olmo_jax.config import (
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    TrainConfig,
+    to_config_dict,
+)
+from sweeps.grid import product
+
+
+def get_config(size: str = "") -> ConfigDict:
+    if size not in ("", "smoke"):
+        raise ConfigError(f"demo.py has no argument '{size}'; leave it out, or 'smoke'")
+    smoke = size == "smoke"
+    train = TrainConfig(
+        name="smoke" if smoke else "demo",
+        tokens=8192 if smoke else 262_144,
+        model=ModelConfig(
+            vocab_size=512 if smoke else 2048,
+            d_model=32 if smoke else 64,
+            n_layers=1 if smoke else 4,
+            n_heads=4,
+            d_ff=128 if smoke else 256,
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_fraction=0.05),
+        data=DataConfig(
+            train_domains=("prose",),
+            max_megabytes=1.0 if smoke else 6.0,
+            bpe_vocab_size=512 if smoke else 2048,
+            sequence_length=64 if smoke else 128,
+        ),
+        probe=ProbeConfig(every=8 if smoke else 16),
+        checkpoint=CheckpointConfig(log_spaced=2 if smoke else 4),
+    )
+    evaluation = EvalConfig(
+        tokens_per_domain=1024 if smoke else 8192,
+        finetune=FinetuneConfig(tokens=2048 if smoke else 32_768, batch_size=8, learning_rates=(3e-4, 3e-3)),
+    )
+    return ConfigDict(
+        {
+            "train": to_config_dict(train),
+            "evaluation": to_config_dict(evaluation),
+            "grid": product(
+                {
+                    "data.batch_size": [8, 32],
+                    "optimizer.weight_decay": [0.25, 1.0, 5.0],
+                    "init_seed": [0, 1],
+                }
+            ),
+        }
+    )

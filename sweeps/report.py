@@ -1,0 +1,369 @@
+"""One offline page of a sweep: what it found in words, then the curves, the correlations and the table behind them.
+
+The page is HTML written here, styled by report.css; report.js draws the figures from the data that lie in the page as JSON,
+and sorts the tables. Nothing is fetched when it is opened: plotly.js is inlined, and the page's own policy forbids it.
+"""
+
+import html
+import importlib.resources
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.offline
+from etils import epath
+
+from sweeps import analysis, findings
+
+# Panels of the training curves: metrics.jsonl's key, what it is called.
+CURVES = {
+    "loss": "Training loss, nats a token",
+    "unembedding/effective_rank_percent": "Effective rank of W, % of D",
+    "unembedding_gauge_fixed/effective_rank_percent": "Effective rank of W, gauge-fixed, % of D",
+    "unembedding/mean_cosine": "Mean cosine of W's rows",
+    "unembedding/partition_isotropy": "Partition isotropy I(W)",
+    "final_states/effective_rank": "Effective rank of final states H",
+}
+# A curve is drawn by at most this many points, each the mean of as many steps.
+MAX_POINTS = 300
+# With more rows than this only final ones stand in the page; all are in results.parquet.
+MAX_TABLE_ROWS = 500
+
+_MINUS = "\N{MINUS SIGN}"
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def write_report(
+    path_dir: epath.PathLike,
+    table: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    facts: Mapping[str, str],
+    title: str = "Geometry, performance and training",
+) -> epath.Path:
+    """Writes `path_dir`/index.html, whole or not at all.
+
+    Args:
+      path_dir: folder of the report, made if it isn't there.
+      table: one row a (run, checkpoint); see sweeps.table.
+      curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A run may be lacking.
+      facts: how the page was made, shown in this order: command, versions, hashes, seconds.
+      title: the page's heading.
+
+    Returns:
+      The path of the page.
+    """
+    folder = epath.Path(path_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = _page(table, curves, facts, title)
+    unfinished = folder / f".index.html.{os.getpid()}.tmp"
+    try:
+        unfinished.write_text(page)
+        return unfinished.replace(folder / "index.html")
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mapping[str, str], title: str) -> str:
+    final = analysis.final_rows(table).rows
+    settings = analysis.controls_of(table)
+    data = {
+        "runs": _runs(table, settings),
+        "settings": [{"key": c, "name": findings.setting_name(c)} for c in settings],
+        "panels": [{"key": k, "name": v} for k, v in CURVES.items()],
+        "curves": {run: _curve(curve) for run, curve in curves.items()},
+        "final": _final(final),
+        "metrics": analysis.geometry_columns(table),
+        "losses": analysis.loss_columns(table),
+        "primary": analysis.PRIMARY_PAIR,
+    }
+    asset = importlib.resources.files("sweeps")
+    sections = [
+        _summary(table, title),
+        _curves_section(len(curves)),
+        _scatter_section(data),
+        _correlations_section(analysis.correlations(table)),
+        _table_section(table, settings),
+        _facts_section(facts),
+    ]
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{_text(title)}</title>",
+            f"<style>\n{asset.joinpath('report.css').read_text()}</style>",
+            "</head>",
+            "<body>",
+            "<main>",
+            *sections,
+            "</main>",
+            f'<script type="application/json" id="data">{_json(data)}</script>',
+            "<script>window.PlotlyConfig = {MathJaxConfig: 'local'};</script>",
+            f'<script id="plotly">{plotly.offline.get_plotlyjs()}</script>',
+            f"<script>\n{asset.joinpath('report.js').read_text()}</script>",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+# Sections.
+
+
+def _summary(table: pd.DataFrame, title: str) -> str:
+    items = "\n".join(f"<li>{_text(sentence)}</li>" for sentence in findings.findings(table))
+    return f"""<header>
+<h1>{_text(title)}</h1>
+<p class="caveat">{_text(findings.caveat(table))}</p>
+</header>
+<section aria-labelledby="findings">
+<h2 id="findings">Findings</h2>
+<ol class="findings">
+{items}
+</ol>
+<p class="unigram">{_text(findings.against_unigram(table))}</p>
+</section>"""
+
+
+def _curves_section(n_runs: int) -> str:
+    if n_runs == 0:
+        return _section("training", "Over training", "<p>No run has written metrics yet.</p>")
+    return _section(
+        "training",
+        "Over training",
+        f"""<div class="controls">
+<label>Colour by <select id="colour"></select></label>
+<label>Against <select id="against"><option value="tokens">tokens</option><option value="step">steps</option></select>
+</label>
+</div>
+<ul class="legend" id="legend"></ul>
+<div class="panels" id="panels"></div>
+<p class="note">Where a run has more than {MAX_POINTS} points, each drawn is the mean of as many neighbours. Geometry is
+measured at probe steps. W is the unembedding; gauge-fixed takes away what no prediction depends on.</p>""",
+    )
+
+
+def _scatter_section(data: dict[str, Any]) -> str:
+    lacking = [what for what, names in (("geometry metric", "metrics"), ("loss", "losses")) if not data[names]]
+    if lacking or not data["final"]["run"]:
+        why = f"the table has no {' and no '.join(lacking)}" if lacking else "no run has a final row"
+        return _section("scatter", "Loss against geometry", f"<p>No figure: {why}.</p>")
+    return _section(
+        "scatter",
+        "Loss against geometry",
+        f"""<div class="controls">
+<label>Across {_select("x", data["metrics"], data["primary"][0])}</label>
+<label>Up {_select("y", data["losses"], data["primary"][1])}</label>
+</div>
+<ul class="legend"></ul>
+<div class="figure" id="figure-scatter"></div>
+<p class="note">Final rows, one point a run, coloured as chosen above. Point at a run for its settings.</p>""",
+    )
+
+
+def _correlations_section(correlations: pd.DataFrame) -> str:
+    heads = ["metric", "loss", "n", "raw \N{GREEK SMALL LETTER RHO}", "partial, ranks", "partial, factors", "note"]
+    rows = []
+    for (metric, target), group in correlations.groupby(["metric", "target"], sort=False):
+        by_form = group.set_index("form")
+        forms = [by_form.loc[form] for form in ("raw", "partial rank", "partial factor")]
+        notes = dict.fromkeys(f["note"] for f in forms if f["note"])
+        cells = [_cell(metric, metric, "name"), _cell(target, target, "name"), _cell(int(forms[0]["n"]))]
+        cells += [_estimate_cell(f) for f in forms] + [_cell("; ".join(notes), "; ".join(notes), "notes")]
+        rows.append("".join(cells))
+    left_out = int(correlations["left_out"].max()) if len(correlations) else 0
+    about = f"""<p class="note">Spearman's rank correlation with its 95 % interval and p-value, over final rows,
+clustered by configuration; {left_out or "no"} run{"" if left_out == 1 else "s"} diverged or unfinished and left out.
+Partial: given every setting that varies, as ranks (misled by a setting with a U-shaped effect) and as factors. The first
+row is the pair declared beforehand; the p-values of all others are not corrected for their number.</p>"""
+    table = _table("correlations", "Correlations of geometry and loss", heads, rows)
+    return _section("correlation", "Correlations", about + table if rows else "<p>No pair to correlate.</p>")
+
+
+def _table_section(table: pd.DataFrame, settings: list[str]) -> str:
+    rows = table if len(table) <= MAX_TABLE_ROWS else table[table["final"].fillna(False).astype(bool)]
+    config = [c for c in table.columns if c.startswith("config.")]
+    seeds = [c for c in config if c.endswith("seed") and analysis.as_levels(table[c]).nunique() > 1]
+    columns = ["run_id", *settings, *seeds, *(c for c in table.columns if c not in config and c != "run_id")]
+    columns = [c for c in columns if c in table.columns]
+    body = [
+        "".join(_value_cell(row[c], "name" if c == "run_id" else "") for c in columns) for _, row in rows.iterrows()
+    ]
+    only_final = [not bool(f) for f in rows["final"].fillna(False)]
+    about = "" if len(rows) == len(table) else f"<p>Final rows; all {len(table)} are in results.parquet.</p>"
+    if any(only_final) and not all(only_final):
+        about += '<div class="controls"><label><input type="checkbox" id="only-final"> final rows only</label></div>'
+    same = [c for c in config if c not in settings and c not in seeds and len(table)]
+    equal = "".join(
+        f"<dt>{_text(c.removeprefix('config.'))}</dt><dd>{_text(_format(table[c].iloc[0])) or '&nbsp;'}</dd>"
+        for c in same
+        if analysis.as_levels(table[c]).nunique() <= 1
+    )
+    return _section(
+        "results",
+        "Results",
+        about
+        + _table("table", "Results, one row a run and checkpoint", [_short(c) for c in columns], body, only_final)
+        + f"<details><summary>Settings that are the same in all runs</summary><dl>{equal}</dl></details>",
+    )
+
+
+def _facts_section(facts: Mapping[str, str]) -> str:
+    items = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
+    return _section("made", "How it was made", f"<dl>{items}</dl>" if items else "<p>Not recorded.</p>")
+
+
+def _section(name: str, heading: str, body: str) -> str:
+    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{heading}</h2>\n{body}\n</section>'
+
+
+def _table(name: str, label: str, heads: list[str], rows: list[str], not_final: Iterable[bool] = ()) -> str:
+    """A table that report.js sorts by the button in each header; `rows` are cells already written."""
+    head = "".join(f'<th scope="col" aria-sort="none"><button type="button">{_text(h)}</button></th>' for h in heads)
+    marks = [' class="not-final"' if mark else "" for mark in not_final] or [""] * len(rows)
+    body = "\n".join(f"<tr{mark}>{row}</tr>" for mark, row in zip(marks, rows, strict=True))
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{_text(label)}">
+<table class="sortable" id="{name}">
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+</div>"""
+
+
+def _estimate_cell(row: pd.Series) -> str:
+    if math.isnan(row["estimate"]):
+        return _cell("")
+    strength = f"{abs(row['estimate']) * 0.5:.2f}"
+    text = f"<b>{_signed(row['estimate'])}</b>"
+    if not math.isnan(row["low"]):
+        text += f" <span>{_signed(row['low'])} to {_signed(row['high'])}</span>"
+    if not math.isnan(row["p_value"]):
+        text += f" <span>p {_p_value(row['p_value'])}</span>"
+    sign = "negative" if row["estimate"] < 0 else "positive"
+    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{row["estimate"]:.6g}">{text}</td>'
+
+
+def _value_cell(value: Any, kind: str = "") -> str:
+    return _cell(value, _format(value), kind)
+
+
+def _cell(value: Any, shown: str | None = None, kind: str = "") -> str:
+    """A cell; numbers carry their full value for sorting. Sorting text goes by what is shown."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not _missing(value)
+    data = f' data-value="{float(value):.9g}"' if number else ""
+    classes = " ".join(filter(None, [kind, "number" if number else ""]))
+    style = f' class="{classes}"' if classes else ""
+    return f"<td{style}{data}>{_text(_format(value) if shown is None else shown)}</td>"
+
+
+def _select(name: str, options: list[str], chosen: str) -> str:
+    items = "".join(f"<option{' selected' if o == chosen else ''}>{_text(o)}</option>" for o in options)
+    return f'<select id="{name}">{items}</select>'
+
+
+# Data for report.js.
+
+
+def _runs(table: pd.DataFrame, settings: list[str]) -> dict[str, Any]:
+    """Each run's settings as [value to order by, text], and where it diverged."""
+    first = table.drop_duplicates("run_id")
+    diverged = table.groupby("run_id")["diverged_at"].max() if len(table) else {}
+    return {
+        str(row["run_id"]): {
+            "settings": {c: [_plain(row[c]), _format(row[c]) or "missing"] for c in settings},
+            "diverged_at": _plain(diverged[row["run_id"]]),
+        }
+        for _, row in first.iterrows()
+    }
+
+
+def _curve(curve: pd.DataFrame) -> dict[str, Any]:
+    """Per panel: steps, tokens and values where there are any, thinned by means of neighbours."""
+    result = {}
+    for key in CURVES:
+        if key not in curve.columns:
+            continue
+        there = curve[["step", "tokens", key]]
+        # A loss that became non-finite stays in as a gap; geometry between probes isn't there at all.
+        there = there if key == "loss" else there[there[key].notna()]
+        values_N3 = there.to_numpy(dtype=float)
+        if len(values_N3) == 0:
+            continue
+        parts = np.array_split(values_N3, min(MAX_POINTS, len(values_N3)))
+        means_P3 = np.stack([part.mean(axis=0) for part in parts])
+        result[key] = {name: _numbers(means_P3[:, i]) for i, name in enumerate(("step", "tokens", "value"))}
+    return result
+
+
+def _final(final: pd.DataFrame) -> dict[str, Any]:
+    columns = analysis.geometry_columns(final) + analysis.loss_columns(final)
+    values = {c: _numbers(pd.to_numeric(final[c], errors="coerce").to_numpy(dtype=float)) for c in columns}
+    return {"run": [str(r) for r in final["run_id"]], "values": values}
+
+
+def _numbers(x_N: np.ndarray) -> list[float | None]:
+    return [float(f"{x:.6g}") if math.isfinite(x) else None for x in x_N.tolist()]
+
+
+def _json(data: Any) -> str:
+    """JSON that can stand in a script element: no `<`, so neither an end tag nor a comment can begin."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _plain(value: Any) -> str | float | bool | None:
+    """The value as JSON has it."""
+    if _missing(value):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | float | np.number):
+        return float(value) if math.isfinite(value) else str(value)
+    return str(value)
+
+
+# Text.
+
+
+def _missing(value: Any) -> bool:
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _format(value: Any) -> str:
+    """A value as shown: whole numbers whole, others to four digits, nothing for what is missing."""
+    if _missing(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | float | np.number):
+        whole = float(value).is_integer() and abs(value) < 1e15
+        return (f"{int(value)}" if whole else f"{value:.4g}").replace("-", _MINUS)
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _signed(x: float) -> str:
+    return f"{x:.2f}".replace("-", _MINUS)
+
+
+def _p_value(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def _short(column: str) -> str:
+    return findings.setting_name(column) if column.startswith("config.") else column
+
+
+def _text(value: str) -> str:
+    return html.escape(str(value), quote=True)

@@ -1,0 +1,101 @@
+"""One tidy table of a sweep: a row a (run, checkpoint), with its configuration, geometry and every loss."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from etils import epath
+
+from eval.evaluate import read_results
+from olmo_jax import checkpoint
+from olmo_jax.config import TrainConfig, from_config_dict
+from olmo_jax.identity import digest, identity
+from olmo_jax.metrics import METRICS, read_jsonl
+from olmo_jax.model import parameter_count
+from olmo_jax.optimizer import weight_decay_dose
+from olmo_jax.train import read_status
+
+_SEEDS = ("init_seed", "data_seed")
+
+
+def build_table(workdir: epath.Path) -> pd.DataFrame:
+    """The table of a working directory, from its files alone.
+
+    Columns: run_id, cohort, configuration (the run less its seeds), step, final, tokens (seen by then), diverged_at,
+    parameters, parameters_non_embedding, weight_decay_dose (by then); `config.<dotted key>`; `train/<metric>` of that
+    step; `<target>/<metric>` of the probe; `<evaluation>/<name>` in nats per token. What wasn't measured is missing.
+    """
+    rows = [row for path in sorted((workdir / "runs").iterdir()) for row in _rows_of(workdir, path.name)]
+    table = pd.DataFrame(rows)
+    if "diverged_at" in table:
+        table["diverged_at"] = table["diverged_at"].astype("Int64")
+    return table
+
+
+def write_table(workdir: epath.Path, table: pd.DataFrame) -> epath.Path:
+    """Writes results.parquet, whole or not at all."""
+    path = workdir / "results.parquet"
+    partial = path.with_name(path.name + ".partial")
+    table.to_parquet(str(partial), index=False)
+    partial.replace(path)
+    return path
+
+
+def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
+    """Every run's metrics over training, by run id."""
+    runs = sorted((workdir / "runs").iterdir())
+    return {path.name: pd.DataFrame(read_jsonl(path / METRICS)) for path in runs}
+
+
+def _rows_of(workdir: epath.Path, run: str) -> list[dict[str, Any]]:
+    record = json.loads((workdir / "runs" / run / "config.json").read_text())
+    config = from_config_dict(TrainConfig, record["config"])
+    total, inner = parameter_count(config.model)
+    metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
+    losses: dict[int, dict[str, Any]] = {}
+    for result in read_results(workdir, run):
+        named = {f"{result['evaluation']}/{name}": value for name, value in result["metrics"].items()}
+        losses.setdefault(result["step"], {}).update(named)
+    members = checkpoint.member_lists(checkpoint.directory(workdir, record["cohort"]))
+    settings = {f"config.{key}": value for key, value in _leaves(dataclasses.asdict(config)).items()}
+    return [
+        {
+            "run_id": run,
+            "cohort": record["cohort"],
+            "configuration": _configuration(config),
+            "step": step,
+            "final": step == config.total_steps,
+            "tokens": step * config.tokens_per_step,
+            "diverged_at": read_status(workdir, run).get("diverged_at"),
+            "parameters": total,
+            "parameters_non_embedding": inner,
+            "weight_decay_dose": weight_decay_dose(config, step),
+        }
+        | settings
+        | _measured(metrics.get(step, {}))
+        | losses.get(step, {})
+        for step, runs in members.items()
+        if run in runs
+    ]
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl: the probe's columns have a target in their names, the training step's get `train`."""
+    return {k if "/" in k else f"train/{k}": v for k, v in row.items() if k not in ("step", "tokens")}
+
+
+def _configuration(config: TrainConfig) -> str:
+    values = identity(config, config.data.name)
+    return f"{config.name}-{digest({k: v for k, v in values.items() if k not in _SEEDS})}"
+
+
+def _leaves(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{at}{key}.")
+        else:
+            found[f"{at}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found

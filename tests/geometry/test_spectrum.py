@@ -1,0 +1,215 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geometry import spectrum
+
+METRICS = [
+    spectrum.effective_rank,
+    spectrum.singular_entropy,
+    spectrum.stable_rank,
+    spectrum.participation_ratio,
+    spectrum.condition_number,
+    spectrum.power_law_alpha,
+]
+RANKS = [spectrum.effective_rank, spectrum.stable_rank, spectrum.participation_ratio]
+
+
+def oracle_values(w):
+    return scipy.linalg.svd(w, compute_uv=False, lapack_driver="gesvd")
+
+
+def oracle_alpha(s):
+    """Clauset's fit in float64, tail by tail, with WeightWatcher's empirical distribution."""
+    eigenvalues = np.sort(s[s > len(s) * np.finfo(np.float32).eps * s.max()] ** 2)
+    fits = []
+    for i in range(len(eigenvalues) - 1):
+        tail = eigenvalues[i:]
+        alpha = 1 + len(tail) / np.log(tail / tail[0]).sum()
+        fitted = 1 - (tail / tail[0]) ** (1 - alpha)
+        fits.append((np.abs(fitted - np.arange(len(tail)) / len(tail)).max(), alpha))
+    return min(fits)[1]
+
+
+ORACLES = {
+    "effective_rank": lambda s: np.exp(scipy.stats.entropy(s)),
+    "singular_entropy": lambda s: scipy.stats.entropy(s, np.ones_like(s)),
+    "stable_rank": lambda s: (s**2).sum() / s.max() ** 2,
+    "participation_ratio": lambda s: (s**2).sum() ** 2 / (s**4).sum(),
+    "power_law_alpha": oracle_alpha,
+}
+
+
+@pytest.mark.parametrize("method", ["qr", "svd"])
+def test_singular_values_are_right_to_the_last_digits_of_the_largest(matrix, method):
+    truth = oracle_values(matrix)
+    values = np.asarray(spectrum.singular_values(matrix, method))
+    assert values.shape == truth.shape
+    assert (np.diff(values) <= 0).all()
+    np.testing.assert_allclose(values, truth, atol=1e-6 * truth[0])
+
+
+def test_gram_is_right_above_its_floor(matrix):
+    truth = oracle_values(matrix)
+    np.testing.assert_allclose(spectrum.singular_values(matrix, "gram"), truth, atol=1e-3 * truth[0])
+    np.testing.assert_allclose(spectrum.singular_values(matrix, "gram")[:5], truth[:5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_metrics_match_float64(matrix, name):
+    value = getattr(spectrum, name)(spectrum.singular_values(matrix))
+    assert float(value) == pytest.approx(ORACLES[name](oracle_values(matrix)), rel=1e-3)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e3, 1e4, 1e5])
+def test_condition_number_by_qr_holds_to_1e5(make_matrix, condition):
+    w_VD = make_matrix(500, 24, np.geomspace(condition, 1.0, 24))
+    truth = np.linalg.cond(w_VD)
+    assert float(spectrum.condition_number(spectrum.singular_values(w_VD))) == pytest.approx(truth, rel=1e-2)
+
+
+@pytest.mark.parametrize("method", spectrum.METHODS)
+def test_equal_directions_are_counted(make_matrix, method):
+    s_D = spectrum.singular_values(make_matrix(300, 17, np.full(17, 3.0)), method)
+    for rank in RANKS:
+        assert float(rank(s_D)) == pytest.approx(17, rel=1e-5)
+    assert float(spectrum.condition_number(s_D)) == pytest.approx(1, rel=1e-5)
+    assert float(spectrum.singular_entropy(s_D)) == pytest.approx(0, abs=1e-5)
+
+
+def test_rank_one_is_one(make_matrix):
+    s_D = spectrum.singular_values(make_matrix(300, 17, [5.0]))
+    for rank in RANKS:
+        assert float(rank(s_D)) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", spectrum.METHODS)
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
+def test_one_row_or_column_has_rank_one(shape, method):
+    s_D = spectrum.singular_values(np.full(shape, 2.0), method)
+    assert s_D.shape == (1,)
+    for rank in RANKS:
+        assert float(rank(s_D)) == 1
+    assert float(spectrum.condition_number(s_D)) == 1
+    assert float(spectrum.singular_entropy(s_D)) == 0
+    assert np.isnan(spectrum.power_law_alpha(s_D))
+
+
+@pytest.mark.parametrize("method", spectrum.METHODS)
+def test_the_zero_matrix_is_defined(method):
+    s_D = spectrum.singular_values(np.zeros((30, 7)), method)
+    np.testing.assert_array_equal(s_D, np.zeros(7))
+    for rank in RANKS:
+        assert float(rank(s_D)) == 0
+    assert float(spectrum.singular_entropy(s_D)) == np.inf
+    assert float(spectrum.condition_number(s_D)) == np.inf
+    assert np.isnan(spectrum.power_law_alpha(s_D))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("method", spectrum.METHODS)
+def test_nan_in_gives_nan_out_for_that_member_alone(matrices, method, bad):
+    stack = np.stack([matrices["gaussian"], matrices["gaussian"]])
+    stack[0, 3, 4] = bad
+    s_MD = jax.vmap(lambda w: spectrum.singular_values(w, method))(stack)
+    for metric in METRICS:
+        broken, whole = jax.vmap(metric)(s_MD)
+        assert np.isnan(broken)
+        assert np.isfinite(whole)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e25])
+@pytest.mark.parametrize("method", spectrum.METHODS)
+def test_squares_neither_overflow_nor_vanish(matrices, method, scale):
+    plain = spectrum.singular_values(matrices["gaussian"], method)
+    scaled = spectrum.singular_values(scale * matrices["gaussian"], method)
+    for metric in METRICS:
+        assert float(metric(scaled)) == pytest.approx(float(metric(plain)), rel=1e-3)
+
+
+@given(
+    values=st.lists(st.floats(0, 1e3, width=32).map(lambda v: 0.0 if v < 1e-3 else v), min_size=9, max_size=9),
+    scale=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_metrics_see_neither_scale_nor_order_and_stay_in_range(values, scale, seed):
+    s_D = np.asarray(values, np.float32)
+    other_D = (scale * np.random.default_rng(seed).permutation(s_D)).astype(np.float32)
+    for metric in (*RANKS, spectrum.singular_entropy, spectrum.condition_number):
+        assert float(metric(other_D)) == pytest.approx(float(metric(s_D)), rel=1e-4, abs=1e-5)
+    nonzero = np.count_nonzero(s_D)
+    for rank in RANKS:
+        assert min(1, nonzero) * (1 - 1e-5) <= float(rank(s_D)) <= nonzero * (1 + 1e-5)
+    assert float(spectrum.stable_rank(s_D)) <= float(spectrum.participation_ratio(s_D)) * (1 + 1e-5)
+    per = float(jnp.exp(-spectrum.singular_entropy(s_D)))
+    assert per == pytest.approx(float(spectrum.effective_rank(s_D)) / 9, rel=1e-4, abs=1e-6)
+
+
+def test_alpha_finds_the_exponent_of_a_pareto_tail():
+    uniform = (np.arange(2000) + 0.5) / 2000
+    eigenvalues = np.concatenate([uniform[:500], (1 - uniform) ** (-1 / 1.5)])
+    assert float(spectrum.power_law_alpha(np.sqrt(eigenvalues))) == pytest.approx(2.5, rel=0.02)
+
+
+def test_alpha_of_a_flat_spectrum_is_undefined():
+    assert np.isnan(spectrum.power_law_alpha(jnp.full(12, 3.0)))
+
+
+@pytest.mark.parametrize("method", spectrum.METHODS)
+def test_jit_is_eager_and_vmap_is_loop(matrices, method):
+    stack = np.stack([matrices["gaussian"], 3 * matrices["common vector"]])
+
+    def measure(w):
+        s_D = spectrum.singular_values(w, method)
+        return jnp.stack([metric(s_D) for metric in METRICS])
+
+    loop = np.stack([measure(w) for w in stack])
+    np.testing.assert_allclose(jax.jit(jax.vmap(measure))(stack), loop, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(measure)(stack[0]), loop[0], rtol=1e-5)
+
+
+def test_narrow_types_are_measured_in_float32(matrices):
+    w_VD = jnp.asarray(matrices["gaussian"], jnp.bfloat16)
+    s_D = spectrum.singular_values(w_VD)
+    assert s_D.dtype == jnp.float32
+    np.testing.assert_allclose(s_D, oracle_values(np.asarray(w_VD, np.float64)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", spectrum.METHODS)
+@pytest.mark.parametrize("metric", RANKS)
+def test_gradient_matches_float64_differences(make_matrix, metric, method):
+    w_VD = make_matrix(20, 6, [5.0, 4, 3, 2, 1.5, 1])
+    direction = np.random.default_rng(3).standard_normal(w_VD.shape)
+    oracle = ORACLES[metric.__name__]
+    slope = (oracle(oracle_values(w_VD + 1e-6 * direction)) - oracle(oracle_values(w_VD - 1e-6 * direction))) / 2e-6
+    for w, d in [(w_VD, direction), (w_VD.T, direction.T)]:
+        gradient = jax.jit(jax.grad(lambda w: metric(spectrum.singular_values(w, method))))(jnp.float32(w))
+        assert float(np.sum(gradient * d)) == pytest.approx(slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("w_VD", [np.zeros((8, 3)), np.ones((8, 3)), np.eye(8, 3)], ids=["zero", "rank 1", "equal"])
+@pytest.mark.parametrize("metric", RANKS)
+def test_gradient_is_finite_where_singular_values_vanish_or_repeat(metric, w_VD):
+    gradient = jax.grad(lambda w: metric(spectrum.singular_values(w)))(jnp.float32(w_VD))
+    assert np.isfinite(gradient).all()
+
+
+def test_right_singular_vectors_diagonalise(matrix):
+    v_DD = np.asarray(spectrum.right_singular_vectors(matrix), np.float64)
+    s_D = np.zeros(matrix.shape[1])
+    s_D[: min(matrix.shape)] = oracle_values(matrix)
+    np.testing.assert_allclose(v_DD.T @ v_DD, np.eye(len(s_D)), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(matrix @ v_DD, axis=0), s_D, atol=1e-5 * s_D[0])
+
+
+def test_what_is_not_a_matrix_or_not_a_method_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\)"):
+        spectrum.singular_values(np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match="'lu'.*qr, gram, svd"):
+        spectrum.singular_values(np.zeros((2, 3)), "lu")
