@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,15 @@ from etils import epath
 
 from eval.config import EvalConfig
 from eval.finetune import finetune
-from eval.lm_loss import Text, lm_loss, read_text, summary
+from eval.lm_loss import lay_out, lm_loss, read_documents, summary
 from eval.quantize import quantize_params
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.data.windows import unigram_loss, validation_documents
+from olmo_jax.data.windows import unigram_loss
 from olmo_jax.metrics import write_json
+
+Documents = dict[str, list[np.ndarray]]
 
 _FILE = re.compile(r"(?P<evaluation>.+)@(?P<step>\d+)\.json")
 
@@ -67,7 +69,8 @@ def evaluate(
     todo = tasks(workdir, cohort, config)
     if not todo:
         return True
-    text = read_text(index, config.tokens_per_domain, cohort.shape.sequence_length)
+    learnt = {*cohort.shape.train_domains, config.finetune.domain} if cohort.shape.train_domains else ()
+    documents = read_documents(index, config.tokens_per_domain, tuple(learnt))
     for step in sorted({task.step for task in todo}):
         now = [task for task in todo if task.step == step]
         members, params_M = checkpoint.load_stack(workdir, cohort.id, step)
@@ -75,7 +78,7 @@ def evaluate(
         wanted = sorted({run for task in now for run in task.runs}, key=members.index)
         places = np.array([members.index(run) for run in wanted])
         params_M = jax.tree.map(lambda x, at=places: jax.numpy.asarray(x[at]), params_M)
-        for task, metrics_M, tokens, seconds in _carry_out(now, cohort, params_M, index, text, config):
+        for task, metrics_M, tokens, seconds in _carry_out(now, cohort, params_M, index, documents, config):
             for run, metrics in zip(wanted, metrics_M, strict=True):
                 if run in task.runs:
                     result = {
@@ -103,9 +106,12 @@ def read_results(workdir: epath.Path, run: str) -> list[dict[str, Any]]:
     return [json.loads((path / name).read_text()) for name in names if _FILE.fullmatch(name)]
 
 
-def _carry_out(now: list[Task], cohort: Cohort, params_M: Any, index: TokenIndex, text: Text, config: EvalConfig):
+def _carry_out(
+    now: list[Task], cohort: Cohort, params_M: Any, index: TokenIndex, documents: Documents, config: EvalConfig
+) -> Iterator[tuple[Task, list[dict[str, float]], dict[str, int], float]]:
     """Yields (task, metrics of each member, tokens by domain, seconds) for the tasks of one step."""
     shape, batch = cohort.shape, config.batch_size
+    text = lay_out(documents, index.eos_id, shape.sequence_length)
     members = len(jax.tree.leaves(params_M)[0])
 
     def losses(params_M: Any) -> tuple[list[dict[str, float]], dict[str, int]]:
@@ -120,7 +126,7 @@ def _carry_out(now: list[Task], cohort: Cohort, params_M: Any, index: TokenIndex
         if task.evaluation == "lm_loss":
             metrics_M, tokens = losses(params_M)
         elif task.evaluation == "unigram":
-            metrics_M, tokens = _unigram(index, text, shape.train_domains, config, members)
+            metrics_M, tokens = _unigram(index, documents, shape.train_domains, config, members)
         elif task.evaluation.startswith("round_to_nearest"):
             quantized_M = jax.vmap(lambda p, bits=task.settings["bits"]: quantize_params(p, bits))(params_M)
             metrics_M, tokens = losses(quantized_M)
@@ -135,13 +141,11 @@ def _carry_out(now: list[Task], cohort: Cohort, params_M: Any, index: TokenIndex
 
 
 def _unigram(
-    index: TokenIndex, text: Text, train_domains: tuple[str, ...], config: EvalConfig, members: int
+    index: TokenIndex, documents: Documents, train_domains: tuple[str, ...], config: EvalConfig, members: int
 ) -> tuple[list[dict[str, float]], dict[str, int]]:
     """Loss of a unigram model of the training tokens on the same validation tokens: what any model should beat."""
-    trained = train_domains or tuple(index.domains("train"))
-    documents = {d: validation_documents(index, d, config.tokens_per_domain) for d in text.domains}
-    rows = {d: unigram_loss(index, trained, documents[d]) for d in text.domains}
-    tokens = {d: sum(len(x) for x in documents[d]) for d in text.domains}
+    rows = {d: unigram_loss(index, train_domains, documents[d]) for d in documents}
+    tokens = {d: sum(map(len, documents[d])) for d in documents}
     return [summary(rows, train_domains, config.finetune.domain)] * members, tokens
 
 

@@ -1,6 +1,7 @@
 """Loss by domain, Paloma's way: each validation document on its own after a BOS, every token counted once."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax import Array
 
 from olmo_jax import loss, model
 from olmo_jax.config import ModelConfig
-from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.shards import SPLITS, TokenIndex
 from olmo_jax.data.windows import evaluation_windows, validation_documents
 
 
@@ -33,16 +34,23 @@ class Losses(NamedTuple):
     tokens: dict[str, int]
 
 
-def read_text(index: TokenIndex, tokens_per_domain: int, sequence_length: int) -> Text:
-    """The first validation documents of every domain up to `tokens_per_domain`: the same for every model."""
-    domains = tuple(index.domains("validation"))
+def read_documents(index: TokenIndex, tokens_per_domain: int, learnt: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    """The first documents of every domain up to `tokens_per_domain`, by domain: the same for every model.
+
+    Of a domain in `learnt`, trained or fine-tuned on (all for ()), validation documents; of the others any.
+    """
+    splits = {d: ("validation",) if d in learnt or not learnt else SPLITS for d in index.domains}
+    return {d: validation_documents(index, d, tokens_per_domain, splits[d]) for d in index.domains}
+
+
+def lay_out(documents: Mapping[str, Sequence[np.ndarray]], eos_id: int, sequence_length: int) -> Text:
+    """Documents by domain as windows to be scored."""
     parts = []
-    for place, domain in enumerate(domains):
-        documents = validation_documents(index, domain, tokens_per_domain)
-        inputs, targets, weights, _ = evaluation_windows(documents, index.eos_id, sequence_length)
+    for place, of_domain in enumerate(documents.values()):
+        inputs, targets, weights, _ = evaluation_windows(of_domain, eos_id, sequence_length)
         parts.append((inputs, targets, weights, np.full(len(inputs), place)))
     inputs_NL, targets_NL, weights_NL, domain_N = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Text(inputs_NL, targets_NL, weights_NL, domain_N, domains)
+    return Text(inputs_NL, targets_NL, weights_NL, domain_N, tuple(documents))
 
 
 def lm_loss(config: ModelConfig, params_M: Any, text: Text, batch_size: int) -> Losses:

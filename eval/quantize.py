@@ -4,6 +4,7 @@ A grid is affine: level n stands for the weight scale * (n - zero), and n runs o
 a scale is an output column ("channel"), a group of consecutive inputs of a column ("group") or the matrix ("tensor").
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ def fit_grid(w: Array, bits: int, axis: int | tuple[int, ...] = 0, symmetric: bo
     return Grid(scale, jnp.round(-least / scale), 0, top)
 
 
+@functools.partial(jax.jit, static_argnames=("bits", "granularity", "group_size", "symmetric", "grid"))
 def round_to_nearest(
     w_IO: ArrayLike,
     bits: int,
@@ -90,7 +92,7 @@ def round_to_nearest(
     Raises:
       ValueError: not a matrix, or an argument outside what is said above.
 
-    All arguments but `w_IO` are static under jit and vmap.
+    All arguments but `w_IO` are static: one compiled program for each shape and choice of them.
     """
     w_IO = jnp.asarray(w_IO)
     if not jnp.issubdtype(w_IO.dtype, jnp.floating):
@@ -122,7 +124,8 @@ def quantize_params(
     symmetric: bool = True,
     grid: str = "max",
 ) -> Any:
-    """Rounds the matrices of one model whose path matches; everything else is returned as it is.
+    """Rounds the matrices of one model whose path matches; everything else, vectors that match included, is
+    returned as it is.
 
     Args:
       params: nested dict of arrays, of one model: `jax.vmap` rounds those of a stack of members.
@@ -133,13 +136,16 @@ def quantize_params(
       The same tree.
 
     Raises:
-      ValueError: no matrix matches, or `round_to_nearest` refuses one (the message says which).
+      ValueError: no matrix matches, or `round_to_nearest` refuses one, a stack of matrices among them (the message
+        says which).
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves]
-    chosen = [
-        jnp.ndim(leaf) == 2 and re.fullmatch(pattern, path) for path, (_, leaf) in zip(paths, leaves, strict=True)
-    ]
+    matching = [bool(re.fullmatch(pattern, path)) for path in paths]
+    for path, (_, leaf), hit in zip(paths, leaves, matching, strict=True):
+        if hit and jnp.ndim(leaf) > 2:
+            raise ValueError(f"{path}: expected one matrix, got shape {jnp.shape(leaf)}; jax.vmap rounds a stack")
+    chosen = [hit and jnp.ndim(leaf) == 2 for hit, (_, leaf) in zip(matching, leaves, strict=True)]
     if not any(chosen):
         seen = ", ".join(f"{path} {jnp.shape(leaf)}" for path, (_, leaf) in list(zip(paths, leaves, strict=True))[:8])
         raise ValueError(f"no matrix of the parameters matches {pattern!r}; they begin: {seen}")

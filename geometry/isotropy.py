@@ -1,5 +1,7 @@
 """How evenly the rows of a matrix point in all directions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -9,6 +11,7 @@ from geometry.gauge import centred
 from geometry.spectrum import as_matrix, participation_ratio, right_singular_vectors, singular_values
 
 
+@jax.jit
 def mean_cosine(x_ND: ArrayLike) -> Array:
     """Mean cosine between two different rows, in O(ND): (|sum u|^2 - N) / (N (N - 1)) with u the rows at length 1.
 
@@ -32,6 +35,7 @@ def mean_cosine(x_ND: ArrayLike) -> Array:
     return jnp.where(pairs > 0, between / jnp.where(pairs > 0, pairs, 1.0), jnp.nan)
 
 
+@functools.partial(jax.jit, static_argnames="max_elements")
 def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array:
     """Least over greatest partition function, min Z(c) / max Z(c) with Z(c) = sum_i exp(w_i . c).
 
@@ -72,6 +76,7 @@ def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array
     return jnp.exp(jnp.min(log_z_2D) - jnp.max(log_z_2D))
 
 
+@jax.jit
 def isoscore(x_ND: ArrayLike) -> Array:
     """How uniformly the variance is spread over the D dimensions: 0 in one direction only, 1 in all alike.
 

@@ -132,8 +132,8 @@ def member_step(shape: Shape, state: State, h: Hyper, tokens_BL: Array) -> tuple
     updates, moments = adamw.update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    grad_norm = optax.global_norm(gradients)
-    finite = jnp.isfinite(entropy) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(params))
+    grad_norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(entropy) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
     running = (state.diverged_at < 0) & (state.step < h.total_steps)
     moved = running & finite
     new = State(

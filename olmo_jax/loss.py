@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Elements of one chunk's logits, 64 MiB in float32: large enough for full matmuls, small beside a model's activations.
-_CHUNK_ELEMENTS = 2**24
+# Elements of one chunk's logits, 16 MiB in float32: enough for full matmuls, little beside a model's activations.
+_CHUNK_ELEMENTS = 2**22
 
 
 class Loss(NamedTuple):
@@ -77,7 +77,7 @@ def _mean_loss_forward(x_BLD, w_VD, targets_BL, weights_BL, z_loss, chunk):
         entropy_BC, log_z_BC = _entropy(logits_BCV, targets_BC)
         total += jnp.stack([jnp.sum(weights_BC * entropy_BC), jnp.sum(weights_BC * log_z_BC**2)])
         p_BCV = jnp.exp(logits_BCV - log_z_BC[..., None])
-        hit_BCV = targets_BC[..., None] == jnp.arange(w_VD.shape[0])
+        hit_BCV = targets_BC[..., None] == jnp.arange(w_VD.shape[0])[None, None]
         slope_BC1 = (1.0 + 2.0 * z_loss * log_z_BC)[..., None]
         d_BCV = ((scale * weights_BC)[..., None] * (p_BCV * slope_BC1 - hit_BCV)).astype(x_BCD.dtype)
         dx_BCD = jnp.einsum("bcv,vd->bcd", d_BCV, w_VD.astype(x_BCD.dtype))

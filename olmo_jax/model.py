@@ -77,8 +77,8 @@ def rotary(x_BLHK: Array, theta: float) -> Array:
     """Rotary position embedding (Su 2021), halves of a head paired as GPT-NeoX and OLMo do, angles in float32."""
     length, d_head = x_BLHK.shape[1], x_BLHK.shape[3]
     frequency_k = theta ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
-    angle_L1k = (jnp.arange(length, dtype=jnp.float32)[:, None] * frequency_k)[:, None, :]
-    sin, cos = jnp.sin(angle_L1k), jnp.cos(angle_L1k)
+    angle_1L1k = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequency_k)[None, :, None, :]
+    sin, cos = jnp.sin(angle_1L1k), jnp.cos(angle_1L1k)
     low_BLHk, high_BLHk = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([low_BLHk * cos - high_BLHk * sin, high_BLHk * cos + low_BLHk * sin], axis=-1)
     return turned.astype(x_BLHK.dtype)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from geometry.gauge import gauge_fix
-from geometry.probe import summarize
 from jax import Array
 
+from geometry.gauge import gauge_fix
+from geometry.probe import summarize
 from olmo_jax import model
 from olmo_jax.config import ModelConfig, ProbeConfig
 

@@ -184,7 +184,7 @@ def _kept(places: Sequence[int], staying: Sequence[int]) -> list[int]:
 
 
 def _validation(cohort: Cohort, index: TokenIndex) -> list[np.ndarray]:
-    domains = cohort.shape.train_domains or index.domains("validation")
+    domains = cohort.shape.train_domains or index.domains
     return [d for domain in domains for d in validation_documents(index, domain, _PROBE_POOL_TOKENS)]
 
 

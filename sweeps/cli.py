@@ -49,7 +49,7 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
     _quiet()
     from olmo_jax.checkpoint import CheckpointError
     from olmo_jax.config import ConfigError
-    from olmo_jax.data.shards import DataError
+    from olmo_jax.data import DataError
     from sweeps.analysis import AnalysisError
 
     try:

@@ -56,7 +56,12 @@ function layout(xTitle, yTitle) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--quiet") },
-    hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink") }, align: "left" },
+    hoverlabel: {
+      bgcolor: colour("--raised"),
+      bordercolor: colour("--line"),
+      font: { family: getComputedStyle(document.body).fontFamily, color: colour("--ink") },
+      align: "left",
+    },
     xaxis: { ...axis, title: { text: plain(xTitle), standoff: 8 } },
     yaxis: { ...axis, title: { text: plain(yTitle), standoff: 8 } },
     margin: { l: 44, r: 10, t: 10, b: 40 },
@@ -66,7 +71,13 @@ function layout(xTitle, yTitle) {
   };
 }
 
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+// Buttons are named one by one: plotly's own choice holds one that sends the figure to a server.
+const CONFIG = {
+  displaylogo: false,
+  responsive: true,
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+  plotlyServerURL: "",
+};
 const PANEL_CONFIG = { ...CONFIG, displayModeBar: false };
 
 function drawLegend(setting, levels) {

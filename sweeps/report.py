@@ -1,7 +1,8 @@
 """One offline page of a sweep: what it found in words, then the curves, the correlations and the table behind them.
 
-The page is HTML written here, styled by report.css; report.js draws the figures from the data that lie in the page as JSON,
-and sorts the tables. Nothing is fetched when it is opened: plotly.js is inlined, and the page's own policy forbids it.
+The page is HTML written here and styled by report.css. report.js sorts the tables and draws the figures, from the data
+that lie in the page as JSON. Nothing is fetched when it is opened: plotly.js is inlined, and the page's own policy
+forbids it.
 """
 
 import html
@@ -183,8 +184,8 @@ def _correlations_section(correlations: pd.DataFrame) -> str:
     left_out = int(correlations["left_out"].max()) if len(correlations) else 0
     about = f"""<p class="note">Spearman's rank correlation with its 95 % interval and p-value, over final rows,
 clustered by configuration; {left_out or "no"} run{"" if left_out == 1 else "s"} diverged or unfinished and left out.
-Partial: given every setting that varies, as ranks (misled by a setting with a U-shaped effect) and as factors. The first
-row is the pair declared beforehand; the p-values of all others are not corrected for their number.</p>"""
+Partial: given every setting that varies, as ranks (misled by a setting with a U-shaped effect) and as factors. The
+first row is the pair declared beforehand; the p-values of all others are not corrected for their number.</p>"""
     table = _table("correlations", "Correlations of geometry and loss", heads, rows)
     return _section("correlation", "Correlations", about + table if rows else "<p>No pair to correlate.</p>")
 
@@ -246,10 +247,10 @@ def _estimate_cell(row: pd.Series) -> str:
         return _cell("")
     strength = f"{abs(row['estimate']) * 0.5:.2f}"
     text = f"<b>{_signed(row['estimate'])}</b>"
+    if not math.isnan(row["p_value"]):
+        text += f" <i>p {_p_value(row['p_value'])}</i>"
     if not math.isnan(row["low"]):
         text += f" <span>{_signed(row['low'])} to {_signed(row['high'])}</span>"
-    if not math.isnan(row["p_value"]):
-        text += f" <span>p {_p_value(row['p_value'])}</span>"
     sign = "negative" if row["estimate"] < 0 else "positive"
     return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{row["estimate"]:.6g}">{text}</td>'
 
@@ -264,7 +265,8 @@ def _cell(value: Any, shown: str | None = None, kind: str = "") -> str:
     data = f' data-value="{float(value):.9g}"' if number else ""
     classes = " ".join(filter(None, [kind, "number" if number else ""]))
     style = f' class="{classes}"' if classes else ""
-    return f"<td{style}{data}>{_text(_format(value) if shown is None else shown)}</td>"
+    text = _text(_format(value) if shown is None else shown)
+    return f"<td{style}{data}>{text.replace('/', '/<wbr>') if kind == 'name' else text}</td>"
 
 
 def _select(name: str, options: list[str], chosen: str) -> str:
@@ -300,8 +302,8 @@ def _curve(curve: pd.DataFrame) -> dict[str, Any]:
         values_N3 = there.to_numpy(dtype=float)
         if len(values_N3) == 0:
             continue
-        parts = np.array_split(values_N3, min(MAX_POINTS, len(values_N3)))
-        means_P3 = np.stack([part.mean(axis=0) for part in parts])
+        edges_P = np.linspace(0, len(values_N3), min(MAX_POINTS, len(values_N3)) + 1).astype(int)
+        means_P3 = np.add.reduceat(values_N3, edges_P[:-1]) / np.diff(edges_P)[:, None]
         result[key] = {name: _numbers(means_P3[:, i]) for i, name in enumerate(("step", "tokens", "value"))}
     return result
 
@@ -336,6 +338,7 @@ def _plain(value: Any) -> str | float | bool | None:
 
 
 def _missing(value: Any) -> bool:
+    """Whether a cell holds None, NaN or NaT; a list in a cell is there."""
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
@@ -346,8 +349,9 @@ def _format(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | float | np.number):
-        whole = float(value).is_integer() and abs(value) < 1e15
-        return (f"{int(value)}" if whole else f"{value:.4g}").replace("-", _MINUS)
+        number = float(value)
+        whole = number.is_integer() and abs(number) < 1e15
+        return (f"{number:.0f}" if whole else f"{number:.4g}").replace("-", _MINUS)
     if isinstance(value, tuple | list):
         return ", ".join(map(str, value))
     return str(value)

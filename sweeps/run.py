@@ -69,7 +69,7 @@ def train_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], s
     for cohort in plan.cohorts:
         index = indexes[cohort.shape.data_name]
         tokens = max(run.config.tokens for run in cohort.runs)
-        passes = epochs(index, cohort.shape.train_domains, tokens)
+        passes = epochs(index, cohort.shape.train_domains, cohort.shape.sequence_length, tokens)
         if passes > 1:
             say(f"{cohort.id}: its budget passes the training tokens {passes:.1f} times")
         if stop() or not train_cohort(workdir, cohort, index, stop):
@@ -149,8 +149,8 @@ def _check_finetune_domain(sweep: Sweep, indexes: dict[str, TokenIndex]) -> None
     domain = sweep.evaluation.finetune.domain
     for name, index in indexes.items():
         require(
-            not domain or domain in index.domains("train"),
+            not domain or domain in index.domains,
             "config.evaluation.finetune.domain",
             domain,
-            f"isn't a domain of the data '{name}'; known: {', '.join(index.domains('train'))}; '' leaves it out",
+            f"isn't a domain of the data '{name}'; known: {', '.join(index.domains)}; '' leaves it out",
         )

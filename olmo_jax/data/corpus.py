@@ -23,7 +23,7 @@ class Document(NamedTuple):
     text: str
 
 
-class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     VERSION = tfds.core.Version("1.0.0")
     # TFDS looks for checksums of downloads beside the code, by way of importlib_resources, which it doesn't depend on.
     code_path = None
@@ -77,7 +77,7 @@ class Corpus:
             raise DataError(f"{builder.data_path}: has no split 'train', only {', '.join(builder.info.splits)}")
         for field in filter(None, (text_field, domain_field)):
             if field not in (builder.info.features or {}):
-                known = ", ".join(builder.info.features or {})
+                known = ", ".join(sorted(builder.info.features or {}))
                 raise DataError(f"{builder.data_path}: examples have no field {field!r}, only {known}; set "
                                 "data.text_field or data.domain_field")  # fmt: skip
 
@@ -90,12 +90,13 @@ class Corpus:
             yield Document(domain, self._decoded(example, self._text_field))
 
     def _decoded(self, example: dict[str, Any], field: str) -> str:
-        value = example[field]
         try:
-            return value.decode("utf-8")
+            return example[field].decode("utf-8")
         except (AttributeError, UnicodeDecodeError):
-            raise DataError(f"{self._builder.data_path}: field {field!r} of an example isn't UTF-8 text but {value!r:.60}; "
-                            "name another in the config")  from None  # fmt: skip
+            raise DataError(
+                f"{self._builder.data_path}: field {field!r} isn't UTF-8 text in every example; set data.text_field or "
+                "data.domain_field to one that is"
+            ) from None
 
 
 def build(data: DataConfig, directory: Path) -> Corpus:

@@ -12,39 +12,22 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, python_packages, text_files
+from olmo_jax.data import DataError
+from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.windows import too_few_tokens
-from olmo_jax.identity import canonical_json
 
 if TYPE_CHECKING:
     from olmo_jax.data.corpus import Corpus
     from olmo_jax.data.tokenizer import Tokenizer
 
+__all__ = ["Fingerprint", "fingerprint", "prepare", "split_of", "summary"]
+
 _DOCUMENTS_AT_ONCE = 256
 _REPORT_EVERY = 64e6  # bytes of text
-
-
-class Fingerprint(NamedTuple):
-    """What prepared data are made from: the corpus with its split, and the tokenizer. `str` is "<12 hex>-<12 hex>"."""
-
-    corpus: str
-    tokenizer: str
-
-    def __str__(self) -> str:
-        return f"{self.corpus[:12]}-{self.tokenizer[:12]}"
-
-
-def fingerprint(data: DataConfig) -> Fingerprint:
-    """Identifies the data that `prepare` would write, from the sources alone; where they lie doesn't enter.
-
-    Two hexadecimal SHA-256. Raises DataError for sources that aren't there.
-    """
-    corpus, tokenizer = _sources(data)
-    return Fingerprint(_sha256(corpus), _sha256(tokenizer))
 
 
 def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> TokenIndex:
@@ -98,38 +81,10 @@ def split_of(text: str, validation_fraction: float) -> str:
     return "validation" if share < validation_fraction else "train"
 
 
-def _sources(data: DataConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """What the two halves of the fingerprint stand for, named, so that a change can be named too."""
-    if data.corpus == "python_packages":
-        corpus = python_packages.sources(data.max_megabytes)
-    elif data.corpus == "text_files":
-        corpus = text_files.sources(data.files, data.text_field, data.domain_field)
-    else:
-        from olmo_jax.data.corpus import sources_on_disk
-
-        corpus = sources_on_disk(data)
-    corpus["validation_fraction"] = repr(data.validation_fraction)
-    tokenizer = {"eos_token": data.eos_token}
-    if data.tokenizer == "bpe":
-        tokenizer["bpe_vocab_size"] = str(data.bpe_vocab_size)
-        tokenizer["bpe trained on"] = ", ".join(sorted(set(data.train_domains))) or "all domains"
-    else:
-        path = Path(data.tokenizer).expanduser()
-        if not path.is_file():
-            raise DataError(f"data.tokenizer = {data.tokenizer!r}: no such file; name a tokenizer.json, or 'bpe'")
-        tokenizer["tokenizer.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return corpus, tokenizer
-
-
-def _sha256(values: dict[str, str]) -> str:
-    return hashlib.sha256(canonical_json(values).encode()).hexdigest()
-
-
 def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -> None:
-    from olmo_jax.data.corpus import build  # TFDS and grain take a second to import, and most calls find all done
+    from olmo_jax.data.corpus import build  # TFDS takes half a second to import, and most calls find all done
 
-    sources = dict(zip(("corpus", "tokenizer"), _sources(data), strict=True))
-    print_ = fingerprint(data)
+    found = sources(data)
     progress(f"prepare {data.name}: reading the corpus {data.corpus}")
     corpus = build(data, directory / "corpus")
     _check_domains(data, corpus)
@@ -143,8 +98,8 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         tokenizer_sha256=tokenizer.sha256,
-        fingerprint=str(print_),
-        sources={f"{half}: {key}": value for half, values in sources.items() for key, value in values.items()},
+        fingerprint=str(of(found)),
+        sources=found,
         shards=writer.shards(),
     )
     _check_usable(index, data)
@@ -154,6 +109,8 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
 
 
 def _check_domains(data: DataConfig, corpus: "Corpus") -> None:
+    if not data.train_domains:
+        return
     count = Counter(document.domain for document in corpus)
     unknown = [name for name in data.train_domains if name not in count]
     if unknown:
@@ -197,30 +154,20 @@ def _check_usable(index: TokenIndex, data: DataConfig) -> None:
         for split, remedy in (("validation", "raise"), ("train", "lower")):
             if not index.shard(split, domain).documents:
                 raise DataError(
-                    f"{index.directory}: domain {domain!r} has no document in its {split} split; add documents, "
-                    f"{remedy} data.validation_fraction = {data.validation_fraction}, or leave the domain out of "
-                    "data.train_domains"
+                    f"data.train_domains: domain {domain!r} has no document in its {split} split; add documents, "
+                    f"{remedy} data.validation_fraction = {data.validation_fraction}, or leave the domain out"
                 )
     if message := too_few_tokens(index, data.train_domains, data.sequence_length):
         raise DataError(message)
 
 
 def _check_same(index: TokenIndex, data: DataConfig) -> None:
-    now = fingerprint(data)
-    if index.fingerprint == str(now):
-        return
-    sources = dict(zip(("corpus", "tokenizer"), _sources(data), strict=True))
-    values = {f"{half}: {key}": value for half, named in sources.items() for key, value in named.items()}
-    changed = [
-        f"{key} was {index.sources.get(key, 'absent'):.40}, is {values.get(key, 'absent'):.40}"
-        for key in sorted(index.sources.keys() | values.keys())
-        if index.sources.get(key) != values.get(key)
-    ]
-    more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
-    raise DataError(
-        f"{index.directory}: prepared from {index.fingerprint}, but the sources now are {now} "
-        f"({'; '.join(changed[:4])}{more}); choose another data.name or --workdir, or restore the sources"
-    )
+    now = sources(data)
+    if index.fingerprint != str(of(now)):
+        raise DataError(
+            f"{index.directory}: prepared from {index.fingerprint}, but the sources now are {of(now)} "
+            f"({changes(index.sources, now)}); choose another data.name or --workdir, or restore the sources"
+        )
 
 
 def _portions(documents: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -6,7 +6,6 @@ same packages give the same examples in the same order.
 
 import hashlib
 import importlib.metadata
-import itertools
 import os
 import platform
 import re
@@ -45,17 +44,17 @@ HELD_OUT = {
 }
 
 # Tests repeat themselves, vendored code belongs to others, and the rest is written by programs.
-_SKIPPED_FOLDERS = frozenset(
-    "test tests testing _testing idle_test site-packages dist-packages __pycache__ _vendor _bundled vendor "
-    "encodings pydoc_data lib2to3 lib-dynload graph_objs validators".split()
+_SKIPPED_FOLDERS = re.compile(
+    r"tests?|_?testing|idle_test|internal_test_util|_generated|(site|dist)-packages|__pycache__|_?vendor|_bundled|"
+    r"encodings|pydoc_data|lib2to3|lib-dynload|graph_objs|validators"
 )
-_SKIPPED_FILES = re.compile(r"_sysconfigdata.*|__config__\.py|_?version\w*\.py")
+_SKIPPED_FILES = re.compile(r"_sysconfigdata.*|__config__\.py|_?version\w*\.py|.*_test\.py|test_.*\.py")
 # A file goes to prose or to code, never to both: code holds its docstrings, and a model tuned on it would have read
 # the validation prose.
 _CODE_SHARE = 0.2
 _LARGEST_CODE_FILE = 200_000
 _GENERATED = re.compile(r"(?i)(auto-?)?generated (by|from|file|automatically)|do not (edit|modify)")
-_FILES_A_PROCESS = 100
+_FILES_A_PROCESS = (16, 128)  # at first, so that a small cap is soon met, and at most
 
 
 class File(NamedTuple):
@@ -130,7 +129,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution | None:
 
 def _files_below(root: Path, folder: str, domain: str) -> Iterator[File]:
     for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        folders[:] = [name for name in folders if not _SKIPPED_FOLDERS.fullmatch(name)]
         for name in names:
             path = Path(parent, name)
             if name.endswith(".py") and not _SKIPPED_FILES.fullmatch(name):
@@ -164,16 +163,25 @@ def _prose(found: Sequence[File], seen: set[bytes]) -> Iterator[Example]:
 def _read_in_parallel(paths: Sequence[Path]) -> Iterator[list[str]]:
     """Paragraphs of each file in order, a process a core, only a little further than what is asked for."""
     workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    portions = (paths[i : i + _FILES_A_PROCESS] for i in range(0, len(paths), _FILES_A_PROCESS))
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[list[list[str]]]] = deque()
-        for portion in itertools.chain(portions, [None] * workers):
-            if portion is not None:
+        try:
+            for portion in _growing_portions(paths):
                 ahead.append(pool.submit(prose.paragraphs_of_files, portion))
-            if ahead and (portion is None or len(ahead) > workers):
+                if len(ahead) > workers:
+                    yield from ahead.popleft().result()
+            while ahead:
                 yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _growing_portions(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    begin, (size, largest) = 0, _FILES_A_PROCESS
+    while begin < len(paths):
+        yield paths[begin : begin + size]
+        begin, size = begin + size, min(2 * size, largest)
 
 
 def _code(found: Sequence[File]) -> Iterator[Example]:

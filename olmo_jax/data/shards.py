@@ -42,7 +42,7 @@ class TokenIndex:
       directory: where it was loaded from.
       dtype: "uint16" or "uint32". vocab_size: the tokenizer's. eos_id: ends every document.
       tokenizer_sha256: of tokenizer.json in the same folder.
-      fingerprint: of corpus and tokenizer, see `prepare.fingerprint`.
+      fingerprint: of corpus and tokenizer, see fingerprint.py.
       sources: what the fingerprint was made of, to say what changed.
       shards: in order of split and domain.
     """
@@ -53,7 +53,7 @@ class TokenIndex:
     eos_id: int
     tokenizer_sha256: str
     fingerprint: str
-    sources: dict[str, str]
+    sources: dict[str, dict[str, str]]
     shards: tuple[Shard, ...]
 
     @classmethod

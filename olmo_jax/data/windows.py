@@ -49,8 +49,8 @@ def too_few_tokens(index: TokenIndex, domains: Sequence[str], sequence_length: i
     if total > sequence_length:
         return ""
     return (
-        f"{index.directory}: the training split of {', '.join(names)} has {total} tokens, fewer than one window of "
-        f"{sequence_length} + 1; add text or lower data.sequence_length"
+        f"data.sequence_length = {sequence_length}: the training split of {', '.join(names)} has {total} tokens, fewer "
+        "than one window and the token after it; add text or shorten the sequence"
     )
 
 
@@ -133,6 +133,10 @@ class _TokenWindows:
         self._length = sequence_length
         self._ends = np.cumsum([len(a) for a in self._arrays], dtype=np.int64)
 
+    def __reduce__(self) -> tuple:
+        # A memory map would be pickled whole for every worker process; its path will do.
+        return _reopen, ([(a.filename, a.dtype) for a in self._arrays], self._length)  # type: ignore[attr-defined]
+
     def __len__(self) -> int:
         total = int(self._ends[-1]) if len(self._ends) else 0
         return max(0, (total - 1) // self._length)
@@ -146,6 +150,10 @@ class _TokenWindows:
                 break
             pieces.append(self._arrays[k][max(0, begin - start) : end - start])
         return np.concatenate(pieces).astype(np.int32)
+
+
+def _reopen(files: Sequence[tuple[str, np.dtype]], sequence_length: int) -> _TokenWindows:
+    return _TokenWindows([np.memmap(path, dtype, mode="r") for path, dtype in files], sequence_length)
 
 
 def _names(index: TokenIndex, domains: Sequence[str]) -> list[str]:

@@ -24,13 +24,13 @@ def rounded(x):
 
 def _matrices():
     rng = np.random.default_rng(7)
-    gaussian = 0.2 * rng.standard_normal((700, 48))
+    gaussian = 0.2 * rng.standard_normal((600, 48))
     return {
         "gaussian": gaussian,
         "common vector": gaussian + rng.standard_normal((1, 48)),
-        "power law": with_spectrum(900, 40, 30.0 / np.arange(1, 41)),
-        "low rank": with_spectrum(600, 64, np.linspace(20, 5, 12)),
-        "nearly singular": with_spectrum(800, 32, np.geomspace(30, 3e-4, 32)),
+        "power law": with_spectrum(600, 48, 30.0 / np.arange(1, 49)),
+        "low rank": with_spectrum(600, 48, np.linspace(20, 5, 12)),
+        "nearly singular": with_spectrum(600, 48, np.geomspace(30, 3e-4, 48)),
         "square": rng.standard_normal((40, 40)),
         "wide": 0.3 * rng.standard_normal((24, 96)),
     }

@@ -17,11 +17,11 @@ SPECTRAL = [
 ]
 
 
+@jax.jit
 def measure(w_VD):
     s_D = spectrum.singular_values(w_VD)
-    return np.array(
-        [*(metric(s_D) for metric in SPECTRAL), isotropy.mean_cosine(w_VD), isotropy.partition_isotropy(w_VD)]
-    )
+    isotropic = [isotropy.mean_cosine(w_VD), isotropy.partition_isotropy(w_VD), isotropy.isoscore(w_VD)]
+    return jnp.stack([metric(s_D) for metric in SPECTRAL] + isotropic)
 
 
 def invisible(norm, shape, rng):
@@ -39,7 +39,7 @@ def test_metrics_of_the_fixed_matrix_do_not_see_what_logits_do_not(matrices, nor
     np.testing.assert_allclose(
         measure(gauge.gauge_fix(changed, norm)), measure(gauge.gauge_fix(w_VD, norm)), rtol=1e-4, atol=1e-7
     )
-    assert np.abs(measure(changed) / measure(w_VD) - 1).min() > 0.1  # the raw ones do
+    assert np.abs(measure(changed) / measure(w_VD) - 1)[:-1].min() > 0.1  # the raw ones do, but IsoScore centres
 
 
 def states(norm, rng):

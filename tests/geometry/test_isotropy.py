@@ -46,9 +46,10 @@ def test_matches_float64(matrix, metric):
 @pytest.mark.parametrize("metric", ORACLES, ids=lambda f: f.__name__)
 def test_jit_is_eager_and_vmap_is_loop(matrices, metric):
     stack = np.stack([matrices["common vector"], 0.5 * matrices["common vector"] + 0.1])
-    loop = [float(metric(w)) for w in stack]
-    np.testing.assert_allclose(jax.jit(metric)(stack[0]), loop[0], rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(jax.vmap(metric))(stack), loop, rtol=1e-5)
+    with jax.disable_jit():
+        loop = [float(metric(w)) for w in stack]
+    np.testing.assert_allclose(metric(stack[0]), loop[0], rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(metric)(stack), loop, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -66,8 +67,8 @@ def test_what_is_not_a_matrix_is_refused(metric):
 
 
 def test_mean_cosine_closed_forms():
-    assert float(isotropy.mean_cosine([[1.0, 0], [3, 0]])) == pytest.approx(1)
-    assert float(isotropy.mean_cosine([[1.0, 0], [-3, 0]])) == pytest.approx(-1)
+    assert float(isotropy.mean_cosine(np.array([[1.0, 0], [3, 0]]))) == pytest.approx(1)
+    assert float(isotropy.mean_cosine(np.array([[1.0, 0], [-3, 0]]))) == pytest.approx(-1)
     assert float(isotropy.mean_cosine(np.eye(5))) == pytest.approx(0, abs=1e-7)
     corners = np.eye(4) - 0.25  # of a regular simplex
     assert float(isotropy.mean_cosine(corners)) == pytest.approx(-1 / 3, rel=1e-5)
@@ -120,25 +121,33 @@ def test_partition_isotropy_sees_no_rotation(matrix):
     assert float(isotropy.partition_isotropy(matrix @ rotation)) == pytest.approx(value, rel=1e-3)
 
 
-@pytest.mark.parametrize("max_elements", [1, 1000, 96 * 50, 96 * 700, 1 << 30])
+@pytest.mark.parametrize("max_elements", [1, 1000, 96 * 50, 96 * 600, 1 << 30])
 def test_partition_isotropy_is_the_same_in_blocks_of_any_size(matrices, max_elements):
     w_VD = matrices["common vector"]
     value = isotropy.partition_isotropy(w_VD, max_elements=max_elements)
     assert float(value) == pytest.approx(oracle_partition_isotropy(w_VD), rel=1e-3)
 
 
+def equations(jaxpr):
+    """Those of a jaxpr, and of the jitted functions that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name in ("jit", "pjit"):
+            yield from equations(equation.params["jaxpr"].jaxpr)
+
+
 def test_partition_isotropy_forms_no_array_beyond_its_bound():
     w_VD, bound = jax.ShapeDtypeStruct((5000, 32), jnp.float32), 10_000
     jaxpr = jax.make_jaxpr(lambda w: isotropy.partition_isotropy(w, max_elements=bound))(w_VD)
-    (scan,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+    (scan,) = [equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "scan"]
     formed = [v.aval.size for equation in scan.params["jaxpr"].jaxpr.eqns for v in equation.outvars]
     assert bound * 0.9 < max(formed) <= bound
 
 
 def test_partition_isotropy_closed_forms():
     assert float(isotropy.partition_isotropy(np.zeros((9, 4)))) == pytest.approx(1)
-    assert float(isotropy.partition_isotropy([[2.0, 0], [2, 0]])) == pytest.approx(np.exp(-4), rel=1e-5)
-    assert float(isotropy.partition_isotropy([[500.0, 0]])) == 0
+    assert float(isotropy.partition_isotropy(np.array([[2.0, 0], [2, 0]]))) == pytest.approx(np.exp(-4), rel=1e-5)
+    assert float(isotropy.partition_isotropy(np.array([[500.0, 0]]))) == 0
     cloud = 0.05 * np.random.default_rng(0).standard_normal((20_000, 8))
     assert float(isotropy.partition_isotropy(cloud)) == pytest.approx(1, abs=0.01)
 

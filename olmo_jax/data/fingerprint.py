@@ -1,0 +1,72 @@
+"""What prepared data are made from, told from the sources alone; where they lie doesn't enter."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from olmo_jax.config import DataConfig
+from olmo_jax.data import DataError, python_packages, text_files
+from olmo_jax.identity import canonical_json
+
+Sources = dict[str, dict[str, str]]
+
+
+class Fingerprint(NamedTuple):
+    """SHA-256 of the corpus with its split, and of the tokenizer; `str` is 12 digits of each, "3fa9…-77b1…"."""
+
+    corpus: str
+    tokenizer: str
+
+    def __str__(self) -> str:
+        return f"{self.corpus[:12]}-{self.tokenizer[:12]}"
+
+
+def fingerprint(data: DataConfig) -> Fingerprint:
+    """Identifies the data that `prepare` would write. Raises DataError for sources that aren't there."""
+    return of(sources(data))
+
+
+def of(found: Sources) -> Fingerprint:
+    """The fingerprint of `sources`."""
+    corpus, tokenizer = (
+        hashlib.sha256(canonical_json(found[half]).encode()).hexdigest() for half in Fingerprint._fields
+    )
+    return Fingerprint(corpus, tokenizer)
+
+
+def sources(data: DataConfig) -> Sources:
+    """What the two halves of the fingerprint stand for, by name, so that a change can be named too."""
+    if data.corpus == "python_packages":
+        corpus = python_packages.sources(data.max_megabytes)
+    elif data.corpus == "text_files":
+        corpus = text_files.sources(data.files, data.text_field, data.domain_field)
+    else:
+        from olmo_jax.data.corpus import sources_on_disk  # imports TFDS, half a second that the others don't need
+
+        corpus = sources_on_disk(data)
+    return {"corpus": corpus | {"validation_fraction": repr(data.validation_fraction)}, "tokenizer": _tokenizer(data)}
+
+
+def changes(before: Sources, now: Sources, at_most: int = 4) -> str:
+    """One line on what differs: "numpy was 2.4.5, is 2.4.6; ..."."""
+    lines = []
+    for half in Fingerprint._fields:
+        old, new = before.get(half, {}), now[half]
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                lines.append(f"{key} was {old.get(key, 'absent'):.24}, is {new.get(key, 'absent'):.24}")
+    more = f"; and {len(lines) - at_most} more" if len(lines) > at_most else ""
+    return "; ".join(lines[:at_most]) + more
+
+
+def _tokenizer(data: DataConfig) -> dict[str, str]:
+    if data.tokenizer == "bpe":
+        return {
+            "eos_token": data.eos_token,
+            "bpe_vocab_size": str(data.bpe_vocab_size),
+            "bpe trained on": ", ".join(sorted(set(data.train_domains))) or "all domains",
+        }
+    path = Path(data.tokenizer).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.tokenizer = {data.tokenizer!r}: no such file; name a tokenizer.json, or 'bpe'")
+    return {"eos_token": data.eos_token, "tokenizer.json": hashlib.sha256(path.read_bytes()).hexdigest()}

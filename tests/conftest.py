@@ -1,0 +1,87 @@
+"""What every test starts from: eight virtual devices, and a small corpus in the user's own format, prepared once."""
+
+import dataclasses
+import json
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile many small programs and run each a few times: unoptimised code comes four times sooner.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from olmo_jax import config as configs  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+WORDS = "the of and loss rank weight model token a is in to we measure matrix value under over by cosine".split()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A .jsonl of three domains; each word depends on the one before, so that there is something to learn."""
+    path = tmp_path_factory.mktemp("text") / "corpus.jsonl"
+    rng = np.random.default_rng(0)
+    follows = rng.dirichlet(np.full(len(WORDS), 0.2), size=len(WORDS))
+    with path.open("w") as file:
+        for i in range(300):
+            words = [int(rng.integers(len(WORDS)))]
+            for _ in range(60 + i % 40):
+                words.append(int(rng.choice(len(WORDS), p=follows[words[-1]])))
+            domain = ("prose", "code", "other")[i % 3]
+            file.write(json.dumps({"text": " ".join(WORDS[w] for w in words), "domain": domain}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus):
+    """The configuration of a run that trains in a moment: one layer, 12 steps of 4 x 16 tokens, on one device."""
+    return configs.TrainConfig(
+        name="tiny",
+        tokens=12 * 4 * 16,
+        model=configs.ModelConfig(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32),
+        optimizer=configs.OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.2),
+        data=configs.DataConfig(
+            corpus="text_files",
+            files=(str(corpus),),
+            domain_field="domain",
+            bpe_vocab_size=300,
+            train_domains=("prose",),
+            sequence_length=16,
+            batch_size=4,
+        ),
+        probe=configs.ProbeConfig(every=4, documents=10, document_tokens=12),
+        checkpoint=configs.CheckpointConfig(every=5),
+        mesh=configs.MeshConfig(member=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def index(tiny, tmp_path_factory):
+    """The prepared corpus."""
+    from olmo_jax.data.prepare import prepare
+
+    return prepare(tiny.data, tmp_path_factory.mktemp("data"), lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def vary():
+    """`vary(config, {"optimizer.weight_decay": 1.0})`: a copy with fields replaced by dotted key."""
+
+    def varied(config, changes):
+        for key, value in changes.items():
+            head, _, rest = key.partition(".")
+            value = varied(getattr(config, head), {rest: value}) if rest else value
+            config = dataclasses.replace(config, **{head: value})
+        return config
+
+    return varied

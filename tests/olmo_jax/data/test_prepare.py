@@ -1,0 +1,210 @@
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from olmo_jax.config import DataConfig
+from olmo_jax.data import DataError
+from olmo_jax.data.corpus import TextFiles
+from olmo_jax.data.prepare import fingerprint, prepare
+from olmo_jax.data.shards import TokenIndex
+
+replace = dataclasses.replace
+CHECKOUT = Path(__file__).parents[3]
+
+
+def quiet(line):
+    pass
+
+
+def contents(directory):
+    """Every file that training reads, by name."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir() if p.is_file()}
+
+
+def times(directory):
+    return {p: p.stat().st_mtime_ns for p in directory.rglob("*")}
+
+
+def test_splits_are_disjoint_even_where_documents_repeat(stories, story_config, story_file, tmp_path):
+    twice = tmp_path / "twice.jsonl"
+    twice.write_bytes(story_file.read_bytes() * 2)
+    index = prepare(replace(story_config, files=(str(twice),)), tmp_path, quiet)
+    for domain in index.domains:
+        train, validation = ({d.tobytes() for d in index.documents(s, domain)} for s in ("train", "validation"))
+        assert train and validation and not train & validation
+        assert 10 < index.shard("validation", domain).documents / 2 < 40  # of 120, .2 expected
+
+
+def test_the_same_sources_give_the_same_bytes_wherever_they_lie(stories, story_config, story_file, tmp_path):
+    moved = tmp_path / story_file.name
+    moved.write_bytes(story_file.read_bytes())
+    config = replace(story_config, name="other", files=(str(moved),))
+    again = prepare(config, tmp_path, quiet)
+    assert contents(again.directory) == contents(stories.directory)
+    assert fingerprint(config) == fingerprint(story_config)
+
+
+def test_a_second_prepare_writes_nothing(stories, story_config):
+    before = times(stories.directory)
+    lines = []
+    assert prepare(story_config, stories.directory.parent, lines.append) == stories
+    assert times(stories.directory) == before
+    assert not lines
+
+
+def test_progress_reports_each_split_and_domain(story_config, tmp_path):
+    lines = []
+    prepare(story_config, tmp_path, lines.append)
+    table = [line.split()[:2] for line in lines]
+    assert all([split, domain] in table for split in ("train", "validation") for domain in ("fable", "news"))
+
+
+@pytest.mark.parametrize(
+    ("change", "half", "named"),
+    [
+        ({"validation_fraction": 0.3}, 0, "validation_fraction was 0.2, is 0.3"),
+        ({"domain_field": ""}, 0, "domain_field was kind, is "),
+        ({"bpe_vocab_size": 310}, 1, "bpe_vocab_size was 300, is 310"),
+        ({"train_domains": ("fable",)}, 1, "bpe trained on was all domains, is fable"),
+    ],
+)
+def test_other_sources_are_refused_with_both_prints(stories, story_config, change, half, named):
+    before = times(stories.directory)
+    changed = replace(story_config, **change)
+    old, new = fingerprint(story_config), fingerprint(changed)
+    assert old[half] != new[half] and old[1 - half] == new[1 - half]
+    with pytest.raises(DataError) as raised:
+        prepare(changed, stories.directory.parent, quiet)
+    for part in (str(old), str(new), named, "choose another data.name"):
+        assert part in str(raised.value)
+    assert times(stories.directory) == before
+
+
+def test_a_changed_file_is_refused(story_config, story_file, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(story_file.read_bytes())
+    config = replace(story_config, files=(str(path),))
+    prepare(config, tmp_path / "root", quiet)
+    path.write_bytes(story_file.read_bytes() + b'{"body": "one more", "kind": "news"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl was \w{24}, is \w{24}"):
+        prepare(config, tmp_path / "root", quiet)
+
+
+def test_what_the_run_does_with_the_tokens_is_not_in_the_fingerprint(story_config):
+    other = replace(story_config, name="x", root="/y", sequence_length=8, batch_size=2)
+    assert fingerprint(other) == fingerprint(story_config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_domains": ("fable", "novel")}, "no domain 'novel'; it has fable, news"),
+        ({"validation_fraction": 1e-9}, "'fable' has no document in its validation split"),
+        ({"validation_fraction": 1 - 1e-9}, "'fable' has no document in its train split"),
+        ({"sequence_length": 10**6}, "fewer than one window"),
+        ({"files": ("/nowhere/*.txt",)}, "matches no file"),
+        ({"text_field": "txt"}, "line 1: no field 'txt'"),
+        ({"tokenizer": "/nowhere/tokenizer.json"}, "no such file"),
+        ({"eos_token": "</s>", "tokenizer": "{prepared}/tokenizer.json"}, "no token '</s>'"),
+        ({"corpus": "lm1b"}, "data.tfds_dir = '' is none"),
+        ({"corpus": "lm1b", "tfds_dir": "{prepared}"}, "no such data set in"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(stories, story_config, tmp_path, change, message):
+    change = {k: v.format(prepared=stories.directory) if isinstance(v, str) else v for k, v in change.items()}
+    with pytest.raises(DataError, match=message) as raised:
+        prepare(replace(story_config, **change), tmp_path, quiet)
+    assert "\n" not in str(raised.value)
+    assert [p.name for p in tmp_path.iterdir()] == [".stories.lock"]
+
+
+def test_prepared_data_are_checked_against_the_run_that_uses_them(stories, story_config):
+    with pytest.raises(DataError, match="fewer than one window"):
+        prepare(replace(story_config, sequence_length=10**6), stories.directory.parent, quiet)
+
+
+def test_a_foreign_folder_is_left_alone(story_config, tmp_path):
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="isn't prepared data"):
+        prepare(story_config, tmp_path, quiet)
+    assert (tmp_path / "stories" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_tokenizer_file_in_place_of_training(stories, story_config, tmp_path):
+    config = replace(story_config, tokenizer=str(stories.directory / "tokenizer.json"), train_domains=("fable",))
+    index = prepare(config, tmp_path, quiet)
+    assert index.tokenizer_sha256 == stories.tokenizer_sha256
+    assert (index.tokens("train", "news") == stories.tokens("train", "news")).all()
+
+
+def test_a_data_set_that_tfds_has_on_disk(story_config, story_file, tmp_path):
+    builder = TextFiles(
+        files=[str(story_file)],
+        text_field="body",
+        domain_field="kind",
+        data_dir=tmp_path / "tfds",
+        file_format="array_record",
+    )
+    builder.download_and_prepare(file_format="array_record")
+    config = replace(
+        story_config, corpus="text_files_copy", tfds_dir=str(builder.data_path), text_field="text", domain_field=""
+    )
+    assert prepare(config, tmp_path / "a", quiet).domains == ("text",)
+    (tmp_path / "tfds" / "text_files").rename(tmp_path / "tfds" / "renamed")
+    by_name = replace(config, corpus="renamed", tfds_dir=str(tmp_path / "tfds"), domain_field="domain")
+    assert prepare(by_name, tmp_path / "b", quiet).domains == ("fable", "news")
+    with pytest.raises(DataError, match="no field 'body', only domain, id, text"):
+        prepare(replace(by_name, text_field="body"), tmp_path / "c", quiet)
+
+
+@pytest.mark.parametrize("moment", ["reading the corpus", "training a BPE", "domain"])
+def test_killed_it_is_done_by_running_it_again(stories, story_config, tmp_path, moment):
+    code = (
+        "import json, sys, time; from pathlib import Path; from olmo_jax.config import *; "
+        "from olmo_jax.data.prepare import prepare; "
+        "config = from_config_dict(DataConfig, json.loads(sys.argv[1])); "
+        "slow = lambda line: (print(line, flush=True), time.sleep(60 if sys.argv[3] in line else 0)); "
+        "prepare(config, Path(sys.argv[2]), slow)"
+    )
+    arguments = [json.dumps(dataclasses.asdict(story_config)), str(tmp_path), moment]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+    )
+    while moment not in process.stdout.readline():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / ".stories.partial").is_dir()
+    assert not (tmp_path / "stories").exists()
+
+    index = prepare(story_config, tmp_path, quiet)
+    assert contents(index.directory) == contents(stories.directory)
+    assert not (tmp_path / ".stories.partial").exists()
+
+
+def test_two_at_once_prepare_once(stories, story_config, tmp_path):
+    lines = []
+    threads = [threading.Thread(target=prepare, args=(story_config, tmp_path, lines.append)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert sum("reading the corpus" in line for line in lines) == 1
+    assert contents(TokenIndex.load(tmp_path / "stories").directory) == contents(stories.directory)
+
+
+def test_fingerprint_of_the_python_packages_knows_the_cap():
+    small, large = (fingerprint(DataConfig(max_megabytes=cap)) for cap in (1.0, 2.0))
+    assert small.corpus != large.corpus
+    assert small.tokenizer == large.tokenizer

@@ -1,0 +1,131 @@
+"""A cohort against its members alone: the same start and batches exactly, the same end within rounding."""
+
+import dataclasses
+import logging
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from olmo_jax import cohort as cohorts
+from olmo_jax import model, sharding
+from olmo_jax.cohort import Cohort, Run
+from olmo_jax.config import ConfigError, MeshConfig
+from olmo_jax.train import _Batches
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, vary):
+    changes = [
+        {"init_seed": 0, "optimizer.weight_decay": 0.1},
+        {"init_seed": 1, "optimizer.weight_decay": 2.0, "optimizer.final_fraction": 0.0},
+        {"init_seed": 2, "data_seed": 5, "optimizer.learning_rate": 3e-3, "optimizer.warmup_fraction": 0.5},
+    ]
+    return [Run(f"r{i}", vary(tiny, c)) for i, c in enumerate(changes)]
+
+
+def train(runs, index, mesh_config=MeshConfig(member=1), steps=STEPS):
+    shape = dataclasses.replace(cohorts.shape_of(runs[0].config, index.fingerprint), mesh=mesh_config)
+    cohort = Cohort(shape, tuple(runs))
+    mesh = sharding.make_mesh(mesh_config, len(runs))
+    batches = _Batches(cohort, index, mesh)
+    state = cohorts.initial_state(shape, runs, mesh)
+    start, seen, losses = jax.device_get(state.params), [], []
+    program = cohorts.compile_step(shape, runs, state, mesh)
+    for step in range(steps):
+        tokens = batches(step, range(len(runs)))
+        seen.append(np.asarray(tokens))
+        state, metrics = program.step(state, program.hyper, tokens)
+        losses.append(np.asarray(metrics.loss))
+    return start, np.array(seen), np.array(losses), jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def together(runs, index):
+    return train(runs, index)
+
+
+@pytest.mark.parametrize("m", [0, 1, 2])
+def test_a_member_starts_and_reads_exactly_as_alone_and_ends_within_rounding(runs, together, index, m):
+    start_M, seen, losses, end_M = together
+    start, seen_alone, losses_alone, end = train([runs[m]], index)
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[m], start_M), jax.tree.map(lambda x: x[0], start))
+    np.testing.assert_array_equal(seen[:, m], seen_alone[:, 0])
+    np.testing.assert_allclose(losses[:, m], losses_alone[:, 0], rtol=1e-5)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[m], end_M.params), jax.tree.map(lambda x: x[0], end.params), rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("m", [0, 1, 2])
+def test_a_member_starts_as_model_init_makes_it(runs, together, m):
+    expected = model.init(runs[m].config.model, jax.random.key(runs[m].config.init_seed))
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[m], together[0]), jax.device_get(expected))
+
+
+def test_settings_and_seeds_reach_the_members_they_name(together):
+    _, seen, _, end = together
+    np.testing.assert_array_equal(seen[:, 0], seen[:, 1])
+    assert (seen[:, 0] != seen[:, 2]).any()
+    norms = [float(np.sqrt(sum(np.sum(x[m] ** 2) for x in jax.tree.leaves(end.params)))) for m in range(3)]
+    assert len({round(n, 4) for n in norms}) == 3
+
+
+@pytest.mark.parametrize("mesh", [(3, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2), (4, 2, 1)])
+def test_eight_devices_give_what_one_gives(runs, together, index, mesh):
+    """(2, 2, 2) and (4, 2, 1) pad three members with an inert one."""
+    _, _, losses, end = train(runs, index, MeshConfig(*mesh))
+    np.testing.assert_allclose(losses[:, :3], together[2], rtol=2e-5)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[:3], end.params), together[3].params, rtol=2e-3, atol=2e-5)
+
+
+def test_inert_members_do_not_move(runs, index):
+    start, _, losses, end = train(runs, index, MeshConfig(member=4))
+    assert np.isnan(losses[:, 3]).all()
+    assert end.step.tolist() == [STEPS, STEPS, STEPS, 0]
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[3], start), jax.tree.map(lambda x: x[3], end.params))
+
+
+def test_a_member_that_diverges_is_frozen_and_the_others_go_on(runs, together, index, vary):
+    wild = Run("wild", vary(runs[1].config, {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}))
+    _, _, losses, end = train([runs[0], wild, runs[2]], index)
+    at = int(end.diverged_at[1])
+    assert 1 <= at <= STEPS
+    assert np.isfinite(losses[: at - 1, 1]).all()
+    assert np.isnan(losses[at - 1 :, 1]).all()
+    assert all(np.isfinite(x[1]).all() for x in jax.tree.leaves(end.params))
+    assert end.step.tolist() == [STEPS, at - 1, STEPS]
+    assert end.diverged_at.tolist() == [-1, at, -1]
+    np.testing.assert_allclose(losses[:, [0, 2]], together[2][:, [0, 2]], rtol=1e-6)
+
+
+def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
+    short = Run("short", vary(runs[0].config, {"tokens": 3 * 4 * 16}))
+    _, _, losses, end = train([short, runs[1]], index, steps=5)
+    assert end.step.tolist() == [3, 5]
+    assert np.isfinite(losses[:3, 0]).all()
+    assert np.isnan(losses[3:, 0]).all()
+
+
+def test_one_program_serves_members_that_differ_in_every_number(runs, index, caplog):
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+        train(runs, index)
+    steps = [r.message for r in caplog.records if "Compiling jit(member_step)" in r.message]
+    assert len(steps) == 1, steps
+
+
+def test_the_loss_falls_on_text_with_structure(together):
+    losses = together[2]
+    assert (losses[-1] < losses[0] - 0.2).all()
+
+
+def test_too_few_devices_and_an_uncovered_parameter_are_refused():
+    with pytest.raises(ConfigError, match="needs 16 devices and there are 8"):
+        sharding.make_mesh(MeshConfig(4, 2, 2), 4)
+    with pytest.raises(ConfigError, match="no sharding rule covers the parameter 'blocks_0/experts/gate_2'"):
+        sharding.spec_of("blocks_0/experts/gate_2")
+    with pytest.raises(ConfigError, match="doesn't divide"):
+        sharding.stack_shardings(sharding.make_mesh(MeshConfig(1, 1, 8), 1), {"embedding": np.zeros((2, 12, 4))})

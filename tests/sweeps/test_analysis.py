@@ -1,0 +1,287 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from sweeps import analysis
+from sweeps.analysis import Estimate, correlations, partial_spearman, spearman
+
+
+def noise(n, seed=0):
+    """Four independent columns x, y, a, b of n rows."""
+    return pd.DataFrame(np.random.default_rng(seed).normal(size=(n, 4)), columns=["x", "y", "a", "b"])
+
+
+def partial_by_precision_matrix(table, controls):
+    """pingouin.partial_corr(method="spearman"): from the inverse of the matrix of rank correlations."""
+    precision = np.linalg.inv(np.corrcoef(table[["x", "y", *controls]].rank().to_numpy(), rowvar=False))
+    r = -precision[0, 1] / np.sqrt(precision[0, 0] * precision[1, 1])
+    dof = len(table) - 2 - len(controls)
+    return r, 2 * stats.t.sf(abs(r) * np.sqrt(dof / (1 - r**2)), dof)
+
+
+def within_levels(table, column, control):
+    return table[column].rank() - table[column].rank().groupby(table[control]).transform("mean")
+
+
+# One estimate, against other ways to get it.
+
+
+def test_spearman_equals_scipys_with_ties():
+    table = noise(40).round(0)
+    expected = stats.spearmanr(table.x, table.y)
+    found = spearman(table, "x", "y")
+    assert found.estimate == pytest.approx(expected.statistic, rel=1e-12)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-12)
+    assert found.n == 40
+
+
+def test_the_interval_is_bonett_and_wrights():
+    table = pd.DataFrame({"x": range(8), "y": [1, 0, 3, 2, 5, 4, 7, 6]})  # sum of squared differences 8
+    found = spearman(table, "x", "y")
+    r = 1 - 6 * 8 / (8 * 63)
+    half = 1.959964 * np.sqrt((1 + r**2 / 2) / 5)
+    assert found[:3] == pytest.approx((r, np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)), rel=1e-6)
+
+
+def test_partial_spearman_equals_the_precision_matrix_of_ranks():
+    table = noise(30)
+    table["x"] += table.a
+    table["y"] += table.a - table.b
+    found = partial_spearman(table, "x", "y", ["a", "b"])
+    assert (found.estimate, found.p_value) == pytest.approx(partial_by_precision_matrix(table, ["a", "b"]), rel=1e-9)
+
+
+def test_a_factor_takes_away_the_mean_of_each_level():
+    table = noise(30).assign(level=np.arange(30) % 4)
+    r, _ = stats.pearsonr(within_levels(table, "x", "level"), within_levels(table, "y", "level"))
+    found = partial_spearman(table, "x", "y", ["level"], "factor")
+    dof = 30 - 2 - 3
+    assert found.estimate == pytest.approx(r, rel=1e-9)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(r) * np.sqrt(dof / (1 - r**2)), dof), rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["rank", "factor"])
+def test_the_bootstrap_equals_repeating_the_rows_of_the_groups_drawn(form, monkeypatch):
+    monkeypatch.setattr(analysis, "DRAWS", 80)
+    table = noise(60).assign(
+        group=np.repeat(np.arange(24), [2, 3] * 12), level=np.repeat(np.arange(24) % 3, [2, 3] * 12)
+    )
+    table["x"] += table.level
+    table = table.round(1)
+    found = partial_spearman(table, "x", "y", ["level"], form, groups="group")
+
+    draws = []
+    for counts in np.random.default_rng(0).multinomial(24, np.full(24, 1 / 24), size=80):
+        drawn = table.loc[np.repeat(table.index, counts[table.group])].reset_index(drop=True)
+        if form == "rank":
+            draws.append(partial_by_precision_matrix(drawn, ["level"])[0])
+        else:
+            draws.append(stats.pearsonr(within_levels(drawn, "x", "level"), within_levels(drawn, "y", "level"))[0])
+    assert found[1:3] == pytest.approx(np.quantile(draws, [0.025, 0.975]), rel=1e-9)
+
+
+# Properties.
+
+
+@pytest.mark.parametrize("groups", [None, "group"])
+def test_only_the_order_of_the_values_matters(groups):
+    table = noise(60).assign(group=np.arange(60) // 2)
+    bent = table.assign(x=np.exp(table.x), y=table.y**3, a=1 / (1 + np.exp(-table.a)))
+    assert spearman(bent, "x", "y", groups) == pytest.approx(spearman(table, "x", "y", groups))
+    given = partial_spearman(bent, "x", "y", ["a"], groups=groups)
+    assert given == pytest.approx(partial_spearman(table, "x", "y", ["a"], groups=groups))
+    flipped = spearman(table.assign(y=-table.y), "x", "y", groups)
+    assert flipped.estimate == pytest.approx(-spearman(table, "x", "y", groups).estimate)
+
+
+def test_settings_that_move_together_count_once():
+    table = noise(25).assign(copy=lambda t: 3 * t.a + 1)
+    alone, twice = (partial_spearman(table, "x", "y", controls) for controls in (["a"], ["a", "copy"]))
+    assert twice == pytest.approx(alone, rel=1e-9)
+
+
+def test_without_controls_the_partial_is_the_raw_one():
+    table = noise(25)
+    assert partial_spearman(table, "x", "y", [], "factor") == pytest.approx(spearman(table, "x", "y"))
+
+
+def test_a_setting_in_words_is_a_category_in_either_form():
+    table = noise(30).assign(schedule=["cosine", "linear", "constant"] * 10)
+    by_form = [partial_spearman(table, "x", "y", ["schedule"], form) for form in ("rank", "factor")]
+    assert by_form[0] == pytest.approx(by_form[1])
+    assert by_form[0].estimate != pytest.approx(spearman(table, "x", "y").estimate, abs=1e-6)
+
+
+def false_positives(estimate, tables=300):
+    return np.mean([estimate(seed).p_value < 0.05 for seed in range(tables)])
+
+
+def test_independent_null_tables_are_called_an_effect_one_time_in_twenty():
+    def given_two_controls(seed):
+        table = noise(30, seed)
+        return partial_spearman(table.assign(x=table.x + table.a, y=table.y - table.a), "x", "y", ["a", "b"])
+
+    assert 0.025 <= false_positives(given_two_controls) <= 0.08
+
+
+def test_a_u_shaped_control_fools_the_rank_form_and_not_the_factor_form():
+    def null_table(seed):
+        table = noise(60, seed).assign(batch=np.tile([32, 64, 128, 256, 512], 12))
+        u = (np.log2(table.batch) - 7) ** 2
+        return table.assign(x=table.x + u, y=table.y + u)
+
+    fooled = false_positives(lambda seed: partial_spearman(null_table(seed), "x", "y", ["batch"], "rank"), 120)
+    sound = false_positives(lambda seed: partial_spearman(null_table(seed), "x", "y", ["batch"], "factor"), 120)
+    assert fooled > 0.9
+    assert sound < 0.09
+
+
+def test_seeds_that_copy_their_configuration_are_no_new_evidence():
+    def copies(seed, groups):
+        table = pd.concat([noise(12, seed).assign(group=range(12))] * 4)
+        return spearman(table + 1e-6 * noise(48, seed + 1000).set_axis(table.index).assign(group=0), "x", "y", groups)
+
+    assert false_positives(lambda seed: copies(seed, None), 120) > 0.2
+    assert false_positives(lambda seed: copies(seed, "group"), 120) < 0.09
+
+
+def test_twelve_clustered_rows_of_one_order_do_not_give_certainty():
+    table = pd.DataFrame({"x": range(12), "y": range(12), "group": np.arange(12) // 2})
+    found = spearman(table, "x", "y", "group")
+    assert found.estimate == found.high == 1
+    assert 0 < found.low < 0.9
+
+
+# What can't be given.
+
+
+@pytest.mark.parametrize(
+    ("change", "controls", "groups"),
+    [
+        ({"x": 1.0}, [], None),
+        ({"y": np.nan}, [], None),
+        ({"x": [1.0, 2.0, 3.0] + [np.nan] * 9}, [], None),
+        ({"x": [1.0, 2.0, 3.0] + [np.inf] * 9}, [], "group"),
+        ({"a": range(12)}, ["a"], None),
+        ({"a": list(range(11)) + [0]}, ["a"], "group"),
+        ({"a": [0, 1] * 6, "x": [5.0, 7.0] * 6}, ["a"], None),
+    ],
+    ids=["constant", "missing", "three rows", "infinite", "every row a level", "no freedom left", "explained"],
+)
+def test_what_the_rows_cannot_give_is_nan(change, controls, groups):
+    table = noise(12).assign(group=np.arange(12) // 2, **change)
+    found = partial_spearman(table, "x", "y", controls, "factor", groups)
+    assert np.isnan(found[:4]).all()
+    assert found.n == (table[["x", "y"]].replace([np.inf, -np.inf], np.nan).notna().all(axis=1)).sum()
+
+
+def test_two_groups_give_an_estimate_and_no_certainty():
+    found = spearman(noise(12).assign(group=np.arange(12) // 6), "x", "y", "group")
+    assert np.isfinite(found.estimate)
+    assert np.isnan(found[1:4]).all()
+
+
+def test_rows_with_a_gap_in_any_used_column_are_left_out():
+    table = noise(20)
+    table.loc[0, "x"], table.loc[1, "y"], table.loc[2, "a"], table.loc[3, "b"] = np.nan, np.inf, np.nan, np.nan
+    assert partial_spearman(table, "x", "y", ["a"]) == pytest.approx(partial_spearman(table[3:], "x", "y", ["a"]))
+
+
+def test_an_unknown_column_is_named_with_the_nearest():
+    with pytest.raises(KeyError, match=r"no column 'lm_loss/in_domian'; did you mean 'lm_loss/in_domain'\?"):
+        spearman(pd.DataFrame({"x": [1.0], "lm_loss/in_domain": [2.0]}), "x", "lm_loss/in_domian")
+
+
+def test_a_column_of_words_is_no_metric():
+    with pytest.raises(analysis.AnalysisError, match="'x' of the table holds something that isn't a number"):
+        spearman(noise(5).assign(x=list("abcde")), "x", "y")
+
+
+# The table.
+
+
+def sweep_table(n=24):
+    """Twelve configurations, batch x weight decay, of two seeds each; each run has one row before the final one."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "run_id": [f"run{i}" for i in range(n)],
+            "configuration": [f"c{i // 2}" for i in range(n)],
+            "final": True,
+            "diverged_at": pd.array([pd.NA] * n, dtype="Int64"),
+            "config.name": [f"name{i}" for i in range(n)],
+            "config.init_seed": np.arange(n) % 2,
+            "config.data.root": [f"/data/{i}" for i in range(n)],
+            "config.data.batch_size": np.arange(n) // 2 % 2 * 24 + 8,
+            "config.data.files": [("a", "b")] * n,
+            "config.optimizer.weight_decay": np.arange(n) // 4 % 3 * 0.1,
+            "config.probe.every": np.arange(n),
+            "unembedding/mean_cosine": rng.normal(size=n),
+            "unembedding/effective_rank_percent": rng.normal(size=n),
+            "final_states/effective_rank": 5.0,
+            "lm_loss/in_domain": rng.normal(size=n),
+            "round_to_nearest_3/in_domain": rng.normal(size=n),
+            "finetune_code_lr0.001/forgetting": [np.nan] * (n - 6) + rng.normal(size=6).tolist(),
+            "unigram/in_domain": 6.5,
+        }
+    )
+    return pd.concat([table.assign(final=False), table], ignore_index=True)
+
+
+def test_controls_are_the_settings_that_vary():
+    assert analysis.controls_of(sweep_table()) == ["config.data.batch_size", "config.optimizer.weight_decay"]
+
+
+def test_correlations_hold_each_pair_in_each_form_with_the_declared_one_first():
+    found = correlations(sweep_table())
+    assert len(found) == 3 * 3 * 3
+    assert not found.duplicated(["metric", "target", "form"]).any()
+    assert set(found.target) == {
+        "lm_loss/in_domain",
+        "round_to_nearest_3/in_domain",
+        "finetune_code_lr0.001/forgetting",
+    }
+    assert tuple(found.loc[0, ["metric", "target"]]) == analysis.PRIMARY_PAIR
+
+
+def test_correlations_equal_the_single_estimates_whatever_is_missing():
+    table = sweep_table()
+    final = table[table.final]
+    controls = analysis.controls_of(table)
+    single = {
+        "raw": lambda m, t: spearman(final, m, t, "configuration"),
+        "partial rank": lambda m, t: partial_spearman(final, m, t, controls, "rank", "configuration"),
+        "partial factor": lambda m, t: partial_spearman(final, m, t, controls, "factor", "configuration"),
+    }
+    for _, row in correlations(table).iterrows():
+        expected = single[row["form"]](row["metric"], row["target"])
+        assert tuple(row[list(Estimate._fields)]) == pytest.approx(tuple(expected), rel=1e-9, nan_ok=True)
+
+
+def test_a_note_stands_where_a_value_is_missing_and_only_there():
+    found = correlations(sweep_table())
+    missing = found[list(Estimate._fields)].isna().any(axis=1)
+    assert ((found.note != "") == missing).all()
+    few = found[(found.target == "finetune_code_lr0.001/forgetting") & (found.form == "partial factor")]
+    assert few.note.str.contains("too few|same in all rows").all()
+    assert (found[found.metric == "final_states/effective_rank"].note == "the metric is the same in all rows").all()
+
+
+def test_diverged_and_unfinished_runs_are_left_out_and_counted():
+    table = sweep_table()
+    table.loc[table.run_id == "run3", "diverged_at"] = 7
+    table = table[~(table.final & (table.run_id == "run5"))]
+    found = correlations(table)
+    assert (found.left_out == 2).all()
+    assert found.n.max() == 22
+    kept = analysis.final_rows(table)
+    assert (kept.diverged, kept.unfinished) == (1, 1)
+    assert not {"run3", "run5"} & set(kept.rows.run_id)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_correlations_of_too_few_runs_say_so(rows):
+    found = correlations(sweep_table()[lambda t: t.final].head(rows))
+    assert found.estimate.isna().all()
+    assert (found.note != "").all()

@@ -1,0 +1,218 @@
+import html.parser
+import json
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sweeps import report
+from sweeps.report import write_report
+
+EVIL = "evil</script><script>alert(1)</script><b onclick='x()'>&\"<!--"
+FACTS = {"command": "olmo-jax report --workdir=<dir>", "versions": "jax 0.10.2"}
+GEOMETRY = ["unembedding/effective_rank_percent", "unembedding/mean_cosine", "final_states/effective_rank"]
+LOSSES = ["lm_loss/in_domain", "round_to_nearest_3/in_domain"]
+
+
+def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES):
+    """A table and its curves; the last run's name is HTML."""
+    rng = np.random.default_rng(0)
+    names = [f"run{i}" for i in range(runs - 1)] + [EVIL]
+    rows, curves = [], {}
+    for i, name in enumerate(names):
+        at = np.arange(1, steps + 1)
+        curve = pd.DataFrame({"step": at, "loss": 8 - at / steps, "tokens": at * 1024, "learning_rate": 1e-3})
+        for metric in GEOMETRY:
+            curve[metric] = np.where(at % 10 == 0, rng.random(steps), np.nan)
+        curves[name] = curve
+        for checkpoint in range(1, checkpoints + 1):
+            row = {
+                "run_id": name,
+                "configuration": f"c{i // 2}",
+                "step": checkpoint * 10,
+                "final": checkpoint == checkpoints,
+                "diverged_at": None,
+                "config.init_seed": i % 2,
+                "config.optimizer.weight_decay": [0.1, 1.0, 10.0][i // 2 % 3],
+                "config.model.d_model": 64,
+                "config.data.files": ("<a>", "b"),
+            }
+            rows.append(row | {c: rng.random() for c in [*GEOMETRY, *losses]} | {"unigram/in_domain": 6.5})
+    return pd.DataFrame(rows), curves
+
+
+class Page(html.parser.HTMLParser):
+    """The page as a browser splits it: elements with attributes, and text by the element that holds it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.texts, self.scripts, self.cells = [], [], {}, []
+        self.open = []
+        self.source = path.read_text()
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.elements.append((tag, attributes))
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag not in ("meta", "input", "wbr", "link", "br"):
+            self.open.append((tag, attributes))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, text):
+        tag, attributes = self.open[-1] if self.open else ("", {})
+        if tag == "script":
+            key = attributes.get("id", f"script{len(self.scripts)}")
+            self.scripts[key] = self.scripts.get(key, "") + text
+            return
+        self.texts.append(text)
+        if any(t in ("td", "th") for t, _ in self.open):
+            self.cells[-1][-1] += text
+
+    def all(self, tag):
+        return [attributes for t, attributes in self.elements if t == tag]
+
+    @property
+    def text(self):
+        return "".join(self.texts)
+
+    @property
+    def data(self):
+        return json.loads(self.scripts["data"])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return Page(write_report(tmp_path_factory.mktemp("report") / "report", *sweep(), FACTS))
+
+
+def test_the_page_loads_nothing_from_anywhere(page):
+    loads = ("src", "href", "srcset", "data", "action", "poster")
+    assert [(t, a) for t, a in page.elements if any(name in a for name in loads)] == []
+    assert page.all("link") == page.all("iframe") == []
+    own = page.source.replace(page.scripts["plotly"], "")
+    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", own)
+    policy = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy[0].startswith("default-src 'none';")
+    assert "http" not in policy[0]
+
+
+def test_plotly_stands_in_the_page_once_and_cannot_share(page):
+    assert len(re.findall(r"plotly\.js v\d", page.source)) == 1
+    assert 'plotlyServerURL: ""' in page.source
+    assert "modeBarButtons: [[" in page.source
+
+
+def test_every_run_is_in_the_table_the_curves_and_the_figure(page):
+    names = set(sweep()[0].run_id)
+    assert names <= {row[0] for row in page.cells if row}
+    assert set(page.data["curves"]) == set(page.data["runs"]) == set(page.data["final"]["run"]) == names
+
+
+def test_a_run_named_in_html_stays_text(page):
+    assert EVIL in page.text
+    assert len(page.all("script")) == 4
+    assert page.all("b") and all("onclick" not in attributes for _, attributes in page.elements)
+    assert "<" not in page.scripts["data"]
+    assert page.open == []
+
+
+def test_facts_and_settings_are_told_with_html_escaped(page):
+    for text in ("olmo-jax report --workdir=<dir>", "jax 0.10.2", "<a>, b", "model.d_model"):
+        assert text in page.text
+
+
+def test_sections_come_in_reading_order(page):
+    heads = [page.source.index(f'<h2 id="{name}">') for name in ("findings", "training", "scatter", "correlation")]
+    heads += [page.source.index(f'<h2 id="{name}">') for name in ("results", "made")]
+    assert heads == sorted(heads)
+    assert (
+        page.source.index("demonstration of the laboratory") < heads[0] < page.source.index("unigram model") < heads[1]
+    )
+
+
+def test_every_header_is_a_button_that_says_how_it_sorts(page):
+    tables = page.all("table")
+    assert [a["id"] for a in tables] == ["correlations", "table"]
+    assert all("sortable" in a["class"] for a in tables)
+    assert all(a["aria-sort"] == "none" and a["scope"] == "col" for a in page.all("th"))
+    assert len(page.all("button")) == len(page.all("th")) > 15
+    assert re.search(r'<td class="number" data-value="10">10</td>', page.source)
+
+
+def test_settings_come_before_results_and_constant_ones_apart(page):
+    head = next(row for row in page.cells if row and row[0] == "run_id")
+    assert head[:3] == ["run_id", "weight decay", "init seed"]
+    assert "d model" not in head
+    assert [s["key"] for s in page.data["settings"]] == ["config.optimizer.weight_decay"]
+
+
+def test_the_declared_pair_leads_the_correlations_and_the_figure(page):
+    first = page.cells[1]
+    assert first[:3] == ["unembedding/effective_rank_percent", "lm_loss/in_domain", "12"]
+    chosen = re.findall(r"<option selected>([^<]+)</option>", page.source)
+    assert chosen == ["unembedding/effective_rank_percent", "lm_loss/in_domain"]
+
+
+def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
+    table, curves = sweep(runs=2, steps=1000)
+    curves["run0"].loc[900:, "loss"] = np.nan
+    page = Page(write_report(tmp_path, table, curves, {}))
+    curve = page.data["curves"]["run0"]
+    assert curve["unembedding/mean_cosine"]["step"] == list(range(10, 1001, 10))
+    loss = curve["loss"]
+    assert len(loss["value"]) == report.MAX_POINTS
+    assert loss["value"][0] == pytest.approx(np.mean(8 - np.arange(1, 4) / 1000), rel=1e-5)
+    assert loss["value"][-1] is None and loss["value"][260] is not None
+
+
+def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):
+    table, curves = sweep(runs=108, checkpoints=6, steps=400, losses=[f"lm_loss/{i}" for i in range(12)])
+    start = time.process_time()
+    page = Page(write_report(tmp_path, table, curves, FACTS))
+    assert time.process_time() - start < 15
+    assert len([row for row in page.cells if row and row[0].startswith("run")]) == 108
+    assert "all 648 are in results.parquet" in page.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table, curves: (table.head(0), {}),
+        lambda table, curves: (table.head(1), {}),
+        lambda table, curves: (table[~table.final], curves),
+        lambda table, curves: (table.assign(diverged_at=5), curves),
+        lambda table, curves: (table.drop(columns=GEOMETRY), curves),
+        lambda table, curves: (table.drop(columns=LOSSES), {name: pd.DataFrame() for name in curves}),
+        lambda table, curves: (table.assign(**dict.fromkeys(GEOMETRY + LOSSES, np.nan)), curves),
+    ],
+    ids=["empty", "one row", "unfinished", "all diverged", "no geometry", "no losses", "all missing"],
+)
+def test_a_page_is_written_whatever_is_missing(tmp_path, change):
+    page = Page(write_report(tmp_path, *change(*sweep(4)), {}))
+    assert page.open == []
+    assert len(re.findall(r"<section", page.source)) == 6
+    assert not re.search(r"\bnan\b|\bNaN\b|>None<", page.source.replace(page.scripts["plotly"], "").split("<style>")[0])
+    assert "Not recorded." in page.text
+
+
+def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = write_report(tmp_path, *sweep(3), {"command": "first"})
+    assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
+
+    def fail(self, target):
+        raise OSError("no space")
+
+    monkeypatch.setattr(type(path), "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_report(tmp_path, *sweep(3), {"command": "second"})
+    assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
+    assert "<dd>first</dd>" in path.read_text()
