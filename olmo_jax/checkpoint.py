@@ -21,7 +21,11 @@ from olmo_jax import sharding
 from olmo_jax.cohort import State
 from olmo_jax.config import ModelConfig, from_config_dict
 
-_ITEMS = ("params", "moments", "members")
+_ITEMS = {
+    "params": ocp.PyTreeCheckpointHandler,
+    "moments": ocp.PyTreeCheckpointHandler,
+    "members": ocp.JsonCheckpointHandler,
+}
 
 
 class CheckpointError(RuntimeError):
@@ -38,7 +42,7 @@ class Checkpoints:
 
     def __init__(self, path: epath.Path):
         path.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(path, item_names=_ITEMS)
+        self._manager = _open(path)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -115,18 +119,18 @@ def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> t
         raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint{at}; steps: {have}")
     chosen = max(steps) if step is None else step
     config = from_config_dict(ModelConfig, record["config"]["model"], "config.model")
-    return config, _read_member(path / str(chosen) / "params", steps[chosen])
+    return config, _read_member(path, chosen, steps[chosen])
 
 
 def load_stack(workdir: epath.PathLike, cohort: str, step: int) -> tuple[list[str], Any]:
     """Run ids and stacked parameters (numpy arrays, inert members left out) of a cohort's checkpoint."""
-    path = directory(workdir, cohort) / str(step)
-    members = json.loads((path / "members" / "metadata").read_text())["runs"]
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(path / "params").item_metadata.tree
+    with contextlib.closing(_open(directory(workdir, cohort))) as manager:
+        tree = manager.item_metadata(step)["params"].tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        params = checkpointer.restore(path / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return members, jax.tree.map(lambda x: x[: len(members)], params)
+        params, members = ocp.args.PyTreeRestore(restore_args=as_numpy), ocp.args.JsonRestore()
+        restored = manager.restore(step, args=ocp.args.Composite(params=params, members=members))
+    runs = restored["members"]["runs"]
+    return runs, jax.tree.map(lambda x: x[: len(runs)], restored["params"])
 
 
 def member_lists(path: epath.Path) -> dict[int, list[str]]:
@@ -137,12 +141,18 @@ def member_lists(path: epath.Path) -> dict[int, list[str]]:
     return {step: json.loads(file.read_text())["runs"] for step, file in sorted(files.items())}
 
 
-def _read_member(path: epath.Path, place: int) -> Any:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
+def _open(path: epath.Path) -> ocp.CheckpointManager:
+    handlers = {name: handler() for name, handler in _ITEMS.items()}
+    return ocp.CheckpointManager(path, item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False))
+
+
+def _read_member(path: epath.Path, step: int, place: int) -> Any:
+    with contextlib.closing(_open(path)) as manager:
+        tree = manager.item_metadata(step)["params"].tree
+    params = path / str(step) / "params"
 
     def read(meta: Any) -> Any:
-        kvstore = {"driver": "ocdbt", "base": f"file://{path}" if path.as_posix().startswith("/") else str(path)}
+        kvstore = {"driver": "ocdbt", "base": str(params) if "://" in str(params) else f"file://{params.absolute()}"}
         spec = {"driver": "zarr", "kvstore": kvstore | {"path": f"{meta.name}/"}}
         return tensorstore.open(spec, open=True, read=True)
 
@@ -153,7 +163,9 @@ def _read_member(path: epath.Path, place: int) -> Any:
 
 def _chunk_a_member(tree: Any) -> Any:
     def of(x: jax.Array) -> ocp.SaveArgs:
-        return ocp.SaveArgs(chunk_byte_size=max(1, x.nbytes // x.shape[0]), shard_axes=(0,))
+        share = x.nbytes // x.shape[0]
+        # Below this Orbax warns, for small chunks read slowly; and then reading all members costs next to nothing.
+        return ocp.SaveArgs(chunk_byte_size=share, shard_axes=(0,)) if share >= 2**20 else ocp.SaveArgs()
 
     return jax.tree.map(of, tree)
 

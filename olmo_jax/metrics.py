@@ -82,7 +82,7 @@ class MetricsLog:
 
     def _write(self) -> None:
         for row, values_M in self._pending:
-            host = {name: np.asarray(v) for name, v in jax.device_get(values_M).items()}
+            host = {name: np.asarray(jax.device_get(v)) for name, v in values_M.items()}
             for m, file in enumerate(self._files):
                 full = row | {name: float(str(v[m])) for name, v in host.items()}  # float32's own shortest digits
                 file.write(to_json(full) + "\n")
@@ -92,15 +92,19 @@ class MetricsLog:
         self._pending.clear()
 
 
+class MetricsError(RuntimeError):
+    """A metrics file that does not belong to the checkpoint beside it."""
+
+
 def resume_at(directory: epath.Path, step: int) -> None:
     """Cuts a run's metrics.jsonl to the rows up to `step`; -1 empties it.
 
-    Raises ValueError if rows are missing: then the file isn't this checkpoint's, and going on would leave a gap.
+    Raises MetricsError if rows are missing: then the file isn't this checkpoint's, and going on would leave a gap.
     """
     path = directory / METRICS
     rows = path.read_text().split("\n")[:-1] if path.exists() else []
     if len(rows) < step + 1:
-        raise ValueError(f"{path} has {len(rows)} rows and the checkpoint is at step {step}; put the file back")
+        raise MetricsError(f"{path} has {len(rows)} rows and the checkpoint is at step {step}; put the file back")
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(row + "\n" for row in rows[: step + 1]))
     partial.replace(path)

@@ -50,13 +50,14 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
     from olmo_jax.checkpoint import CheckpointError
     from olmo_jax.config import ConfigError
     from olmo_jax.data import DataError
+    from olmo_jax.metrics import MetricsError
     from sweeps.analysis import AnalysisError
 
     try:
         return _carry_out(arguments, overrides, command)
     except ConfigError as error:
         return _fail(BAD, str(error))
-    except (DataError, CheckpointError, AnalysisError) as error:
+    except (DataError, CheckpointError, MetricsError, AnalysisError) as error:
         return _fail(FAILED, str(error))
     except OSError as error:
         return _fail(FAILED, f"{error.filename or arguments.workdir}: {error.strerror or error}")

@@ -45,7 +45,8 @@ def test_matches_float64(matrix, metric):
 
 @pytest.mark.parametrize("metric", ORACLES, ids=lambda f: f.__name__)
 def test_jit_is_eager_and_vmap_is_loop(matrices, metric):
-    stack = np.stack([matrices["common vector"], 0.5 * matrices["common vector"] + 0.1])
+    w_VD = matrices["common vector"][:40, :8]
+    stack = np.stack([w_VD, 0.5 * w_VD + 0.1])
     with jax.disable_jit():
         loop = [float(metric(w)) for w in stack]
     np.testing.assert_allclose(metric(stack[0]), loop[0], rtol=1e-5)

@@ -168,7 +168,7 @@ def test_alpha_of_a_flat_spectrum_is_undefined():
 
 @pytest.mark.parametrize("method", spectrum.METHODS)
 def test_jit_is_eager_and_vmap_is_loop(matrices, method):
-    stack = np.stack([matrices["gaussian"], 3 * matrices["common vector"]])
+    stack = np.stack([matrices["gaussian"], 3 * matrices["common vector"]])[:, :40, :8]
 
     def measure(w):
         s_D = spectrum.singular_values(w, method)
@@ -188,16 +188,19 @@ def test_narrow_types_are_measured_in_float32(matrices):
     np.testing.assert_allclose(s_D, oracle_values(np.asarray(w_VD, np.float64)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", spectrum.METHODS)
-@pytest.mark.parametrize("metric", RANKS)
-def test_gradient_matches_float64_differences(make_matrix, metric, method):
+@pytest.mark.parametrize(
+    ("metric", "method", "wide"),
+    [(RANKS[0], "qr", False), (RANKS[0], "gram", True), (RANKS[1], "qr", True), (RANKS[2], "svd", False)],
+)
+def test_gradient_matches_float64_differences(make_matrix, metric, method, wide):
     w_VD = make_matrix(20, 6, [5.0, 4, 3, 2, 1.5, 1])
     direction = np.random.default_rng(3).standard_normal(w_VD.shape)
     oracle = ORACLES[metric.__name__]
     slope = (oracle(oracle_values(w_VD + 1e-6 * direction)) - oracle(oracle_values(w_VD - 1e-6 * direction))) / 2e-6
-    for w, d in [(w_VD, direction), (w_VD.T, direction.T)]:
-        gradient = jax.jit(jax.grad(lambda w: metric(spectrum.singular_values(w, method))))(jnp.float32(w))
-        assert float(np.sum(gradient * d)) == pytest.approx(slope, rel=1e-3)
+    if wide:
+        w_VD, direction = w_VD.T, direction.T
+    gradient = jax.jit(jax.grad(lambda w: metric(spectrum.singular_values(w, method))))(jnp.float32(w_VD))
+    assert float(np.sum(gradient * direction)) == pytest.approx(slope, rel=1e-3)
 
 
 @pytest.mark.parametrize("w_VD", [np.zeros((8, 3)), np.ones((8, 3)), np.eye(8, 3)], ids=["zero", "rank 1", "equal"])

@@ -1,0 +1,143 @@
+"""A cohort trained to its end, stopped and gone on with, with members that end at different steps."""
+
+import dataclasses
+import json
+import pathlib
+
+import chex
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from olmo_jax import checkpoint, model
+from olmo_jax.checkpoint import CheckpointError, load_run, load_stack, member_lists
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.config import ConfigError, MeshConfig
+from olmo_jax.train import checkpoint_steps, read_status, train_cohort, write_run_files
+
+
+@pytest.fixture(scope="module")
+def cohort(tiny, index, vary):
+    """Three members; the last ends at step 7 of 12."""
+    changes = [{"init_seed": 0}, {"init_seed": 1, "optimizer.weight_decay": 1.0}, {"init_seed": 2, "tokens": 7 * 64}]
+    runs = [Run(f"run{i}", vary(tiny, c)) for i, c in enumerate(changes)]
+    return Cohort(shape_of(tiny, index.fingerprint), tuple(runs))
+
+
+def train(workdir, cohort, index, stop=lambda: False):
+    write_run_files(workdir, cohort)
+    return train_cohort(workdir, cohort, index, stop)
+
+
+@pytest.fixture(scope="module")
+def trained(cohort, index, tmp_path_factory):
+    workdir = epath.Path(tmp_path_factory.mktemp("trained"))
+    assert train(workdir, cohort, index)
+    return workdir
+
+
+def metrics_of(workdir, run):
+    return (workdir / "runs" / run / "metrics.jsonl").read_text()
+
+
+def stopper(after):
+    """Answers True from the call on after which `after` steps are done."""
+    calls = iter(range(10**6))
+    return lambda: next(calls) >= after
+
+
+def test_rows_have_no_gap_and_probes_stand_where_they_are_due(cohort, trained):
+    for run in cohort.runs:
+        rows = [json.loads(line) for line in metrics_of(trained, run.id).splitlines()]
+        total = run.config.total_steps
+        assert [row["step"] for row in rows] == list(range(total + 1))
+        assert [row["tokens"] for row in rows] == [64 * s for s in range(total + 1)]
+        probed = [row["step"] for row in rows if "unembedding/effective_rank" in row]
+        assert probed == [s for s in range(total + 1) if s % 4 == 0 or s in (5, 7, 10, 12)]
+        assert {"loss", "grad_norm", "learning_rate"} <= rows[1].keys()
+        assert "unembedding_gauge_fixed/partition_isotropy" in rows[-1]
+
+
+def test_a_member_that_ends_early_leaves_the_stack_and_is_reported_done(cohort, trained):
+    lists = member_lists(checkpoint.directory(trained, cohort.id))
+    assert lists == {
+        5: ["run0", "run1", "run2"],
+        7: ["run0", "run1", "run2"],
+        10: ["run0", "run1"],
+        12: ["run0", "run1"],
+    }
+    assert read_status(trained, "run2") == {"state": "done", "step": 7, "total_steps": 7, "diverged_at": None}
+    assert read_status(trained, "run0")["step"] == 12
+
+
+def test_a_member_that_ends_early_is_what_it_is_alone(cohort, trained, index, tmp_path):
+    alone = Cohort(cohort.shape, cohort.runs[2:])
+    assert train(epath.Path(tmp_path), alone, index)
+    for (_, a), (_, b) in [(load_run(trained, "run2"), load_run(tmp_path, "run2"))]:
+        chex.assert_trees_all_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("after", [2, 6, 7, 9])
+def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(cohort, trained, index, tmp_path, after):
+    workdir = epath.Path(tmp_path)
+    assert not train(workdir, cohort, index, stopper(after))
+    assert train(workdir, cohort, index)
+    for run in cohort.runs:
+        assert metrics_of(workdir, run.id) == metrics_of(trained, run.id)
+        for step in (5, run.config.total_steps):
+            chex.assert_trees_all_equal(load_run(workdir, run.id, step)[1], load_run(trained, run.id, step)[1])
+        assert read_status(workdir, run.id) == read_status(trained, run.id)
+    # The checkpoint that the stop left is gone: what stays is what the configuration says.
+    path = checkpoint.directory(workdir, cohort.id)
+    assert set(member_lists(path)) == checkpoint_steps(cohort) == {5, 7, 10, 12}
+
+
+def test_trained_again_does_nothing(cohort, trained, index):
+    def times():
+        return {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob("*")}
+
+    before = times()
+    assert train(trained, cohort, index)
+    assert times() == before
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(cohort, trained, index, tmp_path):
+    """Stopped on one device with three members, resumed on a mesh of 2 x 2 x 2, which pads them."""
+    workdir = epath.Path(tmp_path)
+    assert not train(workdir, cohort, index, stopper(6))
+    wider = Cohort(dataclasses.replace(cohort.shape, mesh=MeshConfig(2, 2, 2)), cohort.runs)
+    assert train(workdir, wider, index)
+    chex.assert_trees_all_close(load_run(workdir, "run1")[1], load_run(trained, "run1")[1], rtol=2e-3, atol=2e-5)
+
+
+def test_load_run_gives_the_members_own_parameters(cohort, trained):
+    names, stack = load_stack(trained, cohort.id, 10)
+    config, params = load_run(trained, "run1", 10)
+    assert config == cohort.shape.model
+    chex.assert_trees_all_equal(params, jax.tree.map(lambda x: x[names.index("run1")], stack))
+    assert {type(x) for x in jax.tree.leaves(params)} == {np.ndarray}
+    logits = model.apply(config, params, np.arange(5)[None]).logits_BLV
+    assert np.isfinite(logits).all()
+
+
+def test_load_run_says_what_there_is(trained, tmp_path):
+    with pytest.raises(CheckpointError, match="no run 'run9'.*run0, run1, run2"):
+        load_run(trained, "run9")
+    with pytest.raises(CheckpointError, match="no checkpoint at step 6; steps: 5, 7, 10, 12"):
+        load_run(trained, "run0", 6)
+    with pytest.raises(CheckpointError, match="there are: none"):
+        load_run(tmp_path, "run0")
+
+
+def test_log_spaced_checkpoints_run_from_the_first_step_to_the_last(cohort, vary):
+    spaced = dataclasses.replace(cohort.shape.checkpoint, every=0, log_spaced=4)
+    runs = (Run("r", vary(cohort.runs[0].config, {"tokens": 1000 * 64})),)
+    steps = checkpoint_steps(Cohort(dataclasses.replace(cohort.shape, checkpoint=spaced), runs))
+    assert sorted(steps) == [1, 10, 100, 1000]
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_path):
+    small = dataclasses.replace(cohort.shape, model=dataclasses.replace(cohort.shape.model, vocab_size=200))
+    with pytest.raises(ConfigError, match="config.model.vocab_size = 200.*outside the vocabulary"):
+        train(epath.Path(tmp_path), Cohort(small, cohort.runs), index)
