@@ -36,7 +36,9 @@ def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIn
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(rates)), params_M)
     state = jax.jit(jax.vmap(cohort.init_member))(start)
     step = jax.jit(
-        jax.vmap(functools.partial(cohort.member_step, tuned), in_axes=(0, 0, None), spmd_axis_name="member"),
+        lambda state, hyper, tokens_BL: cohort.over_members(
+            lambda s, h: cohort.member_step(tuned, s, h, tokens_BL), tuned.mapping
+        )(state, hyper),
         donate_argnums=0,
     )
     windows = train_windows(index, tuned.train_domains, tuned.sequence_length, tuned.batch_size, config.data_seed)

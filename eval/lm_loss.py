@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from olmo_jax import loss, model
+from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig
 from olmo_jax.data.shards import SPLITS, TokenIndex
 from olmo_jax.data.windows import evaluation_windows, validation_documents
@@ -90,7 +91,7 @@ def _row_sums(config: ModelConfig, params_M: Any, inputs_NL: Array, targets_NL: 
         final_NLD = model.hidden(config, params, inputs_NL).final_BLD
         return (loss.token_losses(final_NLD, params["unembedding"], targets_NL) * weights_NL).sum(axis=1)
 
-    return jax.vmap(one)(params_M)
+    return over_members(one)(params_M)
 
 
 def _rows(a_NL: np.ndarray, start: int, size: int) -> np.ndarray:

@@ -1,11 +1,11 @@
 """A cohort: runs that share every static shape, stacked along a member axis and trained as one program.
 
-Everything that acts on one member is written for one (`member_step`); `jax.vmap` adds the member axis from outside.
+Everything that acts on one member is written for one (`member_step`); `over_members` adds the member axis from outside.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,7 @@ class Shape:
     probe: ProbeConfig
     checkpoint: CheckpointConfig
     mesh: MeshConfig
+    mapping: str
 
     @property
     def tokens_per_step(self) -> int:
@@ -89,6 +90,7 @@ def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
         probe=config.probe,
         checkpoint=config.checkpoint,
         mesh=config.mesh,
+        mapping=config.mapping,
     )
 
 
@@ -183,6 +185,26 @@ def member_structs(shape: Shape) -> State:
     return jax.eval_shape(lambda: init_member(model.init(shape.model, jax.random.key(0))))
 
 
+def over_members(f: Callable[..., Any], mapping: str = "auto", mesh: Mesh | None = None) -> Callable[..., Any]:
+    """`f`, written for one member, over stacks of them; every argument and result has a leading member axis.
+
+    See TrainConfig.mapping. Over a member axis of several devices each maps over its own members: a map over the whole
+    axis would gather it.
+    """
+    if mapping == "auto":
+        mapping = "map" if jax.default_backend() == "cpu" else "vmap"
+    if mapping == "vmap":
+        return jax.vmap(f, spmd_axis_name="member")
+
+    def mapped(*stacks: Any) -> Any:
+        return jax.lax.map(lambda member: f(*member), stacks)
+
+    if mesh is None or mesh.shape["member"] == 1:
+        return mapped
+    spec = sharding.MEMBERS
+    return jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={"member"}, check_vma=False)
+
+
 def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) -> Program:
     """Compiles the step of a segment for the stack `state`, once and ahead of time."""
     size = sharding.padded(len(runs), mesh)
@@ -193,7 +215,7 @@ def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) ->
     members = NamedSharding(mesh, sharding.MEMBERS)
     state_shardings = sharding.stack_shardings(mesh, state)
     step = jax.jit(
-        jax.vmap(functools.partial(member_step, shape), spmd_axis_name="member"),
+        over_members(functools.partial(member_step, shape), shape.mapping, mesh),
         in_shardings=(state_shardings, members, tokens.sharding),
         out_shardings=(state_shardings, members),
         donate_argnums=0,

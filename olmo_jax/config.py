@@ -250,6 +250,8 @@ class TrainConfig:
       tokens: the budget; tokens // (batch_size * sequence_length) steps are taken.
       init_seed: of the parameters. data_seed: of the order of the windows.
       tensorboard: also write TensorBoard event files.
+      mapping: how members go through the device: "vmap" all at once, which feeds an accelerator's many units; "map" one
+        after another, which a CPU's caches like better; "auto" by backend. Results agree within rounding.
     """
 
     name: str = "run"
@@ -257,6 +259,7 @@ class TrainConfig:
     init_seed: int = 0
     data_seed: int = 0
     tensorboard: bool = False
+    mapping: str = "auto"
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
@@ -289,6 +292,7 @@ class TrainConfig:
             self.tokens,
             f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens",
         )
+        _one_of(self.mapping, ("auto", "vmap", "map"), f"{at}.mapping")
         for name in ("init_seed", "data_seed"):
             require(
                 0 <= getattr(self, name) < 2**32, f"{at}.{name}", getattr(self, name), "needs a number in [0, 2^32)"

@@ -8,7 +8,7 @@ from typing import Any
 from olmo_jax.config import TrainConfig
 
 # Where things lie and how often they are looked at: none of it reaches a parameter.
-_NOT_IDENTITY = {"name", "tensorboard", "probe", "checkpoint", "mesh"}
+_NOT_IDENTITY = {"name", "tensorboard", "probe", "checkpoint", "mesh", "mapping"}
 # The fingerprint stands for the corpus and the tokenizer; these say how the run walks through the tokens.
 _DATA_WALK = ("train_domains", "sequence_length", "batch_size")
 

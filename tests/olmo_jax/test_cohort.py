@@ -27,8 +27,9 @@ def runs(tiny, vary):
     return [Run(f"r{i}", vary(tiny, c)) for i, c in enumerate(changes)]
 
 
-def train(runs, index, mesh_config=MeshConfig(member=1), steps=STEPS):
-    shape = dataclasses.replace(cohorts.shape_of(runs[0].config, index.fingerprint), mesh=mesh_config)
+def train(runs, index, mesh_config=MeshConfig(member=1), steps=STEPS, mapping="auto"):
+    shape = cohorts.shape_of(runs[0].config, index.fingerprint)
+    shape = dataclasses.replace(shape, mesh=mesh_config, mapping=mapping)
     cohort = Cohort(shape, tuple(runs))
     mesh = sharding.make_mesh(mesh_config, len(runs))
     batches = _Batches(cohort, index, mesh)
@@ -74,10 +75,11 @@ def test_settings_and_seeds_reach_the_members_they_name(together):
     assert len({round(n, 4) for n in norms}) == 3
 
 
-@pytest.mark.parametrize("mesh", [(3, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2), (4, 2, 1)])
-def test_eight_devices_give_what_one_gives(runs, together, index, mesh):
-    """(2, 2, 2) and (4, 2, 1) pad three members with an inert one."""
-    _, _, losses, end = train(runs, index, MeshConfig(*mesh))
+@pytest.mark.parametrize("mapping", ["vmap", "map"])
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (3, 1, 1), (1, 4, 1), (2, 2, 2)])
+def test_eight_devices_and_both_mappings_give_what_one_device_gives(runs, together, index, mesh, mapping):
+    """(2, 2, 2) pads three members with an inert one."""
+    _, _, losses, end = train(runs, index, MeshConfig(*mesh), mapping=mapping)
     np.testing.assert_allclose(losses[:, :3], together[2], rtol=2e-5)
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[:3], end.params), together[3].params, rtol=2e-3, atol=2e-5)
 
@@ -113,8 +115,8 @@ def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
 def test_one_program_serves_members_that_differ_in_every_number(runs, index, caplog):
     with jax.log_compiles(True), caplog.at_level(logging.WARNING):
         train(runs, index)
-    steps = [r.message for r in caplog.records if "Compiling jit(member_step)" in r.message]
-    assert len(steps) == 1, steps
+    steps = [r.message for r in caplog.records if "Compiling jit(mapped)" in r.message]
+    assert len(steps) == 1, [r.message for r in caplog.records]
 
 
 def test_the_loss_falls_on_text_with_structure(together):
