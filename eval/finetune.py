@@ -1,7 +1,6 @@
 """Fine-tuning of a stack of models on one domain, each learning rate a member beside the others."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax

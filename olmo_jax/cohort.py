@@ -1,6 +1,6 @@
 """A cohort: runs that share every static shape, stacked along a member axis and trained as one program.
 
-Everything that acts on one member is written for one (`member_step`); `over_members` adds the member axis from outside.
+Everything that acts on one member is written for one (`member_step`); `over_members` adds the member axis to it.
 """
 
 import dataclasses
@@ -188,21 +188,28 @@ def member_structs(shape: Shape) -> State:
 def over_members(f: Callable[..., Any], mapping: str = "auto", mesh: Mesh | None = None) -> Callable[..., Any]:
     """`f`, written for one member, over stacks of them; every argument and result has a leading member axis.
 
-    See TrainConfig.mapping. Over a member axis of several devices each maps over its own members: a map over the whole
-    axis would gather it.
+    See TrainConfig.mapping. Members that lie on several devices are mapped over side by side, one a device at a time: a
+    map over the whole axis would gather it.
     """
     if mapping == "auto":
         mapping = "map" if jax.default_backend() == "cpu" else "vmap"
+    side_by_side = jax.vmap(f, spmd_axis_name="member")
     if mapping == "vmap":
-        return jax.vmap(f, spmd_axis_name="member")
+        return side_by_side
+    if mesh is None or mesh.shape["member"] == 1:
+        return lambda *stacks: jax.lax.map(lambda member: f(*member), stacks)
+
+    def split(x: Array) -> Array:  # [M, ...] -> [M / devices, devices, ...]; a device's members are neighbours
+        return jnp.moveaxis(x.reshape(mesh.shape["member"], -1, *x.shape[1:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
     def mapped(*stacks: Any) -> Any:
-        return jax.lax.map(lambda member: f(*member), stacks)
+        results = jax.lax.map(lambda members: side_by_side(*members), jax.tree.map(split, stacks))
+        return jax.tree.map(join, results)
 
-    if mesh is None or mesh.shape["member"] == 1:
-        return mapped
-    spec = sharding.MEMBERS
-    return jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={"member"}, check_vma=False)
+    return mapped
 
 
 def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) -> Program:
@@ -214,8 +221,12 @@ def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) ->
     )
     members = NamedSharding(mesh, sharding.MEMBERS)
     state_shardings = sharding.stack_shardings(mesh, state)
+
+    def train_step(state: State, hyper: Hyper, tokens_MBL: Array) -> tuple[State, Metrics]:
+        return over_members(functools.partial(member_step, shape), shape.mapping, mesh)(state, hyper, tokens_MBL)
+
     step = jax.jit(
-        over_members(functools.partial(member_step, shape), shape.mapping, mesh),
+        train_step,
         in_shardings=(state_shardings, members, tokens.sharding),
         out_shardings=(state_shardings, members),
         donate_argnums=0,
