@@ -21,7 +21,7 @@ from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import epochs
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_vocabulary, train_cohort, write_run_files
-from sweeps.findings import caveat, findings
+from sweeps.findings import against_unigram, caveat, findings
 from sweeps.plan import Plan, Sweep, write_record
 from sweeps.report import write_report
 from sweeps.table import build_table, read_curves, write_table
@@ -103,13 +103,17 @@ def evaluate_all(
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
-    """Writes results.parquet and report/index.html from what the directory holds; the page's path and the table."""
+    """Writes results.parquet and report/index.html from what the directory holds, if it has changed since.
+
+    Returns the page's path and the table.
+    """
     table = build_table(workdir)
     require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
-    write_table(workdir, table)
+    page = workdir / "report" / "index.html"
+    if not write_table(workdir, table) and page.exists():
+        return page, table
     facts = {"command": command, "written": time.strftime("%Y-%m-%d %H:%M:%S %Z")} | versions()
-    page = write_report(workdir / "report", table, read_curves(workdir), facts)
-    return page, table
+    return write_report(workdir / "report", table, read_curves(workdir), facts), table
 
 
 def run(workdir: epath.Path, sweep: Sweep, plan: Plan, stop: Callable[[], bool], command: str) -> bool:
@@ -119,7 +123,7 @@ def run(workdir: epath.Path, sweep: Sweep, plan: Plan, stop: Callable[[], bool],
     if not train_all(workdir, plan, indexes, stop) or not evaluate_all(workdir, plan, indexes, sweep, stop):
         return False
     page, table = report(workdir, command)
-    for sentence in (*findings(table), caveat(table)):
+    for sentence in (*findings(table), against_unigram(table), caveat(table)):
         print(sentence)
     print(f"Report: {page}")
     return True

@@ -34,13 +34,16 @@ def build_table(workdir: epath.Path) -> pd.DataFrame:
     return table
 
 
-def write_table(workdir: epath.Path, table: pd.DataFrame) -> epath.Path:
-    """Writes results.parquet, whole or not at all."""
+def write_table(workdir: epath.Path, table: pd.DataFrame) -> bool:
+    """Writes results.parquet, whole or not at all; False if it was the same already."""
     path = workdir / "results.parquet"
+    contents = table.to_parquet(index=False)
+    if path.exists() and path.read_bytes() == contents:
+        return False
     partial = path.with_name(path.name + ".partial")
-    table.to_parquet(str(partial), index=False)
+    partial.write_bytes(contents)
     partial.replace(path)
-    return path
+    return True
 
 
 def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:

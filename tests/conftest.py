@@ -26,7 +26,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-WORDS = ["the", "of", "and", "loss", "rank", "weight", "model", "token", "a", "is", "in", "to", "we", "measure", "matrix", "value", "under", "over", "by", "cosine"]
+WORDS = (
+    "the", "of", "and", "loss", "rank", "weight", "model", "token", "is", "in", "we", "measure", "matrix", "value",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -48,8 +48,8 @@ def get_config(size: str = "") -> ConfigDict:
         checkpoint=CheckpointConfig(log_spaced=2 if smoke else 4),
     )
     evaluation = EvalConfig(
-        tokens_per_domain=1024 if smoke else 8192,
-        finetune=FinetuneConfig(tokens=2048 if smoke else 32_768, batch_size=8, learning_rates=(3e-4, 3e-3)),
+        tokens_per_domain=1024 if smoke else 4096,
+        finetune=FinetuneConfig(tokens=2048 if smoke else 16_384, batch_size=8, learning_rates=(3e-4, 3e-3)),
     )
     return ConfigDict(
         {

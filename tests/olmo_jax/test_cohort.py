@@ -15,6 +15,7 @@ from olmo_jax.config import ConfigError, MeshConfig
 from olmo_jax.train import _Batches
 
 STEPS = 8
+ONE_DEVICE = MeshConfig(member=1)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def runs(tiny, vary):
     return [Run(f"r{i}", vary(tiny, c)) for i, c in enumerate(changes)]
 
 
-def train(runs, index, mesh_config=MeshConfig(member=1), steps=STEPS, mapping="auto"):
+def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto"):
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = dataclasses.replace(shape, mesh=mesh_config, mapping=mapping)
     cohort = Cohort(shape, tuple(runs))

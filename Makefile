@@ -1,0 +1,39 @@
+# make setup | demo | test | check | slow.   PYTHON=python3.12 picks another interpreter, VENV=DIR another environment.
+PYTHON ?= python3
+VENV ?= .venv
+SIZE ?=
+WORKDIR ?= demo
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+LOCK := requirements/lock-$(if $(filter 3.11,$(VERSION)),3.11,3.12).txt
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test slow check lock
+
+# Made anew only when the lock or the interpreter's version is another than what was installed.
+setup:
+	@(echo "# python $(VERSION)"; cat $(LOCK)) | cmp -s - $(VENV)/installed.txt || { \
+	  echo "setting up $(VENV) with Python $(VERSION) from $(LOCK)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . && \
+	  (echo "# python $(VERSION)"; cat $(LOCK)) > $(VENV)/installed.txt; }
+
+demo: setup
+	$(BIN)/olmo-jax run --config=sweeps/configs/demo.py$(addprefix :,$(SIZE)) --workdir=$(WORKDIR)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+# Whole processes, killed and gone on with.
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Newest versions that pyproject.toml allows, for both interpreters; needs uv.
+lock:
+	for version in 3.11 3.12; do uv pip compile --quiet --upgrade pyproject.toml --extra dev --python-version $$version \
+	  --no-header --no-annotate --no-emit-index-url --output-file requirements/lock-$$version.txt; done

@@ -1,0 +1,196 @@
+"""The command line on bad input (one clear line, its exit code, nothing written) and on a sweep in small."""
+
+import json
+import pathlib
+import shutil
+
+import pandas as pd
+import pytest
+
+from sweeps import cli
+
+RUN = """
+from ml_collections import ConfigDict
+from olmo_jax.config import TrainConfig, to_config_dict
+from sweeps.grid import product, together
+
+def get_config(arg=""):
+    train = to_config_dict(TrainConfig(name="cli", tokens=8 * 64))
+    train.model.update(dict(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32))
+    train.data.update(dict(corpus="text_files", files=({corpus!r},), domain_field="domain", bpe_vocab_size=300,
+                           train_domains=("prose",), sequence_length=16, batch_size=4))
+    train.probe.update(dict(every=4, documents=10, document_tokens=12))
+    train.optimizer.learning_rate = 1e-2
+    train.mesh.member = 1
+    if arg == "one":
+        return train
+    if arg == "unequal":
+        grid = together({{"optimizer.learning_rate": [1e-3, 1e-2, 1e-1], "init_seed": [0, 1]}})
+    else:
+        grid = product({{"optimizer.weight_decay": [0.1, 5.0], "init_seed": [0, 1]}})
+    evaluation = dict(tokens_per_domain=200, quantize_bits=(3,), finetune=dict(
+        domain="code", learning_rates=(1e-2,), tokens=256, batch_size=4))
+    return ConfigDict(dict(train=train, grid=grid, evaluation=evaluation))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(corpus, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(RUN.format(corpus=str(corpus)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A whole sweep, run once through the command line."""
+    workdir = tmp_path_factory.mktemp("finished") / "sweep"
+    assert cli.main(["run", f"--config={config}", f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def refused(capsys, arguments, code):
+    assert cli.main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("olmo-jax: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.optimizer.weigth_decay=1", ["small.py", "config.optimizer", "weigth_decay", "'weight_decay'"]),
+        ("--config.optimzer.weight_decay=1", ["small.py", "no key 'optimzer'", "'optimizer'"]),
+        ("--config.model.d_model=big", ["small.py", "config.model.d_model", "big"]),
+        ("--config.tokens=1e3", ["small.py", "config.tokens", "1e3"]),
+        ("--config.model.d_model=0", ["config.model.d_model", "0", "positive"]),
+        ("--config.model.n_heads=3", ["config.model.n_heads", "16", "divisor"]),
+        ("--config.data.batch_size=-4", ["config.data.batch_size", "-4"]),
+        ("--config.tokens=3", ["config.tokens", "less than one step"]),
+        ("--config.mapping=both", ["config.mapping", "vmap"]),
+    ],
+)
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_a_bad_override_is_one_line_and_exit_code_2(config, capsys, tmp_path, verb, override, words):
+    workdir = tmp_path / "new"
+    line = refused(capsys, [verb, f"--config={config}:one", override, f"--workdir={workdir}"], 2)
+    assert all(word in line for word in words), line
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["plan"], 2, ["needs --config=FILE"]),
+        (["plan", "--config=missing.py"], 2, ["missing.py", "no file"]),
+        (["train", "--config=x.py"], 2, ["needs --workdir"]),
+        (["plan", "--config={config}:unequal"], 2, ["optimizer.learning_rate': 3", "'init_seed': 2"]),
+        (["plan", "--config={config}", "--config.train.optimizer.weight_decay=1"], 2, ["set by the file's grid"]),
+        (["plan", "--config={config}:one", "--config.data.files=('nothing*.txt',)"], 1, ["nothing*.txt"]),
+        (["plan", "--config={config}:one", "--config.data.tokenizer=no.json"], 1, ["no.json"]),
+        (["prepare", "--config={config}:one", "--config.data.train_domains=('poetry',)", "--workdir={new}"], 1,
+         ["poetry", "prose"]),
+        (["train", "--config={config}:one", "--config.model.vocab_size=200", "--config.data.bpe_vocab_size=300",
+          "--workdir={new}"], 2, ["config.model.vocab_size", "200", "300"]),
+        (["status", "--workdir={new}"], 2, ["new", "no sweep.json"]),
+        (["report", "--workdir={new}"], 2, ["new", "no sweep.json"]),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line_and_trains_nothing(config, capsys, tmp_path, arguments, code, words):
+    arguments = [a.format(config=config, new=tmp_path / "new") for a in arguments]
+    line = refused(capsys, arguments, code)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "new" / "runs").exists()
+
+
+def test_help_and_an_unknown_verb(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "prepare" in capsys.readouterr().out
+    assert cli.main(["trian"]) == 2
+    assert "trian" in capsys.readouterr().err
+
+
+def test_plan_prints_json_alone_and_writes_nothing(config, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", f"--config={config}", "--json"]) == 0
+    (cohort,) = json.loads(capsys.readouterr().out)["cohorts"]
+    assert [run["config"]["optimizer"]["weight_decay"] for run in cohort["runs"]] == [0.1, 0.1, 5.0, 5.0]
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["plan", f"--config={config}"]) == 0
+    assert "4 runs in 1 cohort(s)" in capsys.readouterr().out
+
+
+def test_a_sweep_ends_with_a_table_of_everything_and_a_page(finished):
+    table = pd.read_parquet(finished / "results.parquet")
+    assert len(table) == 4
+    assert table["final"].all()
+    columns = {
+        "run_id", "cohort", "configuration", "step", "tokens", "diverged_at", "parameters", "parameters_non_embedding",
+        "weight_decay_dose", "config.optimizer.weight_decay", "config.init_seed", "train/loss",
+        "unembedding/effective_rank", "unembedding_gauge_fixed/mean_cosine", "final_states/effective_rank_percent",
+        "lm_loss/in_domain", "lm_loss/out_of_domain", "lm_loss/code", "unigram/in_domain", "round_to_nearest_3/macro",
+        "finetune_code_lr0.01/forgetting",
+    }  # fmt: skip
+    assert columns <= set(table.columns)
+    assert table[sorted(columns - {"diverged_at"})].notna().all(axis=None)
+    assert table["configuration"].nunique() == 2
+    page = (finished / "report" / "index.html").read_text()
+    assert all(run in page for run in table["run_id"])
+
+
+def test_the_same_command_again_does_nothing_over(config, finished, capsys):
+    def times():
+        kept = [p for p in pathlib.Path(finished).rglob("*") if p.is_file()]
+        return {p: p.stat().st_mtime_ns for p in kept if p.suffix != ".lock"}
+
+    before = times()
+    assert cli.main(["run", f"--config={config}", f"--workdir={finished}"]) == 0
+    out = capsys.readouterr().out
+    assert "Report: " in out
+    assert times() == before
+
+
+def test_a_run_of_a_finished_sweep_is_in_its_status(config, finished, capsys):
+    assert cli.main(["status", f"--workdir={finished}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("done") == 4
+    assert "8/8" in out
+
+
+def test_another_sweep_in_the_same_directory_is_refused_and_nothing_changes(config, finished, capsys):
+    before = (finished / "sweep.json").read_bytes()
+    arguments = ["run", f"--config={config}", "--config.train.tokens=1024", f"--workdir={finished}"]
+    line = refused(capsys, arguments, 2)
+    assert "holds another sweep" in line
+    assert "tokens: 512 there, 1024 here" in line
+    assert (finished / "sweep.json").read_bytes() == before
+
+
+def test_a_changed_corpus_is_refused_with_both_fingerprints(config, corpus, capsys, tmp_path):
+    text = tmp_path / "mine.jsonl"
+    shutil.copy(corpus, text)
+    override = f"--config.data.files=('{text}',)"
+    arguments = ["prepare", f"--config={config}:one", override, f"--workdir={tmp_path / 'w'}"]
+    assert cli.main(arguments) == 0
+    index = json.loads((tmp_path / "w" / "data" / "main" / "index.json").read_text())
+    with text.open("a") as file:
+        file.write(json.dumps({"text": "one more document of text", "domain": "prose"}) + "\n")
+    capsys.readouterr()
+    line = refused(capsys, arguments, 1)
+    assert index["fingerprint"].split("-")[0] in line
+    assert "workdir" in line
+    assert json.loads((tmp_path / "w" / "data" / "main" / "index.json").read_text()) == index
+
+
+def test_a_bad_file_of_text_is_refused_before_training(config, capsys, tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"good text, then \xff\xfe")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    for name, word in (("bad.txt", "UTF-8"), ("empty.txt", "empty")):
+        override = f"--config.data.files=('{tmp_path / name}',)"
+        arguments = ["train", f"--config={config}:one", override, f"--workdir={tmp_path / 'w'}"]
+        line = refused(capsys, [*arguments, "--config.data.domain_field=", "--config.data.train_domains=()"], 1)
+        assert name in line
+        assert word in line
+        assert not (tmp_path / "w" / "runs").exists()

@@ -1,0 +1,109 @@
+"""A real process, killed and asked to stop in the middle of training, and gone on with by the same command."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import pytest
+
+from olmo_jax.checkpoint import load_run
+
+CONFIG = """
+from ml_collections import ConfigDict
+from olmo_jax.config import TrainConfig, to_config_dict
+from sweeps.grid import product
+
+def get_config():
+    train = to_config_dict(TrainConfig(name="kill", tokens=400 * 64))
+    train.model.update(dict(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32))
+    train.data.update(dict(corpus="text_files", files=({corpus!r},), domain_field="domain", bpe_vocab_size=300,
+                           train_domains=("prose",), sequence_length=16, batch_size=4, root={root!r}))
+    train.probe.update(dict(every=20, documents=10, document_tokens=12))
+    train.checkpoint.every = 30
+    train.mesh.member = 1
+    return ConfigDict(dict(train=train, grid=product({{"optimizer.weight_decay": [0.1, 5.0]}})))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interruption")
+    path = folder / "sweep.py"
+    path.write_text(CONFIG.format(corpus=str(corpus), root=str(folder / "data")))
+    return path
+
+
+def start(config, workdir):
+    command = [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(command, env=os.environ | cache, stderr=subprocess.PIPE, text=True)
+
+
+def finish(config, workdir):
+    process = start(config, workdir)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+
+
+def wait_for_step(workdir, process, step):
+    """Until a checkpoint at or beyond `step` is there while the process still trains."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        written = [int(p.name) for p in pathlib.Path(workdir).glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
+        if max(written, default=0) >= step:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint at step {step}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config):
+    workdir = config.parent / "undisturbed"
+    finish(config, workdir)
+    return workdir
+
+
+def assert_same(workdir, undisturbed):
+    runs = sorted(p.name for p in (undisturbed / "runs").iterdir())
+    assert runs == sorted(p.name for p in (workdir / "runs").iterdir())
+    for run in runs:
+        a, b = (w / "runs" / run / "metrics.jsonl" for w in (workdir, undisturbed))
+        assert a.read_bytes() == b.read_bytes()
+        assert len(a.read_text().splitlines()) == 401
+        chex.assert_trees_all_equal(load_run(workdir, run)[1], load_run(undisturbed, run)[1])
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(config, undisturbed, tmp_path):
+    for step in (0, 30, 120, 300):  # 0: before the first checkpoint
+        process = start(config, tmp_path)
+        if step:
+            wait_for_step(tmp_path, process, step)
+        else:
+            time.sleep(4)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.stderr.close()
+    finish(config, tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_leaves_with_75_after_a_checkpoint(config, undisturbed, tmp_path, number):
+    process = start(config, tmp_path)
+    wait_for_step(tmp_path, process, 60)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    rows = [len((p / "metrics.jsonl").read_text().splitlines()) for p in (tmp_path / "runs").iterdir()]
+    steps = [int(p.name) for p in tmp_path.glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
+    assert set(rows) == {max(steps) + 1}, "nothing trained is lost"
+    finish(config, tmp_path)
+    assert_same(tmp_path, undisturbed)

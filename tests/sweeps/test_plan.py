@@ -1,0 +1,120 @@
+import json
+
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from olmo_jax.config import ConfigError, to_config_dict
+from sweeps import plan as plans
+from sweeps.grid import product
+
+
+@pytest.fixture
+def sweep_of_grid(tiny):
+    def make(grid, **more):
+        return plans.read_sweep(ConfigDict({"train": to_config_dict(tiny), "grid": grid} | more))
+
+    return make
+
+
+def test_runs_that_share_shapes_share_a_cohort_and_members_keep_the_grids_order(sweep_of_grid):
+    grid = product({"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]})
+    plan = plans.resolve(sweep_of_grid(grid))
+    assert [len(c.runs) for c in plan.cohorts] == [4, 4]
+    for cohort, batch_size in zip(plan.cohorts, (4, 8), strict=True):
+        values = [(r.config.data.batch_size, r.config.optimizer.weight_decay, r.config.init_seed) for r in cohort.runs]
+        assert values == [(batch_size, w, s) for w in (0.1, 1.0) for s in (0, 1)]
+    assert len({run.id for run in plan.runs}) == 8
+
+
+def test_budgets_of_one_cohort_become_segments(sweep_of_grid):
+    plan = plans.resolve(sweep_of_grid(product({"tokens": [640, 320, 640 * 2], "init_seed": [0, 1]})))
+    assert plans.as_json(plan)["cohorts"][0]["segments"] == 3
+    assert len(plan.cohorts) == 1
+
+
+def test_the_json_names_cohorts_runs_and_whole_configs(sweep_of_grid):
+    found = json.loads(json.dumps(plans.as_json(plans.resolve(sweep_of_grid([{"optimizer.weight_decay": 0.7}])))))
+    (cohort,) = found["cohorts"]
+    assert cohort.keys() == {"cohort", "segments", "runs"}
+    (run,) = cohort["runs"]
+    assert run.keys() == {"run_id", "config"}
+    assert run["config"]["optimizer"]["weight_decay"] == 0.7
+    assert run["config"]["model"]["d_model"] == 16
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([], "grid has no points"),
+        (
+            [{"optimizer.weigth_decay": 1.0}],
+            "grid point 0: config.train.optimizer.*weigth_decay.*did you mean 'weight_d",
+        ),
+        ([{}, {"optimiser": 1.0}], "grid point 1: config.train has no key 'optimiser'; did you mean 'optimizer'"),
+        ([{"tokens.x": 1}], "grid point 0: config.train.tokens has no key 'x'"),
+        ([{"optimizer.weight_decay": "much"}], "grid point 0.*weight_decay"),
+        ([{"model.n_heads": 3}], "grid point 0.*config.train.model.n_heads = 3.*doesn't divide"),
+        ([{"init_seed": 1}, {"init_seed": 0}, {"init_seed": 1}], "grid points 0 and 2 are the same run"),
+        ([{}, {"data.bpe_vocab_size": 290}], "two different data sets are named 'main'"),
+    ],
+)
+def test_bad_grids_are_refused_before_anything_runs(sweep_of_grid, grid, message):
+    with pytest.raises(ConfigError, match=message):
+        plans.resolve(sweep_of_grid(grid))
+
+
+def test_an_unknown_section_of_the_sweep_is_refused(sweep_of_grid):
+    with pytest.raises(ConfigError, match="config has no key 'evaluations'; did you mean 'evaluation'"):
+        sweep_of_grid([{}], evaluations={})
+    with pytest.raises(ConfigError, match="config.evaluation.quantize_bits"):
+        sweep_of_grid([{}], evaluation={"quantize_bits": (1,)})
+
+
+def test_the_record_holds_the_sweep_and_refuses_another(sweep_of_grid, tmp_path):
+    workdir = epath.Path(tmp_path / "sweep")
+    sweep = sweep_of_grid(product({"init_seed": [0, 1]}))
+    plan = plans.resolve(sweep)
+    plans.write_record(workdir, sweep, plan, {"jax": "1"})
+    again = plans.sweep_of(plans.read_record(workdir))
+    assert plans.resolve(again) == plan
+    assert again.evaluation == sweep.evaluation
+
+    other = sweep_of_grid(product({"init_seed": [0, 2]}))
+    before = (workdir / "sweep.json").read_text()
+    with pytest.raises(ConfigError, match="holds another sweep: 1 of its runs.*1 of this one's.*another --workdir"):
+        plans.write_record(workdir, other, plans.resolve(other), {})
+    assert (workdir / "sweep.json").read_text() == before
+
+
+def test_other_evaluations_of_the_same_runs_replace_the_recorded_ones(sweep_of_grid, tmp_path):
+    workdir = epath.Path(tmp_path)
+    plain, changed = sweep_of_grid([{}]), sweep_of_grid([{}], evaluation={"quantize_bits": (5,)})
+    plans.write_record(workdir, plain, plans.resolve(plain), {"jax": "1"})
+    plans.write_record(workdir, changed, plans.resolve(changed), {"jax": "2"})
+    record = plans.read_record(workdir)
+    assert record["evaluation"]["quantize_bits"] == [5]
+    assert record["versions"] == {"jax": "1"}
+
+
+def test_records_of_newer_code_broken_ones_and_runs_without_one_are_refused(sweep_of_grid, tmp_path):
+    workdir = epath.Path(tmp_path)
+    sweep = sweep_of_grid([{}])
+    (tmp_path / "sweep.json").write_text(json.dumps({"layout": 99}))
+    with pytest.raises(ConfigError, match="written by newer code"):
+        plans.write_record(workdir, sweep, plans.resolve(sweep), {})
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        plans.read_record(workdir)
+    (tmp_path / "sweep.json").unlink()
+    with pytest.raises(ConfigError, match="no sweep.json"):
+        plans.read_record(workdir)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match="has runs but no sweep.json"):
+        plans.write_record(workdir, sweep, plans.resolve(sweep), {})
+
+
+def test_one_run_alone_is_a_cohort_of_one(tiny):
+    plan = plans.resolve(plans.read_sweep(to_config_dict(tiny)))
+    assert [len(c.runs) for c in plan.cohorts] == [1]
+    assert plan.runs[0].config == tiny
