@@ -15,7 +15,7 @@ class FinetuneConfig:
       data_seed: order of the windows, the same for all.
     """
 
-    domain: str = "code"
+    domain: str = ""
     learning_rates: tuple[float, ...] = (1e-4, 1e-3)
     tokens: int = 1_000_000
     batch_size: int = 32

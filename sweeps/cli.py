@@ -79,6 +79,7 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
         print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(plans.lines(plan)))
         return DONE
     if verb == "prepare":
+        plans.check_record(workdir, sweep, plan)
         stages.prepare_all(workdir, plan)
         return DONE
     if verb == "status":
@@ -94,8 +95,7 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
         if verb == "run":
             ended = stages.run(workdir, sweep, plan, stop, command)
         else:
-            plans.write_record(workdir, sweep, plan, stages.versions())
-            indexes = stages.prepare_all(workdir, plan)
+            indexes = stages.begin(workdir, sweep, plan)
             if verb == "train":
                 ended = stages.train_all(workdir, plan, indexes, stop)
             else:

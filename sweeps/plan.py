@@ -158,31 +158,38 @@ def record(sweep: Sweep, plan: Plan, versions: Mapping[str, str]) -> dict[str, A
     }
 
 
-def write_record(workdir: epath.Path, sweep: Sweep, plan: Plan, versions: Mapping[str, str]) -> None:
-    """Writes sweep.json, or checks the one that is there.
+def check_record(workdir: epath.Path, sweep: Sweep, plan: Plan) -> None:
+    """Raises ConfigError if the directory holds another sweep (saying how they differ), or was written by newer code.
 
-    Raises ConfigError if the directory holds another sweep (saying in which runs they differ) or was written by newer
-    code. Other evaluations of the same runs are no other sweep: they replace the recorded ones.
+    A directory without a sweep.json passes, unless there are runs in it.
     """
+    if not (workdir / "sweep.json").exists():
+        if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
+            raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
+        return
+    old = read_record(workdir)
+    have = {run for c in old["cohorts"] for run in c["runs"]}
+    want = {run.id for run in plan.runs}
+    if have != want:
+        raise ConfigError(
+            f"{workdir} holds another sweep: {len(have - want)} of its runs aren't in this one "
+            f"({_some(have - want)}), {len(want - have)} of this one's aren't in it ({_some(want - have)}). "
+            f"{_difference(old, sweep, plan)}Choose another --workdir, or the configuration it was made with"
+        )
+
+
+def write_record(workdir: epath.Path, sweep: Sweep, plan: Plan, versions: Mapping[str, str]) -> None:
+    """Writes sweep.json where there is none; other evaluations of the same runs replace the recorded ones."""
+    check_record(workdir, sweep, plan)
     path = workdir / "sweep.json"
+    new = record(sweep, plan, versions)
     if path.exists():
         old = read_record(workdir)
-        have = {run for c in old["cohorts"] for run in c["runs"]}
-        want = {run.id for run in plan.runs}
-        if have != want:
-            raise ConfigError(
-                f"{workdir} holds another sweep: {len(have - want)} of its runs aren't in this one "
-                f"({_some(have - want)}), {len(want - have)} of this one's aren't in it ({_some(want - have)}). "
-                f"{_difference(old, sweep, plan)}Choose another --workdir, or the configuration it was made with"
-            )
-        if json.loads(json.dumps(dataclasses.asdict(sweep.evaluation))) == old["evaluation"]:
+        new = old | {"evaluation": new["evaluation"]}
+        if json.loads(json.dumps(new)) == old:
             return
-        write_json(path, old | {"evaluation": dataclasses.asdict(sweep.evaluation)})
-        return
-    if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
-        raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, record(sweep, plan, versions))
+    write_json(path, new)
 
 
 def read_record(workdir: epath.Path) -> dict[str, Any]:

@@ -14,15 +14,15 @@ import pandas as pd
 from etils import epath
 
 from eval import evaluate as evaluation
-from olmo_jax.checkpoint import directory, member_lists
+from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
 from olmo_jax.data.prepare import prepare
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.data.windows import epochs
+from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_vocabulary, train_cohort, write_run_files
 from sweeps.findings import against_unigram, caveat, findings
-from sweeps.plan import Plan, Sweep, write_record
+from sweeps.plan import Plan, Sweep, check_record, write_record
 from sweeps.report import write_report
 from sweeps.table import build_table, read_curves, write_table
 
@@ -62,6 +62,16 @@ def prepare_all(workdir: epath.Path, plan: Plan) -> dict[str, TokenIndex]:
     return indexes
 
 
+def begin(workdir: epath.Path, sweep: Sweep, plan: Plan) -> dict[str, TokenIndex]:
+    """Everything that can be refused is refused here, before anything is trained: then the data, then sweep.json."""
+    check_record(workdir, sweep, plan)
+    indexes = prepare_all(workdir, plan)
+    for cohort in plan.cohorts:
+        _check_finetune_domain(sweep, cohort, indexes[cohort.shape.data_name])
+    write_record(workdir, sweep, plan, versions())
+    return indexes
+
+
 def train_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], stop: Callable[[], bool]) -> bool:
     """Trains what isn't trained; False if a signal ended it."""
     for cohort in plan.cohorts:
@@ -86,7 +96,6 @@ def evaluate_all(
     total = sum(map(len, todo.values()))
     if not total:
         return True
-    _check_finetune_domain(sweep, indexes)
     with progress("evaluate", total) as show:
         finished = 0
 
@@ -118,8 +127,7 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
 
 def run(workdir: epath.Path, sweep: Sweep, plan: Plan, stop: Callable[[], bool], command: str) -> bool:
     """All stages; what is done is not done again. False if a signal ended it."""
-    write_record(workdir, sweep, plan, versions())
-    indexes = prepare_all(workdir, plan)
+    indexes = begin(workdir, sweep, plan)
     if not train_all(workdir, plan, indexes, stop) or not evaluate_all(workdir, plan, indexes, sweep, stop):
         return False
     page, table = report(workdir, command)
@@ -135,11 +143,6 @@ def versions() -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def checkpoints_of(workdir: epath.Path, cohort_id: str, run_id: str) -> list[int]:
-    """Steps at which a run was written."""
-    return [step for step, runs in member_lists(directory(workdir, cohort_id)).items() if run_id in runs]
-
-
 def _code_version() -> str:
     version = importlib.metadata.version("olmo-jax")
     here = Path(__file__).parent
@@ -149,12 +152,10 @@ def _code_version() -> str:
     return f"{version} ({git.stdout.strip()})" if git.returncode == 0 else version
 
 
-def _check_finetune_domain(sweep: Sweep, indexes: dict[str, TokenIndex]) -> None:
-    domain = sweep.evaluation.finetune.domain
-    for name, index in indexes.items():
-        require(
-            not domain or domain in index.domains,
-            "config.evaluation.finetune.domain",
-            domain,
-            f"isn't a domain of the data '{name}'; known: {', '.join(index.domains)}; '' leaves it out",
-        )
+def _check_finetune_domain(sweep: Sweep, cohort: Cohort, index: TokenIndex) -> None:
+    domain, key = sweep.evaluation.finetune.domain, "config.evaluation.finetune.domain"
+    if domain:
+        known = ", ".join(index.domains)
+        require(domain in index.domains, key, domain, f"isn't in the data, which have {known}; '' leaves it out")
+        lack = too_few_tokens(index, (domain,), cohort.shape.sequence_length)
+        require(not lack, key, domain, lack)

@@ -49,7 +49,9 @@ def get_config(size: str = "") -> ConfigDict:
     )
     evaluation = EvalConfig(
         tokens_per_domain=1024 if smoke else 4096,
-        finetune=FinetuneConfig(tokens=2048 if smoke else 16_384, batch_size=8, learning_rates=(3e-4, 3e-3)),
+        finetune=FinetuneConfig(
+            domain="code", tokens=2048 if smoke else 16_384, batch_size=8, learning_rates=(3e-4, 3e-3)
+        ),
     )
     return ConfigDict(
         {
