@@ -11,24 +11,27 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sweeps.bootstrap import ROUNDING, interval_of_groups
+
 GEOMETRY_PREFIXES = ("unembedding", "unembedding_gauge_fixed", "final_states")
 LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "finetune")
 # The one pair declared before looking; every other number on a page is exploration.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
 
-DRAWS = 2000
 # A bootstrap of groups needs at least this many degrees of freedom between them; see `spearman`.
 MIN_BOOTSTRAP_DOF = 12
 MIN_ROWS = 4
 
 # What says where a run lies or how often it is looked at, never what it is (as in olmo_jax.identity).
-_NOT_SETTINGS = ("config.name", "config.tensorboard", "config.data.name", "config.data.root", "config.data.tfds_dir")
+_NOT_SETTINGS = (
+    "config.name",
+    "config.tensorboard",
+    "config.mapping",
+    "config.data.name",
+    "config.data.root",
+    "config.data.tfds_dir",
+)
 _NOT_SETTINGS_SECTIONS = ("config.probe.", "config.checkpoint.", "config.mesh.")
-
-# A residual under this share of its column's norm is rounding: the column is constant, or its controls explain it.
-_ROUNDING = 1e-7
-# Elements of one chunk of draws; some megabytes, so that a chunk stays in the cache.
-_CHUNK = 1 << 18
 
 Form = Literal["rank", "factor"]
 
@@ -298,7 +301,7 @@ def _block(
     coefficients_KC, _, k, _ = np.linalg.lstsq(controls_NK, ranks_NC, rcond=1e-10)
     residuals_NC = ranks_NC - controls_NK @ coefficients_KC
     norms_C = np.linalg.norm(residuals_NC, axis=0)
-    left_C = norms_C > _ROUNDING
+    left_C = norms_C > ROUNDING
     residuals_NC = residuals_NC / np.where(left_C, norms_C, np.inf)
     r_CE = np.clip(residuals_NC[:, :n_metrics].T @ residuals_NC[:, n_metrics:], -1, 1)
 
@@ -310,7 +313,7 @@ def _block(
     dof = min(n - 2 - int(k), effective_n - 2 - k_between)
     low_CE, high_CE = _fisher_interval(r_CE, effective_n, k_between)
     if groups_N is not None and dof >= MIN_BOOTSTRAP_DOF and effective_n >= 2 * (k_between + 2):
-        low_CE, high_CE = _interval_of_groups(columns_NC, n_metrics, design, groups_N, k_between)
+        low_CE, high_CE = interval_of_groups(columns_NC, n_metrics, design.ranked, design.levels, groups_N, k_between)
     p_CE = _p_values(r_CE, dof)
 
     constant_C = np.linalg.norm(ranks_NC, axis=0) == 0
@@ -358,7 +361,7 @@ def _unit(x_NC: np.ndarray) -> np.ndarray:
     """Columns centred and of norm 1; a constant column becomes zeros."""
     x_NC = x_NC - x_NC.mean(axis=0)
     norms_C = np.linalg.norm(x_NC, axis=0)
-    return np.where(norms_C > _ROUNDING, x_NC / np.maximum(norms_C, _ROUNDING), 0.0)
+    return np.where(norms_C > ROUNDING, x_NC / np.maximum(norms_C, ROUNDING), 0.0)
 
 
 def _rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:
@@ -367,7 +370,7 @@ def _rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:
         return 0
     sums_GK = np.zeros((groups_N.max() + 1, controls_NK.shape[1]))
     np.add.at(sums_GK, groups_N, controls_NK)
-    return int(np.linalg.matrix_rank(_unit(sums_GK / np.bincount(groups_N)[:, None]), tol=_ROUNDING))
+    return int(np.linalg.matrix_rank(_unit(sums_GK / np.bincount(groups_N)[:, None]), tol=ROUNDING))
 
 
 def _p_values(r: np.ndarray, dof: float) -> np.ndarray:
@@ -388,102 +391,3 @@ def _fisher_interval(r: np.ndarray, n: float, k: int) -> tuple[np.ndarray, np.nd
     z = np.arctanh(np.clip(r, -limit, limit))
     half = stats.norm.ppf(0.975) * np.sqrt((1 + r**2 / 2) / (n - 3 - k))
     return np.minimum(np.tanh(z - half), r), np.maximum(np.tanh(z + half), r)
-
-
-def _interval_of_groups(
-    columns_NC: np.ndarray, n_metrics: int, design: _Design, groups_N: np.ndarray, k_between: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval over draws of whole groups with replacement, ranked anew in each draw.
-
-    A draw is a weight for each row, the number of times that its group was taken; ranks, correlations and regressions
-    under whole-number weights equal those of the table with the rows repeated. A draw with too few different groups for
-    the controls, or in which a column has become constant, gives nothing; the interval is that of the others. A draw
-    holds 63 % of the groups on average, so twice as many as the controls need leave few draws out.
-    """
-    n, n_groups = len(groups_N), int(groups_N.max()) + 1
-    counts_BG = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
-    counts_BG = counts_BG[(counts_BG > 0).sum(axis=1) > k_between + 2].astype(float)
-    ranked_NK = np.concatenate([design.ranked, columns_NC], axis=1)
-    fixed_NL = np.concatenate([np.ones((n, 1)), design.levels], axis=1)
-    standing_GKN = _standing(ranked_NK, groups_N)
-    n_controls = design.ranked.shape[1]
-    chunks = np.array_split(counts_BG, max(1, len(counts_BG) * ranked_NK.size // _CHUNK))
-    draws_BCE = np.concatenate([_draw(c, groups_N, standing_GKN, fixed_NL, n_controls, n_metrics) for c in chunks])
-    low_CE, high_CE = np.full((2, *draws_BCE.shape[1:]), np.nan)
-    given_CE = ~np.isnan(draws_BCE).all(axis=0)
-    quantile = np.nanquantile if np.isnan(draws_BCE[:, given_CE]).any() else np.quantile
-    low_CE[given_CE], high_CE[given_CE] = quantile(draws_BCE[:, given_CE], [0.025, 0.975], axis=0)
-    return low_CE, high_CE
-
-
-def _standing(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
-    """What one copy of group g adds to the centred average rank of row n in column k: [G, K, N].
-
-    The rows of g below x plus half of those equal to it, less half of g's rows; so the ranks of a draw are a product.
-    """
-    result = []
-    for group in range(int(groups_N.max()) + 1):
-        own_MK = np.sort(x_NK[groups_N == group], axis=0)
-        below_KN = [np.searchsorted(own_M, x_N, "left") for own_M, x_N in zip(own_MK.T, x_NK.T, strict=True)]
-        upto_KN = [np.searchsorted(own_M, x_N, "right") for own_M, x_N in zip(own_MK.T, x_NK.T, strict=True)]
-        result.append((np.stack(below_KN) + np.stack(upto_KN) - len(own_MK)) / 2)
-    return np.stack(result)
-
-
-def _draw(
-    counts_BG: np.ndarray,
-    groups_N: np.ndarray,
-    standing_GKN: np.ndarray,
-    fixed_NL: np.ndarray,
-    n_controls: int,
-    n_metrics: int,
-) -> np.ndarray:
-    """Partial correlations [B, C, E] of the draws `counts_BG`.
-
-    Columns K are those that are ranked: controls, then metrics, then targets. Columns L are the intercept and levels.
-    """
-    n_draws, n_fixed = len(counts_BG), fixed_NL.shape[1]
-    n_groups, n_ranked, n = standing_GKN.shape
-    ranks_BKN = (counts_BG @ standing_GKN.reshape(n_groups, -1)).reshape(n_draws, n_ranked, n)
-    weighted_BKN = ranks_BKN * counts_BG[:, groups_N][:, None, :]
-
-    pairs_NLL = fixed_NL[:, :, None] * fixed_NL[:, None, :]
-    pairs_GLL = np.zeros((n_groups, n_fixed, n_fixed))
-    np.add.at(pairs_GLL, groups_N, pairs_NLL)
-    fixed_BLL = (counts_BG @ pairs_GLL.reshape(n_groups, -1)).reshape(n_draws, n_fixed, n_fixed)
-    fixed_BLK = (weighted_BKN @ fixed_NL).transpose(0, 2, 1)
-    controls_BKL = fixed_BLK[:, :, :n_controls].transpose(0, 2, 1)
-    controls_BKK = weighted_BKN[:, :n_controls] @ ranks_BKN.transpose(0, 2, 1)
-    # Sums of products of all controls (rows) with all controls, metrics and targets (columns).
-    rows_BXY = np.concatenate(
-        [np.concatenate([fixed_BLL, fixed_BLK], axis=2), np.concatenate([controls_BKL, controls_BKK], axis=2)], axis=1
-    )
-    first_target = n_controls + n_metrics
-    squares_BK = np.einsum("bkn,bkn->bk", weighted_BKN, ranks_BKN)[:, n_controls:]
-    products_BCE = weighted_BKN[:, n_controls:first_target] @ ranks_BKN[:, first_target:].transpose(0, 2, 1)
-
-    explained_BXK = _explained(rows_BXY)
-    left_BK = squares_BK - np.sum(explained_BXK**2, axis=1)
-    norm_BK = np.sqrt(np.where(left_BK > _ROUNDING * squares_BK, left_BK, np.nan))
-    products_BCE -= explained_BXK[:, :, :n_metrics].transpose(0, 2, 1) @ explained_BXK[:, :, n_metrics:]
-    return np.clip(products_BCE / norm_BK[:, :n_metrics, None] / norm_BK[:, None, n_metrics:], -1, 1)
-
-
-def _explained(rows_BXY: np.ndarray) -> np.ndarray:
-    """Coordinates of the columns along orthonormal controls, by Cholesky's steps on sums of products.
-
-    `rows_BXY` holds the products of the X controls with themselves and, after them, with the other columns. A control
-    that those before it explain gets no direction, so controls may be collinear.
-    """
-    n_controls = rows_BXY.shape[1]
-    scale_BX = np.sqrt(np.diagonal(rows_BXY, axis1=1, axis2=2))
-    rest_BXY = rows_BXY / np.where(scale_BX > 0, scale_BX, np.inf)[:, :, None]
-    rest_BXY[:, :, :n_controls] /= np.where(scale_BX > 0, scale_BX, np.inf)[:, None, :]
-    directions = []
-    for i in range(n_controls):
-        pivot_B = rest_BXY[:, 0, i]
-        inverse_B = np.where(pivot_B > _ROUNDING, np.maximum(pivot_B, _ROUNDING) ** -0.5, 0.0)
-        direction_BY = rest_BXY[:, 0] * inverse_B[:, None]
-        directions.append(direction_BY[:, n_controls:])
-        rest_BXY = rest_BXY[:, 1:] - direction_BY[:, i + 1 : n_controls, None] * direction_BY[:, None, :]
-    return np.stack(directions, axis=1)

@@ -226,10 +226,14 @@ def _number(x: float) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _signed(x: float, plus: str = "") -> str:
-    """Two decimals, with a minus sign (and if asked a plus sign) that is typeset as one."""
-    text = f"{x:+.2f}" if plus else f"{x:.2f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+def _gained(x: float) -> str:
+    """The number with its sign, also where it is a plus."""
+    return ("+" if x >= 0 else "") + _number(x)
+
+
+def _signed(x: float) -> str:
+    """Two decimals, with a minus sign that is typeset as one."""
+    return f"{x:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _level(x: object) -> str:
@@ -258,8 +262,8 @@ def _below(gap: np.ndarray) -> str:
 
 
 def _change(x: np.ndarray) -> str:
-    low, high = _signed(np.nanmin(x), plus="+"), _signed(np.nanmax(x), plus="+")
-    text = f"{_signed(np.nanmean(x), plus='+')} nats"
+    low, high, mean = (_gained(f(x)) for f in (np.nanmin, np.nanmax, np.nanmean))
+    text = f"{mean} nats"
     return text if low == high else f"{text} on average ({low} to {high})"
 
 

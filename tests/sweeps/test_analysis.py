@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sweeps import analysis
+from sweeps import analysis, bootstrap
 from sweeps.analysis import Estimate, correlations, partial_spearman, spearman
 
 
@@ -63,7 +63,7 @@ def test_a_factor_takes_away_the_mean_of_each_level():
 
 @pytest.mark.parametrize("form", ["rank", "factor"])
 def test_the_bootstrap_equals_repeating_the_rows_of_the_groups_drawn(form, monkeypatch):
-    monkeypatch.setattr(analysis, "DRAWS", 80)
+    monkeypatch.setattr(bootstrap, "DRAWS", 80)
     table = noise(60).assign(
         group=np.repeat(np.arange(24), [2, 3] * 12), level=np.repeat(np.arange(24) % 3, [2, 3] * 12)
     )
