@@ -47,7 +47,7 @@ class EvalConfig:
       quantize_bits: widths of round-to-nearest quantisation of the blocks' matrices, by output channel.
     """
 
-    tokens_per_domain: int = 65536
+    tokens_per_domain: int = 16384
     batch_size: int = 32
     all_checkpoints: bool = True
     quantize_bits: tuple[int, ...] = (8, 4, 3)

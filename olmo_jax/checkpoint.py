@@ -33,8 +33,9 @@ class CheckpointError(RuntimeError):
 
 
 def directory(workdir: epath.PathLike, cohort: str) -> epath.Path:
-    """Where a cohort's checkpoints lie."""
-    return epath.Path(workdir) / "cohorts" / cohort / "checkpoints"
+    """Where a cohort's checkpoints lie, an absolute path (Orbax takes no other)."""
+    path = epath.Path(workdir) / "cohorts" / cohort / "checkpoints"
+    return path if "://" in str(path) else path.absolute()
 
 
 class Checkpoints:
@@ -152,7 +153,7 @@ def _read_member(path: epath.Path, step: int, place: int) -> Any:
     params = path / str(step) / "params"
 
     def read(meta: Any) -> Any:
-        kvstore = {"driver": "ocdbt", "base": str(params) if "://" in str(params) else f"file://{params.absolute()}"}
+        kvstore = {"driver": "ocdbt", "base": str(params) if "://" in str(params) else f"file://{params}"}
         spec = {"driver": "zarr", "kvstore": kvstore | {"path": f"{meta.name}/"}}
         return tensorstore.open(spec, open=True, read=True)
 

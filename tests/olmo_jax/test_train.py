@@ -121,6 +121,11 @@ def test_load_run_gives_the_members_own_parameters(cohort, trained):
     assert np.isfinite(logits).all()
 
 
+def test_load_run_takes_a_relative_path(trained, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(trained).parent)
+    chex.assert_trees_all_equal(load_run(trained.name, "run0"), load_run(trained, "run0"))
+
+
 def test_load_run_says_what_there_is(trained, tmp_path):
     with pytest.raises(CheckpointError, match="no run 'run9'.*run0, run1, run2"):
         load_run(trained, "run9")

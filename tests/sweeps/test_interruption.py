@@ -95,6 +95,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(config, undisturbed, t
     assert_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_leaves_with_75_after_a_checkpoint(config, undisturbed, tmp_path, number):
     process = start(config, tmp_path)

@@ -1,0 +1,32 @@
+"""A sweep over your own text; copy it and change it.
+
+    olmo-jax run --config='sweeps/configs/own_text.py:texts/*.txt' --workdir=runs/mine
+
+The argument is a glob of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet files. Where a field of the .jsonl or .parquet
+names the domain of a document, say so: `--config.train.data.domain_field=source`. Then
+`--config.train.data.train_domains` chooses what is trained on, the other domains are out of domain, and
+`--config.evaluation.finetune.domain` is one to fine-tune on.
+"""
+
+from ml_collections import ConfigDict
+
+from eval.config import EvalConfig
+from olmo_jax.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig, to_config_dict
+from sweeps.grid import cross, product, together
+
+
+def get_config(files: str = "texts/*") -> ConfigDict:
+    train = TrainConfig(
+        name="mine",
+        tokens=500_000,
+        model=ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=4, d_ff=256),
+        optimizer=OptimizerConfig(warmup_fraction=0.05),
+        data=DataConfig(corpus="text_files", files=(files,), bpe_vocab_size=2048, sequence_length=128, batch_size=16),
+        checkpoint=CheckpointConfig(log_spaced=4),
+    )
+    grid = cross(
+        # A point is a dict of overrides by dotted key: together pairs its lists, product takes every combination.
+        together({"optimizer.learning_rate": [1e-3, 5e-3], "optimizer.warmup_fraction": [0.02, 0.1]}),
+        product({"optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]}),
+    )
+    return ConfigDict({"train": to_config_dict(train), "evaluation": to_config_dict(EvalConfig()), "grid": grid})

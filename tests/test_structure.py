@@ -1,0 +1,93 @@
+"""The house: imports run one way, and every command of the README does what it says."""
+
+import ast
+import contextlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+LAYERS = ["geometry", "olmo_jax", "eval", "sweeps"]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_run_one_way(layer):
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
+    found = {str(path): above & set(imported(path)) for path in (ROOT / layer).rglob("*.py")}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize("package", ["tensorflow", "torch", "clu"])
+def test_nothing_here_imports(package):
+    for layer in LAYERS:
+        assert all(package not in set(imported(path)) for path in (ROOT / layer).rglob("*.py"))
+
+
+def test_help_answers_without_the_heavy_libraries():
+    code = (
+        "import sys, sweeps.cli; sweeps.cli.main(['--help']); sys.exit('jax' in sys.modules or 'pandas' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False).returncode == 0
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_ci_runs_the_readmes_make_commands():
+    ci, makefile = (ROOT / ".ci" / "run").read_text(), (ROOT / "Makefile").read_text()
+    commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("make")]
+    assert commands == ["make demo", "make test"]
+    for command in commands:
+        assert command in ci
+        assert f"\n{command.split()[1]}: setup\n" in makefile
+
+
+# Makes the README's commands small enough for a test; what they do stays the same.
+SMALLER = {
+    "sweeps/configs/own_text.py": ["--config.train.tokens=4096", "--config.train.model.n_layers=1"],
+    "olmo_jax/configs/olmo.py": [
+        "--config.tokens=32768",
+        "--config.data.max_megabytes=0.5",
+        "--config.data.batch_size=8",
+        "--config.model.d_model=32",
+        "--config.model.n_layers=1",
+    ],
+}
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_work(tmp_path, monkeypatch):
+    from sweeps import cli
+
+    for folder in ("sweeps", "olmo_jax"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "texts").mkdir()
+    for i, path in enumerate(sorted((ROOT / "olmo_jax").glob("*.py"))):
+        (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
+    monkeypatch.chdir(tmp_path)
+    commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("olmo-jax")]
+    assert len(commands) == 6
+    for command in commands:
+        more = next((extra for file, extra in SMALLER.items() if file in command), [])
+        assert cli.main([*shlex.split(command)[1:], *more]) == 0, command
+    assert (tmp_path / "runs/mine/report/index.html").exists()
+    assert (tmp_path / "runs/4m/report/index.html").exists()
+
+    # The Python of the README, on the sweep just run in place of the demo.
+    (tmp_path / "demo").symlink_to(tmp_path / "runs/mine")
+    (code,) = blocks("python")
+    with contextlib.redirect_stdout(None):
+        exec(compile(code.replace("config.data.batch_size", "config.optimizer.learning_rate"), "README.md", "exec"), {})
