@@ -91,6 +91,7 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
         plans.read_record(workdir)
         print(f"Report: {stages.report(workdir, command)[0]}")
         return DONE
+    stages.keep_compiled(workdir)
     with stages.stop_on_signals() as stop:
         if verb == "run":
             ended = stages.run(workdir, sweep, plan, stop, command)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import pandas as pd
 from etils import epath
 
@@ -46,6 +47,15 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def keep_compiled(workdir: epath.Path) -> None:
+    """Compiled programs are kept in the working directory: cohorts share them, and a start after a stop finds them.
+
+    A directory that jax was told of by JAX_COMPILATION_CACHE_DIR stays in use.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
 
 def data_root(workdir: epath.Path, config: TrainConfig) -> Path:

@@ -29,7 +29,7 @@ def get_config(size: str = "") -> ConfigDict:
     smoke = size == "smoke"
     train = TrainConfig(
         name="smoke" if smoke else "demo",
-        tokens=8192 if smoke else 262_144,
+        tokens=8192 if smoke else 253_952,
         model=ModelConfig(
             vocab_size=512 if smoke else 2048,
             d_model=32 if smoke else 64,
