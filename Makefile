@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 setup:
 	@(echo "# python $(VERSION)"; cat $(LOCK)) | cmp -s - $(VENV)/installed.txt || { \
 	  echo "setting up $(VENV) with Python $(VERSION) from $(LOCK)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK) && \
+	  $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r $(LOCK) && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . && \
 	  (echo "# python $(VERSION)"; cat $(LOCK)) > $(VENV)/installed.txt; }
 
