@@ -9,6 +9,8 @@ from olmo_jax.config import require
 class FinetuneConfig:
     """Continued training of a final checkpoint on one domain, with a fresh optimiser and linear decay to 0.
 
+    Betas, eps and clipping are OptimizerConfig's defaults; z-loss and what is decayed are as in the run's training.
+
     Attributes:
       domain: trained on; "" leaves fine-tuning out. learning_rates: peaks, each a member of the cohort.
       tokens: of each. batch_size: sequences a step. warmup_fraction, weight_decay: as in OptimizerConfig.
@@ -24,16 +26,18 @@ class FinetuneConfig:
     data_seed: int = 0
 
     def check(self, at: str) -> None:
-        for rate in self.learning_rates:
-            require(rate > 0, f"{at}.learning_rates", self.learning_rates, "needs positive numbers")
-        require(
-            len(set(self.learning_rates)) == len(self.learning_rates),
-            f"{at}.learning_rates",
-            self.learning_rates,
-            "names a rate twice",
-        )
+        rates = self.learning_rates
+        require(all(rate > 0 for rate in rates), f"{at}.learning_rates", rates, "needs positive numbers")
+        # The name of a result holds the rate to six digits.
+        unique = len({f"{rate:g}" for rate in rates}) == len(rates)
+        require(unique, f"{at}.learning_rates", rates, "names a rate twice (to six digits)")
         for name in ("tokens", "batch_size"):
             require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive whole number")
+        for name in ("weight_decay", "data_seed"):
+            require(getattr(self, name) >= 0, f"{at}.{name}", getattr(self, name), "needs a number of 0 or more")
+        require(
+            0 <= self.warmup_fraction <= 1, f"{at}.warmup_fraction", self.warmup_fraction, "needs a number in [0, 1]"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,5 +60,6 @@ class EvalConfig:
     def check(self, at: str) -> None:
         for name in ("tokens_per_domain", "batch_size"):
             require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive whole number")
-        for bits in self.quantize_bits:
-            require(2 <= bits <= 8, f"{at}.quantize_bits", self.quantize_bits, "needs widths of 2 to 8 bits")
+        bits = self.quantize_bits
+        require(all(2 <= b <= 8 for b in bits), f"{at}.quantize_bits", bits, "needs widths of 2 to 8 bits")
+        require(len(set(bits)) == len(bits), f"{at}.quantize_bits", bits, "names a width twice")

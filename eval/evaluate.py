@@ -1,9 +1,11 @@
 """Every evaluation of a cohort's checkpoints: what is done already is skipped, the rest is batched over members."""
 
+import collections
 import dataclasses
 import json
-import re
+import math
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from eval.config import EvalConfig
-from eval.finetune import finetune
+from eval.finetune import Tuned, finetune
 from eval.lm_loss import lay_out, lm_loss, read_documents, summary
 from eval.quantize import quantize_params
 from olmo_jax import checkpoint
@@ -22,8 +24,6 @@ from olmo_jax.data.windows import unigram_loss
 from olmo_jax.metrics import write_json
 
 Documents = dict[str, list[np.ndarray]]
-
-_FILE = re.compile(r"(?P<evaluation>.+)@(?P<step>\d+)\.json")
 
 
 class Task(NamedTuple):
@@ -38,22 +38,29 @@ class Task(NamedTuple):
     settings: dict[str, Any]
 
 
+def settings_of(config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """Every evaluation of a configuration with its settings, as JSON has them, in the order in which they are done."""
+    text = {"tokens_per_domain": config.tokens_per_domain, "set_apart": config.finetune.domain}
+    found = {"lm_loss": text, "unigram": text}
+    found |= {f"round_to_nearest_{bits}": text | {"bits": bits} for bits in config.quantize_bits}
+    if domain := config.finetune.domain:
+        tuning = {k: v for k, v in dataclasses.asdict(config.finetune).items() if k != "learning_rates"}
+        for rate in config.finetune.learning_rates:
+            # The domain is the user's text, and the name is that of a file.
+            name = f"finetune_{urllib.parse.quote(domain, safe=' ')}_lr{rate:g}"
+            found[name] = text | tuning | {"learning_rate": rate}
+    return found
+
+
 def tasks(workdir: epath.Path, cohort: Cohort, config: EvalConfig) -> list[Task]:
     """What is still to do for a cohort, checkpoint by checkpoint."""
     ends = {run.id: run.config.total_steps for run in cohort.runs}
-    text = {"tokens_per_domain": config.tokens_per_domain, "set_apart": config.finetune.domain}
     found = []
     for step, members in checkpoint.member_lists(checkpoint.directory(workdir, cohort.id)).items():
         final = [run for run in members if ends[run] == step]
-        wanted = [("lm_loss", members if config.all_checkpoints else final, text), ("unigram", final, text)]
-        wanted += [(f"round_to_nearest_{b}", final, text | {"bits": b}) for b in config.quantize_bits]
-        if config.finetune.domain:
-            tuning = dataclasses.asdict(config.finetune) | {"learning_rates": None}
-            for rate in config.finetune.learning_rates:
-                settings = text | tuning | {"learning_rate": rate}
-                wanted.append((f"finetune_{config.finetune.domain}_lr{rate:g}", final, settings))
-        for evaluation, runs, settings in wanted:
-            missing = tuple(r for r in runs if not _is_done(workdir, r, evaluation, step, settings))
+        for evaluation, settings in settings_of(config).items():
+            wanted = members if evaluation == "lm_loss" and config.all_checkpoints else final
+            missing = tuple(r for r in wanted if _stored(workdir, r, evaluation, step, settings) is None)
             if missing:
                 found.append(Task(evaluation, step, missing, settings))
     return found
@@ -71,39 +78,38 @@ def evaluate(
         return True
     learnt = {*cohort.shape.train_domains, config.finetune.domain} if cohort.shape.train_domains else ()
     documents = read_documents(index, config.tokens_per_domain, tuple(learnt))
-    for step in sorted({task.step for task in todo}):
-        now = [task for task in todo if task.step == step]
+    # Tasks for the same runs at the same step share a stack: it is read once, and one shape is one compiled program.
+    groups: dict[tuple[int, tuple[str, ...]], list[Task]] = collections.defaultdict(list)
+    for task in todo:
+        groups[task.step, task.runs].append(task)
+    for (step, runs), together in groups.items():
         members, params_M = checkpoint.load_stack(workdir, cohort.id, step)
-        # One stack for all of the step's tasks: most lack the same runs, and one shape is one compiled program.
-        wanted = sorted({run for task in now for run in task.runs}, key=members.index)
-        places = np.array([members.index(run) for run in wanted])
+        places = np.array([members.index(run) for run in runs])
         params_M = jax.tree.map(lambda x, at=places: jax.numpy.asarray(x[at]), params_M)
-        for task, metrics_M, tokens, seconds in _carry_out(now, cohort, params_M, index, documents, config):
-            for run, metrics in zip(wanted, metrics_M, strict=True):
-                if run in task.runs:
-                    result = {
-                        "evaluation": task.evaluation,
-                        "run_id": run,
-                        "step": step,
-                        "settings": task.settings,
-                        "fingerprint": cohort.shape.data_fingerprint,
-                        "metrics": {k: v if np.isfinite(v) else None for k, v in metrics.items()},
-                        "tokens": tokens,
-                        "seconds": round(seconds, 3),
-                    }
-                    path = _path(workdir, run, task.evaluation, step)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(path, result)
+        for task, metrics_M, tokens, seconds in _carry_out(together, cohort, params_M, index, documents, config):
+            for run, metrics in zip(runs, metrics_M, strict=True):
+                result = {
+                    "evaluation": task.evaluation,
+                    "run_id": run,
+                    "step": step,
+                    "settings": task.settings,
+                    "fingerprint": cohort.shape.data_fingerprint,
+                    "metrics": {k: v if np.isfinite(v) else None for k, v in metrics.items()},
+                    "tokens": tokens,
+                    "seconds": round(seconds, 3),
+                }
+                path = _path(workdir, run, task.evaluation, step)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, result)
             if not go_on(task):
                 return False
     return True
 
 
-def read_results(workdir: epath.Path, run: str) -> list[dict[str, Any]]:
-    """Every stored result of a run."""
-    path = workdir / "runs" / run / "results"
-    names = sorted(p.name for p in path.iterdir()) if path.exists() else []
-    return [json.loads((path / name).read_text()) for name in names if _FILE.fullmatch(name)]
+def read_results(workdir: epath.Path, run: str, step: int, config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """The stored results of a run at a step, by evaluation: those of this configuration, with its settings."""
+    found = {e: _stored(workdir, run, e, step, settings) for e, settings in settings_of(config).items()}
+    return {evaluation: result for evaluation, result in found.items() if result is not None}
 
 
 def _carry_out(
@@ -119,7 +125,7 @@ def _carry_out(
         rows = [{d: float(v[m]) for d, v in measured.by_domain.items()} for m in range(members)]
         return [summary(row, shape.train_domains, config.finetune.domain) for row in rows], measured.tokens
 
-    tuned: list[Any] = []
+    tuned: list[Tuned] = []
     before: list[dict[str, float]] = []
     for task in now:
         start = time.monotonic()
@@ -134,9 +140,11 @@ def _carry_out(
             tuned = tuned or finetune(config.finetune, shape, params_M, index)
             before = before or losses(params_M)[0]
             place = config.finetune.learning_rates.index(task.settings["learning_rate"])
-            metrics_M, tokens = losses(tuned[place])
-            for after, old in zip(metrics_M, before, strict=True):
+            metrics_M, tokens = losses(tuned[place].params_M)
+            for after, old, diverged_at in zip(metrics_M, before, tuned[place].diverged_at_M, strict=True):
                 after["forgetting"] = after["in_domain"] - old["in_domain"]
+                if diverged_at >= 0:  # the parameters before it blew up would pass for a gentle fine-tuning
+                    after.update(dict.fromkeys(after, math.nan))
         yield task, metrics_M, tokens, time.monotonic() - start
 
 
@@ -149,9 +157,14 @@ def _unigram(
     return [summary(rows, train_domains, config.finetune.domain)] * members, tokens
 
 
-def _is_done(workdir: epath.Path, run: str, evaluation: str, step: int, settings: dict[str, Any]) -> bool:
+def _stored(
+    workdir: epath.Path, run: str, evaluation: str, step: int, settings: dict[str, Any]
+) -> dict[str, Any] | None:
     path = _path(workdir, run, evaluation, step)
-    return path.exists() and json.loads(path.read_text())["settings"] == json.loads(json.dumps(settings))
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["settings"] == settings else None
 
 
 def _path(workdir: epath.Path, run: str, evaluation: str, step: int) -> epath.Path:

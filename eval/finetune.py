@@ -1,7 +1,7 @@
 """Fine-tuning of a stack of models on one domain, each learning rate a member beside the others."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,17 @@ from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import train_windows
 
 
-def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIndex) -> list[Any]:
+class Tuned(NamedTuple):
+    """A stack of models after fine-tuning at one rate, and the step at which each turned non-finite, or -1.
+
+    A model that did keeps its last finite parameters, which say nothing of fine-tuning: leave it out.
+    """
+
+    params_M: Any
+    diverged_at_M: np.ndarray
+
+
+def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIndex) -> list[Tuned]:
     """Continues every model of a stack at every learning rate, as one cohort of models x rates.
 
     Args:
@@ -23,27 +33,27 @@ def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIn
       index: the prepared data; its training split of `config.domain` is read.
 
     Returns:
-      The parameters afterwards, a stack `[M, ...]` for each learning rate in turn. A model that turns non-finite keeps
-      its last finite parameters, as in training.
+      What came out, for each learning rate in turn.
     """
-    tuned = dataclasses.replace(shape, batch_size=config.batch_size, schedule="linear", train_domains=(config.domain,))
+    tuning = dataclasses.replace(shape, batch_size=config.batch_size, schedule="linear", train_domains=(config.domain,))
     members = len(jax.tree.leaves(params_M)[0])
     rates = config.learning_rates
     hyper = jax.tree.map(
-        lambda *xs: jnp.repeat(jnp.stack(xs), members), *(optimizer.hyper(_run(config, tuned, rate)) for rate in rates)
+        lambda *xs: jnp.repeat(jnp.stack(xs), members), *(optimizer.hyper(_run(config, tuning, rate)) for rate in rates)
     )
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(rates)), params_M)
     state = jax.jit(jax.vmap(cohort.init_member))(start)
     step = jax.jit(
         lambda state, hyper, tokens_BL: cohort.over_members(
-            lambda s, h: cohort.member_step(tuned, s, h, tokens_BL), tuned.mapping
+            lambda s, h: cohort.member_step(tuning, s, h, tokens_BL), tuning.mapping
         )(state, hyper),
         donate_argnums=0,
     )
-    windows = train_windows(index, tuned.train_domains, tuned.sequence_length, tuned.batch_size, config.data_seed)
+    windows = train_windows(index, tuning.train_domains, tuning.sequence_length, tuning.batch_size, config.data_seed)
     for i in range(int(np.max(np.asarray(hyper.total_steps)))):
         state, _ = step(state, hyper, windows[i])
-    return [jax.tree.map(lambda x, r=r: x[r * members : (r + 1) * members], state.params) for r in range(len(rates))]
+    tuned = Tuned(state.params, np.asarray(jax.device_get(state.diverged_at)))
+    return [jax.tree.map(lambda x, r=r: x[r * members : (r + 1) * members], tuned) for r in range(len(rates))]
 
 
 def _run(config: FinetuneConfig, shape: Shape, rate: float) -> TrainConfig:

@@ -1,8 +1,8 @@
 """Orbax checkpoints of a cohort's stack, and the one run in it that somebody wants.
 
 Layout of `cohorts/<cohort>/checkpoints/<step>/`: the items `params`, `moments` (with step counters) and `members`, the
-run ids in the order of the member axis. Arrays are stored in one chunk a member, so that one run is read without the
-others. The stack may hold inert members beyond the listed ones.
+run ids in the order of the member axis. Arrays of at least 1 MiB a member are stored in one chunk a member, so that one
+run is read without the others. The stack may hold inert members beyond the listed ones.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def open_checkpoints(path: epath.Path) -> Iterator[Checkpoints]:
 def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> tuple[ModelConfig, Any]:
     """One run's model configuration and parameters (numpy arrays), from its last checkpoint or the one at `step`.
 
-    Reads this run's share of each array and nothing else; needs none of the devices that trained it.
+    Reads this run's chunk of each array, not the stack; needs none of the devices that trained it.
 
     Raises:
       CheckpointError: no such run, no checkpoint of it (yet), or none at that step; says which there are.
@@ -153,7 +153,9 @@ def _read_member(path: epath.Path, step: int, place: int) -> Any:
     params = path / str(step) / "params"
 
     def read(meta: Any) -> Any:
-        kvstore = {"driver": "ocdbt", "base": str(params) if "://" in str(params) else f"file://{params}"}
+        # A local path as it is, never as a URL: a folder's name may hold % or #.
+        base: Any = str(params) if "://" in str(params) else {"driver": "file", "path": f"{params}/"}
+        kvstore = {"driver": "ocdbt", "base": base}
         spec = {"driver": "zarr", "kvstore": kvstore | {"path": f"{meta.name}/"}}
         return tensorstore.open(spec, open=True, read=True)
 

@@ -39,7 +39,7 @@ class ModelConfig:
       rope_theta: base of the rotary frequencies. norm_eps: added to the variance in LayerNorm.
       init_std: standard deviation of the truncated normal that parameters start from (see model.py).
       compute_dtype: "float32" or "bfloat16", of activations and matmuls; parameters, norms, softmax and loss are
-        always float32.
+        always float32. On a GPU, matmuls of "float32" run in TF32, as is JAX's default.
     """
 
     vocab_size: int = 50280
@@ -195,7 +195,7 @@ class ProbeConfig:
     """Geometry measured in the loop.
 
     Attributes:
-      every: steps between two probes, counted from 0; 0 never probes. The last step is always probed.
+      every: steps between two probes, counted from 0; 0 never probes. Otherwise checkpoints are probed too.
       documents: fixed validation documents whose last token's final states are H.
       document_tokens: tokens of each document that are read.
     """
@@ -216,7 +216,8 @@ class CheckpointConfig:
 
     Attributes:
       every: steps between two checkpoints; 0 for none but the others.
-      log_spaced: this many checkpoints at steps in geometric progression from 1 to the last; 0 for none.
+      log_spaced: this many checkpoints at steps in geometric progression from 1 to the last, for each budget of a
+        cohort; 0 for none.
     """
 
     every: int = 0
@@ -359,7 +360,7 @@ def _convert(kind: Any, value: Any, at: str) -> Any:
     right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     require(right, at, value, f"needs a value of type {kind.__name__}, not {type(value).__name__}")
     if kind is float:
-        require(not math.isnan(value), at, value, "is not a number")
+        require(math.isfinite(value), at, value, "needs a finite number")
     return value
 
 

@@ -9,8 +9,6 @@ from olmo_jax.config import TrainConfig
 
 # Where things lie and how often they are looked at: none of it reaches a parameter.
 _NOT_IDENTITY = {"name", "tensorboard", "probe", "checkpoint", "mesh", "mapping"}
-# The fingerprint stands for the corpus and the tokenizer; these say how the run walks through the tokens.
-_DATA_WALK = ("train_domains", "sequence_length", "batch_size")
 
 
 def canonical_json(value: Any) -> str:
@@ -26,7 +24,14 @@ def digest(value: Any) -> str:
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
     """The part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds."""
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY}
-    values["data"] = {"fingerprint": data_fingerprint} | {k: values["data"][k] for k in _DATA_WALK}
+    # The fingerprint stands for the corpus and the tokenizer; the rest says how the run walks through the tokens.
+    values["data"] = {
+        "fingerprint": data_fingerprint,
+        "train_domains": sorted(set(config.data.train_domains)),
+        "sequence_length": config.data.sequence_length,
+        "batch_size": config.data.batch_size,
+    }
+    values["tokens"] = config.total_steps * config.tokens_per_step
     return values
 
 

@@ -27,7 +27,7 @@ class Documents(NamedTuple):
 def choose_documents(config: ProbeConfig, documents: list[np.ndarray], bos: int) -> Documents:
     """The first `config.documents` documents of more than one token, each cut to `config.document_tokens`.
 
-    The same for every run of a data set. Fewer documents than asked for are taken as they are: N is then smaller.
+    The same for every run of a data set. Where there are fewer documents N is smaller.
     """
     chosen = [d[: config.document_tokens - 1] for d in documents if len(d) > 1][: config.documents]
     tokens_NL = np.full((len(chosen), config.document_tokens), bos, np.int32)

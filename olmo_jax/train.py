@@ -1,6 +1,7 @@
 """Trains one cohort: from token windows to checkpoints and metrics, resumable at any point by the same call."""
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +17,10 @@ from olmo_jax.checkpoint import Checkpoints, directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run, State
 from olmo_jax.config import require
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.data.windows import train_windows, validation_documents
+from olmo_jax.data.windows import train_windows
 from olmo_jax.metrics import MetricsLog, resume_at, write_json
 from olmo_jax.probe import choose_documents, make_probe
 from olmo_jax.progress import progress
-
-# Tokens of validation documents that the probe's documents are chosen from.
-_PROBE_POOL_TOKENS = 2_000_000
 
 
 def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: Callable[[], bool]) -> bool:
@@ -43,7 +41,7 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
     batches = _Batches(cohort, index, mesh)
     documents = choose_documents(shape.probe, _validation(cohort, index), index.eos_id)
     probe = make_probe(shape.model, index.vocab_size, documents)
-    due = checkpoint_steps(cohort)
+    due, total = checkpoint_steps(cohort), cohort.segment_ends[-1]
 
     with open_checkpoints(directory(workdir, cohort.id)) as checkpoints:
         # Resuming: the last checkpoint, else the start. One at the end of a segment still holds those that ended there.
@@ -51,14 +49,15 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
         places = cohort.active(step)
         if step:
             state = checkpoints.restore(step, cohorts.member_structs(shape), mesh)
-            state = cohorts.pick(state, range(len(places)), mesh)
             _write_status(workdir, [runs[i] for i in places], state, step)
         else:
             state = cohorts.initial_state(shape, [runs[i] for i in places], mesh)
+        stopped = False
 
-        with progress(f"train {cohort.id} ({len(runs)} runs)", cohort.segment_ends[-1], step) as show:
+        with progress(f"train {cohort.id} ({len(runs)} runs)", total, step) as show:
             for end in (e for e in cohort.segment_ends if e > step):
-                state, places = cohorts.pick(state, _kept(places, cohort.active(end)), mesh), cohort.active(end)
+                staying = cohort.active(end)
+                state, places = cohorts.pick(state, [places.index(i) for i in staying], mesh), staying
                 members = [runs[i] for i in places]
                 log = _open_log(workdir, members, step)
                 clock = _Clock(log, len(members) * shape.tokens_per_step)
@@ -66,24 +65,21 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
                 clock.event("compile", step)
                 if step == 0:
                     log.later({"step": 0, "tokens": 0}, probe(state.params) if shape.probe.every else {})
-                while step < end and not stop():
+                while step < end and not stopped:
                     state, metrics = program.step(state, program.hyper, batches(step, places))
                     step += 1
                     log.later({"step": step, "tokens": step * shape.tokens_per_step}, metrics._asdict())
                     if shape.probe.every and (step % shape.probe.every == 0 or step in due):
                         log.also(probe(state.params))
-                    if step in due:
+                    stopped = stop()
+                    if step in due or stopped:
                         clock.event("steps", step)
-                        _save(workdir, checkpoints, log, members, state, step)
+                        _save(workdir, checkpoints, log, members, state, step, due)
                         clock.event("checkpoint", step)
                     show(step, "")
-                if stop() and step not in {0, *checkpoints.steps()}:
-                    _save(workdir, checkpoints, log, members, state, step)
                 log.close()
-                if step < end:
+                if stopped and step < total:
                     return False
-        for extra in set(checkpoints.steps()) - due:  # what a stop has left
-            checkpoints.delete(extra)
     return True
 
 
@@ -149,12 +145,20 @@ class _Clock:
 
 
 def _save(
-    workdir: epath.Path, checkpoints: Checkpoints, log: MetricsLog, members: Sequence[Run], state: State, step: int
+    workdir: epath.Path,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    members: Sequence[Run],
+    state: State,
+    step: int,
+    due: set[int],
 ) -> None:
     log.flush()  # the rows up to this step are in the files before its checkpoint commits
     checkpoints.save(step, state, [run.id for run in members])
     if any(run.config.total_steps == step for run in members):
         checkpoints.wait()  # a run is reported done once its last checkpoint is on disk
+        for extra in set(checkpoints.steps()) - due:  # what a stop has left
+            checkpoints.delete(extra)
     _write_status(workdir, members, state, step)
 
 
@@ -178,14 +182,27 @@ def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> Metrics
     return MetricsLog(directories, [run.config.tensorboard for run in members])
 
 
-def _kept(places: Sequence[int], staying: Sequence[int]) -> list[int]:
-    """Where in the stack of `places` those that stay are."""
-    return [places.index(i) for i in staying]
-
-
 def _validation(cohort: Cohort, index: TokenIndex) -> list[np.ndarray]:
-    domains = cohort.shape.train_domains or index.domains
-    return [d for domain in domains for d in validation_documents(index, domain, _PROBE_POOL_TOKENS)]
+    """Validation documents of the domains trained on, one of each in turn, at least as many as the probe reads."""
+    probe = cohort.shape.probe
+    by_domain = (index.documents("validation", d) for d in cohort.shape.train_domains or index.domains)
+    # Documents of one token are of no use to the probe, so a few more than it wants.
+    several = (itertools.islice(documents, 2 * probe.documents) for documents in by_domain)
+    return [d for turn in itertools.zip_longest(*several) for d in turn if d is not None]
+
+
+def check_mesh(cohort: Cohort) -> None:
+    """Raises ConfigError if there are too few devices for the mesh, or if it doesn't divide batch or parameters."""
+    shape = cohort.shape
+    mesh = sharding.make_mesh(shape.mesh, len(cohort.runs))
+    require(
+        shape.batch_size % mesh.shape["data"] == 0,
+        "config.mesh.data",
+        mesh.shape["data"],
+        f"doesn't divide config.data.batch_size = {shape.batch_size}; choose a divisor",
+    )
+    member = cohorts.member_structs(shape)
+    sharding.stack_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member))
 
 
 def check_vocabulary(vocab_size: int, index: TokenIndex) -> None:

@@ -62,7 +62,7 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
     except OSError as error:
         return _fail(FAILED, f"{error.filename or arguments.workdir}: {error.strerror or error}")
     except KeyboardInterrupt:
-        return _fail(STOPPED, "left at once; the same command goes on from the last checkpoint")
+        return _fail(STOPPED, "left at once; the same command goes on from what is safe")
 
 
 def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
@@ -73,34 +73,33 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
 
     verb = arguments.verb
     workdir = epath.Path(os.path.abspath(arguments.workdir) if "://" not in arguments.workdir else arguments.workdir)
-    sweep = plans.read_sweep(load_config(overrides)) if overrides else plans.sweep_of(plans.read_record(workdir))
-    plan = plans.resolve(sweep)
+    plan = plans.resolve(plans.read_sweep(load_config(overrides))) if overrides else plans.recorded_plan(workdir)
     if verb == "plan":
         print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(plans.lines(plan)))
         return DONE
     if verb == "prepare":
-        plans.check_record(workdir, sweep, plan)
         stages.prepare_all(workdir, plan)
         return DONE
     if verb == "status":
         from sweeps.status import status_lines
 
-        print("\n".join(status_lines(workdir, sweep, plan)))
+        plans.check_record(workdir, plan)
+        print("\n".join(status_lines(workdir, plan)))
         return DONE
     if verb == "report":
-        plans.read_record(workdir)
+        plans.check_record(workdir, plan)
         print(f"Report: {stages.report(workdir, command)[0]}")
         return DONE
     stages.keep_compiled(workdir)
     with stages.stop_on_signals() as stop:
         if verb == "run":
-            ended = stages.run(workdir, sweep, plan, stop, command)
+            ended = stages.run(workdir, plan, stop, command)
         else:
-            indexes = stages.begin(workdir, sweep, plan)
+            indexes = stages.begin(workdir, plan)
             if verb == "train":
                 ended = stages.train_all(workdir, plan, indexes, stop)
             else:
-                ended = stages.evaluate_all(workdir, plan, indexes, sweep, stop)
+                ended = stages.evaluate_all(workdir, plan, indexes, stop)
     return DONE if ended else STOPPED
 
 
@@ -127,16 +126,7 @@ def load_config(arguments: Sequence[str]) -> Any:
         try:
             values(argv)
             return values.config
-        except (
-            ConfigError,
-            flags.Error,
-            TypeError,
-            ValueError,
-            AttributeError,
-            KeyError,
-            OSError,
-            SyntaxError,
-        ) as error:
+        except Exception as error:  # noqa: BLE001  the file is the user's own program and may raise anything
             cause = next((e for e in _causes(error) if isinstance(e, ConfigError)), error)
             text = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
             raise ConfigError(f"{file}: {text}") from error
@@ -160,14 +150,15 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments that are ours, and those about the configuration, each of these as one `--key=value`."""
     ours: list[str] = []
     overrides: list[str] = []
-    rest = iter(argv)
-    for argument in rest:
+    ahead = list(argv)
+    while ahead:
+        argument = ahead.pop(0)
         if not re.match(r"--(no)?config(\.|=|$)", argument):
             ours.append(argument)
-        elif "=" in argument or argument.startswith("--noconfig"):
-            overrides.append(argument)
+        elif "=" in argument or argument.startswith("--noconfig") or not ahead or ahead[0].startswith("--"):
+            overrides.append(argument)  # a boolean may stand without a value
         else:
-            overrides.append(f"{argument}={next(rest, '')}")
+            overrides.append(f"{argument}={ahead.pop(0)}")
     return ours, overrides
 
 

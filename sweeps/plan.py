@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from eval.config import EvalConfig
 from olmo_jax.cohort import Cohort, Run, shape_of
-from olmo_jax.config import ConfigError, TrainConfig, from_config_dict, to_config_dict, unknown_key
+from olmo_jax.config import ConfigError, TrainConfig, from_config_dict, unknown_key
 from olmo_jax.data.prepare import fingerprint
 from olmo_jax.identity import run_id
 from olmo_jax.metrics import write_json
@@ -34,10 +34,11 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The cohorts of a sweep and the fingerprint of each of its data sets, by data.name."""
+    """The cohorts of a sweep, the fingerprint of each of its data sets (by data.name), and its evaluations."""
 
     cohorts: tuple[Cohort, ...]
     fingerprints: dict[str, str]
+    evaluation: EvalConfig
 
     @property
     def runs(self) -> list[Run]:
@@ -51,9 +52,12 @@ class Plan:
 
 def read_sweep(config: ConfigDict) -> Sweep:
     """A sweep from the ConfigDict of a file: `train`, `grid` and `evaluation`, or one run's configuration alone."""
-    if "grid" not in config:
-        return Sweep(config, [{}], EvalConfig())
     known = ("train", "grid", "evaluation")
+    if not any(key in config for key in known):
+        return Sweep(config, [{}], EvalConfig())
+    for key in ("train", "grid"):
+        if key not in config:
+            raise ConfigError(f"config has no '{key}'; a sweep has train and grid, and may have evaluation")
     for key in config:
         if key not in known:
             raise ConfigError(unknown_key("config", key, known))
@@ -86,7 +90,8 @@ def resolve(sweep: Sweep) -> Plan:
             raise ConfigError(f"grid points {seen[run.id]} and {i} are the same run ({run.id}); drop one")
         seen[run.id] = i
         groups[shape_of(config, prints[config.data.name])].append(run)
-    return Plan(tuple(Cohort(shape, tuple(runs)) for shape, runs in groups.items()), prints)
+    cohorts = tuple(Cohort(shape, tuple(runs)) for shape, runs in groups.items())
+    return Plan(cohorts, prints, sweep.evaluation)
 
 
 def point_config(sweep: Sweep, i: int) -> TrainConfig:
@@ -145,48 +150,53 @@ def lines(plan: Plan) -> list[str]:
     return shown
 
 
-def record(sweep: Sweep, plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
+def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
     """The contents of sweep.json."""
     return {
         "layout": LAYOUT,
         "versions": dict(versions),
-        "train": json.loads(sweep.train.to_json_best_effort()),
-        "grid": sweep.grid,
-        "evaluation": dataclasses.asdict(sweep.evaluation),
+        "evaluation": dataclasses.asdict(plan.evaluation),
         "fingerprints": plan.fingerprints,
-        "cohorts": [{"cohort": c.id, "runs": [run.id for run in c.runs]} for c in plan.cohorts],
+        **as_json(plan),
     }
 
 
-def check_record(workdir: epath.Path, sweep: Sweep, plan: Plan) -> None:
+def check_record(workdir: epath.Path, plan: Plan) -> None:
     """Raises ConfigError if the directory holds another sweep (saying how they differ), or was written by newer code.
 
-    A directory without a sweep.json passes, unless there are runs in it.
+    A directory without a sweep.json passes, unless there are runs in it. Other evaluations of the same runs, another
+    mesh or mapping make no other sweep; other steps of probes or checkpoints would leave a mixture of both.
     """
     if not (workdir / "sweep.json").exists():
         if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
             raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
         return
-    old = read_record(workdir)
-    have = {run for c in old["cohorts"] for run in c["runs"]}
-    want = {run.id for run in plan.runs}
-    if have != want:
+    old = recorded_plan(workdir)
+    have, want = {run.id: run.config for run in old.runs}, {run.id: run.config for run in plan.runs}
+    if have.keys() != want.keys():
+        gone, new = have.keys() - want.keys(), want.keys() - have.keys()
         raise ConfigError(
-            f"{workdir} holds another sweep: {len(have - want)} of its runs aren't in this one "
-            f"({_some(have - want)}), {len(want - have)} of this one's aren't in it ({_some(want - have)}). "
-            f"{_difference(old, sweep, plan)}Choose another --workdir, or the configuration it was made with"
+            f"{workdir} holds another sweep: {len(gone)} of its runs aren't in this one ({_some(gone)}), "
+            f"{len(new)} of this one's aren't in it ({_some(new)}). {_difference(old, plan)}"
+            "Choose another --workdir, or the configuration it was made with"
         )
+    for name, config in want.items():
+        if (config.probe, config.checkpoint) != (have[name].probe, have[name].checkpoint):
+            raise ConfigError(
+                f"{workdir} was begun with other steps for probes or checkpoints. {_difference(old, plan)}"
+                "Choose another --workdir, or set them back"
+            )
 
 
-def write_record(workdir: epath.Path, sweep: Sweep, plan: Plan, versions: Mapping[str, str]) -> None:
+def write_record(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> None:
     """Writes sweep.json where there is none; other evaluations of the same runs replace the recorded ones."""
-    check_record(workdir, sweep, plan)
+    check_record(workdir, plan)
     path = workdir / "sweep.json"
-    new = record(sweep, plan, versions)
+    new = json.loads(json.dumps(record(plan, versions)))
     if path.exists():
         old = read_record(workdir)
         new = old | {"evaluation": new["evaluation"]}
-        if json.loads(json.dumps(new)) == old:
+        if new == old:
             return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, new)
@@ -206,28 +216,50 @@ def read_record(workdir: epath.Path) -> dict[str, Any]:
     return old
 
 
-def sweep_of(old: Mapping[str, Any]) -> Sweep:
-    """The sweep that a sweep.json records."""
-    defaults = to_config_dict(TrainConfig())
-    defaults.update(ConfigDict(dict(old["train"])))
+def recorded_plan(workdir: epath.Path) -> Plan:
+    """The plan that a sweep.json records, whatever has become of the configuration file and the sources since."""
+    old = read_record(workdir)
+    cohorts = []
+    for cohort in old["cohorts"]:
+        runs = [
+            Run(run["run_id"], from_config_dict(TrainConfig, run["config"], run["run_id"])) for run in cohort["runs"]
+        ]
+        shape = shape_of(runs[0].config, old["fingerprints"][runs[0].config.data.name])
+        cohorts.append(Cohort(shape, tuple(runs)))
     evaluation = from_config_dict(EvalConfig, old["evaluation"], "evaluation")
-    return Sweep(defaults, [dict(point) for point in old["grid"]], evaluation)
+    return Plan(tuple(cohorts), old["fingerprints"], evaluation)
 
 
-def _some(ids: set[str]) -> str:
-    return ", ".join(sorted(ids)[:3]) + (", ..." if len(ids) > 3 else "") or "none"
+def _some(ids: Iterable[str]) -> str:
+    found = sorted(ids)
+    return ", ".join(found[:3]) + (", ..." if len(found) > 3 else "") or "none"
 
 
-def _difference(old: Mapping[str, Any], sweep: Sweep, plan: Plan) -> str:
-    """A word on why two sweeps differ, where it can be told."""
-    if old["fingerprints"] != plan.fingerprints:
-        return f"Its data are {old['fingerprints']}, this sweep's {plan.fingerprints}. "
-    there, here = _flatten(old["train"]), _flatten(json.loads(sweep.train.to_json_best_effort()))
-    changed = [f"{k}: {there.get(k)!r} there, {here[k]!r} here" for k in here if there.get(k) != here[k]]
+def _difference(old: Plan, new: Plan) -> str:
+    """A word on why two sweeps differ: the data, or the values that a key takes over their runs."""
+    if old.fingerprints != new.fingerprints:
+        return f"Its data are {old.fingerprints}, this sweep's {new.fingerprints}. "
+    there, here = _values(old), _values(new)
+    changed = [f"{k}: {_several(there[k])} there, {_several(here[k])} here" for k in here if there[k] != here[k]]
     return f"Changed: {'; '.join(changed[:5])}. " if changed else ""
 
 
-def _flatten(tree: Any, at: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {at: tree}
-    return {k: v for key, value in tree.items() for k, v in _flatten(value, f"{at}.{key}" if at else key).items()}
+def _values(plan: Plan) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = {}
+    for run in plan.runs:
+        for key, value in leaves(dataclasses.asdict(run.config)).items():
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return values
+
+
+def _several(values: list[Any]) -> str:
+    return " and ".join(map(repr, values))
+
+
+def leaves(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """The values of a nested mapping by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
+    return found

@@ -2,30 +2,34 @@
 
 import contextlib
 import importlib.metadata
+import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import pandas as pd
 from etils import epath
 
 from eval import evaluate as evaluation
+from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
 from olmo_jax.data.prepare import prepare
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
+from olmo_jax.metrics import TIMINGS, read_jsonl
 from olmo_jax.progress import progress, say
-from olmo_jax.train import check_vocabulary, train_cohort, write_run_files
+from olmo_jax.train import check_mesh, check_vocabulary, train_cohort, write_run_files
 from sweeps.findings import against_unigram, caveat, findings
-from sweeps.plan import Plan, Sweep, check_record, write_record
+from sweeps.plan import Plan, check_record, read_record, recorded_plan, write_record
 from sweeps.report import write_report
-from sweeps.table import build_table, read_curves, write_table
+from sweeps.table import build_table, is_written, read_curves, write_table
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -39,7 +43,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        say(f"{signal.Signals(number).name}: writing a checkpoint, then leaving; once more to leave at once")
+        say(f"{signal.Signals(number).name}: leaving once what is done is safe; once more to leave at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -52,10 +56,11 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 def keep_compiled(workdir: epath.Path) -> None:
     """Compiled programs are kept in the working directory: cohorts share them, and a start after a stop finds them.
 
-    A directory that jax was told of by JAX_COMPILATION_CACHE_DIR stays in use.
+    By host, since a CPU's are made for its kind alone. A directory that jax was told of by JAX_COMPILATION_CACHE_DIR
+    stays in use.
     """
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / platform.node()))
 
 
 def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
@@ -64,28 +69,36 @@ def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
 
 
 def prepare_all(workdir: epath.Path, plan: Plan) -> dict[str, TokenIndex]:
-    """Prepares every data set of the plan; by data.name. Raises DataError, ConfigError: see data/prepare.py."""
-    indexes = {}
-    for name, config in plan.data.items():
-        indexes[name] = prepare(config.data, data_root(workdir, config), say)
-        check_vocabulary(config.model.vocab_size, indexes[name])
+    """Prepares every data set of the plan; by data.name.
+
+    Everything about the runs that can be refused is refused here, before anything is trained: a directory of another
+    sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
+    ConfigError and DataError.
+    """
+    check_record(workdir, plan)
+    for cohort in plan.cohorts:
+        check_mesh(cohort)
+    indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
+    for cohort in plan.cohorts:
+        index = indexes[cohort.shape.data_name]
+        check_vocabulary(cohort.shape.model.vocab_size, index)
+        lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
+        require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
+        _check_finetune_domain(plan.evaluation.finetune.domain, cohort, index)
     return indexes
 
 
-def begin(workdir: epath.Path, sweep: Sweep, plan: Plan) -> dict[str, TokenIndex]:
-    """Everything that can be refused is refused here, before anything is trained: then the data, then sweep.json."""
-    check_record(workdir, sweep, plan)
+def begin(workdir: epath.Path, plan: Plan) -> dict[str, TokenIndex]:
+    """The data, then sweep.json and the runs' config.json."""
     indexes = prepare_all(workdir, plan)
+    write_record(workdir, plan, versions())
     for cohort in plan.cohorts:
-        _check_finetune_domain(sweep, cohort, indexes[cohort.shape.data_name])
-    write_record(workdir, sweep, plan, versions())
+        write_run_files(workdir, cohort)
     return indexes
 
 
 def train_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], stop: Callable[[], bool]) -> bool:
     """Trains what isn't trained; False if a signal ended it."""
-    for cohort in plan.cohorts:
-        write_run_files(workdir, cohort)
     for cohort in plan.cohorts:
         index = indexes[cohort.shape.data_name]
         tokens = max(run.config.tokens for run in cohort.runs)
@@ -97,13 +110,11 @@ def train_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], s
     return True
 
 
-def evaluate_all(
-    workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], sweep: Sweep, stop: Callable[[], bool]
-) -> bool:
-    """Evaluates what isn't evaluated; False if a signal ended it."""
-    config = sweep.evaluation
-    todo = {cohort.id: evaluation.tasks(workdir, cohort, config) for cohort in plan.cohorts}
-    total = sum(map(len, todo.values()))
+def evaluate_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], stop: Callable[[], bool]) -> bool:
+    """Evaluates what isn't evaluated; False if a signal ended it. Raises ConfigError where nothing is trained."""
+    trained = any(member_lists(directory(workdir, cohort.id)) for cohort in plan.cohorts)
+    require(trained, "--workdir", str(workdir), "holds no checkpoint to evaluate; train first")
+    total = sum(len(evaluation.tasks(workdir, cohort, plan.evaluation)) for cohort in plan.cohorts)
     if not total:
         return True
     with progress("evaluate", total) as show:
@@ -116,29 +127,38 @@ def evaluate_all(
             return not stop()
 
         for cohort in plan.cohorts:
-            if not evaluation.evaluate(workdir, cohort, indexes[cohort.shape.data_name], config, go_on):
+            if not evaluation.evaluate(workdir, cohort, indexes[cohort.shape.data_name], plan.evaluation, go_on):
                 return False
     return True
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
-    """Writes results.parquet and report/index.html from what the directory holds, if it has changed since.
+    """Writes report/index.html and results.parquet from what the directory holds, if it has changed since.
 
     Returns the page's path and the table.
     """
-    table = build_table(workdir)
+    old = read_record(workdir)
+    have_runs = (workdir / "runs").exists()
+    table = build_table(workdir, recorded_plan(workdir).evaluation) if have_runs else pd.DataFrame()
     require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
     page = workdir / "report" / "index.html"
-    if not write_table(workdir, table) and page.exists():
+    if page.exists() and is_written(workdir, table):
         return page, table
-    facts = {"command": command, "written": time.strftime("%Y-%m-%d %H:%M:%S %Z")} | versions()
-    return write_report(workdir / "report", table, read_curves(workdir), facts), table
+    facts = {
+        "command": command,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
+        "seconds of training": f"{_training_seconds(workdir, old):.0f}",
+    }
+    page = write_report(workdir / "report", table, read_curves(workdir), facts | old["versions"])
+    write_table(workdir, table)  # last: it tells the next call that the page is of this table
+    return page, table
 
 
-def run(workdir: epath.Path, sweep: Sweep, plan: Plan, stop: Callable[[], bool], command: str) -> bool:
+def run(workdir: epath.Path, plan: Plan, stop: Callable[[], bool], command: str) -> bool:
     """All stages; what is done is not done again. False if a signal ended it."""
-    indexes = begin(workdir, sweep, plan)
-    if not train_all(workdir, plan, indexes, stop) or not evaluate_all(workdir, plan, indexes, sweep, stop):
+    indexes = begin(workdir, plan)
+    if not train_all(workdir, plan, indexes, stop) or not evaluate_all(workdir, plan, indexes, stop):
         return False
     page, table = report(workdir, command)
     for sentence in (*findings(table), against_unigram(table), caveat(table)):
@@ -162,10 +182,18 @@ def _code_version() -> str:
     return f"{version} ({git.stdout.strip()})" if git.returncode == 0 else version
 
 
-def _check_finetune_domain(sweep: Sweep, cohort: Cohort, index: TokenIndex) -> None:
-    domain, key = sweep.evaluation.finetune.domain, "config.evaluation.finetune.domain"
-    if domain:
-        known = ", ".join(index.domains)
-        require(domain in index.domains, key, domain, f"isn't in the data, which have {known}; '' leaves it out")
-        lack = too_few_tokens(index, (domain,), cohort.shape.sequence_length)
-        require(not lack, key, domain, lack)
+def _training_seconds(workdir: epath.Path, old: Mapping[str, Any]) -> float:
+    """Compiling, steps and checkpoints over all starts; the runs of a cohort share their time."""
+    first = [workdir / "runs" / cohort["runs"][0]["run_id"] / TIMINGS for cohort in old["cohorts"]]
+    return sum(row["seconds"] for path in first for row in read_jsonl(path))
+
+
+def _check_finetune_domain(domain: str, cohort: Cohort, index: TokenIndex) -> None:
+    if not domain:
+        return
+    key, known = "config.evaluation.finetune.domain", ", ".join(index.domains)
+    require(domain in index.domains, key, domain, f"isn't in the data, which have {known}; '' leaves it out")
+    lack = too_few_tokens(index, (domain,), cohort.shape.sequence_length)
+    require(not lack, key, domain, lack)
+    there = index.shard("validation", domain).documents
+    require(there > 0, key, domain, "has no validation document; raise data.validation_fraction or add documents")

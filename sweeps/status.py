@@ -5,18 +5,19 @@ from etils import epath
 from eval.evaluate import tasks
 from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.train import checkpoint_steps, read_status
-from sweeps.plan import Plan, Sweep
+from sweeps.plan import Plan
 
 
-def status_lines(workdir: epath.Path, sweep: Sweep, plan: Plan) -> list[str]:
+def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
     """Runs with state, step and checkpoints (x written, . to come), then what is left to evaluate."""
     width = max(len(run.id) for run in plan.runs)
     lines = [f"{'run':<{width}}  {'state':<9} {'step':>13}  checkpoints"]
-    left = 0
+    left, written_at_all = 0, False
     for cohort in plan.cohorts:
         written = member_lists(directory(workdir, cohort.id))
-        todo = tasks(workdir, cohort, sweep.evaluation)
+        todo = tasks(workdir, cohort, plan.evaluation)
         left += len(todo)
+        written_at_all |= bool(written)
         for run in cohort.runs:
             now = read_status(workdir, run.id)
             total = run.config.total_steps
@@ -24,5 +25,9 @@ def status_lines(workdir: epath.Path, sweep: Sweep, plan: Plan) -> list[str]:
             marks = "".join("x" if run.id in written.get(step, ()) else "." for step in due)
             steps = f"{now['step']}/{total}"
             lines.append(f"{run.id:<{width}}  {now['state']:<9} {steps:>13}  {marks}")
-    lines.append(f"{left} evaluations of cohorts' checkpoints are left" if left else "nothing left of what is trained")
-    return lines
+    if not written_at_all:
+        return [*lines, "nothing is trained yet"]
+    return [
+        *lines,
+        f"{left} evaluations of cohorts' checkpoints are left" if left else "all that is trained is evaluated",
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from etils import epath
 
+from eval.config import EvalConfig
 from eval.evaluate import read_results
 from olmo_jax import checkpoint
 from olmo_jax.config import TrainConfig, from_config_dict
@@ -16,34 +17,38 @@ from olmo_jax.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import weight_decay_dose
 from olmo_jax.train import read_status
+from sweeps.plan import leaves
 
+TABLE = "results.parquet"
 _SEEDS = ("init_seed", "data_seed")
 
 
-def build_table(workdir: epath.Path) -> pd.DataFrame:
-    """The table of a working directory, from its files alone.
+def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
+    """The table of a working directory, from its files alone; of the evaluations, those of `config`.
 
     Columns: run_id, cohort, configuration (the run less its seeds), step, final, tokens (seen by then), diverged_at,
     parameters, parameters_non_embedding, weight_decay_dose (by then); `config.<dotted key>`; `train/<metric>` of that
     step; `<target>/<metric>` of the probe; `<evaluation>/<name>` in nats per token. What wasn't measured is missing.
     """
-    rows = [row for path in sorted((workdir / "runs").iterdir()) for row in _rows_of(workdir, path.name)]
+    rows = [row for path in sorted((workdir / "runs").iterdir()) for row in _rows_of(workdir, path.name, config)]
     table = pd.DataFrame(rows)
     if "diverged_at" in table:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
     return table
 
 
-def write_table(workdir: epath.Path, table: pd.DataFrame) -> bool:
-    """Writes results.parquet, whole or not at all; False if it was the same already."""
-    path = workdir / "results.parquet"
-    contents = table.to_parquet(index=False)
-    if path.exists() and path.read_bytes() == contents:
-        return False
+def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:
+    """Writes results.parquet, whole or not at all."""
+    path = workdir / TABLE
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(contents)
+    partial.write_bytes(table.to_parquet(index=False))
     partial.replace(path)
-    return True
+
+
+def is_written(workdir: epath.Path, table: pd.DataFrame) -> bool:
+    """Whether results.parquet holds this very table."""
+    path = workdir / TABLE
+    return path.exists() and path.read_bytes() == table.to_parquet(index=False)
 
 
 def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
@@ -52,17 +57,16 @@ def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
     return {path.name: pd.DataFrame(read_jsonl(path / METRICS)) for path in runs}
 
 
-def _rows_of(workdir: epath.Path, run: str) -> list[dict[str, Any]]:
+def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict[str, Any]]:
     record = json.loads((workdir / "runs" / run / "config.json").read_text())
     config = from_config_dict(TrainConfig, record["config"])
     total, inner = parameter_count(config.model)
     metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
-    losses: dict[int, dict[str, Any]] = {}
-    for result in read_results(workdir, run):
-        named = {f"{result['evaluation']}/{name}": value for name, value in result["metrics"].items()}
-        losses.setdefault(result["step"], {}).update(named)
     members = checkpoint.member_lists(checkpoint.directory(workdir, record["cohort"]))
-    settings = {f"config.{key}": value for key, value in _leaves(dataclasses.asdict(config)).items()}
+    settings = {
+        f"config.{key}": list(value) if isinstance(value, tuple) else value
+        for key, value in leaves(dataclasses.asdict(config)).items()
+    }
     return [
         {
             "run_id": run,
@@ -78,7 +82,7 @@ def _rows_of(workdir: epath.Path, run: str) -> list[dict[str, Any]]:
         }
         | settings
         | _measured(metrics.get(step, {}))
-        | losses.get(step, {})
+        | _losses(read_results(workdir, run, step, evaluation))
         for step, runs in members.items()
         if run in runs
     ]
@@ -89,16 +93,10 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k if "/" in k else f"train/{k}": v for k, v in row.items() if k not in ("step", "tokens")}
 
 
+def _losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{e}/{name}": value for e, result in results.items() for name, value in result["metrics"].items()}
+
+
 def _configuration(config: TrainConfig) -> str:
     values = identity(config, config.data.name)
     return f"{config.name}-{digest({k: v for k, v in values.items() if k not in _SEEDS})}"
-
-
-def _leaves(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{at}{key}.")
-        else:
-            found[f"{at}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found

@@ -59,9 +59,10 @@ def test_ci_runs_the_readmes_make_commands():
 SMALLER = {
     "sweeps/configs/own_text.py": ["--config.train.tokens=4096", "--config.train.model.n_layers=1"],
     "olmo_jax/configs/olmo.py": [
-        "--config.tokens=32768",
+        "--config.tokens=8192",
         "--config.data.max_megabytes=0.5",
         "--config.data.batch_size=8",
+        "--config.data.sequence_length=128",
         "--config.model.d_model=32",
         "--config.model.n_layers=1",
     ],

@@ -5,7 +5,7 @@
 Sizes 4m, 8m, 13m, 19m, 34m, 75m are the non-embedding parameters of the six sizes that stand in for paper A's
 unpublished ones [ours, methods.md section 1]; so are the optimiser's numbers (OptimizerConfig's defaults). Vocabulary,
 context, batch and budget are smaller than the paper's, for the built-in corpus has a few million tokens: 4096 tokens,
-512, 32 and 2 million, about ten minutes for 4m on two cores. For OLMo-1's own tokenizer and context:
+512, 32 and 2 million. For OLMo-1's own tokenizer and context:
 
     --config.data.tokenizer=tokenizer.json --config.model.vocab_size=50280 --config.data.sequence_length=1024
 """

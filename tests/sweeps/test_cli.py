@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from etils import epath
 
 from sweeps import cli
 
@@ -22,6 +23,8 @@ def get_config(arg=""):
     train.probe.update(dict(every=4, documents=10, document_tokens=12))
     train.optimizer.learning_rate = 1e-2
     train.mesh.member = 1
+    if arg == "raises":
+        no_such_name
     if arg == "one":
         return train
     if arg == "unequal":
@@ -70,6 +73,7 @@ def refused(capsys, arguments, code):
         ("--config.data.batch_size=-4", ["config.data.batch_size", "-4"]),
         ("--config.tokens=3", ["config.tokens", "less than one step"]),
         ("--config.mapping=both", ["config.mapping", "vmap"]),
+        ("--config.model.init_std=inf", ["config.model.init_std", "finite"]),
     ],
 )
 @pytest.mark.parametrize("verb", ["plan", "train"])
@@ -94,6 +98,14 @@ def test_a_bad_override_is_one_line_and_exit_code_2(config, capsys, tmp_path, ve
          ["poetry", "prose"]),
         (["train", "--config={config}:one", "--config.model.vocab_size=200", "--config.data.bpe_vocab_size=300",
           "--workdir={new}"], 2, ["config.model.vocab_size", "200", "300"]),
+        (["train", "--config={config}:one", "--config.mesh.data=3", "--workdir={new}"], 2,
+         ["config.mesh.data = 3", "batch_size = 4", "divisor"]),
+        (["train", "--config={config}:one", "--config.mesh.member=9", "--workdir={new}"], 2, ["9 devices", "are 8"]),
+        (["train", "--config={config}", "--config.evaluation.finetune.domain=poetry", "--workdir={new}"], 2,
+         ["config.evaluation.finetune.domain", "poetry", "code, other, prose"]),
+        (["train", "--config={config}:one", "--config.data.sequence_length=100000", "--config.tokens=400000",
+          "--workdir={new}"], 1, ["fewer than one window"]),
+        (["plan", "--config={config}:raises"], 2, ["small.py", "no_such_name"]),
         (["status", "--workdir={new}"], 2, ["new", "no sweep.json"]),
         (["report", "--workdir={new}"], 2, ["new", "no sweep.json"]),
     ],
@@ -157,6 +169,34 @@ def test_a_run_of_a_finished_sweep_is_in_its_status(config, finished, capsys):
     out = capsys.readouterr().out
     assert out.count("done") == 4
     assert "8/8" in out
+
+
+def test_status_and_report_need_neither_the_file_nor_the_text_of_the_sweep(finished, corpus, capsys, tmp_path):
+    moved = shutil.move(corpus, tmp_path / "elsewhere.jsonl")
+    try:
+        assert cli.main(["status", f"--workdir={finished}"]) == 0
+        assert "all that is trained is evaluated" in capsys.readouterr().out
+        assert cli.main(["report", f"--workdir={finished}"]) == 0
+    finally:
+        shutil.move(moved, corpus)
+
+
+def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path):
+    from sweeps import plan as plans
+
+    plan = plans.resolve(plans.read_sweep(cli.load_config([f"--config={config}:one"])))
+    plans.write_record(epath.Path(tmp_path), plan, {})
+    assert cli.main(["status", f"--workdir={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "waiting" in out
+    assert "nothing is trained yet" in out
+    assert "train first" in refused(capsys, ["evaluate", f"--workdir={tmp_path}"], 2)
+    assert "train first" in refused(capsys, ["report", f"--workdir={tmp_path}"], 2)
+
+
+def test_a_boolean_may_stand_without_a_value(config, capsys):
+    assert cli.main(["plan", f"--config={config}:one", "--config.tensorboard", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cohorts"][0]["runs"][0]["config"]["tensorboard"] is True
 
 
 def test_another_sweep_in_the_same_directory_is_refused_and_nothing_changes(config, finished, capsys):

@@ -87,7 +87,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(config, undisturbed, t
         if step:
             wait_for_step(tmp_path, process, step)
         else:
-            time.sleep(4)
+            while not list(tmp_path.glob("runs/*/metrics.jsonl")):  # opened when training begins
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         process.stderr.close()
