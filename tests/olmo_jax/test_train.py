@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 
 import chex
@@ -146,3 +147,29 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_pa
     small = dataclasses.replace(cohort.shape, model=dataclasses.replace(cohort.shape.model, vocab_size=200))
     with pytest.raises(ConfigError, match="config.model.vocab_size = 200.*outside the vocabulary"):
         train(epath.Path(tmp_path), Cohort(small, cohort.runs), index)
+
+
+def test_each_segment_of_a_cohort_compiles_its_step_once(cohort, index, tmp_path, caplog):
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+        assert train(epath.Path(tmp_path), cohort, index)
+    steps = [r.message for r in caplog.records if "Compiling jit(train_step)" in r.message]
+    assert len(steps) == len(cohort.segment_ends) == 2
+
+
+def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others(tiny, index, vary, tmp_path):
+    wild = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}
+    runs = (Run("calm", tiny), Run("wild", vary(tiny, wild)))
+    cohort = Cohort(shape_of(tiny, index.fingerprint), runs)
+    whole, halves = epath.Path(tmp_path / "whole"), epath.Path(tmp_path / "halves")
+    assert train(whole, cohort, index)
+    assert not train(halves, cohort, index, stopper(5))
+    assert train(halves, cohort, index)
+    status = read_status(whole, "wild")
+    assert status["state"] == "diverged"
+    assert 1 <= status["diverged_at"] <= 12
+    assert read_status(whole, "calm")["state"] == "done"
+    for run in ("calm", "wild"):
+        assert metrics_of(whole, run) == metrics_of(halves, run)
+        assert read_status(halves, run) == read_status(whole, run)
+    rows = [json.loads(line) for line in metrics_of(whole, "wild").splitlines()]
+    assert [row["loss"] is None for row in rows[1:]] == [s >= status["diverged_at"] for s in range(1, 13)]
