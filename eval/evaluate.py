@@ -131,6 +131,7 @@ def _carry_out(
         start = time.monotonic()
         if task.evaluation == "lm_loss":
             metrics_M, tokens = losses(params_M)
+            before = metrics_M
         elif task.evaluation == "unigram":
             metrics_M, tokens = _unigram(index, documents, shape.train_domains, config, members)
         elif task.evaluation.startswith("round_to_nearest"):
