@@ -60,9 +60,6 @@ class Checkpoints:
             ),
         )
 
-    def members(self, step: int) -> list[str]:
-        return self._manager.restore(step, args=ocp.args.Composite(members=ocp.args.JsonRestore()))["members"]["runs"]
-
     def restore(self, step: int, member: State, mesh: Mesh) -> State:
         """The stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` gives one member's shapes."""
         size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]

@@ -168,14 +168,12 @@ def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
 
 def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
     """The stack before its first step: each member as `model.init` makes it from its own seed, bit for bit."""
-    seeds = [run.config.init_seed for run in runs]
-    seeds += seeds[-1:] * (sharding.padded(len(runs), mesh) - len(runs))
 
     def one(seed: Array) -> State:
         return init_member(model.init(shape.model, jax.random.key(seed)))
 
     stack = jax.vmap(one)
-    seeds_M = np.asarray(seeds, np.uint32)
+    seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
     shardings = sharding.stack_shardings(mesh, jax.eval_shape(stack, seeds_M))
     return jax.jit(stack, out_shardings=shardings)(seeds_M)
 
@@ -235,10 +233,12 @@ def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) ->
 
 
 def pick(state: State, places: Sequence[int], mesh: Mesh) -> State:
-    """The members at `places`, padded to the mesh's member axis with inert copies of the last."""
-    places = list(places) + [places[-1]] * (sharding.padded(len(places), mesh) - len(places))
-    if places == list(range(len(state.step))):
+    """The members at `places`, padded to the mesh's member axis with inert copies of the last.
+
+    The stack itself where it begins with just these and has the right size: what stands beyond them is inert.
+    """
+    if list(places) == list(range(len(places))) and len(state.step) == sharding.padded(len(places), mesh):
         return state
-    take = functools.partial(jax.tree.map, lambda x: x[np.asarray(places)])
+    take = functools.partial(jax.tree.map, lambda x: x[np.asarray(sharding.pad(places, mesh))])
     shardings = sharding.stack_shardings(mesh, jax.eval_shape(take, state))
     return jax.jit(take, out_shardings=shardings)(state)

@@ -2,7 +2,8 @@
 
 The logits of a small model are larger than the model, [B, L, V] against [V, D]. A chunk takes some positions of every
 sequence, so that the batch axis stays where a mesh has put it, and its logits are used for the loss and for both
-gradients before they are dropped: two matmuls more than the forward pass and no recomputation.
+gradients before they are dropped: two matmuls more than the forward pass and no recomputation. Where the states are
+bfloat16, W and the logits' gradient enter these matmuls as bfloat16 too; logits, softmax and sums are float32.
 """
 
 import functools
@@ -11,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from olmo_jax.model import unembed
 
 # Elements of one chunk's logits, 16 MiB in float32: enough for full matmuls, little beside a model's activations.
 _CHUNK_ELEMENTS = 2**22
@@ -49,7 +52,7 @@ def cross_entropy(
 def token_losses(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None = None) -> Array:
     """Cross-entropy in nats at every position, `[B, L]` float32, for evaluation."""
     chunks = _split(_chunk_length(x_BLD, w_VD, chunk), x_BLD, targets_BL)
-    losses_NBC = jax.lax.map(lambda c: _entropy(_logits(c[0], w_VD), c[1])[0], chunks)
+    losses_NBC = jax.lax.map(lambda c: _entropy(unembed(c[0], w_VD), c[1])[0], chunks)
     return _join(losses_NBC)[:, : targets_BL.shape[1]]
 
 
@@ -59,7 +62,7 @@ def _mean_loss(
 ) -> tuple[Array, Array]:
     def add(total, piece):
         x_BCD, targets_BC, weights_BC = piece
-        entropy_BC, log_z_BC = _entropy(_logits(x_BCD, w_VD), targets_BC)
+        entropy_BC, log_z_BC = _entropy(unembed(x_BCD, w_VD), targets_BC)
         return total + jnp.stack([jnp.sum(weights_BC * entropy_BC), jnp.sum(weights_BC * log_z_BC**2)]), None
 
     total, _ = jax.lax.scan(add, jnp.zeros(2), _split(chunk, x_BLD, targets_BL, weights_BL))
@@ -73,7 +76,7 @@ def _mean_loss_forward(x_BLD, w_VD, targets_BL, weights_BL, z_loss, chunk):
     def add(carry, piece):
         total, dw_VD = carry
         x_BCD, targets_BC, weights_BC = piece
-        logits_BCV = _logits(x_BCD, w_VD)
+        logits_BCV = unembed(x_BCD, w_VD)
         entropy_BC, log_z_BC = _entropy(logits_BCV, targets_BC)
         total += jnp.stack([jnp.sum(weights_BC * entropy_BC), jnp.sum(weights_BC * log_z_BC**2)])
         p_BCV = jnp.exp(logits_BCV - log_z_BC[..., None])
@@ -97,14 +100,6 @@ def _mean_loss_backward(z_loss, chunk, gradients, cotangents):
 
 
 _mean_loss.defvjp(_mean_loss_forward, _mean_loss_backward)
-
-
-def _logits(x_BCD: Array, w_VD: Array) -> Array:
-    return jnp.einsum("bcd,vd->bcv", x_BCD, w_VD.astype(x_BCD.dtype), preferred_element_type=_accumulate(x_BCD))
-
-
-def _accumulate(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _entropy(logits_BCV: Array, targets_BC: Array) -> tuple[Array, Array]:

@@ -61,8 +61,9 @@ def apply(config: ModelConfig, params: Params, tokens_BL: Array, layers: bool = 
 
 
 def unembed(x_BLD: Array, w_VD: Array) -> Array:
-    """Logits x W^T in float32, the matmul in the dtype of x."""
-    return jnp.einsum("bld,vd->blv", x_BLD, w_VD.astype(x_BLD.dtype), preferred_element_type=jnp.float32)
+    """Logits x W^T in at least float32, the matmul in the dtype of x."""
+    wide = jnp.promote_types(x_BLD.dtype, jnp.float32)
+    return jnp.einsum("bld,vd->blv", x_BLD, w_VD.astype(x_BLD.dtype), preferred_element_type=wide)
 
 
 def layer_norm(x_BLD: Array, eps: float) -> Array:

@@ -1,13 +1,16 @@
 """Where arrays lie: a mesh ("member", "data", "model") and rules from parameter paths to PartitionSpecs."""
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from olmo_jax.config import ConfigError, MeshConfig
+
+T = TypeVar("T")
 
 AXES = ("member", "data", "model")
 
@@ -86,3 +89,8 @@ def padded(members: int, mesh: Mesh) -> int:
     """Members rounded up to the mesh's member axis; those beyond are inert (see cohort.stack_hyper)."""
     axis = mesh.shape["member"]
     return -(-members // axis) * axis
+
+
+def pad(members: Sequence[T], mesh: Mesh) -> list[T]:
+    """Something of each member, the last one's repeated for the inert ones."""
+    return [*members, *[members[-1]] * (padded(len(members), mesh) - len(members))]

@@ -122,8 +122,7 @@ class _Batches:
         }
 
     def __call__(self, step: int, places: Sequence[int]) -> jax.Array:
-        seeds = [self._seeds[i] for i in places]
-        seeds += seeds[-1:] * (sharding.padded(len(seeds), self._mesh) - len(seeds))
+        seeds = sharding.pad([self._seeds[i] for i in places], self._mesh)
         read = {seed: self._streams[seed][step] for seed in set(seeds)}
         return sharding.put(self._mesh, sharding.BATCH, np.stack([read[seed] for seed in seeds]))
 

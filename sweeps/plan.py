@@ -100,7 +100,6 @@ def point_config(sweep: Sweep, i: int) -> TrainConfig:
     point = sweep.grid[i]
     for key in point:
         at: Any = config
-        *parents, leaf = key.split(".")
         for place, part in enumerate(key.split(".")):
             if not isinstance(at, ConfigDict) or part not in at:
                 where = ".".join(["config", "train", *key.split(".")[:place]])
