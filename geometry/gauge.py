@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from geometry.spectrum import as_matrix
+from geometry.svd import as_matrix
 
 NORMS = ("layer_norm", "affine_layer_norm", "rms_norm")
 

@@ -1,14 +1,16 @@
 """How evenly the rows of a matrix point in all directions."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from geometry.gauge import centred
-from geometry.spectrum import as_matrix, participation_ratio, right_singular_vectors, singular_values
+from geometry.svd import as_matrix, matmul, right_singular
 
 
 @jax.jit
@@ -24,15 +26,17 @@ def mean_cosine(x_ND: ArrayLike) -> Array:
     """
     x_ND = as_matrix(x_ND)
     # Rows are scaled first, so that their squares neither overflow nor vanish; the cosine's gradient doesn't see it.
-    largest_N1 = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND), axis=1, keepdims=True))
-    x_ND = x_ND / jnp.where(largest_N1 == 0, 1.0, largest_N1)
-    square_N1 = jnp.sum(x_ND * x_ND, axis=1, keepdims=True)
-    directed_N1 = square_N1 != 0  # true of NaN
-    u_ND = x_ND / jnp.sqrt(jnp.where(directed_N1, square_N1, 1.0))
-    n = jnp.sum(directed_N1, dtype=x_ND.dtype)  # n (n - 1) would overflow an int32
+    largest_N = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND), axis=1))
+    scale_N = 1.0 / jnp.where(largest_N == 0, 1.0, largest_N)
+    square_N = jnp.sum(jnp.square(x_ND * scale_N[:, None]), axis=1)
+    directed_N = square_N != 0  # true of NaN
+    weight_N = scale_N / jnp.sqrt(jnp.where(directed_N, square_N, 1.0))
+    # The unit rows are never formed: their sum is a product, and their squared lengths are 1 but for rounding.
+    u_D = matmul(weight_N, x_ND)
+    n = jnp.sum(directed_N, dtype=x_ND.dtype)  # n (n - 1) would overflow an int32
     pairs = n * (n - 1)
-    between = jnp.sum(jnp.square(jnp.sum(u_ND, axis=0))) - jnp.sum(u_ND * u_ND)
-    return jnp.where(pairs > 0, between / jnp.where(pairs > 0, pairs, 1.0), jnp.nan)
+    between = jnp.sum(u_D * u_D) - n
+    return _over(between, jnp.maximum(pairs, 0.0))
 
 
 @functools.partial(jax.jit, static_argnames="max_elements")
@@ -46,34 +50,37 @@ def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array
 
     Args:
       w_VD: one matrix.
-      max_elements: W times both signs of the eigenvectors is formed in blocks of rows of at most this many numbers
-        (at least one row), never as a whole.
+      max_elements: W times the eigenvectors is formed in blocks of rows of at most this many numbers (at least one
+        row), never as a whole.
 
     Returns:
       A scalar in [0, 1], 1 for the zero matrix; NaN where w_VD holds a NaN or an infinity.
 
     Source: Arora et al. 2016; Mu & Viswanath 2018, equation 1.
     """
-    w_VD = as_matrix(w_VD)
-    rows, width = w_VD.shape
-    block = min(max(max_elements // (2 * width), 1), rows)
-    c_DD = right_singular_vectors(w_VD)
+    return isotropy_along(w_VD, right_singular(w_VD)[1], max_elements=max_elements)
 
-    def add_block(carry: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
-        """Takes rows first..first + block into the running logsumexp; the last block reaches back over seen rows."""
-        highest_2D, total_2D = carry
-        start = jnp.minimum(first, rows - block)
-        y_ND = jnp.matmul(jax.lax.dynamic_slice_in_dim(w_VD, start, block), c_DD, precision=jax.lax.Precision.HIGHEST)
-        unseen_N11 = (start + jnp.arange(block) >= first)[:, None, None]
-        y_N2D = jnp.where(unseen_N11, jnp.stack([y_ND, -y_ND], axis=1), -jnp.inf)
-        new_2D = jax.lax.stop_gradient(jnp.maximum(highest_2D, jnp.max(y_N2D, axis=0)))
-        total_2D = total_2D * jnp.exp(highest_2D - new_2D) + jnp.sum(jnp.exp(y_N2D - new_2D[None]), axis=0)
-        return (new_2D, total_2D), None
 
-    start_2D = jnp.full((2, width), -jnp.inf, w_VD.dtype), jnp.zeros((2, width), w_VD.dtype)
-    (highest_2D, total_2D), _ = jax.lax.scan(add_block, start_2D, jnp.arange(0, rows, block))
-    log_z_2D = highest_2D + jnp.log(total_2D)
-    return jnp.exp(jnp.min(log_z_2D) - jnp.max(log_z_2D))
+def isotropy_along(w_VD: ArrayLike, c_DK: ArrayLike, *, max_elements: int = 1 << 20) -> Array:
+    """`partition_isotropy` with c over the columns of c_DK and their negatives, for who has the eigenvectors."""
+    w_VD, c_DK = as_matrix(w_VD), as_matrix(c_DK)
+    x_NCD, there_NC = _row_blocks(w_VD, max_elements)
+
+    def add_block(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
+        """Takes a block of rows into the running sums of exp(y - highest) and exp(-y - highest)."""
+        highest_K, total_2K = carry
+        y_NK = matmul(jax.lax.dynamic_index_in_dim(x_NCD, i, axis=1, keepdims=False), c_DK)
+        there_N1 = jax.lax.dynamic_slice_in_dim(jnp.asarray(there_NC), i, 1, axis=1)
+        # One shift for both signs: where it lets exp vanish, I(W) is below the least float32 anyway.
+        new_K = jax.lax.stop_gradient(jnp.maximum(highest_K, jnp.max(jnp.abs(y_NK), axis=0)))
+        above_K = jnp.sum(jnp.where(there_N1, jnp.exp(y_NK - new_K[None]), 0.0), axis=0)
+        below_K = jnp.sum(jnp.where(there_N1, jnp.exp(-y_NK - new_K[None]), 0.0), axis=0)
+        return (new_K, total_2K * jnp.exp(highest_K - new_K)[None] + jnp.stack([above_K, below_K])), None
+
+    start = jnp.zeros(c_DK.shape[1], w_VD.dtype), jnp.zeros((2, c_DK.shape[1]), w_VD.dtype)
+    (highest_K, total_2K), _ = jax.lax.scan(add_block, start, jnp.arange(x_NCD.shape[1]))
+    log_z_2K = highest_K[None] + jnp.log(total_2K)
+    return jnp.exp(jnp.min(log_z_2K) - jnp.max(log_z_2K))
 
 
 @jax.jit
@@ -94,7 +101,75 @@ def isoscore(x_ND: ArrayLike) -> Array:
     Source: Rudman et al. 2022, Algorithm 1.
     """
     x_ND = centred(x_ND)
-    width = x_ND.shape[1]
-    ratio = participation_ratio(singular_values(x_ND))
-    defined = (ratio != 0) & (width > 1)
-    return jnp.where(defined, (ratio - 1.0) / max(width - 1.0, 1.0), jnp.nan)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND), initial=0.0))
+    x_ND = x_ND / jnp.where(largest == 0, 1.0, largest)
+    # sum s^2 and sum s^4 are the trace and the squared norm of the Gram matrix: no decomposition is needed.
+    gram_DD = matmul(x_ND.T, x_ND)
+    fourth, width = jnp.sum(gram_DD * gram_DD), x_ND.shape[1]
+    ratio = _over(jnp.square(jnp.trace(gram_DD)), fourth)
+    return (ratio - 1.0) / (width - 1.0) if width > 1 else jnp.nan * ratio
+
+
+@jax.jit
+def mean_norm_ratio(x_ND: ArrayLike) -> Array:
+    """Norm of the mean row over the mean norm of the rows: 0 for a cloud around the origin, 1 for rows all alike.
+
+    Args:
+      x_ND: one matrix.
+
+    Returns:
+      A scalar in [0, 1]; NaN for the zero matrix and where x_ND holds a NaN or an infinity.
+    """
+    x_ND, norm_N = _rows_over_largest(x_ND)
+    return _over(_norm(jnp.mean(x_ND, axis=0)), jnp.mean(norm_N))
+
+
+@jax.jit
+def row_norm_spread(x_ND: ArrayLike) -> Array:
+    """Standard deviation of the norms of the rows over their mean (the coefficient of variation).
+
+    Args:
+      x_ND: one matrix.
+
+    Returns:
+      A scalar of at least 0, 0 where all rows have one length; NaN for the zero matrix and where x_ND holds a NaN or an
+      infinity.
+    """
+    _, norm_N = _rows_over_largest(x_ND)
+    return _over(_norm(norm_N - jnp.mean(norm_N)) / math.sqrt(len(norm_N)), jnp.mean(norm_N))
+
+
+def _rows_over_largest(x_ND: ArrayLike) -> tuple[Array, Array]:
+    """The matrix over its largest entry, and the norms of its rows then."""
+    x_ND = as_matrix(x_ND)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND)))
+    x_ND = x_ND / jnp.where(largest == 0, 1.0, largest)
+    return x_ND, jax.vmap(_norm)(x_ND)
+
+
+def _over(x: Array, y: Array) -> Array:
+    """x / y, NaN where y is 0, with derivatives that are finite elsewhere."""
+    return jnp.where(y == 0, jnp.nan, x / jnp.where(y == 0, 1.0, y))
+
+
+def _norm(x_D: Array) -> Array:
+    """Euclidean norm with derivative 0, not NaN, at 0."""
+    square = jnp.sum(x_D * x_D)
+    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+
+
+def _row_blocks(w_VD: Array, max_elements: int) -> tuple[Array, np.ndarray]:
+    """The matrix as [rows, count, D], a block of rows for each place on the middle axis, and which rows are there.
+
+    A block takes every count-th row. So where the rows lie on several devices each of them has its share of every
+    block; a block of neighbouring rows would have to be fetched from where it lies.
+    """
+    height, width = w_VD.shape
+    least = -(-height // min(max(max_elements // width, 1), height))
+    # A count that divides the height spares a copy; of these, one that leaves each device an equal share.
+    exact = [n for n in range(least, min(2 * least, height) + 1) if height % n == 0]
+    count = max(exact, key=lambda n: math.gcd(height // n, 64)) if exact else least
+    rows = -(-height // count)
+    there_NC = np.arange(rows * count).reshape(rows, count) < height
+    x_ND = jnp.pad(w_VD, ((0, rows * count - height), (0, 0))) if rows * count > height else w_VD
+    return x_ND.reshape(rows, count, width), there_NC

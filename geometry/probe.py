@@ -12,47 +12,64 @@ A metric is one decorated function of what is `Measured`; the decorator alone ma
 import dataclasses
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from geometry import isotropy, spectrum
+from geometry import dimension, isotropy, spectrum, svd
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """A matrix under measurement, and what its metrics share.
+    """A matrix under measurement, and what its metrics share, each computed where the first metric asks, and once.
 
     Attributes:
       x_ND: the matrix, of at least float32.
+      n_neighbors: size of the neighbourhoods of local metrics.
     """
 
     x_ND: Array
+    n_neighbors: int = 128
 
     @functools.cached_property
     def singular_values_D(self) -> Array:
-        """Descending, by QR; computed where the first metric asks, and once."""
-        return spectrum.singular_values(self.x_ND)
+        """min(N, D) of them, descending, as right as by QR and for rows on several devices too."""
+        tall = self.x_ND.shape[0] >= self.x_ND.shape[1]
+        return self.right_singular[0] if tall else svd.singular_values(self.x_ND, "refined_gram")
+
+    @functools.cached_property
+    def right_singular(self) -> tuple[Array, Array]:
+        """Singular values and the eigenvectors of X^T X."""
+        return svd.right_singular(self.x_ND)
+
+    @functools.cached_property
+    def local_dimension(self) -> dimension.Distribution:
+        """Of the TwoNN dimensions around each point, in paper B's form: its F, the regression, 10 % left out."""
+        return dimension.distribution(dimension.local_two_nn(self.x_ND, self.n_neighbors, convention="skdim034"))
 
 
 Metric = Callable[[Measured], Array]
 
 METRICS: dict[str, Metric] = {}
 
-UNEMBEDDING_METRICS = ("effective_rank", "effective_rank_percent", "mean_cosine", "partition_isotropy")
+# Those of METRICS that tell about the measurement, not about the matrix: nothing to relate to a loss.
+COUNTS: set[str] = set()
+
+UNEMBEDDING_METRICS = ("effective_rank", "effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
 
 
 def metric(function: Metric) -> Metric:
     """Registers a scalar function of `Measured` under its own name.
 
-    Raises ValueError if another function has that name. The same one defined again (a notebook cell run twice)
-    takes its own place.
+    Raises ValueError if another function has that name. The same one defined again (a notebook cell run twice, a
+    configuration file read twice) takes its own place.
     """
-    name, origin = function.__name__, (function.__module__, function.__qualname__)
-    known = METRICS.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != origin:
+    name, known = function.__name__, METRICS.get(function.__name__)
+    if known is not None and not _same_origin(known, function):
         raise ValueError(
             f"metric {name!r} of {function.__module__} is already defined in {known.__module__}; rename it"
         )
@@ -60,7 +77,23 @@ def metric(function: Metric) -> Metric:
     return function
 
 
-def summarize(x_ND: ArrayLike, metrics: Sequence[str] = UNEMBEDDING_METRICS) -> dict[str, Array]:
+def count(function: Metric) -> Metric:
+    """Registers, as `metric` does, a number that tells about the measurement: how many points, what was left out."""
+    COUNTS.add(function.__name__)
+    return metric(function)
+
+
+def check_names(metrics: Sequence[str]) -> None:
+    """Raises ValueError, with the nearest name, for one that isn't registered."""
+    for name in metrics:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
+            raise ValueError(f"no metric {name!r}; the nearest is {near[0]!r}, and all are: {', '.join(METRICS)}")
+
+
+def summarize(
+    x_ND: ArrayLike, metrics: Sequence[str] = UNEMBEDDING_METRICS, n_neighbors: int = 128
+) -> dict[str, Array]:
     """Measures one matrix.
 
     The matrix is measured as it is given. Centred and gauge-fixed variants are those of another matrix:
@@ -69,6 +102,7 @@ def summarize(x_ND: ArrayLike, metrics: Sequence[str] = UNEMBEDDING_METRICS) -> 
     Args:
       x_ND: an unembedding, or states in rows.
       metrics: names of registered metrics; static under jit and vmap.
+      n_neighbors: size of the neighbourhoods of local metrics.
 
     Returns:
       A scalar for each name, in the order given. The spectral ones come from one set of singular values, and all of
@@ -79,18 +113,22 @@ def summarize(x_ND: ArrayLike, metrics: Sequence[str] = UNEMBEDDING_METRICS) -> 
     """
     if isinstance(metrics, str):
         raise ValueError(f"metrics = {metrics!r}: needs a sequence of names, such as ({metrics!r},)")
-    for name in metrics:
-        if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
-            raise ValueError(f"no metric {name!r}; the nearest is {near[0]!r}, and all are: {', '.join(METRICS)}")
+    check_names(metrics)
     # The functions are part of the key of the compiled program, so that one defined again is compiled again.
-    return dict(zip(metrics, _measure(spectrum.as_matrix(x_ND), tuple(METRICS[name] for name in metrics)), strict=True))
+    functions = tuple(METRICS[name] for name in metrics)
+    return dict(zip(metrics, _measure(svd.as_matrix(x_ND), functions, n_neighbors), strict=True))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _measure(x_ND: Array, functions: tuple[Metric, ...]) -> list[Array]:
-    measured = Measured(x_ND)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _measure(x_ND: Array, functions: tuple[Metric, ...], n_neighbors: int) -> list[Array]:
+    measured = Measured(x_ND, n_neighbors)
     return [function(measured) for function in functions]
+
+
+def _same_origin(one: Metric, other: Metric) -> bool:
+    if one.__qualname__ != other.__qualname__:
+        return False
+    return one.__module__ == other.__module__ or inspect.getfile(one) == inspect.getfile(other)
 
 
 @metric
@@ -136,9 +174,113 @@ def mean_cosine(measured: Measured) -> Array:
 
 @metric
 def partition_isotropy(measured: Measured) -> Array:
-    return isotropy.partition_isotropy(measured.x_ND)
+    return isotropy.isotropy_along(measured.x_ND, measured.right_singular[1])
 
 
 @metric
 def isoscore(measured: Measured) -> Array:
     return isotropy.isoscore(measured.x_ND)
+
+
+@metric
+def per(measured: Measured) -> Array:
+    return spectrum.per(measured.singular_values_D)
+
+
+@metric
+def rankme(measured: Measured) -> Array:
+    return spectrum.rankme(measured.singular_values_D)
+
+
+@metric
+def spectral_norm(measured: Measured) -> Array:
+    return spectrum.spectral_norm(measured.singular_values_D)
+
+
+@metric
+def nuclear_norm(measured: Measured) -> Array:
+    return spectrum.nuclear_norm(measured.singular_values_D)
+
+
+@metric
+def frobenius_norm(measured: Measured) -> Array:
+    return spectrum.frobenius_norm(measured.singular_values_D)
+
+
+@metric
+def energy_top_1(measured: Measured) -> Array:
+    return spectrum.energy_top(measured.singular_values_D, 1)
+
+
+@metric
+def energy_top_10(measured: Measured) -> Array:
+    return spectrum.energy_top(measured.singular_values_D, 10)
+
+
+@metric
+def mean_norm_ratio(measured: Measured) -> Array:
+    return isotropy.mean_norm_ratio(measured.x_ND)
+
+
+@metric
+def row_norm_spread(measured: Measured) -> Array:
+    return isotropy.row_norm_spread(measured.x_ND)
+
+
+@metric
+def two_nn(measured: Measured) -> Array:
+    return dimension.two_nn(measured.x_ND)
+
+
+@metric
+def two_nn_mle(measured: Measured) -> Array:
+    return dimension.two_nn(measured.x_ND, estimator="mle")
+
+
+@metric
+def levina_bickel(measured: Measured) -> Array:
+    return dimension.levina_bickel(measured.x_ND)
+
+
+@metric
+def local_two_nn(measured: Measured) -> Array:
+    """Paper B's metric: the mean over points of the dimension around each."""
+    return measured.local_dimension.mean
+
+
+@metric
+def local_two_nn_std(measured: Measured) -> Array:
+    return measured.local_dimension.std
+
+
+@metric
+def local_two_nn_q10(measured: Measured) -> Array:
+    return measured.local_dimension.q10
+
+
+@metric
+def local_two_nn_median(measured: Measured) -> Array:
+    return measured.local_dimension.median
+
+
+@metric
+def local_two_nn_q90(measured: Measured) -> Array:
+    return measured.local_dimension.q90
+
+
+@count
+def points(measured: Measured) -> Array:
+    """N, the rows."""
+    return jnp.float32(measured.x_ND.shape[0])
+
+
+@count
+def rank_cap(measured: Measured) -> Array:
+    """What no rank of the centred rows can exceed, min(N - 1, D)."""
+    return jnp.float32(min(measured.x_ND.shape[0] - 1, measured.x_ND.shape[1]))
+
+
+@count
+def duplicates(measured: Measured) -> Array:
+    """Rows that repeat an earlier one exactly; metrics of dimension leave them out."""
+    return dimension.duplicates(measured.x_ND).astype(jnp.float32)

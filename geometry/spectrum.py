@@ -1,75 +1,16 @@
-"""Singular values of one matrix, and metrics of how they are spread.
+"""Metrics of how the singular values of one matrix are spread.
 
-A metric takes singular values, not a matrix, so that one decomposition serves them all. None of them depends on the
-scale of the matrix or on the order in which the values come. NaN in gives NaN out; nothing raises for what an array
-holds. All of it works under jit, vmap and grad; the heavy functions are one compiled program when called alone.
-
-The methods differ in what they cost and in what they make of small values, in float32 and with s_1 the largest:
-
-  qr    QR, then the SVD of the square factor. Right to about 3e-6 s_1 in every value and nearer in the smallest:
-        condition numbers up to 1e5 hold to 1e-3.
-  gram  Eigenvalues of the Gram matrix: the fastest, but values below about 3e-4 s_1 are noise, since they were squared.
-        Not for condition numbers, nor for the effective rank of a nearly low-rank matrix.
-  svd   SVD of the whole matrix: as right as qr, and slower on tall matrices.
+A metric takes singular values, not a matrix, so that one decomposition serves them all. But for the three norms none of
+them depends on the scale of the matrix, and none on the order in which the values come. NaN in gives NaN out; nothing
+raises for what an array holds. All of it works under jit, vmap and grad.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
-METHODS = ("qr", "gram", "svd")
-
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-
-def as_matrix(x: ArrayLike) -> Array:
-    """One matrix of at least float32. Raises ValueError unless `x` has two axes."""
-    x = jnp.asarray(x)
-    if x.ndim != 2:
-        raise ValueError(f"expected one matrix [rows, columns], got shape {x.shape}; jax.vmap measures a stack")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-@functools.partial(jax.jit, static_argnames="method")
-def singular_values(w_VD: ArrayLike, method: str = "qr") -> Array:
-    """Singular values in descending order, r = min(V, D) of them.
-
-    Args:
-      w_VD: one matrix, tall or wide; narrower types are measured in float32.
-      method: "qr", "gram" or "svd"; see the module.
-
-    Returns:
-      s_D; all NaN where the matrix holds a NaN or an infinity.
-
-    Differentiable whatever the method, rank-deficient matrices included: where a singular value is zero it has no
-    derivative, and the one given is a subgradient.
-
-    Raises:
-      ValueError: an unknown method, or not a matrix.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method = {method!r}: needs one of {', '.join(METHODS)}")
-    x_ND = _tall(as_matrix(w_VD))
-    finite = jnp.all(jnp.isfinite(x_ND))
-    s_D = _tall_singular_values(jnp.where(finite, x_ND, 0.0), method)
-    return jnp.where(finite, s_D, jnp.nan)
-
-
-@jax.jit
-def right_singular_vectors(w_VD: ArrayLike) -> Array:
-    """Eigenvectors of W^T W in the columns of v_DD, by descending eigenvalue; a full basis even if V < D.
-
-    Taken from the QR factor, never from W^T W, which would blur those of small eigenvalues. All NaN where the matrix
-    holds a NaN or an infinity.
-    """
-    w_VD = as_matrix(w_VD)
-    finite = jnp.all(jnp.isfinite(w_VD))
-    factor = jnp.linalg.qr(jnp.where(finite, w_VD, 0.0), mode="r")
-    _, _, v_transposed_DD = jnp.linalg.svd(factor, full_matrices=True)
-    return jnp.where(finite, v_transposed_DD.T, jnp.nan)
+from geometry.svd import METHODS as METHODS
+from geometry.svd import singular_values as singular_values
 
 
 def effective_rank(s_D: Array) -> Array:
@@ -100,6 +41,28 @@ def singular_entropy(s_D: Array) -> Array:
     return jnp.where(jnp.sum(s_D) == 0, jnp.inf, jnp.log(1.0 * s_D.shape[0]) - _entropy(s_D))
 
 
+def per(s_D: Array) -> Array:
+    """Proportion of effective rank R/r = exp(-KL(p, uniform)): in [1/r, 1]; 0 for the zero matrix.
+
+    Source: Diehl Martinez et al. 2024.
+    """
+    return effective_rank(s_D) / s_D.shape[0]
+
+
+def rankme(s_D: Array) -> Array:
+    """Effective rank with 1e-7 added to each share, p = s / sum(s) + 1e-7, zeros included.
+
+    Returns:
+      A scalar of at least 1 (and slightly above r at most); exp(-r 1e-7 ln 1e-7), about 1, for the zero matrix.
+
+    Source: Garrido et al. 2023, equation 1.
+    """
+    t_D = _over_largest(s_D)
+    total = jnp.sum(t_D)
+    p_D = t_D / jnp.where(total == 0, 1.0, total) + 1e-7
+    return jnp.exp(-jnp.sum(p_D * jnp.log(p_D)))
+
+
 def stable_rank(s_D: Array) -> Array:
     """Squared Frobenius norm over squared spectral norm, sum s^2 / s_1^2: in [1, D]; 0 for the zero matrix."""
     t_D = _over_largest(s_D)
@@ -113,10 +76,33 @@ def participation_ratio(s_D: Array) -> Array:
     return jnp.square(jnp.sum(square_D)) / jnp.where(fourth == 0, 1.0, fourth)
 
 
+def energy_top(s_D: Array, k: int) -> Array:
+    """Share of sum s^2 in the k largest: in [0, 1], 1 for k >= r; NaN for the zero matrix, which has none."""
+    square_D = jnp.square(jnp.sort(_over_largest(s_D))[::-1])
+    total = jnp.sum(square_D)
+    return jnp.where(total == 0, jnp.nan, jnp.sum(square_D[:k]) / jnp.where(total == 0, 1.0, total))
+
+
+def spectral_norm(s_D: Array) -> Array:
+    """The largest singular value."""
+    return jnp.max(s_D)
+
+
+def nuclear_norm(s_D: Array) -> Array:
+    """The sum of the singular values."""
+    return jnp.sum(s_D)
+
+
+def frobenius_norm(s_D: Array) -> Array:
+    """The root of the sum of squared singular values."""
+    return jnp.max(s_D) * jnp.sqrt(jnp.sum(jnp.square(_over_largest(s_D))))
+
+
 def condition_number(s_D: Array) -> Array:
     """Largest over smallest of the r singular values: in [1, inf]; inf for a singular matrix and the zero matrix.
 
-    In float32 no more than about 1e6 can be told from inf, by "qr" or "svd"; by "gram" about 1e3.
+    In float32 up to about 1e5 is right to 1 % by "qr", "refined_gram" or "svd", and what is beyond about 1e6 is inf; by
+    "gram" 1e3 is the limit.
 
     A matrix with a direction projected out (`gauge_fix` under "layer_norm") is singular by construction: leave its
     last value out, `condition_number(s_D[:-1])`.
@@ -163,32 +149,6 @@ def power_law_alpha(s_D: Array) -> Array:
     best = jnp.argmin(distance_D)
     fitted = jnp.isfinite(distance_D[best]) & ~jnp.any(jnp.isnan(s_D))
     return jnp.where(fitted, alpha_D[best], jnp.nan)
-
-
-def _tall(x: Array) -> Array:
-    return x if x.shape[0] >= x.shape[1] else x.T
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _tall_singular_values(x_ND: Array, method: str) -> Array:
-    if method == "gram":
-        largest = jnp.max(jnp.abs(x_ND), initial=0.0)  # squares of what is left neither overflow nor vanish
-        x_ND = x_ND / jnp.where(largest == 0, 1.0, largest)
-        square_D = jnp.linalg.eigvalsh(_matmul(x_ND.T, x_ND))[::-1]
-        return largest * jnp.sqrt(jnp.maximum(square_D, 0.0))
-    factor = x_ND if method == "svd" else jnp.linalg.qr(x_ND, mode="r")
-    return jnp.linalg.svd(factor, compute_uv=False)
-
-
-@_tall_singular_values.defjvp
-def _tall_singular_values_jvp(method: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """ds_i = u_i . dX v_i with u_i = X v_i / |X v_i|, which unlike QR's own derivative never divides by zero."""
-    (x_ND,), (dx_ND,) = primals, tangents
-    v_DD = right_singular_vectors(x_ND)
-    image_ND = _matmul(x_ND, v_DD)
-    length_1D = jnp.linalg.norm(image_ND, axis=0, keepdims=True)
-    u_ND = image_ND / jnp.where(length_1D == 0, 1.0, length_1D)
-    return _tall_singular_values(x_ND, method), jnp.sum(u_ND * _matmul(dx_ND, v_DD), axis=0)
 
 
 def _entropy(s_D: Array) -> Array:

@@ -103,21 +103,19 @@ def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> t
     Raises:
       CheckpointError: no such run, no checkpoint of it (yet), or none at that step; says which there are.
     """
-    workdir = epath.Path(workdir)
-    place = workdir / "runs" / run_id / "config.json"
-    if not place.exists():
-        known = sorted(p.name for p in (workdir / "runs").glob("*")) if (workdir / "runs").exists() else []
-        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {', '.join(known) or 'none'}")
-    record = json.loads(place.read_text())
-    path = directory(workdir, record["cohort"])
-    steps = {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}
-    if not steps or (step is not None and step not in steps):
+    record, path, places = _find(workdir, run_id)
+    if not places or (step is not None and step not in places):
         at = "" if step is None else f" at step {step}"
-        have = ", ".join(map(str, sorted(steps))) or "none yet; train it first"
+        have = ", ".join(map(str, sorted(places))) or "none yet; train it first"
         raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint{at}; steps: {have}")
-    chosen = max(steps) if step is None else step
+    chosen = max(places) if step is None else step
     config = from_config_dict(ModelConfig, record["config"]["model"], "config.model")
-    return config, _read_member(path, chosen, steps[chosen])
+    return config, _read_member(path, chosen, places[chosen])
+
+
+def run_steps(workdir: epath.PathLike, run_id: str) -> list[int]:
+    """Steps of a run's checkpoints, ascending; none before its first. Raises CheckpointError: no such run."""
+    return sorted(_find(workdir, run_id)[2])
 
 
 def load_stack(workdir: epath.PathLike, cohort: str, step: int) -> tuple[list[str], Any]:
@@ -137,6 +135,18 @@ def member_lists(path: epath.Path) -> dict[int, list[str]]:
         return {}
     files = {int(p.name): p / "members" / "metadata" for p in path.iterdir() if p.name.isdigit()}
     return {step: json.loads(file.read_text())["runs"] for step, file in sorted(files.items())}
+
+
+def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.Path, dict[int, int]]:
+    """A run's config.json, its cohort's checkpoints, and its place in the stack of each that holds it, by step."""
+    workdir = epath.Path(workdir)
+    file = workdir / "runs" / run_id / "config.json"
+    if not file.exists():
+        known = sorted(p.name for p in (workdir / "runs").glob("*")) if (workdir / "runs").exists() else []
+        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {', '.join(known) or 'none'}")
+    record = json.loads(file.read_text())
+    path = directory(workdir, record["cohort"])
+    return record, path, {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}
 
 
 def _open(path: epath.Path) -> ocp.CheckpointManager:

@@ -1,30 +1,14 @@
-"""The configuration of one run: frozen dataclasses, checked once, at the start.
-
-At the edge a configuration is an ml_collections ConfigDict (`to_config_dict`), so that every field can be overridden
-on the command line. Inside it is a frozen dataclass (`from_config_dict`): what isn't a field doesn't exist.
-"""
+"""The configuration of one run: frozen dataclasses, checked once, at the start (see checked.py)."""
 
 import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import re
 
-from ml_collections import ConfigDict
-
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A configuration that can't be run; the message names the key, the value and the remedy."""
-
-
-def require(condition: bool, key: str, value: object, remedy: str) -> None:
-    """Raises ConfigError unless `condition` holds."""
-    if not condition:
-        raise ConfigError(f"{key} = {value!r}: {remedy}")
+from olmo_jax.checked import ConfigError as ConfigError
+from olmo_jax.checked import from_config_dict as from_config_dict
+from olmo_jax.checked import one_of, require
+from olmo_jax.checked import to_config_dict as to_config_dict
+from olmo_jax.checked import unknown_key as unknown_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +62,7 @@ class ModelConfig:
             self.n_heads,
             f"leaves heads of {self.d_head} dimensions; rotary embedding needs an even number",
         )
-        _one_of(self.compute_dtype, ("float32", "bfloat16"), f"{at}.compute_dtype")
+        one_of(self.compute_dtype, ("float32", "bfloat16"), f"{at}.compute_dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +104,7 @@ class OptimizerConfig:
             require(0 <= getattr(self, name) < 1, f"{at}.{name}", getattr(self, name), "needs a number in [0, 1)")
         for name in ("warmup_fraction", "warmup_from", "final_fraction"):
             require(0 <= getattr(self, name) <= 1, f"{at}.{name}", getattr(self, name), "needs a number in [0, 1]")
-        _one_of(self.schedule, ("cosine", "linear"), f"{at}.schedule")
+        one_of(self.schedule, ("cosine", "linear"), f"{at}.schedule")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,23 +175,94 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeConfig:
-    """Geometry measured in the loop.
+class TargetConfig:
+    """What is measured of a target of the probe.
 
     Attributes:
-      every: steps between two probes, counted from 0; 0 never probes. Otherwise checkpoints are probed too.
-      documents: fixed validation documents whose last token's final states are H.
-      document_tokens: tokens of each document that are read.
+      metrics: names registered in geometry.probe; () leaves the target out.
+      every: steps between two measurements, counted from 0; 0: as the probe's `every` says.
+      centred: measure the target less its mean row too, as `<target>_centred`.
+    """
+
+    metrics: tuple[str, ...] = ()
+    every: int = 0
+    centred: bool = False
+
+    def check(self, at: str) -> None:
+        require(self.every >= 0, f"{at}.every", self.every, "needs 0 (as the probe) or a positive number of steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParametersConfig(TargetConfig):
+    """The matrices whose path, such as blocks_0/mlp/up, holds the regular expression `pattern`; a target each."""
+
+    pattern: str = ""
+
+    def check(self, at: str) -> None:
+        super().check(at)
+        require(
+            not self.metrics or bool(self.pattern),
+            f"{at}.pattern",
+            self.pattern,
+            f"says which parameters {at}.metrics are of, such as 'mlp/(up|down)$'",
+        )
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(f"{at}.pattern = {self.pattern!r}: is no regular expression: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """Geometry measured in the loop: at step 0, every so many steps, and at every checkpoint.
+
+    Attributes:
+      every: steps between two measurements, counted from 0, of targets that say nothing else; 0 never measures them.
+      unembedding: W without the rows that pad the vocabulary; raw, and as `unembedding_gauge_fixed` less what the
+        logits can't see. embedding: likewise without padding, raw alone. parameters: other matrices, by path.
+      final_states: states after the final norm. layers: states after each block, as `layer_0`, `layer_1` and so on.
+      documents: fixed validation documents, after a BOS, in each of `sets` disjoint sets whose states are measured.
+      sets: the mean over them is reported and, as `<target>_spread`, the standard deviation.
+      document_tokens: tokens of each document that are read, BOS included.
+      tokens: "last" takes the state of each document's last token (paper A's H); "all" those of all tokens but BOS and
+        padding; "sampled" `sampled_tokens` of these, always the same.
+      sampled_tokens: of each set.
+      neighbors: size L of the neighbourhoods of local dimension (paper B: 128).
     """
 
     every: int = 100
+    unembedding: TargetConfig = TargetConfig(
+        metrics=("effective_rank", "effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
+    )
+    embedding: TargetConfig = TargetConfig()
+    parameters: ParametersConfig = ParametersConfig()
+    final_states: TargetConfig = TargetConfig(
+        metrics=("effective_rank", "effective_rank_percent", "mean_cosine", "isoscore", "points", "rank_cap")
+    )
+    layers: TargetConfig = TargetConfig()
     documents: int = 128
+    sets: int = 3
     document_tokens: int = 64
+    tokens: str = "last"
+    sampled_tokens: int = 1024
+    neighbors: int = 128
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether anything is measured of states, so that documents are read."""
+        return any(self.interval(target) and target.metrics for target in (self.final_states, self.layers))
+
+    def interval(self, target: TargetConfig) -> int:
+        """Steps between two measurements of a target; 0 for never."""
+        return target.every or self.every
 
     def check(self, at: str) -> None:
         require(self.every >= 0, f"{at}.every", self.every, "needs 0 (never) or a positive number of steps")
-        for name in ("documents", "document_tokens"):
+        for name in ("documents", "document_tokens", "sampled_tokens"):
             require(getattr(self, name) > 1, f"{at}.{name}", getattr(self, name), "needs at least 2")
+        require(self.sets > 0, f"{at}.sets", self.sets, "needs at least 1")
+        require(self.neighbors > 2, f"{at}.neighbors", self.neighbors, "needs at least 3")
+        one_of(self.tokens, ("last", "sampled", "all"), f"{at}.tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +348,7 @@ class TrainConfig:
             self.tokens,
             f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens",
         )
-        _one_of(self.mapping, ("auto", "vmap", "map"), f"{at}.mapping")
+        one_of(self.mapping, ("auto", "vmap", "map"), f"{at}.mapping")
         for name in ("init_seed", "data_seed"):
             require(
                 0 <= getattr(self, name) < 2**32, f"{at}.{name}", getattr(self, name), "needs a number in [0, 2^32)"
@@ -306,63 +361,3 @@ class TrainConfig:
                 f"is smaller than {at}.data.bpe_vocab_size = {self.data.bpe_vocab_size}; tokens would lie outside the "
                 "vocabulary",
             )
-
-
-def to_config_dict(config: Any) -> ConfigDict:
-    """The ml_collections form of a dataclass configuration, nested as it is."""
-    result = ConfigDict()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        result[field.name] = to_config_dict(value) if dataclasses.is_dataclass(value) else value
-    return result
-
-
-def from_config_dict(kind: type[T], values: Mapping[str, Any] | ConfigDict, at: str = "config") -> T:
-    """Builds the frozen, checked dataclass `kind` from a (nested) mapping.
-
-    Fields that `values` lacks keep their defaults. Raises ConfigError for an unknown key (naming the nearest one), a
-    value of the wrong type, and whatever `kind.check` finds.
-    """
-    fields = {f.name: t for f, t in _typed_fields(kind)}
-    built = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise ConfigError(unknown_key(at, key, fields))
-        built[key] = _convert(fields[key], value, f"{at}.{key}")
-    config = kind(**built)
-    config.check(at)  # type: ignore[attr-defined]
-    return config
-
-
-def unknown_key(at: str, key: str, known: typing.Iterable[str]) -> str:
-    """The message for a key that isn't a field: where, what, and the nearest name."""
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
-    return f"{at} has no key '{key}'; {hint}"
-
-
-def _typed_fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
-    hints = typing.get_type_hints(kind)
-    return [(f, hints[f.name]) for f in dataclasses.fields(kind)]
-
-
-def _convert(kind: Any, value: Any, at: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        require(isinstance(value, Mapping | ConfigDict), at, value, "needs a section with keys of its own")
-        return from_config_dict(kind, value, at)  # type: ignore[arg-type]
-    if isinstance(kind, types.GenericAlias):
-        require(isinstance(value, tuple | list), at, value, "needs a tuple, such as ('a', 'b')")
-        item = typing.get_args(kind)[0]
-        return tuple(_convert(item, v, f"{at}[{i}]") for i, v in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    require(right, at, value, f"needs a value of type {kind.__name__}, not {type(value).__name__}")
-    if kind is float:
-        require(math.isfinite(value), at, value, "needs a finite number")
-    return value
-
-
-def _one_of(value: str, known: tuple[str, ...], key: str) -> None:
-    require(value in known, key, value, f"needs one of {', '.join(known)}")

@@ -1,6 +1,11 @@
-"""Geometry of a member while it trains: its unembedding, raw and gauge-fixed, and its states on fixed documents."""
+"""Geometry of a member while it trains: of its matrices, and of its states on fixed documents.
 
-import functools
+What is measured is configuration (ProbeConfig). The targets of one interval are one compiled program.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,51 +13,174 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from geometry.gauge import gauge_fix
-from geometry.probe import summarize
-from olmo_jax import model
-from olmo_jax.config import ModelConfig, ProbeConfig
+from geometry.gauge import centred, gauge_fix
+from geometry.probe import COUNTS, check_names, summarize
+from olmo_jax import model, sharding
+from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig, require
 
-_OF_UNEMBEDDING = ("effective_rank", "effective_rank_percent", "mean_cosine", "partition_isotropy")
-_OF_STATES = ("effective_rank", "effective_rank_percent", "mean_cosine")
+# Norm of the final states, as gauge_fix names it.
+_NORM = "layer_norm"
 
 
 class Documents(NamedTuple):
-    """Fixed validation documents: tokens after a BOS, padded on the right, and the place of each one's last token."""
+    """S disjoint sets of N fixed documents after a BOS, padded on the right, and the P tokens that count in each set.
 
-    tokens_NL: np.ndarray
-    last_N: np.ndarray
-
-
-def choose_documents(config: ProbeConfig, documents: list[np.ndarray], bos: int) -> Documents:
-    """The first `config.documents` documents of more than one token, each cut to `config.document_tokens`.
-
-    The same for every run of a data set. Where there are fewer documents N is smaller.
+    tokens_SNL; points_SP are places in a set's N x L tokens, row by row.
     """
-    chosen = [d[: config.document_tokens - 1] for d in documents if len(d) > 1][: config.documents]
-    tokens_NL = np.full((len(chosen), config.document_tokens), bos, np.int32)
-    for row, document in zip(tokens_NL, chosen, strict=True):
-        row[1 : 1 + len(document)] = document
-    return Documents(tokens_NL, np.array([len(d) for d in chosen], np.int32))
+
+    tokens_SNL: np.ndarray
+    points_SP: np.ndarray
 
 
-def measure(config: ModelConfig, vocabulary: int, documents: Documents, params: Any) -> dict[str, Array]:
-    """Metrics of one member, float32 scalars named "target/metric".
+Probe = Callable[[Any], dict[str, Array]]
 
-    Targets: `unembedding`, W without the rows that pad the vocabulary; `unembedding_gauge_fixed`, the same less what
-    the logits can't see (methods.md section 2); `final_states`, paper A's H: the last token of each document.
+
+def choose_documents(config: ProbeConfig, documents: Iterable[np.ndarray], bos: int) -> Documents:
+    """The first documents of more than one token, dealt to the sets in turn, each cut to `config.document_tokens`.
+
+    The same for every run of a data set. With fewer than `config.sets` x `config.documents` the sets are smaller; with
+    "all" tokens each set gives as many as the one that has fewest. Raises ConfigError for fewer than two in a set.
     """
-    w_VD = params["unembedding"][:vocabulary]
-    final_NLD = model.hidden(config, params, jnp.asarray(documents.tokens_NL)).final_BLD
-    h_ND = final_NLD[jnp.arange(len(documents.last_N)), documents.last_N].astype(jnp.float32)
-    measured = {
-        "unembedding": summarize(w_VD, metrics=_OF_UNEMBEDDING),
-        "unembedding_gauge_fixed": summarize(gauge_fix(w_VD, "layer_norm"), metrics=_OF_UNEMBEDDING),
-        "final_states": summarize(h_ND, metrics=_OF_STATES),
+    wanted = config.sets * config.documents
+    chosen = [d[: config.document_tokens - 1] for d in itertools.islice((d for d in documents if len(d) > 1), wanted)]
+    each = len(chosen) // config.sets
+    require(
+        each > 1,
+        "config.probe.sets",
+        config.sets,
+        f"needs two validation documents of two tokens or more in each set, and there are {len(chosen)}; add text, "
+        "raise config.data.validation_fraction or lower it",
+    )
+    tokens_SNL = np.full((config.sets, each, config.document_tokens), bos, np.int32)
+    length_SN = np.zeros((config.sets, each), int)
+    for i, document in enumerate(chosen[: each * config.sets]):
+        place = i % config.sets, i // config.sets
+        tokens_SNL[place][1 : 1 + len(document)] = document
+        length_SN[place] = len(document)
+    return Documents(tokens_SNL, _points(config, length_SN))
+
+
+def _points(config: ProbeConfig, length_SN: np.ndarray) -> np.ndarray:
+    """Places of the tokens that count; the BOS doesn't, whose state is the same in every document."""
+    place_L = np.arange(config.document_tokens)
+    start_N1 = config.document_tokens * np.arange(length_SN.shape[1])[:, None]
+    if config.tokens == "last":
+        return length_SN + start_N1[:, 0]
+    all_S = [(start_N1 + place_L)[(place_L > 0) & (place_L <= length_N[:, None])] for length_N in length_SN]
+    fewest = min(map(len, all_S))
+    if config.tokens == "sampled":
+        fewest = min(fewest, config.sampled_tokens)
+        all_S = [np.sort(np.random.default_rng(0).permutation(places)[:fewest]) for places in all_S]
+    return np.stack([places[:fewest] for places in all_S])
+
+
+def check_probe(config: ProbeConfig, member: Any) -> None:
+    """Raises ConfigError for a metric that isn't registered and a pattern that is in no matrix's path in `member`."""
+    for name in ("unembedding", "embedding", "parameters", "final_states", "layers"):
+        try:
+            check_names(getattr(config, name).metrics)
+        except ValueError as error:
+            raise ConfigError(f"config.probe.{name}.metrics: {error}") from error
+    if config.parameters.metrics:
+        matrices = _matrices(member)
+        require(
+            any(re.search(config.parameters.pattern, path) for path in matrices),
+            "config.probe.parameters.pattern",
+            config.parameters.pattern,
+            f"is in no path of a matrix; there are {', '.join(matrices)}",
+        )
+
+
+def make_probes(
+    config: ProbeConfig,
+    architecture: ModelConfig,
+    vocabulary: int,
+    documents: Documents | None,
+    over_members: Callable[[Probe], Probe],
+) -> dict[int, Probe]:
+    """`{interval: probe}` with `probe(params_M) -> {"target/metric": [M]}`, one compiled program an interval.
+
+    Args:
+      vocabulary: tokens of the tokenizer; rows beyond pad the embedding and the unembedding.
+      documents: None where no target reads states.
+      over_members: makes of a function of one member that of a stack.
+    """
+    targets = {n: getattr(config, n) for n in ("unembedding", "embedding", "parameters", "final_states", "layers")}
+    groups: dict[int, dict[str, TargetConfig]] = {}
+    for name, target in targets.items():
+        if target.metrics and (interval := config.interval(target)):
+            groups.setdefault(interval, {})[name] = target
+
+    def probe_of(group: dict[str, TargetConfig]) -> Probe:
+        def probe(params: Any) -> dict[str, Array]:
+            found = measure_parameters(config, group, vocabulary, params)
+            if documents is not None and not group.keys().isdisjoint(("final_states", "layers")):
+                found |= measure_states(config, group, architecture, documents, params)
+            return found
+
+        return jax.jit(over_members(probe))
+
+    return {interval: probe_of(group) for interval, group in sorted(groups.items())}
+
+
+def measure_parameters(
+    config: ProbeConfig, group: dict[str, TargetConfig], vocabulary: int, params: Any
+) -> dict[str, Array]:
+    """Metrics of one member's matrices, float32 scalars by "target/metric"; of the targets in `group` that are such.
+
+    `unembedding_gauge_fixed` is W less what the logits can't see (methods.md section 2).
+    """
+    found: dict[str, Array] = {}
+    for name in ("unembedding", "embedding"):
+        if name in group:
+            w_VD = params[name][:vocabulary]
+            found |= _measure(config, name, group[name], w_VD)
+            if name == "unembedding":
+                found |= _measure(config, f"{name}_gauge_fixed", group[name], gauge_fix(w_VD, _NORM), vary=False)
+    if "parameters" in group:
+        for path, matrix in _matrices(params).items():
+            if re.search(config.parameters.pattern, path):
+                found |= _measure(config, path.replace("/", "."), group["parameters"], matrix)
+    return found
+
+
+def measure_states(
+    config: ProbeConfig, group: dict[str, TargetConfig], architecture: ModelConfig, documents: Documents, params: Any
+) -> dict[str, Array]:
+    """Metrics of one member's states: the mean over the sets and, as `<target>_spread`, the standard deviation."""
+
+    def measure_set(batch: tuple[Array, Array]) -> dict[str, Array]:
+        tokens_NL, points_P = batch
+        hidden = model.hidden(architecture, params, tokens_NL, layers="layers" in group)
+        states = {"final_states": hidden.final_BLD} if "final_states" in group else {}
+        states |= {f"layer_{i}": layer_BLD for i, layer_BLD in enumerate(hidden.layers)}
+        found: dict[str, Array] = {}
+        for name, x_NLD in states.items():
+            h_PD = x_NLD.reshape(-1, x_NLD.shape[-1])[points_P].astype(jnp.float32)
+            found |= _measure(config, name, group["final_states" if name == "final_states" else "layers"], h_PD)
+        return found
+
+    # One set after another: of the states of all layers only one set's are held.
+    values_S = jax.lax.map(measure_set, (jnp.asarray(documents.tokens_SNL), jnp.asarray(documents.points_SP)))
+    found = {name: jnp.mean(x_S) for name, x_S in values_S.items()}
+    if config.sets > 1:
+        for name, x_S in values_S.items():
+            target, metric = name.split("/")
+            if metric not in COUNTS:
+                found[f"{target}_spread/{metric}"] = jnp.std(x_S, ddof=1)
+    return found
+
+
+def _measure(config: ProbeConfig, name: str, target: TargetConfig, x_ND: Array, vary: bool = True) -> dict[str, Array]:
+    variants = {name: x_ND} | ({f"{name}_centred": centred(x_ND)} if target.centred and vary else {})
+    return {
+        f"{variant}/{metric}": value
+        for variant, matrix in variants.items()
+        for metric, value in summarize(matrix, target.metrics, config.neighbors).items()
     }
-    return {f"{target}/{name}": value for target, values in measured.items() for name, value in values.items()}
 
 
-def make_probe(config: ModelConfig, vocabulary: int, documents: Documents) -> Any:
-    """`probe(params_M) -> {name: [M]}`, one compiled program over the stack."""
-    return jax.jit(jax.vmap(functools.partial(measure, config, vocabulary, documents)))
+def _matrices(params: Any) -> dict[str, Any]:
+    """A member's matrices by path, such as blocks_0/mlp/up."""
+    leaves: Sequence[Any] = jax.tree_util.tree_leaves_with_path(params)
+    return {sharding.path_name(path): leaf for path, leaf in leaves if len(leaf.shape) == 2}

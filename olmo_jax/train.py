@@ -1,6 +1,7 @@
 """Trains one cohort: from token windows to checkpoints and metrics, resumable at any point by the same call."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -19,7 +20,7 @@ from olmo_jax.config import require
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import train_windows
 from olmo_jax.metrics import MetricsLog, resume_at, write_json
-from olmo_jax.probe import choose_documents, make_probe
+from olmo_jax.probe import Documents, choose_documents, make_probes
 from olmo_jax.progress import progress
 
 
@@ -39,8 +40,9 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
     batches = _Batches(cohort, index, mesh)
-    documents = choose_documents(shape.probe, _validation(cohort, index), index.eos_id)
-    probe = make_probe(shape.model, index.vocab_size, documents)
+    over_members = functools.partial(cohorts.over_members, mapping=shape.mapping, mesh=mesh)
+    documents = probe_documents(cohort, index)
+    probes = make_probes(shape.probe, shape.model, index.vocab_size, documents, over_members)
     due, total = checkpoint_steps(cohort), cohort.segment_ends[-1]
 
     with open_checkpoints(directory(workdir, cohort.id)) as checkpoints:
@@ -64,13 +66,16 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
                 program = cohorts.compile_step(shape, members, state, mesh)
                 clock.event("compile", step)
                 if step == 0:
-                    log.later({"step": 0, "tokens": 0}, probe(state.params) if shape.probe.every else {})
+                    log.later({"step": 0, "tokens": 0}, {})
+                    for probe in probes.values():
+                        log.also(probe(state.params))
                 while step < end and not stopped:
                     state, metrics = program.step(state, program.hyper, batches(step, places))
                     step += 1
                     log.later({"step": step, "tokens": step * shape.tokens_per_step}, metrics._asdict())
-                    if shape.probe.every and (step % shape.probe.every == 0 or step in due):
-                        log.also(probe(state.params))
+                    for interval, probe in probes.items():
+                        if step % interval == 0 or step in due:
+                            log.also(probe(state.params))
                     stopped = stop()
                     if step in due or stopped:
                         clock.event("steps", step)
@@ -181,13 +186,17 @@ def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> Metrics
     return MetricsLog(directories, [run.config.tensorboard for run in members])
 
 
-def _validation(cohort: Cohort, index: TokenIndex) -> list[np.ndarray]:
-    """Validation documents of the domains trained on, one of each in turn, at least as many as the probe reads."""
-    probe = cohort.shape.probe
+def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
+    """The documents whose states the probe measures; None where it reads none. Raises ConfigError if there are too few.
+
+    Validation documents of the domains trained on, one of each in turn.
+    """
+    config = cohort.shape.probe
+    if not config.reads_states:
+        return None
     by_domain = (index.documents("validation", d) for d in cohort.shape.train_domains or index.domains)
-    # Documents of one token are of no use to the probe, so a few more than it wants.
-    several = (itertools.islice(documents, 2 * probe.documents) for documents in by_domain)
-    return [d for turn in itertools.zip_longest(*several) for d in turn if d is not None]
+    in_turn = (d for turn in itertools.zip_longest(*by_domain) for d in turn if d is not None)
+    return choose_documents(config, in_turn, index.eos_id)
 
 
 def check_mesh(cohort: Cohort) -> None:

@@ -9,11 +9,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from geometry.probe import COUNTS
 from sweeps.bootstrap import ROUNDING, interval_of_groups
+from sweeps.ranks import fisher_interval, p_values, rank_between, ranks, unit
 
-GEOMETRY_PREFIXES = ("unembedding", "unembedding_gauge_fixed", "final_states")
+# Targets of the probe that come before all others.
+FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
+# Ends the name of a target whose columns are the standard deviations of another's over the probe's sets.
+SPREAD = "_spread"
 LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "finetune")
 # The one pair declared before looking; every other number on a page is exploration.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
@@ -181,13 +185,28 @@ def controls_of(table: pd.DataFrame) -> list[str]:
 
 
 def geometry_columns(table: pd.DataFrame) -> list[str]:
-    return [c for c in table.columns if "/" in c and c.split("/")[0] in GEOMETRY_PREFIXES]
+    """Columns `<target>/<metric>` of the probe, whatever their names, those of FIRST_TARGETS first.
+
+    Spreads and counts tell about the measurement and are left out.
+    """
+    order = {target: i for i, target in enumerate(FIRST_TARGETS)}
+    return sorted(filter(_is_geometry, table.columns), key=lambda c: order.get(target_of(c), len(order)))
 
 
 def loss_columns(table: pd.DataFrame) -> list[str]:
     """Columns of a loss, plain or after quantisation or fine-tuning."""
-    prefixes = tuple(f"{p}{end}" for p in LOSS_PREFIXES for end in ("/", "_"))
-    return [c for c in table.columns if "/" in c and c.startswith(prefixes)]
+    return [c for c in table.columns if "/" in c and _is_of(c, LOSS_PREFIXES)]
+
+
+def target_of(column: str) -> str:
+    """What a column `<target>/<metric>` measures."""
+    return column.rpartition("/")[0]
+
+
+def spread_column(column: str) -> str:
+    """The column that holds the standard deviation of `column` over disjoint probe sets, if the probe took any."""
+    target, _, name = column.rpartition("/")
+    return f"{target}{SPREAD}/{name}"
 
 
 def as_levels(column: pd.Series) -> pd.Series:
@@ -201,6 +220,18 @@ def _is_setting(column: str) -> bool:
     if not column.startswith("config.") or column.endswith("seed"):
         return False
     return column not in _NOT_SETTINGS and not column.startswith(_NOT_SETTINGS_SECTIONS)
+
+
+def _is_geometry(column: str) -> bool:
+    target, _, name = column.rpartition("/")
+    if target in ("", "train") or _is_of(column, (*LOSS_PREFIXES, "unigram")):
+        return False
+    return not target.endswith(SPREAD) and name not in COUNTS
+
+
+def _is_of(column: str, evaluations: tuple[str, ...]) -> bool:
+    """Whether a column is of one of these evaluations, plain or with its settings in the name."""
+    return column.startswith(tuple(f"{e}{end}" for e in evaluations for end in ("/", "_")))
 
 
 def _pairs(metrics: list[str], targets: list[str]) -> list[tuple[str, str]]:
@@ -296,8 +327,8 @@ def _block(
         empty = Estimate(np.nan, np.nan, np.nan, np.nan, n)
         return [[(empty, f"fewer than {MIN_ROWS} usable rows")] * targets_NE.shape[1] for _ in range(n_metrics)]
 
-    controls_NK = _unit(np.concatenate([_ranks(design.ranked), design.levels], axis=1))
-    ranks_NC = _unit(_ranks(columns_NC))
+    controls_NK = unit(np.concatenate([ranks(design.ranked), design.levels], axis=1))
+    ranks_NC = unit(ranks(columns_NC))
     coefficients_KC, _, k, _ = np.linalg.lstsq(controls_NK, ranks_NC, rcond=1e-10)
     residuals_NC = ranks_NC - controls_NK @ coefficients_KC
     norms_C = np.linalg.norm(residuals_NC, axis=0)
@@ -309,12 +340,12 @@ def _block(
     if groups_N is not None:
         sizes_G = np.bincount(groups_N)
         effective_n = n**2 / float(np.sum(sizes_G**2))
-        k_between = _rank_between(controls_NK, groups_N)
+        k_between = rank_between(controls_NK, groups_N)
     dof = min(n - 2 - int(k), effective_n - 2 - k_between)
-    low_CE, high_CE = _fisher_interval(r_CE, effective_n, k_between)
+    low_CE, high_CE = fisher_interval(r_CE, effective_n, k_between)
     if groups_N is not None and dof >= MIN_BOOTSTRAP_DOF and effective_n >= 2 * (k_between + 2):
         low_CE, high_CE = interval_of_groups(columns_NC, n_metrics, design.ranked, design.levels, groups_N, k_between)
-    p_CE = _p_values(r_CE, dof)
+    p_CE = p_values(r_CE, dof)
 
     constant_C = np.linalg.norm(ranks_NC, axis=0) == 0
     none_left = n - 2 - int(k) <= 0
@@ -348,46 +379,3 @@ def _note_of_missing(
     if not (metric_left and target_left):
         return f"the controls explain the {'target' if metric_left else 'metric'} completely"
     return ""
-
-
-# Numbers.
-
-
-def _ranks(x_NC: np.ndarray) -> np.ndarray:
-    return stats.rankdata(x_NC, axis=0) if x_NC.size else x_NC
-
-
-def _unit(x_NC: np.ndarray) -> np.ndarray:
-    """Columns centred and of norm 1; a constant column becomes zeros."""
-    x_NC = x_NC - x_NC.mean(axis=0)
-    norms_C = np.linalg.norm(x_NC, axis=0)
-    return np.where(norms_C > ROUNDING, x_NC / np.maximum(norms_C, ROUNDING), 0.0)
-
-
-def _rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:
-    """Rank, beyond the intercept, of the controls' means over groups."""
-    if controls_NK.shape[1] == 0:
-        return 0
-    sums_GK = np.zeros((groups_N.max() + 1, controls_NK.shape[1]))
-    np.add.at(sums_GK, groups_N, controls_NK)
-    return int(np.linalg.matrix_rank(_unit(sums_GK / np.bincount(groups_N)[:, None]), tol=ROUNDING))
-
-
-def _p_values(r: np.ndarray, dof: float) -> np.ndarray:
-    if dof <= 0:
-        return np.full_like(r, np.nan)
-    with np.errstate(divide="ignore"):
-        return 2 * stats.t.sf(np.abs(r) * np.sqrt(dof / (1 - r**2)), dof)
-
-
-def _fisher_interval(r: np.ndarray, n: float, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % by Fisher's z with the Bonett-Wright variance.
-
-    |r| = 1 has no z; it is taken as half a step of an untied Spearman's rho, 6 / (n^3 - n), short of 1 [ours].
-    """
-    if n - 3 - k <= 0:
-        return np.full_like(r, np.nan), np.full_like(r, np.nan)
-    limit = 1 - 6 / (n**3 - n)
-    z = np.arctanh(np.clip(r, -limit, limit))
-    half = stats.norm.ppf(0.975) * np.sqrt((1 + r**2 / 2) / (n - 3 - k))
-    return np.minimum(np.tanh(z - half), r), np.maximum(np.tanh(z + half), r)

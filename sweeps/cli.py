@@ -1,4 +1,4 @@
-"""The command line: olmo-jax VERB --config=FILE[:arg] [--config.a.b=value] --workdir=DIR.
+"""The command line: olmo-jax VERB --config=FILE[:arg] [--config.a.b=value] --workdir=DIR, and olmo-jax geometry PATH.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped by a signal after a checkpoint (run it again).
 Heavy imports wait until a verb needs them, so that --help answers at once.
@@ -23,8 +23,10 @@ _VERBS = {
     "status": "what a working directory holds so far",
     "evaluate": "loss, quantisation and fine-tuning of what is trained",
     "report": "write results.parquet and report/index.html from what is there",
+    "geometry": "a table of the geometry of the weights at PATH: a working directory, .safetensors or .npy",
 }
 _NEEDS_CONFIG = ("plan", "prepare", "train", "run")
+_OF_GEOMETRY = ("path", "run", "step", "tensors", "metrics", "gauge")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours, overrides = _split(argv)
     parser = _parser()
     try:
-        arguments = parser.parse_args(ours)
+        arguments = parser.parse_intermixed_args(ours)  # PATH may follow options
     except SystemExit as error:
         return int(error.code or 0)
+    if arguments.verb == "geometry":
+        if not arguments.path:
+            return _fail(BAD, "olmo-jax geometry needs PATH: a working directory, .safetensors or .npy")
+        if overrides or arguments.workdir:
+            return _fail(BAD, "olmo-jax geometry takes PATH alone, and neither --config nor --workdir")
+        return _guarded(arguments, overrides, "olmo-jax " + shlex.join(argv))
+    stray = [name for name in _OF_GEOMETRY if getattr(arguments, name) is not None]
+    if stray:
+        option = arguments.path if stray[0] == "path" else f"--{stray[0]}"
+        return _fail(BAD, f"olmo-jax {arguments.verb} doesn't take {option!r}; only olmo-jax geometry does")
     if arguments.verb in _NEEDS_CONFIG and not overrides:
         return _fail(BAD, f"olmo-jax {arguments.verb} needs --config=FILE, such as --config=sweeps/configs/demo.py")
     if arguments.verb != "plan" and not arguments.workdir:
@@ -51,21 +63,24 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
     from olmo_jax.config import ConfigError
     from olmo_jax.data import DataError
     from olmo_jax.metrics import MetricsError
+    from olmo_jax.weights import WeightsError
     from sweeps.analysis import AnalysisError
 
     try:
         return _carry_out(arguments, overrides, command)
     except ConfigError as error:
         return _fail(BAD, str(error))
-    except (DataError, CheckpointError, MetricsError, AnalysisError) as error:
+    except (DataError, CheckpointError, MetricsError, AnalysisError, WeightsError) as error:
         return _fail(FAILED, str(error))
     except OSError as error:
-        return _fail(FAILED, f"{error.filename or arguments.workdir}: {error.strerror or error}")
+        return _fail(FAILED, f"{error.filename or arguments.workdir or arguments.path}: {error.strerror or error}")
     except KeyboardInterrupt:
         return _fail(STOPPED, "left at once; the same command goes on from what is safe")
 
 
 def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
+    if arguments.verb == "geometry":
+        return _geometry(arguments)
     from etils import epath
 
     from sweeps import plan as plans
@@ -101,6 +116,20 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
             else:
                 ended = stages.evaluate_all(workdir, plan, indexes, stop)
     return DONE if ended else STOPPED
+
+
+def _geometry(arguments: argparse.Namespace) -> int:
+    from sweeps import weights_table
+
+    metrics = weights_table.DEFAULT_METRICS if arguments.metrics is None else arguments.metrics.split(",")
+    rows = weights_table.measure(
+        arguments.path, arguments.run, arguments.step, arguments.tensors, metrics, arguments.gauge
+    )
+    if arguments.json:
+        print(json.dumps(weights_table.as_json(arguments.path, rows), allow_nan=False))
+    else:
+        print("\n".join(weights_table.lines(rows)))
+    return DONE
 
 
 def load_config(arguments: Sequence[str]) -> Any:
@@ -186,14 +215,28 @@ def _parser() -> argparse.ArgumentParser:
     verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in _VERBS.items())
     parser = argparse.ArgumentParser(
         prog="olmo-jax",
-        usage="olmo-jax VERB --config=FILE[:arg] [--config.a.b=value ...] --workdir=DIR",
+        usage="olmo-jax VERB --config=FILE[:arg] [--config.a.b=value ...] --workdir=DIR\n"
+        "       olmo-jax geometry PATH [--run=RUN_ID] [--step=N] [--tensors=REGEX] [--metrics=a,b]\n"
+        "                              [--gauge=NORM] [--json]",
         description="Trains cohorts of small language models and asks what their geometry says.\n\nverbs:\n" + verbs,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="status, evaluate and report take the configuration from the working directory if --config isn't given.",
     )
     parser.add_argument("verb", choices=_VERBS, metavar="VERB", help="one of the above")
     parser.add_argument("--workdir", default="", metavar="DIR", help="where everything of the sweep lies")
-    parser.add_argument("--json", action="store_true", help="plan: JSON alone on stdout")
+    parser.add_argument("--json", action="store_true", help="plan and geometry: JSON alone on stdout")
+    of_geometry = parser.add_argument_group("geometry")
+    of_geometry.add_argument("path", nargs="?", metavar="PATH", help="the weights to measure")
+    of_geometry.add_argument("--run", metavar="RUN_ID", help="this run of a working directory (default: every run)")
+    of_geometry.add_argument("--step", type=int, metavar="N", help="checkpoints of this step (default: the last)")
+    of_geometry.add_argument("--tensors", metavar="REGEX", help="which matrices, by name (default: embeddings, or all)")
+    of_geometry.add_argument("--metrics", metavar="NAMES", help="what to measure, such as effective_rank,mean_cosine")
+    of_geometry.add_argument(
+        "--gauge",
+        metavar="NORM",
+        help="measure also less what the logits can't see behind this norm: none, layer_norm, affine_layer_norm, "
+        "rms_norm (default: layer_norm for the unembedding of our own runs, else none)",
+    )
     return parser
 
 

@@ -10,13 +10,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from eval.config import EvalConfig
-from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.cohort import Cohort, Run, member_structs, shape_of
 from olmo_jax.config import ConfigError, TrainConfig, from_config_dict, unknown_key
 from olmo_jax.data.prepare import fingerprint
 from olmo_jax.identity import run_id
 from olmo_jax.metrics import write_json
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import weight_decay_dose
+from olmo_jax.probe import check_probe
 from sweeps.grid import Grid
 
 # Of the working directory's layout; a later layout gets a higher number, and older code refuses it.
@@ -91,6 +92,8 @@ def resolve(sweep: Sweep) -> Plan:
         seen[run.id] = i
         groups[shape_of(config, prints[config.data.name])].append(run)
     cohorts = tuple(Cohort(shape, tuple(runs)) for shape, runs in groups.items())
+    for cohort in cohorts:
+        check_probe(cohort.shape.probe, member_structs(cohort.shape).params)
     return Plan(cohorts, prints, sweep.evaluation)
 
 

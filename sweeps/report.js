@@ -93,24 +93,53 @@ function drawLegend(setting, levels) {
   }
 }
 
+function chosenTarget() {
+  return element("target") && data.targets.find(({ key }) => key === element("target").value);
+}
+
+function panelsOf(target) {
+  return [data.training_loss, ...(target ? target.panels : [])];
+}
+
+// A curve's spread up and down as a closed outline; a gap in either leaves its point out.
+function band(x, { value, spread }, colour) {
+  const there = x.map((_, i) => i).filter((i) => value[i] !== null && spread[i] !== null);
+  const back = [...there].reverse();
+  return {
+    x: [...there, ...back].map((i) => x[i]),
+    y: [...there.map((i) => value[i] + spread[i]), ...back.map((i) => value[i] - spread[i])],
+    mode: "lines",
+    line: { width: 0 },
+    fill: "toself",
+    fillcolor: colour.replace("rgb(", "rgba(").replace(")", ", 0.13)"),
+    hoverinfo: "skip",
+  };
+}
+
 function drawPanels(setting, levels) {
   if (!element("panels")) return;
   const against = element("against").value;
-  for (const { key, name } of data.panels) {
-    const traces = Object.keys(data.curves).filter((run) => data.curves[run][key]).map((run) => {
+  for (const key of panelsOf(chosenTarget()).map((panel) => panel.key)) {
+    const [bands, lines] = [[], []];
+    for (const run of Object.keys(data.curves).filter((name) => data.curves[name][key])) {
       const curve = data.curves[run][key];
-      return {
-        x: curve[against],
+      const x = data.at[curve.at][against === "step" ? "step" : "tokens"];
+      const { colour } = levelOf(run, setting, levels);
+      if (curve.spread) bands.push(band(x, curve, colour));
+      lines.push({
+        x,
         y: curve.value,
+        text: (curve.spread || []).map((spread) => (spread === null ? "" : ` \u00b1 ${spread.toPrecision(2)}`)),
         mode: curve.value.length > 40 ? "lines" : "lines+markers",
-        line: { color: levelOf(run, setting, levels).colour, width: 1.4 },
+        line: { color: colour, width: 1.4 },
         marker: { size: 4 },
-        hovertemplate: `${describe(run)}<br>${against} %{x:,}: %{y:.4g}<extra></extra>`,
-      };
-    });
+        hovertemplate: `${describe(run)}<br>${against} %{x:,}: %{y:.4g}${curve.spread ? "%{text}" : ""}<extra></extra>`,
+      });
+    }
     const panel = element(`figure-${key}`);
-    panel.closest("figure").hidden = traces.length === 0;
-    if (traces.length) Plotly.react(panel, traces, layout(against === "step" ? "steps" : "tokens", ""), PANEL_CONFIG);
+    panel.closest("figure").hidden = lines.length === 0;
+    const traces = [...bands, ...lines];
+    if (lines.length) Plotly.react(panel, traces, layout(against === "step" ? "steps" : "tokens", ""), PANEL_CONFIG);
   }
 }
 
@@ -147,9 +176,10 @@ function draw() {
 
 function makePanels() {
   if (!element("panels")) return;
-  const options = data.settings.map(({ key, name }) => new Option(name, key));
-  element("colour").replaceChildren(...(options.length ? options : [new Option("nothing varies", "")]));
-  element("panels").replaceChildren(...data.panels.map(({ key, name }) => {
+  for (const drawn of document.querySelectorAll("#panels .js-plotly-plot")) Plotly.purge(drawn);
+  const target = chosenTarget();
+  element("counts").textContent = target ? target.note : "";
+  element("panels").replaceChildren(...panelsOf(target).map(({ key, name }) => {
     const figure = document.createElement("figure");
     const caption = document.createElement("figcaption");
     const panel = document.createElement("div");
@@ -158,6 +188,12 @@ function makePanels() {
     figure.append(caption, panel);
     return figure;
   }));
+}
+
+function makeColours() {
+  if (!element("colour")) return;
+  const options = data.settings.map(({ key, name }) => new Option(name, key));
+  element("colour").replaceChildren(...(options.length ? options : [new Option("nothing varies", "")]));
 }
 
 // Numbers by value, text by locale, what is missing last in either direction.
@@ -195,7 +231,11 @@ if (onlyFinal) {
   apply();
 }
 
+makeColours();
 makePanels();
-for (const id of ["colour", "against", "x", "y"]) if (element(id)) element(id).addEventListener("change", draw);
+if (element("target")) element("target").addEventListener("change", makePanels);
+for (const id of ["target", "colour", "against", "x", "y"]) {
+  if (element(id)) element(id).addEventListener("change", draw);
+}
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 draw();

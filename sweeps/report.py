@@ -19,20 +19,13 @@ import plotly.offline
 from etils import epath
 
 from sweeps import analysis, findings
+from sweeps.curves import by_target, curve_data, target_name, to_json
 
-# Panels of the training curves: metrics.jsonl's key, what it is called.
-CURVES = {
-    "loss": "Training loss, nats a token",
-    "unembedding/effective_rank_percent": "Effective rank of W, % of D",
-    "unembedding_gauge_fixed/effective_rank_percent": "Effective rank of W, gauge-fixed, % of D",
-    "unembedding/mean_cosine": "Mean cosine of W's rows",
-    "unembedding/partition_isotropy": "Partition isotropy I(W)",
-    "final_states/effective_rank": "Effective rank of final states H",
-}
-# A curve is drawn by at most this many points, each the mean of as many steps.
-MAX_POINTS = 300
-# With more rows than this only final ones stand in the page; all are in results.parquet.
+# With more rows or cells than this only final rows stand in the page; all are in results.parquet.
 MAX_TABLE_ROWS = 500
+MAX_TABLE_CELLS = 50_000
+# So many targets of the probe show their correlations at once, the others when asked.
+OPEN_TARGETS = 3
 
 _MINUS = "\N{MINUS SIGN}"
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -74,8 +67,7 @@ def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mappin
     data = {
         "runs": _runs(table, settings),
         "settings": [{"key": c, "name": findings.setting_name(c)} for c in settings],
-        "panels": [{"key": k, "name": v} for k, v in CURVES.items()],
-        "curves": {run: _curve(curve) for run, curve in curves.items()},
+        **curve_data(curves),
         "final": _final(final),
         "metrics": analysis.geometry_columns(table),
         "losses": analysis.loss_columns(table),
@@ -84,7 +76,7 @@ def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mappin
     asset = importlib.resources.files("sweeps")
     sections = [
         _summary(table, title),
-        _curves_section(len(curves)),
+        _curves_section(data),
         _scatter_section(data),
         _correlations_section(analysis.correlations(table)),
         _table_section(table, settings),
@@ -135,21 +127,26 @@ def _summary(table: pd.DataFrame, title: str) -> str:
 </section>"""
 
 
-def _curves_section(n_runs: int) -> str:
-    if n_runs == 0:
+def _curves_section(data: dict[str, Any]) -> str:
+    if not data["curves"]:
         return _section("training", "Over training", "<p>No run has written metrics yet.</p>")
+    targets = "".join(f'<option value="{_text(t["key"])}">{_text(t["name"])}</option>' for t in data["targets"])
+    choice = f'<label>Geometry of <select id="target">{targets}</select></label>\n' if targets else ""
+    points = data["points"]
     return _section(
         "training",
         "Over training",
         f"""<div class="controls">
-<label>Colour by <select id="colour"></select></label>
+{choice}<label>Colour by <select id="colour"></select></label>
 <label>Against <select id="against"><option value="tokens">tokens</option><option value="step">steps</option></select>
 </label>
 </div>
 <ul class="legend" id="legend"></ul>
 <div class="panels" id="panels"></div>
-<p class="note">Where a run has more than {MAX_POINTS} points, each drawn is the mean of as many neighbours. Geometry is
-measured at probe steps. W is the unembedding; gauge-fixed takes away what no prediction depends on.</p>""",
+<p class="note" id="counts"></p>
+<p class="note">A run's loss is drawn by at most {points["loss"]} points, a metric by at most {points["geometry"]}, each
+the mean of its neighbours. Geometry is measured at probe steps. Gauge-fixed takes away what no prediction depends on. A
+band, where there is one, is the standard deviation over disjoint probe sets, up and down.</p>""",
     )
 
 
@@ -158,12 +155,16 @@ def _scatter_section(data: dict[str, Any]) -> str:
     if lacking or not data["final"]["run"]:
         why = f"the table has no {' and no '.join(lacking)}" if lacking else "no run has a final row"
         return _section("scatter", "Loss against geometry", f"<p>No figure: {why}.</p>")
+    metrics = "".join(
+        f'<optgroup label="{_text(target_name(target))}">{_options(columns, data["primary"][0])}</optgroup>'
+        for target, columns in by_target(data["metrics"]).items()
+    )
     return _section(
         "scatter",
         "Loss against geometry",
         f"""<div class="controls">
-<label>Across {_select("x", data["metrics"], data["primary"][0])}</label>
-<label>Up {_select("y", data["losses"], data["primary"][1])}</label>
+<label>Across <select id="x">{metrics}</select></label>
+<label>Up <select id="y">{_options(data["losses"], data["primary"][1])}</select></label>
 </div>
 <ul class="legend"></ul>
 <div class="figure" id="figure-scatter"></div>
@@ -173,29 +174,38 @@ def _scatter_section(data: dict[str, Any]) -> str:
 
 def _correlations_section(correlations: pd.DataFrame) -> str:
     heads = ["metric", "loss", "n", "raw \N{GREEK SMALL LETTER RHO}", "partial, ranks", "partial, factors", "note"]
-    rows = []
-    for (metric, target), group in correlations.groupby(["metric", "target"], sort=False):
-        by_form = group.set_index("form")
-        forms = [by_form.loc[form] for form in ("raw", "partial rank", "partial factor")]
-        notes = dict.fromkeys(f["note"] for f in forms if f["note"])
-        cells = [_cell(metric, metric, "name"), _cell(target, target, "name"), _cell(int(forms[0]["n"]))]
-        cells += [_estimate_cell(f) for f in forms] + [_cell("; ".join(notes), "; ".join(notes), "notes")]
-        rows.append("".join(cells))
-    left_out = int(correlations["left_out"].max()) if len(correlations) else 0
+    pairs: dict[tuple[str, str], list[Any]] = {}
+    for row in correlations.itertuples(index=False):
+        pairs.setdefault((row.metric, row.target), []).append(row)
+    rows: dict[str, list[str]] = {}
+    for (metric, loss), forms in pairs.items():
+        notes = "; ".join(dict.fromkeys(form.note for form in forms if form.note))
+        cells = [_cell(metric, metric, "name"), _cell(loss, loss, "name"), _cell(int(forms[0].n))]
+        cells += [_estimate_cell(form) for form in forms] + [_cell(notes, notes, "notes")]
+        rows.setdefault(analysis.target_of(metric), []).append("".join(cells))
+    if not rows:
+        return _section("correlation", "Correlations", "<p>No pair to correlate.</p>")
+    left_out = int(correlations["left_out"].max())
     about = f"""<p class="note">Spearman's rank correlation with its 95 % interval and p-value, over final rows,
 clustered by configuration; {left_out or "no"} run{"" if left_out == 1 else "s"} diverged or unfinished and left out.
 Partial: given every setting that varies, as ranks (misled by a setting with a U-shaped effect) and as factors. The
 first row is the pair declared beforehand; the p-values of all others are not corrected for their number.</p>"""
-    table = _table("correlations", "Correlations of geometry and loss", heads, rows)
-    return _section("correlation", "Correlations", about + table if rows else "<p>No pair to correlate.</p>")
+    groups = [
+        f"<details{' open' if i < OPEN_TARGETS else ''}><summary>{_text(target_name(target))}</summary>\n"
+        + _table(f"correlations-{i}", f"Correlations of loss and {target_name(target)}", heads, body)
+        + "\n</details>"
+        for i, (target, body) in enumerate(rows.items())
+    ]
+    return _section("correlation", "Correlations", "\n".join([about, *groups]))
 
 
 def _table_section(table: pd.DataFrame, settings: list[str]) -> str:
-    rows = table if len(table) <= MAX_TABLE_ROWS else table[table["final"].fillna(False).astype(bool)]
     config = [c for c in table.columns if c.startswith("config.")]
     seeds = [c for c in config if c.endswith("seed") and analysis.as_levels(table[c]).nunique() > 1]
     columns = ["run_id", *settings, *seeds, *(c for c in table.columns if c not in config and c != "run_id")]
     columns = [c for c in columns if c in table.columns]
+    fits = len(table) <= min(MAX_TABLE_ROWS, MAX_TABLE_CELLS // max(len(columns), 1))
+    rows = table if fits else table[table["final"].fillna(False).astype(bool)]
     body = [
         "".join(_value_cell(row[c], "name" if c == "run_id" else "") for c in columns) for _, row in rows.iterrows()
     ]
@@ -242,17 +252,18 @@ def _table(name: str, label: str, heads: list[str], rows: list[str], not_final: 
 </div>"""
 
 
-def _estimate_cell(row: pd.Series) -> str:
-    if math.isnan(row["estimate"]):
+def _estimate_cell(row: Any) -> str:
+    """A cell of one row of `analysis.correlations`."""
+    if math.isnan(row.estimate):
         return _cell("")
-    strength = f"{abs(row['estimate']) * 0.5:.2f}"
-    text = f"<b>{_signed(row['estimate'])}</b>"
-    if not math.isnan(row["p_value"]):
-        text += f" <i>p {_p_value(row['p_value'])}</i>"
-    if not math.isnan(row["low"]):
-        text += f" <span>{_signed(row['low'])} to {_signed(row['high'])}</span>"
-    sign = "negative" if row["estimate"] < 0 else "positive"
-    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{row["estimate"]:.6g}">{text}</td>'
+    strength = f"{abs(row.estimate) * 0.5:.2f}"
+    text = f"<b>{_signed(row.estimate)}</b>"
+    if not math.isnan(row.p_value):
+        text += f" <i>p {_p_value(row.p_value)}</i>"
+    if not math.isnan(row.low):
+        text += f" <span>{_signed(row.low)} to {_signed(row.high)}</span>"
+    sign = "negative" if row.estimate < 0 else "positive"
+    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{row.estimate:.6g}">{text}</td>'
 
 
 def _value_cell(value: Any, kind: str = "") -> str:
@@ -269,9 +280,8 @@ def _cell(value: Any, shown: str | None = None, kind: str = "") -> str:
     return f"<td{style}{data}>{text.replace('/', '/<wbr>') if kind == 'name' else text}</td>"
 
 
-def _select(name: str, options: list[str], chosen: str) -> str:
-    items = "".join(f"<option{' selected' if o == chosen else ''}>{_text(o)}</option>" for o in options)
-    return f'<select id="{name}">{items}</select>'
+def _options(options: Iterable[str], chosen: str) -> str:
+    return "".join(f"<option{' selected' if o == chosen else ''}>{_text(o)}</option>" for o in options)
 
 
 # Data for report.js.
@@ -290,32 +300,10 @@ def _runs(table: pd.DataFrame, settings: list[str]) -> dict[str, Any]:
     }
 
 
-def _curve(curve: pd.DataFrame) -> dict[str, Any]:
-    """Per panel: steps, tokens and values where there are any, thinned by means of neighbours."""
-    result = {}
-    for key in CURVES:
-        if key not in curve.columns:
-            continue
-        there = curve[["step", "tokens", key]]
-        # A loss that became non-finite stays in as a gap; geometry between probes isn't there at all.
-        there = there if key == "loss" else there[there[key].notna()]
-        values_N3 = there.to_numpy(dtype=float)
-        if len(values_N3) == 0:
-            continue
-        edges_P = np.linspace(0, len(values_N3), min(MAX_POINTS, len(values_N3)) + 1).astype(int)
-        means_P3 = np.add.reduceat(values_N3, edges_P[:-1]) / np.diff(edges_P)[:, None]
-        result[key] = {name: _numbers(means_P3[:, i]) for i, name in enumerate(("step", "tokens", "value"))}
-    return result
-
-
 def _final(final: pd.DataFrame) -> dict[str, Any]:
     columns = analysis.geometry_columns(final) + analysis.loss_columns(final)
-    values = {c: _numbers(pd.to_numeric(final[c], errors="coerce").to_numpy(dtype=float)) for c in columns}
+    values = {c: to_json(pd.to_numeric(final[c], errors="coerce").to_numpy(dtype=float)) for c in columns}
     return {"run": [str(r) for r in final["run_id"]], "values": values}
-
-
-def _numbers(x_N: np.ndarray) -> list[float | None]:
-    return [float(f"{x:.6g}") if math.isfinite(x) else None for x in x_N.tolist()]
 
 
 def _json(data: Any) -> str:

@@ -25,7 +25,7 @@ from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.metrics import TIMINGS, read_jsonl
 from olmo_jax.progress import progress, say
-from olmo_jax.train import check_mesh, check_vocabulary, train_cohort, write_run_files
+from olmo_jax.train import check_mesh, check_vocabulary, probe_documents, train_cohort, write_run_files
 from sweeps.findings import against_unigram, caveat, findings
 from sweeps.plan import Plan, check_record, read_record, recorded_plan, write_record
 from sweeps.report import write_report
@@ -84,6 +84,7 @@ def prepare_all(workdir: epath.Path, plan: Plan) -> dict[str, TokenIndex]:
         check_vocabulary(cohort.shape.model.vocab_size, index)
         lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
         require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
+        probe_documents(cohort, index)
         _check_finetune_domain(plan.evaluation.finetune.domain, cohort, index)
     return indexes
 

@@ -28,7 +28,8 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
 
     Columns: run_id, cohort, configuration (the run less its seeds), step, final, tokens (seen by then), diverged_at,
     parameters, parameters_non_embedding, weight_decay_dose (by then); `config.<dotted key>`; `train/<metric>` of that
-    step; `<target>/<metric>` of the probe; `<evaluation>/<name>` in nats per token. What wasn't measured is missing.
+    step; `<target>/<metric>` of the probe, and `<target>_spread/<metric>` over its probe sets; `<evaluation>/<name>` in
+    nats per token. What wasn't measured is missing.
     """
     rows = [row for path in sorted((workdir / "runs").iterdir()) for row in _rows_of(workdir, path.name, config)]
     table = pd.DataFrame(rows)

@@ -7,6 +7,8 @@ Two cohorts, one a batch size. The weight decays span a dose, the sum over the s
 of .05 to 4 (methods.md section 5), the range in which decay can act as it does in paper A's suite. All values are ours.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from eval.config import EvalConfig, FinetuneConfig
@@ -44,7 +46,13 @@ def get_config(size: str = "") -> ConfigDict:
             bpe_vocab_size=512 if smoke else 2048,
             sequence_length=64 if smoke else 128,
         ),
-        probe=ProbeConfig(every=8 if smoke else 16),
+        # States cost forward passes over all the documents, matrices next to nothing.
+        probe=ProbeConfig(
+            every=8 if smoke else 62,
+            unembedding=dataclasses.replace(ProbeConfig().unembedding, every=4 if smoke else 10),
+            documents=48 if smoke else 96,
+            document_tokens=32,
+        ),
         checkpoint=CheckpointConfig(log_spaced=2 if smoke else 4),
     )
     evaluation = EvalConfig(

@@ -7,7 +7,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geometry import spectrum
+from geometry import spectrum, svd
 
 # Compiled, since there are many small calls; test_jit_is_eager_and_vmap_is_loop also takes them step by step.
 METRICS = [
@@ -50,7 +50,7 @@ ORACLES = {
 }
 
 
-@pytest.mark.parametrize("method", ["qr", "svd"])
+@pytest.mark.parametrize("method", ["qr", "refined_gram", "svd"])
 def test_singular_values_are_right_to_the_last_digits_of_the_largest(matrix, method):
     truth = oracle_values(matrix)
     values = np.asarray(spectrum.singular_values(matrix, method))
@@ -211,15 +211,16 @@ def test_gradient_is_finite_where_singular_values_vanish_or_repeat(metric, w_VD)
 
 
 def test_right_singular_vectors_diagonalise(matrix):
-    v_DD = np.asarray(spectrum.right_singular_vectors(matrix), np.float64)
+    found_D, v_DD = (np.asarray(x, np.float64) for x in svd.right_singular(matrix))
     s_D = np.zeros(matrix.shape[1])
     s_D[: min(matrix.shape)] = oracle_values(matrix)
     np.testing.assert_allclose(v_DD.T @ v_DD, np.eye(len(s_D)), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(matrix @ v_DD, axis=0), s_D, atol=1e-5 * s_D[0])
+    np.testing.assert_allclose(found_D, s_D, atol=1e-5 * s_D[0])
 
 
 def test_what_is_not_a_matrix_or_not_a_method_is_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\)"):
         spectrum.singular_values(np.zeros((2, 3, 4)))
-    with pytest.raises(ValueError, match="'lu'.*qr, gram, svd"):
+    with pytest.raises(ValueError, match="'lu'.*qr, refined_gram, gram, svd"):
         spectrum.singular_values(np.zeros((2, 3)), "lu")

@@ -233,6 +233,36 @@ def test_controls_are_the_settings_that_vary():
     assert analysis.controls_of(sweep_table()) == ["config.data.batch_size", "config.optimizer.weight_decay"]
 
 
+def test_any_column_of_a_target_is_geometry_but_spreads_and_counts():
+    metrics = [
+        "unembedding/my_metric",
+        "unembedding_gauge_fixed/effective_rank",
+        "final_states/two_nn",
+        "layer_0/mean_cosine",
+        "unembedding_centred/mean_cosine",
+        "blocks_0.mlp.up/stable_rank",
+    ]
+    other = ["run_id", "config.model.d_model", "train/loss", "lm_loss/in_domain", "unigram/in_domain"]
+    other += ["round_to_nearest_3/in_domain", "finetune_code_lr0.001/forgetting"]
+    other += ["final_states_spread/two_nn", "final_states/points", "layer_0/rank_cap", "layer_0_centred/duplicates"]
+    mixed = [other[0], metrics[3], *other[1:6], *metrics[4:], *metrics[2::-1], *other[6:]]
+    assert sorted(mixed) == sorted(metrics + other)
+    assert analysis.geometry_columns(pd.DataFrame(columns=mixed)) == metrics
+
+
+def test_the_column_of_a_spread_is_of_the_same_metric():
+    spread = analysis.spread_column("final_states_centred/effective_rank")
+    assert spread == "final_states_centred_spread/effective_rank"
+    assert analysis.geometry_columns(pd.DataFrame(columns=[spread])) == []
+
+
+def test_spreads_and_counts_are_correlated_with_nothing_and_a_new_metric_is():
+    known = sweep_table()
+    added = {"final_states/points": 128, "final_states_spread/effective_rank": 0.1, "layer_1/my_metric": known.index}
+    found = correlations(known.assign(**added))
+    assert set(found.metric) - set(correlations(known).metric) == {"layer_1/my_metric"}
+
+
 def test_correlations_hold_each_pair_in_each_form_with_the_declared_one_first():
     found = correlations(sweep_table())
     assert len(found) == 3 * 3 * 3

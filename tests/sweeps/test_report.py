@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from sweeps import report
+from sweeps.curves import MAX_POINTS
 from sweeps.report import write_report
 
 EVIL = "evil</script><script>alert(1)</script><b onclick='x()'>&\"<!--"
@@ -16,7 +17,7 @@ GEOMETRY = ["unembedding/effective_rank_percent", "unembedding/mean_cosine", "fi
 LOSSES = ["lm_loss/in_domain", "round_to_nearest_3/in_domain"]
 
 
-def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES):
+def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES, geometry=GEOMETRY):
     """A table and its curves; the last run's name is HTML."""
     rng = np.random.default_rng(0)
     names = [f"run{i}" for i in range(runs - 1)] + [EVIL]
@@ -24,9 +25,8 @@ def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES):
     for i, name in enumerate(names):
         at = np.arange(1, steps + 1)
         curve = pd.DataFrame({"step": at, "loss": 8 - at / steps, "tokens": at * 1024, "learning_rate": 1e-3})
-        for metric in GEOMETRY:
-            curve[metric] = np.where(at % 10 == 0, rng.random(steps), np.nan)
-        curves[name] = curve
+        probed = pd.DataFrame({metric: np.where(at % 10 == 0, rng.random(steps), np.nan) for metric in geometry})
+        curves[name] = pd.concat([curve, probed], axis=1)
         for checkpoint in range(1, checkpoints + 1):
             row = {
                 "run_id": name,
@@ -39,7 +39,7 @@ def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES):
                 "config.model.d_model": 64,
                 "config.data.files": ("<a>", "b"),
             }
-            rows.append(row | {c: rng.random() for c in [*GEOMETRY, *losses]} | {"unigram/in_domain": 6.5})
+            rows.append(row | {c: rng.random() for c in [*geometry, *losses]} | {"unigram/in_domain": 6.5})
     return pd.DataFrame(rows), curves
 
 
@@ -87,6 +87,17 @@ class Page(html.parser.HTMLParser):
     @property
     def data(self):
         return json.loads(self.scripts["data"])
+
+
+def at(page, curve, what):
+    """Where a curve's points lie."""
+    return page.data["at"][curve["at"]][what]
+
+
+def options(page, name):
+    """The values of a select that stands in the page."""
+    select = re.search(rf'<select id="{name}">(.*?)</select>', page.source, re.DOTALL)[1]
+    return [value or text for value, text in re.findall(r'<option(?: value="([^"]*)")?[^>]*>([^<]*)</option>', select)]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +152,7 @@ def test_sections_come_in_reading_order(page):
 
 def test_every_header_is_a_button_that_says_how_it_sorts(page):
     tables = page.all("table")
-    assert [a["id"] for a in tables] == ["correlations", "table"]
+    assert [a["id"] for a in tables] == ["correlations-0", "correlations-1", "table"]
     assert all("sortable" in a["class"] for a in tables)
     assert all(a["aria-sort"] == "none" and a["scope"] == "col" for a in page.all("th"))
     assert len(page.all("button")) == len(page.all("th")) > 15
@@ -167,11 +178,84 @@ def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
     curves["run0"].loc[900:, "loss"] = np.nan
     page = Page(write_report(tmp_path, table, curves, {}))
     curve = page.data["curves"]["run0"]
-    assert curve["unembedding/mean_cosine"]["step"] == list(range(10, 1001, 10))
+    assert at(page, curve["unembedding/mean_cosine"], "step") == list(range(10, 1001, 10))
+    assert at(page, curve["unembedding/mean_cosine"], "tokens") == list(range(10240, 1024001, 10240))
     loss = curve["loss"]
-    assert len(loss["value"]) == report.MAX_POINTS
+    assert at(page, loss, "step")[:2] == [2, 5]
+    assert len(loss["value"]) == MAX_POINTS
     assert loss["value"][0] == pytest.approx(np.mean(8 - np.arange(1, 4) / 1000), rel=1e-5)
     assert loss["value"][-1] is None and loss["value"][260] is not None
+
+
+def test_a_new_column_is_everywhere_without_a_change_of_code(tmp_path):
+    column = "blocks_0.mlp.up_centred/my_metric"
+    page = Page(write_report(tmp_path, *sweep(geometry=[column, "unembedding/my_metric", *GEOMETRY]), {}))
+    assert options(page, "target") == ["unembedding", "final_states", "blocks_0.mlp.up_centred"]
+    targets = page.data["targets"]
+    assert [t["name"] for t in targets] == ["Unembedding W", "Final states H", "Parameter blocks_0.mlp.up, centred"]
+    assert targets[0]["panels"][:2] == [
+        {"key": "unembedding/my_metric", "name": "my metric"},
+        {"key": "unembedding/effective_rank_percent", "name": "Effective rank, % of D"},
+    ]
+    assert page.data["training_loss"]["key"] == "loss"
+    for name in (column, "unembedding/my_metric"):
+        assert all(len(curve[name]["value"]) == 4 for curve in page.data["curves"].values())
+        assert name in options(page, "x") and len(page.data["final"]["values"][name]) == 12
+        assert [row[1] for row in page.cells if row and row[0] == name] == LOSSES
+        assert any(name in row for row in page.cells if row and row[0] == "run_id")
+
+
+@pytest.fixture(scope="module")
+def probe_sets(tmp_path_factory):
+    """A page of a sweep with spreads and counts, some of them missing."""
+    told = {"final_states/points": 128, "final_states/rank_cap": 64, "final_states_spread/effective_rank": 0.25}
+    table, curves = sweep()
+    for frame in (table, *curves.values()):
+        frame[list(told)] = [list(told.values())] * len(frame)
+    curves["run0"].loc[curves["run0"].step == 20, "final_states_spread/effective_rank"] = np.nan
+    curves["run1"] = curves["run1"].drop(columns="final_states_spread/effective_rank")
+    curves["run2"]["final_states/duplicates"] = np.arange(40) // 20
+    return Page(write_report(tmp_path_factory.mktemp("report"), table, curves, {}))
+
+
+def test_spreads_are_bands_of_their_curves_and_nothing_else(probe_sets):
+    curves = probe_sets.data["curves"]
+    assert curves["run0"]["final_states/effective_rank"]["spread"] == [0.25, None, 0.25, 0.25]
+    assert "spread" not in curves["run1"]["final_states/effective_rank"]
+    assert "spread" not in curves["run0"]["unembedding/mean_cosine"]
+    assert options(probe_sets, "target") == ["unembedding", "final_states"]
+    assert options(probe_sets, "x") == GEOMETRY
+    assert {row[0] for row in probe_sets.cells if len(row) == 7} == {"metric", *GEOMETRY}
+
+
+def test_counts_are_told_in_a_note(probe_sets):
+    notes = [target["note"] for target in probe_sets.data["targets"]]
+    assert notes == ["", "Final states H: 128 points, rank at most 64, 0 to 1 duplicated"]
+    assert not any("points" in panel["key"] for target in probe_sets.data["targets"] for panel in target["panels"])
+
+
+def test_a_target_named_in_html_stays_text(tmp_path):
+    page = Page(write_report(tmp_path, *sweep(geometry=[*GEOMETRY, f'{EVIL}"/my_metric']), {}))
+    names = {attributes.get("value") for attributes in page.all("option")}
+    assert f'{EVIL}"' in names
+    assert page.data["targets"][-1]["key"] == f'{EVIL}"'
+    assert f'Parameter {EVIL}"' in {attributes["label"] for attributes in page.all("optgroup")}
+    assert page.text.count(f'Parameter {EVIL}"') == 2  # the select and the correlations
+    assert len(page.all("script")) == 4
+    assert all("onclick" not in attributes for _, attributes in page.elements)
+    assert "<" not in page.scripts["data"]
+    assert page.open == []
+
+
+def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_path):
+    layers = [f"layer_{i}/metric_{j}" for i in range(24) for j in range(6)]
+    table, curves = sweep(runs=36, steps=400, geometry=[*GEOMETRY, *layers], losses=[f"lm_loss/{i}" for i in range(12)])
+    start = time.process_time()
+    page = Page(write_report(tmp_path, table, curves, {}))
+    assert time.process_time() - start < 15
+    folds = page.all("details")[: 2 + 24]
+    assert ["open" in a for a in folds] == [True] * report.OPEN_TARGETS + [False] * (26 - report.OPEN_TARGETS)
+    assert len(page.source) - len(page.scripts["plotly"]) < 6e6
 
 
 def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):

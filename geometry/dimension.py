@@ -1,0 +1,276 @@
+"""Intrinsic dimension of a cloud of points from distances to nearest neighbours, whole and around each point.
+
+Points that repeat an earlier one exactly are left out, and `duplicates` counts them. What is undefined is NaN, as is
+everything where a coordinate is NaN or infinite. Nothing here depends on the scale of the points, on where the origin
+lies or on how they are turned. All of it works under jit and vmap; memory grows with N, not with N^2.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from geometry.control import compute_if
+from geometry.neighbors import first_copies, nearest, over_tiles
+from geometry.svd import as_matrix, matmul
+
+ESTIMATORS = ("regression", "mle")
+CONVENTIONS = ("standard", "skdim034")
+
+# Of numbers held at once while neighbourhoods are measured.
+_MAX_ELEMENTS = 1 << 24
+
+
+class Distribution(NamedTuple):
+    """Of the pointwise dimensions: mean, standard deviation, and the 10, 50 and 90 % quantiles."""
+
+    mean: Array
+    std: Array
+    q10: Array
+    median: Array
+    q90: Array
+
+
+@functools.partial(jax.jit, static_argnames=("discard_fraction", "estimator", "convention"))
+def two_nn(
+    x_ND: ArrayLike, discard_fraction: float = 0.1, estimator: str = "regression", convention: str = "standard"
+) -> Array:
+    """TwoNN: the dimension in which the ratio mu = r2/r1 of the two nearest distances has the law F(mu) = 1 - mu^-d.
+
+    Args:
+      x_ND: points in rows.
+      discard_fraction: share of the largest ratios that the regression leaves out (the paper's 10 %).
+      estimator: "regression", the slope through 0 of -ln(1 - F_i) on ln mu_i, ascending; or "mle", the maximum of the
+        likelihood corrected for bias, (N - 1) / sum ln mu_i over all points.
+      convention: F_i = i/N, "standard", or (i - 1)/N, "skdim034", as scikit-dimension 0.3.4 has it and so paper B.
+        With i/N the last point, whose F is 1, is left out of the regression also if nothing is discarded.
+
+    Returns:
+      A scalar; NaN with fewer than 3 distinct points, inf where all ratios are 1 (a lattice).
+
+    Raises:
+      ValueError: not a matrix, an unknown estimator or convention, a fraction outside [0, 1).
+
+    Source: Facco et al. 2017; the form "mle" is that of Denti et al. 2022, equation 5.
+    """
+    fit = _fit(discard_fraction, estimator, convention)
+    x_ND, there_N, finite = _points(x_ND)
+    if len(x_ND) < 3:
+        return jnp.full((), jnp.nan, x_ND.dtype)
+    distance_N2, _ = nearest(x_ND, there_N, 2)
+    return jnp.where(finite, fit(*_log_ratio(distance_N2, there_N)), jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnames=("n_neighbors", "discard_fraction", "estimator", "convention"))
+def local_two_nn(
+    x_ND: ArrayLike,
+    n_neighbors: int = 128,
+    discard_fraction: float = 0.1,
+    estimator: str = "regression",
+    convention: str = "standard",
+) -> Array:
+    """TwoNN around each point: fitted to its `n_neighbors` nearest others as to a cloud of their own.
+
+    The point itself is not in its set, and distances beyond the set count for nothing. Where there are fewer other
+    points all of them are taken.
+
+    Args:
+      x_ND: points in rows. n_neighbors: paper B's L. The others: see `two_nn`.
+
+    Returns:
+      [N]; NaN for a point that repeats an earlier one (leave it out of means: `distribution`), for all if there are
+      fewer than 4 distinct points.
+
+    Raises:
+      ValueError: as `two_nn`, and for fewer than 3 neighbours.
+
+    Source: paper B (arXiv 2506.01034), section 3; scikit-dimension's `TwoNN().fit_pw`.
+    """
+    fit = _fit(discard_fraction, estimator, convention)
+    if n_neighbors < 3:
+        raise ValueError(f"n_neighbors = {n_neighbors}: TwoNN needs at least 3 points")
+    x_ND, there_N, finite = _points(x_ND)
+    n, width = x_ND.shape
+    size = min(n_neighbors, n - 1)
+    if size < 3:
+        return jnp.full(n, jnp.nan, x_ND.dtype)
+    distance_NL, index_NL = nearest(x_ND, there_N, size)
+    found_NL = jnp.isfinite(distance_NL)
+
+    def measure(batch: tuple[Array, Array, Array]) -> Array:
+        x_BD, index_BL, found_BL = batch
+        # Around the point they are the neighbours of, coordinates are small, and so is what rounding takes.
+        y_BLD = x_ND.at[index_BL].get(mode="promise_in_bounds") - x_BD[:, None]
+        return jax.vmap(fit)(*jax.vmap(_log_ratio)(_two_nearest(y_BLD, found_BL), found_BL))
+
+    # On a CPU each neighbourhood of a batch has a product of its own in the compiled program.
+    at_once = 32 if _on_cpu() else max(1, _MAX_ELEMENTS // (size * (size + width)))
+    dimension_N = over_tiles(measure, (x_ND, index_NL, found_NL), at_once)
+    return jnp.where(finite & there_N, dimension_N, jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnames=("n_neighbors",))
+def local_levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
+    """Maximum-likelihood dimension around each point: (k - 1) / sum_{j<k} ln(T_k / T_j), T_j the j-th nearest distance.
+
+    Args:
+      x_ND: points in rows. n_neighbors: k; all others where there are fewer.
+
+    Returns:
+      [N]; NaN for a point that repeats an earlier one and where fewer than 2 others are there.
+
+    Raises:
+      ValueError: not a matrix, or fewer than 2 neighbours.
+
+    Source: Levina & Bickel 2004, equation 8; scikit-dimension's `MLE().fit_pw`.
+    """
+    if n_neighbors < 2:
+        raise ValueError(f"n_neighbors = {n_neighbors}: needs at least 2")
+    x_ND, there_N, finite = _points(x_ND)
+    size = min(n_neighbors, len(x_ND) - 1)
+    if size < 2:
+        return jnp.full(len(x_ND), jnp.nan, x_ND.dtype)
+    distance_NK, _ = nearest(x_ND, there_N, size)
+    found_NK = jnp.isfinite(distance_NK)
+    log_NK = jnp.log(jnp.where(found_NK, distance_NK, 1.0))
+    farthest_N1 = jnp.max(jnp.where(found_NK, log_NK, -jnp.inf), axis=1, keepdims=True)
+    total_N = jnp.sum(jnp.where(found_NK, farthest_N1 - log_NK, 0.0), axis=1)
+    k_N = jnp.sum(found_NK, axis=1)
+    defined_N = finite & there_N & (k_N >= 2)
+    return jnp.where(defined_N, _slope(k_N - 1.0, total_N), jnp.nan)
+
+
+def levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
+    """One maximum-likelihood dimension of all points: the harmonic mean of `local_levina_bickel`.
+
+    Source: MacKay & Ghahramani 2005, who show that Levina & Bickel's plain mean (take it of the local ones) is biased.
+    """
+    local_N = local_levina_bickel(x_ND, n_neighbors)
+    return 1.0 / _mean(1.0 / local_N)
+
+
+def duplicates(x_ND: ArrayLike) -> Array:
+    """How many rows repeat an earlier one exactly."""
+    return jnp.sum(~first_copies(as_matrix(x_ND)))
+
+
+@jax.jit
+def distribution(local_N: Array) -> Distribution:
+    """Mean and spread of pointwise dimensions, NaN (points left out) not counted; all NaN where every one is."""
+    quantiles = jnp.nanquantile(local_N, jnp.array([0.1, 0.5, 0.9]))
+    mean = _mean(local_N)
+    return Distribution(mean, jnp.sqrt(_mean(jnp.square(local_N - mean))), *quantiles)
+
+
+def _mean(x_N: Array) -> Array:
+    """Mean of those that aren't NaN."""
+    there_N = ~jnp.isnan(x_N)
+    count = jnp.sum(there_N)
+    mean = jnp.sum(jnp.where(there_N, x_N, 0.0)) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, jnp.nan)
+
+
+def _points(x_ND: ArrayLike) -> tuple[Array, Array, Array]:
+    """The points moved and scaled to lie around 0, which of them are first copies, and whether all are finite."""
+    x_ND = as_matrix(x_ND)
+    finite = jnp.all(jnp.isfinite(x_ND))
+    x_ND = jnp.where(finite, x_ND, 0.0)
+    there_N = first_copies(x_ND)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND), initial=0.0))
+    x_ND = x_ND / jnp.where(largest == 0, 1.0, largest)
+    # A common vector would take the digits in which near points differ.
+    x_ND = x_ND - jax.lax.stop_gradient(jnp.mean(x_ND, axis=0, keepdims=True))
+    return x_ND, there_N, finite
+
+
+def _log_ratio(distance_N2: Array, there_N: Array) -> tuple[Array, Array]:
+    """ln(r2/r1), and where it is: of points that are there, have two neighbours, and lie on neither."""
+    there_N = there_N & jnp.isfinite(distance_N2[:, 1]) & (distance_N2[:, 0] > 0)
+    log_N2 = jnp.log(jnp.where(there_N[:, None], distance_N2, 1.0))
+    return log_N2[:, 1] - log_N2[:, 0], there_N
+
+
+def _fit(discard_fraction: float, estimator: str, convention: str) -> Callable[[Array, Array], Array]:
+    """`fit(log_mu_N, there_N)`: the dimension from the points that are there."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator = {estimator!r}: needs one of {', '.join(ESTIMATORS)}")
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention = {convention!r}: needs one of {', '.join(CONVENTIONS)}")
+    if not 0 <= discard_fraction < 1:
+        raise ValueError(f"discard_fraction = {discard_fraction}: needs a number in [0, 1)")
+
+    def mle(log_mu_N: Array, there_N: Array) -> Array:
+        n = jnp.sum(there_N)
+        return jnp.where(n >= 3, _slope(n - 1.0, jnp.sum(jnp.where(there_N, log_mu_N, 0.0))), jnp.nan)
+
+    def regression(log_mu_N: Array, there_N: Array) -> Array:
+        n = jnp.sum(there_N)
+        # How many are kept of n: in float64, since the product is rounded down.
+        kept = jnp.asarray(np.floor(np.arange(len(log_mu_N) + 1) * (1 - discard_fraction)).astype(np.int32))[n]
+        x_N = jnp.sort(jnp.where(there_N, log_mu_N, jnp.inf))
+        rank_N = jnp.arange(1, len(x_N) + 1)
+        below_N = rank_N if convention == "standard" else rank_N - 1
+        used_N = (rank_N <= kept) & (below_N < n)
+        x_N = jnp.where(used_N, x_N, 0.0)
+        y_N = -jnp.log1p(-jnp.where(used_N, below_N / jnp.maximum(n, 1), 0.0))
+        return jnp.where(n >= 3, _slope(jnp.sum(x_N * y_N), jnp.sum(x_N * x_N)), jnp.nan)
+
+    return mle if estimator == "mle" else regression
+
+
+def _slope(rise: Array, run: Array) -> Array:
+    return jnp.where(run > 0, rise / jnp.where(run > 0, run, 1.0), jnp.inf)
+
+
+def _two_nearest(y_BLD: Array, found_BL: Array) -> Array:
+    """Distances [B, L, 2] of each point of a neighbourhood to the two nearest of the others in it that were found."""
+    size = y_BLD.shape[1]
+    near_BLL = _squared_distances(jax.lax.stop_gradient(jnp.where(found_BL[:, :, None], y_BLD, 0.0)))
+    # The place goes into the last bits of a positive float, whose order as an integer is the same: what is smallest
+    # and where then come from one plain minimum, of which a CPU takes many at once, unlike argmin.
+    place_mask = 2 ** int(size - 1).bit_length() - 1
+    bits_BLL = jax.lax.bitcast_convert_type(jnp.maximum(near_BLL.astype(jnp.float32), 0.0), jnp.int32)
+    key_BLL = (bits_BLL & ~place_mask) | jnp.arange(size, dtype=jnp.int32)[None, :, None]
+    highest = jnp.iinfo(jnp.int32).max
+    key_BLL = jnp.where(np.eye(size, dtype=bool)[None] | ~found_BL[:, :, None], highest, key_BLL)
+    first_B1L = jnp.min(key_BLL, axis=1, keepdims=True)
+    second_BL = jnp.min(jnp.where(key_BLL == first_B1L, highest, key_BLL), axis=1)
+    places_BL2 = jnp.minimum(jnp.stack([first_B1L[:, 0], second_BL], axis=-1) & place_mask, size - 1)
+    others_BL2D = jax.vmap(lambda y_LD, place_L2: y_LD.at[place_L2].get(mode="promise_in_bounds"))(y_BLD, places_BL2)
+    square_BL2 = jnp.sum(jnp.square(others_BL2D - y_BLD[:, :, None]), axis=-1)
+    distance_BL2 = jnp.where(square_BL2 > 0, jnp.sqrt(jnp.where(square_BL2 > 0, square_BL2, 1.0)), 0.0)
+    enough_BL = found_BL & (jnp.sum(found_BL, axis=1, keepdims=True) > 2)
+    ascending_BL2 = jnp.stack([jnp.min(distance_BL2, axis=-1), jnp.max(distance_BL2, axis=-1)], axis=-1)
+    return jnp.where(enough_BL[:, :, None], ascending_BL2, jnp.inf)
+
+
+def _squared_distances(y_BLD: Array) -> Array:
+    """[B, L, L], near enough to tell the smallest: by a product, or by differences where that cancels too much."""
+    square_BL = jnp.sum(y_BLD * y_BLD, axis=-1)
+
+    def product(y_LD: Array) -> Array:
+        return matmul(y_LD, y_LD.T)
+
+    # Small products one by one are what a CPU does well, all of them at once what an accelerator does.
+    product_BLL = jnp.stack([product(y_LD) for y_LD in y_BLD]) if _on_cpu() else jax.vmap(product)(y_BLD)
+    near_BLL = square_BL[:, :, None] + square_BL[:, None, :] - 2 * product_BLL
+
+    # Rounding is about 4 u sqrt(D) of the largest square: it must be less than 1 % of the smallest distance's.
+    width = y_BLD.shape[2]
+    floor_B = 200 * jnp.finfo(y_BLD.dtype).eps * np.sqrt(width) * jnp.max(square_BL, axis=1)
+    alike_LL = np.eye(y_BLD.shape[1], dtype=bool)
+    doubtful = jnp.any((near_BLL < floor_B[:, None, None]) & ~alike_LL[None])
+
+    def differences() -> Array:
+        return jax.lax.map(lambda y_LD: jnp.sum(jnp.square(y_LD[:, None] - y_LD[None]), axis=-1), y_BLD)
+
+    return compute_if(doubtful, differences, near_BLL)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"

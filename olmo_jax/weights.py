@@ -1,0 +1,217 @@
+"""The tensors of any weights, a path in and names with arrays out: our own runs, safetensors, a .npy file.
+
+Nothing is read before it is asked for: of a working directory one run at a time, of safetensors one tensor at a time.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import textwrap
+import tokenize
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError, safe_open
+
+from olmo_jax.checkpoint import load_run, run_steps
+from olmo_jax.sharding import path_name
+
+_INDEX = "model.safetensors.index.json"
+_KINDS = "a working directory, a .safetensors file, a folder of them, or a .npy file"
+
+# safetensors' names of the types that it can give as numpy's (bfloat16 is one since jax registers it); the narrower
+# ones of quantised files keep safetensors' name and are no matrices here.
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64", "BOOL": "bool",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+}  # fmt: skip
+
+
+class WeightsError(RuntimeError):
+    """Weights that can't be read; the message says what is wrong, where, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that isn't read yet.
+
+    Attributes:
+      name: its path of parameters, such as "blocks_0/mlp/up", or what its file calls it.
+      shape: without the rows of our own embeddings that pad the vocabulary.
+      dtype: as stored, by numpy's name.
+      read: gives the array, of `shape` and `dtype`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has two axes, neither of them empty, of real numbers."""
+        real = re.match("b?float|u?int", self.dtype) is not None
+        return real and len(self.shape) == 2 and 0 not in self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model's weights: a run of ours at a step, or (run and step None) what a file or folder holds.
+
+    `tensors()` lists them in the order of their names, numbers by value; it reads a run of ours whole, and of files
+    no more than headers. Raises WeightsError or CheckpointError.
+    """
+
+    run_id: str | None
+    step: int | None
+    tensors: Callable[[], list[Tensor]]
+
+
+def models(path: epath.PathLike, run_id: str | None = None, step: int | None = None) -> list[Model]:
+    """The models that lie at a path.
+
+    Args:
+      path: a working directory of ours, a .safetensors file, a folder of such files (one model, in the parts that
+        its model.safetensors.index.json names if it has one), or a .npy file (one array, named after the file).
+      run_id: of a working directory, this run alone.
+      step: of a working directory, the checkpoints at this step; else each run's last. Runs that have none are left
+        out unless they are asked for by name.
+
+    Raises:
+      WeightsError: nothing there that can be read, or nothing of what was asked for.
+      CheckpointError: no such run.
+    """
+    place = epath.Path(path)
+    if not place.exists():
+        raise WeightsError(f"{path}: no such file or folder; give {_KINDS}")
+    if (place / "sweep.json").exists() or (place / "runs").is_dir():
+        return _runs(place, run_id, step)
+    if run_id is not None or step is not None:
+        raise WeightsError(f"{path}: a run or a step is chosen only in a working directory, and this isn't one")
+    if place.is_dir():
+        files = sorted(file for file in place.iterdir() if file.suffix == ".safetensors")
+        if not files and not (place / _INDEX).exists():
+            raise WeightsError(f"{path}: neither a working directory with runs nor a folder of .safetensors files")
+        return [Model(None, None, functools.partial(_folder_tensors, place, files))]
+    readers = {".safetensors": _safetensors, ".npy": _npy}
+    if place.suffix not in readers:
+        raise WeightsError(f"{path}: can't be read as weights; give {_KINDS}")
+    return [Model(None, None, functools.partial(readers[place.suffix], place))]
+
+
+def _runs(workdir: epath.Path, run_id: str | None, step: int | None) -> list[Model]:
+    known = [run_id] if run_id is not None else _known(workdir / "runs")
+    steps = {run: run_steps(workdir, run) for run in known}
+    wanted = {run: [s for s in steps[run] if step in (None, s)] for run in known}
+    if not any(wanted.values()):
+        of = "" if run_id is None else f" of run '{run_id}'"
+        at = "" if step is None else f" at step {step}"
+        have = ", ".join(map(str, sorted({s for run in known for s in steps[run]}))) or "none yet; train first"
+        raise WeightsError(f"{workdir}: no checkpoint{of}{at}; steps: {have}")
+    last = {run: found[-1] for run, found in wanted.items() if found}
+    return [Model(run, s, functools.partial(_run_tensors, workdir, run, s)) for run, s in last.items()]
+
+
+def _known(runs: epath.Path) -> list[str]:
+    return sorted(run.name for run in runs.iterdir() if (run / "config.json").exists()) if runs.exists() else []
+
+
+def _run_tensors(workdir: epath.Path, run_id: str, step: int) -> list[Tensor]:
+    try:
+        config, params = load_run(workdir, run_id, step)
+    except (ValueError, KeyError, OSError) as error:
+        cause = textwrap.shorten(str(error), 200) or type(error).__name__  # TensorStore tells pages
+        raise WeightsError(
+            f"{workdir}: the checkpoint of run '{run_id}' at step {step} is broken ({cause}); choose another step"
+        ) from error
+
+    def tensor(path: Any, array: np.ndarray) -> Tensor:
+        name = path_name(path)
+        if name in ("embedding", "unembedding"):
+            array = array[: config.vocab_size]
+        return Tensor(name, array.shape, array.dtype.name, lambda: array)
+
+    return _in_order(tensor(path, array) for path, array in jax.tree_util.tree_leaves_with_path(params))
+
+
+def _folder_tensors(folder: epath.Path, files: list[epath.Path]) -> list[Tensor]:
+    if (folder / _INDEX).exists():
+        return _sharded(folder, _weight_map(folder / _INDEX))
+    tensors = {file: _safetensors(file) for file in files}
+    names = [tensor.name for found in tensors.values() for tensor in found]
+    if len(set(names)) == len(names):
+        return _in_order(tensor for found in tensors.values() for tensor in found)
+    # Several models side by side: the file's name tells their tensors apart.
+    return [
+        dataclasses.replace(tensor, name=f"{file.stem}:{tensor.name}")
+        for file, found in tensors.items()
+        for tensor in found
+    ]
+
+
+def _weight_map(index: epath.Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{index}: not an index of safetensors ({type(error).__name__}: {error}); download it again"
+        ) from error
+
+
+def _sharded(folder: epath.Path, weight_map: dict[str, str]) -> list[Tensor]:
+    found = []
+    for name in sorted(set(weight_map.values())):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder / name}: missing, and {_INDEX} names it; download it too")
+        found += [tensor for tensor in _safetensors(folder / name) if weight_map.get(tensor.name) == name]
+    lost = sorted(weight_map.keys() - {tensor.name for tensor in found})
+    if lost:
+        raise WeightsError(
+            f"{folder / weight_map[lost[0]]}: lacks '{lost[0]}', which {_INDEX} says it holds; download both again"
+        )
+    return _in_order(found)
+
+
+def _safetensors(file: epath.Path) -> list[Tensor]:
+    try:
+        with safe_open(file, framework="np") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  safe_open is no dict
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: not a whole .safetensors file ({error}); get or save it again") from error
+
+    def tensor(name: str, part: Any) -> Tensor:
+        dtype = _DTYPES.get(part.get_dtype(), part.get_dtype())
+        return Tensor(name, tuple(part.get_shape()), dtype, functools.partial(_read_safetensor, file, name))
+
+    return _in_order(tensor(name, part) for name, part in parts.items())
+
+
+def _read_safetensor(file: epath.Path, name: str) -> np.ndarray:
+    with safe_open(file, framework="np") as opened:
+        return opened.get_tensor(name)
+
+
+def _npy(file: epath.Path) -> list[Tensor]:
+    try:
+        # Maps the file and refuses Python objects; np.load would also try archives and pickles.
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:  # a garbled header raises any of them
+        raise WeightsError(
+            f"{file}: not a whole .npy file of numbers ({error}); make it with numpy.save (a headerless array of "
+            "tokens isn't meant here)"
+        ) from error
+    if array.dtype.kind == "V":
+        raise WeightsError(f"{file}: holds raw bytes, which is how numpy saves bfloat16; save it as float32")
+    return [Tensor(file.stem, array.shape, array.dtype.name, lambda: array)]
+
+
+def _in_order(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """By name, blocks_2 before blocks_10."""
+    return sorted(tensors, key=lambda tensor: [int(p) if p.isdigit() else p for p in re.split("([0-9]+)", tensor.name)])

@@ -1,0 +1,51 @@
+"""Ranks of columns, and what a rank correlation is worth: p-value and interval in closed form.
+
+Letters: N rows, C columns, K control columns, G groups.
+"""
+
+import numpy as np
+from scipy import stats
+
+from sweeps.bootstrap import ROUNDING
+
+
+def ranks(x_NC: np.ndarray) -> np.ndarray:
+    """Ranks within each column, ties by their average."""
+    return stats.rankdata(x_NC, axis=0) if x_NC.size else x_NC
+
+
+def unit(x_NC: np.ndarray) -> np.ndarray:
+    """Columns centred and of norm 1; a constant column becomes zeros."""
+    x_NC = x_NC - x_NC.mean(axis=0)
+    norms_C = np.linalg.norm(x_NC, axis=0)
+    return np.where(norms_C > ROUNDING, x_NC / np.maximum(norms_C, ROUNDING), 0.0)
+
+
+def rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:
+    """Rank, beyond the intercept, of the controls' means over groups."""
+    if controls_NK.shape[1] == 0:
+        return 0
+    sums_GK = np.zeros((groups_N.max() + 1, controls_NK.shape[1]))
+    np.add.at(sums_GK, groups_N, controls_NK)
+    return int(np.linalg.matrix_rank(unit(sums_GK / np.bincount(groups_N)[:, None]), tol=ROUNDING))
+
+
+def p_values(r: np.ndarray, dof: float) -> np.ndarray:
+    """Two-sided, of correlations with so many degrees of freedom by Student's t; NaN without any."""
+    if dof <= 0:
+        return np.full_like(r, np.nan)
+    with np.errstate(divide="ignore"):
+        return 2 * stats.t.sf(np.abs(r) * np.sqrt(dof / (1 - r**2)), dof)
+
+
+def fisher_interval(r: np.ndarray, n: float, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """95 % by Fisher's z with the Bonett-Wright variance, of n independent rows and k controls; NaN if n is too few.
+
+    |r| = 1 has no z; it is taken as half a step of an untied Spearman's rho, 6 / (n^3 - n), short of 1 [ours].
+    """
+    if n - 3 - k <= 0:
+        return np.full_like(r, np.nan), np.full_like(r, np.nan)
+    limit = 1 - 6 / (n**3 - n)
+    z = np.arctanh(np.clip(r, -limit, limit))
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + r**2 / 2) / (n - 3 - k))
+    return np.minimum(np.tanh(z - half), r), np.maximum(np.tanh(z + half), r)

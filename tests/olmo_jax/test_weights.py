@@ -1,0 +1,234 @@
+"""Tensors out of every kind of file, and each broken file as one sentence that names it."""
+
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import save_file
+
+from olmo_jax.checkpoint import CheckpointError, directory, load_run
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.train import train_cohort, write_run_files
+from olmo_jax.weights import WeightsError, models
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny, index, vary, tmp_path_factory):
+    """Two trained runs, the second ended at step 7 of 12, and a third that waits."""
+    workdir = epath.Path(tmp_path_factory.mktemp("weights"))
+    runs = [Run("long", tiny), Run("short", vary(tiny, {"init_seed": 1, "tokens": 7 * 64}))]
+    cohort = Cohort(shape_of(tiny, index.fingerprint), tuple(runs))
+    write_run_files(workdir, cohort)
+    assert train_cohort(workdir, cohort, index, lambda: False)
+    waiting = Cohort(shape_of(vary(tiny, {"model.d_ff": 64}), index.fingerprint), (Run("waiting", tiny),))
+    write_run_files(workdir, waiting)
+    return workdir
+
+
+def arrays(path, **of):
+    (model,) = models(path, **of)
+    return {tensor.name: tensor.read() for tensor in model.tensors()}
+
+
+def random(*shape, dtype=np.float32):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
+
+
+def test_every_run_of_a_working_directory_at_its_last_checkpoint(workdir):
+    assert [(model.run_id, model.step) for model in models(workdir)] == [("long", 12), ("short", 7)]
+    assert [(model.run_id, model.step) for model in models(workdir, step=10)] == [("long", 10)]
+    assert [(model.run_id, model.step) for model in models(workdir, run_id="short", step=5)] == [("short", 5)]
+
+
+def test_our_parameters_come_by_path_and_without_padding_rows(workdir):
+    found = arrays(workdir, run_id="long", step=5)
+    config, params = load_run(workdir, "long", 5)
+    assert params["unembedding"].shape == (304, 16)
+    assert config.vocab_size == 300
+    for name in ("embedding", "unembedding"):
+        np.testing.assert_array_equal(found[name], params[name][:300])
+    np.testing.assert_array_equal(found["blocks_0/mlp/up"], params["blocks_0"]["mlp"]["up"])
+    assert not np.array_equal(found["unembedding"], arrays(workdir, run_id="long")["unembedding"])
+
+
+@pytest.mark.parametrize(
+    ("of", "error", "words"),
+    [
+        ({"run_id": "lnog"}, CheckpointError, ["lnog", "long, short, waiting"]),
+        ({"run_id": "short", "step": 12}, WeightsError, ["'short'", "at step 12", "steps: 5, 7"]),
+        ({"run_id": "waiting"}, WeightsError, ["'waiting'", "none yet", "train first"]),
+        ({"step": 11}, WeightsError, ["at step 11", "steps: 5, 7, 10, 12"]),
+    ],
+)
+def test_a_run_or_step_that_is_not_there_says_which_are(workdir, of, error, words):
+    with pytest.raises(error) as raised:
+        models(workdir, **of)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_broken_checkpoint_is_named(workdir, tmp_path):
+    broken = epath.Path(shutil.copytree(workdir, tmp_path / "copy"))
+    cohort = json.loads((broken / "runs" / "long" / "config.json").read_text())["cohort"]
+    shutil.rmtree(directory(broken, cohort) / "12" / "params")
+    (model,) = models(broken, run_id="long")
+    with pytest.raises(WeightsError, match="'long' at step 12 is broken"):
+        model.tensors()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int8])
+def test_safetensors_of_every_type_come_as_stored(tmp_path, dtype):
+    stored = {"w": random(5, 3, dtype=dtype), "bias": random(4, dtype=dtype)}
+    save_file(stored, tmp_path / "m.safetensors")
+    (model,) = models(tmp_path / "m.safetensors")
+    bias, w = model.tensors()
+    assert (w.name, w.shape, w.dtype, w.is_matrix) == ("w", (5, 3), np.dtype(dtype).name, True)
+    assert (bias.name, bias.is_matrix) == ("bias", False)
+    np.testing.assert_array_equal(w.read(), stored["w"])
+    assert w.read().dtype == dtype
+
+
+def test_matrices_are_real_and_not_empty(tmp_path):
+    save_file({"complex": np.ones((2, 2), np.complex64), "empty": np.ones((0, 2)), "mask": np.ones((2, 2), bool)},
+              tmp_path / "m.safetensors")  # fmt: skip
+    (model,) = models(tmp_path / "m.safetensors")
+    assert [tensor.is_matrix for tensor in model.tensors()] == [False, False, False]
+
+
+def test_tensors_come_in_the_order_of_their_numbers(tmp_path):
+    save_file({f"layers.{i}.w": random(2, 2) for i in (10, 9, 0)}, tmp_path / "m.safetensors")
+    assert list(arrays(tmp_path / "m.safetensors")) == ["layers.0.w", "layers.9.w", "layers.10.w"]
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A folder in Hugging Face's layout, with a file beside it that the index doesn't name."""
+    shards = {"a.safetensors": {"x": random(4, 2)}, "b.safetensors": {"y": random(5, 2), "z": random(6)}}
+    for file, tensors in shards.items():
+        save_file(tensors, tmp_path / file)
+    save_file({"x": random(9, 9)}, tmp_path / "consolidated.safetensors")
+    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return tmp_path
+
+
+def test_a_sharded_folder_is_what_its_index_names(sharded):
+    found = arrays(sharded)
+    assert list(found) == ["x", "y", "z"]
+    np.testing.assert_array_equal(found["x"], random(4, 2))
+    np.testing.assert_array_equal(found["y"], random(5, 2))
+
+
+def test_a_folder_may_have_any_name(sharded):
+    (sharded / "model.safetensors.index.json").unlink()
+    moved = sharded.rename(sharded.parent / "50%20 [new] #1")
+    assert len(arrays(moved)) == 4
+
+
+def test_a_folder_without_an_index_is_all_its_files(sharded):
+    (sharded / "model.safetensors.index.json").unlink()
+    assert list(arrays(sharded)) == ["a:x", "b:y", "b:z", "consolidated:x"]
+    (sharded / "consolidated.safetensors").unlink()
+    assert list(arrays(sharded)) == ["x", "y", "z"]
+
+
+def test_only_the_tensor_that_is_read_is_read(tmp_path):
+    """A file with a hole of 64 GiB: whoever read more than the small tensor would run out of memory."""
+    big = 2**36
+    header = {
+        "big": {"dtype": "F32", "shape": [2**17, 2**17], "data_offsets": [0, big]},
+        "small": {"dtype": "F32", "shape": [1, 2], "data_offsets": [big, big + 8]},
+    }
+    text = json.dumps(header).encode()
+    with (tmp_path / "m.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.seek(big, 1)
+        file.write(np.array([1, 2], np.float32).tobytes())
+    (model,) = models(tmp_path / "m.safetensors")
+    _, small = model.tensors()
+    assert small.read().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_is_named_after_its_file(tmp_path, order):
+    np.save(tmp_path / "states.npy", np.asarray(random(6, 3), order=order))
+    (model,) = models(tmp_path / "states.npy")
+    (tensor,) = model.tensors()
+    assert (tensor.name, tensor.shape, tensor.dtype) == ("states", (6, 3), "float32")
+    np.testing.assert_array_equal(tensor.read(), random(6, 3))
+
+
+def spoil_npy(path):
+    np.save(path / "whole.npy", random(6, 3))
+    whole = (path / "whole.npy").read_bytes()
+    np.save(path / "objects.npy", np.array([[1, None]], object), allow_pickle=True)
+    np.save(path / "bfloat16.npy", random(6, 3).astype(ml_dtypes.bfloat16))
+    (path / "truncated.npy").write_bytes(whole[:-4])
+    (path / "header.npy").write_bytes(whole[:40])
+    (path / "garbled.npy").write_bytes(whole[:10] + b"{'descr': (".ljust(118) + whole[128:])
+    (path / "empty.npy").write_bytes(b"")
+    (path / "headerless.npy").write_bytes(np.arange(99, dtype=np.uint16).tobytes())
+
+
+def spoil_safetensors(path):
+    save_file({"x": random(6, 3)}, path / "whole.safetensors")
+    whole = (path / "whole.safetensors").read_bytes()
+    (path / "truncated.safetensors").write_bytes(whole[:-4])
+    (path / "header.safetensors").write_bytes(whole[:20])
+    (path / "empty.safetensors").write_bytes(b"")
+    (path / "page.safetensors").write_bytes(b"<html>404 Not Found</html>")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("objects.npy", ["Python objects"]),
+        ("bfloat16.npy", ["bfloat16", "float32"]),
+        ("truncated.npy", ["not a whole .npy"]),
+        ("header.npy", ["not a whole .npy"]),
+        ("garbled.npy", ["not a whole .npy"]),
+        ("empty.npy", ["not a whole .npy"]),
+        ("headerless.npy", ["magic", "headerless"]),
+        ("truncated.safetensors", ["not a whole .safetensors"]),
+        ("header.safetensors", ["not a whole .safetensors"]),
+        ("empty.safetensors", ["not a whole .safetensors"]),
+        ("page.safetensors", ["not a whole .safetensors"]),
+        ("missing.safetensors", ["no such file or folder"]),
+        ("notes.txt", ["can't be read as weights", ".npy"]),
+        ("nothing", ["neither a working directory", ".safetensors"]),
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_its_name(tmp_path, name, words):
+    spoil_npy(tmp_path)
+    spoil_safetensors(tmp_path)
+    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(WeightsError) as raised:
+        models(tmp_path / name)[0].tensors()
+    message = str(raised.value)
+    assert all(word in message for word in [name, *words]), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("{", ["index.json", "not an index"]),
+        ("{}", ["index.json", "not an index"]),
+        ('{"weight_map": []}', ["index.json", "not an index"]),
+        ('{"weight_map": {"x": "c.safetensors"}}', ["c.safetensors", "missing"]),
+        ('{"weight_map": {"x": "a.safetensors", "w": "a.safetensors"}}', ["a.safetensors", "lacks 'w'"]),
+    ],
+)
+def test_an_index_that_lies_is_named(sharded, index, words):
+    (sharded / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(WeightsError) as raised:
+        models(sharded)[0].tensors()
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_run_is_chosen_only_in_a_working_directory(sharded):
+    with pytest.raises(WeightsError, match="only in a working directory"):
+        models(sharded, run_id="long")
