@@ -1,6 +1,6 @@
 """What the in-loop probe costs: the demo's cohorts stepped with it and without it, in turn, in one run.
 
-    .venv/bin/python -m benchmarks.probe        (about 5 minutes on 2 cores; batches are random tokens, no data needed)
+    .venv/bin/python -m benchmarks.probe        (about 3 minutes on 2 cores; batches are random tokens, no data needed)
 
 First the unembedding's target alone, every 10 steps (raw and gauge-fixed: effective rank, stable rank, cosine, I(W)),
 on against off; then each of the demo's probe programs by itself, as a share of the steps between two of its calls.
@@ -21,7 +21,7 @@ from olmo_jax.probe import Probe, choose_documents, make_probes
 from sweeps.configs import demo
 from sweeps.plan import point_config, read_sweep
 
-ROUNDS, STEPS = 7, 20
+ROUNDS, STEPS = 5, 10
 
 
 def cohorts_of_the_demo() -> list[Cohort]:
