@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from geometry.control import compute_if
-from geometry.neighbors import first_copies, nearest, over_tiles
+from geometry.neighbors import first_copies, nearest, neighborhoods, over_tiles
 from geometry.svd import as_matrix, matmul
 
 ESTIMATORS = ("regression", "mle")
@@ -99,8 +99,7 @@ def local_two_nn(
     size = min(n_neighbors, n - 1)
     if size < 3:
         return jnp.full(n, jnp.nan, x_ND.dtype)
-    distance_NL, index_NL = nearest(x_ND, there_N, size)
-    found_NL = jnp.isfinite(distance_NL)
+    index_NL, found_NL = neighborhoods(x_ND, there_N, size)
 
     def measure(batch: tuple[Array, Array, Array]) -> Array:
         x_BD, index_BL, found_BL = batch

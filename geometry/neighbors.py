@@ -48,7 +48,7 @@ def nearest(x_ND: Array, there_N: Array, k: int, tile_rows: int = _TILE_ROWS) ->
     Returns:
       distance_NK, inf where fewer than k others are there, differentiable; and index_NK, N - 1 at most.
     """
-    index_NK, found_NK = _search(jax.lax.stop_gradient(x_ND), there_N, k, tile_rows)
+    index_NK, found_NK = neighborhoods(x_ND, there_N, k, tile_rows)
 
     def measure(tile: tuple[Array, Array]) -> Array:
         x_TD, index_TK = tile
@@ -61,8 +61,10 @@ def nearest(x_ND: Array, there_N: Array, k: int, tile_rows: int = _TILE_ROWS) ->
     return jnp.where(found_NK, distance_NK, jnp.inf), index_NK
 
 
-def _search(x_ND: Array, there_N: Array, k: int, tile_rows: int) -> tuple[Array, Array]:
-    """index_NK of the k nearest that are there, and whether there is one."""
+@functools.partial(jax.jit, static_argnames=("k", "tile_rows"))
+def neighborhoods(x_ND: Array, there_N: Array, k: int, tile_rows: int = _TILE_ROWS) -> tuple[Array, Array]:
+    """As `nearest` without the distances: index_NK, ascending, and found_NK, False where there is no such neighbour."""
+    x_ND = jax.lax.stop_gradient(x_ND)
     n, width = x_ND.shape
     shortlisted = min(k + 1 + max(4, k // 8), n)  # the row itself is among them
     # |fl(x.y) - x.y| <= D u |x||y|, and likewise for the norms: in all D u (|x| + |y|)^2 <= 2 D u (|x|^2 + |y|^2).

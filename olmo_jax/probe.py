@@ -38,18 +38,22 @@ Probe = Callable[[Any], dict[str, Array]]
 def choose_documents(config: ProbeConfig, documents: Iterable[np.ndarray], bos: int) -> Documents:
     """The first documents of more than one token, dealt to the sets in turn, each cut to `config.document_tokens`.
 
-    The same for every run of a data set. With fewer than `config.sets` x `config.documents` the sets are smaller; with
-    "all" tokens each set gives as many as the one that has fewest. Raises ConfigError for fewer than two in a set.
+    The same for every run of a data set. Where there are fewer than `config.sets` x `config.documents`, further pieces
+    of the same documents follow, and where these are too few as well the sets are smaller; with "all" tokens each set
+    gives as many as the one that has fewest. Raises ConfigError for fewer than two in a set.
     """
-    wanted = config.sets * config.documents
-    chosen = [d[: config.document_tokens - 1] for d in itertools.islice((d for d in documents if len(d) > 1), wanted)]
+    wanted, length = config.sets * config.documents, config.document_tokens - 1
+    whole = list(itertools.islice((d for d in documents if len(d) > 1), wanted))
+    starts = range(0, max(map(len, whole), default=0), length)
+    pieces = (d[start : start + length] for start in starts for d in whole if len(d) > start + 1)
+    chosen = list(itertools.islice(pieces, wanted))
     each = len(chosen) // config.sets
     require(
         each > 1,
         "config.probe.sets",
         config.sets,
-        f"needs two validation documents of two tokens or more in each set, and there are {len(chosen)}; add text, "
-        "raise config.data.validation_fraction or lower it",
+        f"needs two pieces of validation text in each set, and there are {len(chosen)}; add text, raise "
+        "config.data.validation_fraction or lower config.probe.document_tokens",
     )
     tokens_SNL = np.full((config.sets, each, config.document_tokens), bos, np.int32)
     length_SN = np.zeros((config.sets, each), int)

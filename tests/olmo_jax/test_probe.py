@@ -71,8 +71,15 @@ def test_sets_are_disjoint_and_of_one_size(documents):
     assert chosen.tokens_SNL.shape == (3, 2, 40)  # 6 documents of two tokens or more
     first = {tuple(row) for row in chosen.tokens_SNL.reshape(6, 40)}
     assert len(first) == 6
+
+
+def test_too_few_documents_give_further_pieces_of_theirs(documents):
+    chosen = choose_documents(ProbeConfig(documents=4, document_tokens=10, sets=2), documents, BOS)
+    pieces = [documents[i][:9] for i in (0, 2, 3, 4, 5, 6)] + [documents[2][9:18], documents[5][9:18]]
+    for row, piece in zip(chosen.tokens_SNL.swapaxes(0, 1).reshape(8, 10), pieces, strict=True):
+        np.testing.assert_array_equal(row[1 : 1 + len(piece)], piece)
     with pytest.raises(ConfigError, match=r"config.probe.sets = 4.*there are 6"):
-        choose_documents(ProbeConfig(documents=5, sets=4), documents, BOS)
+        choose_documents(ProbeConfig(documents=5, document_tokens=40, sets=4), documents, BOS)
 
 
 @pytest.mark.parametrize(("tokens", "counted"), [("all", 5 + 30 + 3 + 8 + 12 + 2), ("sampled", 20)])
