@@ -63,7 +63,7 @@ def after_invisible_changes(workdir: str, run: str) -> pd.DataFrame:
     """A trained W, and W + 1 c^T and W + a 1^T with c and a as long as W's rows and columns are: same predictions."""
     config, params = load_run(workdir, run)
     rng = np.random.default_rng(0)
-    w_VD = params["unembedding"][: config.vocab_size]
+    w_VD = np.asarray(model.unembedding(params))[: config.vocab_size]
     size = np.sqrt(np.mean(w_VD**2))
     c_D, a_V = size * rng.standard_normal(w_VD.shape[1]), size * rng.standard_normal((len(w_VD), 1))
     h_LD = model.hidden(config, params, rng.integers(0, config.vocab_size, (1, 64))).final_BLD[0]

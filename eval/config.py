@@ -14,7 +14,7 @@ class FinetuneConfig:
     Attributes:
       domain: trained on; "" leaves fine-tuning out. learning_rates: peaks, each a member of the cohort.
       tokens: of each. batch_size: sequences a step. warmup_fraction, weight_decay: as in OptimizerConfig.
-      data_seed: order of the windows, the same for all.
+      data_seed: order of the windows, and dropout, the same for all.
     """
 
     domain: str = ""
@@ -33,8 +33,8 @@ class FinetuneConfig:
         require(unique, f"{at}.learning_rates", rates, "names a rate twice (to six digits)")
         for name in ("tokens", "batch_size"):
             require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive whole number")
-        for name in ("weight_decay", "data_seed"):
-            require(getattr(self, name) >= 0, f"{at}.{name}", getattr(self, name), "needs a number of 0 or more")
+        require(self.weight_decay >= 0, f"{at}.weight_decay", self.weight_decay, "needs a number of 0 or more")
+        require(0 <= self.data_seed < 2**32, f"{at}.data_seed", self.data_seed, "needs a number in [0, 2^32)")
         require(
             0 <= self.warmup_fraction <= 1, f"{at}.warmup_fraction", self.warmup_fraction, "needs a number in [0, 1]"
         )

@@ -65,6 +65,6 @@ def _run(config: FinetuneConfig, shape: Shape, rate: float) -> TrainConfig:
         final_fraction=0.0,
         schedule="linear",
     )
-    base = TrainConfig(tokens=max(config.tokens, shape.tokens_per_step), optimizer=adamw)
+    base = TrainConfig(tokens=max(config.tokens, shape.tokens_per_step), data_seed=config.data_seed, optimizer=adamw)
     data = dataclasses.replace(base.data, batch_size=shape.batch_size, sequence_length=shape.sequence_length)
     return dataclasses.replace(base, data=data)

@@ -89,7 +89,7 @@ def _row_sums(config: ModelConfig, params_M: Any, inputs_NL: Array, targets_NL: 
 
     def one(params: Any) -> Array:
         final_NLD = model.hidden(config, params, inputs_NL).final_BLD
-        return (loss.token_losses(final_NLD, params["unembedding"], targets_NL) * weights_NL).sum(axis=1)
+        return (loss.token_losses(final_NLD, model.unembedding(params), targets_NL) * weights_NL).sum(axis=1)
 
     return over_members(one)(params_M)
 

@@ -60,14 +60,14 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, step: int, member: State, mesh: Mesh) -> State:
+    def restore(self, step: int, member: State, mesh: Mesh, fsdp: bool = False) -> State:
         """The stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` gives one member's shapes."""
         size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
         moments = {"optimizer": like.moments, "step": like.step, "diverged_at": like.diverged_at}
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(params=_restore(like.params, mesh), moments=_restore(moments, mesh)),
+            args=ocp.args.Composite(params=_restore(like.params, mesh, fsdp), moments=_restore(moments, mesh, fsdp)),
         )
         m = restored["moments"]
         return State(restored["params"], m["optimizer"], m["step"], m["diverged_at"])
@@ -180,7 +180,7 @@ def _chunk_a_member(tree: Any) -> Any:
     return jax.tree.map(of, tree)
 
 
-def _restore(tree: Any, mesh: Mesh) -> Any:
-    shardings = sharding.stack_shardings(mesh, tree)
+def _restore(tree: Any, mesh: Mesh, fsdp: bool) -> Any:
+    shardings = sharding.stack_shardings(mesh, tree, fsdp)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
     return ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))

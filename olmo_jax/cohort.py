@@ -30,6 +30,7 @@ class Shape:
     sequence_length: int
     schedule: str
     decay_embeddings: bool
+    decay_norms: bool
     z_loss: float
     data_name: str
     data_fingerprint: str
@@ -83,6 +84,7 @@ def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
         sequence_length=config.data.sequence_length,
         schedule=config.optimizer.schedule,
         decay_embeddings=config.optimizer.decay_embeddings,
+        decay_norms=config.optimizer.decay_norms,
         z_loss=config.optimizer.z_loss,
         data_name=config.data.name,
         data_fingerprint=data_fingerprint,
@@ -123,14 +125,18 @@ def member_step(shape: Shape, state: State, h: Hyper, tokens_BL: Array) -> tuple
     step; a member at its total steps (an inert one has 0) is left as it is.
     """
 
+    # A function of seed and step alone, so that a resumed run drops what it would have dropped.
+    dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
+
     def objective(params: Any) -> tuple[Array, Array]:
-        final_BLD = model.hidden(shape.model, params, tokens_BL[:, :-1]).final_BLD
-        result = loss.cross_entropy(final_BLD, params["unembedding"], tokens_BL[:, 1:], z_loss=shape.z_loss)
+        final_BLD = model.hidden(shape.model, params, tokens_BL[:, :-1], dropout_key=dropout_key).final_BLD
+        w_VD = model.unembedding(params)
+        result = loss.cross_entropy(final_BLD, w_VD, tokens_BL[:, 1:], z_loss=shape.z_loss)
         return result.objective, result.cross_entropy
 
     (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
     rate = optimizer.learning_rate(h, state.step + 1, shape.schedule)
-    adamw = optimizer.adamw(h, rate, shape.decay_embeddings)
+    adamw = optimizer.adamw(h, rate, shape.decay_embeddings, shape.decay_norms)
     updates, moments = adamw.update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
 
@@ -174,7 +180,7 @@ def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
 
     stack = jax.vmap(one)
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
-    shardings = sharding.stack_shardings(mesh, jax.eval_shape(stack, seeds_M))
+    shardings = sharding.stack_shardings(mesh, jax.eval_shape(stack, seeds_M), shape.mesh.fsdp)
     return jax.jit(stack, out_shardings=shardings)(seeds_M)
 
 
@@ -211,14 +217,14 @@ def over_members(f: Callable[..., Any], mapping: str = "auto", mesh: Mesh | None
 
 
 def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) -> Program:
-    """Compiles the step of a segment for the stack `state`, once and ahead of time."""
+    """Compiles the step of a segment for the stack `state`, or one of its shapes, once and ahead of time."""
     size = sharding.padded(len(runs), mesh)
     hyper = jax.tree.map(lambda x: sharding.put(mesh, sharding.MEMBERS, x), stack_hyper(runs, size))
     tokens = jax.ShapeDtypeStruct(
         (size, shape.batch_size, shape.sequence_length + 1), jnp.int32, sharding=NamedSharding(mesh, sharding.BATCH)
     )
     members = NamedSharding(mesh, sharding.MEMBERS)
-    state_shardings = sharding.stack_shardings(mesh, state)
+    state_shardings = sharding.stack_shardings(mesh, state, shape.mesh.fsdp)
 
     def train_step(state: State, hyper: Hyper, tokens_MBL: Array) -> tuple[State, Metrics]:
         return over_members(functools.partial(member_step, shape), shape.mapping, mesh)(state, hyper, tokens_MBL)
@@ -232,7 +238,7 @@ def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) ->
     return Program(step.lower(state, hyper, tokens).compile(), hyper)
 
 
-def pick(state: State, places: Sequence[int], mesh: Mesh) -> State:
+def pick(state: State, places: Sequence[int], mesh: Mesh, fsdp: bool = False) -> State:
     """The members at `places`, padded to the mesh's member axis with inert copies of the last.
 
     The stack itself where it begins with just these and has the right size: what stands beyond them is inert.
@@ -240,5 +246,5 @@ def pick(state: State, places: Sequence[int], mesh: Mesh) -> State:
     if list(places) == list(range(len(places))) and len(state.step) == sharding.padded(len(places), mesh):
         return state
     take = functools.partial(jax.tree.map, lambda x: x[np.asarray(sharding.pad(places, mesh))])
-    shardings = sharding.stack_shardings(mesh, jax.eval_shape(take, state))
+    shardings = sharding.stack_shardings(mesh, jax.eval_shape(take, state), fsdp)
     return jax.jit(take, out_shardings=shardings)(state)

@@ -9,60 +9,7 @@ from olmo_jax.checked import from_config_dict as from_config_dict
 from olmo_jax.checked import one_of, require
 from olmo_jax.checked import to_config_dict as to_config_dict
 from olmo_jax.checked import unknown_key as unknown_key
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """An OLMo-1 decoder: non-parametric LayerNorm, SwiGLU, RoPE, no biases, untied.
-
-    Attributes:
-      vocab_size: V, the tokens that the model can name; at least the tokenizer's.
-      pad_vocab_to: rows of the embedding and unembedding are padded to a multiple of this (OLMo: 128).
-      d_model: D. n_layers, n_heads: heads have D / n_heads dimensions each, an even number (RoPE turns pairs).
-      d_ff: F, the hidden width of the SwiGLU; OLMo-1's 4 D makes 16 D^2 parameters a layer.
-      rope_theta: base of the rotary frequencies. norm_eps: added to the variance in LayerNorm.
-      init_std: standard deviation of the truncated normal that parameters start from (see model.py).
-      compute_dtype: "float32" or "bfloat16", of activations and matmuls; parameters, norms, softmax and loss are
-        always float32. On a GPU, matmuls of "float32" run in TF32, as is JAX's default.
-    """
-
-    vocab_size: int = 50280
-    pad_vocab_to: int = 128
-    d_model: int = 256
-    n_layers: int = 4
-    n_heads: int = 8
-    d_ff: int = 1024
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
-    compute_dtype: str = "float32"
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return math.ceil(self.vocab_size / self.pad_vocab_to) * self.pad_vocab_to
-
-    @property
-    def d_head(self) -> int:
-        return self.d_model // self.n_heads
-
-    def check(self, at: str) -> None:
-        for name in ("vocab_size", "pad_vocab_to", "d_model", "n_layers", "n_heads", "d_ff"):
-            require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive whole number")
-        for name in ("rope_theta", "norm_eps", "init_std"):
-            require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive number")
-        require(
-            self.d_model % self.n_heads == 0,
-            f"{at}.n_heads",
-            self.n_heads,
-            f"doesn't divide {at}.d_model = {self.d_model}; choose a divisor",
-        )
-        require(
-            self.d_head % 2 == 0,
-            f"{at}.n_heads",
-            self.n_heads,
-            f"leaves heads of {self.d_head} dimensions; rotary embedding needs an even number",
-        )
-        one_of(self.compute_dtype, ("float32", "bfloat16"), f"{at}.compute_dtype")
+from olmo_jax.model_config import ModelConfig as ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +23,8 @@ class OptimizerConfig:
       warmup_from: the rate rises from this share of the peak (OLMo: .1).
       final_fraction: the rate ends at this share of the peak.
       schedule: "cosine" (OLMo's) or "linear", the shape of the way down.
-      decay_embeddings: whether weight decay reaches the embedding and the unembedding.
+      decay_embeddings: whether weight decay reaches the embedding, the unembedding and learned positions.
+      decay_norms: whether it reaches what isn't a matrix, the scales of norms and biases.
       z_loss: weight of the squared log-partition added to the loss; 0 for none.
     """
 
@@ -91,6 +39,7 @@ class OptimizerConfig:
     final_fraction: float = 0.1
     schedule: str = "cosine"
     decay_embeddings: bool = True
+    decay_norms: bool = True
     z_loss: float = 0.0
 
     def check(self, at: str) -> None:
@@ -285,11 +234,17 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh ("member", "data", "model"); 0 members: as many as there are to use."""
+    """Devices along each axis of the mesh ("member", "data", "model"); 0 members: as many as there are to use.
+
+    Attributes:
+      fsdp: parameters and moments are cut over "data" as well and gathered where they are used, matrix by matrix
+        (fully sharded data parallelism), for a model that one device can't hold.
+    """
 
     member: int = 0
     data: int = 1
     model: int = 1
+    fsdp: bool = False
 
     def check(self, at: str) -> None:
         require(self.member >= 0, f"{at}.member", self.member, "needs a number of devices, or 0 to choose")
@@ -304,7 +259,7 @@ class TrainConfig:
     Attributes:
       name: the readable part of the run's id.
       tokens: the budget; tokens // (batch_size * sequence_length) steps are taken.
-      init_seed: of the parameters. data_seed: of the order of the windows.
+      init_seed: of the parameters. data_seed: of the order of the windows, and of dropout.
       tensorboard: also write TensorBoard event files.
       mapping: how members go through the device: "vmap" all at once, which feeds an accelerator's many units; "map" one
         after another, which a CPU's caches like better; "auto" by backend. Results agree within rounding.
@@ -347,6 +302,12 @@ class TrainConfig:
             f"{at}.tokens",
             self.tokens,
             f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens",
+        )
+        require(
+            self.data.sequence_length <= self.model.context_length,
+            f"{at}.model.context_length",
+            self.model.context_length,
+            f"is less than {at}.data.sequence_length = {self.data.sequence_length}; raise it, or lower that",
         )
         one_of(self.mapping, ("auto", "vmap", "map"), f"{at}.mapping")
         for name in ("init_seed", "data_seed"):

@@ -1,9 +1,10 @@
-"""OLMo-1's decoder: tokens in, final states and logits out.
+"""One decoder for OLMo-1, OLMo-2 and Pythia: tokens in, final states and logits out.
 
-Flax Linen is a thin layer here that names the parameters; everything outside calls the three pure functions `init`,
-`hidden` and `apply`, which know one model and leave members to `jax.vmap`.
+Flax Linen is a thin layer here that names the parameters; everything outside calls the pure functions `init`, `hidden`,
+`apply` and `extend`, which know one model and leave members to `jax.vmap`.
 
-Shapes: B batch, L length, D model width, H heads, K head width, F hidden width, V vocabulary (padded).
+Shapes: B batch, L length, D model width, H heads, G heads of keys and values, K head width, F hidden width, S places of
+a cache, V vocabulary (padded).
 Parameters are float32, projections 2-D `[in, out]`, embedding and unembedding `[V, D]`. Matmuls of the blocks run in
 `config.compute_dtype`; norms, attention's softmax and logits are float32.
 """
@@ -17,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from olmo_jax.config import ModelConfig
+from olmo_jax.checked import require
+from olmo_jax.model_config import ModelConfig
 
 Params = dict[str, Any]
 
@@ -36,28 +38,62 @@ class Output(NamedTuple):
     hidden: Hidden
 
 
+class Cache(NamedTuple):
+    """Keys and values of the tokens read, `[B, S, G, K]` of each block, and how many of the S places are filled."""
+
+    blocks: tuple[tuple[Array, Array], ...]
+    filled: Array
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def init(config: ModelConfig, key: Array) -> Params:
     """Parameters of one model, a nested dict of float32 arrays, from a key made by `jax.random.key`.
 
     Truncated normal at 3 standard deviations (OLMo's cut-off): `init_std` everywhere, divided by sqrt(2 n_layers) where
-    a matrix writes to the residual stream. The unembedding's is at most .3 / sqrt(D) [ours]: the final states have norm
-    sqrt(D), so the logits start with a variance of at most .09 and the loss within .05 nats of ln V at any width.
+    a matrix writes to the residual stream. That of the unembedding, tied or not, is at most .3 / sqrt(D) [ours]: the
+    final states have norm sqrt(D), so the logits start with a variance of at most .09 and the loss within .05 nats of
+    ln V at any width. Norms start with scale 1; biases with 0.
     """
     return _Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layers"))
-def hidden(config: ModelConfig, params: Params, tokens_BL: Array, layers: bool = False) -> Hidden:
-    """States after the final norm and, with `layers`, after each block."""
-    return _Decoder(config).apply({"params": params}, tokens_BL, layers)  # type: ignore[return-value]
+def hidden(
+    config: ModelConfig, params: Params, tokens_BL: Array, layers: bool = False, dropout_key: Array | None = None
+) -> Hidden:
+    """States after the final norm and, with `layers`, after each block; dropout only where a key for it is given."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    decoder = _Decoder(config, train=dropout_key is not None)
+    states, _ = decoder.apply({"params": params}, tokens_BL, layers, rngs=rngs)  # type: ignore[misc]
+    return states
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layers"))
 def apply(config: ModelConfig, params: Params, tokens_BL: Array, layers: bool = False) -> Output:
     """Logits at every position, and the states. Training and evaluation use loss.py, which never holds all logits."""
     states = hidden(config, params, tokens_BL, layers)
-    return Output(unembed(states.final_BLD, params["unembedding"]), states)
+    return Output(unembed(states.final_BLD, unembedding(params)), states)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def extend(config: ModelConfig, params: Params, tokens_BL: Array, cache: Cache) -> tuple[Array, Cache]:
+    """Final states of further tokens after those that the cache holds, and the cache with these in it.
+
+    The same as `hidden` on all of them together, within rounding. Room for them is the caller's to keep.
+    """
+    states, filled = _Decoder(config).apply({"params": params}, tokens_BL, False, cache)  # type: ignore[misc]
+    return states.final_BLD, filled  # type: ignore[return-value]
+
+
+def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
+    """A cache with `length` places for each of `batch` sequences, none of them filled."""
+    room_BSGK = jnp.zeros((batch, length, config.kv_heads, config.d_head), config.compute_dtype)
+    return Cache(((room_BSGK, room_BSGK),) * config.n_layers, jnp.int32(0))
+
+
+def unembedding(params: Params) -> Array:
+    """The matrix that makes logits of final states, `[V, D]`; the embedding where the two are tied."""
+    return params["unembedding"] if "unembedding" in params else params["embedding"]
 
 
 def unembed(x_BLD: Array, w_VD: Array) -> Array:
@@ -70,48 +106,106 @@ def layer_norm(x_BLD: Array, eps: float) -> Array:
     """OLMo-1's LayerNorm, with no scale and no bias, in float32; the result has the dtype of x."""
     x32_BLD = x_BLD.astype(jnp.float32)
     centred_BLD = x32_BLD - jnp.mean(x32_BLD, axis=-1, keepdims=True)
-    variance_BL1 = jnp.mean(jnp.square(centred_BLD), axis=-1, keepdims=True)
-    return (centred_BLD * jax.lax.rsqrt(variance_BL1 + eps)).astype(x_BLD.dtype)
+    return rms_norm(centred_BLD, eps).astype(x_BLD.dtype)
 
 
-def rotary(x_BLHK: Array, theta: float) -> Array:
-    """Rotary position embedding (Su 2021), halves of a head paired as GPT-NeoX and OLMo do, angles in float32."""
-    length, d_head = x_BLHK.shape[1], x_BLHK.shape[3]
-    frequency_k = theta ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
-    angle_1L1k = jnp.outer(jnp.arange(length, dtype=jnp.float32), frequency_k)[None, :, None, :]
+def rms_norm(x_BLD: Array, eps: float) -> Array:
+    """x over its root mean square, with no scale, in float32; the result has the dtype of x."""
+    x32_BLD = x_BLD.astype(jnp.float32)
+    square_BL1 = jnp.mean(jnp.square(x32_BLD), axis=-1, keepdims=True)
+    return (x32_BLD * jax.lax.rsqrt(square_BL1 + eps)).astype(x_BLD.dtype)
+
+
+def rotary(x_BLHK: Array, theta: float, width: int | None = None, start: Array | int = 0) -> Array:
+    """Rotary position embedding (Su 2021), halves of a head paired as GPT-NeoX and OLMo do, angles in float32.
+
+    Args:
+      width: how many of the K dimensions are turned, the first ones; None for all.
+      start: position of the first of the L tokens.
+    """
+    length, width = x_BLHK.shape[1], width or x_BLHK.shape[3]
+    frequency_k = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    position_L = (start + jnp.arange(length)).astype(jnp.float32)
+    angle_1L1k = jnp.outer(position_L, frequency_k)[None, :, None, :]
     sin, cos = jnp.sin(angle_1L1k), jnp.cos(angle_1L1k)
-    low_BLHk, high_BLHk = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
+    low_BLHk, high_BLHk = jnp.split(x_BLHK[..., :width].astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([low_BLHk * cos - high_BLHk * sin, high_BLHk * cos + low_BLHk * sin], axis=-1)
-    return turned.astype(x_BLHK.dtype)
+    return jnp.concatenate([turned.astype(x_BLHK.dtype), x_BLHK[..., width:]], axis=-1)
 
 
 def parameter_count(config: ModelConfig) -> tuple[int, int]:
-    """Parameters in all, and those without the embedding and the unembedding."""
+    """Parameters in all, and those without the embedding, learned positions and the unembedding."""
     shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
     sizes = {k: sum(math.prod(x.shape) for x in jax.tree.leaves(v)) for k, v in shapes.items()}
     total = sum(sizes.values())
-    return total, total - sizes["embedding"] - sizes["unembedding"]
+    return total, total - sum(sizes.get(name, 0) for name in ("embedding", "positions", "unembedding"))
 
 
 def _normal(std: float) -> nn.initializers.Initializer:
     return nn.initializers.truncated_normal(std, lower=-3.0, upper=3.0)
 
 
-class _Attention(nn.Module):
+def _project(module: nn.Module, name: str, x_BLI: Array, outputs: int, std: float, bias: bool) -> Array:
+    """x W, and + b with `bias`; the parameters are `<name>` and `<name>_bias` of the module."""
+    w_IO = module.param(name, _normal(std), (x_BLI.shape[-1], outputs))
+    y_BLO = x_BLI @ w_IO.astype(x_BLI.dtype)
+    if bias:
+        y_BLO += module.param(f"{name}_bias", nn.initializers.zeros, (outputs,)).astype(x_BLI.dtype)[None, None]
+    return y_BLO
+
+
+class _Norm(nn.Module):
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         c = self.config
-        heads = (*x_BLD.shape[:2], c.n_heads, c.d_head)
-        into, out = _normal(c.init_std), _normal(c.init_std / math.sqrt(2 * c.n_layers))
-        q_BLHK, k_BLHK, v_BLHK = (
-            (x_BLD @ self.param(name, into, (c.d_model, c.d_model)).astype(x_BLD.dtype)).reshape(heads)
-            for name in ("query", "key", "value")
-        )
-        q_BLHK, k_BLHK = rotary(q_BLHK, c.rope_theta), rotary(k_BLHK, c.rope_theta)
-        mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, is_causal=True)
-        return mixed_BLHK.reshape(x_BLD.shape) @ self.param("out", out, (c.d_model, c.d_model)).astype(x_BLD.dtype)
+        if c.norm == "layer_norm":
+            return layer_norm(x_BLD, c.norm_eps)
+        scale_D = self.param("scale", nn.initializers.ones, x_BLD.shape[-1:])
+        x32_BLD = x_BLD.astype(jnp.float32)
+        if c.norm == "rms_norm":
+            return (rms_norm(x32_BLD, c.norm_eps) * scale_D[None, None]).astype(x_BLD.dtype)
+        bias_D = self.param("bias", nn.initializers.zeros, x_BLD.shape[-1:])
+        return (layer_norm(x32_BLD, c.norm_eps) * scale_D[None, None] + bias_D[None, None]).astype(x_BLD.dtype)
+
+
+class _Attention(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: Array, start: Array | int, past: tuple[Array, Array] | None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """What attention adds, and the keys and values read: those of x or, with `past`, the filled-up cache."""
+        c = self.config
+
+        def heads(name: str, count: int) -> Array:
+            x_BLE = _project(self, name, x_BLD, count * c.d_head, c.init_std, c.attention_bias)
+            if c.clip_qkv:
+                x_BLE = jnp.clip(x_BLE, -c.clip_qkv, c.clip_qkv)
+            if c.qk_norm and name != "value":
+                x_BLE = _Norm(c, name=f"{name}_norm")(x_BLE)
+            return x_BLE.reshape(*x_BLD.shape[:2], count, c.d_head)
+
+        q_BLHK, k_BLGK, v_BLGK = heads("query", c.n_heads), heads("key", c.kv_heads), heads("value", c.kv_heads)
+        if c.positions == "rotary":
+            q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, start)
+            k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, start)
+        if past is None:
+            kept = k_BLGK, v_BLGK
+            mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, is_causal=True)
+        else:
+            k_BSGK, v_BSGK = (
+                jax.lax.dynamic_update_slice_in_dim(room_BSGK, new_BLGK, start, axis=1)
+                for room_BSGK, new_BLGK in zip(past, (k_BLGK, v_BLGK), strict=True)
+            )
+            kept = k_BSGK, v_BSGK
+            place_S, own_L = jnp.arange(k_BSGK.shape[1]), start + jnp.arange(x_BLD.shape[1])
+            seen_11LS = (place_S[None] <= own_L[:, None])[None, None]
+            mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BSGK, v_BSGK, mask=seen_11LS)
+        out_std = c.init_std / math.sqrt(2 * c.n_layers)
+        return _project(self, "out", mixed_BLHK.reshape(x_BLD.shape), c.d_model, out_std, c.attention_bias), kept
 
 
 class _MLP(nn.Module):
@@ -120,36 +214,72 @@ class _MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         c = self.config
-        into, out = _normal(c.init_std), _normal(c.init_std / math.sqrt(2 * c.n_layers))
-        gate_DF = self.param("gate", into, (c.d_model, c.d_ff)).astype(x_BLD.dtype)
-        up_DF = self.param("up", into, (c.d_model, c.d_ff)).astype(x_BLD.dtype)
-        down_FD = self.param("down", out, (c.d_ff, c.d_model)).astype(x_BLD.dtype)
-        return (nn.silu(x_BLD @ gate_DF) * (x_BLD @ up_DF)) @ down_FD
+        out_std = c.init_std / math.sqrt(2 * c.n_layers)
+        if c.mlp == "swiglu":
+            gate_BLF = nn.silu(_project(self, "gate", x_BLD, c.d_ff, c.init_std, c.mlp_bias))
+            h_BLF = gate_BLF * _project(self, "up", x_BLD, c.d_ff, c.init_std, c.mlp_bias)
+        else:
+            h_BLF = nn.gelu(_project(self, "up", x_BLD, c.d_ff, c.init_std, c.mlp_bias), approximate=False)
+        return _project(self, "down", h_BLF, c.d_model, out_std, c.mlp_bias)
 
 
 class _Block(nn.Module):
     config: ModelConfig
+    train: bool
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
-        eps = self.config.norm_eps
-        x_BLD = x_BLD + _Attention(self.config, name="attention")(layer_norm(x_BLD, eps))
-        return x_BLD + _MLP(self.config, name="mlp")(layer_norm(x_BLD, eps))
+    def __call__(
+        self, x_BLD: Array, start: Array | int, past: tuple[Array, Array] | None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        c = self.config
+        before = c.norm_at == "before"
+        attention_norm, mlp_norm = _Norm(c, name="attention_norm"), _Norm(c, name="mlp_norm")
+        drop = nn.Dropout(c.dropout, deterministic=not self.train)
+
+        added_BLD, kept = _Attention(c, name="attention")(attention_norm(x_BLD) if before else x_BLD, start, past)
+        attended_BLD = x_BLD + drop(added_BLD if before else attention_norm(added_BLD))
+        read_BLD = x_BLD if c.parallel else attended_BLD
+        added_BLD = _MLP(c, name="mlp")(mlp_norm(read_BLD) if before else read_BLD)
+        return attended_BLD + drop(added_BLD if before else mlp_norm(added_BLD)), kept
 
 
 class _Decoder(nn.Module):
     config: ModelConfig
+    train: bool = False
 
     @nn.compact
-    def __call__(self, tokens_BL: Array, layers: bool = False) -> Hidden:
+    def __call__(
+        self, tokens_BL: Array, layers: bool = False, cache: Cache | None = None
+    ) -> tuple[Hidden, Cache | None]:
         c = self.config
-        embedding_VD = self.param("embedding", _normal(c.init_std), (c.padded_vocab_size, c.d_model))
         # Declared here though used by the loss: one module names every parameter.
         unembedding_std = min(c.init_std, 0.3 / math.sqrt(c.d_model))
-        self.param("unembedding", _normal(unembedding_std), (c.padded_vocab_size, c.d_model))
-        x_BLD = embedding_VD[tokens_BL].astype(c.compute_dtype)
-        states = []
+        embedding_std = unembedding_std if c.tied else c.init_std
+        embedding_VD = self.param("embedding", _normal(embedding_std), (c.padded_vocab_size, c.d_model))
+        if not c.tied:
+            self.param("unembedding", _normal(unembedding_std), (c.padded_vocab_size, c.d_model))
+        start = 0 if cache is None else cache.filled
+        x_BLD = embedding_VD[tokens_BL]
+        if c.positions == "learned":
+            x_BLD += self._positions(start, tokens_BL.shape[1])[None]
+        x_BLD = nn.Dropout(c.dropout, deterministic=not self.train)(x_BLD.astype(c.compute_dtype))
+        states, kept = [], []
         for i in range(c.n_layers):
-            x_BLD = _Block(c, name=f"blocks_{i}")(x_BLD)
+            past = None if cache is None else cache.blocks[i]
+            x_BLD, block_kept = _Block(c, self.train, name=f"blocks_{i}")(x_BLD, start, past)
             states.append(x_BLD)
-        return Hidden(layer_norm(x_BLD, c.norm_eps), tuple(states) if layers else ())
+            kept.append(block_kept)
+        final_BLD = _Norm(c, name="final_norm")(x_BLD)
+        read = None if cache is None else Cache(tuple(kept), cache.filled + tokens_BL.shape[1])
+        return Hidden(final_BLD, tuple(states) if layers else ()), read
+
+    def _positions(self, start: Array | int, length: int) -> Array:
+        c = self.config
+        require(
+            length <= c.context_length,
+            "config.model.context_length",
+            c.context_length,
+            f"is how many positions were learned, and the text has {length} tokens; cut it, or raise this",
+        )
+        positions_CD = self.param("positions", _normal(c.init_std), (c.context_length, c.d_model))
+        return jax.lax.dynamic_slice_in_dim(positions_CD, start, length)

@@ -12,7 +12,10 @@ from olmo_jax.config import TrainConfig
 
 
 class Hyper(NamedTuple):
-    """A member's numbers, scalars each; a cohort holds them stacked, `[M]`. Meanings as in OptimizerConfig."""
+    """A member's numbers, scalars each; a cohort holds them stacked, `[M]`. Meanings as in OptimizerConfig.
+
+    dropout_seed: the run's data_seed.
+    """
 
     learning_rate: Any
     weight_decay: Any
@@ -24,10 +27,11 @@ class Hyper(NamedTuple):
     final_fraction: Any
     warmup_steps: Any
     total_steps: Any
+    dropout_seed: Any
 
 
 def hyper(config: TrainConfig) -> Hyper:
-    """The traced numbers of a run: float32, and int32 for steps."""
+    """The traced numbers of a run: float32, int32 for steps, uint32 for the seed."""
     o = config.optimizer
     return Hyper(
         learning_rate=np.float32(o.learning_rate),
@@ -40,6 +44,7 @@ def hyper(config: TrainConfig) -> Hyper:
         final_fraction=np.float32(o.final_fraction),
         warmup_steps=np.int32(config.warmup_steps),
         total_steps=np.int32(config.total_steps),
+        dropout_seed=np.uint32(config.data_seed),
     )
 
 
@@ -59,12 +64,16 @@ def learning_rate(h: Hyper, step: Array | np.ndarray, schedule: str) -> Array:
     return jnp.where(t < h.warmup_steps, warm, lowest + (h.learning_rate - lowest) * left)
 
 
-def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool) -> optax.GradientTransformation:
+# Parameters that stand for tokens or places, a row each.
+_EMBEDDINGS = ("embedding", "unembedding", "positions")
+
+
+def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bool) -> optax.GradientTransformation:
     """Clipping, Adam, decoupled weight decay, the rate: built inside the step from a member's traced numbers."""
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: decay_embeddings or path[0].key not in ("embedding", "unembedding"), params
+            lambda path, x: decay_embeddings if path[0].key in _EMBEDDINGS else decay_norms or x.ndim > 1, params
         )
 
     return optax.chain(
@@ -77,7 +86,7 @@ def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool) -> optax.Gradie
 
 def init(params: Any) -> Any:
     """The state of `adamw` before its first update: count, first and second moments. No number of a member enters."""
-    return adamw(Hyper(*(0.0 for _ in Hyper._fields)), 0.0, True).init(params)
+    return adamw(Hyper(*(0.0 for _ in Hyper._fields)), 0.0, True, True).init(params)
 
 
 def weight_decay_dose(config: TrainConfig, step: int) -> float:

@@ -18,9 +18,6 @@ from geometry.probe import COUNTS, check_names, summarize
 from olmo_jax import model, sharding
 from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig, require
 
-# Norm of the final states, as gauge_fix names it.
-_NORM = "layer_norm"
-
 
 class Documents(NamedTuple):
     """S disjoint sets of N fixed documents after a BOS, padded on the right, and the P tokens that count in each set.
@@ -117,7 +114,7 @@ def make_probes(
 
     def probe_of(group: dict[str, TargetConfig]) -> Probe:
         def probe(params: Any) -> dict[str, Array]:
-            found = measure_parameters(config, group, vocabulary, params)
+            found = measure_parameters(config, group, architecture, vocabulary, params)
             if documents is not None and not group.keys().isdisjoint(("final_states", "layers")):
                 found |= measure_states(config, group, architecture, documents, params)
             return found
@@ -128,19 +125,20 @@ def make_probes(
 
 
 def measure_parameters(
-    config: ProbeConfig, group: dict[str, TargetConfig], vocabulary: int, params: Any
+    config: ProbeConfig, group: dict[str, TargetConfig], architecture: ModelConfig, vocabulary: int, params: Any
 ) -> dict[str, Array]:
     """Metrics of one member's matrices, float32 scalars by "target/metric"; of the targets in `group` that are such.
 
-    `unembedding_gauge_fixed` is W less what the logits can't see (methods.md section 2).
+    `unembedding_gauge_fixed` is W less what the logits can't see behind the model's norm (methods.md section 2).
     """
     found: dict[str, Array] = {}
     for name in ("unembedding", "embedding"):
         if name in group:
-            w_VD = params[name][:vocabulary]
+            w_VD = (params["embedding"] if name == "embedding" else model.unembedding(params))[:vocabulary]
             found |= _measure(config, name, group[name], w_VD)
             if name == "unembedding":
-                found |= _measure(config, f"{name}_gauge_fixed", group[name], gauge_fix(w_VD, _NORM), vary=False)
+                fixed_VD = gauge_fix(w_VD, architecture.norm)
+                found |= _measure(config, f"{name}_gauge_fixed", group[name], fixed_VD, vary=False)
     if "parameters" in group:
         for path, matrix in _matrices(params).items():
             if re.search(config.parameters.pattern, path):

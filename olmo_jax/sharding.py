@@ -18,10 +18,15 @@ AXES = ("member", "data", "model")
 # do. Vocabulary, heads and hidden width go over "model"; each block then needs one reduction a sublayer (Megatron).
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(embedding|unembedding)$", PartitionSpec("model", None)),
+    (r"positions$", PartitionSpec(None, None)),
     (r"attention/(query|key|value)$", PartitionSpec(None, "model")),
+    (r"attention/((query|key|value)_bias|(query|key)_norm/(scale|bias))$", PartitionSpec("model")),
     (r"attention/out$", PartitionSpec("model", None)),
     (r"mlp/(gate|up)$", PartitionSpec(None, "model")),
+    (r"mlp/(gate|up)_bias$", PartitionSpec("model")),
     (r"mlp/down$", PartitionSpec("model", None)),
+    # What is added to or scales the residual stream, which every device of "model" holds whole.
+    (r"(attention/out_bias|mlp/down_bias|(attention_norm|mlp_norm|final_norm)/(scale|bias))$", PartitionSpec(None)),
     (r"(count|step|diverged_at)$", PartitionSpec()),
 )
 
@@ -59,14 +64,18 @@ def spec_of(name: str) -> PartitionSpec:
     raise ConfigError(f"no sharding rule covers the parameter '{name}'; add one to olmo_jax/sharding.py RULES")
 
 
-def stack_shardings(mesh: Mesh, stack: Any) -> Any:
+def stack_shardings(mesh: Mesh, stack: Any, fsdp: bool = False) -> Any:
     """NamedShardings of a stacked tree: the member axis first, then what the rules say of the rest.
 
-    Members that don't divide the axis (a checkpoint from another mesh, before it is padded) lie on every device.
+    With `fsdp`, "data" cuts matrices along the dimension that the rules leave whole (MeshConfig). Members that don't
+    divide the axis (a checkpoint from another mesh, before it is padded) lie on every device.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         spec = spec_of(path_name(path))
+        if fsdp and len(spec) == 2:
+            place = list(spec).index(None)
+            spec = PartitionSpec(*spec[:place], "data", *spec[place + 1 :])
         for axis, size in zip(spec, leaf.shape[1:], strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise ConfigError(

@@ -50,7 +50,7 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
         step = max(checkpoints.steps(), default=0)
         places = cohort.active(step)
         if step:
-            state = checkpoints.restore(step, cohorts.member_structs(shape), mesh)
+            state = checkpoints.restore(step, cohorts.member_structs(shape), mesh, shape.mesh.fsdp)
             _write_status(workdir, [runs[i] for i in places], state, step)
         else:
             state = cohorts.initial_state(shape, [runs[i] for i in places], mesh)
@@ -59,7 +59,8 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
         with progress(f"train {cohort.id} ({len(runs)} runs)", total, step) as show:
             for end in (e for e in cohort.segment_ends if e > step):
                 staying = cohort.active(end)
-                state, places = cohorts.pick(state, [places.index(i) for i in staying], mesh), staying
+                state = cohorts.pick(state, [places.index(i) for i in staying], mesh, shape.mesh.fsdp)
+                places = staying
                 members = [runs[i] for i in places]
                 log = _open_log(workdir, members, step)
                 clock = _Clock(log, len(members) * shape.tokens_per_step)
@@ -210,7 +211,8 @@ def check_mesh(cohort: Cohort) -> None:
         f"doesn't divide config.data.batch_size = {shape.batch_size}; choose a divisor",
     )
     member = cohorts.member_structs(shape)
-    sharding.stack_shardings(mesh, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
+    sharding.stack_shardings(mesh, one, shape.mesh.fsdp)
 
 
 def check_vocabulary(vocab_size: int, index: TokenIndex) -> None:

@@ -22,6 +22,7 @@ from olmo_jax.sharding import path_name
 
 _INDEX = "model.safetensors.index.json"
 _KINDS = "a working directory, a .safetensors file, a folder of them, or a .npy file"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 # safetensors' names of the types that it can give as numpy's (bfloat16 is one since jax registers it); the narrower
 # ones of quantised files keep safetensors' name and are no matrices here.
@@ -45,12 +46,14 @@ class Tensor:
       shape: without the rows of our own embeddings that pad the vocabulary.
       dtype: as stored, by numpy's name.
       read: gives the array, of `shape` and `dtype`.
+      norm: of the states that it makes logits of, where it is the unembedding of a run of ours.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    norm: str | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -96,12 +99,23 @@ def models(path: epath.PathLike, run_id: str | None = None, step: int | None = N
     if place.is_dir():
         files = sorted(file for file in place.iterdir() if file.suffix == ".safetensors")
         if not files and not (place / _INDEX).exists():
+            if pickles := sorted(file for file in place.iterdir() if file.suffix in _PICKLES):
+                raise WeightsError(_refused(pickles[0]))
             raise WeightsError(f"{path}: neither a working directory with runs nor a folder of .safetensors files")
         return [Model(None, None, functools.partial(_folder_tensors, place, files))]
     readers = {".safetensors": _safetensors, ".npy": _npy}
+    if place.suffix in _PICKLES:
+        raise WeightsError(_refused(place))
     if place.suffix not in readers:
         raise WeightsError(f"{path}: can't be read as weights; give {_KINDS}")
     return [Model(None, None, functools.partial(readers[place.suffix], place))]
+
+
+def _refused(pickle: epath.Path) -> str:
+    return (
+        f"{pickle}: is a pickle, which runs whatever code it holds when it is opened, so it isn't; take the model's "
+        ".safetensors, or save them as such where you trust the file"
+    )
 
 
 def _runs(workdir: epath.Path, run_id: str | None, step: int | None) -> list[Model]:
@@ -134,7 +148,8 @@ def _run_tensors(workdir: epath.Path, run_id: str, step: int) -> list[Tensor]:
         name = path_name(path)
         if name in ("embedding", "unembedding"):
             array = array[: config.vocab_size]
-        return Tensor(name, array.shape, array.dtype.name, lambda: array)
+        norm = config.norm if name == ("embedding" if config.tied else "unembedding") else None
+        return Tensor(name, array.shape, array.dtype.name, lambda: array, norm)
 
     return _in_order(tensor(path, array) for path, array in jax.tree_util.tree_leaves_with_path(params))
 

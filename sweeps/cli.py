@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gauge",
         metavar="NORM",
         help="measure also less what the logits can't see behind this norm: none, layer_norm, affine_layer_norm, "
-        "rms_norm (default: layer_norm for the unembedding of our own runs, else none)",
+        "rms_norm (default: the model's norm for the unembedding of our own runs, else none)",
     )
     return parser
 

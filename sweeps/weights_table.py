@@ -62,7 +62,7 @@ def measure(
         unembedding, or every matrix where nothing does. What isn't a matrix is left out.
       metrics: names of geometry.probe.METRICS.
       gauge: one of geometry.gauge.NORMS adds a row a matrix, and "none" adds none. None adds one to the unembedding of
-        our own runs, for the LayerNorm that they have.
+        our own runs, for the norm that they have.
 
     Raises:
       ConfigError: an expression, a metric or a gauge that is none.
@@ -141,7 +141,7 @@ def _rows(model: Model, tensor: Tensor, metrics: Sequence[str], gauge: str | Non
     with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and its metrics NaN
         x_ND = jnp.asarray(tensor.read().astype(np.float32))
     if gauge is None:
-        gauge = "layer_norm" if model.run_id is not None and tensor.name == "unembedding" else RAW
+        gauge = tensor.norm or RAW
     matrices = {RAW: x_ND} | ({} if gauge == RAW else {gauge: gauge_fix(x_ND, gauge)})
     return [
         Row(

@@ -40,16 +40,17 @@ def test_dose_is_the_sum_of_rate_times_decay():
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
-@pytest.mark.parametrize("decay_embeddings", [True, False])
-def test_traced_numbers_give_the_updates_of_optax_with_plain_ones(clip_norm, decay_embeddings):
+@pytest.mark.parametrize(("decay_embeddings", "decay_norms"), [(True, True), (False, True), (True, False)])
+def test_traced_numbers_give_the_updates_of_optax_with_plain_ones(clip_norm, decay_embeddings, decay_norms):
     rng = np.random.default_rng(0)
-    params = {"embedding": jnp.asarray(rng.normal(size=(5, 3))), "block": {"w": jnp.asarray(rng.normal(size=(3, 3)))}}
+    shapes = {"embedding": (5, 3), "positions": (4, 3), "block": {"w": (3, 3), "scale": (3,)}}
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple))
     config = run(learning_rate=0.1, weight_decay=0.2, clip_norm=clip_norm, beta1=0.8, beta2=0.9)
     h = jax.tree.map(jnp.asarray, optimizer.hyper(config))
-    mask = {"embedding": decay_embeddings, "block": {"w": True}}
+    mask = {"embedding": decay_embeddings, "positions": decay_embeddings, "block": {"w": True, "scale": decay_norms}}
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     theirs = optax.chain(clip, optax.adamw(0.1, b1=0.8, b2=0.9, eps=1e-8, weight_decay=0.2, mask=mask))
-    ours = optimizer.adamw(h, 0.1, decay_embeddings)
+    ours = optimizer.adamw(h, 0.1, decay_embeddings, decay_norms)
     state, expected_state, expected = optimizer.init(params), theirs.init(params), params
     for _ in range(4):
         gradients = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)

@@ -1,0 +1,40 @@
+"""Where another implementation's states and ours part."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from olmo_jax import model
+from olmo_jax.model_config import ModelConfig
+
+
+def first_drift(
+    config: ModelConfig,
+    params: model.Params,
+    tokens_BL: np.ndarray,
+    reference: Mapping[str, np.ndarray],
+    tolerance: float = 2e-4,
+) -> tuple[str, float] | None:
+    """The first place at which our states leave those of another implementation, and by how much.
+
+    Args:
+      reference: its states by our names, as many of them as are known: "embedding", "blocks_0", "blocks_1" and so on
+        (after each block), "final_states", "logits".
+      tolerance: greatest difference allowed, as a share of the reference's range.
+
+    Returns:
+      Name and share, or None if nothing drifts.
+    """
+    output = model.apply(config, params, tokens_BL, layers=True)
+    ours = {"embedding": params["embedding"][tokens_BL]}
+    if "positions" in params:
+        ours["embedding"] = ours["embedding"] + params["positions"][None, : tokens_BL.shape[1]]
+    ours |= {f"blocks_{i}": x_BLD for i, x_BLD in enumerate(output.hidden.layers)}
+    ours |= {"final_states": output.hidden.final_BLD, "logits": output.logits_BLV}
+    for name, x in ours.items():
+        if name in reference:
+            theirs = np.asarray(reference[name], np.float64)
+            share = float(np.max(np.abs(np.asarray(x, np.float64) - theirs)) / np.ptp(theirs))
+            if not share <= tolerance:
+                return name, share
+    return None

@@ -1,0 +1,103 @@
+"""Our parameters and their tensors: which holds which, and how it lies in it.
+
+Linear layers lie `[out, in]` there and `[in, out]` here; some tensors hold several of our parameters.
+"""
+
+import collections
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from olmo_jax import model
+from olmo_jax.hf.families import Family
+from olmo_jax.model_config import ModelConfig
+from olmo_jax.sharding import path_name
+
+# A row a token, embedded or unembedded: these lie the same way round in both.
+_BY_TOKEN = ("embedding", "unembedding")
+
+
+def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our parameters' shapes by path."""
+    tree = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def holders_of(family: Family, paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Their tensors, and the paths of ours that each holds, in its order."""
+    place = {key: i for i, key in enumerate(family.tensors)}
+
+    def block_and_place(path: str) -> tuple[int, int]:
+        block, key = _block(path)
+        return block, place[key]
+
+    holders: dict[str, list[str]] = collections.defaultdict(list)
+    for path in sorted(paths, key=block_and_place):
+        block, key = _block(path)
+        holders[family.tensors[key].format(i=block)].append(path)
+    return {name: tuple(held) for name, held in holders.items()}
+
+
+def _block(path: str) -> tuple[int, str]:
+    """The block's number, -1 outside of any, and the path inside it."""
+    inside = re.fullmatch(r"blocks_(\d+)/(.*)", path)
+    return (int(inside[1]), inside[2]) if inside else (-1, path)
+
+
+def their_shape(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a tensor that holds the parameters at `paths`."""
+    if paths[0] in _BY_TOKEN or len(shapes[paths[0]]) == 1:
+        rows = sum(shapes[path][0] for path in paths)
+        return (rows, *shapes[paths[0]][1:])
+    return sum(shapes[path][1] for path in paths), shapes[paths[0]][0]
+
+
+def split(
+    theirs: np.ndarray, paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, per_head: bool
+) -> dict[str, np.ndarray]:
+    """Our parameters from one tensor of theirs."""
+    if paths[0] in _BY_TOKEN:
+        return {paths[0]: theirs}
+    if len(paths) == 1:
+        parts = [theirs]
+    elif per_head:
+        rows_HPK = theirs.reshape(config.n_heads, len(paths), config.d_head, *theirs.shape[1:])
+        parts = [rows_HPK[:, i].reshape(-1, *theirs.shape[1:]) for i in range(len(paths))]
+    else:
+        parts = np.split(theirs, np.cumsum([shapes[path][-1] for path in paths])[:-1])
+    return {path: np.ascontiguousarray(part.T) for path, part in zip(paths, parts, strict=True)}
+
+
+def their_tensors(
+    config: ModelConfig, params: Mapping[str, Any], family: Family, dtype: str
+) -> Iterable[tuple[str, np.ndarray]]:
+    """Names and arrays as the family stores them, one at a time."""
+    flat = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    target = jax.numpy.dtype(dtype)
+    for name, paths in holders_of(family, our_shapes(config)).items():
+        ours = [np.asarray(flat[path], np.float32).astype(target) for path in paths]
+        if paths[0] in _BY_TOKEN:
+            yield name, ours[0]
+            continue
+        parts = [np.ascontiguousarray(x.T) for x in ours]
+        if len(parts) > 1 and family.per_head:
+            heads = [x.reshape(config.n_heads, 1, config.d_head, *x.shape[1:]) for x in parts]
+            yield name, np.concatenate(heads, axis=1).reshape(-1, *parts[0].shape[1:])
+        else:
+            yield name, np.concatenate(parts)
+
+
+def nested(flat: Mapping[str, np.ndarray]) -> model.Params:
+    """The tree of parameters from its leaves by path."""
+    tree: model.Params = {}
+    for path, array in flat.items():
+        *groups, name = path.split("/")
+        at = tree
+        for group in groups:
+            at = at.setdefault(group, {})
+        at[name] = array
+    return tree

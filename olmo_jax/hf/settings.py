@@ -1,0 +1,110 @@
+"""What a Hugging Face folder says of its model: config.json, or AI2's config.yaml, and tokenizer.json."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from etils import epath
+
+from olmo_jax.checked import ConfigError
+from olmo_jax.hf.families import AI2_OLMO, FAMILIES, Family
+from olmo_jax.model_config import ModelConfig
+from olmo_jax.weights import WeightsError
+
+TOKENIZER = "tokenizer.json"
+# Our own settings in config.json: which rows are padding, which theirs don't tell.
+OURS = "olmo_jax"
+
+
+def read_config(folder: epath.Path) -> tuple[Family, ModelConfig]:
+    """The architecture and configuration that a folder tells; rows beyond tokenizer.json's tokens are padding.
+
+    Raises WeightsError and ConfigError as `import_checkpoint` does.
+    """
+    settings, file = read_settings(folder)
+    family = _family(settings, file)
+    config = family.config(settings, str(file))
+    rows, tokens = config.padded_vocab_size, None
+    if (folder / TOKENIZER).exists():
+        tokens = tokens_of(folder / TOKENIZER)
+        if tokens > rows:
+            raise ConfigError(
+                f"{folder / TOKENIZER}: has {tokens} tokens and the model's vocabulary is {rows}; they don't belong "
+                "together, so get both from one place"
+            )
+    ours = settings.get(OURS) or {}
+    vocabulary = ours.get("vocab_size") or tokens or config.vocab_size
+    likely = (ours.get("pad_vocab_to") or 1, 1, 128)
+    pad = next((pad for pad in likely if math.ceil(vocabulary / pad) * pad == rows), rows)
+    return family, dataclasses.replace(config, vocab_size=vocabulary, pad_vocab_to=pad)
+
+
+def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
+    """config.json, or the model's part of AI2's config.yaml, and the file; raises WeightsError and ConfigError."""
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: no such folder; give one with config.json and .safetensors")
+    file = folder / "config.json"
+    if not file.exists():
+        file = folder / "config.yaml"
+    if not file.exists():
+        raise WeightsError(f"{folder}: has no config.json; give a folder as transformers saves it")
+    try:
+        read = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())["model"]
+    except (ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: isn't a model's configuration ({error!r}); get it again") from error
+    if not isinstance(read, dict):
+        raise ConfigError(f"{file}: isn't a model's configuration but {type(read).__name__}; get it again")
+    return read, file
+
+
+def tokens_of(file: epath.Path) -> int:
+    """One more than the largest token of a tokenizer.json; raises ConfigError where it is none."""
+    return max(_backend(file).get_vocab(with_added_tokens=True).values()) + 1
+
+
+def eos_of(folder: epath.Path) -> str:
+    """The token that ends a document, as the folder's config.json numbers it; raises ConfigError where it doesn't."""
+    settings, file = read_settings(folder)
+    eos = settings.get("eos_token_id")
+    number = eos[0] if isinstance(eos, list) and eos else eos
+    token = _backend(folder / TOKENIZER).id_to_token(number) if isinstance(number, int) else None
+    if token is None:
+        raise ConfigError(
+            f"{file}: eos_token_id = {eos!r} is no token of {TOKENIZER}; name it in config.data.eos_token"
+        )
+    return token
+
+
+def check_tokenizer(file: epath.Path, vocab_size: int, eos_token: str) -> int:
+    """The number of `eos_token`; raises ConfigError where there is none, or more tokens than `vocab_size`."""
+    if (tokens := tokens_of(file)) > vocab_size:
+        raise ConfigError(
+            f"{file}: has {tokens} tokens and the model's vocabulary is {vocab_size}; it isn't the model's"
+        )
+    number = _backend(file).token_to_id(eos_token)
+    if number is None:
+        raise ConfigError(f"{file}: has no token {eos_token!r}; name its end-of-text token")
+    return number
+
+
+def _family(settings: Mapping[str, Any], file: epath.Path) -> Family:
+    if {"d_model", "activation_type"} <= settings.keys():  # AI2's trainer, under several names
+        return AI2_OLMO
+    named = [*(settings.get("architectures") or ()), settings.get("model_type") or ""]
+    for family in FAMILIES:
+        if family.architecture in named or family.model_type in named:
+            return family
+    known = ", ".join(family.architecture for family in FAMILIES)
+    raise ConfigError(f"{file}: the architecture {named[0] or '(none named)'} isn't known; these are: {known}")
+
+
+def _backend(file: epath.Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001  the binding raises bare Exception
+        raise ConfigError(f"{file}: isn't a tokenizer.json ({error}); get it again") from error

@@ -1,0 +1,119 @@
+"""A model's folder for `AutoModelForCausalLM.from_pretrained`, from its parameters."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from safetensors.numpy import save_file
+
+from olmo_jax.checked import ConfigError, one_of
+from olmo_jax.hf.families import FAMILIES, Family
+from olmo_jax.hf.layout import their_tensors
+from olmo_jax.hf.settings import OURS, TOKENIZER, check_tokenizer
+from olmo_jax.model_config import ModelConfig
+from olmo_jax.weights import WeightsError
+
+DTYPES = ("float32", "bfloat16")
+
+
+def export_checkpoint(
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    path: epath.PathLike,
+    *,
+    tokenizer: epath.PathLike | None = None,
+    eos_token: str = "<|endoftext|>",
+    dtype: str = "float32",
+    shard_bytes: float = 5e9,
+) -> str:
+    """Writes a folder that `AutoModelForCausalLM.from_pretrained` opens, whole or not at all.
+
+    Dropout, which says nothing of a trained model, is kept only where the architecture has it.
+
+    Args:
+      config, params: one model. path: the folder; not there yet, or empty.
+      tokenizer: a tokenizer.json to put beside it, with `eos_token` as its end of text.
+      dtype: "float32" keeps every bit, "bfloat16" rounds. shard_bytes: the most that one file of weights holds.
+
+    Returns:
+      The architecture's name.
+
+    Raises:
+      ConfigError: a model that none of the architectures can be, an unknown dtype, a tokenizer of more tokens than the
+        vocabulary has, or without `eos_token`.
+      WeightsError: there is something at `path`.
+    """
+    folder = epath.Path(path)
+    family = _family_of(config)
+    one_of(dtype, DTYPES, "dtype")
+    files = {"config.json": _settings(config, family, dtype)}
+    if tokenizer is not None:
+        number = check_tokenizer(epath.Path(tokenizer), config.vocab_size, eos_token)
+        files["config.json"] |= {"bos_token_id": number, "eos_token_id": number}
+        ends = {"bos_token": eos_token, "eos_token": eos_token, "model_max_length": config.context_length}
+        files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast"} | ends
+    if folder.exists():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise WeightsError(f"{folder}: is there already; choose another folder, or move it away")
+        folder.rmdir()
+
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+        if tokenizer is not None:
+            epath.Path(tokenizer).copy(partial / TOKENIZER)
+        _write_weights(partial, their_tensors(config, params, family, dtype), shard_bytes)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return family.architecture
+
+
+def _settings(config: ModelConfig, family: Family, dtype: str) -> dict[str, Any]:
+    """config.json without a tokenizer's; `torch_dtype` is what transformers 4 and 5 both read."""
+    assert family.write is not None
+    named = {"architectures": [family.architecture], "model_type": family.model_type, "torch_dtype": dtype}
+    ours = {"vocab_size": config.vocab_size, "pad_vocab_to": config.pad_vocab_to}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return named | family.write(config) | ends | {OURS: ours}
+
+
+def _write_weights(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: float) -> None:
+    """model.safetensors, or parts of at most `shard_bytes` and the index that names them."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = total = 0
+    for name, array in tensors:
+        if shards[-1] and size + array.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+        total += array.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards):
+        file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _family_of(config: ModelConfig) -> Family:
+    """The architecture that the model is; raises ConfigError with what stands in the way of the nearest."""
+    written = [f for f in FAMILIES if f.write is not None]
+    nearest = min(written, key=lambda f: len(f.unlike(config)))
+    if unlike := nearest.unlike(config):
+        raise ConfigError(
+            f"config.model is none of {', '.join(f.architecture for f in written)}; from the nearest, "
+            f"{nearest.architecture}, it differs in {', '.join(unlike)}"
+        )
+    return nearest
