@@ -3,38 +3,31 @@
     olmo-jax train --config=olmo_jax/configs/olmo.py:4m --config.optimizer.weight_decay=0.5 --workdir=runs/4m
 
 Sizes 4m, 8m, 13m, 19m, 34m, 75m are the non-embedding parameters of the six sizes that stand in for paper A's
-unpublished ones [ours, methods.md section 1]; so are the optimiser's numbers (OptimizerConfig's defaults). Vocabulary,
-context, batch and budget are smaller than the paper's, for the built-in corpus has a few million tokens: 4096 tokens,
-512, 32 and 2 million. For OLMo-1's own tokenizer and context:
+unpublished ones [ours, methods.md section 1]; so are the optimiser's numbers (OptimizerConfig's defaults). Their
+vocabulary here is 4096 tokens, for the built-in corpus has a few million. Sizes 20m, 60m, 150m, 300m and 1b are OLMo's
+public ones with their own vocabulary, learning rate and weight decay [code]. Context, batch and budget of all are
+smaller than published: 512, 32 and 2 million. For OLMo-1's own tokenizer and context:
 
     --config.data.tokenizer=tokenizer.json --config.model.vocab_size=50280 --config.data.sequence_length=1024
 """
 
 from ml_collections import ConfigDict
 
-from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, to_config_dict
+from olmo_jax.config import OptimizerConfig
+from olmo_jax.configs.single import single_run
+from olmo_jax.presets import OLMO, STAND_INS
 
-# d_model, n_layers, n_heads
-SIZES = {
-    "4m": (256, 4, 8),
-    "8m": (256, 8, 8),
-    "13m": (320, 8, 8),
-    "19m": (384, 8, 8),
-    "34m": (512, 8, 8),
-    "75m": (768, 8, 12),
-}
+_LEARNING_RATES = {"20m": 1e-3, "60m": 1e-3, "150m": 6e-4, "300m": 6e-4, "1b": 4e-4}
 
 
 def get_config(size: str = "4m") -> ConfigDict:
-    if size not in SIZES:
-        raise ConfigError(f"olmo.py has no size '{size}'; sizes: {', '.join(SIZES)}")
-    d_model, n_layers, n_heads = SIZES[size]
-    model = ModelConfig(vocab_size=4096, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ff=4 * d_model)
-    config = to_config_dict(TrainConfig(name=f"olmo-{size}", tokens=2_000_000, model=model))
+    public = size in _LEARNING_RATES
+    # OLMo's configs/tiny leave embeddings out of weight decay; those of 1B don't.
+    optimizer = OptimizerConfig(
+        learning_rate=_LEARNING_RATES.get(size, 3e-4), decay_embeddings=not public or size == "1b"
+    )
+    config = single_run("olmo", size, OLMO, optimizer)
+    if size in STAND_INS:
+        config.model.vocab_size = 4096
     config.model.d_ff = 4 * config.model.get_oneway_ref("d_model")  # follows an overridden width
-    config.data.train_domains = ("prose",)
-    config.data.sequence_length = 512
-    config.data.batch_size = 32
-    config.probe.every = 20
-    config.checkpoint.log_spaced = 5
     return config

@@ -1,0 +1,17 @@
+"""One OLMo-2 decoder on the built-in corpus: `--config=olmo_jax/configs/olmo2.py:14m`.
+
+    olmo-jax plan --config=olmo_jax/configs/olmo2.py:190m      (both counts of parameters)
+
+Sizes 14m to 760m are OLMo-core's ladder, 1b is the released OLMo-2-0425-1B [code]. Weight decay leaves the embedding
+alone there, and here the unembedding too [ours]. Context, batch and budget are smaller than published.
+"""
+
+from ml_collections import ConfigDict
+
+from olmo_jax.config import OptimizerConfig
+from olmo_jax.configs.single import single_run
+from olmo_jax.presets import OLMO2
+
+
+def get_config(size: str = "14m") -> ConfigDict:
+    return single_run("olmo2", size, OLMO2, OptimizerConfig(decay_embeddings=False))

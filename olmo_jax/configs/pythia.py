@@ -1,0 +1,24 @@
+"""One Pythia, or its sequential twin, on the built-in corpus: `--config=olmo_jax/configs/pythia.py:14m-sequential`.
+
+    olmo-jax train --config=olmo_jax/configs/pythia.py:14m --workdir=runs/pythia
+
+Sizes 14m, 31m, 70m, 160m; with -sequential the MLP reads what attention left and nothing else is different (paper A's
+pair for late saturation is that of 14m). Learning rate, warm-up and what is decayed are Pythia's [code]. Context, batch
+and budget are smaller than published.
+"""
+
+from ml_collections import ConfigDict
+
+from olmo_jax.config import OptimizerConfig
+from olmo_jax.configs.single import single_run
+from olmo_jax.presets import PYTHIA
+
+
+def get_config(size: str = "14m") -> ConfigDict:
+    rate = 6e-4 if size.startswith("160m") else 1e-3
+    return single_run(
+        "pythia",
+        size,
+        PYTHIA,
+        OptimizerConfig(learning_rate=rate, warmup_fraction=0.01, warmup_from=0.0, decay_norms=False),
+    )

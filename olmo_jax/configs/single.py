@@ -1,0 +1,21 @@
+"""What the files of published architectures share: one run of a preset on the built-in corpus."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from olmo_jax.config import ConfigError, ModelConfig, OptimizerConfig, TrainConfig, to_config_dict
+
+
+def single_run(family: str, size: str, presets: Mapping[str, ModelConfig], optimizer: OptimizerConfig) -> ConfigDict:
+    """A run of `presets[size]` of 2 million tokens; raises ConfigError for a size that isn't there."""
+    if size not in presets:
+        raise ConfigError(f"{family}.py has no size '{size}'; sizes: {', '.join(presets)}")
+    run = TrainConfig(name=f"{family}-{size}", tokens=2_000_000, model=presets[size], optimizer=optimizer)
+    config = to_config_dict(run)
+    config.data.train_domains = ("prose",)
+    config.data.sequence_length = 512
+    config.data.batch_size = 32
+    config.probe.every = 20
+    config.checkpoint.log_spaced = 5
+    return config
