@@ -6,6 +6,7 @@ run is read without the others. The stack may hold inert members beyond the list
 """
 
 import contextlib
+import fnmatch
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 
 from olmo_jax import sharding
 from olmo_jax.cohort import State
-from olmo_jax.config import ModelConfig, from_config_dict
+from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
 
 _ITEMS = {
     "params": ocp.PyTreeCheckpointHandler,
@@ -59,6 +60,14 @@ class Checkpoints:
                 members=ocp.args.JsonSave({"runs": list(members)}),
             ),
         )
+
+    def save_params(self, step: int, params_M: Any, members: Sequence[str]) -> None:
+        """Writes a stack that nothing will train on from, without moments; returns once it is on disk."""
+        params = ocp.args.PyTreeSave(params_M, save_args=_chunk_a_member(params_M))
+        self._manager.save(
+            step, args=ocp.args.Composite(params=params, members=ocp.args.JsonSave({"runs": list(members)}))
+        )
+        self.wait()
 
     def restore(self, step: int, member: State, mesh: Mesh, fsdp: bool = False) -> State:
         """The stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` gives one member's shapes."""
@@ -111,6 +120,21 @@ def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> t
     chosen = max(places) if step is None else step
     config = from_config_dict(ModelConfig, record["config"]["model"], "config.model")
     return config, _read_member(path, chosen, places[chosen])
+
+
+def run_config(workdir: epath.PathLike, run_id: str) -> TrainConfig:
+    """A run's configuration. Raises CheckpointError: no such run."""
+    return from_config_dict(TrainConfig, _find(workdir, run_id)[0]["config"], "config")
+
+
+def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
+    """Ids of the runs that a pattern like "olmo-4m-*" or an id names, sorted. Raises CheckpointError: none does."""
+    runs = epath.Path(workdir) / "runs"
+    known = sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
+    found = fnmatch.filter(known, pattern)
+    if not found:
+        raise CheckpointError(f"no run '{pattern}' in {workdir}; there are: {', '.join(known) or 'none'}")
+    return found
 
 
 def run_steps(workdir: epath.PathLike, run_id: str) -> list[int]:

@@ -258,6 +258,8 @@ class TrainConfig:
 
     Attributes:
       name: the readable part of the run's id.
+      imported: the architecture that the parameters were read from, for a run that `olmo-jax import` made; such a run
+        isn't trained here, and of its optimiser, batch and budget nothing is known.
       tokens: the budget; tokens // (batch_size * sequence_length) steps are taken.
       init_seed: of the parameters. data_seed: of the order of the windows, and of dropout.
       tensorboard: also write TensorBoard event files.
@@ -271,6 +273,7 @@ class TrainConfig:
     data_seed: int = 0
     tensorboard: bool = False
     mapping: str = "auto"
+    imported: str = ""
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()

@@ -22,8 +22,14 @@ def digest(value: Any) -> str:
 
 
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
-    """The part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds."""
+    """The part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds.
+
+    Of an imported run it is the model, its name and the text that it is looked at with.
+    """
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY}
+    if config.imported:
+        return {"imported": config.imported, "name": config.name, "model": values["model"], "data": data_fingerprint}
+    del values["imported"]
     # The fingerprint stands for the corpus and the tokenizer; the rest says how the run walks through the tokens.
     values["data"] = {
         "fingerprint": data_fingerprint,

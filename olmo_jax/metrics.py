@@ -38,6 +38,18 @@ def write_json(path: epath.Path, value: Any) -> None:
     partial.replace(path)
 
 
+def read_json(path: epath.Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_jsonl(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON lines whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(to_json(row) + "\n" for row in rows))
+    partial.replace(path)
+
+
 class MetricsLog:
     """Appends rows to the runs' files, one step late.
 

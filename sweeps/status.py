@@ -21,7 +21,9 @@ def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
         for run in cohort.runs:
             now = read_status(workdir, run.id)
             total = run.config.total_steps
-            due = sorted(s for s in checkpoint_steps(cohort) if s <= total)
+            # Beside those that the configuration names there are those of a stop, or of an import.
+            there = {step for step, runs in written.items() if run.id in runs}
+            due = sorted({step for step in checkpoint_steps(cohort) if step <= total} | there)
             marks = "".join("x" if run.id in written.get(step, ()) else "." for step in due)
             steps = f"{now['step']}/{total}"
             lines.append(f"{run.id:<{width}}  {now['state']:<9} {steps:>13}  {marks}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from sweeps.plan import leaves
 
 TABLE = "results.parquet"
 _SEEDS = ("init_seed", "data_seed")
+_KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|sequence_length)"
 
 
 def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
@@ -29,7 +31,7 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     Columns: run_id, cohort, configuration (the run less its seeds), step, final, tokens (seen by then), diverged_at,
     parameters, parameters_non_embedding, weight_decay_dose (by then); `config.<dotted key>`; `train/<metric>` of that
     step; `<target>/<metric>` of the probe, and `<target>_spread/<metric>` over its probe sets; `<evaluation>/<name>` in
-    nats per token. What wasn't measured is missing.
+    nats per token. What wasn't measured is missing, and so is how an imported run was trained.
     """
     rows = [row for path in sorted((workdir / "runs").iterdir()) for row in _rows_of(workdir, path.name, config)]
     table = pd.DataFrame(rows)
@@ -67,7 +69,14 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
     settings = {
         f"config.{key}": list(value) if isinstance(value, tuple) else value
         for key, value in leaves(dataclasses.asdict(config)).items()
+        if not config.imported or re.match(_KNOWN_OF_IMPORTED, key)
     }
+
+    def trained(step: int) -> dict[str, Any]:
+        if config.imported:  # what its publisher told, if that
+            return {"tokens": metrics.get(step, {}).get("tokens")}
+        return {"tokens": step * config.tokens_per_step, "weight_decay_dose": weight_decay_dose(config, step)}
+
     return [
         {
             "run_id": run,
@@ -75,12 +84,11 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
             "configuration": _configuration(config),
             "step": step,
             "final": step == config.total_steps,
-            "tokens": step * config.tokens_per_step,
             "diverged_at": read_status(workdir, run).get("diverged_at"),
             "parameters": total,
             "parameters_non_embedding": inner,
-            "weight_decay_dose": weight_decay_dose(config, step),
         }
+        | trained(step)
         | settings
         | _measured(metrics.get(step, {}))
         | _losses(read_results(workdir, run, step, evaluation))

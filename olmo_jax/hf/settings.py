@@ -65,16 +65,14 @@ def tokens_of(file: epath.Path) -> int:
     return max(_backend(file).get_vocab(with_added_tokens=True).values()) + 1
 
 
-def eos_of(folder: epath.Path) -> str:
+def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
     """The token that ends a document, as the folder's config.json numbers it; raises ConfigError where it doesn't."""
     settings, file = read_settings(folder)
     eos = settings.get("eos_token_id")
     number = eos[0] if isinstance(eos, list) and eos else eos
-    token = _backend(folder / TOKENIZER).id_to_token(number) if isinstance(number, int) else None
+    token = _backend(tokenizer).id_to_token(number) if isinstance(number, int) else None
     if token is None:
-        raise ConfigError(
-            f"{file}: eos_token_id = {eos!r} is no token of {TOKENIZER}; name it in config.data.eos_token"
-        )
+        raise ConfigError(f"{file}: eos_token_id = {eos!r} is no token of {tokenizer}; put its number there")
     return token
 
 

@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from sweeps import cli
+from sweeps.config_file import load_config
 
 RUN = """
 from ml_collections import ConfigDict
@@ -184,7 +185,7 @@ def test_status_and_report_need_neither_the_file_nor_the_text_of_the_sweep(finis
 def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path):
     from sweeps import plan as plans
 
-    plan = plans.resolve(plans.read_sweep(cli.load_config([f"--config={config}:one"])))
+    plan = plans.resolve(plans.read_sweep(load_config([f"--config={config}:one"])))
     plans.write_record(epath.Path(tmp_path), plan, {})
     assert cli.main(["status", f"--workdir={tmp_path}"]) == 0
     out = capsys.readouterr().out

@@ -1,0 +1,145 @@
+"""The command line's grammar: verbs, their arguments, and the overrides of a configuration among them."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+
+class UsageError(Exception):
+    """A command line that can't be understood; the message says what of it."""
+
+
+class Verb(NamedTuple):
+    """What a verb does; whether it takes --config and --workdir ("needed", "taken", "" for no); its own arguments."""
+
+    help: str
+    config: str
+    workdir: str
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
+
+
+def _run_and_step(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("run", metavar="RUN", help=help)
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the last)")
+
+
+def _geometry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a working directory, .safetensors, a folder of them, or .npy")
+    parser.add_argument("--run", metavar="RUN_ID", help="this run of a working directory (default: every run)")
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoints of this step (default: the last)")
+    parser.add_argument("--tensors", metavar="REGEX", help="which matrices, by name (default: embeddings, or all)")
+    parser.add_argument("--metrics", metavar="NAMES", help="what to measure, such as effective_rank,mean_cosine")
+    parser.add_argument(
+        "--gauge",
+        metavar="NORM",
+        help="measure also less what the logits can't see behind this norm: none, layer_norm, affine_layer_norm, "
+        "rms_norm (default: the model's norm for the unembedding of our own runs, else none)",
+    )
+    _json(parser)
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    _run_and_step(parser, "id or pattern ('*') of runs in --workdir; without it, a Hugging Face folder")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from, after a beginning of text")
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="how many (default: 64)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0, the default: the likeliest token"
+    )
+    parser.add_argument("--top_p", type=float, default=1.0, metavar="P", help="draw among the likeliest of this share")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="how often to draw (default: once)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    _json(parser)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _run_and_step(parser, "id of a run in --workdir")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--dtype", default="float32", help="float32, the default, or bfloat16")
+    parser.add_argument("--shard_mb", type=float, default=5000.0, metavar="MB", help="most of one file (default: 5000)")
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="a Hugging Face folder, or a folder of such named like step3000")
+    parser.add_argument("--name", help="begins the run's id (default: the folder's name)")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="of a single checkpoint (default: by the folder's name, or 1)"
+    )
+
+
+VERBS = {
+    "plan": Verb("show the cohorts, runs and steps of a sweep before anything runs", "needed", "taken", _json),
+    "prepare": Verb("corpus to token shards", "needed", "needed"),
+    "train": Verb("train one run, or a sweep's runs: prepare and train, no more", "needed", "needed"),
+    "run": Verb("all of a sweep: prepare, train, evaluate, report; again after any interruption", "needed", "needed"),
+    "status": Verb("what a working directory holds so far", "taken", "needed"),
+    "evaluate": Verb("loss, quantisation and fine-tuning of what is trained", "taken", "needed"),
+    "report": Verb("write results.parquet and report/index.html from what is there", "taken", "needed"),
+    "geometry": Verb("a table of the geometry of any weights", "", "", _geometry),
+    "generate": Verb("text from runs, or from a Hugging Face folder", "", "taken", _generate),
+    "export": Verb("a run as a Hugging Face folder", "", "needed", _export),
+    "import": Verb("a Hugging Face folder, or one of revisions, as a run", "taken", "needed", _import),
+}
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a command (with `verb`), and its --config and --config.key=value, each as one string.
+
+    Raises UsageError; --help prints and exits, as argparse does.
+    """
+    ours, overrides = _split(argv)
+    arguments = _parser().parse_args(ours)
+    verb, workdir = VERBS[arguments.verb], getattr(arguments, "workdir", "")
+    if overrides and not verb.config:
+        raise UsageError(f"olmo-jax {arguments.verb} takes no --config")
+    if verb.config == "needed" and not overrides:
+        raise UsageError(f"olmo-jax {arguments.verb} needs --config=FILE, such as --config=sweeps/configs/demo.py")
+    if verb.workdir == "needed" and not workdir:
+        raise UsageError(f"olmo-jax {arguments.verb} needs --workdir=DIR")
+    return arguments, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<10} {verb.help}" for name, verb in VERBS.items())
+    parser = _Parser(
+        prog="olmo-jax",
+        usage="olmo-jax VERB --config=FILE[:arg] [--config.a.b=value ...] --workdir=DIR\n       olmo-jax VERB --help",
+        description="Trains cohorts of small language models and asks what their geometry says.\n\nverbs:\n" + listed,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="status, evaluate and report take the configuration from the working directory if --config isn't given.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, prog="olmo-jax", metavar="VERB", help=argparse.SUPPRESS)
+    for name, verb in VERBS.items():
+        one = verbs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
+        if verb.config:
+            # Read by ml_collections from the file itself; here only for --help.
+            one.add_argument("--config", metavar="FILE[:arg]", help="a get_config file; --config.a.b=value overrides")
+        if verb.workdir:
+            one.add_argument("--workdir", default="", metavar="DIR", help="where everything of the sweep lies")
+        verb.arguments(one)
+    return parser
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are ours, and those about the configuration, each of these as one `--key=value`."""
+    ours: list[str] = []
+    overrides: list[str] = []
+    ahead = list(argv)
+    while ahead:
+        argument = ahead.pop(0)
+        if not re.match(r"--(no)?config(\.|=|$)", argument):
+            ours.append(argument)
+        elif "=" in argument or argument.startswith("--noconfig") or not ahead or ahead[0].startswith("--"):
+            overrides.append(argument)  # a boolean may stand without a value
+        else:
+            overrides.append(f"{argument}={ahead.pop(0)}")
+    return ours, overrides
