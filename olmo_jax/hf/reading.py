@@ -35,9 +35,14 @@ def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
     tensors = _tensors(folder, family)
     shapes = our_shapes(config)
     holders = holders_of(family, shapes)
-    if config.tied:  # transformers may write the same matrix twice; another one it would leave unread
-        tensors.pop(family.tensors["unembedding"], None)
+    head = tensors.pop(family.tensors["unembedding"], None) if config.tied else None
     _check_names(folder, family, holders.keys(), tensors.keys())
+    # Some versions write the one matrix of a tied model twice.
+    if head is not None and not np.array_equal(head.read(), tensors[family.tensors["embedding"]].read()):
+        raise WeightsError(
+            f"{folder}: '{head.name}' differs from the embedding, and config.json says that the two are tied; one of "
+            "the two files is of another model"
+        )
     flat: dict[str, np.ndarray] = {}
     for name, paths in holders.items():
         wanted = their_shape(paths, shapes)

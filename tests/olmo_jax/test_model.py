@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from olmo_jax import loss, model
-from olmo_jax.config import ModelConfig
-from olmo_jax.configs.olmo import SIZES, get_config
+from olmo_jax.config import ConfigError, ModelConfig
+from tests.olmo_jax.variants import FAMILIES, VARIANTS
 
 CONFIG = ModelConfig(vocab_size=97, pad_vocab_to=1, d_model=32, n_layers=2, n_heads=4, d_ff=64)
 
@@ -27,14 +27,17 @@ def test_initial_loss_is_within_2_percent_of_ln_v(vocab, d_model, n_layers):
     assert float(entropy) == pytest.approx(np.log(vocab), rel=0.02)
 
 
-def test_no_position_depends_on_a_later_token(params):
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_position_depends_on_a_later_token(name):
     """The gradient of one position's states: something from the tokens up to it, exactly nothing from those after."""
+    config = VARIANTS[name]
+    params = model.init(config, jax.random.key(0))
     length, at = 12, 6
     tokens_BL = jnp.arange(length)[None]  # each token once, so a row of the embedding's gradient is a position's
 
     def states_at(embedding_VD):
         changed = params | {"embedding": embedding_VD}
-        return jnp.sum(jnp.sin(model.hidden(CONFIG, changed, tokens_BL).final_BLD[0, at]))
+        return jnp.sum(jnp.sin(model.hidden(config, changed, tokens_BL).final_BLD[0, at]))
 
     size_L = np.abs(np.asarray(jax.grad(states_at)(params["embedding"]))).sum(axis=1)[:length]
     assert (size_L[: at + 1] > 0).all()
@@ -90,15 +93,6 @@ def test_final_states_sum_to_zero_as_the_gauge_argument_needs(params):
     np.testing.assert_allclose(final_BLD.sum(axis=-1), 0, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_sizes_are_named_by_their_non_embedding_parameters(size):
-    config = get_config(size).model
-    total, inner = model.parameter_count(ModelConfig(**config.to_dict()))
-    assert inner == 16 * config.d_model**2 * config.n_layers
-    assert inner == pytest.approx(float(size[:-1]) * 1e6, rel=0.06)
-    assert total - inner == 2 * config.vocab_size * config.d_model
-
-
 def test_bfloat16_is_only_how_matmuls_are_computed(params):
     config = ModelConfig(**(CONFIG.__dict__ | {"compute_dtype": "bfloat16"}))
     assert {x.dtype for x in jax.tree.leaves(model.init(config, jax.random.key(0)))} == {jnp.dtype("float32")}
@@ -106,3 +100,87 @@ def test_bfloat16_is_only_how_matmuls_are_computed(params):
     rough = model.apply(config, params, jnp.arange(10)[None]).logits_BLV
     assert rough.dtype == jnp.float32
     np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_starts_near_ln_v_and_every_parameter_learns(name):
+    config = VARIANTS[name]
+    params = model.init(config, jax.random.key(1))
+    tokens_BL = jax.random.randint(jax.random.key(2), (4, 33), 0, config.vocab_size)
+
+    def objective(params):
+        final_BLD = model.hidden(config, params, tokens_BL[:, :-1]).final_BLD
+        return loss.cross_entropy(final_BLD, model.unembedding(params), tokens_BL[:, 1:]).objective
+
+    value, gradient = jax.value_and_grad(objective)(params)
+    # Rows that pad the vocabulary are part of the softmax.
+    assert float(value) == pytest.approx(np.log(config.padded_vocab_size), rel=0.04)
+    sizes = {jax.tree_util.keystr(p): float(jnp.abs(g).max()) for p, g in jax.tree_util.tree_leaves_with_path(gradient)}
+    if config.positions == "learned" and not config.qk_norm:
+        # The same for all keys of a head, so that the softmax doesn't see it.
+        sizes = {path: size for path, size in sizes.items() if "key_bias" not in path}
+    assert [path for path, size in sizes.items() if not size > 1e-7] == []
+    assert ("unembedding" in params) == (not config.tied)
+
+
+def test_dropout_is_by_its_key_and_only_in_training(vary):
+    config = vary(VARIANTS["learned positions"], {"dropout": 0.5})
+    params = model.init(config, jax.random.key(0))
+    tokens_BL = jnp.arange(10)[None]
+    plain = model.hidden(config, params, tokens_BL).final_BLD
+    np.testing.assert_array_equal(plain, model.hidden(vary(config, {"dropout": 0.0}), params, tokens_BL).final_BLD)
+    one, same, other = (
+        model.hidden(config, params, tokens_BL, dropout_key=jax.random.key(seed)).final_BLD for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert float(jnp.abs(one - other).max()) > 0.1
+    assert float(jnp.abs(one - plain).max()) > 0.1
+
+
+def test_half_of_what_is_added_is_dropped_and_the_rest_is_doubled(vary):
+    """The states before any block are the embedding, dropped: each entry 0 or twice itself, half and half."""
+    config = vary(FAMILIES["gpt_neox"], {"dropout": 0.5, "n_layers": 1})
+    params = jax.tree.map(jnp.zeros_like, model.init(config, jax.random.key(0)))  # blocks that add nothing
+    params["embedding"] = jnp.ones_like(params["embedding"])
+    tokens_BL = jnp.zeros((4, 64), int)
+    (state_BLD,) = model.hidden(config, params, tokens_BL, layers=True, dropout_key=jax.random.key(0)).layers
+    assert set(np.unique(state_BLD)) == {0.0, 2.0}
+    assert float(jnp.mean(state_BLD)) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_text_longer_than_its_positions_is_refused():
+    config = VARIANTS["learned positions"]
+    with pytest.raises(ConfigError, match=r"config\.model\.context_length = 80: .* the text has 81 tokens"):
+        model.hidden(config, model.init(config, jax.random.key(0)), jnp.zeros((1, 81), int))
+
+
+def test_norms_by_their_formulas():
+    x = np.random.default_rng(0).normal(2.0, 3.0, (2, 5, 32)).astype(np.float32)
+    rms = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(model.rms_norm(jnp.asarray(x), 1e-5), rms, rtol=1e-5)
+    standard = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.astype(np.float64).var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(model.layer_norm(jnp.asarray(x), 1e-5), standard, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_kv_heads": 3}, ["n_kv_heads = 3", "n_heads = 4"]),
+        ({"n_kv_heads": -1}, ["n_kv_heads = -1"]),
+        ({"norm": "batch_norm"}, ["norm = 'batch_norm'", "rms_norm"]),
+        ({"norm_at": "around"}, ["norm_at", "before, after"]),
+        ({"mlp": "relu"}, ["mlp = 'relu'", "swiglu, gelu"]),
+        ({"positions": "alibi"}, ["positions", "rotary, learned"]),
+        ({"rotary_fraction": 0.4}, ["rotary_fraction = 0.4", "turns 3 of a head's 8"]),
+        ({"rotary_fraction": 0.0}, ["rotary_fraction = 0.0"]),
+        ({"rotary_fraction": 1.5}, ["rotary_fraction = 1.5"]),
+        ({"clip_qkv": -1.0}, ["clip_qkv = -1.0"]),
+        ({"dropout": 1.0}, ["dropout = 1.0", "[0, 1)"]),
+        ({"context_length": 0}, ["context_length = 0"]),
+    ],
+)
+def test_settings_that_make_no_decoder_are_refused(vary, changes, words):
+    config = vary(FAMILIES["olmo"], changes)
+    with pytest.raises(ConfigError) as error:
+        config.check("config.model")
+    assert all(word in str(error.value) for word in words), error.value

@@ -1,0 +1,279 @@
+"""Folders as transformers saves them, in and out; their logits and gradients, stored (tests/oracles/models.py)."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from olmo_jax import hf, loss, model
+from olmo_jax.config import ConfigError
+from olmo_jax.data.tokenizer import train_bpe
+from olmo_jax.presets import OLMO, OLMO2, PYTHIA
+from olmo_jax.weights import WeightsError
+
+STORED = pathlib.Path(__file__).parent / "stored"
+NAMES = ("olmo", "olmo2", "olmo2_tied", "gpt_neox", "gpt_neox_sequential")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the stored OLMo, to be changed."""
+    return pathlib.Path(shutil.copytree(STORED / "olmo", tmp_path / "olmo"))
+
+
+def edit(folder, **changes):
+    """Changes config.json; None takes a key out."""
+    settings = json.loads((folder / "config.json").read_text())
+    settings = {k: v for k, v in (settings | changes).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def rewrite(folder, change):
+    """Changes the tensors of model.safetensors, a dict."""
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_loss_and_gradient_are_those_of_transformers(name, tmp_path):
+    expected = load_file(STORED / f"{name}.safetensors")
+    config, params = hf.import_checkpoint(STORED / name)
+    tokens = expected["tokens"]
+    logits = model.apply(config, params, tokens).logits_BLV
+    np.testing.assert_allclose(logits, expected["logits"], atol=2e-4 * np.ptp(expected["logits"]))
+
+    gradients = {n.removeprefix("gradient/"): g for n, g in expected.items() if n.startswith("gradient/")}
+    shutil.copytree(STORED / name, tmp_path / "gradient")
+    save_file(gradients, tmp_path / "gradient" / "model.safetensors")
+    _, theirs = hf.import_checkpoint(tmp_path / "gradient")
+
+    def objective(params):
+        final_BLD = model.hidden(config, params, tokens[:, :-1]).final_BLD
+        return loss.cross_entropy(final_BLD, model.unembedding(params), tokens[:, 1:]).objective
+
+    value, ours = jax.value_and_grad(objective)(jax.tree.map(jax.numpy.asarray, params))
+    assert float(value) == pytest.approx(float(expected["loss"][0]), rel=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shard_bytes", [5e9, 5e3])
+def test_a_round_trip_keeps_settings_and_every_bit(name, shard_bytes, tmp_path):
+    config, params = hf.import_checkpoint(STORED / name)
+    hf.export_checkpoint(config, params, tmp_path / "out", shard_bytes=shard_bytes)
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert (len(files) > 1) == (shard_bytes < 5e9)
+    assert all(file.stat().st_size < shard_bytes + 4096 for file in files)
+    there = {k: v for file in files for k, v in load_file(file).items()}
+    theirs = load_file(STORED / name / "model.safetensors")
+    assert there.keys() == theirs.keys()
+    equal(there, theirs)
+    again, params_again = hf.import_checkpoint(tmp_path / "out")
+    assert again == config
+    equal(params_again, params)
+
+
+@pytest.mark.parametrize("preset", [OLMO["4m"], OLMO["1b"], OLMO2["14m"], PYTHIA["14m"], PYTHIA["14m-sequential"]])
+def test_every_preset_leaves_and_comes_back(preset, tmp_path, vary):
+    small = {"vocab_size": 200, "d_model": 32, "n_layers": 1, "n_heads": 4, "d_ff": 48, "context_length": 64}
+    config = vary(preset, small)
+    params = model.init(config, jax.random.key(0))
+    hf.export_checkpoint(config, params, tmp_path)  # an empty folder is as good as none
+    again, params_again = hf.import_checkpoint(tmp_path)
+    assert again == config  # rows of padding, which only our own key tells, included
+    equal(params_again, params)
+
+
+def test_bfloat16_is_rounded_once(tmp_path):
+    config, params = hf.import_checkpoint(STORED / "olmo2")
+    hf.export_checkpoint(config, params, tmp_path / "half", dtype="bfloat16")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    _, half = hf.import_checkpoint(tmp_path / "half")
+    equal(half, jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16).astype(np.float32), params))
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.7 * (
+        STORED / "olmo2" / "model.safetensors"
+    ).stat().st_size
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rope_settings_of_transformers_4_are_read_too(name, tmp_path):
+    folder = pathlib.Path(shutil.copytree(STORED / name, tmp_path / name))
+    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
+    theta, pct = ("rotary_emb_base", "rotary_pct") if name.startswith("gpt") else ("rope_theta", "unused")
+    edit(folder, rope_parameters=None, **{theta: rope["rope_theta"], pct: rope.get("partial_rotary_factor")})
+    assert hf.import_checkpoint(folder)[0] == hf.import_checkpoint(STORED / name)[0]
+    edit(folder, rope_scaling={"type": "linear", "factor": 2.0})
+    with pytest.raises(ConfigError, match=r"config\.json: rope_type = 'linear'"):
+        hf.import_checkpoint(folder)
+
+
+def test_older_neox_files_hold_masks_and_another_name_of_the_head(tmp_path):
+    folder = pathlib.Path(shutil.copytree(STORED / "gpt_neox", tmp_path / "neox"))
+
+    def older(tensors):
+        masks = {f"gpt_neox.layers.{i}.attention.bias": np.ones((1, 1, 8, 8), bool) for i in range(2)}
+        buffers = {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": np.ones(4, np.float32)}
+        tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+        return tensors | masks | buffers
+
+    rewrite(folder, older)
+    equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "gpt_neox")[1])
+
+
+@pytest.mark.parametrize("prefix", ["model.transformer.", "transformer."])
+@pytest.mark.parametrize("yaml_", [False, True])
+def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_):
+    """OLMo's trainer stacks query, key and value, and what is gated upon the gate; config.json is hf_olmo's."""
+    rewrite(folder, lambda tensors: {n: x for n, x in tensors.items() if not n.endswith("proj.bias")})
+    edit(folder, attention_bias=False)
+    reference, expected = hf.import_checkpoint(folder)
+
+    def original(tensors):
+        renamed = {f"{prefix}wte.weight": tensors["model.embed_tokens.weight"]}
+        renamed[f"{prefix}ff_out.weight"] = tensors["lm_head.weight"]
+        for i in range(2):
+            theirs, block = f"model.layers.{i}", f"{prefix}blocks.{i}"
+            qkv = [tensors[f"{theirs}.self_attn.{x}_proj.weight"] for x in "qkv"]
+            renamed[f"{block}.att_proj.weight"] = np.concatenate(qkv)
+            renamed[f"{block}.attn_out.weight"] = tensors[f"{theirs}.self_attn.o_proj.weight"]
+            up_gate = [tensors[f"{theirs}.mlp.{x}_proj.weight"] for x in ("up", "gate")]
+            renamed[f"{block}.ff_proj.weight"] = np.concatenate(up_gate)
+            renamed[f"{block}.ff_out.weight"] = tensors[f"{theirs}.mlp.down_proj.weight"]
+        return renamed
+
+    rewrite(folder, original)
+    settings = {
+        "d_model": 16, "n_heads": 2, "n_layers": 2, "n_kv_heads": 1, "mlp_hidden_size": 48, "activation_type": "swiglu",
+        "block_type": "sequential", "rope": True, "rope_theta": reference.rope_theta, "layer_norm_type": "default",
+        "layer_norm_with_affine": False, "include_bias": False, "weight_tying": False, "clip_qkv": 0.2,
+        "max_sequence_length": 512, "vocab_size": 60, "embedding_size": 64,
+    }  # fmt: skip
+    (folder / "config.json").unlink()
+    if yaml_:
+        (folder / "config.yaml").write_text(yaml.safe_dump({"run_name": "x", "model": settings}))
+    else:
+        named = {"architectures": ["OLMoForCausalLM"], "model_type": "hf_olmo"}
+        (folder / "config.json").write_text(json.dumps(settings | named))
+    config, params = hf.import_checkpoint(folder)
+    assert (config.vocab_size, config.padded_vocab_size) == (60, 64)
+    equal(params, expected)
+    tokens = np.arange(20)[None]
+    ours, theirs = model.apply(config, params, tokens), model.apply(reference, expected, tokens)
+    np.testing.assert_array_equal(ours.logits_BLV, theirs.logits_BLV)
+
+
+def test_rows_beyond_the_tokenizer_are_padding(folder):
+    tokenizer = train_bpe(["a small text"], 262, "<|endoftext|>")
+    tokenizer.save(folder / "tokenizer.json")
+    with pytest.raises(ConfigError, match=rf"tokenizer\.json: has {tokenizer.vocab_size} tokens .* vocabulary is 64"):
+        hf.import_checkpoint(folder)
+    rows = 384
+
+    def longer(tensors):
+        ends = ("model.embed_tokens.weight", "lm_head.weight")
+        return tensors | {name: np.resize(tensors[name], (rows, 16)) for name in ends}
+
+    rewrite(folder, longer)
+    edit(folder, vocab_size=rows)
+    config, params = hf.import_checkpoint(folder)
+    assert (config.vocab_size, config.padded_vocab_size) == (tokenizer.vocab_size, rows)
+    assert params["embedding"].shape == (rows, 16)
+
+
+def test_a_model_that_no_architecture_is_can_not_leave(vary, tmp_path):
+    config = vary(PYTHIA["14m"], {"positions": "learned", "vocab_size": 50, "d_model": 8, "n_layers": 1})
+    with pytest.raises(ConfigError, match=r"from the nearest, GPTNeoXForCausalLM, it differs in positions = 'learned'"):
+        hf.export_checkpoint(config, model.init(config, jax.random.key(0)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over_or_left_half(tmp_path, monkeypatch):
+    config, params = hf.import_checkpoint(STORED / "olmo")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    with pytest.raises(WeightsError, match="is there already"):
+        hf.export_checkpoint(config, params, tmp_path / "there")
+    with pytest.raises(ConfigError, match="dtype = 'int4': needs one of float32, bfloat16"):
+        hf.export_checkpoint(config, params, tmp_path / "new", dtype="int4")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("olmo_jax.hf.writing.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        hf.export_checkpoint(config, params, tmp_path / "new")
+    assert [p.name for p in tmp_path.rglob("*")] == ["there", "mine.txt"]
+
+
+def drop(name):
+    return lambda tensors: {n: x for n, x in tensors.items() if n != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda f: edit(f, architectures=["LlamaForCausalLM"], model_type="llama"), ConfigError,
+         "config.json LlamaForCausalLM isn't known OlmoForCausalLM Olmo2ForCausalLM GPTNeoXForCausalLM"),
+        (lambda f: edit(f, architectures=None, model_type=None), ConfigError, "(none named)"),
+        (lambda f: edit(f, hidden_size=None), ConfigError, "config.json lacks 'hidden_size'"),
+        (lambda f: edit(f, hidden_act="gelu"), ConfigError, "config.json hidden_act = 'gelu' 'silu'"),
+        (lambda f: edit(f, head_dim=5), ConfigError, "head_dim = 5"),
+        (lambda f: edit(f, num_attention_heads=3), ConfigError, "n_heads = 3 doesn't divide"),
+        (lambda f: (f / "config.json").write_text("{"), ConfigError, "config.json isn't a model's configuration"),
+        (lambda f: (f / "config.json").write_text("[]"), ConfigError, "config.json isn't a model's configuration"),
+        (lambda f: (f / "config.json").unlink(), WeightsError, "has no config.json"),
+        (lambda f: rewrite(f, drop("model.layers.1.mlp.up_proj.weight")), WeightsError,
+         "OlmoForCausalLM lacks model.layers.1.mlp.up_proj.weight"),
+        (lambda f: edit(f, num_hidden_layers=1), WeightsError,
+         "has no place for model.layers.1.mlp.down_proj.weight and more"),
+        (lambda f: edit(f, intermediate_size=32), WeightsError,
+         "'model.layers.0.mlp.gate_proj.weight' (24, 16) (32, 16)"),
+        (lambda f: ((f / "model.safetensors").unlink(), (f / "pytorch_model.bin").write_bytes(b"x")), WeightsError,
+         "pytorch_model.bin pickle runs whatever code"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x10"), WeightsError, "not a whole .safetensors"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), ConfigError, "tokenizer.json isn't a tokenizer.json"),
+        (shutil.rmtree, WeightsError, "no such folder"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told_in_one_line(folder, change, error, words):
+    change(folder)
+    with pytest.raises(error) as raised:
+        hf.import_checkpoint(folder)
+    message = str(raised.value)
+    assert str(folder) in message
+    assert "\n" not in message
+    missing = [word for word in words.split() if word not in message]
+    assert not missing, message
+
+
+def test_a_tied_model_with_a_head_of_its_own_in_the_file(tmp_path):
+    """transformers writes it twice in some versions, and never reads the second."""
+    folder = pathlib.Path(shutil.copytree(STORED / "olmo2_tied", tmp_path / "tied"))
+    expected = hf.import_checkpoint(folder)[1]
+    rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
+    equal(hf.import_checkpoint(folder)[1], expected)
+    rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1})
+    with pytest.raises(WeightsError, match="'lm_head.weight' differs from the embedding"):
+        hf.import_checkpoint(folder)
+
+
+def test_the_checker_names_the_first_place_that_drifts():
+    config, params = hf.import_checkpoint(STORED / "gpt_neox")
+    tokens = np.arange(12)[None]
+    output = model.apply(config, params, tokens, layers=True)
+    reference = {f"blocks_{i}": x for i, x in enumerate(output.hidden.layers)} | {"logits": output.logits_BLV}
+    assert hf.first_drift(config, params, tokens, reference) is None
+    wrong = params | {"blocks_1": params["blocks_1"] | {"mlp": params["blocks_0"]["mlp"]}}
+    assert hf.first_drift(config, wrong, tokens, reference)[0] == "blocks_1"
+    nan = params | {"unembedding": params["unembedding"] * np.float32("nan")}
+    name, share = hf.first_drift(config, nan, tokens, reference)
+    assert name == "logits"
+    assert np.isnan(share)

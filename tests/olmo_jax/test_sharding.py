@@ -1,0 +1,132 @@
+"""The training step laid over eight devices in every way that divides, against one device, for every option."""
+
+import dataclasses
+import itertools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from olmo_jax import cohort as cohorts
+from olmo_jax import model, sharding
+from olmo_jax.cohort import Run
+from olmo_jax.config import ConfigError, MeshConfig, TrainConfig
+from tests.olmo_jax.variants import VARIANTS
+
+MEMBERS, BATCH, LENGTH, STEPS = 8, 8, 12, 2
+MESHES = [(m, d, 8 // (m * d)) for m, d in itertools.product((1, 2, 4, 8), repeat=2) if m * d <= 8]
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def program(architecture, mesh_config, members, mapping="vmap"):
+    base = TrainConfig(tokens=10 * BATCH * LENGTH, model=dataclasses.replace(architecture, n_layers=1))
+    data = dataclasses.replace(base.data, batch_size=BATCH, sequence_length=LENGTH)
+    base = dataclasses.replace(base, data=data, mesh=mesh_config, mapping=mapping)
+    runs = [Run(f"r{seed}", dataclasses.replace(base, init_seed=seed, data_seed=seed)) for seed in range(members)]
+    shape = cohorts.shape_of(base, "text")
+    mesh = sharding.make_mesh(mesh_config, members)
+    state = cohorts.initial_state(shape, runs, mesh)
+    return cohorts.compile_step(shape, runs, state, mesh), state, mesh
+
+
+def train(architecture, mesh_config, members=MEMBERS):
+    compiled, state, mesh = program(architecture, mesh_config, members)
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(STEPS):
+        tokens = rng.integers(0, architecture.vocab_size, (MEMBERS, BATCH, LENGTH + 1)).astype(np.int32)[:members]
+        state, metrics = compiled.step(state, compiled.hyper, sharding.put(mesh, sharding.BATCH, tokens))
+        losses.append(np.asarray(metrics.loss))
+    return np.array(losses), jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one device gives, by variant and members."""
+    known = {}
+
+    def of(name, members=MEMBERS):
+        if (name, members) not in known:
+            known[name, members] = train(VARIANTS[name], MeshConfig(1, 1, 1), members)
+        return known[name, members]
+
+    return of
+
+
+def check(alone, name, mesh_config, members=MEMBERS):
+    losses, params = train(VARIANTS[name], mesh_config, members)
+    expected_losses, expected = alone(name, members)
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
+    # Adam's first steps divide tiny gradients by themselves, so their rounding shows.
+    chex.assert_trees_all_close(params, expected, rtol=2e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("mesh", [pytest.param(m, marks=() if m == (2, 2, 2) else pytest.mark.slow) for m in MESHES])
+def test_every_mesh_gives_what_one_device_gives(alone, mesh):
+    check(alone, "all at once", MeshConfig(*mesh))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "all at once"])
+def test_every_option_is_covered_by_the_rules(alone, name):
+    check(alone, name, MeshConfig(2, 2, 2), members=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mesh"), [("all at once", (1, 8, 1)), ("olmo2", (1, 4, 2)), ("gpt_neox", (2, 2, 2))])
+def test_fully_sharded_parameters_give_the_same(alone, name, mesh):
+    check(alone, name, MeshConfig(*mesh, fsdp=True), members=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "mapping"),
+    [
+        pytest.param(name, mapping, marks=() if (name, mapping) == ("all at once", "vmap") else pytest.mark.slow)
+        for name, mapping in itertools.product(VARIANTS, ("vmap", "map"))
+    ],
+)
+def test_members_on_devices_of_their_own_never_talk(name, mapping):
+    compiled, _, _ = program(VARIANTS[name], MeshConfig(member=8), MEMBERS, mapping)
+    text = compiled.step.as_text()
+    assert {word: len(re.findall(rf" {word}", text)) for word in COLLECTIVES} == dict.fromkeys(COLLECTIVES, 0)
+
+
+def test_fully_sharded_means_an_eighth_on_each_device():
+    def bytes_of(fsdp):
+        compiled, state, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=fsdp), 1)
+        memory = compiled.step.memory_analysis()
+        whole = sum(x.nbytes for x in jax.tree.leaves(state))
+        vectors = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim < 3)
+        return memory.argument_size_in_bytes, memory.output_size_in_bytes, whole, vectors
+
+    arguments, outputs, whole, vectors = bytes_of(fsdp=True)
+    each = vectors + (whole - vectors) / 8
+    text = BATCH * (LENGTH + 1) * 4 / 8
+    assert arguments == pytest.approx(each + text, rel=0.02)
+    assert outputs == pytest.approx(each, rel=0.03)  # with the step's metrics
+    assert bytes_of(fsdp=False)[0] > whole
+
+
+def test_rules_cover_every_parameter_and_moments_lie_with_their_parameters():
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2), 2)
+    for config in VARIANTS.values():
+        params = jax.eval_shape(lambda c=config: model.init(c, jax.random.key(0)))
+        stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), {"params": params, "mu": params})
+        found = sharding.stack_shardings(mesh, stack)
+        assert found["params"] == found["mu"]
+        matrices = [s.spec for x, s in zip(jax.tree.leaves(stack), jax.tree.leaves(found), strict=True) if x.ndim == 3]
+        # All matrices but learned positions are cut over "model".
+        assert sum("model" not in spec for spec in matrices) == 2 * (config.positions == "learned")
+
+
+def test_a_width_that_does_not_divide_is_refused():
+    stack = {"blocks_0": {"attention": {"key_bias": jnp.zeros((1, 12))}}}
+    with pytest.raises(ConfigError, match=r"config\.mesh\.model = 8 doesn't divide a dimension of 12 of 'blocks_0/att"):
+        sharding.stack_shardings(sharding.make_mesh(MeshConfig(1, 1, 8), 1), stack)
+    with pytest.raises(ConfigError, match=r"config\.mesh\.data = 8 doesn't divide a dimension of 12"):
+        sharding.stack_shardings(
+            sharding.make_mesh(MeshConfig(1, 8, 1), 1), {"positions": jnp.zeros((1, 12, 4))}, fsdp=True
+        )

@@ -1,0 +1,30 @@
+"""Small decoders that between them take every option."""
+
+import dataclasses
+
+from olmo_jax.config import ModelConfig
+
+_SMALL = ModelConfig(vocab_size=61, pad_vocab_to=8, d_model=32, n_layers=2, n_heads=4, d_ff=48, context_length=80)
+
+FAMILIES = {
+    "olmo": dataclasses.replace(_SMALL, clip_qkv=0.5),
+    "olmo2": dataclasses.replace(_SMALL, norm="rms_norm", norm_at="after", qk_norm=True, n_kv_heads=2),
+    "gpt_neox": dataclasses.replace(
+        _SMALL, norm="affine_layer_norm", parallel=True, mlp="gelu", attention_bias=True, mlp_bias=True,
+        rotary_fraction=0.25,
+    ),
+}  # fmt: skip
+
+VARIANTS = FAMILIES | {
+    "sequential neox": dataclasses.replace(FAMILIES["gpt_neox"], parallel=False),
+    # Paper B's small models.
+    "learned positions": dataclasses.replace(
+        _SMALL, norm="affine_layer_norm", mlp="gelu", attention_bias=True, mlp_bias=True, positions="learned",
+        dropout=0.1,
+    ),
+    "tied": dataclasses.replace(_SMALL, tied=True, n_kv_heads=1),
+    "all at once": dataclasses.replace(
+        _SMALL, norm="affine_layer_norm", norm_at="after", qk_norm=True, clip_qkv=0.5, parallel=True,
+        attention_bias=True, mlp_bias=True, positions="learned", n_kv_heads=2, tied=True, dropout=0.2,
+    ),
+}  # fmt: skip
