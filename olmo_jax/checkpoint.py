@@ -64,9 +64,9 @@ class Checkpoints:
     def save_params(self, step: int, params_M: Any, members: Sequence[str]) -> None:
         """Writes a stack that nothing will train on from, without moments; returns once it is on disk."""
         params = ocp.args.PyTreeSave(params_M, save_args=_chunk_a_member(params_M))
-        self._manager.save(
-            step, args=ocp.args.Composite(params=params, members=ocp.args.JsonSave({"runs": list(members)}))
-        )
+        composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave({"runs": list(members)}))
+        # Forced, for Orbax leaves out a step before the last one that is there.
+        self._manager.save(step, args=composite, force=True)
         self.wait()
 
     def restore(self, step: int, member: State, mesh: Mesh, fsdp: bool = False) -> State:

@@ -55,12 +55,12 @@ def _pythia(d_model: int, n_layers: int, n_heads: int) -> ModelConfig:
 
 # Six sizes [ours, methods.md section 1], named by their parameters without embeddings.
 STAND_INS = {
-    "4m": _olmo(256, 4, 8, 1024),
-    "8m": _olmo(256, 8, 8, 1024),
-    "13m": _olmo(320, 8, 8, 1024),
-    "19m": _olmo(384, 8, 8, 1024),
-    "34m": _olmo(512, 8, 8, 1024),
-    "75m": _olmo(768, 8, 12, 1024),
+    "4m": _olmo(256, 4, 8, 2048),
+    "8m": _olmo(256, 8, 8, 2048),
+    "13m": _olmo(320, 8, 8, 2048),
+    "19m": _olmo(384, 8, 8, 2048),
+    "34m": _olmo(512, 8, 8, 2048),
+    "75m": _olmo(768, 8, 12, 2048),
 }
 
 # Public [code], named by their parameters with one of the two embeddings; OLMo-1B ties them.
