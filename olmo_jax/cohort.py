@@ -118,8 +118,10 @@ def init_member(params: Any) -> State:
     return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1))
 
 
-def member_step(shape: Shape, state: State, h: Hyper, tokens_BL: Array) -> tuple[State, Metrics]:
-    """One update of one member on `[B, L + 1]` tokens.
+def member_step(
+    shape: Shape, state: State, h: Hyper, tokens_BL: Array, mesh: Mesh | None = None
+) -> tuple[State, Metrics]:
+    """One update of one member on `[B, L + 1]` tokens; `mesh` is needed where parameters are fully sharded over it.
 
     A member whose loss, gradient or new parameters turn non-finite is frozen as it was before and marked with the
     step; a member at its total steps (an inert one has 0) is left as it is.
@@ -128,13 +130,21 @@ def member_step(shape: Shape, state: State, h: Hyper, tokens_BL: Array) -> tuple
     # A function of seed and step alone, so that a resumed run drops what it would have dropped.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
 
+    def states(params: Any) -> Array:
+        return model.hidden(shape.model, params, tokens_BL[:, :-1], dropout_key=dropout_key).final_BLD
+
     def objective(params: Any) -> tuple[Array, Array]:
-        final_BLD = model.hidden(shape.model, params, tokens_BL[:, :-1], dropout_key=dropout_key).final_BLD
-        w_VD = model.unembedding(params)
+        if shape.mesh.fsdp and mesh is not None:
+            final_BLD = sharding.gathering(mesh, states)(params)
+            w_VD = model.unembedding(sharding.gathered(mesh, params))
+        else:
+            final_BLD, w_VD = states(params), model.unembedding(params)
         result = loss.cross_entropy(final_BLD, w_VD, tokens_BL[:, 1:], z_loss=shape.z_loss)
         return result.objective, result.cross_entropy
 
     (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    if shape.mesh.fsdp and mesh is not None:
+        gradients = sharding.scattered(mesh, gradients)
     rate = optimizer.learning_rate(h, state.step + 1, shape.schedule)
     adamw = optimizer.adamw(h, rate, shape.decay_embeddings, shape.decay_norms)
     updates, moments = adamw.update(gradients, state.moments, state.params)
@@ -227,7 +237,8 @@ def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) ->
     state_shardings = sharding.stack_shardings(mesh, state, shape.mesh.fsdp)
 
     def train_step(state: State, hyper: Hyper, tokens_MBL: Array) -> tuple[State, Metrics]:
-        return over_members(functools.partial(member_step, shape), shape.mapping, mesh)(state, hyper, tokens_MBL)
+        one = functools.partial(member_step, shape, mesh=mesh)
+        return over_members(one, shape.mapping, mesh)(state, hyper, tokens_MBL)
 
     step = jax.jit(
         train_step,

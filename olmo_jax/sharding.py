@@ -1,11 +1,12 @@
 """Where arrays lie: a mesh ("member", "data", "model") and rules from parameter paths to PartitionSpecs."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from olmo_jax.config import ConfigError, MeshConfig
@@ -13,6 +14,7 @@ from olmo_jax.config import ConfigError, MeshConfig
 T = TypeVar("T")
 
 AXES = ("member", "data", "model")
+_GATHERED = "gathered"
 
 # Of one model, without the member axis, by the end of the path: so an optimiser's moments lie where their parameters
 # do. Vocabulary, heads and hidden width go over "model"; each block then needs one reduction a sublayer (Megatron).
@@ -72,10 +74,7 @@ def stack_shardings(mesh: Mesh, stack: Any, fsdp: bool = False) -> Any:
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        spec = spec_of(path_name(path))
-        if fsdp and len(spec) == 2:
-            place = list(spec).index(None)
-            spec = PartitionSpec(*spec[:place], "data", *spec[place + 1 :])
+        spec = _resting(spec_of(path_name(path))) if fsdp else spec_of(path_name(path))
         for axis, size in zip(spec, leaf.shape[1:], strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise ConfigError(
@@ -86,6 +85,42 @@ def stack_shardings(mesh: Mesh, stack: Any, fsdp: bool = False) -> Any:
         return NamedSharding(mesh, PartitionSpec(member, *spec))
 
     return jax.tree_util.tree_map_with_path(sharding, stack)
+
+
+def gathered(mesh: Mesh, params: Any) -> Any:
+    """One model's fully sharded parameters, each whole over "data": what a matmul of a share of the batch needs.
+
+    Said explicitly, for XLA would rather add up every device's partial products of the whole batch.
+    """
+
+    def gather(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        spec = NamedSharding(mesh, spec_of(path_name(path)))
+        return checkpoint_name(jax.lax.with_sharding_constraint(x, spec), _GATHERED)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def gathering(mesh: Mesh, f: Callable[[Any], T]) -> Callable[[Any], T]:
+    """`f` of a model's fully sharded parameters, gathered for it, and again for its gradient: none is kept between."""
+    keep = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+    return jax.checkpoint(lambda params: f(gathered(mesh, params)), policy=keep)
+
+
+def scattered(mesh: Mesh, gradients: Any) -> Any:
+    """One model's gradients laid as its fully sharded parameters are: a device's own share of each."""
+
+    def scatter(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _resting(spec_of(path_name(path)))))
+
+    return jax.tree_util.tree_map_with_path(scatter, gradients)
+
+
+def _resting(spec: PartitionSpec) -> PartitionSpec:
+    """A matrix's spec with "data" along the dimension that the rules leave whole."""
+    if len(spec) != 2:
+        return spec
+    place = list(spec).index(None)
+    return PartitionSpec(*spec[:place], "data", *spec[place + 1 :])
 
 
 def put(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:

@@ -1,0 +1,83 @@
+"""What does a device hold of a published 1B model in training, whole or fully sharded?
+
+    python -m benchmarks.sharding [olmo2] [--size=1b] [--json=FILE]
+
+Compiles the training step for eight devices of the CPU, runs nothing, and prints what the compiled program says it
+needs on each: its arguments (parameters, moments, text) and its temporaries, for one sequence a device.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+
+DEVICES = 8
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+
+from olmo_jax import cohort as cohorts  # noqa: E402
+from olmo_jax import sharding  # noqa: E402
+from olmo_jax.cohort import Run  # noqa: E402
+from olmo_jax.config import MeshConfig, ModelConfig, TrainConfig  # noqa: E402
+from olmo_jax.model import parameter_count  # noqa: E402
+from olmo_jax.presets import OLMO, OLMO2, PYTHIA  # noqa: E402
+
+MESHES = {
+    "whole on each": MeshConfig(1, DEVICES, 1),
+    "cut over model": MeshConfig(1, 1, DEVICES),
+    "fully sharded": MeshConfig(1, DEVICES, 1, fsdp=True),
+    "fully sharded, model 2": MeshConfig(1, DEVICES // 2, 2, fsdp=True),
+}
+
+
+def measure(model: ModelConfig, mesh: MeshConfig, length: int) -> dict[str, float]:
+    """GB of arguments and temporaries of one device, and the seconds of compiling."""
+    base = TrainConfig(tokens=10**9, model=model, mesh=mesh, mapping="vmap")
+    data = dataclasses.replace(base.data, batch_size=DEVICES, sequence_length=length)
+    run = Run("1b", dataclasses.replace(base, data=data))
+    shape = cohorts.shape_of(run.config, "text")
+    member = cohorts.member_structs(shape)
+    stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
+    start = time.monotonic()
+    step = cohorts.compile_step(shape, [run], stack, sharding.make_mesh(mesh, 1)).step
+    memory = step.memory_analysis()
+    assert memory is not None
+    return {
+        "arguments_gb": memory.argument_size_in_bytes / 1e9,
+        "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        "compile_s": time.monotonic() - start,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", nargs="?", default="olmo", choices=("olmo", "olmo2", "pythia"))
+    parser.add_argument("--size", default="1b")
+    parser.add_argument("--length", type=int, default=512, help="of a sequence (default: 512)")
+    parser.add_argument("--json", metavar="FILE")
+    given = parser.parse_args()
+    model = {"olmo": OLMO, "olmo2": OLMO2, "pythia": PYTHIA}[given.family][given.size]
+    total, _ = parameter_count(model)
+    state = 12 * total / 1e9  # parameters and two moments, float32
+    print(f"{given.family} {given.size}: {total:,} parameters, {state:.2f} GB with moments; {jax.__version__=}")
+    rows = []
+    for layout, mesh in MESHES.items():
+        found = measure(model, mesh, given.length) | {"state_gb": state}
+        rows.append({"case": f"{given.family}-{given.size}", "layout": layout} | found)
+        print(
+            f"{layout:<24} {found['arguments_gb']:7.2f} GB of arguments ({found['arguments_gb'] / state:.3f} of the "
+            f"state), {found['temporaries_gb']:6.2f} GB of temporaries, compiled in {found['compile_s']:.0f} s",
+            flush=True,
+        )
+    if given.json:
+        with open(given.json, "w") as file:
+            json.dump(rows, file, indent=2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
