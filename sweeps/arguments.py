@@ -57,7 +57,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    _run_and_step(parser, "id of a run in --workdir")
+    _run_and_step(parser, "id of a run in --workdir, or a pattern of it alone")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--dtype", default="float32", help="float32, the default, or bfloat16")
     parser.add_argument("--shard_mb", type=float, default=5000.0, metavar="MB", help="most of one file (default: 5000)")

@@ -211,9 +211,7 @@ def _import_revisions(
                     continue
                 _, params = hf.import_checkpoint(revision.folder)
                 params_M = jax.tree.map(lambda x: jnp.asarray(x)[None], params)
-                row: dict[str, Any] = {"step": revision.step}
-                if revision.tokens is not None:
-                    row["tokens"] = revision.tokens
+                row: dict[str, Any] = {"step": revision.step, "tokens": revision.tokens}
                 for probe in probes.values():
                     row |= {name: float(str(x_M[0])) for name, x_M in jax.device_get(probe(params_M)).items()}
                 rows[revision.step] = row

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,10 +10,15 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+
+from olmo_jax import hf, model
+from olmo_jax.data.tokenizer import train_bpe
+from olmo_jax.presets import PYTHIA
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = ["geometry", "olmo_jax", "eval", "sweeps"]
@@ -62,7 +68,8 @@ def test_ci_runs_the_readmes_make_commands():
 # Makes the README's commands small enough for a test; what they do stays the same.
 SMALLER = {
     "sweeps/configs/own_text.py": ["--config.train.tokens=4096", "--config.train.model.n_layers=1"],
-    "olmo_jax/configs/olmo.py": [
+    "import pythia-14m": ["--config.train.data.max_megabytes=0.5"],
+    "olmo_jax/configs/olmo.py:4m": [
         "--config.tokens=8192",
         "--config.data.max_megabytes=0.5",
         "--config.data.batch_size=8",
@@ -71,6 +78,16 @@ SMALLER = {
         "--config.model.n_layers=1",
     ],
 }
+
+
+def publish(folder):
+    """A folder as somebody would download it: a Pythia of one layer, a tokenizer trained on this code."""
+    config = dataclasses.replace(
+        PYTHIA["14m"], vocab_size=512, d_model=32, n_layers=1, n_heads=2, d_ff=64, context_length=64
+    )
+    texts = [path.read_text() for path in sorted((ROOT / "olmo_jax").glob("*.py"))]
+    train_bpe(texts, 400, "<|endoftext|>").save(pathlib.Path("tokenizer.json"))
+    hf.export_checkpoint(config, model.init(config, jax.random.key(0)), folder, tokenizer="tokenizer.json")
 
 
 @pytest.mark.slow
@@ -84,8 +101,9 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
         (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
     commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("olmo-jax")]
-    assert len(commands) == 8
+    assert len(commands) == 17
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
+    publish("pythia-14m")
     for command in commands:
         more = next((extra for file, extra in SMALLER.items() if file in command), [])
         assert cli.main([*shlex.split(command)[1:], *more]) == 0, command

@@ -1,11 +1,14 @@
 """Our decoder and its conversions against transformers as installed, on random models; `make oracles` runs these."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from olmo_jax import generate, hf, loss, model
+from olmo_jax.presets import OLMO, OLMO2, PYTHIA
 from tests.oracles import models
 
 pytestmark = pytest.mark.oracle
@@ -78,6 +81,19 @@ def test_a_round_trip_keeps_every_bit_and_transformers_opens_it(family, seed, tm
     half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half")
     assert half.dtype == torch.bfloat16
     assert all(torch.equal(x, theirs[name].bfloat16()) for name, x in half.state_dict().items())
+
+
+@pytest.mark.parametrize("preset", [OLMO["4m"], OLMO["1b"], OLMO2["14m"], PYTHIA["14m"], PYTHIA["14m-sequential"]])
+def test_models_of_our_own_are_the_same_there(preset, tmp_path):
+    import transformers
+
+    small = {"vocab_size": 200, "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 96, "context_length": 64}
+    config = dataclasses.replace(preset, **small)
+    params = jax.tree.map(lambda x: 3 * x, model.init(config, jax.random.key(0)))
+    hf.export_checkpoint(config, params, tmp_path / "ours")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    tokens = models.random_tokens(opened, 0, 40)
+    assert hf.first_drift(config, params, tokens, models.states(opened, tokens)) is None
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)

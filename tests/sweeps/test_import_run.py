@@ -85,7 +85,7 @@ def test_revisions_become_one_run_with_a_history(imported, published, run_id):
         assert config == expected_config
         jax.tree.map(np.testing.assert_array_equal, params, expected)
     rows = [json.loads(line) for line in (imported / "runs" / run_id / "metrics.jsonl").open()]
-    assert [(row["step"], row.get("tokens")) for row in rows] == [(1, None), (4, 8000), (16, 32000)]
+    assert [(row["step"], row["tokens"]) for row in rows] == [(1, None), (4, 8000), (16, 32000)]
     assert len({row["unembedding/effective_rank"] for row in rows}) == 3
     assert all("final_states/mean_cosine" in row for row in rows)
     origin = json.loads((imported / "runs" / run_id / "imported.json").read_text())
@@ -119,7 +119,7 @@ def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, caps
     assert run_id in (imported / "report" / "index.html").read_text()
 
 
-def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(published, config, tmp_path):
+def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(published, config, tmp_path, capsys):
     folder = pathlib.Path(shutil.copytree(published, tmp_path / "pythia-small"))
     moved = shutil.move(folder / "step4-tokens8K", tmp_path / "aside")
     arguments = ("import", folder, f"--config={config}", f"--workdir={tmp_path / 'work'}")
@@ -139,6 +139,9 @@ def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(publish
     assert run(*other) == 0
     assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
     assert run("status", f"--workdir={tmp_path / 'work'}") == 0
+    assert run("report", f"--workdir={tmp_path / 'work'}") == 0
+    assert run("export", "*", f"--workdir={tmp_path / 'work'}", f"--to={tmp_path / 'out'}") == 1
+    assert "names 2 runs" in capsys.readouterr().err
 
 
 def test_an_import_that_was_cut_short_goes_on(published, config, tmp_path, monkeypatch):
@@ -215,6 +218,7 @@ def test_export_gives_back_what_was_imported(imported, published, run_id, tmp_pa
         (["export", "nobody", "--to={t}/x"], 1, ["no run 'nobody'"]),
         (["export", "{id}", "--to={t}/x", "--dtype=int8"], 2, ["dtype = 'int8'", "bfloat16"]),
         (["export", "{id}", "--to={p}"], 1, ["is there already"]),
+        (["export", "*", "--to={t}/x", "--step=3"], 1, ["no checkpoint at step 3"]),
         (["export", "{id}"], 2, ["--to"]),
     ],
 )
