@@ -122,12 +122,15 @@ def _configure(
     workdir: epath.Path, config: ConfigDict, found: Sequence[Revision], name: str
 ) -> tuple[TrainConfig, EvalConfig]:
     """The run's configuration: the model's own from its folder, the rest from `config`."""
-    architecture, model = _one_model(found)
     sweep = plans.read_sweep(config)
     values = sweep.train.to_dict()
     data = values["data"]
+    tokenizer, eos_token = _tokenizer(data, found)
+    architecture, model = _one_model(found, tokenizer)
+    check_tokenizer(tokenizer, model.vocab_size, eos_token)
+    kept = _keep(workdir, tokenizer)
+    data |= {"tokenizer": str(kept), "eos_token": eos_token, "name": f"{data['name']}-{kept.stem}"}
     data["sequence_length"] = min(data["sequence_length"], model.context_length)
-    data |= _tokenizer(workdir, data, found, model)
     values |= {
         "name": re.sub(r"[^\w.-]", "_", name).lstrip("."),
         "imported": architecture,
@@ -138,9 +141,25 @@ def _configure(
     return from_config_dict(TrainConfig, values, "config.train"), sweep.evaluation
 
 
-def _one_model(found: Iterable[Revision]) -> tuple[str, ModelConfig]:
+def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.Path, str]:
+    """The tokenizer.json of any revision, of the folder that they lie in, or that the configuration names; its end."""
+    for place in (*(revision.folder for revision in found), found[0].folder.parent):
+        if (place / TOKENIZER).exists():
+            return place / TOKENIZER, eos_of(found[-1].folder, place / TOKENIZER)
+    if data["tokenizer"] == "bpe":
+        raise ConfigError(
+            f"{found[0].folder}: has no {TOKENIZER}, and no text can be read without; put it there, or name one in "
+            "--config.train.data.tokenizer (olmo-jax geometry needs none)"
+        )
+    file = epath.Path(data["tokenizer"])
+    if not file.exists():
+        raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: no such file")
+    return file, data["eos_token"]
+
+
+def _one_model(found: Iterable[Revision], tokenizer: epath.Path) -> tuple[str, ModelConfig]:
     """Architecture and configuration that all revisions share."""
-    read = {revision.folder: read_config(revision.folder) for revision in found}
+    read = {revision.folder: read_config(revision.folder, tokenizer) for revision in found}
     first, (family, config) = next(iter(read.items()))
     for folder, (other_family, other) in read.items():
         if (other_family, other) != (family, config):
@@ -148,38 +167,16 @@ def _one_model(found: Iterable[Revision]) -> tuple[str, ModelConfig]:
     return family.architecture, config
 
 
-def _tokenizer(
-    workdir: epath.Path, data: dict[str, Any], found: Sequence[Revision], model: ModelConfig
-) -> dict[str, Any]:
-    """Fields of DataConfig: the model's own tokenizer.json, or the one that the configuration names.
-
-    It is copied into the working directory, which then needs the imported folder no more; data of one tokenizer are
-    shared between runs.
-    """
-    folders = [place for revision in found for place in (revision.folder, revision.folder.parent)]
-    own = next((folder for folder in folders if (folder / TOKENIZER).exists()), None)
-    if own is not None:
-        file = own / TOKENIZER
-        eos = eos_of(own if (own / "config.json").exists() else found[0].folder, file)
-    elif data["tokenizer"] != "bpe":
-        file, eos = epath.Path(data["tokenizer"]), data["eos_token"]
-        if not file.exists():
-            raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: no such file")
-        check_tokenizer(file, model.padded_vocab_size, eos)
-    else:
-        raise ConfigError(
-            f"{found[0].folder}: has no {TOKENIZER}, and no text can be read without; put it there, or name one in "
-            "--config.train.data.tokenizer (olmo-jax geometry needs none)"
-        )
-    content = file.read_bytes()
-    short = hashlib.sha256(content).hexdigest()[:8]
-    kept = workdir / "tokenizers" / f"{short}.json"
+def _keep(workdir: epath.Path, tokenizer: epath.Path) -> epath.Path:
+    """A copy in the working directory, which then needs the imported folder no more, named by its hash."""
+    content = tokenizer.read_bytes()
+    kept = workdir / "tokenizers" / f"{hashlib.sha256(content).hexdigest()[:8]}.json"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(kept.name + ".partial")
         partial.write_bytes(content)
         partial.replace(kept)
-    return {"tokenizer": str(kept), "eos_token": eos, "name": f"{data['name']}-{short}"}
+    return kept
 
 
 def _joined(workdir: epath.Path, new: Plan) -> Plan:

@@ -19,21 +19,24 @@ TOKENIZER = "tokenizer.json"
 OURS = "olmo_jax"
 
 
-def read_config(folder: epath.Path) -> tuple[Family, ModelConfig]:
-    """The architecture and configuration that a folder tells; rows beyond tokenizer.json's tokens are padding.
+def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tuple[Family, ModelConfig]:
+    """The architecture and configuration that a folder tells; rows beyond the tokenizer's tokens are padding.
 
-    Raises WeightsError and ConfigError as `import_checkpoint` does.
+    `tokenizer` is a tokenizer.json; None: the folder's own, if it has one. Raises WeightsError and ConfigError as
+    `import_checkpoint` does.
     """
     settings, file = read_settings(folder)
     family = _family(settings, file)
     config = family.config(settings, str(file))
     rows, tokens = config.padded_vocab_size, None
-    if (folder / TOKENIZER).exists():
-        tokens = tokens_of(folder / TOKENIZER)
+    if tokenizer is None and (folder / TOKENIZER).exists():
+        tokenizer = folder / TOKENIZER
+    if tokenizer is not None:
+        tokens = tokens_of(tokenizer)
         if tokens > rows:
             raise ConfigError(
-                f"{folder / TOKENIZER}: has {tokens} tokens and the model's vocabulary is {rows}; they don't belong "
-                "together, so get both from one place"
+                f"{tokenizer}: has {tokens} tokens and the model's vocabulary is {rows}; they don't belong together, "
+                "so get both from one place"
             )
     ours = settings.get(OURS) or {}
     vocabulary = ours.get("vocab_size") or tokens or config.vocab_size

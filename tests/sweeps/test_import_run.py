@@ -122,6 +122,7 @@ def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, caps
 def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(published, config, tmp_path, capsys):
     folder = pathlib.Path(shutil.copytree(published, tmp_path / "pythia-small"))
     moved = shutil.move(folder / "step4-tokens8K", tmp_path / "aside")
+    (folder / "step1" / "tokenizer.json").unlink()  # one of all revisions is enough
     arguments = ("import", folder, f"--config={config}", f"--workdir={tmp_path / 'work'}")
     assert run(*arguments) == 0
     (place,) = (tmp_path / "work" / "runs").iterdir()
@@ -135,7 +136,13 @@ def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(publish
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 
     # A second model beside it; and one that would take the first one's place.
-    other = ("import", folder / "step1", "--name=other", f"--config={config}", f"--workdir={tmp_path / 'work'}")
+    other = (
+        "import",
+        folder / "step16-tokens32K",
+        "--name=other",
+        f"--config={config}",
+        f"--workdir={tmp_path / 'work'}",
+    )
     assert run(*other) == 0
     assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
     assert run("status", f"--workdir={tmp_path / 'work'}") == 0
@@ -252,7 +259,8 @@ def test_revisions_of_different_models_or_of_one_step_or_without_tokenizer(publi
     (folder / "step1" / "config.json").write_text(json.dumps(settings | {"use_parallel_residual": True}))
     assert "is another model than" in line(folder)
     single = folder / "step16-tokens32K"
-    (single / "tokenizer.json").unlink()
+    for name in STEPS:
+        (folder / name / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in line(single)
     save_file({"x": np.ones(3, np.float32)}, single / "model.safetensors")
     assert run("import", single, f"--config={config}", f"--workdir={tmp_path / 'work'}",
