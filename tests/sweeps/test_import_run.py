@@ -135,7 +135,7 @@ def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(publish
     assert [row["step"] for row in rows] == [1, 4, 16]
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 
-    # A second model beside it; and one that would take the first one's place.
+    # A second model beside it.
     other = (
         "import",
         folder / "step16-tokens32K",

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from olmo_jax import hf, loss, model
 from olmo_jax.config import ConfigError
 from olmo_jax.data.tokenizer import train_bpe
+from olmo_jax.hf.settings import read_config
 from olmo_jax.presets import OLMO, OLMO2, PYTHIA
 from olmo_jax.weights import WeightsError
 
@@ -113,6 +115,34 @@ def test_the_rope_settings_of_transformers_4_are_read_too(name, tmp_path):
     edit(folder, rope_scaling={"type": "linear", "factor": 2.0})
     with pytest.raises(ConfigError, match=r"config\.json: rope_type = 'linear'"):
         hf.import_checkpoint(folder)
+
+
+def test_the_settings_of_published_models_are_the_presets(tmp_path, vary):
+    """What their config.json say that matters here, in the words of transformers 4."""
+    shared = {"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "rope_scaling": None}
+    pythia = shared | {
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "bos_token_id": 0, "eos_token_id": 0,
+        "classifier_dropout": 0.1, "hidden_act": "gelu", "hidden_dropout": 0.0, "hidden_size": 128,
+        "intermediate_size": 512, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 4,
+        "num_hidden_layers": 6, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+        "torch_dtype": "float16", "use_parallel_residual": True, "vocab_size": 50304,
+    }  # fmt: skip
+    olmo = shared | {
+        "architectures": ["OlmoForCausalLM"], "model_type": "olmo", "attention_bias": False, "clip_qkv": None,
+        "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192,
+        "max_position_embeddings": 2048, "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16,
+        "pad_token_id": 1, "rope_theta": 10000.0, "tie_word_embeddings": True, "vocab_size": 50304,
+    }  # fmt: skip
+    olmo2 = olmo | {
+        "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "eos_token_id": 100257, "rms_norm_eps": 1e-06,
+        "max_position_embeddings": 4096, "pad_token_id": 100277, "rope_theta": 500000, "tie_word_embeddings": False,
+        "vocab_size": 100352,
+    }  # fmt: skip
+    del olmo2["clip_qkv"]
+    for settings, preset in ((pythia, PYTHIA["14m"]), (olmo, OLMO["1b"]), (olmo2, OLMO2["1b"])):
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        _, config = read_config(epath.Path(tmp_path))
+        assert config == vary(preset, {"vocab_size": preset.padded_vocab_size, "pad_vocab_to": 1})
 
 
 def test_older_neox_files_hold_masks_and_another_name_of_the_head(tmp_path):
