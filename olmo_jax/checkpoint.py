@@ -127,10 +127,15 @@ def run_config(workdir: epath.PathLike, run_id: str) -> TrainConfig:
     return from_config_dict(TrainConfig, _find(workdir, run_id)[0]["config"], "config")
 
 
+def known_runs(workdir: epath.PathLike) -> list[str]:
+    """Ids of a working directory's runs, sorted."""
+    runs = epath.Path(workdir) / "runs"
+    return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
+
+
 def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
     """Ids of the runs that a pattern like "olmo-4m-*" or an id names, sorted. Raises CheckpointError: none does."""
-    runs = epath.Path(workdir) / "runs"
-    known = sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
+    known = known_runs(workdir)
     found = fnmatch.filter(known, pattern)
     if not found:
         raise CheckpointError(f"no run '{pattern}' in {workdir}; there are: {', '.join(known) or 'none'}")
@@ -166,8 +171,8 @@ def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.P
     workdir = epath.Path(workdir)
     file = workdir / "runs" / run_id / "config.json"
     if not file.exists():
-        known = sorted(p.name for p in (workdir / "runs").glob("*")) if (workdir / "runs").exists() else []
-        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {', '.join(known) or 'none'}")
+        known = ", ".join(known_runs(workdir)) or "none"
+        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {known}")
     record = json.loads(file.read_text())
     path = directory(workdir, record["cohort"])
     return record, path, {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}

@@ -301,7 +301,7 @@ class TrainConfig:
             "begins the name of a folder: not empty, no '/', no leading '.'",
         )
         require(
-            self.total_steps >= 1,
+            self.total_steps >= 1 or bool(self.imported),  # a publisher's step 0 may be all that there is
             f"{at}.tokens",
             self.tokens,
             f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens",

@@ -27,9 +27,6 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
     Of an imported run it is the model, its name and the text that it is looked at with.
     """
     values = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IDENTITY}
-    if config.imported:
-        return {"imported": config.imported, "name": config.name, "model": values["model"], "data": data_fingerprint}
-    del values["imported"]
     # The fingerprint stands for the corpus and the tokenizer; the rest says how the run walks through the tokens.
     values["data"] = {
         "fingerprint": data_fingerprint,
@@ -37,6 +34,10 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
         "sequence_length": config.data.sequence_length,
         "batch_size": config.data.batch_size,
     }
+    if config.imported:
+        del values["data"]["batch_size"]
+        return {"name": config.name} | {key: values[key] for key in ("imported", "model", "data")}
+    del values["imported"]
     values["tokens"] = config.total_steps * config.tokens_per_step
     return values
 

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from olmo_jax.checkpoint import load_run, run_steps
+from olmo_jax.checkpoint import known_runs, load_run, run_steps
 from olmo_jax.sharding import path_name
 
 _INDEX = "model.safetensors.index.json"
@@ -97,12 +97,7 @@ def models(path: epath.PathLike, run_id: str | None = None, step: int | None = N
     if run_id is not None or step is not None:
         raise WeightsError(f"{path}: a run or a step is chosen only in a working directory, and this isn't one")
     if place.is_dir():
-        files = sorted(file for file in place.iterdir() if file.suffix == ".safetensors")
-        if not files and not (place / _INDEX).exists():
-            if pickles := sorted(file for file in place.iterdir() if file.suffix in _PICKLES):
-                raise WeightsError(_refused(pickles[0]))
-            raise WeightsError(f"{path}: neither a working directory with runs nor a folder of .safetensors files")
-        return [Model(None, None, functools.partial(_folder_tensors, place, files))]
+        return [Model(None, None, functools.partial(folder_tensors, place))]
     readers = {".safetensors": _safetensors, ".npy": _npy}
     if place.suffix in _PICKLES:
         raise WeightsError(_refused(place))
@@ -119,7 +114,7 @@ def _refused(pickle: epath.Path) -> str:
 
 
 def _runs(workdir: epath.Path, run_id: str | None, step: int | None) -> list[Model]:
-    known = [run_id] if run_id is not None else _known(workdir / "runs")
+    known = [run_id] if run_id is not None else known_runs(workdir)
     steps = {run: run_steps(workdir, run) for run in known}
     wanted = {run: [s for s in steps[run] if step in (None, s)] for run in known}
     if not any(wanted.values()):
@@ -129,10 +124,6 @@ def _runs(workdir: epath.Path, run_id: str | None, step: int | None) -> list[Mod
         raise WeightsError(f"{workdir}: no checkpoint{of}{at}; steps: {have}")
     last = {run: found[-1] for run, found in wanted.items() if found}
     return [Model(run, s, functools.partial(_run_tensors, workdir, run, s)) for run, s in last.items()]
-
-
-def _known(runs: epath.Path) -> list[str]:
-    return sorted(run.name for run in runs.iterdir() if (run / "config.json").exists()) if runs.exists() else []
 
 
 def _run_tensors(workdir: epath.Path, run_id: str, step: int) -> list[Tensor]:
@@ -154,9 +145,15 @@ def _run_tensors(workdir: epath.Path, run_id: str, step: int) -> list[Tensor]:
     return _in_order(tensor(path, array) for path, array in jax.tree_util.tree_leaves_with_path(params))
 
 
-def _folder_tensors(folder: epath.Path, files: list[epath.Path]) -> list[Tensor]:
+def folder_tensors(folder: epath.Path) -> list[Tensor]:
+    """The tensors of a folder of .safetensors, whatever else lies in it. Raises WeightsError."""
+    files = sorted(file for file in folder.iterdir() if file.suffix == ".safetensors")
     if (folder / _INDEX).exists():
         return _sharded(folder, _weight_map(folder / _INDEX))
+    if not files:
+        if pickles := sorted(file for file in folder.iterdir() if file.suffix in _PICKLES):
+            raise WeightsError(_refused(pickles[0]))
+        raise WeightsError(f"{folder}: neither a working directory with runs nor a folder of .safetensors files")
     tensors = {file: _safetensors(file) for file in files}
     names = [tensor.name for found in tensors.values() for tensor in found]
     if len(set(names)) == len(names):

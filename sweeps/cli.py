@@ -7,6 +7,7 @@ Heavy imports wait until a verb needs them, so that --help answers at once.
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -137,16 +138,21 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from olmo_jax.config import ConfigError
     from sweeps import run as stages
-    from sweeps.config_file import load_config
+    from sweeps.config_file import load_config, override_keys
     from sweeps.configs import imported
     from sweeps.import_run import import_run
 
-    if not any(override.startswith("--config=") for override in overrides):
-        overrides = [f"--config={imported.__file__}", *overrides]
+    for key in override_keys(overrides):
+        if re.match(r"(train\.)?(model|optimizer|tokens|name|checkpoint|init_seed|data_seed)\b|grid\b", key):
+            raise ConfigError(f"--config.{key}: says nothing of an imported run, whose model and training are given")
+    named = any(override.startswith("--config=") for override in overrides)
+    keep_evaluation = not named and not any(key.startswith("evaluation") for key in override_keys(overrides))
+    config = load_config(overrides if named else [f"--config={imported.__file__}", *overrides])
     workdir = _workdir(arguments)
     stages.keep_compiled(workdir)
-    print(import_run(workdir, arguments.path, load_config(overrides), arguments.name, arguments.step))
+    print(import_run(workdir, arguments.path, config, arguments.name, arguments.step, keep_evaluation))
     return DONE
 
 

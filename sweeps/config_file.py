@@ -37,7 +37,7 @@ def load_config(arguments: Sequence[str]) -> Any:
     plain = parse([f"--config={name}"])
     if not isinstance(plain, ConfigDict):
         raise ConfigError(f"{file}: get_config returned {type(plain).__name__}; it must return a ConfigDict")
-    for key in _override_keys(arguments):
+    for key in override_keys(arguments):
         at = plain
         for part in key.split("."):
             if not isinstance(at, ConfigDict) or part not in at:
@@ -46,7 +46,9 @@ def load_config(arguments: Sequence[str]) -> Any:
             at = at[part]
         if any(f"train.{k}" == key for point in plain.get("grid", ()) for k in point):
             raise ConfigError(f"{file}: config.{key} is set by the file's grid, point by point; change it there")
-    return parse(arguments)
+    return parse(
+        sorted(arguments, key=lambda argument: not argument.startswith("--config="))
+    )  # the file before its keys
 
 
 def _file_name(arguments: Sequence[str]) -> str:
@@ -58,7 +60,8 @@ def _file_name(arguments: Sequence[str]) -> str:
     return names[0]
 
 
-def _override_keys(arguments: Sequence[str]) -> list[str]:
+def override_keys(arguments: Sequence[str]) -> list[str]:
+    """The dotted keys that the overrides among some arguments set."""
     return [m[1] for a in arguments if (m := re.match(r"--(?:no)?config\.([^=]+)", a))]
 
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from olmo_jax import hf
 from olmo_jax.checkpoint import CheckpointError, load_run, matching_runs, run_config, run_steps
-from olmo_jax.config import ConfigError, ModelConfig
+from olmo_jax.config import ConfigError, ModelConfig, require
 from olmo_jax.data import tokenizer as tokenizers
 from olmo_jax.generate import check_sampling, generate_members
 from olmo_jax.hf.settings import TOKENIZER, eos_of
@@ -57,8 +57,10 @@ def continuations(
       ConfigError: a prompt that doesn't fit into the context, or sampling numbers that are none.
       DataError: no tokenizer.
     """
-    if sampling.samples < 1:
-        raise ConfigError(f"--samples={sampling.samples}: needs a positive number")
+    require(sampling.samples > 0, "--samples", sampling.samples, "needs a positive number")
+    require(0 <= sampling.seed < 2**32, "--seed", sampling.seed, "needs a number in [0, 2^32)")
+    if sampling.samples > 1 and sampling.temperature == 0:
+        raise ConfigError(f"--samples={sampling.samples}: all would be the likeliest text; add --temperature=1")
     if workdir is None:
         if step is not None:
             raise ConfigError(f"--step={step}: a folder has one checkpoint; steps are of a --workdir")
@@ -98,11 +100,10 @@ def _continue(
     tokens_L = np.concatenate([[tokenizer.eos_id], tokenizer.encode([prompt])[0]]).astype(np.int32)
     check_sampling(config, len(tokens_L), sampling.tokens, sampling.temperature, sampling.top_p)
     params_M = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, _, params in members))
-    samples = 1 if sampling.temperature == 0 else sampling.samples
     new_MBL = generate_members(
         config,
         params_M,
-        jnp.tile(jnp.asarray(tokens_L)[None], (samples, 1)),
+        jnp.tile(jnp.asarray(tokens_L)[None], (sampling.samples, 1)),
         sampling.tokens,
         jax.random.key(sampling.seed),
         temperature=sampling.temperature,

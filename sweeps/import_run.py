@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,47 +18,56 @@ from olmo_jax import cohort as cohorts
 from olmo_jax import hf
 from olmo_jax.checkpoint import directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
-from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict
-from olmo_jax.data.prepare import fingerprint, prepare
-from olmo_jax.data.shards import TokenIndex
+from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
+from olmo_jax.data.prepare import alone, fingerprint, prepare
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
 from olmo_jax.metrics import METRICS, read_json, read_jsonl, write_json, write_jsonl
-from olmo_jax.probe import check_probe, make_probes
+from olmo_jax.probe import Probe, check_probe, make_probes
 from olmo_jax.progress import progress, say
+from olmo_jax.sharding import path_name
 from olmo_jax.train import check_vocabulary, probe_documents
 from olmo_jax.weights import WeightsError
 from sweeps import plan as plans
 from sweeps.plan import Plan
 from sweeps.run import data_root, versions
 
-# step3000, step3000-tokens12B, stage1-step3000-tokens12B, step3000-unsharded
-_REVISION = re.compile(r"(?:stage\d+-)?step(\d+)(?:-tokens(\d+)([KMBT]?))?(?:-unsharded)?")
+# step3000, step3000-tokens12B, stage1-step3000-tokens12B, stage2-ingredient1-step3000-tokens12B, step3000-unsharded
+_REVISION = re.compile(
+    r"(?:(stage\d+(?:-ingredient\d+)?)-)?step(\d+)(?:-tokens(\d+(?:\.\d+)?)([KMBT]?))?(?:-unsharded|-hf)?"
+)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Where the run came from: the folder, and by step the revision and a hash of its parameters.
 ORIGIN = "imported.json"
 
 
 class Revision(NamedTuple):
-    """A folder with one checkpoint, its step, and the tokens seen by then where its name tells."""
+    """A folder with one checkpoint, its step, and what its name tells beside: tokens seen by then, stage."""
 
     step: int
     tokens: int | None
+    stage: str | None
     folder: epath.Path
 
 
 def import_run(
-    workdir: epath.Path, path: epath.PathLike, config: ConfigDict, name: str | None = None, step: int | None = None
+    workdir: epath.Path,
+    path: epath.PathLike,
+    config: ConfigDict,
+    name: str | None = None,
+    step: int | None = None,
+    keep_evaluation: bool = False,
 ) -> str:
     """Makes a run of what lies at `path`: checkpoints, and the probe's metrics at each. What is there already is kept.
 
-    Everything that can be refused is refused before anything is written but prepared text.
+    Everything that can be refused without reading weights is refused before a run is begun.
 
     Args:
       workdir: a new directory, or one of imported runs.
       path: a Hugging Face folder, or a folder of such, named by their steps (`revisions`).
-      config: text, probes and evaluations (sweeps/configs/imported.py); the evaluations are the whole directory's.
+      config: text, probes and evaluations (sweeps/configs/imported.py).
       name: of the run; the folder's by default. step: of a single checkpoint; told by its name, or 1.
+      keep_evaluation: of a directory that has runs already; else the evaluations of all become those of `config`.
 
     Returns:
       The run's id.
@@ -66,56 +76,88 @@ def import_run(
       WeightsError, ConfigError, DataError: what `hf.import_checkpoint`, configurations and `prepare` raise, and what
         doesn't fit together.
     """
-    source = epath.Path(path)
-    found = revisions(source, step)
-    train, evaluation = _configure(workdir, config, found, name or source.absolute().name)
+    source = epath.Path(path).absolute()
+    found = revisions(epath.Path(path), step)
+    _check_directory(workdir)
+    for revision in found:
+        hf.check_checkpoint(revision.folder)
+    train, evaluation = _configure(workdir, config, found, name or source.name)
     index = prepare(train.data, data_root(workdir, train), say)
     check_vocabulary(train.model.vocab_size, index)
-    print_ = str(fingerprint(train.data))
-    run = Run(run_id(train, print_), train)
-    cohort = Cohort(cohorts.shape_of(train, print_), (run,))
-    plan = _joined(workdir, Plan((cohort,), {train.data.name: print_}, evaluation))
-    check_probe(train.probe, cohorts.member_structs(cohort.shape).params)
-    origin_file = workdir / "runs" / run.id / ORIGIN
-    origin = read_json(origin_file) if origin_file.exists() else {"source": str(source.absolute()), "revisions": {}}
-    if origin["source"] != str(source.absolute()):
-        raise ConfigError(f"{run.id} was imported from {origin['source']}; give this one another --name")
-
-    origin_file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"run_id": run.id, "cohort": cohort.id, "config": dataclasses.asdict(train)}
-    write_json(origin_file.with_name("config.json"), record)
-    write_json(workdir / "sweep.json", plans.record(plan, versions()))
-    _import_revisions(workdir, cohort, index, found, origin)
-    return run.id
+    fingerprint_ = str(fingerprint(train.data))
+    id_ = run_id(train, fingerprint_)
+    place = workdir / "runs" / id_
+    with alone(Path(workdir / ".import.lock"), say):
+        origin = read_json(place / ORIGIN) if (place / ORIGIN).exists() else {"source": str(source), "revisions": {}}
+        if origin["source"] != str(source):
+            raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")
+        last = max(found[-1].step, *map(int, origin["revisions"]), 0)
+        train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
+        cohort = Cohort(cohorts.shape_of(train, fingerprint_), (Run(id_, train),))
+        check_probe(train.probe, cohorts.member_structs(cohort.shape).params)
+        documents = probe_documents(cohort, index)
+        plan = _joined(workdir, Plan((cohort,), {train.data.name: fingerprint_}, evaluation), keep_evaluation)
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "config.json", {"run_id": id_, "cohort": cohort.id, "config": dataclasses.asdict(train)})
+        write_json(workdir / "sweep.json", plans.record(plan, versions()))
+        probes = make_probes(train.probe, train.model, index.vocab_size, documents, cohorts.over_members)
+        _import_revisions(workdir, cohort, probes, found, origin)
+    return id_
 
 
 def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
     """The checkpoints at a path, by step: the folder itself, or those in it that are named like step3000 or
-    step3000-tokens12B. Raises WeightsError where there are none, or two of one step.
+    step3000-tokens12B, whose other folders are told on stderr.
+
+    Raises:
+      WeightsError: none there, two of one step, or of several stages of training, each of which counts from 0.
+      ConfigError: a negative step, one for a folder of revisions, or none for a folder whose name hides one.
     """
     if not path.is_dir():
         raise WeightsError(f"{path}: no such folder; give one with config.json and .safetensors, or a folder of such")
-    named = re.fullmatch(_REVISION, path.absolute().name)
-    if any((path / file).exists() for file in ("config.json", "config.yaml")):
-        tokens = int(named[2]) * _UNITS[named[3]] if named and named[2] else None
-        told = int(named[1]) if named else 1
-        return [Revision(told if step is None else step, tokens, path)]
+    require(step is None or step >= 0, "--step", step, "needs a number of 0 or more")
+    if _is_model(path):
+        return [_single(path.absolute(), step)]
     if step is not None:
         raise ConfigError(f"--step={step}: {path} is a folder of revisions, whose names tell their steps; leave it out")
-    found = []
-    for folder in path.iterdir():
-        if folder.is_dir() and (match := re.fullmatch(_REVISION, folder.name)):
-            tokens = int(match[2]) * _UNITS[match[3]] if match[2] else None
-            found.append(Revision(int(match[1]), tokens, folder))
+    folders = sorted(folder for folder in path.iterdir() if _is_model(folder))
+    found = [revision for folder in folders if (revision := _told(folder)) is not None]
     if not found:
         raise WeightsError(
             f"{path}: neither a model (config.json) nor a folder of revisions named like step3000 or step3000-tokens12B"
         )
+    if left := [folder.name for folder in folders if _told(folder) is None]:
+        say(f"{path}: left out, for their names tell no step: {', '.join(left)}")
+    if len(stages := {revision.stage for revision in found}) > 1:
+        names = ", ".join(sorted(str(stage) for stage in stages))
+        raise WeightsError(f"{path}: has revisions of several stages ({names}); import each from a folder of its own")
     found.sort(key=lambda revision: revision.step)
-    for one, next_ in zip(found, found[1:], strict=False):
-        if one.step == next_.step:
-            raise WeightsError(f"{path}: {one.folder.name} and {next_.folder.name} are of one step; move one away")
+    for one, following in zip(found, found[1:], strict=False):
+        if one.step == following.step:
+            raise WeightsError(f"{path}: {one.folder.name} and {following.folder.name} are of one step; move one away")
     return found
+
+
+def _is_model(folder: epath.Path) -> bool:
+    return folder.is_dir() and any((folder / file).exists() for file in ("config.json", "config.yaml"))
+
+
+def _told(folder: epath.Path) -> Revision | None:
+    """What a revision's name tells; None where it tells no step."""
+    name = re.fullmatch(_REVISION, folder.name)
+    if name is None:
+        return None
+    tokens = round(float(name[3]) * _UNITS[name[4]]) if name[3] else None
+    return Revision(int(name[2]), tokens, name[1], folder)
+
+
+def _single(folder: epath.Path, step: int | None) -> Revision:
+    told = _told(folder)
+    if told is not None:
+        return told if step is None else told._replace(step=step)
+    if step is None and re.search(r"step\d", folder.name):
+        raise ConfigError(f"{folder}: its name tells a step in a way that isn't known; say it by --step")
+    return Revision(1 if step is None else step, None, None, folder)
 
 
 def _configure(
@@ -135,26 +177,27 @@ def _configure(
         "name": re.sub(r"[^\w.-]", "_", name).lstrip("."),
         "imported": architecture,
         "model": dataclasses.asdict(model),
-        "tokens": max(found[-1].step, 1) * data["batch_size"] * data["sequence_length"],
+        "tokens": found[-1].step * data["batch_size"] * data["sequence_length"],
         "checkpoint": {},
     }
     return from_config_dict(TrainConfig, values, "config.train"), sweep.evaluation
 
 
 def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.Path, str]:
-    """The tokenizer.json of any revision, of the folder that they lie in, or that the configuration names; its end."""
-    for place in (*(revision.folder for revision in found), found[0].folder.parent):
-        if (place / TOKENIZER).exists():
-            return place / TOKENIZER, eos_of(found[-1].folder, place / TOKENIZER)
-    if data["tokenizer"] == "bpe":
-        raise ConfigError(
-            f"{found[0].folder}: has no {TOKENIZER}, and no text can be read without; put it there, or name one in "
-            "--config.train.data.tokenizer (olmo-jax geometry needs none)"
-        )
-    file = epath.Path(data["tokenizer"])
-    if not file.exists():
-        raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: no such file")
-    return file, data["eos_token"]
+    """The tokenizer.json that the configuration names, or else that of any revision or of the folder they lie in."""
+    if data["tokenizer"] != "bpe":
+        file = epath.Path(data["tokenizer"])
+        if not file.exists():
+            raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: no such file")
+        return file, data["eos_token"]
+    folders = [revision.folder for revision in found]
+    for folder in (*folders, *([folders[0].parent] if len(folders) > 1 else ())):
+        if (folder / TOKENIZER).exists():
+            return folder / TOKENIZER, eos_of(folders[-1], folder / TOKENIZER)
+    raise ConfigError(
+        f"{folders[0]}: has no {TOKENIZER}, and no text can be read without; put it there, or name one in "
+        "--config.train.data.tokenizer (olmo-jax geometry needs none)"
+    )
 
 
 def _one_model(found: Iterable[Revision], tokenizer: epath.Path) -> tuple[str, ModelConfig]:
@@ -179,26 +222,39 @@ def _keep(workdir: epath.Path, tokenizer: epath.Path) -> epath.Path:
     return kept
 
 
-def _joined(workdir: epath.Path, new: Plan) -> Plan:
-    """The plan of the directory's other runs and this one; raises ConfigError for a directory of trained runs."""
+def _check_directory(workdir: epath.Path) -> None:
+    """Raises ConfigError for a directory of runs that were trained, or that no sweep.json tells of."""
     if not (workdir / "sweep.json").exists():
-        plans.check_record(workdir, new)
+        if (workdir / "cohorts").exists():
+            raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
+        return
+    if trained := [run.id for run in plans.recorded_plan(workdir).runs if not run.config.imported]:
+        raise ConfigError(f"{workdir} holds runs that were trained ({trained[0]}); import into a --workdir of its own")
+
+
+def _joined(workdir: epath.Path, new: Plan, keep_evaluation: bool) -> Plan:
+    """The plan of the directory's other runs and this one; raises ConfigError if it is there with other probes."""
+    if not (workdir / "sweep.json").exists():
         return new
     old = plans.recorded_plan(workdir)
-    if trained := [run.id for run in old.runs if not run.config.imported]:
-        raise ConfigError(f"{workdir} holds runs that were trained ({trained[0]}); import into a --workdir of its own")
     (cohort,) = new.cohorts
-    others = tuple(other for other in old.cohorts if other.id != cohort.id)
-    return Plan((*others, cohort), old.fingerprints | new.fingerprints, new.evaluation)
+    before = {other.id: other for other in old.cohorts}
+    if cohort.id in before and before[cohort.id].shape.probe != cohort.shape.probe:
+        raise ConfigError(
+            f"{cohort.runs[0].id} was imported with other probes; set config.train.probe back, or choose another --name"
+        )
+    if not keep_evaluation and new.evaluation != old.evaluation:
+        say(f"{workdir}: its runs are evaluated anew, by this configuration's evaluations")
+    evaluation = old.evaluation if keep_evaluation else new.evaluation
+    return Plan(tuple((before | {cohort.id: cohort}).values()), old.fingerprints | new.fingerprints, evaluation)
 
 
 def _import_revisions(
-    workdir: epath.Path, cohort: Cohort, index: TokenIndex, found: Sequence[Revision], origin: dict[str, Any]
+    workdir: epath.Path, cohort: Cohort, probes: dict[int, Probe], found: Sequence[Revision], origin: dict[str, Any]
 ) -> None:
-    shape, (run,) = cohort.shape, cohort.runs
+    """Checkpoint and metrics of each revision that isn't there yet."""
+    (run,) = cohort.runs
     place = workdir / "runs" / run.id
-    documents = probe_documents(cohort, index)
-    probes = make_probes(shape.probe, shape.model, index.vocab_size, documents, cohorts.over_members)
     with open_checkpoints(directory(workdir, cohort.id)) as checkpoints:
         there = set(checkpoints.steps())
         rows = {row["step"]: row for row in read_jsonl(place / METRICS) if row["step"] in there}
@@ -207,6 +263,8 @@ def _import_revisions(
                 if revision.step in there:
                     continue
                 _, params = hf.import_checkpoint(revision.folder)
+                if bad := [path_name(p) for p, x in jax.tree_util.tree_leaves_with_path(params) if not _finite(x)]:
+                    say(f"{revision.folder}: {', '.join(bad[:3])} isn't finite; its metrics and losses will be missing")
                 params_M = jax.tree.map(lambda x: jnp.asarray(x)[None], params)
                 row: dict[str, Any] = {"step": revision.step, "tokens": revision.tokens}
                 for probe in probes.values():
@@ -222,6 +280,10 @@ def _import_revisions(
     last = max(there)
     status = {"state": "done", "step": last, "total_steps": run.config.total_steps, "diverged_at": None}
     write_json(place / "status.json", status)
+
+
+def _finite(x: np.ndarray) -> bool:
+    return bool(np.isfinite(x).all())
 
 
 def _sha256(params: Any) -> str:

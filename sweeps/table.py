@@ -31,9 +31,10 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     Columns: run_id, cohort, configuration (the run less its seeds), step, final, tokens (seen by then), diverged_at,
     parameters, parameters_non_embedding, weight_decay_dose (by then); `config.<dotted key>`; `train/<metric>` of that
     step; `<target>/<metric>` of the probe, and `<target>_spread/<metric>` over its probe sets; `<evaluation>/<name>` in
-    nats per token. What wasn't measured is missing, and so is how an imported run was trained.
+    nats per token. What wasn't measured is missing, and so is how an imported run was trained; its tokens are those of
+    its revision's name, rounded as they are there.
     """
-    rows = [row for path in sorted((workdir / "runs").iterdir()) for row in _rows_of(workdir, path.name, config)]
+    rows = [row for run in checkpoint.known_runs(workdir) for row in _rows_of(workdir, run, config)]
     table = pd.DataFrame(rows)
     if "diverged_at" in table:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
@@ -56,8 +57,8 @@ def is_written(workdir: epath.Path, table: pd.DataFrame) -> bool:
 
 def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
     """Every run's metrics over training, by run id."""
-    runs = sorted((workdir / "runs").iterdir())
-    return {path.name: pd.DataFrame(read_jsonl(path / METRICS)) for path in runs}
+    runs = checkpoint.known_runs(workdir)
+    return {run: pd.DataFrame(read_jsonl(workdir / "runs" / run / METRICS)) for run in runs}
 
 
 def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict[str, Any]]:

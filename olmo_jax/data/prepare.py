@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from olmo_jax.data.corpus import Corpus
     from olmo_jax.data.tokenizer import Tokenizer
 
-__all__ = ["Fingerprint", "fingerprint", "prepare", "split_of", "summary"]
+__all__ = ["Fingerprint", "alone", "fingerprint", "prepare", "split_of", "summary"]
 
 _DOCUMENTS_AT_ONCE = 256
 _REPORT_EVERY = 64e6  # bytes of text
@@ -42,7 +42,7 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
     """
     final = root / data.name
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / f".{data.name}.lock", progress):
+    with alone(root / f".{data.name}.lock", progress):
         if (final / INDEX_FILE).exists():
             index = TokenIndex.load(final)
             _check_same(index, data)
@@ -177,12 +177,12 @@ def _portions(documents: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path, progress: Callable[[str], None]) -> Iterator[None]:
+def alone(lock: Path, progress: Callable[[str], None]) -> Iterator[None]:
     """Holds `lock`; the system lets go of it when the process ends, however it ends."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(f"{lock}: another process prepares this data; waiting for it")
+            progress(f"{lock}: another process is at it; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,5 +1,6 @@
 """Hugging Face folders in and out: config.json, safetensors and tokenizer.json, with neither torch nor pickle."""
 
 from olmo_jax.hf.drift import first_drift as first_drift
+from olmo_jax.hf.reading import check_checkpoint as check_checkpoint
 from olmo_jax.hf.reading import import_checkpoint as import_checkpoint
 from olmo_jax.hf.writing import export_checkpoint as export_checkpoint

@@ -24,6 +24,9 @@ def first_drift(
 
     Returns:
       Name and share, or None if nothing drifts.
+
+    Raises:
+      ValueError: a name or a shape that isn't ours.
     """
     output = model.apply(config, params, tokens_BL, layers=True)
     ours = {"embedding": params["embedding"][tokens_BL]}
@@ -31,10 +34,15 @@ def first_drift(
         ours["embedding"] = ours["embedding"] + params["positions"][None, : tokens_BL.shape[1]]
     ours |= {f"blocks_{i}": x_BLD for i, x_BLD in enumerate(output.hidden.layers)}
     ours |= {"final_states": output.hidden.final_BLD, "logits": output.logits_BLV}
+    if unknown := reference.keys() - ours.keys():
+        raise ValueError(f"reference has {', '.join(sorted(unknown))}; known are {', '.join(ours)}")
     for name, x in ours.items():
         if name in reference:
             theirs = np.asarray(reference[name], np.float64)
-            share = float(np.max(np.abs(np.asarray(x, np.float64) - theirs)) / np.ptp(theirs))
+            if theirs.shape != x.shape:
+                raise ValueError(f"reference['{name}'] has shape {theirs.shape}, and ours has {x.shape}")
+            span = np.ptp(theirs) or 1.0
+            share = float(np.max(np.abs(np.asarray(x, np.float64) - theirs)) / span)
             if not share <= tolerance:
                 return name, share
     return None

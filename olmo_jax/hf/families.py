@@ -44,6 +44,8 @@ class Family:
             raise ConfigError(f"{at}: lacks {error}, which {self.architecture} needs; get the file again") from error
         except ConfigError as error:
             raise ConfigError(f"{at}: {error}") from error
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise ConfigError(f"{at}: has a setting of the wrong kind ({error}); get the file again") from error
         if fields["n_kv_heads"] in (None, fields["n_heads"]):
             fields["n_kv_heads"] = 0
         return from_config_dict(ModelConfig, fields, at)
@@ -71,7 +73,7 @@ def _rope(settings: Mapping[str, Any], theta_key: str = "rope_theta") -> tuple[f
 
 
 def _read_shared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers calls the same in all three; a missing setting has transformers' default."""
+    """What transformers calls the same in all three; where a size is missing nothing is guessed."""
     width, heads = settings["hidden_size"], settings["num_attention_heads"]
     _expect(settings, "head_dim", None, width // heads)
     return {
@@ -164,14 +166,16 @@ def _read_ai2(settings: Mapping[str, Any]) -> dict[str, Any]:
     _expect(settings, "block_type", "sequential")
     _expect(settings, "layer_norm_type", "default", "low_precision")
     _expect(settings, "rope", True)
+    _expect(settings, "layer_norm_eps", 1e-5, None)
+    rows = settings.get("embedding_size") or settings["vocab_size"]
+    require(rows >= settings["vocab_size"], "embedding_size", rows, f"is less than {settings['vocab_size']} tokens")
     for key in ("layer_norm_with_affine", "bias_for_layer_norm", "attention_layer_norm", "include_bias", "alibi",
-                "norm_after", "scale_logits"):  # fmt: skip
+                "norm_after", "scale_logits", "embedding_layer_norm"):  # fmt: skip
         _expect(settings, key, False, None)
     one_head = 1 if settings.get("multi_query_attention") else None
     return {
         "vocab_size": settings["vocab_size"],
-        # embedding_size rows are there: any number from vocab_size on pads to itself.
-        "pad_vocab_to": settings.get("embedding_size") or 1,
+        "pad_vocab_to": rows,  # which any number from vocab_size on is padded to
         "d_model": settings["d_model"],
         "n_layers": settings["n_layers"],
         "n_heads": settings["n_heads"],

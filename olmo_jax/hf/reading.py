@@ -1,5 +1,8 @@
 """A model's parameters from its Hugging Face folder."""
 
+import base64
+import dataclasses
+import pickletools
 import re
 from collections.abc import Iterable
 
@@ -7,13 +10,14 @@ import numpy as np
 from etils import epath
 
 from olmo_jax import model, weights
-from olmo_jax.hf.families import Family
+from olmo_jax.hf.families import AI2_OLMO, Family
 from olmo_jax.hf.layout import holders_of, nested, our_shapes, split, their_shape
 from olmo_jax.hf.settings import read_config
 from olmo_jax.model_config import ModelConfig
 from olmo_jax.weights import WeightsError
 
 _NAMED_IN_ERRORS = 6
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
@@ -27,46 +31,89 @@ def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
       The configuration, and the parameters as float32 numpy arrays.
 
     Raises:
-      WeightsError: no such folder, pickled weights, tensors that are missing, that don't belong, or of another shape.
+      WeightsError: no such folder, pickled weights, tensors that are missing, that don't belong, of another shape, or
+        quantised.
       ConfigError: an architecture or a setting that isn't known, a vocabulary smaller than the tokenizer's.
     """
-    folder = epath.Path(path)
-    family, config = read_config(folder)
-    tensors = _tensors(folder, family)
-    shapes = our_shapes(config)
-    holders = holders_of(family, shapes)
-    head = tensors.pop(family.tensors["unembedding"], None) if config.tied else None
-    _check_names(folder, family, holders.keys(), tensors.keys())
-    # Some versions write the one matrix of a tied model twice.
-    if head is not None and not np.array_equal(head.read(), tensors[family.tensors["embedding"]].read()):
-        raise WeightsError(
-            f"{folder}: '{head.name}' differs from the embedding, and config.json says that the two are tied; one of "
-            "the two files is of another model"
-        )
+    found = _Checkpoint.open(epath.Path(path))
     flat: dict[str, np.ndarray] = {}
-    for name, paths in holders.items():
-        wanted = their_shape(paths, shapes)
-        if tensors[name].shape != wanted:
+    for name, paths in found.holders.items():
+        theirs = found.tensors[name].read().astype(np.float32)
+        flat |= split(theirs, paths, found.shapes, found.config, found.family.per_head)
+    return found.config, nested(flat)
+
+
+def check_checkpoint(path: epath.PathLike) -> None:
+    """Raises what `import_checkpoint` would, from headers alone: no weights are read."""
+    _Checkpoint.open(epath.Path(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkpoint:
+    """A folder's model with everything checked and no weights read; `holders` says what its tensors hold of ours."""
+
+    family: Family
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+    holders: dict[str, tuple[str, ...]]
+    tensors: dict[str, weights.Tensor]
+
+    @classmethod
+    def open(cls, folder: epath.Path) -> "_Checkpoint":
+        family, config = read_config(folder)
+        tensors = _tensors(folder, family)
+        shapes = our_shapes(config)
+        holders = holders_of(family, shapes)
+        head = tensors.pop(family.tensors["unembedding"], None) if config.tied else None
+        _check_names(folder, family, holders.keys(), tensors.keys())
+        for name, paths in holders.items():
+            wanted, found = their_shape(paths, shapes), tensors[name]
+            if found.shape != wanted:
+                raise WeightsError(
+                    f"{folder}: '{name}' has shape {found.shape}, and config.json asks for {wanted}; one of the two "
+                    "files is of another model"
+                )
+            if found.dtype not in _DTYPES:
+                raise WeightsError(
+                    f"{folder}: '{name}' is stored as {found.dtype}, so the model is quantised; take one of "
+                    f"{', '.join(_DTYPES)}"
+                )
+        # Some versions write the one matrix of a tied model twice.
+        if head is not None and not np.array_equal(head.read(), tensors[family.tensors["embedding"]].read()):
             raise WeightsError(
-                f"{folder}: '{name}' has shape {tensors[name].shape}, and config.json asks for {wanted}; one of the "
-                "two files is of another model"
+                f"{folder}: '{head.name}' differs from the embedding, and config.json says that the two are tied; one "
+                "of the two files is of another model"
             )
-        flat |= split(tensors[name].read().astype(np.float32), paths, shapes, config, family.per_head)
-    return config, nested(flat)
+        return cls(family, config, shapes, holders, tensors)
 
 
 def _tensors(folder: epath.Path, family: Family) -> dict[str, weights.Tensor]:
     """The folder's tensors by the family's names, buffers left out."""
-    (found,) = weights.models(folder)
     named = {}
-    for tensor in found.tensors():
+    for tensor in weights.folder_tensors(folder):
         name = tensor.name
+        if family is AI2_OLMO:
+            name = _plain(folder, name)
         for theirs, ours in family.aliases.items():
             if name.startswith(theirs):
                 name = ours + name.removeprefix(theirs)
         if not re.search(family.buffers, name):
             named[name] = tensor
     return named
+
+
+def _plain(folder: epath.Path, name: str) -> str:
+    """The name of a tensor in the safetensors of AI2's own trainer, where it is base64 of a pickle of (parts of the
+    name, whether the value is a pickle). The pickle is taken apart and not carried out.
+    """
+    try:
+        content = base64.urlsafe_b64decode(name.encode("ascii"))
+        operations = [(op.name, argument) for op, argument, _ in pickletools.genops(content)]
+    except ValueError:
+        return name  # a plain one
+    if "NEWTRUE" in dict(operations):
+        raise WeightsError(f"{folder}: holds a pickle under '{name}', which runs whatever code it holds; not opened")
+    return ".".join(str(argument) for op, argument in operations if op.endswith("UNICODE"))
 
 
 def _check_names(folder: epath.Path, family: Family, wanted: Iterable[str], found: Iterable[str]) -> None:

@@ -39,6 +39,8 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
                 "so get both from one place"
             )
     ours = settings.get(OURS) or {}
+    if not isinstance(ours, dict) or not all(type(x) is int and 0 < x <= rows for x in ours.values()):
+        raise ConfigError(f"{file}: {OURS} = {ours!r}: needs vocab_size and pad_vocab_to of 1 to {rows}; take it out")
     vocabulary = ours.get("vocab_size") or tokens or config.vocab_size
     likely = (ours.get("pad_vocab_to") or 1, 1, 128)
     pad = next((pad for pad in likely if math.ceil(vocabulary / pad) * pad == rows), rows)
@@ -57,7 +59,8 @@ def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
     try:
         read = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())["model"]
     except (ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file}: isn't a model's configuration ({error!r}); get it again") from error
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{file}: isn't a model's configuration ({cause}); get it again") from error
     if not isinstance(read, dict):
         raise ConfigError(f"{file}: isn't a model's configuration but {type(read).__name__}; get it again")
     return read, file
@@ -65,7 +68,10 @@ def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
 
 def tokens_of(file: epath.Path) -> int:
     """One more than the largest token of a tokenizer.json; raises ConfigError where it is none."""
-    return max(_backend(file).get_vocab(with_added_tokens=True).values()) + 1
+    tokens = _backend(file).get_vocab(with_added_tokens=True).values()
+    if not tokens:
+        raise ConfigError(f"{file}: names no token; get it again")
+    return max(tokens) + 1
 
 
 def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
@@ -73,7 +79,8 @@ def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
     settings, file = read_settings(folder)
     eos = settings.get("eos_token_id")
     number = eos[0] if isinstance(eos, list) and eos else eos
-    token = _backend(tokenizer).id_to_token(number) if isinstance(number, int) else None
+    known = type(number) is int and 0 <= number < tokens_of(tokenizer)
+    token = _backend(tokenizer).id_to_token(number) if known else None
     if token is None:
         raise ConfigError(f"{file}: eos_token_id = {eos!r} is no token of {tokenizer}; put its number there")
     return token
@@ -94,7 +101,8 @@ def check_tokenizer(file: epath.Path, vocab_size: int, eos_token: str) -> int:
 def _family(settings: Mapping[str, Any], file: epath.Path) -> Family:
     if {"d_model", "activation_type"} <= settings.keys():  # AI2's trainer, under several names
         return AI2_OLMO
-    named = [*(settings.get("architectures") or ()), settings.get("model_type") or ""]
+    architectures = settings.get("architectures") or []
+    named = [*([architectures] if isinstance(architectures, str) else architectures), settings.get("model_type") or ""]
     for family in FAMILIES:
         if family.architecture in named or family.model_type in named:
             return family

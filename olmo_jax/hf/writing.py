@@ -1,6 +1,7 @@
 """A model's folder for `AutoModelForCausalLM.from_pretrained`, from its parameters."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from olmo_jax.checked import ConfigError, one_of
+from olmo_jax.checked import ConfigError, one_of, require
 from olmo_jax.hf.families import FAMILIES, Family
 from olmo_jax.hf.layout import their_tensors
 from olmo_jax.hf.settings import OURS, TOKENIZER, check_tokenizer
@@ -31,7 +32,8 @@ def export_checkpoint(
 ) -> str:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` opens, whole or not at all.
 
-    Dropout, which says nothing of a trained model, is kept only where the architecture has it.
+    Dropout, which says nothing of a trained model, is kept only where the architecture has it. A document begins and
+    ends with `eos_token`, as it does in our training and evaluation.
 
     Args:
       config, params: one model. path: the folder; not there yet, or empty.
@@ -55,12 +57,11 @@ def export_checkpoint(
         files["config.json"] |= {"bos_token_id": number, "eos_token_id": number}
         ends = {"bos_token": eos_token, "eos_token": eos_token, "model_max_length": config.context_length}
         files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast"} | ends
-    if folder.exists():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise WeightsError(f"{folder}: is there already; choose another folder, or move it away")
-        folder.rmdir()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(f"{folder}: is there already; choose another folder, or move it away")
+    require(0 < shard_bytes < math.inf, "shard_bytes", shard_bytes, "needs a positive number of bytes")
 
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -69,6 +70,8 @@ def export_checkpoint(
         if tokenizer is not None:
             epath.Path(tokenizer).copy(partial / TOKENIZER)
         _write_weights(partial, their_tensors(config, params, family, dtype), shard_bytes)
+        if folder.exists():  # empty, as was found above
+            folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,24 +88,30 @@ def _settings(config: ModelConfig, family: Family, dtype: str) -> dict[str, Any]
 
 
 def _write_weights(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: float) -> None:
-    """model.safetensors, or parts of at most `shard_bytes` and the index that names them."""
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = total = 0
+    """model.safetensors, or parts of at most `shard_bytes` and the index that names them, one at a time."""
+    parts: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = 0
+
+    def write() -> None:
+        save_file(shard, folder / f"part-{len(parts)}", metadata={"format": "pt"})
+        parts.append(list(shard))
+        shard.clear()
+
     for name, array in tensors:
-        if shards[-1] and size + array.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = array
-        size += array.nbytes
+        if shard and sum(x.nbytes for x in shard.values()) + array.nbytes > shard_bytes:
+            write()
+        shard[name] = array
         total += array.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+    write()
+    if len(parts) == 1:
+        (folder / "part-0").rename(folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards):
-        file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
+    for i, names in enumerate(parts):
+        file = f"model-{i + 1:05}-of-{len(parts):05}.safetensors"
+        (folder / f"part-{i}").rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
