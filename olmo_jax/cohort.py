@@ -143,8 +143,6 @@ def member_step(
         return result.objective, result.cross_entropy
 
     (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-    if shape.mesh.fsdp and mesh is not None:
-        gradients = sharding.scattered(mesh, gradients)
     rate = optimizer.learning_rate(h, state.step + 1, shape.schedule)
     adamw = optimizer.adamw(h, rate, shape.decay_embeddings, shape.decay_norms)
     updates, moments = adamw.update(gradients, state.moments, state.params)

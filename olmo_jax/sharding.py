@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from olmo_jax.config import ConfigError, MeshConfig
@@ -14,7 +13,6 @@ from olmo_jax.config import ConfigError, MeshConfig
 T = TypeVar("T")
 
 AXES = ("member", "data", "model")
-_GATHERED = "gathered"
 
 # Of one model, without the member axis, by the end of the path: so an optimiser's moments lie where their parameters
 # do. Vocabulary, heads and hidden width go over "model"; each block then needs one reduction a sublayer (Megatron).
@@ -90,29 +88,35 @@ def stack_shardings(mesh: Mesh, stack: Any, fsdp: bool = False) -> Any:
 def gathered(mesh: Mesh, params: Any) -> Any:
     """One model's fully sharded parameters, each whole over "data": what a matmul of a share of the batch needs.
 
-    Said explicitly, for XLA would rather add up every device's partial products of the whole batch.
+    Said explicitly, for XLA would rather add up every device's partial products of the whole batch. Their gradients are
+    laid as the parameters are, a device's own share of each, as soon as they are known.
     """
 
     def gather(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        spec = NamedSharding(mesh, spec_of(path_name(path)))
-        return checkpoint_name(jax.lax.with_sharding_constraint(x, spec), _GATHERED)
+        spec = spec_of(path_name(path))
+        at_use, at_rest = NamedSharding(mesh, spec), NamedSharding(mesh, _resting(spec))
+
+        @jax.custom_vjp
+        def whole(x: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(x, at_use)
+
+        def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+            return (jax.lax.with_sharding_constraint(gradient, at_rest),)
+
+        whole.defvjp(lambda x: (whole(x), None), backward)
+        return whole(x)
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
 def gathering(mesh: Mesh, f: Callable[[Any], T]) -> Callable[[Any], T]:
     """`f` of a model's fully sharded parameters, gathered for it, and again for its gradient: none is kept between."""
-    keep = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+
+    def keep(primitive: Any, *_: Any, **__: Any) -> bool:
+        # Neither what was gathered (the rule of `whole`, and what it does) nor a copy of it in another type.
+        return primitive.name not in ("custom_vjp_call", "sharding_constraint", "convert_element_type")
+
     return jax.checkpoint(lambda params: f(gathered(mesh, params)), policy=keep)
-
-
-def scattered(mesh: Mesh, gradients: Any) -> Any:
-    """One model's gradients laid as its fully sharded parameters are: a device's own share of each."""
-
-    def scatter(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _resting(spec_of(path_name(path)))))
-
-    return jax.tree_util.tree_map_with_path(scatter, gradients)
 
 
 def _resting(spec: PartitionSpec) -> PartitionSpec:

@@ -1,5 +1,6 @@
 """The training step laid over eight devices in every way that divides, against one device, for every option."""
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -131,3 +132,11 @@ def test_a_width_that_does_not_divide_is_refused():
         sharding.stack_shardings(
             sharding.make_mesh(MeshConfig(1, 8, 1), 1), {"positions": jnp.zeros((1, 12, 4))}, fsdp=True
         )
+
+
+def test_a_fully_sharded_matrix_is_gathered_for_use_and_again_for_its_gradient():
+    compiled, _, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=True), 1)
+    gathers = re.findall(r" = f32\[1,(\d+),(\d+)\]\S* all-gather\(", compiled.step.as_text())
+    count = collections.Counter(tuple(map(int, shape)) for shape in gathers)
+    # query and out; key and value; gate and up; down; embedding and unembedding, which are used once each.
+    assert count == {(32, 32): 4, (32, 16): 4, (32, 48): 4, (48, 32): 2, (64, 32): 2}
