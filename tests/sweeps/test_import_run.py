@@ -8,13 +8,17 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from olmo_jax import hf, model
 from olmo_jax.checkpoint import load_run, run_steps
+from olmo_jax.config import ConfigError
 from olmo_jax.data.tokenizer import train_bpe
 from olmo_jax.presets import PYTHIA
+from olmo_jax.weights import WeightsError
 from sweeps import cli
+from sweeps.import_run import revisions
 
 STEPS = {"step1": 1, "step4-tokens8K": 4, "step16-tokens32K": 16}
 
@@ -274,9 +278,65 @@ def test_revisions_of_different_models_or_of_one_step_or_without_tokenizer(publi
     assert "lacks embed_out.weight, gpt_neox" in capsys.readouterr().err
 
 
-def test_a_directory_of_trained_runs_takes_no_imports(published, config, tmp_path, capsys, tiny):
-    from etils import epath
+def test_names_tell_steps_tokens_and_stages(tmp_path, capsys):
+    def folders(*names):
+        for name in names:
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "config.json").touch()
+        return [(r.step, r.tokens) for r in revisions(epath.Path(tmp_path / names[0].split("/")[0]))]
 
+    assert folders("a/step0", "a/step512", "a/step1000-tokens4B", "a/step2000-tokens8.5B-unsharded", "a/main") == [
+        (0, None), (512, None), (1000, 4 * 10**9), (2000, 85 * 10**8),
+    ]  # fmt: skip
+    assert "left out, for their names tell no step: main" in capsys.readouterr().err
+    assert folders("b/stage2-ingredient1-step10-tokens3M", "b/stage2-ingredient1-step20-tokens6M") == [
+        (10, 3 * 10**6), (20, 6 * 10**6),
+    ]  # fmt: skip
+    with pytest.raises(WeightsError, match=r"several stages \(stage1, stage2-ingredient1\)"):
+        folders("c/stage1-step10", "c/stage2-ingredient1-step10")
+    with pytest.raises(ConfigError, match="tells a step in a way that isn't known; say it by --step"):
+        folders("my-step7-model")
+    assert folders("step7-tokens2T") == [(7, 2 * 10**12)]
+    assert folders("plain") == [(1, None)]
+
+
+def test_a_step_0_alone_is_final_and_a_history_keeps_its_end(published, config, tmp_path):
+    folder = pathlib.Path(shutil.copytree(published / "step1", tmp_path / "copy" / "step0"))
+    work = f"--workdir={tmp_path / 'work'}"
+    assert run("import", folder.parent, "--name=zero", f"--config={config}", work) == 0
+    assert run("evaluate", work) == 0
+    assert run("report", work) == 0
+    table = pd.read_parquet(tmp_path / "work" / "results.parquet")
+    assert table["final"].tolist() == [True]
+    assert table["round_to_nearest_4/macro"].notna().all()
+
+    # Later revisions extend the run; one that goes from the source takes nothing with it.
+    shutil.copytree(published / "step16-tokens32K", folder.parent / "step16")
+    assert run("import", folder.parent, "--name=zero", f"--config={config}", work) == 0
+    shutil.rmtree(folder.parent / "step16")
+    assert run("import", folder.parent, "--name=zero", f"--config={config}", work) == 0
+    assert run("report", work) == 0
+    table = pd.read_parquet(tmp_path / "work" / "results.parquet")
+    assert dict(zip(table["step"], table["final"], strict=True)) == {0: False, 16: True}
+
+    # Looked at with other text it is another run.
+    other = ("--config.train.data.train_domains=('code',)", "--config.evaluation.tokens_per_domain=99")
+    assert run("import", folder.parent, "--name=zero", f"--config={config}", *other, work) == 0
+    assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
+    assert json.loads((tmp_path / "work" / "sweep.json").read_text())["evaluation"]["tokens_per_domain"] == 99
+
+
+def test_the_tokenizer_that_is_named_is_taken(published, config, corpus, tmp_path):
+    mine = train_bpe([corpus.read_text()], 270, "<|endoftext|>")
+    mine.save(tmp_path / "mine.json")
+    named = f"--config.train.data.tokenizer={tmp_path / 'mine.json'}"
+    assert run("import", published / "step1", f"--config={config}", named, f"--workdir={tmp_path / 'work'}") == 0
+    (place,) = (tmp_path / "work" / "runs").iterdir()
+    model_config, _ = load_run(tmp_path / "work", place.name)
+    assert (model_config.vocab_size, model_config.padded_vocab_size) == (270, 384)
+
+
+def test_a_directory_of_trained_runs_takes_no_imports(published, config, tmp_path, capsys, tiny):
     from olmo_jax.config import to_config_dict
     from sweeps import plan as plans
 

@@ -1,7 +1,9 @@
 """Folders as transformers saves them, in and out; their logits and gradients, stored (tests/oracles/models.py)."""
 
+import base64
 import json
 import pathlib
+import pickle
 import shutil
 
 import jax
@@ -158,9 +160,16 @@ def test_older_neox_files_hold_masks_and_another_name_of_the_head(tmp_path):
     equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "gpt_neox")[1])
 
 
-@pytest.mark.parametrize("prefix", ["model.transformer.", "transformer."])
-@pytest.mark.parametrize("yaml_", [False, True])
-def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_):
+def encoded(name, pickled=False):
+    """A name as AI2's trainer writes it into safetensors."""
+    return base64.urlsafe_b64encode(pickle.dumps(((name,), pickled))).decode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "yaml_", "named"),
+    [("model.transformer.", False, str), ("transformer.", True, str), ("transformer.", True, encoded)],
+)
+def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_, named):
     """OLMo's trainer stacks query, key and value, and what is gated upon the gate; config.json is hf_olmo's."""
     rewrite(folder, lambda tensors: {n: x for n, x in tensors.items() if not n.endswith("proj.bias")})
     edit(folder, attention_bias=False)
@@ -177,7 +186,7 @@ def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_)
             up_gate = [tensors[f"{theirs}.mlp.{x}_proj.weight"] for x in ("up", "gate")]
             renamed[f"{block}.ff_proj.weight"] = np.concatenate(up_gate)
             renamed[f"{block}.ff_out.weight"] = tensors[f"{theirs}.mlp.down_proj.weight"]
-        return renamed
+        return {named(name): x for name, x in renamed.items()}
 
     rewrite(folder, original)
     settings = {
@@ -190,14 +199,19 @@ def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_)
     if yaml_:
         (folder / "config.yaml").write_text(yaml.safe_dump({"run_name": "x", "model": settings}))
     else:
-        named = {"architectures": ["OLMoForCausalLM"], "model_type": "hf_olmo"}
-        (folder / "config.json").write_text(json.dumps(settings | named))
+        called = {"architectures": ["OLMoForCausalLM"], "model_type": "hf_olmo"}
+        (folder / "config.json").write_text(json.dumps(settings | called))
     config, params = hf.import_checkpoint(folder)
     assert (config.vocab_size, config.padded_vocab_size) == (60, 64)
     equal(params, expected)
     tokens = np.arange(20)[None]
     ours, theirs = model.apply(config, params, tokens), model.apply(reference, expected, tokens)
     np.testing.assert_array_equal(ours.logits_BLV, theirs.logits_BLV)
+
+    if named is encoded:  # a value that is itself a pickle isn't opened
+        rewrite(folder, lambda tensors: tensors | {encoded("optimizer", pickled=True): np.zeros(3, np.uint8)})
+        with pytest.raises(WeightsError, match="holds a pickle under"):
+            hf.import_checkpoint(folder)
 
 
 def test_rows_beyond_the_tokenizer_are_padding(folder):
@@ -257,6 +271,14 @@ def drop(name):
         (lambda f: edit(f, hidden_act="gelu"), ConfigError, "config.json hidden_act = 'gelu' 'silu'"),
         (lambda f: edit(f, head_dim=5), ConfigError, "head_dim = 5"),
         (lambda f: edit(f, num_attention_heads=3), ConfigError, "n_heads = 3 doesn't divide"),
+        (lambda f: edit(f, num_attention_heads=0), ConfigError, "config.json has a setting of the wrong kind"),
+        (lambda f: edit(f, hidden_size="16"), ConfigError, "config.json has a setting of the wrong kind"),
+        (lambda f: edit(f, rope_parameters=[1]), ConfigError, "config.json has a setting of the wrong kind"),
+        (lambda f: edit(f, olmo_jax={"vocab_size": 65, "pad_vocab_to": 1}), ConfigError, "olmo_jax = 1 to 64"),
+        (lambda f: edit(f, olmo_jax=[1]), ConfigError, "olmo_jax = [1]"),
+        (lambda f: edit(f, architectures="T5ForX", model_type="t5"), ConfigError, "architecture T5ForX isn't known"),
+        (lambda f: rewrite(f, lambda t: {n: (x * 9).astype(np.int8) for n, x in t.items()}), WeightsError,
+         "is stored as int8 quantised float32"),
         (lambda f: (f / "config.json").write_text("{"), ConfigError, "config.json isn't a model's configuration"),
         (lambda f: (f / "config.json").write_text("[]"), ConfigError, "config.json isn't a model's configuration"),
         (lambda f: (f / "config.json").unlink(), WeightsError, "has no config.json"),
@@ -307,3 +329,13 @@ def test_the_checker_names_the_first_place_that_drifts():
     name, share = hf.first_drift(config, nan, tokens, reference)
     assert name == "logits"
     assert np.isnan(share)
+    with pytest.raises(ValueError, match="reference has blocks_7; known are embedding, blocks_0"):
+        hf.first_drift(config, params, tokens, {"blocks_7": output.logits_BLV})
+    with pytest.raises(ValueError, match=r"reference\['logits'\] has shape \(12, 64\), and ours has \(1, 12, 64\)"):
+        hf.first_drift(config, params, tokens, {"logits": output.logits_BLV[0]})
+
+
+def test_a_runs_folder_in_it_is_no_working_directory(folder):
+    """transformers' Trainer leaves one for TensorBoard."""
+    (folder / "runs" / "Nov24_host").mkdir(parents=True)
+    equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "olmo")[1])
