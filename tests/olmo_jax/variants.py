@@ -15,16 +15,18 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
+# Of one layer, for these are compiled often.
 VARIANTS = FAMILIES | {
-    "sequential neox": dataclasses.replace(FAMILIES["gpt_neox"], parallel=False),
+    "sequential neox": dataclasses.replace(FAMILIES["gpt_neox"], parallel=False, n_layers=1),
     # Paper B's small models.
     "learned positions": dataclasses.replace(
         _SMALL, norm="affine_layer_norm", mlp="gelu", attention_bias=True, mlp_bias=True, positions="learned",
-        dropout=0.1,
+        dropout=0.1, n_layers=1,
     ),
-    "tied": dataclasses.replace(_SMALL, tied=True, n_kv_heads=1),
+    "tied": dataclasses.replace(_SMALL, tied=True, n_kv_heads=1, n_layers=1),
     "all at once": dataclasses.replace(
         _SMALL, norm="affine_layer_norm", norm_at="after", qk_norm=True, clip_qkv=0.5, parallel=True,
         attention_bias=True, mlp_bias=True, positions="learned", n_kv_heads=2, tied=True, dropout=0.2,
+        n_layers=1,
     ),
 }  # fmt: skip
