@@ -91,7 +91,7 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         if verb == "run":
             ended = stages.run(workdir, plan, stop, command)
         else:
-            indexes = stages.begin(workdir, plan)
+            indexes = stages.begin(workdir, plan, to_train=verb == "train")
             if verb == "train":
                 ended = stages.train_all(workdir, plan, indexes, stop)
             else:

@@ -68,15 +68,15 @@ def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
     return Path(config.data.root) if config.data.root else Path(workdir) / "data"
 
 
-def prepare_all(workdir: epath.Path, plan: Plan) -> dict[str, TokenIndex]:
-    """Prepares every data set of the plan; by data.name.
+def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
+    """Prepares every data set of the plan; by data.name. Only what is `to_train` needs the devices of its mesh.
 
     Everything about the runs that can be refused is refused here, before anything is trained: a directory of another
     sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
     ConfigError and DataError.
     """
     check_record(workdir, plan)
-    for cohort in plan.cohorts:
+    for cohort in plan.cohorts if to_train else ():
         check_mesh(cohort)
     indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
     for cohort in plan.cohorts:
@@ -89,9 +89,9 @@ def prepare_all(workdir: epath.Path, plan: Plan) -> dict[str, TokenIndex]:
     return indexes
 
 
-def begin(workdir: epath.Path, plan: Plan) -> dict[str, TokenIndex]:
+def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
     """The data, then sweep.json and the runs' config.json."""
-    indexes = prepare_all(workdir, plan)
+    indexes = prepare_all(workdir, plan, to_train)
     write_record(workdir, plan, versions())
     for cohort in plan.cohorts:
         write_run_files(workdir, cohort)

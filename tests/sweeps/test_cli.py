@@ -184,6 +184,19 @@ def test_status_and_report_need_neither_the_file_nor_the_text_of_the_sweep(finis
         shutil.move(moved, corpus)
 
 
+def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_path):
+    workdir = tmp_path / "work"
+    arguments = [f"--config={config}:one", "--config.mesh.data=4", f"--workdir={workdir}"]
+    assert cli.main(["train", *arguments]) == 0
+    sweep = json.loads((workdir / "sweep.json").read_text())
+    sweep["cohorts"][0]["runs"][0]["config"]["mesh"]["data"] = 400  # as on a machine with more than there are here
+    (workdir / "sweep.json").write_text(json.dumps(sweep))
+    assert cli.main(["evaluate", f"--workdir={workdir}"]) == 0
+    capsys.readouterr()
+    assert cli.main(["status", f"--workdir={workdir}"]) == 0
+    assert "all that is trained is evaluated" in capsys.readouterr().out
+
+
 def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path):
     from sweeps import plan as plans
 
