@@ -81,6 +81,7 @@ def assert_same(workdir, undisturbed):
         chex.assert_trees_all_equal(load_run(workdir, run)[1], load_run(undisturbed, run)[1])
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(config, undisturbed, tmp_path):
     for step in (0, 30, 120, 300):  # 0: before the first checkpoint
         process = start(config, tmp_path)
