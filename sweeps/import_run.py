@@ -19,7 +19,7 @@ from olmo_jax import hf
 from olmo_jax.checkpoint import directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
-from olmo_jax.data.prepare import alone, fingerprint, prepare
+from olmo_jax.data.prepare import alone, prepare
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
 from olmo_jax.metrics import METRICS, read_json, read_jsonl, write_json, write_jsonl
@@ -84,8 +84,7 @@ def import_run(
     train, evaluation = _configure(workdir, config, found, name or source.name)
     index = prepare(train.data, data_root(workdir, train), say)
     check_vocabulary(train.model.vocab_size, index)
-    fingerprint_ = str(fingerprint(train.data))
-    id_ = run_id(train, fingerprint_)
+    id_ = run_id(train, index.fingerprint)
     place = workdir / "runs" / id_
     with alone(Path(workdir / ".import.lock"), say):
         origin = read_json(place / ORIGIN) if (place / ORIGIN).exists() else {"source": str(source), "revisions": {}}
@@ -93,10 +92,10 @@ def import_run(
             raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")
         last = max(found[-1].step, *map(int, origin["revisions"]), 0)
         train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
-        cohort = Cohort(cohorts.shape_of(train, fingerprint_), (Run(id_, train),))
+        cohort = Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),))
         check_probe(train.probe, cohorts.member_structs(cohort.shape).params)
         documents = probe_documents(cohort, index)
-        plan = _joined(workdir, Plan((cohort,), {train.data.name: fingerprint_}, evaluation), keep_evaluation)
+        plan = _joined(workdir, Plan((cohort,), {train.data.name: index.fingerprint}, evaluation), keep_evaluation)
         place.mkdir(parents=True, exist_ok=True)
         write_json(place / "config.json", {"run_id": id_, "cohort": cohort.id, "config": dataclasses.asdict(train)})
         write_json(workdir / "sweep.json", plans.record(plan, versions()))
@@ -114,7 +113,9 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
       ConfigError: a negative step, one for a folder of revisions, or none for a folder whose name hides one.
     """
     if not path.is_dir():
-        raise WeightsError(f"{path}: no such folder; give one with config.json and .safetensors, or a folder of such")
+        raise WeightsError(
+            f"{path}: no such folder; download one with config.json and .safetensors, or several below a folder"
+        )
     require(step is None or step >= 0, "--step", step, "needs a number of 0 or more")
     if _is_model(path):
         return [_single(path.absolute(), step)]

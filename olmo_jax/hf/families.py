@@ -204,18 +204,18 @@ _OLMO_BLOCK = {
     if not (bias and ours.startswith("mlp"))
 }
 _OLMO_ENDS = {"embedding": "model.embed_tokens.weight", "unembedding": "lm_head.weight"}
+_OLMO_FIXED = {
+    "parallel": False, "mlp": "swiglu", "mlp_bias": False, "positions": "rotary", "rotary_fraction": 1.0,
+}  # fmt: skip
 
 OLMO = Family(
     architecture="OlmoForCausalLM",
     model_type="olmo",
     tensors=_OLMO_ENDS | _OLMO_BLOCK,
-    fixed={
-        "norm": "layer_norm", "norm_at": "before", "norm_eps": 1e-5, "qk_norm": False, "parallel": False,
-        "mlp": "swiglu", "mlp_bias": False, "positions": "rotary", "rotary_fraction": 1.0,
-    },
+    fixed=_OLMO_FIXED | {"norm": "layer_norm", "norm_at": "before", "norm_eps": 1e-5, "qk_norm": False},
     read=_read_olmo,
     write=_write_olmo,
-)  # fmt: skip
+)
 
 OLMO2 = Family(
     architecture="Olmo2ForCausalLM",
@@ -229,13 +229,10 @@ OLMO2 = Family(
         "mlp_norm/scale": "model.layers.{i}.post_feedforward_layernorm.weight",
         "final_norm/scale": "model.norm.weight",
     },
-    fixed={
-        "norm": "rms_norm", "norm_at": "after", "qk_norm": True, "clip_qkv": 0.0, "parallel": False,
-        "mlp": "swiglu", "mlp_bias": False, "positions": "rotary", "rotary_fraction": 1.0,
-    },
+    fixed=_OLMO_FIXED | {"norm": "rms_norm", "norm_at": "after", "qk_norm": True, "clip_qkv": 0.0},
     read=_read_olmo2,
     write=_write_olmo2,
-)  # fmt: skip
+)
 
 GPT_NEOX = Family(
     architecture="GPTNeoXForCausalLM",
@@ -288,7 +285,7 @@ AI2_OLMO = Family(
         "mlp/gate": "transformer.blocks.{i}.ff_proj.weight",
         "mlp/down": "transformer.blocks.{i}.ff_out.weight",
     },
-    fixed=dict(OLMO.fixed) | {"attention_bias": False},
+    fixed={**OLMO.fixed, "attention_bias": False},
     read=_read_ai2,
     write=None,
     aliases={"model.transformer.": "transformer."},

@@ -50,7 +50,7 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
 def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
     """config.json, or the model's part of AI2's config.yaml, and the file; raises WeightsError and ConfigError."""
     if not folder.is_dir():
-        raise WeightsError(f"{folder}: no such folder; give one with config.json and .safetensors")
+        raise WeightsError(f"{folder}: no such folder; download one with config.json and .safetensors")
     file = folder / "config.json"
     if not file.exists():
         file = folder / "config.yaml"

@@ -57,7 +57,7 @@ def alone():
     return of
 
 
-def check(alone, name, mesh_config, members=MEMBERS):
+def assert_as_on_one_device(alone, name, mesh_config, members=MEMBERS):
     losses, params = train(VARIANTS[name], mesh_config, members)
     expected_losses, expected = alone(name, members)
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
@@ -68,19 +68,19 @@ def check(alone, name, mesh_config, members=MEMBERS):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 def test_every_mesh_gives_what_one_device_gives(alone, mesh):
-    check(alone, "all at once", MeshConfig(*mesh))
+    assert_as_on_one_device(alone, "all at once", MeshConfig(*mesh))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["olmo", "olmo2", "gpt_neox", "tied"])
 def test_every_option_is_covered_by_the_rules(alone, name):
-    check(alone, name, MeshConfig(2, 2, 2), members=2)
+    assert_as_on_one_device(alone, name, MeshConfig(2, 2, 2), members=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), [("all at once", (1, 8, 1)), ("gpt_neox", (2, 2, 2))])
 def test_fully_sharded_parameters_give_the_same(alone, name, mesh):
-    check(alone, name, MeshConfig(*mesh, fsdp=True), members=2)
+    assert_as_on_one_device(alone, name, MeshConfig(*mesh, fsdp=True), members=2)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def rewrite(folder, change):
     save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
 
 
-def equal(a, b):
+def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -79,10 +79,10 @@ def test_a_round_trip_keeps_settings_and_every_bit(name, shard_bytes, tmp_path):
     there = {k: v for file in files for k, v in load_file(file).items()}
     theirs = load_file(STORED / name / "model.safetensors")
     assert there.keys() == theirs.keys()
-    equal(there, theirs)
+    assert_equal(there, theirs)
     again, params_again = hf.import_checkpoint(tmp_path / "out")
     assert again == config
-    equal(params_again, params)
+    assert_equal(params_again, params)
 
 
 @pytest.mark.parametrize("preset", [OLMO["4m"], OLMO["1b"], OLMO2["14m"], PYTHIA["14m"], PYTHIA["14m-sequential"]])
@@ -93,7 +93,7 @@ def test_every_preset_leaves_and_comes_back(preset, tmp_path, vary):
     hf.export_checkpoint(config, params, tmp_path)  # an empty folder is as good as none
     again, params_again = hf.import_checkpoint(tmp_path)
     assert again == config  # rows of padding, which only our own key tells, included
-    equal(params_again, params)
+    assert_equal(params_again, params)
 
 
 def test_bfloat16_is_rounded_once(tmp_path):
@@ -101,7 +101,7 @@ def test_bfloat16_is_rounded_once(tmp_path):
     hf.export_checkpoint(config, params, tmp_path / "half", dtype="bfloat16")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     _, half = hf.import_checkpoint(tmp_path / "half")
-    equal(half, jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16).astype(np.float32), params))
+    assert_equal(half, jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16).astype(np.float32), params))
     assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.7 * (
         STORED / "olmo2" / "model.safetensors"
     ).stat().st_size
@@ -157,7 +157,7 @@ def test_older_neox_files_hold_masks_and_another_name_of_the_head(tmp_path):
         return tensors | masks | buffers
 
     rewrite(folder, older)
-    equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "gpt_neox")[1])
+    assert_equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "gpt_neox")[1])
 
 
 def encoded(name, pickled=False):
@@ -203,7 +203,7 @@ def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_,
         (folder / "config.json").write_text(json.dumps(settings | called))
     config, params = hf.import_checkpoint(folder)
     assert (config.vocab_size, config.padded_vocab_size) == (60, 64)
-    equal(params, expected)
+    assert_equal(params, expected)
     tokens = np.arange(20)[None]
     ours, theirs = model.apply(config, params, tokens), model.apply(reference, expected, tokens)
     np.testing.assert_array_equal(ours.logits_BLV, theirs.logits_BLV)
@@ -311,7 +311,7 @@ def test_a_tied_model_with_a_head_of_its_own_in_the_file(tmp_path):
     folder = pathlib.Path(shutil.copytree(STORED / "olmo2_tied", tmp_path / "tied"))
     expected = hf.import_checkpoint(folder)[1]
     rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
-    equal(hf.import_checkpoint(folder)[1], expected)
+    assert_equal(hf.import_checkpoint(folder)[1], expected)
     rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1})
     with pytest.raises(WeightsError, match="'lm_head.weight' differs from the embedding"):
         hf.import_checkpoint(folder)
@@ -338,4 +338,4 @@ def test_the_checker_names_the_first_place_that_drifts():
 def test_a_runs_folder_in_it_is_no_working_directory(folder):
     """transformers' Trainer leaves one for TensorBoard."""
     (folder / "runs" / "Nov24_host").mkdir(parents=True)
-    equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "olmo")[1])
+    assert_equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "olmo")[1])
