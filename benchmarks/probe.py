@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import sharding
@@ -38,11 +39,12 @@ def ask(cohort: Cohort) -> None:
     shape, runs = cohort.shape, cohort.runs
     mesh = sharding.make_mesh(dataclasses.replace(shape.mesh, member=1), len(runs))
     state = cohorts.initial_state(shape, runs, mesh)
-    program = cohorts.compile_step(shape, runs, state, mesh)
+    compute = cohorts.decide(shape, len(runs), mesh)._replace(steps_per_call=1)
+    program = cohorts.compile_steps(shape, runs, state, mesh, compute)
     rng = np.random.default_rng(0)
     vocabulary = shape.model.vocab_size
-    size = (len(runs), shape.batch_size, shape.sequence_length + 1)
-    tokens = sharding.put(mesh, sharding.BATCH, rng.integers(0, vocabulary, size, dtype=np.int32))
+    size = (1, len(runs), shape.batch_size, shape.sequence_length + 1)
+    tokens = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), rng.integers(0, vocabulary, size, dtype=np.int32))
     text = [rng.integers(0, vocabulary, 64) for _ in range(shape.probe.sets * shape.probe.documents)]
     documents = choose_documents(shape.probe, text, 0)
     over_members = functools.partial(cohorts.over_members, mapping=shape.mapping, mesh=mesh)
@@ -54,7 +56,7 @@ def ask(cohort: Cohort) -> None:
         pending = []
         start = time.perf_counter()
         for step in range(1, STEPS + 1):
-            state, metrics = program.step(state, program.hyper, tokens)
+            state, metrics = program.steps(state, program.hyper, None, tokens, np.int32(1))
             pending.append(metrics.loss)
             if with_probe and step % often == 0:
                 pending += with_probe(state.params).values()

@@ -43,8 +43,8 @@ def measure(model: ModelConfig, mesh: MeshConfig, length: int) -> dict[str, floa
     member = cohorts.member_structs(shape)
     stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
     start = time.monotonic()
-    step = cohorts.compile_step(shape, [run], stack, sharding.make_mesh(mesh, 1)).step
-    memory = step.memory_analysis()
+    steps = cohorts.compile_steps(shape, [run], stack, sharding.make_mesh(mesh, 1)).steps
+    memory = steps.memory_analysis()
     assert memory is not None
     return {
         "arguments_gb": memory.argument_size_in_bytes / 1e9,

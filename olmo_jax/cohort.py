@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from olmo_jax import compute as computing
 from olmo_jax import loss, model, optimizer, sharding
+from olmo_jax.compute import Compute, ComputeConfig
 from olmo_jax.config import CheckpointConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
+from olmo_jax.data import feed
 from olmo_jax.identity import digest
 from olmo_jax.optimizer import Hyper
 
@@ -39,6 +42,7 @@ class Shape:
     checkpoint: CheckpointConfig
     mesh: MeshConfig
     mapping: str
+    compute: ComputeConfig
 
     @property
     def tokens_per_step(self) -> int:
@@ -93,6 +97,7 @@ def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
         checkpoint=config.checkpoint,
         mesh=config.mesh,
         mapping=config.mapping,
+        compute=config.compute,
     )
 
 
@@ -118,31 +123,40 @@ def init_member(params: Any) -> State:
     return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1))
 
 
+def decide(shape: Shape, members: int, mesh: Mesh) -> Compute:
+    """How the steps of a cohort of `members` are carried out on a mesh; raises ConfigError for what can't be."""
+    here, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.compute
+    chosen = computing.decide(
+        c, shape.model, shape.batch_size, shape.sequence_length, shape.mapping, here, jax.default_backend()
+    )
+    if shape.mesh.fsdp and not c.steps_per_call:
+        chosen = chosen._replace(steps_per_call=1)  # in a loop XLA keeps what was gathered
+    return chosen._replace(whole_vocabulary=mesh.shape["model"] > 1, gathered=shape.mesh.fsdp)
+
+
 def member_step(
-    shape: Shape, state: State, h: Hyper, tokens_BL: Array, mesh: Mesh | None = None
+    shape: Shape,
+    state: State,
+    h: Hyper,
+    tokens_BL: Array,
+    mesh: Mesh | None = None,
+    compute: Compute | None = None,
 ) -> tuple[State, Metrics]:
     """One update of one member on `[B, L + 1]` tokens; `mesh` is needed where parameters are fully sharded over it.
 
-    A member whose loss, gradient or new parameters turn non-finite is frozen as it was before and marked with the
-    step; a member at its total steps (an inert one has 0) is left as it is.
+    `compute` says by which of several ways to the same numbers; None chooses by backend. A member whose loss, gradient
+    or new parameters turn non-finite is frozen as it was before and marked with the step; a member at its total steps
+    (an inert one has 0) is left as it is.
     """
 
+    compute = computing.forward(shape.model) if compute is None else compute
     # A function of seed and step alone, so that a resumed run drops what it would have dropped.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
-
-    def states(params: Any) -> Array:
-        return model.hidden(shape.model, params, tokens_BL[:, :-1], dropout_key=dropout_key).final_BLD
-
-    def objective(params: Any) -> tuple[Array, Array]:
-        if shape.mesh.fsdp and mesh is not None:
-            final_BLD = sharding.gathering(mesh, states)(params)
-            w_VD = model.unembedding(sharding.gathered(mesh, params))
-        else:
-            final_BLD, w_VD = states(params), model.unembedding(params)
-        result = loss.cross_entropy(final_BLD, w_VD, tokens_BL[:, 1:], z_loss=shape.z_loss)
-        return result.objective, result.cross_entropy
-
-    (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    of_batch = functools.partial(_gradients, shape, compute, mesh, state.params)
+    if compute.microbatches == 1:
+        entropy, gradients = of_batch(tokens_BL, dropout_key)
+    else:
+        entropy, gradients = _averaged(of_batch, tokens_BL, dropout_key, compute.microbatches)
     rate = optimizer.learning_rate(h, state.step + 1, shape.schedule)
     adamw = optimizer.adamw(h, rate, shape.decay_embeddings, shape.decay_norms)
     updates, moments = adamw.update(gradients, state.moments, state.params)
@@ -162,14 +176,61 @@ def member_step(
     return new, Metrics(*shown)
 
 
+def _gradients(
+    shape: Shape, compute: Compute, mesh: Mesh | None, params: Any, tokens_BL: Array, dropout_key: Array | None
+) -> tuple[Array, Any]:
+    """Cross-entropy of a batch and the gradient of its objective."""
+
+    def states(params: Any) -> Array:
+        tokens = tokens_BL[:, :-1]
+        return model.hidden(shape.model, params, tokens, dropout_key=dropout_key, compute=compute).final_BLD
+
+    def objective(params: Any) -> tuple[Array, Array]:
+        if shape.mesh.fsdp and mesh is not None:
+            final_BLD = sharding.gathering(mesh, states)(params)
+            w_VD = model.unembedding(sharding.gathered(mesh, params))
+        else:
+            final_BLD, w_VD = states(params), model.unembedding(params)
+        tile = len(w_VD) if compute.whole_vocabulary else None
+        result = loss.cross_entropy(
+            final_BLD, w_VD, tokens_BL[:, 1:], z_loss=shape.z_loss, tile=tile, members=compute.members
+        )
+        return result.objective, result.cross_entropy
+
+    (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+    return entropy, gradients
+
+
+def _averaged(of_batch: Callable[..., Any], tokens_BL: Array, dropout_key: Array | None, parts: int) -> Any:
+    """The mean of `of_batch` over equal parts of a batch, one after another; each takes every parts-th sequence.
+
+    So that a part lies on all the devices that the batch lies on.
+    """
+    tokens_nbL = jnp.moveaxis(tokens_BL.reshape(-1, parts, tokens_BL.shape[1]), 1, 0)
+
+    def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+        i, tokens_bL = part
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+        return jax.tree.map(jnp.add, total, of_batch(tokens_bL, key)), None
+
+    like = jax.eval_shape(of_batch, tokens_nbL[0], dropout_key)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), tokens_nbL))
+    return jax.tree.map(lambda x: x / parts, total)
+
+
 def _select(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 class Program(NamedTuple):
-    """A segment's step, compiled: `step(state, hyper, tokens_MBL) -> (state, metrics)`, the state donated."""
+    """A segment's steps, compiled.
 
-    step: jax.stages.Compiled
+    `steps(state, hyper, table, fed, count)` takes the first `count` of the K batches in `fed` (see feed.py) and returns
+    the state, in place of the donated one, and Metrics `[K, M]`, those beyond `count` meaningless.
+    """
+
+    steps: jax.stages.Compiled
     hyper: Hyper
 
 
@@ -224,27 +285,51 @@ def over_members(f: Callable[..., Any], mapping: str = "auto", mesh: Mesh | None
     return mapped
 
 
-def compile_step(shape: Shape, runs: Sequence[Run], state: State, mesh: Mesh) -> Program:
-    """Compiles the step of a segment for the stack `state`, or one of its shapes, once and ahead of time."""
+def compile_steps(
+    shape: Shape,
+    runs: Sequence[Run],
+    state: State,
+    mesh: Mesh,
+    compute: Compute | None = None,
+    table: Array | None = None,
+) -> Program:
+    """Compiles the steps of a segment for the stack `state`, or one of its shapes, once and ahead of time.
+
+    Args:
+      compute: how they are carried out; None decides.
+      table: the tokens that batches name windows of; None where they bring their own (see feed.py).
+    """
+    compute = decide(shape, len(runs), mesh) if compute is None else compute
     size = sharding.padded(len(runs), mesh)
     hyper = jax.tree.map(lambda x: sharding.put(mesh, sharding.MEMBERS, x), stack_hyper(runs, size))
-    tokens = jax.ShapeDtypeStruct(
-        (size, shape.batch_size, shape.sequence_length + 1), jnp.int32, sharding=NamedSharding(mesh, sharding.BATCH)
-    )
-    members = NamedSharding(mesh, sharding.MEMBERS)
+    fed = feed.struct(mesh, compute.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None)
     state_shardings = sharding.stack_shardings(mesh, state, shape.mesh.fsdp)
+    members, of_steps = (NamedSharding(mesh, spec) for spec in (sharding.MEMBERS, PartitionSpec(None, "member")))
+    whole = NamedSharding(mesh, PartitionSpec())
 
-    def train_step(state: State, hyper: Hyper, tokens_MBL: Array) -> tuple[State, Metrics]:
-        one = functools.partial(member_step, shape, mesh=mesh)
-        return over_members(one, shape.mapping, mesh)(state, hyper, tokens_MBL)
+    def train_steps(state: State, hyper: Hyper, table: Array | None, fed: Array, count: Array) -> tuple[State, Metrics]:
+        def one(state: State, h: Hyper, batch: Array) -> tuple[State, Metrics]:
+            tokens_BL = feed.tokens(table, batch, shape.sequence_length)
+            return member_step(shape, state, h, tokens_BL, mesh, compute)
 
-    step = jax.jit(
-        train_step,
-        in_shardings=(state_shardings, members, tokens.sharding),
-        out_shardings=(state_shardings, members),
+        def step(i: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+            state, rows = carry
+            state, row = over_members(one, compute.mapping, mesh)(state, hyper, fed[i])
+            return state, jax.tree.map(lambda all_KM, x_M: all_KM.at[i].set(x_M), rows, row)
+
+        if compute.steps_per_call == 1:
+            state, row = over_members(one, compute.mapping, mesh)(state, hyper, fed[0])
+            return state, jax.tree.map(lambda x_M: x_M[None], row)
+        rows = Metrics(*(jnp.full(fed.shape[:2], jnp.nan) for _ in Metrics._fields))
+        return jax.lax.fori_loop(0, count, step, (state, rows))
+
+    steps = jax.jit(
+        train_steps,
+        in_shardings=(state_shardings, members, None if table is None else whole, fed.sharding, whole),
+        out_shardings=(state_shardings, of_steps),
         donate_argnums=0,
     )
-    return Program(step.lower(state, hyper, tokens).compile(), hyper)
+    return Program(steps.lower(state, hyper, table, fed, jnp.int32(0)).compile(), hyper)
 
 
 def pick(state: State, places: Sequence[int], mesh: Mesh, fsdp: bool = False) -> State:

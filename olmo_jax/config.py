@@ -9,6 +9,7 @@ from olmo_jax.checked import from_config_dict as from_config_dict
 from olmo_jax.checked import one_of, require
 from olmo_jax.checked import to_config_dict as to_config_dict
 from olmo_jax.checked import unknown_key as unknown_key
+from olmo_jax.compute import ComputeConfig as ComputeConfig
 from olmo_jax.model_config import ModelConfig as ModelConfig
 
 
@@ -280,6 +281,7 @@ class TrainConfig:
     probe: ProbeConfig = ProbeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,22 +1,30 @@
-"""Cross-entropy that never holds all logits: chunks of positions, the gradient formed as each chunk passes.
+"""Cross-entropy that never holds all logits: chunks of tokens, in tiles of vocabulary, the gradient formed on the way.
 
 The logits of a small model are larger than the model, [B, L, V] against [V, D]. A chunk takes some positions of every
-sequence, so that the batch axis stays where a mesh has put it, and its logits are used for the loss and for both
-gradients before they are dropped: two matmuls more than the forward pass and no recomputation. Where the states are
-bfloat16, W and the logits' gradient enter these matmuls as bfloat16 too; logits, softmax and sums are float32.
+sequence, so that the batch axis stays where a mesh has put it. Its logits are used for the loss and for both gradients
+before they are dropped: two matmuls more than the forward pass and no recomputation. On a CPU a chunk's logits are made
+and used in tiles of some rows of W, which stay in its caches. Where the states are bfloat16, W and the logits' gradient
+enter these matmuls as bfloat16 too; logits, softmax and sums are float32.
+
+Shapes: N tokens of a chunk, C rows of W in a tile.
 """
 
 import functools
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from olmo_jax.matmul import settled, transposed
 from olmo_jax.model import unembed
 
-# Elements of one chunk's logits, 16 MiB in float32: enough for full matmuls, little beside a model's activations.
-_CHUNK_ELEMENTS = 2**22
+# Logits that are held at a time: on a CPU 32 MiB in float32, of which tiles of 4,096 rows of W go through its caches;
+# on an accelerator 1 GiB, enough for full matmuls and little beside its memory.
+_CPU_LOGITS, _CPU_TILE = 2**23, 4096
+_LOGITS = 2**28
 
 
 class Loss(NamedTuple):
@@ -26,6 +34,13 @@ class Loss(NamedTuple):
     cross_entropy: Array
 
 
+class _Pieces(NamedTuple):
+    """Positions of each sequence in a chunk, and rows of W in a tile."""
+
+    positions: int
+    rows: int
+
+
 def cross_entropy(
     x_BLD: Array,
     w_VD: Array,
@@ -33,6 +48,8 @@ def cross_entropy(
     weights_BL: Array | None = None,
     z_loss: float = 0.0,
     chunk: int | None = None,
+    tile: int | None = None,
+    members: int = 1,
 ) -> Loss:
     """Mean next-token loss of final states against an unembedding.
 
@@ -41,59 +58,63 @@ def cross_entropy(
       weights_BL: weight of each position, 0 to leave it out; None counts each once.
       z_loss: weight of the squared log-partition added to the objective (PaLM, section 5).
       chunk: positions taken at a time; None chooses by size. It need not divide L.
+      tile: rows of W taken at a time; None chooses by backend. It need not divide V. A W that is cut over devices along
+        its rows wants all of them, V.
+      members: how many do this side by side under `vmap`; it bears on the choice of `chunk` alone.
 
     Differentiate `objective` with respect to x and w; `cross_entropy` is for reading and carries no gradient.
     """
     weights_BL = jnp.ones(targets_BL.shape, jnp.float32) if weights_BL is None else weights_BL
-    objective, entropy = _mean_loss(x_BLD, w_VD, targets_BL, weights_BL, z_loss, _chunk_length(x_BLD, w_VD, chunk))
+    pieces = _pieces(x_BLD, w_VD, chunk, tile, members)
+    objective, entropy = _mean_loss(x_BLD, w_VD, targets_BL, weights_BL, z_loss, pieces)
     return Loss(objective, jax.lax.stop_gradient(entropy))
 
 
 def token_losses(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None = None) -> Array:
     """Cross-entropy in nats at every position, `[B, L]` float32, for evaluation."""
-    chunks = _split(_chunk_length(x_BLD, w_VD, chunk), x_BLD, targets_BL)
-    losses_NBC = jax.lax.map(lambda c: _entropy(unembed(c[0], w_VD), c[1])[0], chunks)
-    return _join(losses_NBC)[:, : targets_BL.shape[1]]
+
+    def one(piece: tuple[Array, Array]) -> Array:
+        x_BCD, targets_BC = piece
+        logits_BCV = unembed(x_BCD, w_VD)
+        hit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits_BCV, axis=-1) - hit_BC
+
+    losses_nBC = jax.lax.map(one, _split(_pieces(x_BLD, w_VD, chunk).positions, x_BLD, targets_BL))
+    return _join(losses_nBC)[:, : targets_BL.shape[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _mean_loss(
-    x_BLD: Array, w_VD: Array, targets_BL: Array, weights_BL: Array, z_loss: float, chunk: int
+    x_BLD: Array, w_VD: Array, targets_BL: Array, weights_BL: Array, z_loss: float, pieces: _Pieces
 ) -> tuple[Array, Array]:
     def add(total, piece):
-        x_BCD, targets_BC, weights_BC = piece
-        entropy_BC, log_z_BC = _entropy(unembed(x_BCD, w_VD), targets_BC)
-        return total + jnp.stack([jnp.sum(weights_BC * entropy_BC), jnp.sum(weights_BC * log_z_BC**2)]), None
+        x_ND, targets_N, weights_N = (_flat(a) for a in piece)
+        read, _ = _read(x_ND, w_VD, targets_N, pieces.rows, keep=False)
+        return total + _sums(read, weights_N), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(2), _split(chunk, x_BLD, targets_BL, weights_BL))
+    total, _ = jax.lax.scan(add, jnp.zeros(2), _split(pieces.positions, x_BLD, targets_BL, weights_BL))
     entropy, z = total / jnp.sum(weights_BL)
     return entropy + z_loss * z, entropy
 
 
-def _mean_loss_forward(x_BLD, w_VD, targets_BL, weights_BL, z_loss, chunk):
+def _mean_loss_forward(x_BLD, w_VD, targets_BL, weights_BL, z_loss, pieces):
     scale = 1.0 / jnp.sum(weights_BL)
 
     def add(carry, piece):
         total, dw_VD = carry
-        x_BCD, targets_BC, weights_BC = piece
-        logits_BCV = unembed(x_BCD, w_VD)
-        entropy_BC, log_z_BC = _entropy(logits_BCV, targets_BC)
-        total += jnp.stack([jnp.sum(weights_BC * entropy_BC), jnp.sum(weights_BC * log_z_BC**2)])
-        p_BCV = jnp.exp(logits_BCV - log_z_BC[..., None])
-        hit_BCV = targets_BC[..., None] == jnp.arange(w_VD.shape[0])[None, None]
-        slope_BC1 = (1.0 + 2.0 * z_loss * log_z_BC)[..., None]
-        d_BCV = ((scale * weights_BC)[..., None] * (p_BCV * slope_BC1 - hit_BCV)).astype(x_BCD.dtype)
-        dx_BCD = jnp.einsum("bcv,vd->bcd", d_BCV, w_VD.astype(x_BCD.dtype))
-        dw_VD += jnp.einsum("bcv,bcd->vd", d_BCV, x_BCD, preferred_element_type=dw_VD.dtype)
-        return (total, dw_VD), dx_BCD
+        x_ND, targets_N, weights_N = (_flat(a) for a in piece)
+        read, logits = _read(x_ND, w_VD, targets_N, pieces.rows, keep=True)
+        gradient_of = functools.partial(_logit_gradient, read, targets_N, scale * weights_N, z_loss)
+        dx_ND, dw_VD = _gradients(x_ND, w_VD, logits, gradient_of, dw_VD, pieces.rows)
+        return (total + _sums(read, weights_N), dw_VD), dx_ND.reshape(piece[0].shape)
 
-    pieces = _split(chunk, x_BLD, targets_BL, weights_BL)
-    (total, dw_VD), dx_NBCD = jax.lax.scan(add, (jnp.zeros(2), jnp.zeros_like(w_VD)), pieces)
+    chunks = _split(pieces.positions, x_BLD, targets_BL, weights_BL)
+    (total, dw_VD), dx_nBCD = jax.lax.scan(add, (jnp.zeros(2), jnp.zeros_like(w_VD)), chunks)
     entropy, z = total * scale
-    return (entropy + z_loss * z, entropy), (_join(dx_NBCD)[:, : x_BLD.shape[1]], dw_VD)
+    return (entropy + z_loss * z, entropy), (_join(dx_nBCD)[:, : x_BLD.shape[1]], dw_VD)
 
 
-def _mean_loss_backward(z_loss, chunk, gradients, cotangents):
+def _mean_loss_backward(z_loss, pieces, gradients, cotangents):
     dx_BLD, dw_VD = gradients
     of_objective, _ = cotangents
     return (of_objective * dx_BLD).astype(dx_BLD.dtype), of_objective * dw_VD, None, None
@@ -102,17 +123,102 @@ def _mean_loss_backward(z_loss, chunk, gradients, cotangents):
 _mean_loss.defvjp(_mean_loss_forward, _mean_loss_backward)
 
 
-def _entropy(logits_BCV: Array, targets_BC: Array) -> tuple[Array, Array]:
-    log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    hit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    return log_z_BC - hit_BC, log_z_BC
+class _Read(NamedTuple):
+    """What the logits of a chunk say of each token: log of the sum of their exponentials, and the target's logit."""
+
+    log_z_N: Array
+    hit_N: Array
 
 
-def _chunk_length(x_BLD: Array, w_VD: Array, chunk: int | None) -> int:
-    length = x_BLD.shape[1]
+def _read(x_ND: Array, w_VD: Array, targets_N: Array, rows: int, keep: bool) -> tuple[_Read, list[Array]]:
+    """The first pass over the tiles; with `keep` their logits too."""
+
+    def tile(carry, start, size, _):
+        max_N, sum_N, hit_N = carry
+        logits_NC = unembed(x_ND[None], jax.lax.dynamic_slice_in_dim(w_VD, start, size))[0]
+        new_max_N = jnp.maximum(max_N, jnp.max(logits_NC, axis=1))
+        sum_N = sum_N * jnp.exp(max_N - new_max_N) + jnp.sum(jnp.exp(logits_NC - new_max_N[:, None]), axis=1)
+        place_N = targets_N - start
+        found_N = jnp.take_along_axis(logits_NC, jnp.clip(place_N, 0, size - 1)[:, None], axis=1)[:, 0]
+        hit_N = jnp.where((place_N >= 0) & (place_N < size), found_N, hit_N)
+        return (new_max_N, sum_N, hit_N), logits_NC if keep else None
+
+    zero_N = jnp.zeros(x_ND.shape[0], jnp.promote_types(x_ND.dtype, jnp.float32))
+    (max_N, sum_N, hit_N), logits = _over_tiles(tile, (zero_N - jnp.inf, zero_N, zero_N), len(w_VD), rows)
+    return _Read(max_N + jnp.log(sum_N), hit_N), logits
+
+
+def _gradients(
+    x_ND: Array, w_VD: Array, logits: list[Array], gradient_of: Callable[..., Array], dw_VD: Array, rows: int
+) -> tuple[Array, Array]:
+    """The second pass: the gradient of the chunk's states, and that of W added to `dw_VD`."""
+
+    def tile(carry, start, size, logits_NC):
+        dx_ND, dw_VD = carry
+        d_NC = settled(gradient_of(logits_NC, start).astype(x_ND.dtype))
+        w_CD = jax.lax.dynamic_slice_in_dim(w_VD, start, size).astype(x_ND.dtype)
+        dx_ND += jnp.matmul(d_NC, w_CD, preferred_element_type=dx_ND.dtype)
+        dw_CD = jnp.matmul(transposed(d_NC), x_ND, preferred_element_type=dw_VD.dtype)
+        dw_CD += jax.lax.dynamic_slice_in_dim(dw_VD, start, size)
+        return (dx_ND, jax.lax.dynamic_update_slice_in_dim(dw_VD, dw_CD, start, axis=0)), None
+
+    dx_ND = jnp.zeros(x_ND.shape, jnp.promote_types(x_ND.dtype, jnp.float32))
+    (dx_ND, dw_VD), _ = _over_tiles(tile, (dx_ND, dw_VD), len(w_VD), rows, logits)
+    return dx_ND.astype(x_ND.dtype), dw_VD
+
+
+def _logit_gradient(
+    read: _Read, targets_N: Array, scale_N: Array, z_loss: float, logits_NC: Array, start: Array | int
+) -> Array:
+    p_NC = jnp.exp(logits_NC - read.log_z_N[:, None])
+    hit_NC = targets_N[:, None] == (start + jnp.arange(logits_NC.shape[1]))[None]
+    return (scale_N * (1.0 + 2.0 * z_loss * read.log_z_N))[:, None] * p_NC - scale_N[:, None] * hit_NC
+
+
+def _sums(read: _Read, weights_N: Array) -> Array:
+    entropy_N = read.log_z_N - read.hit_N
+    return jnp.stack([jnp.sum(weights_N * entropy_N), jnp.sum(weights_N * read.log_z_N**2)])
+
+
+def _over_tiles(
+    tile: Callable[..., Any], carry: Any, vocabulary: int, rows: int, kept: list[Array] | None = None
+) -> tuple[Any, list[Array]]:
+    """`tile(carry, start, size, kept)` over all rows of W: whole tiles in a loop, then what is left of them.
+
+    Returns the carry and what was given out: of the whole tiles, stacked, and of the rest. `kept` has that form.
+    """
+    whole, rest = divmod(vocabulary, rows)
+    of_whole, of_rest = (kept[0], kept[-1]) if kept else (None, None)
+
+    def one(carry, tile_and_kept):
+        i, piece = tile_and_kept
+        return tile(carry, i * rows, rows, piece)
+
+    if whole == 1:  # no loop, no slice of all there is
+        carry, out = tile(carry, 0, rows, of_whole)
+    else:
+        carry, out = jax.lax.scan(one, carry, (jnp.arange(whole), of_whole))
+    given = [out]
+    if rest:
+        carry, out = tile(carry, whole * rows, rest, of_rest)
+        given.append(out)
+    return carry, given
+
+
+def _pieces(x_BLD: Array, w_VD: Array, chunk: int | None, tile: int | None = None, members: int = 1) -> _Pieces:
+    length, cpu = x_BLD.shape[1], jax.default_backend() == "cpu"
     if chunk is None:
-        chunk = _CHUNK_ELEMENTS // (x_BLD.shape[0] * w_VD.shape[0])
-    return max(1, min(chunk, length))
+        chunk = (_CPU_LOGITS if cpu else _LOGITS // members) // (x_BLD.shape[0] * w_VD.shape[0])
+        chunk = _even(length, max(1, min(chunk, length)))
+    if tile is None:
+        tile = _CPU_TILE if cpu else w_VD.shape[0]
+    return _Pieces(max(1, min(chunk, length)), max(1, min(tile, w_VD.shape[0])))
+
+
+def _even(length: int, most: int) -> int:
+    """Positions a chunk that leave little or no padding: a divisor of L where a large one is, else even shares."""
+    divisors = [c for c in range(1, most + 1) if length % c == 0 and 4 * c >= 3 * most]
+    return max(divisors, default=math.ceil(length / math.ceil(length / most)))
 
 
 def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
@@ -126,7 +232,11 @@ def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
     return tuple(one(a) for a in arrays)
 
 
-def _join(a_NBC: Array) -> Array:
+def _join(a_nBC: Array) -> Array:
     """[n, B, chunk, ...] -> [B, n chunk, ...], the padding still there."""
-    a = jnp.moveaxis(a_NBC, 0, 1)
+    a = jnp.moveaxis(a_nBC, 0, 1)
     return a.reshape(a.shape[0], -1, *a.shape[3:])
+
+
+def _flat(a_BC: Array) -> Array:
+    return a_BC.reshape(-1, *a_BC.shape[2:])

@@ -1,4 +1,4 @@
-"""One line of metrics a step and run, fetched from the device only once the next step is on its way there.
+"""One line of metrics a step and run, fetched from the device only once the next steps are on their way there.
 
 A run's metrics.jsonl holds steps without gap or repeat: rows are flushed before the checkpoint of their step commits,
 and `resume_at` cuts what lies beyond the checkpoint that a resumed run starts from. Clock times are kept apart, in
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
-import numpy as np
 from etils import epath
 
 METRICS = "metrics.jsonl"
@@ -51,7 +50,7 @@ def write_jsonl(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 class MetricsLog:
-    """Appends rows to the runs' files, one step late.
+    """Appends rows to the runs' files, one call of steps late.
 
     Args:
       directories: of the runs, in the order of the member axis; inert members beyond them are not logged.
@@ -65,16 +64,20 @@ class MetricsLog:
         self._boards = [
             _event_writer(d) if wanted else None for d, wanted in zip(directories, tensorboard, strict=True)
         ]
-        self._pending: list[tuple[dict[str, Any], Any]] = []
+        self._pending: tuple[Sequence[Mapping[str, Any]], Any, dict[str, Any]] = ((), {}, {})
 
-    def later(self, row: Mapping[str, Any], values_M: Any) -> None:
-        """Takes what one step reports, `row` for every member and `values_M` ({name: [M]}); writes what came before."""
+    def later(self, rows: Sequence[Mapping[str, Any]], values_KM: Any) -> None:
+        """Takes what some steps report; writes what came before.
+
+        Args:
+          rows: a row a step, for every member. values_KM: {name: [K, M]}, of which the first steps are meant.
+        """
         self._write()
-        self._pending.append((dict(row), values_M))
+        self._pending = rows, values_KM, {}
 
     def also(self, values_M: Any) -> None:
-        """Adds values to the row taken last."""
-        self._pending[-1][1].update(values_M)
+        """Adds values, {name: [M]}, to the row taken last."""
+        self._pending[2].update(values_M)
 
     def time(self, row: Mapping[str, Any]) -> None:
         """Appends a row of clock times to every run's timings.jsonl."""
@@ -93,15 +96,17 @@ class MetricsLog:
             file.close()
 
     def _write(self) -> None:
-        for row, values_M in self._pending:
-            host = {name: np.asarray(jax.device_get(v)) for name, v in values_M.items()}
+        rows, values_KM, added_M = self._pending
+        self._pending = (), {}, {}
+        of_steps, of_last = jax.device_get(values_KM), jax.device_get(added_M)
+        for k, row in enumerate(rows):
+            host = {name: v[k] for name, v in of_steps.items()} | (of_last if k == len(rows) - 1 else {})
             for m, file in enumerate(self._files):
-                full = row | {name: float(str(v[m])) for name, v in host.items()}  # float32's own shortest digits
+                full = dict(row) | {name: float(str(v[m])) for name, v in host.items()}  # float32's shortest digits
                 file.write(to_json(full) + "\n")
                 if board := self._boards[m]:
                     for name, value in full.items():
                         board.add_scalar(name, value, row["step"])
-        self._pending.clear()
 
 
 class MetricsError(RuntimeError):

@@ -18,7 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from olmo_jax import compute as computing
+from olmo_jax.attention import causal_attention
 from olmo_jax.checked import require
+from olmo_jax.compute import Compute
+from olmo_jax.matmul import linear
 from olmo_jax.model_config import ModelConfig
 
 Params = dict[str, Any]
@@ -57,15 +61,27 @@ def init(config: ModelConfig, key: Array) -> Params:
     return _Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "layers"))
+@functools.partial(jax.jit, static_argnames=("config", "layers", "compute"))
 def hidden(
-    config: ModelConfig, params: Params, tokens_BL: Array, layers: bool = False, dropout_key: Array | None = None
+    config: ModelConfig,
+    params: Params,
+    tokens_BL: Array,
+    layers: bool = False,
+    dropout_key: Array | None = None,
+    compute: Compute | None = None,
 ) -> Hidden:
-    """States after the final norm and, with `layers`, after each block; dropout only where a key for it is given."""
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    decoder = _Decoder(config, train=dropout_key is not None)
-    states, _ = decoder.apply({"params": params}, tokens_BL, layers, rngs=rngs)  # type: ignore[misc]
-    return states
+    """States after the final norm and, with `layers`, after each block.
+
+    Dropout only where a key for it is given. `compute` says by which of several ways to the same numbers; None chooses.
+    """
+    compute = computing.forward(config) if compute is None else compute
+    x_BLD, block_keys = _embed(config, params, tokens_BL), None
+    if dropout_key is not None:
+        embedding_key, *block_keys = jax.random.split(dropout_key, config.n_layers + 1)
+        drop = nn.Dropout(config.dropout, deterministic=False)
+        x_BLD = drop.apply({}, x_BLD, rngs={"dropout": embedding_key})  # type: ignore[assignment]
+    x_BLD, states = _blocks(config, params, x_BLD, block_keys, layers, compute)
+    return Hidden(_final_norm(config, params, x_BLD), states)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layers"))
@@ -81,8 +97,14 @@ def extend(config: ModelConfig, params: Params, tokens_BL: Array, cache: Cache) 
 
     The same as `hidden` on all of them together, within rounding. Room for them is the caller's to keep.
     """
-    states, filled = _Decoder(config).apply({"params": params}, tokens_BL, False, cache)  # type: ignore[misc]
-    return states.final_BLD, filled  # type: ignore[return-value]
+    x_BLD = _embed(config, params, tokens_BL, cache.filled)
+    kept: list[tuple[Array, Array]] = []
+    for i, past in enumerate(cache.blocks):
+        x_BLD, block_kept = _Block(config).apply(  # type: ignore[misc]
+            {"params": params[f"blocks_{i}"]}, x_BLD, cache.filled, past
+        )
+        kept.append(block_kept)  # type: ignore[arg-type]
+    return _final_norm(config, params, x_BLD), Cache(tuple(kept), cache.filled + tokens_BL.shape[1])
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
@@ -141,14 +163,58 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     return total, total - sum(sizes.get(name, 0) for name in ("embedding", "positions", "unembedding"))
 
 
+def _embed(config: ModelConfig, params: Params, tokens_BL: Array, start: Array | int = 0) -> Array:
+    """What the first block reads of tokens that begin at position `start`."""
+    x_BLD = params["embedding"][tokens_BL]
+    if config.positions == "learned":
+        require(
+            tokens_BL.shape[1] <= config.context_length,
+            "config.model.context_length",
+            config.context_length,
+            f"is how many positions were learned, and the text has {tokens_BL.shape[1]} tokens; cut it, or raise this",
+        )
+        x_BLD += jax.lax.dynamic_slice_in_dim(params["positions"], start, tokens_BL.shape[1])[None]
+    return x_BLD.astype(config.compute_dtype)
+
+
+def _blocks(
+    config: ModelConfig, params: Params, x_BLD: Array, keys: list[Array] | None, layers: bool, compute: Compute
+) -> tuple[Array, tuple[Array, ...]]:
+    """The states after all blocks and, with `layers`, after each; `keys`: of dropout, one a block."""
+    module = _Block(config, compute, keys is not None)
+
+    def block(x_BLD: Array, layer: tuple[Params, Array | None]) -> tuple[Array, Array | None]:
+        block_params, key = layer
+        rngs = None if key is None else {"dropout": key}
+        x_BLD, _ = module.apply({"params": block_params}, x_BLD, 0, None, rngs=rngs)  # type: ignore[misc]
+        return x_BLD, x_BLD if layers else None
+
+    if compute.remat:
+        block = jax.checkpoint(block)
+    each = [params[f"blocks_{i}"] for i in range(config.n_layers)]
+    if compute.layers == "scanned":
+        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        x_BLD, states_nBLD = jax.lax.scan(block, x_BLD, (stack, None if keys is None else jnp.stack(keys)))
+        return x_BLD, () if states_nBLD is None else tuple(states_nBLD)
+    states = []
+    for i, block_params in enumerate(each):
+        x_BLD, state_BLD = block(x_BLD, (block_params, None if keys is None else keys[i]))
+        states.append(state_BLD)
+    return x_BLD, tuple(state_BLD for state_BLD in states if state_BLD is not None)
+
+
+def _final_norm(config: ModelConfig, params: Params, x_BLD: Array) -> Array:
+    return _Norm(config).apply({"params": params.get("final_norm", {})}, x_BLD)  # type: ignore[return-value]
+
+
 def _normal(std: float) -> nn.initializers.Initializer:
     return nn.initializers.truncated_normal(std, lower=-3.0, upper=3.0)
 
 
-def _project(module: nn.Module, name: str, x_BLI: Array, outputs: int, std: float, bias: bool) -> Array:
+def _project(module: Any, name: str, x_BLI: Array, outputs: int, std: float, bias: bool) -> Array:
     """x W, and + b with `bias`; the parameters are `<name>` and `<name>_bias` of the module."""
     w_IO = module.param(name, _normal(std), (x_BLI.shape[-1], outputs))
-    y_BLO = x_BLI @ w_IO.astype(x_BLI.dtype)
+    y_BLO = x_BLI @ w_IO.astype(x_BLI.dtype) if module.compute.gathered else linear(x_BLI, w_IO)
     if bias:
         y_BLO += module.param(f"{name}_bias", nn.initializers.zeros, (outputs,)).astype(x_BLI.dtype)[None, None]
     return y_BLO
@@ -172,6 +238,7 @@ class _Norm(nn.Module):
 
 class _Attention(nn.Module):
     config: ModelConfig
+    compute: Compute
 
     @nn.compact
     def __call__(
@@ -194,7 +261,7 @@ class _Attention(nn.Module):
             k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, start)
         if past is None:
             kept = k_BLGK, v_BLGK
-            mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, is_causal=True)
+            mixed_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, self.compute.attention)
         else:
             k_BSGK, v_BSGK = (
                 jax.lax.dynamic_update_slice_in_dim(room_BSGK, new_BLGK, start, axis=1)
@@ -210,6 +277,7 @@ class _Attention(nn.Module):
 
 class _MLP(nn.Module):
     config: ModelConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
@@ -225,7 +293,8 @@ class _MLP(nn.Module):
 
 class _Block(nn.Module):
     config: ModelConfig
-    train: bool
+    compute: Compute = Compute("dense")
+    train: bool = False
 
     @nn.compact
     def __call__(
@@ -236,50 +305,31 @@ class _Block(nn.Module):
         attention_norm, mlp_norm = _Norm(c, name="attention_norm"), _Norm(c, name="mlp_norm")
         drop = nn.Dropout(c.dropout, deterministic=not self.train)
 
-        added_BLD, kept = _Attention(c, name="attention")(attention_norm(x_BLD) if before else x_BLD, start, past)
+        added_BLD, kept = _Attention(c, self.compute, name="attention")(
+            attention_norm(x_BLD) if before else x_BLD, start, past
+        )
         attended_BLD = x_BLD + drop(added_BLD if before else attention_norm(added_BLD))
         read_BLD = x_BLD if c.parallel else attended_BLD
-        added_BLD = _MLP(c, name="mlp")(mlp_norm(read_BLD) if before else read_BLD)
+        added_BLD = _MLP(c, self.compute, name="mlp")(mlp_norm(read_BLD) if before else read_BLD)
         return attended_BLD + drop(added_BLD if before else mlp_norm(added_BLD)), kept
 
 
 class _Decoder(nn.Module):
+    """Names and makes every parameter; what is computed of them is in the functions above."""
+
     config: ModelConfig
-    train: bool = False
 
     @nn.compact
-    def __call__(
-        self, tokens_BL: Array, layers: bool = False, cache: Cache | None = None
-    ) -> tuple[Hidden, Cache | None]:
+    def __call__(self, tokens_BL: Array) -> Array:
         c = self.config
-        # Declared here though used by the loss: one module names every parameter.
         unembedding_std = min(c.init_std, 0.3 / math.sqrt(c.d_model))
         embedding_std = unembedding_std if c.tied else c.init_std
         embedding_VD = self.param("embedding", _normal(embedding_std), (c.padded_vocab_size, c.d_model))
         if not c.tied:
             self.param("unembedding", _normal(unembedding_std), (c.padded_vocab_size, c.d_model))
-        start = 0 if cache is None else cache.filled
-        x_BLD = embedding_VD[tokens_BL]
         if c.positions == "learned":
-            x_BLD += self._positions(start, tokens_BL.shape[1])[None]
-        x_BLD = nn.Dropout(c.dropout, deterministic=not self.train)(x_BLD.astype(c.compute_dtype))
-        states, kept = [], []
+            self.param("positions", _normal(c.init_std), (c.context_length, c.d_model))
+        x_BLD = embedding_VD[tokens_BL]
         for i in range(c.n_layers):
-            past = None if cache is None else cache.blocks[i]
-            x_BLD, block_kept = _Block(c, self.train, name=f"blocks_{i}")(x_BLD, start, past)
-            states.append(x_BLD)
-            kept.append(block_kept)
-        final_BLD = _Norm(c, name="final_norm")(x_BLD)
-        read = None if cache is None else Cache(tuple(kept), cache.filled + tokens_BL.shape[1])
-        return Hidden(final_BLD, tuple(states) if layers else ()), read
-
-    def _positions(self, start: Array | int, length: int) -> Array:
-        c = self.config
-        require(
-            length <= c.context_length,
-            "config.model.context_length",
-            c.context_length,
-            f"is how many positions were learned, and the text has {length} tokens; cut it, or raise this",
-        )
-        positions_CD = self.param("positions", _normal(c.init_std), (c.context_length, c.d_model))
-        return jax.lax.dynamic_slice_in_dim(positions_CD, start, length)
+            x_BLD, _ = _Block(c, name=f"blocks_{i}")(x_BLD, 0, None)
+        return _Norm(c, name="final_norm")(x_BLD)

@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -15,21 +14,32 @@ from etils import epath
 from olmo_jax import cohort as cohorts
 from olmo_jax import sharding
 from olmo_jax.checkpoint import Checkpoints, directory, open_checkpoints
-from olmo_jax.cohort import Cohort, Run, State
+from olmo_jax.clock import Clock, Trace
+from olmo_jax.cohort import Cohort, Run, Shape, State
+from olmo_jax.compute import Compute
 from olmo_jax.config import require
+from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.data.windows import train_windows
 from olmo_jax.metrics import MetricsLog, resume_at, write_json
 from olmo_jax.probe import Documents, choose_documents, make_probes
-from olmo_jax.progress import progress
+from olmo_jax.progress import progress, say
 
 
-def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: Callable[[], bool]) -> bool:
+def train_cohort(
+    workdir: epath.Path,
+    cohort: Cohort,
+    index: TokenIndex,
+    stop: Callable[[], bool],
+    compute: Compute | None = None,
+    traced: Sequence[int] = (),
+) -> bool:
     """Trains the cohort from where it stands to its end.
 
     Args:
       workdir: of the sweep. index: the prepared data.
-      stop: asked after each step; once it answers True, a checkpoint is written and training ends.
+      stop: asked after each call of some steps; once it answers True, a checkpoint is written and training ends.
+      compute: how steps are carried out; None decides.
+      traced: first and last step of a trace for the profiler, written to profile/ in the working directory.
 
     Returns:
       True if every member is done, False if `stop` ended it.
@@ -39,11 +49,16 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
-    batches = _Batches(cohort, index, mesh)
-    over_members = functools.partial(cohorts.over_members, mapping=shape.mapping, mesh=mesh)
+    compute = cohorts.decide(shape, len(runs), mesh) if compute is None else compute
+    say(f"{cohort.id}: {compute}")
+    seeds = [run.config.data_seed for run in runs]
+    domains, batch = shape.train_domains, (shape.sequence_length, shape.batch_size)
+    feed = Feed(index, domains, *batch, seeds, mesh, compute.steps_per_call)
+    over_members = functools.partial(cohorts.over_members, mapping=compute.mapping, mesh=mesh)
     documents = probe_documents(cohort, index)
     probes = make_probes(shape.probe, shape.model, index.vocab_size, documents, over_members)
     due, total = checkpoint_steps(cohort), cohort.segment_ends[-1]
+    trace = Trace(workdir / "profile" / cohort.id, traced)
 
     with open_checkpoints(directory(workdir, cohort.id)) as checkpoints:
         # Resuming: the last checkpoint, else the start. One at the end of a segment still holds those that ended there.
@@ -63,26 +78,37 @@ def train_cohort(workdir: epath.Path, cohort: Cohort, index: TokenIndex, stop: C
                 places = staying
                 members = [runs[i] for i in places]
                 log = _open_log(workdir, members, step)
-                clock = _Clock(log, len(members) * shape.tokens_per_step)
-                program = cohorts.compile_step(shape, members, state, mesh)
+                clock = Clock(log, shape, len(members), mesh.size, step)
+                program = cohorts.compile_steps(shape, members, state, mesh, compute, feed.table)
                 clock.event("compile", step)
                 if step == 0:
-                    log.later({"step": 0, "tokens": 0}, {})
+                    log.later([{"step": 0, "tokens": 0}], {})
                     for probe in probes.values():
-                        log.also(probe(state.params))
+                        log.also(jax.block_until_ready(probe(state.params)))
+                    clock.event("probe", step)
                 while step < end and not stopped:
-                    state, metrics = program.step(state, program.hyper, batches(step, places))
-                    step += 1
-                    log.later({"step": step, "tokens": step * shape.tokens_per_step}, metrics._asdict())
-                    for interval, probe in probes.items():
-                        if step % interval == 0 or step in due:
-                            log.also(probe(state.params))
+                    trace.at(step)
+                    last = _next_stop(step, compute.steps_per_call, {end, *due, *trace.steps}, probes)
+                    with clock.waiting():
+                        fed = feed(step, last - step, places)
+                    state, metrics = program.steps(state, program.hyper, feed.table, fed, np.int32(last - step))
+                    log.later(_rows(shape, step, last), metrics._asdict())
+                    step = last
+                    to_probe = [probe for k, probe in probes.items() if step % k == 0 or step in due]
+                    if to_probe or step in trace.steps:
+                        jax.block_until_ready(state)
+                        clock.event("steps", step)
+                    for probe in to_probe:
+                        log.also(jax.block_until_ready(probe(state.params)))
+                        clock.event("probe", step)
                     stopped = stop()
                     if step in due or stopped:
+                        jax.block_until_ready(state)
                         clock.event("steps", step)
                         _save(workdir, checkpoints, log, members, state, step, due)
                         clock.event("checkpoint", step)
-                    show(step, "")
+                    show(step, clock.note)
+                trace.end()
                 log.close()
                 if stopped and step < total:
                     return False
@@ -115,38 +141,18 @@ def read_status(workdir: epath.Path, run_id: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"state": "waiting", "step": 0}
 
 
-class _Batches:
-    """`batches(step, places)`: the `[M, B, L + 1]` tokens of a step over the mesh; each seed's stream is read once."""
+def _next_stop(step: int, most: int, fixed: Collection[int], intervals: Collection[int]) -> int:
+    """The last step of a call that begins after `step`: at most so many, none of what is due passed over.
 
-    def __init__(self, cohort: Cohort, index: TokenIndex, mesh: jax.sharding.Mesh):
-        shape = cohort.shape
-        self._mesh = mesh
-        self._seeds = [run.config.data_seed for run in cohort.runs]
-        self._streams = {
-            seed: train_windows(index, shape.train_domains, shape.sequence_length, shape.batch_size, seed)
-            for seed in set(self._seeds)
-        }
-
-    def __call__(self, step: int, places: Sequence[int]) -> jax.Array:
-        seeds = sharding.pad([self._seeds[i] for i in places], self._mesh)
-        read = {seed: self._streams[seed][step] for seed in set(seeds)}
-        return sharding.put(self._mesh, sharding.BATCH, np.stack([read[seed] for seed in seeds]))
+    What is due are the `fixed` steps and the multiples of `intervals`. Counted from what was due last, so that a
+    training that was stopped between two calls takes the same ones as one that wasn't.
+    """
+    later = [s for s in fixed if s > step] + [(step // k + 1) * k for k in intervals]
+    return min(step + most, *later)
 
 
-class _Clock:
-    """Writes to timings.jsonl how long each stretch took."""
-
-    def __init__(self, log: MetricsLog, tokens_per_step: int):
-        self._log, self._tokens_per_step = log, tokens_per_step
-        self._last, self._step = time.monotonic(), -1
-
-    def event(self, name: str, step: int) -> None:
-        now = time.monotonic()
-        row = {"event": name, "step": step, "seconds": round(now - self._last, 4), "time": round(time.time(), 3)}
-        if name == "steps":
-            row["tokens_per_second"] = round((step - self._step) * self._tokens_per_step / (now - self._last), 1)
-        self._log.time(row)
-        self._last, self._step = now, step
+def _rows(shape: Shape, step: int, last: int) -> list[dict[str, Any]]:
+    return [{"step": s, "tokens": s * shape.tokens_per_step} for s in range(step + 1, last + 1)]
 
 
 def _save(

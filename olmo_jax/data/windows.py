@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,19 +26,41 @@ def train_windows(
 
     Raises DataError for an unknown domain and where there is no whole window.
     """
-    import grain
+    windows = _training_windows(index, domains, sequence_length)
+    return _in_order(windows, batch_size, data_seed)
 
-    windows = _TokenWindows([index.tokens("train", d) for d in _names(index, domains)], sequence_length)
+
+def window_order(
+    index: TokenIndex, domains: Sequence[str], sequence_length: int, batch_size: int, data_seed: int
+) -> "grain.MapDataset":
+    """The numbers of the windows of `train_windows`, int64 [batch_size] a step: window i begins at token i L."""
+    windows = _training_windows(index, domains, sequence_length)
+    return _in_order(range(len(windows)), batch_size, data_seed)
+
+
+def training_tokens(index: TokenIndex, domains: Sequence[str]) -> list[np.ndarray]:
+    """The arrays that, end to end, are what the windows of `domains` cover."""
+    return [index.tokens("train", d) for d in _names(index, domains)]
+
+
+def _training_windows(index: TokenIndex, domains: Sequence[str], sequence_length: int) -> "_TokenWindows":
+    windows = _TokenWindows(training_tokens(index, domains), sequence_length)
     if not len(windows):
         raise DataError(too_few_tokens(index, domains, sequence_length))
+    return windows
+
+
+def _in_order(source: Any, batch_size: int, data_seed: int) -> "grain.MapDataset":
+    import grain
+
     # grain orders epoch e by seed + e: neighbouring seeds would show each other's epochs.
     spread = int.from_bytes(hashlib.sha256(f"windows {data_seed}".encode()).digest()[:4], "big")
-    return grain.MapDataset.source(windows).shuffle(spread).repeat().batch(batch_size)
+    return grain.MapDataset.source(source).shuffle(spread).repeat().batch(batch_size)
 
 
 def epochs(index: TokenIndex, domains: Sequence[str], sequence_length: int, tokens: int) -> float:
     """How many times training on `tokens` passes over the training windows of `domains`."""
-    windows = _TokenWindows([index.tokens("train", d) for d in _names(index, domains)], sequence_length)
+    windows = _TokenWindows(training_tokens(index, domains), sequence_length)
     return tokens / (len(windows) * sequence_length)
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import model, sharding
-from olmo_jax.cohort import Cohort, Run
+from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig
-from olmo_jax.train import _Batches
+from olmo_jax.data.feed import Feed
 
 STEPS = 8
 ONE_DEVICE = MeshConfig(member=1)
@@ -28,20 +28,22 @@ def runs(tiny, vary):
     return [Run(f"r{i}", vary(tiny, c)) for i, c in enumerate(changes)]
 
 
-def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto"):
+def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most_bytes=2**30, **how):
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = dataclasses.replace(shape, mesh=mesh_config, mapping=mapping)
-    cohort = Cohort(shape, tuple(runs))
     mesh = sharding.make_mesh(mesh_config, len(runs))
-    batches = _Batches(cohort, index, mesh)
+    compute = cohorts.decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
+    seeds = [run.config.data_seed for run in runs]
+    length = shape.sequence_length
+    feed = Feed(index, shape.train_domains, length, shape.batch_size, seeds, mesh, 1, most_bytes)
     state = cohorts.initial_state(shape, runs, mesh)
     start, seen, losses = jax.device_get(state.params), [], []
-    program = cohorts.compile_step(shape, runs, state, mesh)
+    program = cohorts.compile_steps(shape, runs, state, mesh, compute, feed.table)
     for step in range(steps):
-        tokens = batches(step, range(len(runs)))
-        seen.append(np.asarray(tokens))
-        state, metrics = program.step(state, program.hyper, tokens)
-        losses.append(np.asarray(metrics.loss))
+        fed = feed(step, 1, range(len(runs)))
+        seen.append(np.asarray(fed)[0])
+        state, metrics = program.steps(state, program.hyper, feed.table, fed, np.int32(1))
+        losses.append(np.asarray(metrics.loss)[0])
     return start, np.array(seen), np.array(losses), jax.device_get(state)
 
 
@@ -93,9 +95,9 @@ def test_members_on_several_devices_never_talk_to_each_other(runs, index, mappin
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = dataclasses.replace(shape, mesh=MeshConfig(member=3), mapping=mapping)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
-    program = cohorts.compile_step(shape, runs, cohorts.initial_state(shape, runs, mesh), mesh)
+    program = cohorts.compile_steps(shape, runs, cohorts.initial_state(shape, runs, mesh), mesh)
     talk = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-    assert [word for word in talk if f" {word}" in program.step.as_text()] == []
+    assert [word for word in talk if f" {word}" in program.steps.as_text()] == []
 
 
 def test_inert_members_do_not_move(runs, index):
@@ -129,7 +131,7 @@ def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
 def test_one_program_serves_members_that_differ_in_every_number(runs, index, caplog):
     with jax.log_compiles(True), caplog.at_level(logging.WARNING):
         train(runs, index)
-    steps = [r.message for r in caplog.records if "Compiling jit(train_step)" in r.message]
+    steps = [r.message for r in caplog.records if "Compiling jit(train_steps)" in r.message]
     assert len(steps) == 1
 
 

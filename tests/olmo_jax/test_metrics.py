@@ -21,18 +21,28 @@ def directories(tmp_path):
 
 def test_each_member_gets_its_own_number_one_step_late(directories):
     log = metrics.MetricsLog(directories, [False, False])
-    log.later({"step": 1}, {"loss": jnp.array([1.5, 2.5, 9.0])})  # the third member is inert
+    log.later([{"step": 1}], {"loss": jnp.array([[1.5, 2.5, 9.0]])})  # the third member is inert
     log.also({"rank": jnp.array([3.0, 4.0, 9.0])})
     assert rows(directories[0]) == []
-    log.later({"step": 2}, {"loss": jnp.array([0.1, jnp.nan, 9.0])})
+    log.later([{"step": 2}], {"loss": jnp.array([[0.1, jnp.nan, 9.0]])})
     log.close()
     assert rows(directories[0]) == [{"step": 1, "loss": 1.5, "rank": 3.0}, {"step": 2, "loss": 0.1}]
     assert rows(directories[1]) == [{"step": 1, "loss": 2.5, "rank": 4.0}, {"step": 2, "loss": None}]
 
 
+def test_a_call_of_steps_gives_a_row_each_and_the_probe_stands_in_the_last(directories):
+    log = metrics.MetricsLog(directories, [False, False])
+    # Two steps were taken of the four there was room for.
+    log.later([{"step": 1}, {"step": 2}], {"loss": jnp.array([[1.0, 5.0], [2.0, 6.0], [9.0, 9.0], [9.0, 9.0]])})
+    log.also({"rank": jnp.array([3.0, 4.0])})
+    log.close()
+    assert rows(directories[0]) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0, "rank": 3.0}]
+    assert rows(directories[1]) == [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 6.0, "rank": 4.0}]
+
+
 def test_tensorboard_gets_the_same_numbers(directories):
     log = metrics.MetricsLog(directories, [True, False])
-    log.later({"step": 1}, {"loss": jnp.array([1.5, 2.5])})
+    log.later([{"step": 1}], {"loss": jnp.array([[1.5, 2.5]])})
     log.close()
     assert list((directories[0] / "tensorboard").glob("events*"))
     assert not (directories[1] / "tensorboard").exists()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import model, sharding
@@ -30,7 +31,8 @@ def program(architecture, mesh_config, members, mapping="vmap"):
     shape = cohorts.shape_of(base, "text")
     mesh = sharding.make_mesh(mesh_config, members)
     state = cohorts.initial_state(shape, runs, mesh)
-    return cohorts.compile_step(shape, runs, state, mesh), state, mesh
+    compute = cohorts.decide(shape, members, mesh)._replace(steps_per_call=1)
+    return cohorts.compile_steps(shape, runs, state, mesh, compute), state, mesh
 
 
 def train(architecture, mesh_config, members=MEMBERS):
@@ -39,8 +41,9 @@ def train(architecture, mesh_config, members=MEMBERS):
     losses = []
     for _ in range(STEPS):
         tokens = rng.integers(0, architecture.vocab_size, (MEMBERS, BATCH, LENGTH + 1)).astype(np.int32)[:members]
-        state, metrics = compiled.step(state, compiled.hyper, sharding.put(mesh, sharding.BATCH, tokens))
-        losses.append(np.asarray(metrics.loss))
+        fed = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens[None])
+        state, metrics = compiled.steps(state, compiled.hyper, None, fed, np.int32(1))
+        losses.append(np.asarray(metrics.loss)[0])
     return np.array(losses), jax.device_get(state.params)
 
 
@@ -93,7 +96,7 @@ def test_fully_sharded_parameters_give_the_same(alone, name, mesh):
 )
 def test_members_on_devices_of_their_own_never_talk(name, mapping):
     compiled, _, _ = program(VARIANTS[name], MeshConfig(member=8), MEMBERS, mapping)
-    text = compiled.step.as_text()
+    text = compiled.steps.as_text()
     assert {word: len(re.findall(rf" {word}", text)) for word in COLLECTIVES} == dict.fromkeys(COLLECTIVES, 0)
 
 
@@ -101,7 +104,7 @@ def test_members_on_devices_of_their_own_never_talk(name, mapping):
 def test_fully_sharded_means_an_eighth_on_each_device():
     def bytes_of(fsdp):
         compiled, state, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=fsdp), 1)
-        memory = compiled.step.memory_analysis()
+        memory = compiled.steps.memory_analysis()
         whole = sum(x.nbytes for x in jax.tree.leaves(state))
         vectors = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim < 3)
         return memory.argument_size_in_bytes, memory.output_size_in_bytes, whole, vectors
@@ -138,7 +141,7 @@ def test_a_width_that_does_not_divide_is_refused():
 
 def test_a_fully_sharded_matrix_is_gathered_for_use_and_again_for_its_gradient():
     compiled, _, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=True), 1)
-    gathers = re.findall(r" = f32\[1,(\d+),(\d+)\]\S* all-gather\(", compiled.step.as_text())
+    gathers = re.findall(r" = f32\[1,(\d+),(\d+)\]\S* all-gather\(", compiled.steps.as_text())
     count = collections.Counter(tuple(map(int, shape)) for shape in gathers)
     # query and out; key and value; gate and up; down; embedding and unembedding, which are used once each.
     assert count == {(32, 32): 4, (32, 16): 4, (32, 48): 4, (48, 32): 2, (64, 32): 2}

@@ -1,5 +1,6 @@
 """A cohort trained to its end, stopped and gone on with, with members that end at different steps."""
 
+import collections
 import dataclasses
 import json
 import logging
@@ -14,7 +15,8 @@ from etils import epath
 from olmo_jax import checkpoint, model
 from olmo_jax.checkpoint import CheckpointError, load_run, load_stack, member_lists
 from olmo_jax.cohort import Cohort, Run, shape_of
-from olmo_jax.config import ConfigError, MeshConfig
+from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
+from olmo_jax.metrics import read_jsonl
 from olmo_jax.train import checkpoint_steps, read_status, train_cohort, write_run_files
 
 
@@ -23,7 +25,12 @@ def cohort(tiny, index, vary):
     """Three members; the last ends at step 7 of 12."""
     changes = [{"init_seed": 0}, {"init_seed": 1, "optimizer.weight_decay": 1.0}, {"init_seed": 2, "tokens": 7 * 64}]
     runs = [Run(f"run{i}", vary(tiny, c)) for i, c in enumerate(changes)]
-    return Cohort(shape_of(tiny, index.fingerprint), tuple(runs))
+    return Cohort(shape_of(step_by_step(tiny), index.fingerprint), tuple(runs))
+
+
+def step_by_step(config, steps_per_call=1):
+    """So that a stop comes after each step."""
+    return dataclasses.replace(config, compute=ComputeConfig(steps_per_call=steps_per_call))
 
 
 def train(workdir, cohort, index, stop=lambda: False):
@@ -94,6 +101,40 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(cohort, trained, index
     assert set(member_lists(path)) == checkpoint_steps(cohort) == {5, 7, 10, 12}
 
 
+@pytest.mark.parametrize("steps_per_call", [3, 0])
+def test_several_steps_a_call_change_no_number_whether_stopped_or_not(cohort, trained, index, tmp_path, steps_per_call):
+    """3 divides neither the probes' 4 steps nor the checkpoints' 5; 0 takes as many as there are between these."""
+    compute = ComputeConfig(steps_per_call=steps_per_call)
+    several = Cohort(dataclasses.replace(cohort.shape, compute=compute), cohort.runs)
+    workdir = epath.Path(tmp_path)
+    assert not train(workdir, several, index, stopper(2))
+    stopped_at = read_status(workdir, "run0")["step"]
+    assert stopped_at == {3: 5, 0: 7}[steps_per_call]  # after calls that end at 3, 4, 5 or at 4, 5, 7
+    assert train(workdir, several, index)
+    for run in cohort.runs:
+        assert metrics_of(workdir, run.id) == metrics_of(trained, run.id)
+        chex.assert_trees_all_equal(load_run(workdir, run.id)[1], load_run(trained, run.id)[1])
+
+
+def test_where_the_time_went_stands_in_timings(trained):
+    rows = read_jsonl(trained / "runs" / "run0" / "timings.jsonl")
+    assert collections.Counter(row["event"] for row in rows)["compile"] == 2
+    assert {"compile", "steps", "probe", "checkpoint"} == {row["event"] for row in rows}
+    steps = [row for row in rows if row["event"] == "steps"]
+    assert [row["step"] for row in steps] == [4, 5, 7, 8, 10, 12]
+    for row in steps:
+        assert 0 < row["mfu"] < 1
+        assert 0 <= row["data_seconds"] <= row["seconds"]
+        assert row["tokens_per_second"] > 0
+
+
+def test_a_trace_covers_the_steps_asked_for(cohort, index, tmp_path):
+    workdir = epath.Path(tmp_path)
+    write_run_files(workdir, cohort)
+    assert train_cohort(workdir, cohort, index, lambda: False, traced=(2, 3))
+    assert list(pathlib.Path(workdir / "profile" / cohort.id).glob("**/*.xplane.pb"))
+
+
 def test_trained_again_does_nothing(cohort, trained, index):
     def times():
         return {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob("*")}
@@ -152,14 +193,14 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_pa
 def test_each_segment_of_a_cohort_compiles_its_step_once(cohort, index, tmp_path, caplog):
     with jax.log_compiles(True), caplog.at_level(logging.WARNING):
         assert train(epath.Path(tmp_path), cohort, index)
-    steps = [r.message for r in caplog.records if "Compiling jit(train_step)" in r.message]
+    steps = [r.message for r in caplog.records if "Compiling jit(train_steps)" in r.message]
     assert len(steps) == len(cohort.segment_ends) == 2
 
 
 def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others(tiny, index, vary, tmp_path):
     wild = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}
     runs = (Run("calm", tiny), Run("wild", vary(tiny, wild)))
-    cohort = Cohort(shape_of(tiny, index.fingerprint), runs)
+    cohort = Cohort(shape_of(step_by_step(tiny), index.fingerprint), runs)
     whole, halves = epath.Path(tmp_path / "whole"), epath.Path(tmp_path / "halves")
     assert train(whole, cohort, index)
     assert not train(halves, cohort, index, stopper(5))

@@ -1,0 +1,117 @@
+"""Causal attention in the forms that backends are fast at; all give the same within rounding.
+
+Shapes: B batch, L length, H heads, G heads of keys and values (H a multiple of G), K head width, T rows of a block, S
+the keys that a block sees. Scores and softmax are float32 (or wider), whatever the dtype of the heads.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from olmo_jax.matmul import settled, transposed
+
+FORMS = ("dense", "blocked", "cudnn")
+
+# Fewer rows than this make matmuls too small to be fast; more blocks than this take long to compile.
+_LEAST_ROWS, _MOST_BLOCKS = 64, 8
+
+
+def causal_attention(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, form: str) -> Array:
+    """softmax(q k^T / sqrt(K)) v over the positions up to each one's own, `[B, L, H, K]`.
+
+    Args:
+      form: "dense" forms all scores; "blocked" takes rows in blocks against the keys that they see, which is about
+        half of the work, with a gradient of its own (a CPU's best); "cudnn" is cuDNN's fused kernel.
+    """
+    if form == "blocked":
+        repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
+        k_BLHK, v_BLHK = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (k_BLGK, v_BLGK))
+        return _blocked(q_BLHK, k_BLHK, v_BLHK)
+    implementation: Literal["cudnn", "xla"] = "cudnn" if form == "cudnn" else "xla"
+    return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, is_causal=True, implementation=implementation)
+
+
+def score_pairs(length: int, form: str) -> int:
+    """Pairs of a query and a key whose score a form computes for one sequence and head."""
+    if form == "blocked":
+        return sum((stop - start) * stop for start, stop in _blocks(length))
+    return length * (length + 1) // 2 if form == "cudnn" else length**2
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    rows = max(_LEAST_ROWS, -(-length // _MOST_BLOCKS))
+    return [(start, min(start + rows, length)) for start in range(0, length, rows)]
+
+
+@jax.custom_vjp
+def _blocked(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array) -> Array:
+    return _blocked_forward(q_BLHK, k_BLHK, v_BLHK)[0]
+
+
+def _blocked_forward(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array):
+    q_BHLK, k_BHLK, v_BHLK = map(_heads_first, (q_BLHK, k_BLHK, v_BLHK))
+    mixed, weights = [], []
+    for start, stop in _blocks(q_BLHK.shape[1]):
+        e_BHTS, over_BHT1 = _weights(q_BHLK[:, :, start:stop], k_BHLK[:, :, :stop], start)
+        mixed.append(_matmul(e_BHTS, v_BHLK[:, :, :stop]) * over_BHT1)
+        weights.append((e_BHTS, over_BHT1))
+    mixed_BHLK = jnp.concatenate(mixed, axis=2).astype(q_BLHK.dtype)
+    return jnp.swapaxes(mixed_BHLK, 1, 2), (q_BHLK, k_BHLK, v_BHLK, mixed_BHLK, weights)
+
+
+def _weights(q_BHTK: Array, k_BHSK: Array, start: int) -> tuple[Array, Array]:
+    """Weights of the keys for each row of a block that begins at `start`, not normalised, and one over their sum."""
+    scores_BHTS = _matmul(q_BHTK, transposed(k_BHSK)) * _scale(q_BHTK)
+    own_T, place_S = start + jnp.arange(q_BHTK.shape[2]), jnp.arange(k_BHSK.shape[2])
+    seen_11TS = (place_S[None] <= own_T[:, None])[None, None]
+    scores_BHTS = jnp.where(seen_11TS, scores_BHTS, -jnp.inf)
+    e_BHTS = settled(jnp.exp(scores_BHTS - jnp.max(scores_BHTS, axis=-1, keepdims=True)))
+    return e_BHTS, 1.0 / jnp.sum(e_BHTS, axis=-1, keepdims=True)
+
+
+def _blocked_backward(saved, dmixed_BLHK: Array) -> tuple[Array, Array, Array]:
+    q_BHLK, k_BHLK, v_BHLK, mixed_BHLK, weights = saved
+    dmixed_BHLK = _heads_first(dmixed_BLHK)
+    along_BHL1 = jnp.sum(_wide(mixed_BHLK) * _wide(dmixed_BHLK), axis=-1, keepdims=True)
+    scale = _scale(q_BHLK)
+    dq, dk, dv = [], [], []
+    for (start, stop), (e_BHTS, over_BHT1) in zip(_blocks(q_BHLK.shape[2]), weights, strict=True):
+        rows = (slice(None), slice(None), slice(start, stop))
+        dweights_BHTS = _matmul(dmixed_BHLK[rows], transposed(v_BHLK[:, :, :stop]))
+        ds_BHTS = settled((e_BHTS * (dweights_BHTS - along_BHL1[rows])) * (over_BHT1 * scale))
+        dq.append(_matmul(ds_BHTS, k_BHLK[:, :, :stop]))
+        dk.append(_matmul(transposed(ds_BHTS), q_BHLK[rows]))
+        dv.append(_matmul(transposed(e_BHTS), dmixed_BHLK[rows] * over_BHT1.astype(dmixed_BHLK.dtype)))
+    gradients_BHLK = jnp.concatenate(dq, axis=2), _sum_of_heads(dk), _sum_of_heads(dv)
+    return tuple(jnp.swapaxes(d.astype(q_BHLK.dtype), 1, 2) for d in gradients_BHLK)  # type: ignore[return-value]
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _sum_of_heads(parts: Sequence[Array]) -> Array:
+    """The sum of `[B, H, S, K]` of growing S, each counted from the first key."""
+    add: Callable[[Array, Array], Array] = lambda total, part: part.at[:, :, : total.shape[2]].add(total)  # noqa: E731
+    return functools.reduce(add, parts)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    """Batched matmul in the dtype of b, at least float32 coming out."""
+    return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=jnp.promote_types(b.dtype, jnp.float32))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _heads_first(x_BLHK: Array) -> Array:
+    return settled(jnp.swapaxes(x_BLHK, 1, 2))
+
+
+def _scale(q: Array) -> float:
+    return 1.0 / math.sqrt(q.shape[-1])

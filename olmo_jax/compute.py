@@ -1,0 +1,144 @@
+"""How a step is carried out: choices of speed and memory, which change results by rounding alone."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+from olmo_jax import flops
+from olmo_jax.attention import FORMS
+from olmo_jax.checked import ConfigError, one_of, require
+from olmo_jax.model_config import ModelConfig
+
+MAPPINGS = ("vmap", "map")
+LAYERS = ("unrolled", "scanned")
+
+# A call of several steps lasts some seconds at most on what such backends do: a stop waits for its end.
+_FLOPS_PER_CALL = {"cpu": 2e11, "gpu": 5e13, "tpu": 5e13}
+_MOST_STEPS = 32
+# Unrolled layers run faster, scanned ones compile faster: one block is compiled for all.
+_MOST_UNROLLED = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How a step is carried out; no part of a run's identity.
+
+    Attributes:
+      attention: "dense", "blocked" or "cudnn" (see attention.causal_attention); "auto" by backend.
+      layers: "unrolled", each compiled, or "scanned", one for all; "auto" by depth.
+      remat: activations within blocks are computed again for the gradient instead of kept.
+      microbatches: a batch goes through in so many parts, their gradients averaged; 0: as few as memory allows.
+      steps_per_call: steps that go to the device in one call; 0: by their length. Calls end where a probe or a
+        checkpoint is due, whatever this is.
+    """
+
+    attention: str = "auto"
+    layers: str = "auto"
+    remat: bool = False
+    microbatches: int = 0
+    steps_per_call: int = 0
+
+    def check(self, at: str) -> None:
+        one_of(self.attention, ("auto", *FORMS), f"{at}.attention")
+        one_of(self.layers, ("auto", *LAYERS), f"{at}.layers")
+        for name in ("microbatches", "steps_per_call"):
+            require(
+                getattr(self, name) >= 0, f"{at}.{name}", getattr(self, name), "needs 0 (auto) or a positive number"
+            )
+
+
+class Compute(NamedTuple):
+    """The choices made; names as in ComputeConfig.
+
+    mapping: how members go through the device (TrainConfig.mapping). members: how many do it side by side under vmap.
+    whole_vocabulary: W isn't taken in tiles of rows, for these lie on several devices.
+    gathered: matrices are gathered for use (MeshConfig.fsdp); matmuls leave it to JAX what is kept for the gradient.
+    """
+
+    attention: str
+    layers: str = "unrolled"
+    remat: bool = False
+    microbatches: int = 1
+    steps_per_call: int = 1
+    mapping: str = "vmap"
+    members: int = 1
+    whole_vocabulary: bool = False
+    gathered: bool = False
+
+    def __str__(self) -> str:
+        shown = [f"members by {self.mapping}", f"{self.attention} attention", f"{self.layers} layers"]
+        shown += ["recomputed for the gradient"] if self.remat else []
+        shown += [f"{self.microbatches} microbatches"] if self.microbatches > 1 else []
+        return ", ".join([*shown, f"{self.steps_per_call} step(s) a call"])
+
+
+def forward(config: ModelConfig, backend: str | None = None) -> Compute:
+    """The choices for a forward pass of one model, or of several: those by backend alone."""
+    backend = backend or jax.default_backend()
+    mapping = "map" if backend == "cpu" else "vmap"
+    layers = "unrolled" if config.n_layers <= _MOST_UNROLLED else "scanned"
+    return Compute(_attention(config, backend), layers, mapping=mapping)
+
+
+def decide(
+    config: ComputeConfig, model: ModelConfig, batch_size: int, length: int, mapping: str, members: int, backend: str
+) -> Compute:
+    """What is "auto" or 0 chosen for training on a backend ("cpu", "gpu", "tpu").
+
+    Args:
+      members: of the cohort that lie on one device.
+
+    Raises ConfigError for what the backend can't do, with what it can. `microbatches` of 0 becomes 1; cohort.fit raises
+    it where memory doesn't suffice.
+    """
+    chosen = forward(model, backend)
+    if config.attention != "auto":
+        _check_attention(config.attention, model, backend)
+        chosen = chosen._replace(attention=config.attention)
+    if config.layers != "auto":
+        chosen = chosen._replace(layers=config.layers)
+    if mapping != "auto":
+        chosen = chosen._replace(mapping=mapping)
+    microbatches = config.microbatches or 1
+    require(
+        batch_size % microbatches == 0,
+        "config.compute.microbatches",
+        microbatches,
+        f"doesn't divide config.data.batch_size = {batch_size}; choose a divisor, or 0",
+    )
+    step = flops.train_step(model, batch_size, length) * members
+    steps = config.steps_per_call or int(_FLOPS_PER_CALL.get(backend, 2e11) // step)
+    return chosen._replace(
+        remat=config.remat,
+        microbatches=microbatches,
+        steps_per_call=config.steps_per_call or max(1, min(steps, _MOST_STEPS)),
+        members=members if chosen.mapping == "vmap" else 1,
+    )
+
+
+def _attention(config: ModelConfig, backend: str) -> str:
+    if backend == "cpu":
+        return "blocked"
+    if backend == "gpu" and not _no_cudnn(config):
+        return "cudnn"
+    return "dense"
+
+
+def _no_cudnn(config: ModelConfig) -> str:
+    """Why cuDNN's attention can't take a model; "" if it can."""
+    if config.compute_dtype != "bfloat16":
+        return f"and config.model.compute_dtype = 'bfloat16', not {config.compute_dtype!r}"
+    if config.d_head % 8 or config.d_head > 128:
+        return f"and heads of a multiple of 8 dimensions up to 128, not {config.d_head}"
+    return ""
+
+
+def _check_attention(form: str, config: ModelConfig, backend: str) -> None:
+    can = ["dense", "blocked"]
+    reason = _no_cudnn(config)
+    if form == "cudnn" and (backend != "gpu" or reason):
+        raise ConfigError(
+            f"config.compute.attention = 'cudnn': needs an NVIDIA GPU {reason}; the backend here is {backend!r}, which "
+            f"can do {' and '.join(can)}"
+        )
