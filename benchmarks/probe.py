@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from olmo_jax import cohort as cohorts
 from olmo_jax import sharding
 from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.decide import decide
 from olmo_jax.probe import Probe, choose_documents, make_probes
 from sweeps.configs import demo
 from sweeps.plan import point_config, read_sweep
@@ -39,7 +40,7 @@ def ask(cohort: Cohort) -> None:
     shape, runs = cohort.shape, cohort.runs
     mesh = sharding.make_mesh(dataclasses.replace(shape.mesh, member=1), len(runs))
     state = cohorts.initial_state(shape, runs, mesh)
-    compute = cohorts.decide(shape, len(runs), mesh)._replace(steps_per_call=1)
+    compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1)
     program = cohorts.compile_steps(shape, runs, state, mesh, compute)
     rng = np.random.default_rng(0)
     vocabulary = shape.model.vocab_size

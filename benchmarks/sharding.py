@@ -23,6 +23,7 @@ from olmo_jax import cohort as cohorts  # noqa: E402
 from olmo_jax import sharding  # noqa: E402
 from olmo_jax.cohort import Run  # noqa: E402
 from olmo_jax.config import MeshConfig, ModelConfig, TrainConfig  # noqa: E402
+from olmo_jax.decide import decide  # noqa: E402
 from olmo_jax.model import parameter_count  # noqa: E402
 from olmo_jax.presets import OLMO, OLMO2, PYTHIA  # noqa: E402
 
@@ -43,7 +44,9 @@ def measure(model: ModelConfig, mesh: MeshConfig, length: int) -> dict[str, floa
     member = cohorts.member_structs(shape)
     stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
     start = time.monotonic()
-    steps = cohorts.compile_steps(shape, [run], stack, sharding.make_mesh(mesh, 1)).steps
+    devices = sharding.make_mesh(mesh, 1)
+    compute = decide(shape, 1, devices)._replace(steps_per_call=1)
+    steps = cohorts.compile_steps(shape, [run], stack, devices, compute).steps
     memory = steps.memory_analysis()
     assert memory is not None
     return {

@@ -123,17 +123,6 @@ def init_member(params: Any) -> State:
     return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1))
 
 
-def decide(shape: Shape, members: int, mesh: Mesh) -> Compute:
-    """How the steps of a cohort of `members` are carried out on a mesh; raises ConfigError for what can't be."""
-    here, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.compute
-    chosen = computing.decide(
-        c, shape.model, shape.batch_size, shape.sequence_length, shape.mapping, here, jax.default_backend()
-    )
-    if shape.mesh.fsdp and not c.steps_per_call:
-        chosen = chosen._replace(steps_per_call=1)  # in a loop XLA keeps what was gathered
-    return chosen._replace(whole_vocabulary=mesh.shape["model"] > 1, gathered=shape.mesh.fsdp)
-
-
 def member_step(
     shape: Shape,
     state: State,
@@ -290,16 +279,15 @@ def compile_steps(
     runs: Sequence[Run],
     state: State,
     mesh: Mesh,
-    compute: Compute | None = None,
+    compute: Compute,
     table: Array | None = None,
 ) -> Program:
     """Compiles the steps of a segment for the stack `state`, or one of its shapes, once and ahead of time.
 
     Args:
-      compute: how they are carried out; None decides.
+      compute: how they are carried out (see decide.py).
       table: the tokens that batches name windows of; None where they bring their own (see feed.py).
     """
-    compute = decide(shape, len(runs), mesh) if compute is None else compute
     size = sharding.padded(len(runs), mesh)
     hyper = jax.tree.map(lambda x: sharding.put(mesh, sharding.MEMBERS, x), stack_hyper(runs, size))
     fed = feed.struct(mesh, compute.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None)

@@ -209,13 +209,13 @@ def _pieces(x_BLD: Array, w_VD: Array, chunk: int | None, tile: int | None = Non
     length, cpu = x_BLD.shape[1], jax.default_backend() == "cpu"
     if chunk is None:
         chunk = (_CPU_LOGITS if cpu else _LOGITS // members) // (x_BLD.shape[0] * w_VD.shape[0])
-        chunk = _even(length, max(1, min(chunk, length)))
+        chunk = even_chunk(length, max(1, min(chunk, length)))
     if tile is None:
         tile = _CPU_TILE if cpu else w_VD.shape[0]
     return _Pieces(max(1, min(chunk, length)), max(1, min(tile, w_VD.shape[0])))
 
 
-def _even(length: int, most: int) -> int:
+def even_chunk(length: int, most: int) -> int:
     """Positions a chunk that leave little or no padding: a divisor of L where a large one is, else even shares."""
     divisors = [c for c in range(1, most + 1) if length % c == 0 and 4 * c >= 3 * most]
     return max(divisors, default=math.ceil(length / math.ceil(length / most)))

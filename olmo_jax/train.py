@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from olmo_jax import cohort as cohorts
-from olmo_jax import sharding
+from olmo_jax import decide, sharding
 from olmo_jax.checkpoint import Checkpoints, directory, open_checkpoints
 from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
@@ -20,7 +20,7 @@ from olmo_jax.compute import Compute
 from olmo_jax.config import require
 from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.metrics import MetricsLog, resume_at, write_json
+from olmo_jax.metrics import MetricsLog, read_json, resume_at, write_json
 from olmo_jax.probe import Documents, choose_documents, make_probes
 from olmo_jax.progress import progress, say
 
@@ -30,7 +30,6 @@ def train_cohort(
     cohort: Cohort,
     index: TokenIndex,
     stop: Callable[[], bool],
-    compute: Compute | None = None,
     traced: Sequence[int] = (),
 ) -> bool:
     """Trains the cohort from where it stands to its end.
@@ -38,7 +37,6 @@ def train_cohort(
     Args:
       workdir: of the sweep. index: the prepared data.
       stop: asked after each call of some steps; once it answers True, a checkpoint is written and training ends.
-      compute: how steps are carried out; None decides.
       traced: first and last step of a trace for the profiler, written to profile/ in the working directory.
 
     Returns:
@@ -49,7 +47,7 @@ def train_cohort(
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
-    compute = cohorts.decide(shape, len(runs), mesh) if compute is None else compute
+    compute = _how(workdir, cohort, mesh)
     say(f"{cohort.id}: {compute}")
     seeds = [run.config.data_seed for run in runs]
     domains, batch = shape.train_domains, (shape.sequence_length, shape.batch_size)
@@ -113,6 +111,28 @@ def train_cohort(
                 if stopped and step < total:
                     return False
     return True
+
+
+def _how(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> Compute:
+    """How the cohort's steps are carried out: decided once and kept, so that a resumed training does as it did.
+
+    Decided again for another configuration, mesh or kind of device.
+    """
+    shape = cohort.shape
+    asked = {
+        "mapping": shape.mapping,
+        "compute": dataclasses.asdict(shape.compute),
+        "mesh": dict(mesh.shape) | {"fsdp": shape.mesh.fsdp},
+        "device": jax.devices()[0].device_kind,
+    }
+    path = directory(workdir, cohort.id).parent / "compute.json"
+    if path.exists() and (kept := read_json(path))["asked"] == asked:
+        return Compute(**kept["chosen"])
+    chosen = decide.decide(shape, len(cohort.runs), mesh)
+    chosen = decide.fit(shape, cohort.runs, mesh, chosen, decide.device_memory())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"asked": asked, "chosen": chosen._asdict()})
+    return chosen
 
 
 def checkpoint_steps(cohort: Cohort) -> set[int]:
@@ -207,7 +227,10 @@ def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
 
 
 def check_mesh(cohort: Cohort) -> None:
-    """Raises ConfigError if there are too few devices for the mesh, or if it doesn't divide batch or parameters."""
+    """Raises ConfigError if there are too few devices for the mesh, or if it doesn't divide batch or parameters.
+
+    And if a step can't be carried out here as the configuration says.
+    """
     shape = cohort.shape
     mesh = sharding.make_mesh(shape.mesh, len(cohort.runs))
     require(
@@ -216,6 +239,7 @@ def check_mesh(cohort: Cohort) -> None:
         mesh.shape["data"],
         f"doesn't divide config.data.batch_size = {shape.batch_size}; choose a divisor",
     )
+    decide.decide(shape, len(cohort.runs), mesh)
     member = cohorts.member_structs(shape)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
     sharding.stack_shardings(mesh, one, shape.mesh.fsdp)

@@ -23,6 +23,24 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
 
 
+def _profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        type=_steps,
+        default=(),
+        metavar="FIRST:LAST",
+        help="a trace of these steps of each cohort for TensorBoard or Perfetto, in profile/ of --workdir",
+    )
+
+
+def _steps(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise argparse.ArgumentTypeError(f"{text!r}: needs two steps, counted from 1, such as 10:20")
+    return first, last
+
+
 def _run_and_step(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("run", metavar="RUN", help=help)
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the last)")
@@ -74,8 +92,10 @@ def _import(parser: argparse.ArgumentParser) -> None:
 VERBS = {
     "plan": Verb("show the cohorts, runs and steps of a sweep before anything runs", "needed", "taken", _json),
     "prepare": Verb("corpus to token shards", "needed", "needed"),
-    "train": Verb("train one run, or a sweep's runs: prepare and train, no more", "needed", "needed"),
-    "run": Verb("all of a sweep: prepare, train, evaluate, report; again after any interruption", "needed", "needed"),
+    "train": Verb("train one run, or a sweep's runs: prepare and train, no more", "needed", "needed", _profile),
+    "run": Verb(
+        "all of a sweep: prepare, train, evaluate, report; again after any interruption", "needed", "needed", _profile
+    ),
     "status": Verb("what a working directory holds so far", "taken", "needed"),
     "evaluate": Verb("loss, quantisation and fine-tuning of what is trained", "taken", "needed"),
     "report": Verb("write results.parquet and report/index.html from what is there", "taken", "needed"),

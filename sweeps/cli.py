@@ -89,11 +89,11 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     stages.keep_compiled(workdir)
     with stages.stop_on_signals() as stop:
         if verb == "run":
-            ended = stages.run(workdir, plan, stop, command)
+            ended = stages.run(workdir, plan, stop, command, arguments.profile)
         else:
             indexes = stages.begin(workdir, plan, to_train=verb == "train")
             if verb == "train":
-                ended = stages.train_all(workdir, plan, indexes, stop)
+                ended = stages.train_all(workdir, plan, indexes, stop, arguments.profile)
             else:
                 ended = stages.evaluate_all(workdir, plan, indexes, stop)
     return DONE if ended else STOPPED

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def keep_compiled(workdir: epath.Path) -> None:
     """
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / platform.node()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
@@ -98,15 +99,21 @@ def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, T
     return indexes
 
 
-def train_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], stop: Callable[[], bool]) -> bool:
-    """Trains what isn't trained; False if a signal ended it."""
+def train_all(
+    workdir: epath.Path,
+    plan: Plan,
+    indexes: dict[str, TokenIndex],
+    stop: Callable[[], bool],
+    traced: Sequence[int] = (),
+) -> bool:
+    """Trains what isn't trained; False if a signal ended it. `traced`: see train_cohort."""
     for cohort in plan.cohorts:
         index = indexes[cohort.shape.data_name]
         tokens = max(run.config.tokens for run in cohort.runs)
         passes = epochs(index, cohort.shape.train_domains, cohort.shape.sequence_length, tokens)
         if passes > 1:
             say(f"{cohort.id}: its budget passes the training tokens {passes:.1f} times")
-        if stop() or not train_cohort(workdir, cohort, index, stop):
+        if stop() or not train_cohort(workdir, cohort, index, stop, traced):
             return False
     return True
 
@@ -156,10 +163,10 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
     return page, table
 
 
-def run(workdir: epath.Path, plan: Plan, stop: Callable[[], bool], command: str) -> bool:
+def run(workdir: epath.Path, plan: Plan, stop: Callable[[], bool], command: str, traced: Sequence[int] = ()) -> bool:
     """All stages; what is done is not done again. False if a signal ended it."""
     indexes = begin(workdir, plan)
-    if not train_all(workdir, plan, indexes, stop) or not evaluate_all(workdir, plan, indexes, stop):
+    if not train_all(workdir, plan, indexes, stop, traced) or not evaluate_all(workdir, plan, indexes, stop):
         return False
     page, table = report(workdir, command)
     for sentence in (*findings(table), against_unigram(table), caveat(table)):

@@ -12,7 +12,9 @@ from olmo_jax import cohort as cohorts
 from olmo_jax import model, sharding
 from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig
+from olmo_jax.data import feed as feeds
 from olmo_jax.data.feed import Feed
+from olmo_jax.decide import decide
 
 STEPS = 8
 ONE_DEVICE = MeshConfig(member=1)
@@ -32,7 +34,7 @@ def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = dataclasses.replace(shape, mesh=mesh_config, mapping=mapping)
     mesh = sharding.make_mesh(mesh_config, len(runs))
-    compute = cohorts.decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
+    compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
     seeds = [run.config.data_seed for run in runs]
     length = shape.sequence_length
     feed = Feed(index, shape.train_domains, length, shape.batch_size, seeds, mesh, 1, most_bytes)
@@ -95,7 +97,8 @@ def test_members_on_several_devices_never_talk_to_each_other(runs, index, mappin
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = dataclasses.replace(shape, mesh=MeshConfig(member=3), mapping=mapping)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
-    program = cohorts.compile_steps(shape, runs, cohorts.initial_state(shape, runs, mesh), mesh)
+    state, compute = cohorts.initial_state(shape, runs, mesh), decide(shape, len(runs), mesh)
+    program = cohorts.compile_steps(shape, runs, state, mesh, compute)
     talk = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     assert [word for word in talk if f" {word}" in program.steps.as_text()] == []
 
@@ -133,6 +136,43 @@ def test_one_program_serves_members_that_differ_in_every_number(runs, index, cap
         train(runs, index)
     steps = [r.message for r in caplog.records if "Compiling jit(train_steps)" in r.message]
     assert len(steps) == 1
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 1)])
+def test_microbatches_train_as_the_whole_batch_does(runs, together, index, mesh):
+    _, _, losses, end = train(runs, index, MeshConfig(*mesh), microbatches=2)
+    np.testing.assert_allclose(losses, together[2], rtol=2e-5)
+    chex.assert_trees_all_close(end.params, together[3].params, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_tokens_that_do_not_fit_on_the_device_come_along_and_train_the_same(runs, together, index, mesh):
+    _, seen, losses, end = train(runs, index, MeshConfig(*mesh), most_bytes=0)
+    assert seen.shape[-1] == runs[0].config.data.sequence_length + 1
+    if mesh == (1, 1, 1):
+        np.testing.assert_array_equal(losses, together[2])
+        chex.assert_trees_all_equal(end.params, together[3].params)
+    np.testing.assert_allclose(losses[:, :3], together[2], rtol=2e-5)
+
+
+def test_the_windows_named_are_those_that_come_along(runs, index):
+    """Window by window, the numbers that are fed stand for the tokens that would be."""
+    mesh = sharding.make_mesh(ONE_DEVICE, 1)
+    data = runs[0].config.data
+    arguments = (index, data.train_domains, data.sequence_length, data.batch_size, [3], mesh, 2)
+    by_number, as_tokens = Feed(*arguments), Feed(*arguments, most_bytes=0)
+    for step in (0, 17):
+        named, sent = by_number(step, 2, [0]), as_tokens(step, 2, [0])
+        for k in range(2):
+            found = feeds.tokens(by_number.table, named[k, 0], data.sequence_length)
+            np.testing.assert_array_equal(found, sent[k, 0])
+
+
+def test_bfloat16_trains_as_float32_does_within_its_noise(runs, together, index, vary):
+    half = [Run(run.id, vary(run.config, {"model.compute_dtype": "bfloat16"})) for run in runs]
+    _, _, losses, end = train(half, index)
+    assert {x.dtype for x in jax.tree.leaves(end.params)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(losses, together[2], rtol=0.01)
 
 
 def test_the_loss_falls_on_text_with_structure(together):

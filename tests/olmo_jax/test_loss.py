@@ -23,13 +23,14 @@ def naive(x_BLD, w_VD, targets_BL, weights_BL, z_loss):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 10, None])
+@pytest.mark.parametrize("tile", [7, 23, None])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_value_and_gradients_equal_the_naive_loss_in_float64(arrays, chunk, z_loss):
+def test_value_and_gradients_equal_the_naive_loss_in_float64(arrays, chunk, tile, z_loss):
     with jax.enable_x64(True):
         x_BLD, w_VD, targets_BL, weights_BL = map(jnp.asarray, arrays)
 
         def ours(x, w):
-            return loss.cross_entropy(x, w, targets_BL, weights_BL, z_loss, chunk).objective
+            return loss.cross_entropy(x, w, targets_BL, weights_BL, z_loss, chunk, tile).objective
 
         value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(x_BLD, w_VD)
         expected = jax.value_and_grad(naive, argnums=(0, 1))(x_BLD, w_VD, targets_BL, weights_BL, z_loss)
@@ -74,3 +75,20 @@ def test_all_logits_are_never_held():
 
     assert temporaries(lambda x, w: naive(x, w, targets_BL, jnp.ones((8, 512)), 0.0)) > logits
     assert temporaries(lambda x, w: loss.cross_entropy(x, w, targets_BL).objective) < 0.25 * logits
+
+
+def test_at_a_large_vocabulary_a_tenth_of_the_naive_temporaries_will_do():
+    x_BLD, w_VD, targets_BL = jnp.zeros((8, 128, 256)), jnp.zeros((50304, 256)), jnp.zeros((8, 128), jnp.int32)
+    ones_BL = jnp.ones((8, 128))
+
+    def temporaries(objective):
+        compiled = jax.jit(jax.grad(objective, argnums=(0, 1))).lower(x_BLD, w_VD).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    ours = temporaries(lambda x, w: loss.cross_entropy(x, w, targets_BL).objective)
+    assert ours < 0.1 * temporaries(lambda x, w: naive(x, w, targets_BL, ones_BL, 0.0))
+
+
+@pytest.mark.parametrize(("length", "most", "chunk"), [(128, 20, 16), (128, 128, 128), (97, 20, 20), (97, 50, 49)])
+def test_chunks_are_even_with_little_padding(length, most, chunk):
+    assert loss.even_chunk(length, most) == chunk

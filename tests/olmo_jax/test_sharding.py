@@ -16,6 +16,7 @@ from olmo_jax import cohort as cohorts
 from olmo_jax import model, sharding
 from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig, TrainConfig
+from olmo_jax.decide import decide
 from tests.olmo_jax.variants import VARIANTS
 
 MEMBERS, BATCH, LENGTH, STEPS = 8, 8, 12, 2
@@ -31,7 +32,7 @@ def program(architecture, mesh_config, members, mapping="vmap"):
     shape = cohorts.shape_of(base, "text")
     mesh = sharding.make_mesh(mesh_config, members)
     state = cohorts.initial_state(shape, runs, mesh)
-    compute = cohorts.decide(shape, members, mesh)._replace(steps_per_call=1)
+    compute = decide(shape, members, mesh)._replace(steps_per_call=1)
     return cohorts.compile_steps(shape, runs, state, mesh, compute), state, mesh
 
 

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from olmo_jax import checkpoint, model
+from olmo_jax import checkpoint, model, sharding
+from olmo_jax import cohort as cohorts
+from olmo_jax import decide as deciding
 from olmo_jax.checkpoint import CheckpointError, load_run, load_stack, member_lists
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
+from olmo_jax.decide import decide
 from olmo_jax.metrics import read_jsonl
 from olmo_jax.train import checkpoint_steps, read_status, train_cohort, write_run_files
 
@@ -214,3 +217,24 @@ def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others
         assert read_status(halves, run) == read_status(whole, run)
     rows = [json.loads(line) for line in metrics_of(whole, "wild").splitlines()]
     assert [row["loss"] is None for row in rows[1:]] == [s >= status["diverged_at"] for s in range(1, 13)]
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts(cohort, trained, index, tmp_path, monkeypatch):
+    """What the compiled steps need of memory decides, once: a resumed training has more room and does as it did."""
+    mesh = sharding.make_mesh(cohort.shape.mesh, len(cohort.runs))
+    chosen = decide(cohort.shape, len(cohort.runs), mesh)
+    stack = jax.eval_shape(lambda: cohorts.initial_state(cohort.shape, cohort.runs, mesh))
+    memory = cohorts.compile_steps(cohort.shape, cohort.runs, stack, mesh, chosen).steps.memory_analysis()
+    whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    workdir = epath.Path(tmp_path)
+    monkeypatch.setattr(deciding, "device_memory", lambda: whole - 1.0)
+    assert not train(workdir, cohort, index, stopper(2))
+    monkeypatch.undo()
+    assert train(workdir, cohort, index)
+    kept = json.loads((checkpoint.directory(workdir, cohort.id).parent / "compute.json").read_text())
+    assert kept["chosen"]["microbatches"] in (2, 4)
+    chex.assert_trees_all_close(load_run(workdir, "run1")[1], load_run(trained, "run1")[1], rtol=2e-3, atol=2e-5)
+
+    monkeypatch.setattr(deciding, "device_memory", lambda: 1000.0)
+    with pytest.raises(ConfigError, match=r"batch_size = 4: 3 members need .* one sequence at a time; set .*remat"):
+        train(epath.Path(tmp_path / "other"), cohort, index)

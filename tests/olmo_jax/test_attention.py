@@ -1,0 +1,67 @@
+"""Each form of attention against softmax(q k^T) v written out, value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from olmo_jax import attention
+
+
+def written_out(q_BLHK, k_BLGK, v_BLGK):
+    """In the widest type there is, all heads and pairs at once."""
+    repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
+    k, v = (jnp.repeat(x, repeats, axis=2) for x in (k_BLGK, v_BLGK))
+    scores = jnp.einsum("blhk,bshk->bhls", q_BLHK, k) / np.sqrt(q_BLHK.shape[-1])
+    seen = np.tril(np.ones(scores.shape[-2:], bool))[None, None]
+    return jnp.einsum("bhls,bshk->blhk", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
+
+
+def heads(length, n_heads, kv_heads, width=8, dtype=np.float64):
+    rng = np.random.default_rng(length)
+    shapes = (2, length, n_heads, width), (2, length, kv_heads, width), (2, length, kv_heads, width)
+    return tuple(jnp.asarray(3 * rng.normal(size=shape), dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize("form", ["dense", "blocked"])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200, 600])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_value_and_gradients_are_those_written_out_in_float64(form, length, kv_heads):
+    with jax.enable_x64(True):
+        inputs = heads(length, 4, kv_heads)
+        to_pull_back = jnp.asarray(np.random.default_rng(0).normal(size=inputs[0].shape))
+        value, pull_back = jax.vjp(lambda *x: attention.causal_attention(*x, form), *inputs)
+        expected, expected_pull_back = jax.vjp(written_out, *inputs)
+        # jax's own form takes its softmax in float32.
+        precision = 1e-10 if form == "blocked" else 1e-5
+        np.testing.assert_allclose(value, expected, atol=precision)
+        for ours, theirs in zip(pull_back(to_pull_back), expected_pull_back(to_pull_back), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=20 * precision)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = heads(70, 2, 2, dtype=np.float32)
+    gradient = jax.grad(lambda q: jnp.sum(attention.causal_attention(1e4 * q, k, v, "blocked")))(q)
+    assert np.isfinite(gradient).all()
+
+
+def test_bfloat16_heads_have_a_float32_softmax():
+    q, k, v = heads(130, 2, 2, dtype=np.float32)
+    half = attention.causal_attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), "blocked")
+    assert half.dtype == jnp.bfloat16
+    rounded = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (q, k, v))
+    np.testing.assert_allclose(np.float32(half), written_out(*rounded), atol=0.05)
+
+
+def test_members_under_vmap_attend_as_they_do_alone():
+    stack = tuple(jnp.stack([x, 2 * x]) for x in heads(100, 2, 2, dtype=np.float32))
+    together = jax.vmap(lambda *x: attention.causal_attention(*x, "blocked"))(*stack)
+    for m in range(2):
+        alone = attention.causal_attention(*(x[m] for x in stack), "blocked")
+        np.testing.assert_allclose(together[m], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "share"), [(64, 1.0), (128, 0.75), (512, 0.5625), (4096, 0.5625)])
+def test_blocks_compute_little_more_than_half_of_the_pairs(length, share):
+    assert attention.score_pairs(length, "blocked") == share * length**2
+    assert attention.score_pairs(length, "dense") == length**2
