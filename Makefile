@@ -45,6 +45,7 @@ oracles: oracles-setup
 
 bench: oracles-setup
 	$(ORACLES)/bin/python -m benchmarks.geometry
+	$(ORACLES)/bin/python -m benchmarks.train
 
 check: setup
 	$(BIN)/ruff check .

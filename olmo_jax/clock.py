@@ -4,7 +4,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +19,21 @@ _PEAK_REPEATS = 5
 
 @functools.cache
 def matmul_peak(dtype: str) -> float:
-    """FLOP/s of the best of some large square matmuls on one device of this machine: what MFU is a fraction of."""
+    """FLOP/s of large square matmuls on one device of this machine: what MFU is a fraction of."""
+    matmul_seconds(dtype)  # compiles
+    return 1.0 / matmul_seconds(dtype)
+
+
+def matmul_seconds(dtype: str) -> float:
+    """Seconds a FLOP takes in the fastest of some large square matmuls."""
     size = _PEAK_SIZE.get(jax.default_backend(), 8192)
     x_NN = jnp.ones((size, size), dtype)
-    multiply = jax.jit(jnp.matmul)
-    jax.block_until_ready(multiply(x_NN, x_NN))
-    return 2.0 * size**3 / min(_seconds(multiply, x_NN) for _ in range(_PEAK_REPEATS))
-
-
-def _seconds(f: Any, x: jax.Array) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(f(x, x))
-    return time.perf_counter() - start
+    taken = []
+    for _ in range(_PEAK_REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(jnp.matmul(x_NN, x_NN))
+        taken.append(time.perf_counter() - start)
+    return min(taken) / (2.0 * size**3)
 
 
 class Clock:

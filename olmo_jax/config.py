@@ -309,6 +309,12 @@ class TrainConfig:
             f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens",
         )
         require(
+            self.total_steps < 2**31,
+            f"{at}.tokens",
+            self.tokens,
+            f"is {self.total_steps} steps of {self.tokens_per_step} tokens; fewer than 2^31 can be counted",
+        )
+        require(
             self.data.sequence_length <= self.model.context_length,
             f"{at}.model.context_length",
             self.model.context_length,

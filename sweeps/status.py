@@ -1,9 +1,13 @@
 """What a working directory holds so far: a line a run, with each checkpoint and the evaluations that are left."""
 
+import collections
+
 from etils import epath
 
 from eval.evaluate import tasks
 from olmo_jax.checkpoint import directory, member_lists
+from olmo_jax.cohort import Cohort
+from olmo_jax.metrics import TIMINGS, read_jsonl
 from olmo_jax.train import checkpoint_steps, read_status
 from sweeps.plan import Plan
 
@@ -31,5 +35,26 @@ def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
         return [*lines, "nothing is trained yet"]
     return [
         *lines,
+        *(text for cohort in plan.cohorts if (text := _time(workdir, cohort))),
         f"{left} evaluations of cohorts' checkpoints are left" if left else "all that is trained is evaluated",
     ]
+
+
+def _time(workdir: epath.Path, cohort: Cohort) -> str:
+    """Where a cohort's training time went, over all starts; "" before there is any."""
+    rows = read_jsonl(workdir / "runs" / cohort.runs[0].id / TIMINGS)
+    spent: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        spent[row["event"]] += row["seconds"]
+    steps = [row for row in rows if row["event"] == "steps" and "mfu" in row]
+    if not steps:
+        return ""
+    total, stepping = sum(spent.values()), sum(row["seconds"] for row in steps)
+    tokens = sum(row["tokens_per_second"] * row["seconds"] for row in steps) / stepping
+    peak = sum(row["mfu"] * row["seconds"] for row in steps) / stepping
+    shares = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in spent.most_common())
+    waited = sum(row["data_seconds"] for row in steps) / total
+    return (
+        f"{cohort.id}: {tokens:,.0f} tokens/s, {peak:.1%} of the matmul peak; of {total:.0f} s: {shares}; making "
+        f"batches {waited:.1%}"
+    )

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,3 +112,25 @@ def test_asked_to_stop_it_leaves_with_75_after_a_checkpoint(config, undisturbed,
     assert set(rows) == {max(steps) + 1}, "nothing trained is lost"
     finish(config, tmp_path)
     assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing(config, tmp_path):
+    """Compiled programs lie in the working directory; another process with everything else to do finds them all."""
+    workdir = tmp_path / "w"
+    command = [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
+    told = {"JAX_LOGGING_LEVEL": "DEBUG"}
+    unset = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment = {k: v for k, v in os.environ.items() if k not in unset} | told
+
+    def misses_and_hits():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        return (done.stderr.lower().count(f"persistent compilation cache {what}") for what in ("miss", "hit"))
+
+    misses, _ = misses_and_hits()
+    assert misses > 0
+    for folder in ("runs", "cohorts"):
+        shutil.rmtree(workdir / folder)
+    misses, hits = misses_and_hits()
+    assert misses == 0
+    assert hits > 0
