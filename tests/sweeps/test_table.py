@@ -16,7 +16,7 @@ def workdir(tiny, index, vary, tmp_path_factory):
     workdir = epath.Path(tmp_path_factory.mktemp("table"))
     wild = vary(tiny, {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0})
     runs = {"calm": tiny, "twin": vary(tiny, {"init_seed": 1}), "wild": wild}
-    shape = shape_of(tiny, index.fingerprint)
+    shape = shape_of(vary(tiny, {"compute.steps_per_call": 1}), index.fingerprint)  # a stop comes after each step
     done = Cohort(shape, tuple(Run(name, config) for name, config in runs.items()))
     stopped = Cohort(shape, (Run("stopped", vary(tiny, {"init_seed": 2})),))
     for cohort in (done, stopped):
