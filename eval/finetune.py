@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.config import FinetuneConfig
 from olmo_jax import cohort, optimizer
+from olmo_jax import compute as computing
 from olmo_jax.cohort import Shape
 from olmo_jax.config import OptimizerConfig, TrainConfig
 from olmo_jax.data.shards import TokenIndex
@@ -43,9 +44,10 @@ def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIn
     )
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(rates)), params_M)
     state = jax.jit(jax.vmap(cohort.init_member))(start)
+    compute = computing.forward(tuning.model)._replace(members=members * len(rates))
     step = jax.jit(
         lambda state, hyper, tokens_BL: cohort.over_members(
-            lambda s, h: cohort.member_step(tuning, s, h, tokens_BL), tuning.mapping
+            lambda s, h: cohort.member_step(tuning, s, h, tokens_BL, compute=compute), tuning.mapping
         )(state, hyper),
         donate_argnums=0,
     )

@@ -117,13 +117,15 @@ def decide(
     )
 
 
-def rough_bytes(config: ModelConfig, tokens: int, length: int, parameters: int, compute: Compute) -> float:
-    """About what a step holds of one device: state, gradients and activations; right within a factor of two or so."""
+def rough_bytes(
+    config: ModelConfig, tokens: int, length: int, parameters: int, members: int, compute: Compute
+) -> float:
+    """About what a step of `members` holds of a device: state, gradients, activations; right within a factor of two."""
     width = 2 if config.compute_dtype == "bfloat16" else 4
     scores = 0 if compute.attention == "cudnn" else 3 * config.n_heads * length
     a_layer = 16 * config.d_model + 4 * config.d_ff + scores
     kept = a_layer * (1 if compute.remat else config.n_layers) * tokens * width / compute.microbatches
-    return compute.members * (6 * 4 * parameters + kept)
+    return members * 6 * 4 * parameters + compute.members * kept
 
 
 def _attention(config: ModelConfig, backend: str) -> str:

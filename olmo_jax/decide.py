@@ -35,10 +35,11 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: f
     member = cohorts.member_structs(shape)
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(member.params)]
     tokens = shape.tokens_per_step // mesh.shape["data"]
-    plenty = computing.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), compute) < room / 4
-    if plenty or shape.compute.microbatches:
-        return compute
     size = sharding.padded(len(runs), mesh)
+    here = size // mesh.shape["member"]
+    rough = computing.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), here, compute)
+    if rough < room / 4 or shape.compute.microbatches:
+        return compute
     stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
     each = shape.batch_size // mesh.shape["data"]
     for parts in (n for n in range(1, each + 1) if each % n == 0):

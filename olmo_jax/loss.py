@@ -21,10 +21,10 @@ from jax import Array
 from olmo_jax.matmul import settled, transposed
 from olmo_jax.model import unembed
 
-# Logits that are held at a time: on a CPU 32 MiB in float32, of which tiles of 4,096 rows of W go through its caches;
-# on an accelerator 1 GiB, enough for full matmuls and little beside its memory.
+# Logits that are held at a time in training: on a CPU 32 MiB in float32, of which tiles of 4,096 rows of W go through
+# its caches; on an accelerator 1 GiB, enough for full matmuls and little beside its memory. In evaluation 16 MiB.
 _CPU_LOGITS, _CPU_TILE = 2**23, 4096
-_LOGITS = 2**28
+_LOGITS, _EVALUATION_LOGITS = 2**28, 2**22
 
 
 class Loss(NamedTuple):
@@ -79,7 +79,10 @@ def token_losses(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None
         hit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits_BCV, axis=-1) - hit_BC
 
-    losses_nBC = jax.lax.map(one, _split(_pieces(x_BLD, w_VD, chunk).positions, x_BLD, targets_BL))
+    if chunk is None:
+        chunk = _EVALUATION_LOGITS // (x_BLD.shape[0] * w_VD.shape[0])
+    chunk = max(1, min(chunk, x_BLD.shape[1]))
+    losses_nBC = jax.lax.map(one, _split(chunk, x_BLD, targets_BL))
     return _join(losses_nBC)[:, : targets_BL.shape[1]]
 
 
@@ -205,7 +208,7 @@ def _over_tiles(
     return carry, given
 
 
-def _pieces(x_BLD: Array, w_VD: Array, chunk: int | None, tile: int | None = None, members: int = 1) -> _Pieces:
+def _pieces(x_BLD: Array, w_VD: Array, chunk: int | None, tile: int | None, members: int) -> _Pieces:
     length, cpu = x_BLD.shape[1], jax.default_backend() == "cpu"
     if chunk is None:
         chunk = (_CPU_LOGITS if cpu else _LOGITS // members) // (x_BLD.shape[0] * w_VD.shape[0])
