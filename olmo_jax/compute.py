@@ -89,7 +89,7 @@ def decide(
     Args:
       members: of the cohort that lie on one device.
 
-    Raises ConfigError for what the backend can't do, with what it can. `microbatches` of 0 becomes 1; cohort.fit raises
+    Raises ConfigError for what the backend can't do, with what it can. `microbatches` of 0 becomes 1; decide.fit raises
     it where memory doesn't suffice.
     """
     chosen = forward(model, backend)
