@@ -46,7 +46,8 @@ class Clock:
 
     def __init__(self, log: MetricsLog, shape: Shape, members: int, devices: int, step: int):
         self._log, self._shape, self._members = log, shape, members
-        self._peak = matmul_peak(shape.model.compute_dtype) * devices
+        # A CPU's virtual devices are all the same one.
+        self._peak = matmul_peak(shape.model.compute_dtype) * (1 if jax.default_backend() == "cpu" else devices)
         self._last, self._step, self._waited = time.monotonic(), step, 0.0
         self.note = ""
 

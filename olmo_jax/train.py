@@ -50,8 +50,8 @@ def train_cohort(
     compute = _how(workdir, cohort, mesh)
     say(f"{cohort.id}: {compute}")
     seeds = [run.config.data_seed for run in runs]
-    domains, batch = shape.train_domains, (shape.sequence_length, shape.batch_size)
-    feed = Feed(index, domains, *batch, seeds, mesh, compute.steps_per_call)
+    size = shape.sequence_length, shape.batch_size
+    feed = Feed(index, shape.train_domains, *size, seeds, mesh, compute.steps_per_call)
     over_members = functools.partial(cohorts.over_members, mapping=compute.mapping, mesh=mesh)
     documents = probe_documents(cohort, index)
     probes = make_probes(shape.probe, shape.model, index.vocab_size, documents, over_members)
