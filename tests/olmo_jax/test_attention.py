@@ -24,11 +24,10 @@ def heads(length, n_heads, kv_heads, width=8, dtype=np.float64):
 
 
 @pytest.mark.parametrize("form", ["dense", "blocked"])
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 200, 600])
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_value_and_gradients_are_those_written_out_in_float64(form, length, kv_heads):
+@pytest.mark.parametrize("length", [1, 65, 200])
+def test_value_and_gradients_are_those_written_out_in_float64(form, length):
     with jax.enable_x64(True):
-        inputs = heads(length, 4, kv_heads)
+        inputs = heads(length, 4, 2)
         to_pull_back = jnp.asarray(np.random.default_rng(0).normal(size=inputs[0].shape))
         value, pull_back = jax.vjp(lambda *x: attention.causal_attention(*x, form), *inputs)
         expected, expected_pull_back = jax.vjp(written_out, *inputs)

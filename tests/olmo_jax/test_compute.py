@@ -25,14 +25,13 @@ def loss_and_gradient(config, params, how, dropout_key=None):
     return jax.value_and_grad(objective)(params)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
-    "how",
+    ("name", "how"),
     [
-        Compute("blocked"),
-        Compute("dense", layers="scanned"),
-        Compute("dense", remat=True),
-        Compute("dense", gathered=True),
+        *((name, Compute("blocked", layers="scanned", remat=True)) for name in VARIANTS),
+        ("olmo2", Compute("blocked")),
+        ("all at once", Compute("dense", remat=True)),
+        ("gpt_neox", Compute("dense", gathered=True)),
     ],
 )
 def test_every_way_gives_the_same_loss_and_gradient(name, how):
