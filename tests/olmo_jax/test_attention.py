@@ -23,8 +23,7 @@ def heads(length, n_heads, kv_heads, width=8, dtype=np.float64):
     return tuple(jnp.asarray(3 * rng.normal(size=shape), dtype) for shape in shapes)
 
 
-@pytest.mark.parametrize("form", ["dense", "blocked"])
-@pytest.mark.parametrize("length", [1, 65, 200])
+@pytest.mark.parametrize(("form", "length"), [("dense", 65), ("blocked", 1), ("blocked", 65), ("blocked", 200)])
 def test_value_and_gradients_are_those_written_out_in_float64(form, length):
     with jax.enable_x64(True):
         inputs = heads(length, 4, 2)
