@@ -4,9 +4,8 @@ Shapes: B batch, L length, H heads, G heads of keys and values (H a multiple of 
 the keys that a block sees. Scores and softmax are float32 (or wider), whatever the dtype of the heads.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -36,14 +35,8 @@ def causal_attention(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, form: str) -> 
     return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, is_causal=True, implementation=implementation)
 
 
-def score_pairs(length: int, form: str) -> int:
-    """Pairs of a query and a key whose score a form computes for one sequence and head."""
-    if form == "blocked":
-        return sum((stop - start) * stop for start, stop in _blocks(length))
-    return length * (length + 1) // 2 if form == "cudnn" else length**2
-
-
 def _blocks(length: int) -> list[tuple[int, int]]:
+    """First row and end of each block of L rows."""
     rows = max(_LEAST_ROWS, -(-length // _MOST_BLOCKS))
     return [(start, min(start + rows, length)) for start in range(0, length, rows)]
 
@@ -87,17 +80,19 @@ def _blocked_backward(saved, dmixed_BLHK: Array) -> tuple[Array, Array, Array]:
         dq.append(_matmul(ds_BHTS, k_BHLK[:, :, :stop]))
         dk.append(_matmul(transposed(ds_BHTS), q_BHLK[rows]))
         dv.append(_matmul(transposed(e_BHTS), dmixed_BHLK[rows] * over_BHT1.astype(dmixed_BHLK.dtype)))
-    gradients_BHLK = jnp.concatenate(dq, axis=2), _sum_of_heads(dk), _sum_of_heads(dv)
+    gradients_BHLK = jnp.concatenate(dq, axis=2), _sum_over_blocks(dk), _sum_over_blocks(dv)
     return tuple(jnp.swapaxes(d.astype(q_BHLK.dtype), 1, 2) for d in gradients_BHLK)  # type: ignore[return-value]
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
-def _sum_of_heads(parts: Sequence[Array]) -> Array:
+def _sum_over_blocks(parts: Sequence[Array]) -> Array:
     """The sum of `[B, H, S, K]` of growing S, each counted from the first key."""
-    add: Callable[[Array, Array], Array] = lambda total, part: part.at[:, :, : total.shape[2]].add(total)  # noqa: E731
-    return functools.reduce(add, parts)
+    total_BHSK, *longer = parts
+    for part_BHSK in longer:
+        total_BHSK = part_BHSK.at[:, :, : total_BHSK.shape[2]].add(total_BHSK)
+    return total_BHSK
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -20,12 +20,11 @@ _PEAK_REPEATS = 5
 @functools.cache
 def matmul_peak(dtype: str) -> float:
     """FLOP/s of large square matmuls on one device of this machine: what MFU is a fraction of."""
-    matmul_seconds(dtype)  # compiles
     return 1.0 / matmul_seconds(dtype)
 
 
 def matmul_seconds(dtype: str) -> float:
-    """Seconds a FLOP takes in the fastest of some large square matmuls."""
+    """Seconds a FLOP takes in the fastest of some large square matmuls; the first of them may compile."""
     size = _PEAK_SIZE.get(jax.default_backend(), 8192)
     x_NN = jnp.ones((size, size), dtype)
     taken = []

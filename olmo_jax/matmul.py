@@ -3,7 +3,7 @@
 The gradient of W in y = x W contracts the first dimension of both operands, x^T dy. XLA's CPU backend transposes one of
 them for it, and fuses that with whatever made it: a strided loop several times as long as the matmul. Here the
 transposition is a step of its own, as fast as a copy. GPUs and TPUs contract any dimension at full speed; there these
-functions are the plain ones. Results are the same bits.
+functions are the plain ones. Results agree within rounding.
 """
 
 import jax

@@ -47,7 +47,7 @@ def train_cohort(
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
-    compute = _how(workdir, cohort, mesh)
+    compute = _kept_or_decided(workdir, cohort, mesh)
     say(f"{cohort.id}: {compute}")
     seeds = [run.config.data_seed for run in runs]
     size = shape.sequence_length, shape.batch_size
@@ -106,14 +106,15 @@ def train_cohort(
                         _save(workdir, checkpoints, log, members, state, step, due)
                         clock.event("checkpoint", step)
                     show(step, clock.note)
-                trace.end()
                 log.close()
                 if stopped and step < total:
+                    trace.end()
                     return False
+        trace.end()
     return True
 
 
-def _how(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> Compute:
+def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> Compute:
     """How the cohort's steps are carried out: decided once and kept, so that a resumed training does as it did.
 
     Decided again for another configuration, mesh or kind of device.
