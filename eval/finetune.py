@@ -44,7 +44,8 @@ def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIn
     )
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(rates)), params_M)
     state = jax.jit(jax.vmap(cohort.init_member))(start)
-    compute = computing.forward(tuning.model)._replace(members=members * len(rates))
+    # What else the training was told is of its machine and batch.
+    compute = computing.forward(tuning.model)._replace(remat=shape.compute.remat, members=members * len(rates))
     step = jax.jit(
         lambda state, hyper, tokens_BL: cohort.over_members(
             lambda s, h: cohort.member_step(tuning, s, h, tokens_BL, compute=compute), tuning.mapping
