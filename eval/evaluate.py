@@ -56,7 +56,7 @@ def tasks(workdir: epath.Path, cohort: Cohort, config: EvalConfig) -> list[Task]
     """What is still to do for a cohort, checkpoint by checkpoint."""
     ends = {run.id: run.config.total_steps for run in cohort.runs}
     found = []
-    for step, members in checkpoint.member_lists(checkpoint.directory(workdir, cohort.id)).items():
+    for step, members in checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder)).items():
         final = [run for run in members if ends[run] == step]
         for evaluation, settings in settings_of(config).items():
             wanted = members if evaluation == "lm_loss" and config.all_checkpoints else final
@@ -83,7 +83,7 @@ def evaluate(
     for task in todo:
         groups[task.step, task.runs].append(task)
     for (step, runs), together in groups.items():
-        members, params_M = checkpoint.load_stack(workdir, cohort.id, step)
+        members, params_M = checkpoint.load_stack(workdir, cohort.folder, step)
         places = np.array([members.index(run) for run in runs])
         params_M = jax.tree.map(lambda x, at=places: jax.numpy.asarray(x[at]), params_M)
         for task, metrics_M, tokens, seconds in _carry_out(together, cohort, params_M, index, documents, config):

@@ -36,7 +36,7 @@ def finetune(config: FinetuneConfig, shape: Shape, params_M: Any, index: TokenIn
     Returns:
       What came out, for each learning rate in turn.
     """
-    tuning = dataclasses.replace(shape, batch_size=config.batch_size, schedule="linear", train_domains=(config.domain,))
+    tuning = dataclasses.replace(shape, batch_size=config.batch_size, train_domains=(config.domain,))
     members = len(jax.tree.leaves(params_M)[0])
     rates = config.learning_rates
     hyper = jax.tree.map(

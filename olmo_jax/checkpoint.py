@@ -1,12 +1,13 @@
 """Orbax checkpoints of a cohort's stack, and the one run in it that somebody wants.
 
-Layout of `cohorts/<cohort>/checkpoints/<step>/`: the items `params`, `moments` (with step counters) and `members`, the
-run ids in the order of the member axis. Arrays of at least 1 MiB a member are stored in one chunk a member, so that one
-run is read without the others. The stack may hold inert members beyond the listed ones.
+Layout of `cohorts/<folder>/checkpoints/<step>/`: the items `params`, `moments` (with step counters) and `members`, the
+run ids in the order of the member axis and a checksum of each array. Arrays of at least 1 MiB a member are stored in
+one chunk a member, so that one run is read without the others. The stack may hold inert members beyond the listed ones.
 """
 
 import contextlib
 import fnmatch
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,9 +34,9 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing or can't be read; the message says which and what to do."""
 
 
-def directory(workdir: epath.PathLike, cohort: str) -> epath.Path:
-    """Where a cohort's checkpoints lie, an absolute path (Orbax takes no other)."""
-    path = epath.Path(workdir) / "cohorts" / cohort / "checkpoints"
+def directory(workdir: epath.PathLike, folder: str) -> epath.Path:
+    """Where the checkpoints of a cohort (Cohort.folder) lie, an absolute path (Orbax takes no other)."""
+    path = epath.Path(workdir) / "cohorts" / folder / "checkpoints"
     return path if "://" in str(path) else path.absolute()
 
 
@@ -44,54 +45,87 @@ class Checkpoints:
 
     def __init__(self, path: epath.Path):
         path.mkdir(parents=True, exist_ok=True)
-        self._manager = _open(path)
+        self._path, self._manager = path, _open(path)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: State, members: Sequence[str]) -> None:
-        """Copies the stack off the device and writes it in the background; a failed earlier write is raised here."""
-        moments = {"optimizer": state.moments, "step": state.step, "diverged_at": state.diverged_at}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state.params, save_args=_chunk_a_member(state.params)),
-                moments=ocp.args.PyTreeSave(moments, save_args=_chunk_a_member(moments)),
-                members=ocp.args.JsonSave({"runs": list(members)}),
-            ),
-        )
+        """Copies the stack off the device and writes it in the background.
+
+        Raises CheckpointError for what can't be written, an earlier one's failure in the background included.
+        """
+        moments = _moments(state)
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(state.params, save_args=_chunk_a_member(state.params)),
+                    moments=ocp.args.PyTreeSave(moments, save_args=_chunk_a_member(moments)),
+                    members=ocp.args.JsonSave({"runs": list(members), "checksums": _checksums(state)}),
+                ),
+            )
 
     def save_params(self, step: int, params_M: Any, members: Sequence[str]) -> None:
         """Writes a stack that nothing will train on from, without moments; returns once it is on disk."""
         params = ocp.args.PyTreeSave(params_M, save_args=_chunk_a_member(params_M))
         composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave({"runs": list(members)}))
-        # Forced, for Orbax leaves out a step before the last one that is there.
-        self._manager.save(step, args=composite, force=True)
+        with self._writing():
+            # Forced, for Orbax leaves out a step before the last one that is there.
+            self._manager.save(step, args=composite, force=True)
         self.wait()
 
     def restore(self, step: int, member: State, mesh: Mesh, fsdp: bool = False) -> State:
-        """The stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` gives one member's shapes."""
-        size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
+        """The stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` gives one member's shapes.
+
+        Raises CheckpointError where it isn't whole or isn't what was saved, by its checksums.
+        """
+        with _reading(self._path / str(step)):
+            size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
-        moments = {"optimizer": like.moments, "step": like.step, "diverged_at": like.diverged_at}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(params=_restore(like.params, mesh, fsdp), moments=_restore(moments, mesh, fsdp)),
-        )
-        m = restored["moments"]
-        return State(restored["params"], m["optimizer"], m["step"], m["diverged_at"])
+        params, moments = (_restore(tree, mesh, fsdp) for tree in (like.params, _moments(like)))
+        with _reading(self._path / str(step)):
+            args = ocp.args.Composite(params=params, moments=moments, members=ocp.args.JsonRestore())
+            restored = self._manager.restore(step, args=args)
+        state = State(params=restored["params"], **restored["moments"])
+        saved, found = restored["members"]["checksums"], _checksums(state)
+        if changed := [name for name, value in found.items() if saved.get(name) != value]:
+            raise CheckpointError(f"{self._path / str(step)}: {', '.join(changed[:3])} isn't what was saved")
+        return state
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Moves a checkpoint out of the way, to where nothing looks for it; returns where it lies."""
+        folder = self._path.parent / "broken"
+        folder.mkdir(exist_ok=True)
+        taken = {p.name for p in folder.iterdir()}
+        names = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
+        place = folder / next(name for name in names if name not in taken)
+        (self._path / str(step)).rename(place)
+        self._manager.reload()
+        return place
 
     def delete(self, step: int) -> None:
         self._manager.delete(step)
 
     def wait(self) -> None:
-        """Until what was saved is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Until what was saved is on disk; raises CheckpointError if that went wrong in the background."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self._path}: a checkpoint can't be written: {_first_line(error)}; those before it are safe. Mend "
+                "that, or make room, and run the same command again"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -147,9 +181,13 @@ def run_steps(workdir: epath.PathLike, run_id: str) -> list[int]:
     return sorted(_find(workdir, run_id)[2])
 
 
-def load_stack(workdir: epath.PathLike, cohort: str, step: int) -> tuple[list[str], Any]:
-    """Run ids and stacked parameters (numpy arrays, inert members left out) of a cohort's checkpoint."""
-    with contextlib.closing(_open(directory(workdir, cohort))) as manager:
+def load_stack(workdir: epath.PathLike, folder: str, step: int) -> tuple[list[str], Any]:
+    """Run ids and stacked parameters (numpy arrays, inert members left out) of a checkpoint.
+
+    Raises CheckpointError where it can't be read.
+    """
+    path = directory(workdir, folder)
+    with contextlib.closing(_open(path)) as manager, _reading(path / str(step)):
         tree = manager.item_metadata(step)["params"].tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         params, members = ocp.args.PyTreeRestore(restore_args=as_numpy), ocp.args.JsonRestore()
@@ -174,8 +212,12 @@ def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.P
         known = ", ".join(known_runs(workdir)) or "none"
         raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {known}")
     record = json.loads(file.read_text())
-    path = directory(workdir, record["cohort"])
+    path = directory(workdir, record["folder"])
     return record, path, {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}
+
+
+def _moments(state: State) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "params"}
 
 
 def _open(path: epath.Path) -> ocp.CheckpointManager:
@@ -184,7 +226,7 @@ def _open(path: epath.Path) -> ocp.CheckpointManager:
 
 
 def _read_member(path: epath.Path, step: int, place: int) -> Any:
-    with contextlib.closing(_open(path)) as manager:
+    with contextlib.closing(_open(path)) as manager, _reading(path / str(step)):
         tree = manager.item_metadata(step)["params"].tree
     params = path / str(step) / "params"
 
@@ -195,9 +237,41 @@ def _read_member(path: epath.Path, step: int, place: int) -> Any:
         spec = {"driver": "zarr", "kvstore": kvstore | {"path": f"{meta.name}/"}}
         return tensorstore.open(spec, open=True, read=True)
 
-    opened = jax.tree.map(read, tree)
-    pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
-    return jax.tree.map(lambda f: np.asarray(f.result()), pending)
+    with _reading(path / str(step)):
+        opened = jax.tree.map(read, tree)
+        pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
+        return jax.tree.map(lambda f: np.asarray(f.result()), pending)
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what Orbax and TensorStore raise
+        raise CheckpointError(
+            f"{checkpoint}: can't be read: {_first_line(error)}; put it back from a copy, or choose another step"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
+def _checksums(state: State) -> dict[str, int]:
+    """A number of each array that a changed bit changes, whatever devices it lies on."""
+    found = jax.device_get(_checksum_each(state))
+    return {sharding.path_name(path): int(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
+
+
+@jax.jit
+def _checksum_each(state: State) -> Any:
+    def one(x: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").reshape(-1).astype("uint32")
+        # Odd factors: no change of a single word is lost, and words that changed places are told.
+        return jax.numpy.sum(words * (2 * jax.lax.iota("uint32", words.size) + 1), dtype="uint32")
+
+    return jax.tree.map(one, state)
 
 
 def _chunk_a_member(tree: Any) -> Any:

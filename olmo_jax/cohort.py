@@ -31,7 +31,6 @@ class Shape:
     model: ModelConfig
     batch_size: int
     sequence_length: int
-    schedule: str
     decay_embeddings: bool
     decay_norms: bool
     z_loss: float
@@ -48,6 +47,11 @@ class Shape:
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
 
+    @property
+    def lasting(self) -> "Shape":
+        """Less how and on what a step is carried out, which may change from one start to the next."""
+        return dataclasses.replace(self, mesh=MeshConfig(), mapping="auto", compute=ComputeConfig())
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -59,16 +63,26 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """The runs of one program, in the order of their places on the member axis."""
+    """The runs of one program, in the order of their places on the member axis.
+
+    part: where they are only some of the runs of their shape, which of the stacks these are in; see sweeps/parts.py.
+    """
 
     shape: Shape
     runs: tuple[Run, ...]
+    part: int = 0
 
     @property
     def id(self) -> str:
+        """By the shape alone: runs that join later change nothing of it, and parts share it."""
         s = self.shape.model
         readable = f"d{s.d_model}-l{s.n_layers}-b{self.shape.batch_size}"
-        return f"{readable}-{digest([run.id for run in self.runs])[:8]}"
+        return f"{readable}-{digest(dataclasses.asdict(self.shape.lasting))[:8]}"
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder, below cohorts/, of this stack's checkpoints."""
+        return f"{self.id}.{self.part}" if self.part else self.id
 
     @property
     def segment_ends(self) -> list[int]:
@@ -86,7 +100,6 @@ def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
         model=config.model,
         batch_size=config.data.batch_size,
         sequence_length=config.data.sequence_length,
-        schedule=config.optimizer.schedule,
         decay_embeddings=config.optimizer.decay_embeddings,
         decay_norms=config.optimizer.decay_norms,
         z_loss=config.optimizer.z_loss,
@@ -101,13 +114,32 @@ def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
     )
 
 
+def checkpoint_steps(cohort: Cohort) -> set[int]:
+    """Steps at which the cohort is written, by configuration: a stop adds one, which goes once the cohort is done."""
+    ends, config = cohort.segment_ends, cohort.shape.checkpoint
+    steps = set(ends)
+    if config.every:
+        steps |= set(range(config.every, ends[-1], config.every))
+    if config.log_spaced:
+        steps |= {round(s) for end in ends for s in np.geomspace(1, end, config.log_spaced)}
+    return steps
+
+
 class State(NamedTuple):
-    """A member's state; a cohort holds it stacked. `step` counts updates, `diverged_at` is -1 or the fatal one."""
+    """A member's state; a cohort holds it stacked.
+
+    `step` counts updates, `diverged_at` is -1 or the fatal one, and `reason` the place in REASONS of what it was.
+    """
 
     params: Any
     moments: Any
     step: Array
     diverged_at: Array
+    reason: Array
+
+
+# What of a step turned non-finite first.
+REASONS = ("", "loss", "gradient", "parameters")
 
 
 class Metrics(NamedTuple):
@@ -120,7 +152,7 @@ class Metrics(NamedTuple):
 
 def init_member(params: Any) -> State:
     """The state of a member before its first step, from its parameters."""
-    return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1))
+    return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1), jnp.int32(0))
 
 
 def member_step(
@@ -146,13 +178,14 @@ def member_step(
         entropy, gradients = of_batch(tokens_BL, dropout_key)
     else:
         entropy, gradients = _averaged(of_batch, tokens_BL, dropout_key, compute.microbatches)
-    rate = optimizer.learning_rate(h, state.step + 1, shape.schedule)
+    rate = optimizer.learning_rate(h, state.step + 1)
     adamw = optimizer.adamw(h, rate, shape.decay_embeddings, shape.decay_norms)
     updates, moments = adamw.update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
 
     grad_norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(entropy) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
+    of_step = jnp.stack([entropy, grad_norm, optax.tree.norm(params)])  # in the order of REASONS
+    finite = jnp.all(jnp.isfinite(of_step))
     running = (state.diverged_at < 0) & (state.step < h.total_steps)
     moved = running & finite
     new = State(
@@ -160,6 +193,7 @@ def member_step(
         moments=_select(moved, moments, state.moments),
         step=state.step + moved.astype(jnp.int32),
         diverged_at=jnp.where(running & ~finite, state.step + 1, state.diverged_at),
+        reason=jnp.where(running & ~finite, 1 + jnp.argmin(jnp.isfinite(of_step)), state.reason),
     )
     shown = (jnp.where(moved, x, jnp.nan) for x in (entropy, grad_norm, rate))
     return new, Metrics(*shown)
@@ -244,7 +278,12 @@ def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
 
 def member_structs(shape: Shape) -> State:
     """Shapes and dtypes of one member's state."""
-    return jax.eval_shape(lambda: init_member(model.init(shape.model, jax.random.key(0))))
+    return _structs(shape.model)
+
+
+@functools.cache
+def _structs(config: ModelConfig) -> State:
+    return jax.eval_shape(lambda: init_member(model.init(config, jax.random.key(0))))
 
 
 def over_members(f: Callable[..., Any], mapping: str = "auto", mesh: Mesh | None = None) -> Callable[..., Any]:

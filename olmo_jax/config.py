@@ -12,6 +12,8 @@ from olmo_jax.checked import unknown_key as unknown_key
 from olmo_jax.compute import ComputeConfig as ComputeConfig
 from olmo_jax.model_config import ModelConfig as ModelConfig
 
+SCHEDULES = ("cosine", "linear")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -54,7 +56,7 @@ class OptimizerConfig:
             require(0 <= getattr(self, name) < 1, f"{at}.{name}", getattr(self, name), "needs a number in [0, 1)")
         for name in ("warmup_fraction", "warmup_from", "final_fraction"):
             require(0 <= getattr(self, name) <= 1, f"{at}.{name}", getattr(self, name), "needs a number in [0, 1]")
-        one_of(self.schedule, ("cosine", "linear"), f"{at}.schedule")
+        one_of(self.schedule, SCHEDULES, f"{at}.schedule")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,7 @@ class DataConfig:
       train_domains: domains that training draws from; () takes all.
       validation_fraction: share of documents, by hash, that training never sees.
       sequence_length: L. batch_size: sequences a step.
+      max_epochs: a budget that passes the training tokens more often than this is refused; no part of the identity.
     """
 
     name: str = "main"
@@ -91,6 +94,7 @@ class DataConfig:
     validation_fraction: float = 0.1
     sequence_length: int = 1024
     batch_size: int = 128
+    max_epochs: float = 1.0
 
     def check(self, at: str) -> None:
         for name in ("name", "corpus", "text_field", "tokenizer", "eos_token"):
@@ -109,7 +113,8 @@ class DataConfig:
             self.bpe_vocab_size,
             "a byte-level BPE has 256 bytes and the end-of-text token, so at least 257",
         )
-        require(self.max_megabytes > 0, f"{at}.max_megabytes", self.max_megabytes, "needs a positive number")
+        for name in ("max_megabytes", "max_epochs"):
+            require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive number")
         require(
             0 < self.validation_fraction < 1,
             f"{at}.validation_fraction",

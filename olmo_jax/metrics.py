@@ -5,8 +5,12 @@ and `resume_at` cuts what lies beyond the checkpoint that a resumed run starts f
 timings.jsonl, so that metrics.jsonl is the same, byte for byte, for the same run.
 """
 
+import itertools
 import json
 import math
+import os
+import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -15,6 +19,8 @@ from etils import epath
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
+_LONGEST_ROW = 2**17  # bytes
+_SECONDS_BETWEEN_FLUSHES = 5.0  # so that others can follow
 
 
 def to_json(row: Mapping[str, Any]) -> str:
@@ -28,6 +34,17 @@ def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def last_row(path: epath.Path) -> dict[str, Any] | None:
+    """The last whole row of a file of JSON lines, however long it is; None if there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LONGEST_ROW))
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else None
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -44,9 +61,7 @@ def read_json(path: epath.Path) -> Any:
 
 def write_jsonl(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a file of JSON lines whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(to_json(row) + "\n" for row in rows))
-    partial.replace(path)
+    _write_lines(path, [to_json(row) for row in rows])
 
 
 class MetricsLog:
@@ -64,6 +79,7 @@ class MetricsLog:
         self._boards = [
             _event_writer(d) if wanted else None for d, wanted in zip(directories, tensorboard, strict=True)
         ]
+        self._flushed = time.monotonic()
         self._pending: tuple[Sequence[Mapping[str, Any]], Any, dict[str, Any]] = ((), {}, {})
 
     def later(self, rows: Sequence[Mapping[str, Any]], values_KM: Any) -> None:
@@ -87,13 +103,17 @@ class MetricsLog:
     def flush(self) -> None:
         """Everything taken so far is in the files."""
         self._write()
-        for file in (*self._files, *self._timings):
-            file.flush()
+        self._flush_files()
 
     def close(self) -> None:
         self.flush()
         for file in (*self._files, *self._timings, *filter(None, self._boards)):
             file.close()
+
+    def _flush_files(self) -> None:
+        self._flushed = time.monotonic()
+        for file in (*self._files, *self._timings):
+            file.flush()
 
     def _write(self) -> None:
         rows, values_KM, added_M = self._pending
@@ -107,23 +127,39 @@ class MetricsLog:
                 if board := self._boards[m]:
                     for name, value in full.items():
                         board.add_scalar(name, value, row["step"])
+        if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+            self._flush_files()
 
 
 class MetricsError(RuntimeError):
     """A metrics file that does not belong to the checkpoint beside it."""
 
 
-def resume_at(directory: epath.Path, step: int) -> None:
-    """Cuts a run's metrics.jsonl to the rows up to `step`; -1 empties it.
+def check_rows(directory: epath.Path, step: int) -> list[str]:
+    """The rows of a run's metrics.jsonl up to `step`, as text.
 
-    Raises MetricsError if rows are missing: then the file isn't this checkpoint's, and going on would leave a gap.
+    Raises MetricsError if one is missing or cut short: to go on from there would leave a gap.
     """
     path = directory / METRICS
     rows = path.read_text().split("\n")[:-1] if path.exists() else []
-    if len(rows) < step + 1:
-        raise MetricsError(f"{path} has {len(rows)} rows and the checkpoint is at step {step}; put the file back")
+    whole = (re.match(rf'\{{"step": {i}[,}}]', row) and row.endswith("}") for i, row in enumerate(rows[: step + 1]))
+    count = sum(1 for _ in itertools.takewhile(bool, whole))
+    if count < step + 1:
+        raise MetricsError(f"{path} has {count} rows and the checkpoint is at step {step}")
+    return rows[: step + 1]
+
+
+def resume_at(directory: epath.Path, step: int) -> None:
+    """Cuts a run's metrics.jsonl to the rows up to `step`; -1 empties it. Raises MetricsError if rows are missing."""
+    rows = check_rows(directory, step)
+    _write_lines(directory / METRICS, rows)
+    if (timings := directory / TIMINGS).exists():  # times stay, but for a line that a kill cut short
+        _write_lines(timings, timings.read_text().split("\n")[:-1])
+
+
+def _write_lines(path: epath.Path, lines: Sequence[str]) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(row + "\n" for row in rows[: step + 1]))
+    partial.write_text("".join(line + "\n" for line in lines))
     partial.replace(path)
 
 

@@ -155,6 +155,7 @@ def rotary(x_BLHK: Array, theta: float, width: int | None = None, start: Array |
     return jnp.concatenate([turned.astype(x_BLHK.dtype), x_BLHK[..., width:]], axis=-1)
 
 
+@functools.cache
 def parameter_count(config: ModelConfig) -> tuple[int, int]:
     """Parameters in all, and those without the embedding, learned positions and the unembedding."""
     shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))

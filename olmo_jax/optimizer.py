@@ -8,13 +8,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from olmo_jax.config import TrainConfig
+from olmo_jax.config import SCHEDULES, TrainConfig
 
 
 class Hyper(NamedTuple):
     """A member's numbers, scalars each; a cohort holds them stacked, `[M]`. Meanings as in OptimizerConfig.
 
-    dropout_seed: the run's data_seed.
+    schedule: its place in SCHEDULES. dropout_seed: the run's data_seed.
     """
 
     learning_rate: Any
@@ -25,6 +25,7 @@ class Hyper(NamedTuple):
     clip_norm: Any
     warmup_from: Any
     final_fraction: Any
+    schedule: Any
     warmup_steps: Any
     total_steps: Any
     dropout_seed: Any
@@ -42,13 +43,14 @@ def hyper(config: TrainConfig) -> Hyper:
         clip_norm=np.float32(o.clip_norm),
         warmup_from=np.float32(o.warmup_from),
         final_fraction=np.float32(o.final_fraction),
+        schedule=np.int32(SCHEDULES.index(o.schedule)),
         warmup_steps=np.int32(config.warmup_steps),
         total_steps=np.int32(config.total_steps),
         dropout_seed=np.uint32(config.data_seed),
     )
 
 
-def learning_rate(h: Hyper, step: Array | np.ndarray, schedule: str) -> Array:
+def learning_rate(h: Hyper, step: Array | np.ndarray) -> Array:
     """The rate of update number `step`, counted from 1 as OLMo does, so that the last one gets the final rate.
 
     Linear from warmup_from * peak to the peak at warmup_steps, then down to final_fraction * peak at total_steps:
@@ -59,7 +61,7 @@ def learning_rate(h: Hyper, step: Array | np.ndarray, schedule: str) -> Array:
     rise = jnp.clip(t / jnp.maximum(h.warmup_steps, 1), 0.0, 1.0)
     warm = h.learning_rate * (h.warmup_from + (1.0 - h.warmup_from) * rise)
     done = jnp.clip((t - h.warmup_steps) / jnp.maximum(h.total_steps - h.warmup_steps, 1), 0.0, 1.0)
-    left = {"cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)), "linear": 1.0 - done}[schedule]
+    left = jnp.where(h.schedule == SCHEDULES.index("cosine"), 0.5 * (1.0 + jnp.cos(jnp.pi * done)), 1.0 - done)
     lowest = h.final_fraction * h.learning_rate
     return jnp.where(t < h.warmup_steps, warm, lowest + (h.learning_rate - lowest) * left)
 
@@ -92,5 +94,5 @@ def init(params: Any) -> Any:
 def weight_decay_dose(config: TrainConfig, step: int) -> float:
     """Sum of learning rate x weight decay up to `step`; exp(-dose) is left of a weight that no gradient moved."""
     steps = np.arange(1, step + 1)
-    rates = learning_rate(hyper(config), steps, config.optimizer.schedule)
+    rates = learning_rate(hyper(config), steps)
     return float(np.sum(np.asarray(rates, np.float64)) * config.optimizer.weight_decay)

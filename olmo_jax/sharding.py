@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"mlp/down$", PartitionSpec("model", None)),
     # What is added to or scales the residual stream, which every device of "model" holds whole.
     (r"(attention/out_bias|mlp/down_bias|(attention_norm|mlp_norm|final_norm)/(scale|bias))$", PartitionSpec(None)),
-    (r"(count|step|diverged_at)$", PartitionSpec()),
+    (r"(count|step|diverged_at|reason)$", PartitionSpec()),
 )
 
 BATCH = PartitionSpec("member", "data", None)

@@ -13,14 +13,14 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide, sharding
-from olmo_jax.checkpoint import Checkpoints, directory, open_checkpoints
+from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
 from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
 from olmo_jax.compute import Compute
 from olmo_jax.config import require
 from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.metrics import MetricsLog, read_json, resume_at, write_json
+from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, read_json, resume_at, write_json
 from olmo_jax.probe import Documents, choose_documents, make_probes
 from olmo_jax.progress import progress, say
 
@@ -48,28 +48,24 @@ def train_cohort(
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
     compute = _kept_or_decided(workdir, cohort, mesh)
-    say(f"{cohort.id}: {compute}")
+    say(f"{cohort.folder}: {compute}")
     seeds = [run.config.data_seed for run in runs]
     size = shape.sequence_length, shape.batch_size
     feed = Feed(index, shape.train_domains, *size, seeds, mesh, compute.steps_per_call)
     over_members = functools.partial(cohorts.over_members, mapping=compute.mapping, mesh=mesh)
     documents = probe_documents(cohort, index)
     probes = make_probes(shape.probe, shape.model, index.vocab_size, documents, over_members)
-    due, total = checkpoint_steps(cohort), cohort.segment_ends[-1]
-    trace = Trace(workdir / "profile" / cohort.id, traced)
+    due, total = cohorts.checkpoint_steps(cohort), cohort.segment_ends[-1]
+    trace = Trace(workdir / "profile" / cohort.folder, traced)
 
-    with open_checkpoints(directory(workdir, cohort.id)) as checkpoints:
-        # Resuming: the last checkpoint, else the start. One at the end of a segment still holds those that ended there.
-        step = max(checkpoints.steps(), default=0)
+    with open_checkpoints(directory(workdir, cohort.folder)) as checkpoints:
+        # Resuming: the last whole checkpoint, else the start. A segment's last still holds those that ended there.
+        step, state = _resume(workdir, cohort, checkpoints, mesh)
         places = cohort.active(step)
-        if step:
-            state = checkpoints.restore(step, cohorts.member_structs(shape), mesh, shape.mesh.fsdp)
-            _write_status(workdir, [runs[i] for i in places], state, step)
-        else:
-            state = cohorts.initial_state(shape, [runs[i] for i in places], mesh)
+        _write_status(workdir, [runs[i] for i in places], state, step)
         stopped = False
 
-        with progress(f"train {cohort.id} ({len(runs)} runs)", total, step) as show:
+        with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as show:
             for end in (e for e in cohort.segment_ends if e > step):
                 staying = cohort.active(end)
                 state = cohorts.pick(state, [places.index(i) for i in staying], mesh, shape.mesh.fsdp)
@@ -114,6 +110,24 @@ def train_cohort(
     return True
 
 
+def _resume(
+    workdir: epath.Path, cohort: Cohort, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
+) -> tuple[int, State]:
+    """Step and state of the last checkpoint that is whole and that the members' metrics reach; else the beginning.
+
+    Those that aren't are set aside with a warning.
+    """
+    shape = cohort.shape
+    for step in reversed(checkpoints.steps()):
+        try:
+            for i in cohort.active(step):
+                check_rows(workdir / "runs" / cohort.runs[i].id, step)
+            return step, checkpoints.restore(step, cohorts.member_structs(shape), mesh, shape.mesh.fsdp)
+        except (CheckpointError, MetricsError) as error:
+            say(f"{error}; set aside as {checkpoints.set_aside(step)}, training goes on from the one before")
+    return 0, cohorts.initial_state(shape, cohort.runs, mesh)
+
+
 def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> Compute:
     """How the cohort's steps are carried out: decided once and kept, so that a resumed training does as it did.
 
@@ -126,7 +140,7 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
         "mesh": dict(mesh.shape) | {"fsdp": shape.mesh.fsdp},
         "device": jax.devices()[0].device_kind,
     }
-    path = directory(workdir, cohort.id).parent / "compute.json"
+    path = directory(workdir, cohort.folder).parent / "compute.json"
     if path.exists() and (kept := read_json(path))["asked"] == asked:
         return Compute(**kept["chosen"])
     chosen = decide.decide(shape, len(cohort.runs), mesh)
@@ -136,28 +150,18 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     return chosen
 
 
-def checkpoint_steps(cohort: Cohort) -> set[int]:
-    """Steps at which the cohort is written, by configuration: a stop adds one, which goes once the cohort is done."""
-    ends, config = cohort.segment_ends, cohort.shape.checkpoint
-    steps = set(ends)
-    if config.every:
-        steps |= set(range(config.every, ends[-1], config.every))
-    if config.log_spaced:
-        steps |= {round(s) for end in ends for s in np.geomspace(1, end, config.log_spaced)}
-    return steps
-
-
-def write_run_files(workdir: epath.Path, cohort: Cohort) -> None:
-    """runs/<run>/config.json of every run of a cohort, where it isn't there yet."""
+def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> None:
+    """runs/<run>/config.json of every run of a cohort, where it isn't there yet, or `anew`."""
     for run in cohort.runs:
         path = workdir / "runs" / run.id / "config.json"
-        if not path.exists():
+        if anew or not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"run_id": run.id, "cohort": cohort.id, "config": dataclasses.asdict(run.config)})
+            place = {"cohort": cohort.id, "folder": cohort.folder}
+            write_json(path, {"run_id": run.id} | place | {"config": dataclasses.asdict(run.config)})
 
 
 def read_status(workdir: epath.Path, run_id: str) -> dict[str, Any]:
-    """A run's status.json: state (waiting, training, done or diverged), step, total_steps, diverged_at."""
+    """A run's status.json: state (waiting, training, done or diverged), step, total_steps, diverged_at, reason."""
     path = workdir / "runs" / run_id / "status.json"
     return json.loads(path.read_text()) if path.exists() else {"state": "waiting", "step": 0}
 
@@ -195,14 +199,15 @@ def _save(
 
 
 def _write_status(workdir: epath.Path, members: Sequence[Run], state: State, step: int) -> None:
-    diverged_M = np.asarray(jax.device_get(state.diverged_at)).tolist()
-    for run, diverged_at in zip(members, diverged_M, strict=False):
+    diverged_M, reason_M = (x.tolist() for x in jax.device_get((state.diverged_at, state.reason)))
+    for run, diverged_at, reason in zip(members, diverged_M, reason_M, strict=False):
         ended = "diverged" if diverged_at >= 0 else "done"
         status = {
             "state": ended if step == run.config.total_steps else "training",
             "step": step,
             "total_steps": run.config.total_steps,
             "diverged_at": diverged_at if diverged_at >= 0 else None,
+            "reason": cohorts.REASONS[reason],
         }
         write_json(workdir / "runs" / run.id / "status.json", status)
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import re
-import textwrap
 import tokenize
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -127,13 +126,7 @@ def _runs(workdir: epath.Path, run_id: str | None, step: int | None) -> list[Mod
 
 
 def _run_tensors(workdir: epath.Path, run_id: str, step: int) -> list[Tensor]:
-    try:
-        config, params = load_run(workdir, run_id, step)
-    except (ValueError, KeyError, OSError) as error:
-        cause = textwrap.shorten(str(error), 200) or type(error).__name__  # TensorStore tells pages
-        raise WeightsError(
-            f"{workdir}: the checkpoint of run '{run_id}' at step {step} is broken ({cause}); choose another step"
-        ) from error
+    config, params = load_run(workdir, run_id, step)
 
     def tensor(path: Any, array: np.ndarray) -> Tensor:
         name = path_name(path)

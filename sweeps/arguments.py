@@ -23,6 +23,25 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON alone on stdout")
 
 
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--flops",
+        type=float,
+        metavar="F",
+        help="FLOP/s that hours are reckoned with (default: the matmul peak of this machine, measured)",
+    )
+    _json(parser)
+
+
+def _watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--watch", action="store_true", help="again every few seconds, until all is done")
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cohort", metavar="K", help="only this cohort, by its place in the plan from 0, or its id")
+    _profile(parser)
+
+
 def _profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
@@ -90,13 +109,13 @@ def _import(parser: argparse.ArgumentParser) -> None:
 
 
 VERBS = {
-    "plan": Verb("show the cohorts, runs and steps of a sweep before anything runs", "needed", "taken", _json),
+    "plan": Verb("show the cohorts, runs and steps of a sweep before anything runs", "needed", "taken", _plan),
     "prepare": Verb("corpus to token shards", "needed", "needed"),
     "train": Verb("train one run, or a sweep's runs: prepare and train, no more", "needed", "needed", _profile),
     "run": Verb(
-        "all of a sweep: prepare, train, evaluate, report; again after any interruption", "needed", "needed", _profile
+        "all of a sweep: prepare, train, evaluate, report; again after any interruption", "needed", "needed", _run
     ),
-    "status": Verb("what a working directory holds so far", "taken", "needed"),
+    "status": Verb("what a working directory holds so far", "taken", "needed", _watch),
     "evaluate": Verb("loss, quantisation and fine-tuning of what is trained", "taken", "needed"),
     "report": Verb("write results.parquet and report/index.html from what is there", "taken", "needed"),
     "geometry": Verb("a table of the geometry of any weights", "", "", _geometry),

@@ -37,6 +37,7 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
     from olmo_jax.checkpoint import CheckpointError
     from olmo_jax.config import ConfigError
     from olmo_jax.data import DataError
+    from olmo_jax.lock import LockError
     from olmo_jax.metrics import MetricsError
     from olmo_jax.weights import WeightsError
     from sweeps.analysis import AnalysisError
@@ -45,7 +46,7 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
         return _carry_out(arguments, overrides, command)
     except ConfigError as error:
         return _fail(BAD, str(error))
-    except (DataError, CheckpointError, MetricsError, AnalysisError, WeightsError) as error:
+    except (DataError, CheckpointError, LockError, MetricsError, AnalysisError, WeightsError) as error:
         return _fail(FAILED, str(error))
     except OSError as error:
         place = error.filename or getattr(arguments, "workdir", "") or getattr(arguments, "path", "")
@@ -65,38 +66,57 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
 
 def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
     from sweeps import plan as plans
+    from sweeps import record as records
     from sweeps import run as stages
     from sweeps.config_file import load_config
 
     verb, workdir = arguments.verb, _workdir(arguments)
-    plan = plans.resolve(plans.read_sweep(load_config(overrides))) if overrides else plans.recorded_plan(workdir)
+    plan = plans.resolve(plans.read_sweep(load_config(overrides))) if overrides else records.recorded_plan(workdir)
     if verb == "plan":
-        print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(plans.lines(plan)))
+        print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(_plan_lines(arguments, plan)))
         return DONE
     if verb == "prepare":
         stages.prepare_all(workdir, plan)
         return DONE
     if verb == "status":
-        from sweeps.status import status_lines
+        from sweeps.status import show
 
-        plans.check_record(workdir, plan)
-        print("\n".join(status_lines(workdir, plan)))
+        records.check_record(workdir, plan)
+        show(workdir, records.with_stacks(workdir, plan), arguments.watch)
         return DONE
     if verb == "report":
-        plans.check_record(workdir, plan)
+        records.check_record(workdir, plan)
         print(f"Report: {stages.report(workdir, command)[0]}")
         return DONE
     stages.keep_compiled(workdir)
     with stages.stop_on_signals() as stop:
         if verb == "run":
-            ended = stages.run(workdir, plan, stop, command, arguments.profile)
+            ended = stages.run(workdir, plan, stop, command, arguments.profile, arguments.cohort)
         else:
-            indexes = stages.begin(workdir, plan, to_train=verb == "train")
+            plan, indexes = stages.begin(workdir, plan, to_train=verb == "train")
             if verb == "train":
                 ended = stages.train_all(workdir, plan, indexes, stop, arguments.profile)
             else:
                 ended = stages.evaluate_all(workdir, plan, indexes, stop)
     return DONE if ended else STOPPED
+
+
+def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:
+    from olmo_jax.clock import matmul_peak
+    from olmo_jax.config import require
+    from sweeps import costs
+    from sweeps import record as records
+    from sweeps import run as stages
+
+    rate, told = arguments.flops, "as stated"
+    if rate is None:
+        rate, told = matmul_peak(plan.runs[0].config.model.compute_dtype), "the matmul peak measured here: at least"
+    require(rate > 0, "--flops", rate, "needs a positive number")
+    workdir = _workdir(arguments) if arguments.workdir else None
+    if workdir is not None:
+        records.check_record(workdir, plan)
+        plan = records.with_stacks(workdir, plan)
+    return costs.lines(plan, stages.training_tokens(workdir, plan), rate, told)
 
 
 def _geometry(arguments: argparse.Namespace) -> int:

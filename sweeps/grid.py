@@ -1,9 +1,13 @@
 """Grids in plain Python: a point is a dict of overrides by dotted key, a grid a list of points.
 
-grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]})
+    grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]})
+    grid = seeds(one_at_a_time({"tokens": 10**6}, {"optimizer.weight_decay": [0.01, 0.5], "tokens": [10**7]}), 3)
+
+Any field of a run can be a factor: `data.corpus` goes together with a `data.name` of its own.
 """
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +41,42 @@ def cross(*grids: Grid) -> Grid:
                 raise ConfigError(f"{', '.join(both)} set by two crossed grids; set it in one of them")
         points = [a | b for a, b in itertools.product(points, grid)]
     return points
+
+
+def chain(*grids: Grid) -> Grid:
+    """The points of one grid after those of the other; `resolve` finds a run that is there twice."""
+    return [point for grid in grids for point in grid]
+
+
+def one_at_a_time(default: Point, factors: Mapping[str, Sequence[Any]]) -> Grid:
+    """The default, then each factor's values in turn with the others as in the default.
+
+    A value that is the default's own is an error: it would be the same run again.
+    """
+    _check(factors)
+    for key, values in factors.items():
+        if key in default and default[key] in values:
+            raise ConfigError(f"grid axis '{key}' lists {default[key]!r}, which is the default; leave it out")
+    return [dict(default), *(default | {key: value} for key, values in factors.items() for value in values)]
+
+
+def subsample(grid: Grid, count: int, seed: int = 0) -> Grid:
+    """`count` different points drawn at random, the same for the same seed, in the grid's order."""
+    if not 0 < count <= len(grid):
+        raise ConfigError(f"subsample of {count} points: the grid has {len(grid)}; choose a number from 1 to that")
+    chosen = random.Random(seed).sample(range(len(grid)), count)
+    return [grid[i] for i in sorted(chosen)]
+
+
+def seeds(grid: Grid, count: int, keys: Sequence[str] = ("init_seed",), first: int = 0) -> Grid:
+    """Every point with seeds `first` to `first + count - 1`, a point's seeds one after another.
+
+    Args:
+      keys: the seeds that take the value, "init_seed", "data_seed" or both (together, not crossed).
+    """
+    if count < 1:
+        raise ConfigError(f"seeds of {count}: needs at least 1")
+    return cross(grid, together({key: range(first, first + count) for key in keys}))
 
 
 def _check(axes: Mapping[str, Sequence[Any]]) -> None:

@@ -1,5 +1,6 @@
 """Published checkpoints as a run of a working directory, with a history where there are several: `olmo-jax import`."""
 
+import collections
 import dataclasses
 import hashlib
 import re
@@ -26,9 +27,10 @@ from olmo_jax.metrics import METRICS, read_json, read_jsonl, write_json, write_j
 from olmo_jax.probe import Probe, check_probe, make_probes
 from olmo_jax.progress import progress, say
 from olmo_jax.sharding import path_name
-from olmo_jax.train import check_vocabulary, probe_documents
+from olmo_jax.train import check_vocabulary, probe_documents, write_run_files
 from olmo_jax.weights import WeightsError
 from sweeps import plan as plans
+from sweeps import record as records
 from sweeps.plan import Plan
 from sweeps.run import data_root, versions
 
@@ -92,13 +94,12 @@ def import_run(
             raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")
         last = max(found[-1].step, *map(int, origin["revisions"]), 0)
         train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
-        cohort = Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),))
+        cohort = _in_its_place(workdir, Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),)))
         check_probe(train.probe, cohorts.member_structs(cohort.shape).params)
         documents = probe_documents(cohort, index)
-        plan = _joined(workdir, Plan((cohort,), {train.data.name: index.fingerprint}, evaluation), keep_evaluation)
-        place.mkdir(parents=True, exist_ok=True)
-        write_json(place / "config.json", {"run_id": id_, "cohort": cohort.id, "config": dataclasses.asdict(train)})
-        write_json(workdir / "sweep.json", plans.record(plan, versions()))
+        plan = _joined(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
+        write_run_files(workdir, cohort, anew=True)
+        write_json(workdir / "sweep.json", records.record(plan, versions()))
         probes = make_probes(train.probe, train.model, index.vocab_size, documents, cohorts.over_members)
         _import_revisions(workdir, cohort, probes, found, origin)
     return id_
@@ -229,25 +230,50 @@ def _check_directory(workdir: epath.Path) -> None:
         if (workdir / "cohorts").exists():
             raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
         return
-    if trained := [run.id for run in plans.recorded_plan(workdir).runs if not run.config.imported]:
+    if trained := [run.id for run in records.recorded_plan(workdir).runs if not run.config.imported]:
         raise ConfigError(f"{workdir} holds runs that were trained ({trained[0]}); import into a --workdir of its own")
 
 
-def _joined(workdir: epath.Path, new: Plan, keep_evaluation: bool) -> Plan:
-    """The plan of the directory's other runs and this one; raises ConfigError if it is there with other probes."""
+def _in_its_place(workdir: epath.Path, cohort: Cohort) -> Cohort:
+    """The cohort of one imported run with the part that it has, or gets beside others of its shape, in the directory.
+
+    Raises ConfigError if the run is there with other probes.
+    """
     if not (workdir / "sweep.json").exists():
-        return new
-    old = plans.recorded_plan(workdir)
-    (cohort,) = new.cohorts
-    before = {other.id: other for other in old.cohorts}
-    if cohort.id in before and before[cohort.id].shape.probe != cohort.shape.probe:
-        raise ConfigError(
-            f"{cohort.runs[0].id} was imported with other probes; set config.train.probe back, or choose another --name"
-        )
-    if not keep_evaluation and new.evaluation != old.evaluation:
+        return cohort
+    (run,) = cohort.runs
+    stacks = records.recorded_plan(workdir).stacks
+    for stack in stacks:
+        if run.id == stack.runs[0].id:
+            if stack.shape.probe != cohort.shape.probe:
+                raise ConfigError(
+                    f"{run.id} was imported with other probes; set config.train.probe back, or choose another --name"
+                )
+            return dataclasses.replace(cohort, part=stack.part)
+    return dataclasses.replace(cohort, part=sum(stack.id == cohort.id for stack in stacks))
+
+
+def _joined(
+    workdir: epath.Path, cohort: Cohort, fingerprint: str, evaluation: EvalConfig, keep_evaluation: bool
+) -> Plan:
+    """The plan of the directory's other runs and this one."""
+    data = {cohort.shape.data_name: fingerprint}
+    if not (workdir / "sweep.json").exists():
+        return Plan((cohort,), data, evaluation, stacks=(cohort,))
+    old = records.recorded_plan(workdir)
+    if not keep_evaluation and evaluation != old.evaluation:
         say(f"{workdir}: its runs are evaluated anew, by this configuration's evaluations")
-    evaluation = old.evaluation if keep_evaluation else new.evaluation
-    return Plan(tuple((before | {cohort.id: cohort}).values()), old.fingerprints | new.fingerprints, evaluation)
+    stacks = {stack.folder: stack for stack in old.stacks} | {cohort.folder: cohort}
+    runs: dict[str, list[Run]] = collections.defaultdict(list)
+    for stack in stacks.values():
+        runs[stack.id] += stack.runs
+    shapes = {stack.id: stack.shape for stack in stacks.values()}
+    return Plan(
+        tuple(Cohort(shapes[name], tuple(members)) for name, members in runs.items()),
+        old.fingerprints | data,
+        old.evaluation if keep_evaluation else evaluation,
+        stacks=tuple(stacks.values()),
+    )
 
 
 def _import_revisions(
@@ -256,7 +282,7 @@ def _import_revisions(
     """Checkpoint and metrics of each revision that isn't there yet."""
     (run,) = cohort.runs
     place = workdir / "runs" / run.id
-    with open_checkpoints(directory(workdir, cohort.id)) as checkpoints:
+    with open_checkpoints(directory(workdir, cohort.folder)) as checkpoints:
         there = set(checkpoints.steps())
         rows = {row["step"]: row for row in read_jsonl(place / METRICS) if row["step"] in there}
         with progress(f"import {run.id}", len(found), len(there)) as show:
@@ -279,8 +305,8 @@ def _import_revisions(
                 there.add(revision.step)
                 show(len(there), revision.folder.name)
     last = max(there)
-    status = {"state": "done", "step": last, "total_steps": run.config.total_steps, "diverged_at": None}
-    write_json(place / "status.json", status)
+    status = {"state": "done", "step": last, "total_steps": run.config.total_steps}
+    write_json(place / "status.json", status | {"diverged_at": None, "reason": ""})
 
 
 def _finite(x: np.ndarray) -> bool:

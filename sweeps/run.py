@@ -1,6 +1,7 @@
 """The stages of a sweep, each of which does what is left to do: prepare, train, evaluate, report."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import platform
 import signal
@@ -8,9 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import pandas as pd
@@ -20,18 +20,23 @@ from eval import evaluate as evaluation
 from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
+from olmo_jax.data.fingerprint import rough_bytes
 from olmo_jax.data.prepare import prepare
-from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.shards import INDEX_FILE, TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
+from olmo_jax.data.windows import training_tokens as training_tokens_of
 from olmo_jax.metrics import TIMINGS, read_jsonl
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_mesh, check_vocabulary, probe_documents, train_cohort, write_run_files
 from sweeps.findings import against_unigram, caveat, findings
-from sweeps.plan import Plan, check_record, read_record, recorded_plan, write_record
+from sweeps.plan import Plan
+from sweeps.record import check_record, pin, read_record, recorded_plan
 from sweeps.report import write_report
+from sweeps.stacks import one_process_a_stack
 from sweeps.table import build_table, is_written, read_curves, write_table
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+_BYTES_A_TOKEN = 4.0
 
 
 @contextlib.contextmanager
@@ -70,7 +75,9 @@ def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
 
 
 def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
-    """Prepares every data set of the plan; by data.name. Only what is `to_train` needs the devices of its mesh.
+    """Prepares every data set of the plan; by data.name.
+
+    Only what is `to_train` needs the devices of its mesh, and has to ask for passing its data more than once.
 
     Everything about the runs that can be refused is refused here, before anything is trained: a directory of another
     sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
@@ -86,17 +93,19 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
         lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
         require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
         probe_documents(cohort, index)
+        if to_train:
+            _check_epochs(cohort, index)
         _check_finetune_domain(plan.evaluation.finetune.domain, cohort, index)
     return indexes
 
 
-def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
-    """The data, then sweep.json and the runs' config.json."""
+def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> tuple[Plan, dict[str, TokenIndex]]:
+    """The data, then sweep.json and the runs' config.json. Returns the plan with its stacks, and the data."""
     indexes = prepare_all(workdir, plan, to_train)
-    write_record(workdir, plan, versions())
-    for cohort in plan.cohorts:
-        write_run_files(workdir, cohort)
-    return indexes
+    plan = pin(workdir, plan, versions())
+    for stack in plan.stacks:
+        write_run_files(workdir, stack)
+    return plan, indexes
 
 
 def train_all(
@@ -106,38 +115,38 @@ def train_all(
     stop: Callable[[], bool],
     traced: Sequence[int] = (),
 ) -> bool:
-    """Trains what isn't trained; False if a signal ended it. `traced`: see train_cohort."""
-    for cohort in plan.cohorts:
-        index = indexes[cohort.shape.data_name]
-        tokens = max(run.config.tokens for run in cohort.runs)
-        passes = epochs(index, cohort.shape.train_domains, cohort.shape.sequence_length, tokens)
-        if passes > 1:
-            say(f"{cohort.id}: its budget passes the training tokens {passes:.1f} times")
-        if stop() or not train_cohort(workdir, cohort, index, stop, traced):
-            return False
-    return True
+    """Trains what isn't trained of the plan's stacks; False if a signal ended it. `traced`: see train_cohort.
+
+    Stacks that another process is at are left to it, and waited for. Raises LockError if it takes one of this one's.
+    """
+
+    def train(stack: Cohort, stop: Callable[[], bool]) -> bool:
+        return train_cohort(workdir, stack, indexes[stack.shape.data_name], stop, traced)
+
+    return one_process_a_stack(workdir, plan.stacks, stop, train)
 
 
 def evaluate_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], stop: Callable[[], bool]) -> bool:
     """Evaluates what isn't evaluated; False if a signal ended it. Raises ConfigError where nothing is trained."""
-    trained = any(member_lists(directory(workdir, cohort.id)) for cohort in plan.cohorts)
+    trained = any(member_lists(directory(workdir, stack.folder)) for stack in plan.stacks)
     require(trained, "--workdir", str(workdir), "holds no checkpoint to evaluate; train first")
-    total = sum(len(evaluation.tasks(workdir, cohort, plan.evaluation)) for cohort in plan.cohorts)
+    total = sum(len(evaluation.tasks(workdir, stack, plan.evaluation)) for stack in plan.stacks)
     if not total:
         return True
     with progress("evaluate", total) as show:
         finished = 0
 
-        def go_on(task: evaluation.Task) -> bool:
-            nonlocal finished
-            finished += 1
-            show(finished, f"{task.evaluation} at step {task.step}")
-            return not stop()
+        def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:
+            def go_on(task: evaluation.Task) -> bool:
+                nonlocal finished
+                finished += 1
+                show(finished, f"{task.evaluation} at step {task.step}")
+                return not stop()
 
-        for cohort in plan.cohorts:
-            if not evaluation.evaluate(workdir, cohort, indexes[cohort.shape.data_name], plan.evaluation, go_on):
-                return False
-    return True
+            index = indexes[stack.shape.data_name]
+            return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on)
+
+        return one_process_a_stack(workdir, plan.stacks, stop, evaluate)
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
@@ -156,23 +165,63 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
         "command": command,
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
-        "seconds of training": f"{_training_seconds(workdir, old):.0f}",
+        "seconds of training": f"{_training_seconds(workdir):.0f}",
     }
     page = write_report(workdir / "report", table, read_curves(workdir), facts | old["versions"])
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
     return page, table
 
 
-def run(workdir: epath.Path, plan: Plan, stop: Callable[[], bool], command: str, traced: Sequence[int] = ()) -> bool:
-    """All stages; what is done is not done again. False if a signal ended it."""
-    indexes = begin(workdir, plan)
+def run(
+    workdir: epath.Path,
+    plan: Plan,
+    stop: Callable[[], bool],
+    command: str,
+    traced: Sequence[int] = (),
+    cohort: str | None = None,
+) -> bool:
+    """All stages; what is done is not done again. False if a signal ended it. Of one `cohort` alone no report."""
+    chosen = cohort_ids(plan, cohort)
+    plan, indexes = begin(workdir, plan)
+    plan = dataclasses.replace(plan, stacks=tuple(stack for stack in plan.stacks if stack.id in chosen))
     if not train_all(workdir, plan, indexes, stop, traced) or not evaluate_all(workdir, plan, indexes, stop):
         return False
+    if cohort is not None:
+        return True
     page, table = report(workdir, command)
     for sentence in (*findings(table), against_unigram(table), caveat(table)):
         print(sentence)
     print(f"Report: {page}")
     return True
+
+
+def cohort_ids(plan: Plan, cohort: str | None) -> list[str]:
+    """The cohort named by its place in the plan, counted from 0, or its id; None: all of them. Raises ConfigError."""
+    ids = [c.id for c in plan.cohorts]
+    if cohort is None:
+        return ids
+    chosen = ids[int(cohort)] if cohort.isdigit() and int(cohort) < len(ids) else cohort
+    known = f"0 to {len(ids) - 1}, or an id that `olmo-jax plan` prints"
+    require(chosen in ids, "--cohort", cohort, f"isn't one of the sweep's cohorts, {known}")
+    return [chosen]
+
+
+def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[float, bool]]:
+    """Tokens of a pass over each data set, by data.name, and whether they are counted; else a guess from the text.
+
+    Left out where there is nothing to guess from.
+    """
+    found = {}
+    for name, config in plan.data.items():
+        data = config.data
+        place = data_root(workdir or epath.Path("."), config) / name
+        if (place / INDEX_FILE).exists() and (workdir is not None or data.root):
+            index = TokenIndex.load(place)
+            tokens = training_tokens_of(index, data.train_domains)
+            found[name] = float(sum(map(len, tokens))), True
+        elif text := rough_bytes(data):
+            found[name] = text * (1 - data.validation_fraction) / _BYTES_A_TOKEN, False
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -190,10 +239,23 @@ def _code_version() -> str:
     return f"{version} ({git.stdout.strip()})" if git.returncode == 0 else version
 
 
-def _training_seconds(workdir: epath.Path, old: Mapping[str, Any]) -> float:
-    """Compiling, steps and checkpoints over all starts; the runs of a cohort share their time."""
-    first = [workdir / "runs" / cohort["runs"][0]["run_id"] / TIMINGS for cohort in old["cohorts"]]
-    return sum(row["seconds"] for path in first for row in read_jsonl(path))
+def _training_seconds(workdir: epath.Path) -> float:
+    """Compiling, steps and checkpoints over all starts; the runs of a stack share their time."""
+    longest = [max(stack.runs, key=lambda run: run.config.total_steps).id for stack in recorded_plan(workdir).stacks]
+    return sum(row["seconds"] for run in longest for row in read_jsonl(workdir / "runs" / run / TIMINGS))
+
+
+def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
+    for run in cohort.runs:
+        data = run.config.data
+        passes = epochs(index, data.train_domains, data.sequence_length, run.config.tokens)
+        require(
+            passes <= data.max_epochs,
+            "config.data.max_epochs",
+            data.max_epochs,
+            f"{run.id}: config.tokens = {run.config.tokens:,} pass its training tokens {passes:.3g} times; ask for "
+            "that by a larger max_epochs, take fewer tokens, or add text",
+        )
 
 
 def _check_finetune_domain(domain: str, cohort: Cohort, index: TokenIndex) -> None:

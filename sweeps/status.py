@@ -1,48 +1,106 @@
 """What a working directory holds so far: a line a run, with each checkpoint and the evaluations that are left."""
 
 import collections
+import time
 
 from etils import epath
 
 from eval.evaluate import tasks
 from olmo_jax.checkpoint import directory, member_lists
-from olmo_jax.cohort import Cohort
-from olmo_jax.metrics import TIMINGS, read_jsonl
-from olmo_jax.train import checkpoint_steps, read_status
+from olmo_jax.cohort import Cohort, Run, checkpoint_steps
+from olmo_jax.metrics import METRICS, TIMINGS, last_row, read_jsonl
+from olmo_jax.train import read_status
 from sweeps.plan import Plan
+from sweeps.stacks import failure, lock_of
+
+_SECONDS_BETWEEN_LOOKS = 5.0
+
+
+def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
+    """Prints the status; with `watch` again every few seconds, until every run has ended or somebody interrupts."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    if not watch:
+        print("\n".join(status_lines(workdir, plan)))
+        return
+    with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            live.update(Text("\n".join(status_lines(workdir, plan))), refresh=True)
+            if all(_state(workdir, stack, run) in ("done", "diverged") for stack in plan.stacks for run in stack.runs):
+                return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
-    """Runs with state, step and checkpoints (x written, . to come), then what is left to evaluate."""
+    """Runs with state, step, loss, time left and checkpoints (x written, . to come), then what is left to evaluate."""
     width = max(len(run.id) for run in plan.runs)
-    lines = [f"{'run':<{width}}  {'state':<9} {'step':>13}  checkpoints"]
+    lines = [f"{'run':<{width}}  {'state':<9} {'step':>13} {'loss':>8} {'left':>7}  checkpoints"]
     left, written_at_all = 0, False
-    for cohort in plan.cohorts:
-        written = member_lists(directory(workdir, cohort.id))
-        todo = tasks(workdir, cohort, plan.evaluation)
-        left += len(todo)
+    for stack in plan.stacks:
+        written = member_lists(directory(workdir, stack.folder))
+        left += len(tasks(workdir, stack, plan.evaluation))
         written_at_all |= bool(written)
-        for run in cohort.runs:
-            now = read_status(workdir, run.id)
-            total = run.config.total_steps
-            # Beside those that the configuration names there are those of a stop, or of an import.
-            there = {step for step, runs in written.items() if run.id in runs}
-            due = sorted({step for step in checkpoint_steps(cohort) if step <= total} | there)
-            marks = "".join("x" if run.id in written.get(step, ()) else "." for step in due)
-            steps = f"{now['step']}/{total}"
-            lines.append(f"{run.id:<{width}}  {now['state']:<9} {steps:>13}  {marks}")
+        steps = _step_seconds(workdir, stack)
+        lines += [f"{run.id:<{width}}  {_line(workdir, stack, run, written, steps)}" for run in stack.runs]
+        if why := failure(workdir, stack):
+            lines.append(f"{stack.folder} failed: {why}")
     if not written_at_all:
         return [*lines, "nothing is trained yet"]
     return [
         *lines,
-        *(text for cohort in plan.cohorts if (text := _time(workdir, cohort))),
+        *(text for stack in plan.stacks if (text := _time(workdir, stack))),
         f"{left} evaluations of cohorts' checkpoints are left" if left else "all that is trained is evaluated",
     ]
 
 
-def _time(workdir: epath.Path, cohort: Cohort) -> str:
-    """Where a cohort's training time went, over all starts; "" before there is any."""
-    rows = read_jsonl(workdir / "runs" / cohort.runs[0].id / TIMINGS)
+def _line(
+    workdir: epath.Path, stack: Cohort, run: Run, written: dict[int, list[str]], seconds_a_step: float | None
+) -> str:
+    status, state = read_status(workdir, run.id), _state(workdir, stack, run)
+    row = last_row(workdir / "runs" / run.id / METRICS) or {"step": status["step"]}
+    total = run.config.total_steps
+    # Beside those that the configuration names there are those of a stop, or of an import.
+    there = {step for step, runs in written.items() if run.id in runs}
+    due = sorted({step for step in checkpoint_steps(stack) if step <= total} | there)
+    marks = "".join("x" if run.id in written.get(step, ()) else "." for step in due)
+    loss = row.get("loss")
+    shown = f"{loss:.3f}" if loss is not None else ""
+    going = state == "training" and seconds_a_step is not None
+    to_go = _duration((total - row["step"]) * seconds_a_step) if going and seconds_a_step else ""
+    why = f"  {status['reason']} not finite at step {status['diverged_at']}" if status.get("diverged_at") else ""
+    done = f"{row['step']}/{total}"
+    return f"{state:<9} {done:>13} {shown:>8} {to_go:>7}  {marks}{why}"
+
+
+def _state(workdir: epath.Path, stack: Cohort, run: Run) -> str:
+    """waiting, training, stopped (nobody is at it), failed, done or diverged."""
+    state = str(read_status(workdir, run.id)["state"])
+    if state in ("done", "diverged") or lock_of(workdir, stack).held():
+        return state
+    if failure(workdir, stack):
+        return "failed"
+    return "stopped" if state == "training" else state
+
+
+def _step_seconds(workdir: epath.Path, stack: Cohort) -> float | None:
+    """Seconds that a step took lately, with what comes between steps."""
+    rows = [row for run in stack.runs for row in read_jsonl(workdir / "runs" / run.id / TIMINGS)[-20:]]
+    steps = [row["step_seconds"] for row in rows if row["event"] == "steps"]
+    return sum(steps) / len(steps) if steps else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _time(workdir: epath.Path, stack: Cohort) -> str:
+    """Where a stack's training time went, over all starts; "" before there is any."""
+    longest = max(stack.runs, key=lambda run: run.config.total_steps)
+    rows = read_jsonl(workdir / "runs" / longest.id / TIMINGS)
     spent: collections.Counter[str] = collections.Counter()
     for row in rows:
         spent[row["event"]] += row["seconds"]
@@ -55,6 +113,6 @@ def _time(workdir: epath.Path, cohort: Cohort) -> str:
     shares = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in spent.most_common())
     waited = sum(row["data_seconds"] for row in steps) / total
     return (
-        f"{cohort.id}: {tokens:,.0f} tokens/s, {peak:.1%} of the matmul peak; of {total:.0f} s: {shares}; making "
+        f"{stack.folder}: {tokens:,.0f} tokens/s, {peak:.1%} of the matmul peak; of {total:.0f} s: {shares}; making "
         f"batches {waited:.1%}"
     )

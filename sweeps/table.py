@@ -13,15 +13,13 @@ from eval.config import EvalConfig
 from eval.evaluate import read_results
 from olmo_jax import checkpoint
 from olmo_jax.config import TrainConfig, from_config_dict
-from olmo_jax.identity import digest, identity
 from olmo_jax.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import weight_decay_dose
 from olmo_jax.train import read_status
-from sweeps.plan import leaves
+from sweeps.plan import configuration, leaves
 
 TABLE = "results.parquet"
-_SEEDS = ("init_seed", "data_seed")
 _KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|sequence_length)"
 
 
@@ -66,7 +64,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
     config = from_config_dict(TrainConfig, record["config"])
     total, inner = parameter_count(config.model)
     metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
-    members = checkpoint.member_lists(checkpoint.directory(workdir, record["cohort"]))
+    members = checkpoint.member_lists(checkpoint.directory(workdir, record["folder"]))
     settings = {
         f"config.{key}": list(value) if isinstance(value, tuple) else value
         for key, value in leaves(dataclasses.asdict(config)).items()
@@ -82,7 +80,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
         {
             "run_id": run,
             "cohort": record["cohort"],
-            "configuration": _configuration(config),
+            "configuration": configuration(config),
             "step": step,
             "final": step == config.total_steps,
             "diverged_at": read_status(workdir, run).get("diverged_at"),
@@ -105,8 +103,3 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{e}/{name}": value for e, result in results.items() for name, value in result["metrics"].items()}
-
-
-def _configuration(config: TrainConfig) -> str:
-    values = identity(config, config.data.name)
-    return f"{config.name}-{digest({k: v for k, v in values.items() if k not in _SEEDS})}"

@@ -26,6 +26,15 @@ def fingerprint(data: DataConfig) -> Fingerprint:
     return of(sources(data))
 
 
+def rough_bytes(data: DataConfig) -> float:
+    """About how much text there is, before anything is prepared; 0 where that can't be told."""
+    if data.corpus == "python_packages":
+        return data.max_megabytes * 1e6
+    if data.corpus == "text_files":
+        return float(sum(path.stat().st_size for path in (source.path for source in text_files.find(data.files))))
+    return 0.0
+
+
 def of(found: Sources) -> Fingerprint:
     """The fingerprint of `sources`."""
     corpus, tokenizer = (

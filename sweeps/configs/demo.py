@@ -20,9 +20,9 @@ from olmo_jax.config import (
     OptimizerConfig,
     ProbeConfig,
     TrainConfig,
-    to_config_dict,
 )
 from sweeps.grid import product
+from sweeps.plan import sweep_config
 
 
 def get_config(size: str = "") -> ConfigDict:
@@ -61,16 +61,5 @@ def get_config(size: str = "") -> ConfigDict:
             domain="code", tokens=2048 if smoke else 16_384, batch_size=8, learning_rates=(3e-4, 3e-3)
         ),
     )
-    return ConfigDict(
-        {
-            "train": to_config_dict(train),
-            "evaluation": to_config_dict(evaluation),
-            "grid": product(
-                {
-                    "data.batch_size": [8, 32],
-                    "optimizer.weight_decay": [0.25, 1.0, 5.0],
-                    "init_seed": [0, 1],
-                }
-            ),
-        }
-    )
+    grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.25, 1.0, 5.0], "init_seed": [0, 1]})
+    return sweep_config(train, grid, evaluation)

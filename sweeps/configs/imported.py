@@ -9,10 +9,10 @@ longer than the model's context.
 
 from ml_collections import ConfigDict
 
-from eval.config import EvalConfig
-from olmo_jax.config import DataConfig, TrainConfig, to_config_dict
+from olmo_jax.config import DataConfig, TrainConfig
+from sweeps.plan import sweep_config
 
 
 def get_config() -> ConfigDict:
     train = TrainConfig(data=DataConfig(train_domains=("prose",), max_megabytes=6.0))
-    return ConfigDict({"train": to_config_dict(train), "evaluation": to_config_dict(EvalConfig()), "grid": [{}]})
+    return sweep_config(train, [{}])

@@ -10,9 +10,9 @@ names the domain of a document, say so: `--config.train.data.domain_field=source
 
 from ml_collections import ConfigDict
 
-from eval.config import EvalConfig
-from olmo_jax.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig, to_config_dict
+from olmo_jax.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from sweeps.grid import cross, product, together
+from sweeps.plan import sweep_config
 
 
 def get_config(files: str = "texts/*") -> ConfigDict:
@@ -29,4 +29,4 @@ def get_config(files: str = "texts/*") -> ConfigDict:
         together({"optimizer.learning_rate": [1e-3, 5e-3], "optimizer.warmup_fraction": [0.02, 0.1]}),
         product({"optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]}),
     )
-    return ConfigDict({"train": to_config_dict(train), "evaluation": to_config_dict(EvalConfig()), "grid": grid})
+    return sweep_config(train, grid)

@@ -17,7 +17,7 @@ def run(steps=100, **numbers):
 
 def test_the_cosine_passes_through_olmos_points():
     h = optimizer.hyper(run(learning_rate=2.0, warmup_fraction=0.2, warmup_from=0.1, final_fraction=0.1))
-    rate = {t: float(optimizer.learning_rate(h, np.array(t), "cosine")) for t in (1, 10, 20, 60, 100, 150)}
+    rate = {t: float(optimizer.learning_rate(h, np.array(t))) for t in (1, 10, 20, 60, 100, 150)}
     assert rate[1] == pytest.approx(2.0 * (0.1 + 0.9 / 20))
     assert rate[10] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
     assert rate[20] == pytest.approx(2.0)
@@ -27,14 +27,14 @@ def test_the_cosine_passes_through_olmos_points():
 
 
 def test_the_linear_schedule_ends_at_zero_and_no_warm_up_starts_at_the_peak():
-    h = optimizer.hyper(run(steps=10, learning_rate=1.0, warmup_fraction=0.0, final_fraction=0.0))
-    rates = np.asarray(optimizer.learning_rate(h, np.arange(0, 11), "linear"))
+    h = optimizer.hyper(run(steps=10, learning_rate=1.0, warmup_fraction=0.0, final_fraction=0.0, schedule="linear"))
+    rates = np.asarray(optimizer.learning_rate(h, np.arange(0, 11)))
     np.testing.assert_allclose(rates, np.linspace(1, 0, 11), atol=1e-6)
 
 
 def test_dose_is_the_sum_of_rate_times_decay():
     config = run(steps=50, learning_rate=1e-2, weight_decay=0.5, warmup_fraction=0.1)
-    rates = optimizer.learning_rate(optimizer.hyper(config), np.arange(1, 51), "cosine")
+    rates = optimizer.learning_rate(optimizer.hyper(config), np.arange(1, 51))
     assert optimizer.weight_decay_dose(config, 50) == pytest.approx(0.5 * float(rates.sum()), rel=1e-5)
     assert optimizer.weight_decay_dose(config, 0) == 0
 

@@ -16,11 +16,11 @@ from olmo_jax import checkpoint, model, sharding
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide as deciding
 from olmo_jax.checkpoint import CheckpointError, load_run, load_stack, member_lists
-from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
 from olmo_jax.decide import decide
 from olmo_jax.metrics import read_jsonl
-from olmo_jax.train import checkpoint_steps, read_status, train_cohort, write_run_files
+from olmo_jax.train import read_status, train_cohort, write_run_files
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,13 @@ def test_a_member_that_ends_early_leaves_the_stack_and_is_reported_done(cohort, 
         10: ["run0", "run1"],
         12: ["run0", "run1"],
     }
-    assert read_status(trained, "run2") == {"state": "done", "step": 7, "total_steps": 7, "diverged_at": None}
+    assert read_status(trained, "run2") == {
+        "state": "done",
+        "step": 7,
+        "total_steps": 7,
+        "diverged_at": None,
+        "reason": "",
+    }
     assert read_status(trained, "run0")["step"] == 12
 
 
@@ -211,6 +217,7 @@ def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others
     status = read_status(whole, "wild")
     assert status["state"] == "diverged"
     assert 1 <= status["diverged_at"] <= 12
+    assert status["reason"] in ("loss", "gradient", "parameters")
     assert read_status(whole, "calm")["state"] == "done"
     for run in ("calm", "wild"):
         assert metrics_of(whole, run) == metrics_of(halves, run)

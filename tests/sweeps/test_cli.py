@@ -199,9 +199,10 @@ def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_pa
 
 def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path):
     from sweeps import plan as plans
+    from sweeps import record as records
 
     plan = plans.resolve(plans.read_sweep(load_config([f"--config={config}:one"])))
-    plans.write_record(epath.Path(tmp_path), plan, {})
+    records.pin(epath.Path(tmp_path), plan, {})
     assert cli.main(["status", f"--workdir={tmp_path}"]) == 0
     out = capsys.readouterr().out
     assert "waiting" in out
@@ -219,7 +220,7 @@ def test_another_sweep_in_the_same_directory_is_refused_and_nothing_changes(conf
     before = (finished / "sweep.json").read_bytes()
     arguments = ["run", f"--config={config}", "--config.train.tokens=1024", f"--workdir={finished}"]
     line = refused(capsys, arguments, 2)
-    assert "holds another sweep" in line
+    assert "a sweep that this one doesn't contain" in line
     assert "tokens: 512 there, 1024 here" in line
     assert (finished / "sweep.json").read_bytes() == before
 

@@ -339,7 +339,8 @@ def test_the_tokenizer_that_is_named_is_taken(published, config, corpus, tmp_pat
 def test_a_directory_of_trained_runs_takes_no_imports(published, config, tmp_path, capsys, tiny):
     from olmo_jax.config import to_config_dict
     from sweeps import plan as plans
+    from sweeps import record as records
 
-    plans.write_record(epath.Path(tmp_path), plans.resolve(plans.read_sweep(to_config_dict(tiny))), {})
+    records.pin(epath.Path(tmp_path), plans.resolve(plans.read_sweep(to_config_dict(tiny))), {})
     assert run("import", published, f"--config={config}", f"--workdir={tmp_path}") == 2
     assert "holds runs that were trained (tiny-" in capsys.readouterr().err

@@ -22,7 +22,8 @@ def get_config():
     train = to_config_dict(TrainConfig(name="kill", tokens=400 * 64))
     train.model.update(dict(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32))
     train.data.update(dict(corpus="text_files", files=({corpus!r},), domain_field="domain", bpe_vocab_size=300,
-                           train_domains=("prose",), sequence_length=16, batch_size=4, root={root!r}))
+                           train_domains=("prose",), sequence_length=16, batch_size=4, max_epochs=99.0,
+                           root={root!r}))
     train.probe.update(dict(every=20, documents=10, document_tokens=12))
     train.checkpoint.every = 30
     train.mesh.member = 1

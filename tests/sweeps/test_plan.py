@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from olmo_jax.config import ConfigError, to_config_dict
 from sweeps import plan as plans
+from sweeps import record as records
 from sweeps.grid import product
 
 
@@ -75,22 +76,25 @@ def test_the_record_holds_the_sweep_and_refuses_another(sweep_of_grid, tmp_path)
     workdir = epath.Path(tmp_path / "sweep")
     sweep = sweep_of_grid(product({"init_seed": [0, 1]}))
     plan = plans.resolve(sweep)
-    plans.write_record(workdir, plan, {"jax": "1"})
-    assert plans.recorded_plan(workdir) == plan
+    plan = records.pin(workdir, plan, {"jax": "1"})
+    assert records.recorded_plan(workdir) == plan
+    assert plan.stacks == plan.cohorts
 
     other = sweep_of_grid(product({"init_seed": [0, 2]}))
     before = (workdir / "sweep.json").read_text()
-    with pytest.raises(ConfigError, match="holds another sweep: 1 of its runs.*1 of this one's.*another --workdir"):
-        plans.write_record(workdir, plans.resolve(other), {})
+    with pytest.raises(
+        ConfigError, match="doesn't contain: 1 of its 2 runs.*1 of this one's.*init_seed: 0 and 1 there, 0 and 2 here"
+    ):
+        records.pin(workdir, plans.resolve(other), {})
     assert (workdir / "sweep.json").read_text() == before
 
 
 def test_other_evaluations_of_the_same_runs_replace_the_recorded_ones(sweep_of_grid, tmp_path):
     workdir = epath.Path(tmp_path)
     plain, changed = sweep_of_grid([{}]), sweep_of_grid([{}], evaluation={"quantize_bits": (5,)})
-    plans.write_record(workdir, plans.resolve(plain), {"jax": "1"})
-    plans.write_record(workdir, plans.resolve(changed), {"jax": "2"})
-    record = plans.read_record(workdir)
+    records.pin(workdir, plans.resolve(plain), {"jax": "1"})
+    records.pin(workdir, plans.resolve(changed), {"jax": "2"})
+    record = records.read_record(workdir)
     assert record["evaluation"]["quantize_bits"] == [5]
     assert record["versions"] == {"jax": "1"}
 
@@ -100,16 +104,16 @@ def test_records_of_newer_code_broken_ones_and_runs_without_one_are_refused(swee
     sweep = sweep_of_grid([{}])
     (tmp_path / "sweep.json").write_text(json.dumps({"layout": 99}))
     with pytest.raises(ConfigError, match="written by newer code"):
-        plans.write_record(workdir, plans.resolve(sweep), {})
+        records.pin(workdir, plans.resolve(sweep), {})
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(ConfigError, match="is not JSON"):
-        plans.read_record(workdir)
+        records.read_record(workdir)
     (tmp_path / "sweep.json").unlink()
     with pytest.raises(ConfigError, match="no sweep.json"):
-        plans.read_record(workdir)
+        records.read_record(workdir)
     (tmp_path / "runs").mkdir()
     with pytest.raises(ConfigError, match="has runs but no sweep.json"):
-        plans.write_record(workdir, plans.resolve(sweep), {})
+        records.pin(workdir, plans.resolve(sweep), {})
 
 
 def test_other_steps_of_checkpoints_are_refused_and_another_mesh_is_not(tiny, vary, tmp_path):
@@ -118,10 +122,10 @@ def test_other_steps_of_checkpoints_are_refused_and_another_mesh_is_not(tiny, va
     def plan(changes):
         return plans.resolve(plans.read_sweep(to_config_dict(vary(tiny, changes))))
 
-    plans.write_record(workdir, plan({}), {})
-    plans.check_record(workdir, plan({"mesh.data": 2, "mapping": "vmap", "tensorboard": True}))
+    records.pin(workdir, plan({}), {})
+    records.check_record(workdir, plan({"mesh.data": 2, "mapping": "vmap", "tensorboard": True}))
     with pytest.raises(ConfigError, match="checkpoint.every: 5 there, 6 here"):
-        plans.check_record(workdir, plan({"checkpoint.every": 6}))
+        records.check_record(workdir, plan({"checkpoint.every": 6}))
 
 
 def test_a_sweep_without_train_or_grid_is_refused(sweep_of_grid):

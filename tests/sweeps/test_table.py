@@ -18,7 +18,7 @@ def workdir(tiny, index, vary, tmp_path_factory):
     runs = {"calm": tiny, "twin": vary(tiny, {"init_seed": 1}), "wild": wild}
     shape = shape_of(vary(tiny, {"compute.steps_per_call": 1}), index.fingerprint)  # a stop comes after each step
     done = Cohort(shape, tuple(Run(name, config) for name, config in runs.items()))
-    stopped = Cohort(shape, (Run("stopped", vary(tiny, {"init_seed": 2})),))
+    stopped = Cohort(shape, (Run("stopped", vary(tiny, {"init_seed": 2})),), part=1)
     for cohort in (done, stopped):
         write_run_files(workdir, cohort)
     assert train_cohort(workdir, done, index, lambda: False)

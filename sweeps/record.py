@@ -1,0 +1,150 @@
+"""sweep.json: what a working directory was made with, what may join it, and what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from eval.config import EvalConfig
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.config import ConfigError, TrainConfig, from_config_dict
+from olmo_jax.data.prepare import alone
+from olmo_jax.metrics import write_json
+from olmo_jax.progress import say
+from sweeps import parts
+from sweeps.plan import Plan, as_json, leaves
+
+# Of the working directory; another layout gets another number, and is refused.
+LAYOUT = 2
+
+
+def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The contents of sweep.json: the plan as `olmo-jax plan --json` prints it, and what was decided for it."""
+    cohorts = as_json(plan)["cohorts"]
+    for cohort in cohorts:
+        cohort["parts"] = parts.runs_of([stack for stack in plan.stacks if stack.id == cohort["cohort"]])
+    return {
+        "layout": LAYOUT,
+        "versions": dict(versions),
+        "evaluation": dataclasses.asdict(plan.evaluation),
+        "fingerprints": plan.fingerprints,
+        "cohorts": cohorts,
+    }
+
+
+def check_record(workdir: epath.Path, plan: Plan) -> None:
+    """Raises ConfigError if the directory holds runs that the plan lacks (saying how they differ), or another layout.
+
+    A plan with more runs than the directory holds extends it. A directory without a sweep.json passes, unless there are
+    runs in it. Other evaluations of the same runs, another mesh or mapping make no other sweep; other steps of probes
+    or checkpoints would leave a mixture of both.
+    """
+    if not (workdir / "sweep.json").exists():
+        if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
+            raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
+        return
+    old = recorded_plan(workdir)
+    have, want = {run.id: run.config for run in old.runs}, {run.id: run.config for run in plan.runs}
+    if gone := have.keys() - want.keys():
+        new = want.keys() - have.keys()
+        raise ConfigError(
+            f"{workdir} holds a sweep that this one doesn't contain: {len(gone)} of its {len(have)} runs aren't in "
+            f"this one ({_some(gone)}), {len(new)} of this one's aren't in it ({_some(new)}). {_difference(old, plan)}"
+            "Choose another --workdir, or a configuration whose grid holds those runs too"
+        )
+    for name, config in have.items():
+        if (config.probe, config.checkpoint) != (want[name].probe, want[name].checkpoint):
+            raise ConfigError(
+                f"{workdir} was begun with other steps for probes or checkpoints. {_difference(old, plan)}"
+                "Choose another --workdir, or set them back"
+            )
+
+
+def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
+    """Writes sweep.json, or extends it by the plan's further runs; returns the plan with its stacks.
+
+    Stacks that are recorded stay as they are; further runs come in stacks of their own, cut for this machine. Other
+    evaluations replace the recorded ones. Raises what `check_record` raises, and ConfigError for what has no room here.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with alone(Path(workdir / ".sweep.lock"), say):
+        check_record(workdir, plan)
+        plan = with_stacks(workdir, plan)
+        path = workdir / "sweep.json"
+        new = json.loads(json.dumps(record(plan, versions)))
+        if path.exists():
+            new["versions"] = read_record(workdir)["versions"]
+        if not path.exists() or new != read_record(workdir):
+            write_json(path, new)
+    return plan
+
+
+def with_stacks(workdir: epath.Path, plan: Plan) -> Plan:
+    """The plan with the stacks that the directory's sweep.json pins; the rest cut for this machine."""
+    there = read_record(workdir)["cohorts"] if (workdir / "sweep.json").exists() else []
+    pinned = {cohort["cohort"]: cohort["parts"] for cohort in there}
+    stacks = [s for cohort in plan.cohorts for s in parts.cut(cohort, plan.parts, pinned.get(cohort.id, ()))]
+    return dataclasses.replace(plan, stacks=tuple(stacks))
+
+
+def read_record(workdir: epath.Path) -> dict[str, Any]:
+    """sweep.json of a working directory; raises ConfigError if it isn't there, isn't whole, or is of another layout."""
+    path = workdir / "sweep.json"
+    if not path.exists():
+        raise ConfigError(f"{workdir} is not the working directory of a sweep (no sweep.json); check --workdir")
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); put it back from a copy") from error
+    layout = old.get("layout") if isinstance(old, dict) else None
+    if layout != LAYOUT:
+        age = "newer" if not isinstance(layout, int) or layout > LAYOUT else "older"
+        remedy = "update olmo-jax" if age == "newer" else "go on with that, or choose another --workdir"
+        raise ConfigError(f"{path} was written by {age} code (its layout is {layout}, not {LAYOUT}); {remedy}")
+    return old
+
+
+def recorded_plan(workdir: epath.Path) -> Plan:
+    """The plan that a sweep.json records, whatever has become of the configuration file and the sources since."""
+    old = read_record(workdir)
+    cohorts, stacks = [], []
+    for cohort in old["cohorts"]:
+        runs = [
+            Run(run["run_id"], from_config_dict(TrainConfig, run["config"], run["run_id"])) for run in cohort["runs"]
+        ]
+        shape = shape_of(runs[0].config, old["fingerprints"][runs[0].config.data.name])
+        cohorts.append(Cohort(shape, tuple(runs)))
+        stacks += parts.cut(cohorts[-1], parts.PartsConfig(), cohort["parts"])
+    evaluation = from_config_dict(EvalConfig, old["evaluation"], "evaluation")
+    return Plan(tuple(cohorts), old["fingerprints"], evaluation, stacks=tuple(stacks))
+
+
+def _some(ids: Iterable[str]) -> str:
+    found = sorted(ids)
+    return ", ".join(found[:3]) + (", ..." if len(found) > 3 else "") or "none"
+
+
+def _difference(old: Plan, new: Plan) -> str:
+    """A word on why two sweeps differ: the data, or the values that a key takes over their runs."""
+    if changed := {k: v for k, v in old.fingerprints.items() if new.fingerprints.get(k) != v}:
+        return f"Its data are {changed}, this sweep's {new.fingerprints}. "
+    there, here = _values(old), _values(new)
+    keys = [k for k in here if there[k] != here[k]]
+    shown = [f"{k}: {_several(there[k])} there, {_several(here[k])} here" for k in keys[:5]]
+    return f"Changed: {'; '.join(shown)}. " if shown else ""
+
+
+def _values(plan: Plan) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = {}
+    for run in plan.runs:
+        for key, value in leaves(dataclasses.asdict(run.config)).items():
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return values
+
+
+def _several(values: list[Any]) -> str:
+    return " and ".join(map(repr, values))

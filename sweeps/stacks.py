@@ -1,0 +1,83 @@
+"""Stacks worked on by one process each, of however many share a sweep's working directory."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from olmo_jax.cohort import Cohort
+from olmo_jax.lock import Lock, LockError
+from olmo_jax.progress import say
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_FAILURE = "failed.txt"
+
+
+def lock_of(workdir: epath.Path, stack: Cohort) -> Lock:
+    """The lock that whoever works on a stack holds."""
+    return Lock(workdir / "cohorts" / stack.folder / "lock.json")
+
+
+def failure(workdir: epath.Path, stack: Cohort) -> str:
+    """What ended the last work on a stack before its time; "" for nothing."""
+    path = workdir / "cohorts" / stack.folder / _FAILURE
+    return path.read_text().strip() if path.exists() else ""
+
+
+def one_process_a_stack(
+    workdir: epath.Path,
+    stacks: Sequence[Cohort],
+    stop: Callable[[], bool],
+    work: Callable[[Cohort, Callable[[], bool]], bool],
+) -> bool:
+    """Does the work on every stack under its lock: first on those that nobody has, then on those waited for.
+
+    Args:
+      stop: whether to leave. work: takes a stack and such a `stop`, which raises LockError too once the lock is lost;
+        returns False if it was stopped.
+
+    Returns:
+      False if a `stop` ended it. What the work raises is kept for `failure` and raised.
+    """
+    waiting = [(stack, lock_of(workdir, stack)) for stack in stacks]
+    told: set[str] = set()
+    while waiting:
+        held = []
+        for stack, lock in waiting:
+            if stop():
+                return False
+            if not lock.acquire():
+                held.append((stack, lock))
+                if stack.folder not in told:
+                    say(f"{stack.folder}: {lock.holder()} is at it")
+                told.add(stack.folder)
+            elif not _with_lock(workdir, stack, lock, stop, work):
+                return False
+        if len(held) == len(waiting):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        waiting = held
+    return True
+
+
+def _with_lock(
+    workdir: epath.Path,
+    stack: Cohort,
+    lock: Lock,
+    stop: Callable[[], bool],
+    work: Callable[[Cohort, Callable[[], bool]], bool],
+) -> bool:
+    def stop_or_lost() -> bool:
+        lock.check()
+        return stop()
+
+    note = workdir / "cohorts" / stack.folder / _FAILURE
+    try:
+        note.unlink(missing_ok=True)
+        return work(stack, stop_or_lost)
+    except LockError:
+        raise
+    except Exception as error:
+        note.write_text(f"{str(error) or type(error).__name__}\n")
+        raise
+    finally:
+        lock.release()
