@@ -93,6 +93,12 @@ def init(params: Any) -> Any:
 
 def weight_decay_dose(config: TrainConfig, step: int) -> float:
     """Sum of learning rate x weight decay up to `step`; exp(-dose) is left of a weight that no gradient moved."""
-    steps = np.arange(1, step + 1)
-    rates = learning_rate(hyper(config), steps)
-    return float(np.sum(np.asarray(rates, np.float64)) * config.optimizer.weight_decay)
+    h, total = hyper(config), 0.0
+    for first in range(1, step + 1, _STEPS_AT_ONCE):  # of one shape, so of one program, whatever the budget
+        rates = np.asarray(_rates(h, first + np.arange(_STEPS_AT_ONCE)), np.float64)
+        total += float(np.sum(rates[: step + 1 - first]))
+    return total * config.optimizer.weight_decay
+
+
+_STEPS_AT_ONCE = 2**16
+_rates = jax.jit(learning_rate)

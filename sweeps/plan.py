@@ -1,6 +1,7 @@
 """The plan: a sweep resolved into runs and cohorts, all of it checked before anything runs."""
 
 import collections
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -143,7 +144,7 @@ def _cohort(numbered: list[tuple[int, Run]], prints: Mapping[str, str]) -> Cohor
 
 def point_config(sweep: Sweep, i: int) -> TrainConfig:
     """The checked configuration of grid point `i`."""
-    config = ConfigDict(sweep.train)
+    config = copy.deepcopy(sweep.train)  # references within it stay; ConfigDict(...) would share its sections
     point = sweep.grid[i]
     for key in point:
         at: Any = config
