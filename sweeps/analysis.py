@@ -34,8 +34,9 @@ _NOT_SETTINGS = (
     "config.data.name",
     "config.data.root",
     "config.data.tfds_dir",
+    "config.data.max_epochs",
 )
-_NOT_SETTINGS_SECTIONS = ("config.probe.", "config.checkpoint.", "config.mesh.")
+_NOT_SETTINGS_SECTIONS = ("config.probe.", "config.checkpoint.", "config.mesh.", "config.compute.")
 
 Form = Literal["rank", "factor"]
 

@@ -67,7 +67,7 @@ def most_members(shape: Shape, members: int, config: PartsConfig) -> int:
         if least > room:
             raise ConfigError(
                 f"config.model.d_model = {shape.model.d_model}, n_layers = {shape.model.n_layers}: one member needs "
-                f"about {least / 1e9:.1f} GB of a device and there are {room / 1e9:.1f}; set config.compute.remat, "
+                f"about {least / 1e9:.2g} GB of a device and there are {room / 1e9:.2g}; set config.compute.remat, "
                 "config.mesh.fsdp over more devices, or take a smaller model"
             )
     return most

@@ -87,7 +87,7 @@ class Scale:
         """The default weight decay."""
         steps = _BUDGET // (_BATCH * _CONTEXT)
         here = self.tokens(_BUDGET) // (_BATCH // self.batch * self.context)
-        return _DECAY * _RATE * steps / (self.rate * here)
+        return _rounded(_DECAY * _RATE * steps / (self.rate * here), 3)
 
 
 SCALES = {
@@ -238,18 +238,22 @@ def _sized(label: str, preset: ModelConfig, scale: Scale) -> Point:
 
 def _setting(scale: Scale, rule: float, point: Point | None = None) -> Point:
     """A configuration in the paper's numbers as overrides at this scale; learning rates are factors of the peak."""
-    said = {"tokens": _BUDGET, "data.batch_size": _BATCH, "optimizer.learning_rate": 1.0} | (point or {})
+    said: Point = {"tokens": _BUDGET, "data.batch_size": _BATCH, "optimizer.learning_rate": 1.0} | (point or {})
     batch = said["data.batch_size"]
     found: dict[str, Any] = {
         "tokens": scale.tokens(said["tokens"]),
         "data.batch_size": batch // scale.batch,
-        "optimizer.learning_rate": scale.rate * said["optimizer.learning_rate"] * (batch / _BATCH) ** rule,
+        "optimizer.learning_rate": _rounded(scale.rate * said["optimizer.learning_rate"] * (batch / _BATCH) ** rule),
     }
     if "optimizer.weight_decay" in said:
-        found["optimizer.weight_decay"] = scale.decay * said["optimizer.weight_decay"] / _DECAY
+        found["optimizer.weight_decay"] = _rounded(scale.decay * said["optimizer.weight_decay"] / _DECAY)
     if "optimizer.final_fraction" in said:
         found["optimizer.final_fraction"] = said["optimizer.final_fraction"]
     return found
+
+
+def _rounded(value: float, digits: int = 6) -> float:
+    return float(f"{value:.{digits}g}")
 
 
 def _replicated(grid: Grid, first: int, end: int) -> Grid:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,9 +6,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from olmo_jax.config import ConfigError, to_config_dict
+from sweeps import parts
 from sweeps import plan as plans
 from sweeps import record as records
-from sweeps.grid import product
+from sweeps.grid import product, together
 
 
 @pytest.fixture
@@ -137,3 +139,81 @@ def test_one_run_alone_is_a_cohort_of_one(tiny):
     plan = plans.resolve(plans.read_sweep(to_config_dict(tiny)))
     assert [len(c.runs) for c in plan.cohorts] == [1]
     assert plan.runs[0].config == tiny
+
+
+def test_a_point_leaves_the_next_ones_alone(sweep_of_grid):
+    """Sections of a ConfigDict are shared by plain copies: what one point sets would be another's default."""
+    plan = plans.resolve(sweep_of_grid([{"optimizer.weight_decay": 0.7}, {"init_seed": 1}, {}]))
+    assert [run.config.optimizer.weight_decay for run in plan.runs] == [0.7, 0.1, 0.1]
+
+
+def test_every_kind_of_setting_reaches_its_run(sweep_of_grid, tiny):
+    values = {"init_seed": 5, "data_seed": 6, "optimizer.learning_rate": 1, "optimizer.schedule": "linear",
+              "optimizer.warmup_fraction": 0.5, "optimizer.clip_norm": 0.0, "tokens": 6400,
+              "data.train_domains": ("prose", "code"), "model.tied": True}  # fmt: skip
+    (run,) = plans.resolve(sweep_of_grid([values])).runs
+    found = plans.leaves(dataclasses.asdict(run.config))
+    assert {key: found[key] for key in values} == values
+    assert isinstance(found["optimizer.learning_rate"], float)
+
+
+def test_one_cohort_holds_members_that_differ_in_numbers_and_only_in_them(sweep_of_grid):
+    numbers = [{"optimizer.learning_rate": 1e-3}, {"optimizer.weight_decay": 0.5}, {"optimizer.schedule": "linear"},
+               {"optimizer.warmup_fraction": 0.3}, {"optimizer.clip_norm": 0.1}, {"init_seed": 3}, {"data_seed": 4},
+               {"tokens": 1280}]  # fmt: skip
+    assert len(plans.resolve(sweep_of_grid(numbers)).cohorts) == 1
+    shapes = [{}, {"model.d_ff": 64}, {"data.batch_size": 8}, {"data.sequence_length": 8}]
+    assert len(plans.resolve(sweep_of_grid(shapes)).cohorts) == 4
+
+
+def test_members_of_one_cohort_are_computed_in_one_way(sweep_of_grid):
+    grid = [{"init_seed": 0}, {"init_seed": 1, "compute.remat": True}]
+    with pytest.raises(ConfigError, match=r"grid points 0 and 1 are members of one cohort.*config.train.compute"):
+        plans.resolve(sweep_of_grid(grid))
+
+
+def test_a_corpus_is_a_factor_with_a_name_of_its_own(sweep_of_grid):
+    grid = together({"data.name": ["main", "small"], "data.validation_fraction": [0.1, 0.2]})
+    plan = plans.resolve(sweep_of_grid(grid))
+    assert plan.fingerprints.keys() == {"main", "small"}
+    assert len(plan.cohorts) == len({run.id for run in plan.runs}) == 2
+
+
+def test_a_larger_grid_joins_in_parts_of_its_own(sweep_of_grid, tmp_path):
+    workdir = epath.Path(tmp_path)
+    seed = product({"init_seed": [0, 1]})
+    first = records.pin(workdir, plans.resolve(sweep_of_grid(seed)), {"jax": "1"})
+    larger = product({"init_seed": [0, 1, 2]}) + [{"data.batch_size": 8}]
+    second = records.pin(workdir, plans.resolve(sweep_of_grid(larger)), {"jax": "2"})
+    assert second.stacks[0] == dataclasses.replace(first.stacks[0], shape=second.stacks[0].shape)
+    assert [[run.config.init_seed for run in stack.runs] for stack in second.stacks] == [[0, 1], [2], [0]]
+    assert second.stacks[0].id == second.stacks[1].id == first.cohorts[0].id
+    assert len({stack.folder for stack in second.stacks}) == 3
+    assert records.recorded_plan(workdir) == second
+    assert plans.as_json(second)["cohorts"][0]["cohort"] == first.cohorts[0].id
+    with pytest.raises(ConfigError, match=r"doesn't contain: 2 of its 4 runs.*init_seed: 0 and 1 and 2 there, 0 and 1"):
+        records.pin(workdir, plans.resolve(sweep_of_grid(seed)), {})
+
+
+def test_a_set_limit_cuts_cohorts_and_is_no_part_of_ids(sweep_of_grid, tmp_path):
+    grid = product({"init_seed": list(range(7))})
+    whole = plans.resolve(sweep_of_grid(grid))
+    limited = plans.resolve(sweep_of_grid(grid, parts={"most_members": 3}))
+    assert plans.as_json(limited) == plans.as_json(whole)
+    stacks = records.pin(epath.Path(tmp_path), limited, {}).stacks
+    assert [len(stack.runs) for stack in stacks] == [3, 3, 1]
+    # Once they are cut they stay so, whatever the limit.
+    assert records.pin(epath.Path(tmp_path), whole, {}).stacks == stacks
+
+
+def test_a_device_that_is_too_small_cuts_or_refuses(sweep_of_grid, tmp_path):
+    grid = product({"init_seed": list(range(8))})
+    one = parts.most_members(plans.resolve(sweep_of_grid(grid)).cohorts[0].shape, 8, parts.PartsConfig())
+    assert one == 8
+    sweep = sweep_of_grid(grid, parts={"memory_gb": 0.002})
+    sizes = [len(stack.runs) for stack in records.with_stacks(epath.Path(tmp_path), plans.resolve(sweep)).stacks]
+    assert sum(sizes) == 8
+    assert 1 < len(sizes) <= 8
+    with pytest.raises(ConfigError, match=r"one member needs about 0.00033 GB of a device and there are 1e-05; set .*remat"):
+        records.pin(epath.Path(tmp_path), plans.resolve(sweep_of_grid(grid, parts={"memory_gb": 1e-5})), {})
+    assert not (tmp_path / "sweep.json").exists()
