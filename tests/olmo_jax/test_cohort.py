@@ -187,3 +187,46 @@ def test_too_few_devices_and_an_uncovered_parameter_are_refused():
         sharding.spec_of("blocks_0/experts/gate_2")
     with pytest.raises(ConfigError, match="doesn't divide"):
         sharding.stack_shardings(sharding.make_mesh(MeshConfig(1, 1, 8), 1), {"embedding": np.zeros((2, 12, 4))})
+
+
+@pytest.mark.parametrize("mapping", ["vmap", "map"])
+def test_a_member_that_turns_non_finite_moves_no_bit_of_its_neighbours(runs, index, vary, mapping):
+    def with_middle(changes):
+        middle = Run("m", vary(runs[1].config, changes))
+        return train([runs[0], middle, runs[2]], index, mapping=mapping)
+
+    wild = with_middle({"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0})
+    calm = with_middle({})
+    at, reason = wild[3].diverged_at, [cohorts.REASONS[i] for i in wild[3].reason]
+    assert at[1] > 0 and reason[1] in cohorts.REASONS[1:]
+    assert [at[0], at[2], reason[0], reason[2]] == [-1, -1, "", ""]
+    for m in (0, 2):
+        one, other = (jax.tree.map(lambda x, m=m: x[m], run[3]) for run in (wild, calm))
+        chex.assert_trees_all_equal(one, other)
+        np.testing.assert_array_equal(wild[2][:, m], calm[2][:, m])
+    frozen = jax.tree.leaves(jax.tree.map(lambda x: x[1], wild[3].params))
+    assert all(np.isfinite(x).all() for x in frozen)
+
+
+@pytest.mark.slow
+def test_64_members_train_as_64_runs_do(runs, index, vary):
+    """The smallest model of the paper's suite at CPU scale; each member's losses are those of the run alone."""
+    from sweeps.configs import paper
+    from sweeps.plan import point_config, read_sweep
+
+    smallest = point_config(read_sweep(paper.get_config("cpu")), 4).model
+    settings = {"model": smallest, "data": runs[0].config.data, "tokens": 20 * 64}
+    base = dataclasses.replace(runs[0].config, **settings)
+    rates = np.geomspace(1e-3, 1e-2, 8)
+    many = [
+        Run(
+            f"{i}",
+            vary(base, {"optimizer.learning_rate": float(rates[i % 8]), "init_seed": i // 8, "data_seed": i % 3}),
+        )
+        for i in range(64)
+    ]
+    _, _, losses, _ = train(many, index, steps=20)
+    assert losses.shape == (20, 64)
+    alone = np.stack([train([run], index, steps=20)[2][:, 0] for run in many[::7]], axis=1)
+    np.testing.assert_allclose(losses[:, ::7], alone, rtol=2e-4)
+    assert (losses[-1] < losses[0]).all()

@@ -32,6 +32,15 @@ def test_the_linear_schedule_ends_at_zero_and_no_warm_up_starts_at_the_peak():
     np.testing.assert_allclose(rates, np.linspace(1, 0, 11), atol=1e-6)
 
 
+def test_members_of_one_program_have_each_their_own_schedule():
+    runs = [run(steps=10, warmup_fraction=0.0, final_fraction=0.0, schedule=name) for name in ("cosine", "linear")]
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *map(optimizer.hyper, runs))
+    together = jax.jit(jax.vmap(optimizer.learning_rate, in_axes=(0, None)))(stacked, jnp.float32(4))
+    alone = [optimizer.learning_rate(optimizer.hyper(one), np.array(4)) for one in runs]
+    np.testing.assert_allclose(together, alone, rtol=1e-6)
+    assert together[0] > together[1] == pytest.approx(0.6 * 3e-4)
+
+
 def test_dose_is_the_sum_of_rate_times_decay():
     config = run(steps=50, learning_rate=1e-2, weight_decay=0.5, warmup_fraction=0.1)
     rates = optimizer.learning_rate(optimizer.hyper(config), np.arange(1, 51))

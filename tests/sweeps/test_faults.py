@@ -1,0 +1,219 @@
+"""Real processes, killed, starved of disk and set beside each other; the same command then goes on to the same bits."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import numpy as np
+import pytest
+
+from olmo_jax.checkpoint import load_run, run_steps
+from olmo_jax.metrics import read_jsonl
+
+KILLS = 30
+CONFIG = """
+from olmo_jax.config import TrainConfig, from_config_dict
+from sweeps.grid import product
+from sweeps.parts import PartsConfig
+from sweeps.plan import sweep_config
+
+def get_config():
+    train = from_config_dict(TrainConfig, dict(
+        name="fault", tokens=240 * 64,
+        model=dict(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32),
+        data=dict(corpus="text_files", files=({corpus!r},), domain_field="domain", bpe_vocab_size=300,
+                  train_domains=("prose",), sequence_length=16, batch_size=4, max_epochs=99.0, root={root!r}),
+        probe=dict(every=40, documents=10, document_tokens=12), checkpoint=dict(every=20), mesh=dict(member=1)))
+    grid = product({{"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 5.0], "tokens": [240 * 64, 130 * 64]}})
+    return sweep_config(train, grid, parts=PartsConfig(most_members=2))
+"""
+HEAVY = ["sweeps.cli", "jax", "orbax.checkpoint", "sweeps.run", "sweeps.config_file", "grain"]
+
+
+@pytest.fixture(scope="module")
+def config(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    path = folder / "sweep.py"
+    path.write_text(CONFIG.format(corpus=str(corpus), root=str(folder / "data")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(config):
+    """Starts `olmo-jax train` in a process of its own; what is heavy to import was imported before it forked."""
+    from sweeps import cli
+
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    before = {name: os.environ.get(name) for name in cache}
+    os.environ.update(cache)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(HEAVY)
+
+    def process(workdir):
+        child = server.Process(target=cli.main, args=(["train", f"--config={config}", f"--workdir={workdir}"],))
+        child.start()
+        return child
+
+    yield process
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def command(config, workdir):
+    return [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
+
+
+def finish(config, workdir):
+    done = subprocess.run(command(config, workdir), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, start):
+    workdir = config.parent / "undisturbed"
+    process = start(workdir)
+    process.join(300)
+    assert process.exitcode == 0
+    return workdir
+
+
+def committed(workdir):
+    return [p for p in pathlib.Path(workdir).glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
+
+
+def assert_same(workdir, undisturbed):
+    runs = sorted(p.name for p in (undisturbed / "runs").iterdir())
+    assert runs == sorted(p.name for p in (workdir / "runs").iterdir())
+    for run in runs:
+        metrics, status = ((w / "runs" / run / name for w in (workdir, undisturbed)) for name in
+                           ("metrics.jsonl", "status.json"))  # fmt: skip
+        mine, theirs = (p.read_bytes() for p in metrics)
+        assert mine == theirs
+        one, other = (json.loads(p.read_text()) for p in status)
+        assert one == other
+        assert one["state"] == "done"
+        assert run_steps(workdir, run) == run_steps(undisturbed, run)
+        chex.assert_trees_all_equal(load_run(workdir, run)[1], load_run(undisturbed, run)[1])
+        assert all(isinstance(row, dict) for row in read_jsonl(workdir / "runs" / run / "timings.jsonl"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_as_if_it_never_was(config, start, undisturbed, tmp_path):
+    """Kills fall while it starts, prepares, compiles, trains and writes: by time, or after some more checkpoints."""
+    rng = np.random.default_rng(0)
+    killed = 0
+    while killed < KILLS:
+        process, before, since = start(tmp_path), len(committed(tmp_path)), time.monotonic()
+        more, wait = (rng.integers(0, 3), rng.uniform(0, 0.4)) if killed % 4 else (0, rng.uniform(0, 4))
+        while len(committed(tmp_path)) < before + more and process.is_alive() and time.monotonic() - since < 120:
+            time.sleep(0.005)
+        time.sleep(wait)
+        if not process.is_alive():
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += 1
+    assert killed == KILLS, "the sweep ended before it was killed often enough; make it longer"
+    finish(config, tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_sweep_share_its_stacks(start, undisturbed, tmp_path):
+    both = [start(tmp_path), start(tmp_path)]
+    for process in both:
+        process.join(300)
+        assert process.exitcode == 0
+    assert_same(tmp_path, undisturbed)
+    for run in (tmp_path / "runs").iterdir():  # nothing was done twice
+        rows = [row["step"] for row in read_jsonl(run / "timings.jsonl") if row["event"] == "steps"]
+        assert rows == sorted(set(rows))
+
+
+@pytest.mark.slow
+def test_a_process_that_was_asleep_leaves_its_stack_to_who_took_it(config, start, undisturbed, tmp_path):
+    """The first is stopped in its sleep, not dead: the second waits for a minute without a beat, here cut short."""
+    first = start(tmp_path)
+    while not committed(tmp_path):
+        assert first.is_alive()
+        time.sleep(0.005)
+    os.kill(first.pid, signal.SIGSTOP)
+    (lock,) = tmp_path.glob("cohorts/*/lock.json")
+    lock.unlink()  # as the second does once the minute is over
+    finish(config, tmp_path)
+    os.kill(first.pid, signal.SIGCONT)
+    first.join(120)
+    assert first.exitcode is not None
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], check=False,
+                             capture_output=True, text=True)  # fmt: skip
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_in_a_line_and_with_room_it_goes_on(config, undisturbed, small_disk):
+    workdir = small_disk / "sweep"
+    done = subprocess.run(command(config, workdir), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("olmo-jax: "))
+    assert "space" in line.lower()
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    finish(config, workdir)
+    assert_same(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_broken_files_are_set_aside_or_named(config, undisturbed, tmp_path):
+    """A checkpoint with a changed byte, metrics cut in a line, a shard that went: each after a stop in the middle."""
+    workdir = tmp_path / "w"
+    process = subprocess.Popen(command(config, workdir), stderr=subprocess.PIPE, text=True)
+    while len(committed(workdir)) < 4:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+
+    shard = next((config.parent / "data").glob("**/train*prose*"))
+    shutil.move(shard, tmp_path / "shard")
+    with contextlib.ExitStack() as back:
+        back.callback(shutil.move, tmp_path / "shard", shard)
+        done = subprocess.run(command(config, workdir), capture_output=True, text=True, timeout=300, check=False)
+        (line,) = (line for line in done.stderr.splitlines() if line.startswith("olmo-jax: "))
+        assert done.returncode == 1
+        assert shard.name in line
+
+    last = max(committed(workdir), key=lambda p: (p.stat().st_mtime_ns, int(p.name)))
+    data = max((p for p in last.glob("params/**/d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    run = next(p for p in (workdir / "runs").iterdir() if (p / "metrics.jsonl").exists())
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text + '{"step": 999, "los')
+    err = finish(config, workdir)
+    assert "set aside" in err
+    assert list(workdir.glob("cohorts/*/broken/*"))
+    assert_same(workdir, undisturbed)
