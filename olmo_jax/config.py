@@ -268,7 +268,7 @@ class TrainConfig:
         isn't trained here, and of its optimiser, batch and budget nothing is known.
       tokens: the budget; tokens // (batch_size * sequence_length) steps are taken.
       init_seed: of the parameters. data_seed: of the order of the windows, and of dropout.
-      tensorboard: also write TensorBoard event files.
+      tensorboard: also write TensorBoard event files. wandb: also log to this project of Weights & Biases; "" for no.
       mapping: how members go through the device: "vmap" all at once, which feeds an accelerator's many units; "map" one
         after another, which a CPU's caches like better; "auto" by backend. Results agree within rounding.
     """
@@ -278,6 +278,7 @@ class TrainConfig:
     init_seed: int = 0
     data_seed: int = 0
     tensorboard: bool = False
+    wandb: str = ""
     mapping: str = "auto"
     imported: str = ""
     model: ModelConfig = ModelConfig()

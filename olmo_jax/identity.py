@@ -8,7 +8,7 @@ from typing import Any
 from olmo_jax.config import TrainConfig
 
 # Where things lie and how often they are looked at: none of it reaches a parameter.
-_NOT_IDENTITY = {"name", "tensorboard", "probe", "checkpoint", "mesh", "mapping", "compute"}
+_NOT_IDENTITY = {"name", "tensorboard", "wandb", "probe", "checkpoint", "mesh", "mapping", "compute"}
 
 
 def canonical_json(value: Any) -> str:

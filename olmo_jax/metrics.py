@@ -17,6 +17,8 @@ from typing import Any, TextIO
 import jax
 from etils import epath
 
+from olmo_jax.writers import Writer
+
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 _LONGEST_ROW = 2**17  # bytes
@@ -69,16 +71,14 @@ class MetricsLog:
 
     Args:
       directories: of the runs, in the order of the member axis; inert members beyond them are not logged.
-      tensorboard: for each run whether to write TensorBoard events too.
+      writers: for each run, where else its rows go.
     """
 
-    def __init__(self, directories: Sequence[epath.Path], tensorboard: Sequence[bool]):
+    def __init__(self, directories: Sequence[epath.Path], writers: Sequence[Sequence[Writer]]):
         self._directories = directories
         self._files: list[TextIO] = [(d / METRICS).open("a") for d in directories]
         self._timings: list[TextIO] = [(d / TIMINGS).open("a") for d in directories]
-        self._boards = [
-            _event_writer(d) if wanted else None for d, wanted in zip(directories, tensorboard, strict=True)
-        ]
+        self._writers = writers
         self._flushed = time.monotonic()
         self._pending: tuple[Sequence[Mapping[str, Any]], Any, dict[str, Any]] = ((), {}, {})
 
@@ -107,8 +107,10 @@ class MetricsLog:
 
     def close(self) -> None:
         self.flush()
-        for file in (*self._files, *self._timings, *filter(None, self._boards)):
+        for file in (*self._files, *self._timings):
             file.close()
+        for writer in itertools.chain.from_iterable(self._writers):
+            writer.close()
 
     def _flush_files(self) -> None:
         self._flushed = time.monotonic()
@@ -124,9 +126,8 @@ class MetricsLog:
             for m, file in enumerate(self._files):
                 full = dict(row) | {name: float(str(v[m])) for name, v in host.items()}  # float32's shortest digits
                 file.write(to_json(full) + "\n")
-                if board := self._boards[m]:
-                    for name, value in full.items():
-                        board.add_scalar(name, value, row["step"])
+                for writer in self._writers[m]:
+                    writer.write(full)
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
             self._flush_files()
 
@@ -161,12 +162,6 @@ def _write_lines(path: epath.Path, lines: Sequence[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(line + "\n" for line in lines))
     partial.replace(path)
-
-
-def _event_writer(directory: epath.Path) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(directory / "tensorboard"))
 
 
 def _finite(value: Any) -> Any:

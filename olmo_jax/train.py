@@ -23,6 +23,7 @@ from olmo_jax.data.shards import TokenIndex
 from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, read_json, resume_at, write_json
 from olmo_jax.probe import Documents, choose_documents, make_probes
 from olmo_jax.progress import progress, say
+from olmo_jax.writers import check_writers, writers
 
 
 def train_cohort(
@@ -216,7 +217,7 @@ def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> Metrics
     directories = [workdir / "runs" / run.id for run in members]
     for path in directories:
         resume_at(path, step if step else -1)
-    return MetricsLog(directories, [run.config.tensorboard for run in members])
+    return MetricsLog(directories, [writers(run.config, d, step) for run, d in zip(members, directories, strict=True)])
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
@@ -246,6 +247,8 @@ def check_mesh(cohort: Cohort) -> None:
         f"doesn't divide config.data.batch_size = {shape.batch_size}; choose a divisor",
     )
     decide.decide(shape, len(cohort.runs), mesh)
+    for run in cohort.runs:
+        check_writers(run.config)
     member = cohorts.member_structs(shape)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
     sharding.stack_shardings(mesh, one, shape.mesh.fsdp)

@@ -30,6 +30,7 @@ MIN_ROWS = 4
 _NOT_SETTINGS = (
     "config.name",
     "config.tensorboard",
+    "config.wandb",
     "config.mapping",
     "config.data.name",
     "config.data.root",

@@ -39,10 +39,35 @@ def _watch(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cohort", metavar="K", help="only this cohort, by its place in the plan from 0, or its id")
-    _profile(parser)
+    _train(parser)
 
 
-def _profile(parser: argparse.ArgumentParser) -> None:
+def _mirror(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mirror",
+        default="",
+        metavar="URL",
+        help="a folder, s3:// or gs:// that checkpoints and metrics are copied to, and fetched from by an empty disk",
+    )
+
+
+def _launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", required=True, metavar="ENGINE", help="slurm, local or sky (a SkyPilot task file)")
+    parser.add_argument("--parallel", type=int, metavar="N", help="most tasks at once, 0 for all (local: 1)")
+    parser.add_argument("--minutes", type=int, metavar="N", help="time limit of a Slurm task, which then comes back")
+    parser.add_argument("--gpus", type=int, metavar="N", help="of a task")
+    parser.add_argument("--cpus", type=int, metavar="N", help="of a task")
+    parser.add_argument("--memory_gb", type=int, metavar="N", help="of a task")
+    parser.add_argument("--partition", metavar="NAME", help="Slurm's")
+    parser.add_argument("--account", metavar="NAME", help="Slurm's")
+    parser.add_argument(
+        "--more", action="append", default=[], metavar="KEY=VALUE", help="for sbatch, or SkyPilot's resources; again"
+    )
+    _mirror(parser)
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    _mirror(parser)
     parser.add_argument(
         "--profile",
         type=_steps,
@@ -111,13 +136,14 @@ def _import(parser: argparse.ArgumentParser) -> None:
 VERBS = {
     "plan": Verb("show the cohorts, runs and steps of a sweep before anything runs", "needed", "taken", _plan),
     "prepare": Verb("corpus to token shards", "needed", "needed"),
-    "train": Verb("train one run, or a sweep's runs: prepare and train, no more", "needed", "needed", _profile),
+    "train": Verb("train one run, or a sweep's runs: prepare and train, no more", "needed", "needed", _train),
     "run": Verb(
         "all of a sweep: prepare, train, evaluate, report; again after any interruption", "needed", "needed", _run
     ),
     "status": Verb("what a working directory holds so far", "taken", "needed", _watch),
-    "evaluate": Verb("loss, quantisation and fine-tuning of what is trained", "taken", "needed"),
+    "evaluate": Verb("loss, quantisation and fine-tuning of what is trained", "taken", "needed", _mirror),
     "report": Verb("write results.parquet and report/index.html from what is there", "taken", "needed"),
+    "launch": Verb("a sweep on Slurm, on processes of this machine, or in a cloud", "needed", "needed", _launch),
     "geometry": Verb("a table of the geometry of any weights", "", "", _geometry),
     "generate": Verb("text from runs, or from a Hugging Face folder", "", "taken", _generate),
     "export": Verb("a run as a Hugging Face folder", "", "needed", _export),

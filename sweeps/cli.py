@@ -41,12 +41,16 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
     from olmo_jax.metrics import MetricsError
     from olmo_jax.weights import WeightsError
     from sweeps.analysis import AnalysisError
+    from sweeps.mirror import MirrorError
+    from sweeps.task import LaunchError
 
     try:
         return _carry_out(arguments, overrides, command)
     except ConfigError as error:
         return _fail(BAD, str(error))
     except (DataError, CheckpointError, LockError, MetricsError, AnalysisError, WeightsError) as error:
+        return _fail(FAILED, str(error))
+    except (MirrorError, LaunchError) as error:
         return _fail(FAILED, str(error))
     except OSError as error:
         place = error.filename or getattr(arguments, "workdir", "") or getattr(arguments, "path", "")
@@ -69,8 +73,11 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     from sweeps import record as records
     from sweeps import run as stages
     from sweeps.config_file import load_config
+    from sweeps.mirror import fetch, mirrored
 
     verb, workdir = arguments.verb, _workdir(arguments)
+    if mirror := getattr(arguments, "mirror", "") if verb != "launch" else "":
+        fetch(mirror, workdir)
     plan = plans.resolve(plans.read_sweep(load_config(overrides))) if overrides else records.recorded_plan(workdir)
     if verb == "plan":
         print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(_plan_lines(arguments, plan)))
@@ -88,8 +95,10 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         records.check_record(workdir, plan)
         print(f"Report: {stages.report(workdir, command)[0]}")
         return DONE
+    if verb == "launch":
+        return _launch(arguments, overrides, plan)
     stages.keep_compiled(workdir)
-    with stages.stop_on_signals() as stop:
+    with stages.stop_on_signals() as stop, mirrored(workdir, mirror):
         if verb == "run":
             ended = stages.run(workdir, plan, stop, command, arguments.profile, arguments.cohort)
         else:
@@ -99,6 +108,23 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
             else:
                 ended = stages.evaluate_all(workdir, plan, indexes, stop)
     return DONE if ended else STOPPED
+
+
+def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> int:
+    from sweeps import record as records
+    from sweeps.launch import Options, StoppedError, launch
+
+    workdir = _workdir(arguments)
+    records.check_record(workdir, plan)
+    given = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
+    options = Options(**{k: v for k, v in given.items() if v is not None} | {"more": tuple(arguments.more)})
+    command = [sys.executable, "-m", "sweeps.cli", "run", *overrides, f"--workdir={workdir}"]
+    command += [f"--mirror={arguments.mirror}"] if arguments.mirror else []
+    try:
+        print("\n".join(launch(workdir, command, range(len(plan.cohorts)), options)))
+    except StoppedError as error:
+        return _fail(STOPPED, str(error))
+    return DONE
 
 
 def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:

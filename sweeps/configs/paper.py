@@ -155,7 +155,6 @@ def _parse(argument: str) -> tuple[str, dict[str, str], set[str]]:
 
 def _train(scale: Scale, options: dict[str, str]) -> TrainConfig:
     """The default run of the smallest size."""
-    total = scale.tokens(_BUDGET) // (_BATCH // scale.batch * scale.context)
     text = options.get("text")
     return TrainConfig(
         tokens=scale.tokens(_BUDGET),
@@ -173,7 +172,7 @@ def _train(scale: Scale, options: dict[str, str]) -> TrainConfig:
             sequence_length=scale.context,
             batch_size=_BATCH // scale.batch,
         ),
-        probe=ProbeConfig(every=max(1, total // 8), documents=128, document_tokens=min(scale.context, 64)),
+        probe=ProbeConfig(documents=128, document_tokens=min(scale.context, 64)),
         checkpoint=CheckpointConfig(log_spaced=4 if scale.batch > 8 else 8),
     )
 
@@ -244,12 +243,19 @@ def _setting(scale: Scale, rule: float, point: Point | None = None) -> Point:
         "tokens": scale.tokens(said["tokens"]),
         "data.batch_size": batch // scale.batch,
         "optimizer.learning_rate": _rounded(scale.rate * said["optimizer.learning_rate"] * (batch / _BATCH) ** rule),
+        "probe.every": _longest(scale, batch) // 8,
     }
     if "optimizer.weight_decay" in said:
         found["optimizer.weight_decay"] = _rounded(scale.decay * said["optimizer.weight_decay"] / _DECAY)
     if "optimizer.final_fraction" in said:
         found["optimizer.final_fraction"] = said["optimizer.final_fraction"]
     return found
+
+
+def _longest(scale: Scale, batch: int) -> int:
+    """Steps of the longest run at a batch size: probes stand at steps that its cohort has in common."""
+    budget = _BUDGETS[-1] if batch in _FACTORIAL_BATCHES else _BUDGET
+    return scale.tokens(budget) // (batch // scale.batch * scale.context)
 
 
 def _rounded(value: float, digits: int = 6) -> float:
