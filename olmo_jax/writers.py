@@ -70,7 +70,7 @@ class WandB:
 
     def write(self, row: Mapping[str, float]) -> None:
         # Steps that it has already, from before a kill, it leaves as they are.
-        self._run.log({k: v for k, v in row.items() if math.isfinite(v)}, step=int(row["step"]))
+        self._run.log({k: v for k, v in row.items() if math.isfinite(v)}, step=int(row["step"]), commit=True)
 
     def close(self) -> None:
         self._run.finish()

@@ -1,0 +1,394 @@
+"""A copy of a sweep's working directory elsewhere, for hosts that may go at any moment.
+
+While a sweep trains, `mirrored` copies what is committed to a folder or an object store; on an empty disk `fetch`
+brings it back. The mirror is laid out as the working directory is. A checkpoint there is whole once
+`<step>.complete.json`, {file: size}, lies beside it, data are once their index.json is there, a sweep once sweep.json
+is. Metrics beyond the last checkpoint are cut on resume, so they travel with checkpoints and at the end.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from etils import epath
+from pyarrow import fs
+
+from olmo_jax.config import ConfigError, require
+from olmo_jax.data.shards import INDEX_FILE
+from olmo_jax.metrics import METRICS, TIMINGS
+from olmo_jax.progress import progress, say
+
+_SWEEP, _COMPLETE, _PARTIAL = "sweep.json", ".complete.json", ".partial"
+_HERE = ".mirror"  # empty; once it is gone from there, all that was sent may be
+_FILE = re.compile(
+    r"cohorts/[^/]+/compute\.json|runs/[^/]+/((config|status|results/[^/]+)\.json|(metrics|timings)\.jsonl)"
+)
+_CHECKPOINT = re.compile(r"(cohorts/[^/]+/checkpoints/[0-9]+)" + re.escape(_COMPLETE))
+_INDEX = re.compile(r"(data/[^/]+)/" + re.escape(INDEX_FILE))
+_AT_ONCE = 8  # files on their way: most are small, and an object store takes its time over each
+_CHUNK = 8 << 20
+
+Stamp = tuple[int, ...]
+
+
+class MirrorError(RuntimeError):
+    """A mirror that can't be reached, read or written; the message says which, why, and what to do."""
+
+
+def fetch(url: str, workdir: epath.Path) -> int:
+    """Brings what is whole on the mirror into a working directory that has no sweep.json yet; else does nothing.
+
+    Files, checkpoints and data sets each appear by one rename, sweep.json last: cut short, the next call begins again.
+
+    Returns:
+      The number of files fetched; 0 where the mirror holds no sweep, or where `url` is empty.
+
+    Raises:
+      ConfigError: the URL can't be a mirror's. MirrorError: it can't be read.
+    """
+    if not url:
+        return 0
+    place, local = _Place(url, workdir), Path(workdir)
+    if (local / _SWEEP).exists() or _SWEEP not in (there := place.files()):
+        return 0
+    folders = {f: names for f, names in _whole_folders(place, there).items() if not (local / f).exists()}
+    files = [name for name in there if _FILE.fullmatch(name)]
+    names = [*(f"{folder}/{name}" for folder, names in folders.items() for name in names), *files, _SWEEP]
+    staging = local / f".fetch{_PARTIAL}"
+    if staging.exists():
+        shutil.rmtree(staging)
+    with progress(f"fetch {place.url}", len(names)) as show:
+        _at_once(lambda name: place.get(there[name], name, staging / name), names, show)
+    for name in (*folders, *files, _SWEEP):
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).replace(local / name)
+    shutil.rmtree(staging)
+    return len(names)
+
+
+@contextlib.contextmanager
+def mirrored(workdir: epath.Path, url: str, every: float = 5.0) -> Iterator[None]:
+    """Copies what is new in a working directory every few seconds, and once more on leaving; nothing without a URL.
+
+    While the mirror can't be reached, one line says so and each round tries again.
+
+    Raises:
+      ConfigError: the URL can't be a mirror's. MirrorError: on entering, it can't be reached or holds another sweep; on
+      leaving, the last copy failed (which is only said if the body raised).
+    """
+    if not url:
+        yield
+        return
+    mirror = _Mirror(_Place(url, workdir), Path(workdir))
+    leave = threading.Event()
+    thread = threading.Thread(target=_rounds, args=(mirror, leave, every), name="mirror", daemon=True)
+    thread.start()
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        leave.set()
+        thread.join()
+        try:
+            mirror.copy(last=True)
+        except MirrorError as error:
+            if ended:
+                raise
+            say(str(error))
+
+
+def _rounds(mirror: "_Mirror", leave: threading.Event, every: float) -> None:
+    failing = False
+    while not leave.wait(every):
+        try:
+            mirror.copy()
+            failing = False
+        except MirrorError as error:
+            if not failing:
+                say(f"{error} (tried again every {every:g} s)")
+            failing = True
+
+
+class _Mirror:
+    """What of a working directory is on its mirror, and the rounds that copy the rest."""
+
+    def __init__(self, place: "_Place", workdir: Path):
+        self._place, self._workdir = place, workdir
+        there = place.files()
+        here = _runs(json.loads(self._read(_SWEEP))) if (workdir / _SWEEP).exists() else set()
+        if _SWEEP in there and not _runs(place.read_json(_SWEEP)) <= here:
+            raise MirrorError(
+                f"{place.url}: holds runs that {workdir} hasn't got; choose another --mirror or --workdir"
+            )
+        place.put(_HERE, b"")  # what can't be written to is refused at once
+        # What isn't older there has been sent from here, or fetched; or another host has sent more since.
+        small = {name: stamp for name in self._small() if (stamp := _stamp(workdir / name)) and name in there}
+        self._sent = {name: stamp for name, stamp in small.items() if there[name].mtime_ns >= stamp[0]}
+        self._seen = {name for name in self._folders() if not name.startswith("data/")}
+
+    def copy(self, last: bool = False) -> None:
+        """One round, in such an order that the mirror may be fetched from whenever it is cut short. Raises MirrorError.
+
+        Metrics are read once the checkpoints are listed, so that they reach to each of these. What says that something
+        is done is read before, and sent after them.
+        """
+        try:
+            self._copy(last)
+        except OSError as error:
+            raise MirrorError(f"copying {self._workdir} to {self._place.url}: {error}; see to the disk") from error
+
+    def _copy(self, last: bool) -> None:
+        if last:
+            self._place.check_has(_HERE)
+        small = self._small()
+        claimed = self._changed(n for n in small if _is_claim(n))
+        claims = {name: self._read(name) for name in claimed}
+        folders = self._folders()
+        new = {name: stamp for name, stamp in folders.items() if self._sent.get(name) != stamp}
+        checkpoints = [name for name in new if not name.startswith("data/")]
+        gone = [name for name in self._seen - folders.keys() if _has_sibling(name, folders)]
+        self._seen.update(checkpoints)
+
+        for name in new.keys() - set(checkpoints):
+            self._send_folder(name, new[name])
+        self._send(self._changed(n for n in small if not _is_claim(n) and not n.endswith(".jsonl")))
+        if checkpoints or last:
+            self._send(self._changed(n for n in small if n.endswith(".jsonl")))
+        for name in checkpoints:
+            self._send_folder(name, new[name])
+        for name in gone:
+            self._place.delete(name + _COMPLETE)
+            self._place.delete(name, folder=True)
+            self._sent.pop(name, None)
+            self._seen.remove(name)
+        self._send(claimed, claims)
+
+    def _send(self, stamps: dict[str, Stamp], contents: dict[str, bytes] | None = None) -> None:
+        if stamps:
+            self._place.check_has(_HERE)
+
+        def send(name: str) -> None:
+            content = contents[name] if contents else self._read(name)
+            if name.endswith(".jsonl"):
+                content = content[: content.rfind(b"\n") + 1]  # no line that is being written
+            self._place.put(name, content)
+            self._sent[name] = stamps[name]
+
+        _at_once(send, stamps)
+
+    def _send_folder(self, name: str, stamp: Stamp) -> None:
+        """Sends data or a checkpoint, then what makes it whole there; nothing if just that is there."""
+        files = self._files_of(name)
+        index = INDEX_FILE if name.startswith("data/") else None
+        marker = f"{name}/{index}" if index else name + _COMPLETE
+        content = self._read(marker) if index else json.dumps(files).encode()
+        if self._place.has(marker) and self._place.read(marker) == content:
+            self._sent[name] = stamp
+            return
+        self._place.delete(marker)  # of an earlier checkpoint of this step
+
+        def send(file: str) -> None:
+            self._place.put(f"{name}/{file}", self._workdir / name / file)
+
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: the next round sees that
+            _at_once(send, [file for file in files if file != index])
+            if files and self._files_of(name) == files:
+                self._place.put(marker, content)
+                self._sent[name] = stamp
+
+    def _changed(self, names: Iterable[str]) -> dict[str, Stamp]:
+        stamps = {name: stamp for name in names if (stamp := _stamp(self._workdir / name))}
+        return {name: stamp for name, stamp in stamps.items() if self._sent.get(name) != stamp}
+
+    def _small(self) -> list[str]:
+        """Names of the files that are sent one by one, sweep.json and compute.json among them, there or not."""
+        runs = [f"runs/{run}" for run in self._names("runs")]
+        results = [f"{run}/results/{name}" for run in runs for name in self._names(f"{run}/results")]
+        files = [f"{run}/{name}" for run in runs for name in ("config.json", "status.json", METRICS, TIMINGS)]
+        computes = [f"cohorts/{cohort}/compute.json" for cohort in self._names("cohorts")]
+        return [_SWEEP, *computes, *files, *filter(_FILE.fullmatch, results)]
+
+    def _folders(self) -> dict[str, Stamp]:
+        """Prepared data, and committed checkpoints: Orbax renames a folder to its step once all is in it."""
+        parents = [f"cohorts/{cohort}/checkpoints" for cohort in self._names("cohorts")]
+        names = [f"{parent}/{step}" for parent in parents for step in self._names(parent) if step.isdigit()]
+        data = [f"data/{name}" for name in self._names("data") if (self._workdir / "data" / name / INDEX_FILE).exists()]
+        found = names + [name for name in data if not _is_passing(name)]
+        return {name: stamp for name in found if (stamp := _stamp(self._workdir / name))}
+
+    def _files_of(self, folder: str) -> dict[str, int]:
+        """The files of such a folder with their sizes."""
+        base = self._workdir / folder
+        stamps = {path.relative_to(base).as_posix(): _stamp(path) for path in base.rglob("*") if not path.is_dir()}
+        of_data = folder.startswith("data/")
+        return {name: s[1] for name, s in sorted(stamps.items()) if s and not (of_data and _is_passing(name))}
+
+    def _names(self, folder: str) -> list[str]:
+        path = self._workdir / folder
+        return sorted(os.listdir(path)) if path.is_dir() else []
+
+    def _read(self, name: str) -> bytes:
+        return (self._workdir / name).read_bytes()
+
+
+class _Place:
+    """The folder, or part of an object store, that a mirror's URL names. Whatever fails there raises MirrorError."""
+
+    def __init__(self, url: str, workdir: epath.Path):
+        self.url = re.sub(r"//[^/@]*@", "//", url)  # without a key that may be in it
+        require("://" not in str(workdir), "--mirror", self.url, f"{workdir} needs no mirror; drop the option")
+        with self._reaching("opening it"):
+            self._fs, self._base = _parse(url, self.url)
+        self._is_folder = isinstance(self._fs, fs.LocalFileSystem)
+        self._aside = f".{uuid.uuid4().hex}{_PARTIAL}"  # of this process: another may be sending the same file
+        home, there = os.path.realpath(workdir), os.path.realpath(self._base)
+        inside = self._is_folder and os.path.commonpath([home, there]) == home
+        require(not inside, "--mirror", self.url, f"lies in the working directory {workdir}; name a place outside it")
+        bucket = self._base.partition("/")[0]
+        with self._reaching("looking for it"):
+            if not self._is_folder and self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise MirrorError(f"{self.url}: there is no bucket {bucket}; create it first")
+
+    def files(self) -> dict[str, fs.FileInfo]:
+        with self._reaching("listing it"):
+            found = self._fs.get_file_info(fs.FileSelector(self._base, recursive=True, allow_not_found=True))
+        return {info.path[len(self._base) + 1 :]: info for info in found if info.type == fs.FileType.File}
+
+    def has(self, name: str) -> bool:
+        with self._reaching(f"looking for {name}"):
+            return self._fs.get_file_info(f"{self._base}/{name}").type == fs.FileType.File
+
+    def check_has(self, name: str) -> None:
+        """For what was sent, which shouldn't go."""
+        if not self.has(name):
+            raise MirrorError(f"{self.url}: {name} is gone from there; put it back, or run the same command again")
+
+    def read(self, name: str) -> bytes:
+        with self._reaching(f"reading {name}"), self._open(f"{self._base}/{name}") as stream:
+            return stream.read()
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise MirrorError(f"{self.url}: {name} is not JSON ({error}); put it back from a copy") from error
+
+    def get(self, info: fs.FileInfo, name: str, path: Path) -> None:
+        """Brings a file to `path`, with the time it was sent at."""
+        with self._reaching(f"reading {name}"), self._open(info.path) as stream:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                shutil.copyfileobj(stream, file, _CHUNK)
+        if path.stat().st_size != info.size:
+            raise MirrorError(f"{self.url}: {name} changed while it was read; stop what writes there, and try again")
+        os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
+
+    def put(self, name: str, source: bytes | Path) -> None:
+        """Sends a file, which appears whole or not at all. FileNotFoundError: there is none here."""
+        final = f"{self._base}/{name}"
+        # An object does so by itself; a file by a rename.
+        target = final + self._aside if self._is_folder else final
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else None
+            with self._reaching(f"writing {name}"):
+                if self._is_folder:
+                    self._fs.create_dir(os.path.dirname(final), recursive=True)
+                with self._fs.open_output_stream(target, compression=None) as stream:
+                    shutil.copyfileobj(file, stream, _CHUNK) if file else stream.write(source)
+                if self._is_folder:
+                    self._fs.move(target, final)
+
+    def delete(self, name: str, folder: bool = False) -> None:
+        """Deletes a file or a folder, if it is there."""
+        with self._reaching(f"deleting {name}"), contextlib.suppress(FileNotFoundError):
+            (self._fs.delete_dir if folder else self._fs.delete_file)(f"{self._base}/{name}")
+
+    def _open(self, path: str) -> Any:
+        return self._fs.open_input_stream(path, compression=None)  # else a name that ends in .gz is unpacked
+
+    @contextlib.contextmanager
+    def _reaching(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pyarrow.ArrowException) as error:
+            cause = " ".join(str(error).split())
+            raise MirrorError(f"{self.url}: {doing} failed: {cause}; check the URL, access and network") from error
+
+
+def _parse(url: str, shown: str) -> tuple[fs.FileSystem, str]:
+    scheme = re.match(r"([A-Za-z][\w+.-]*):", url)
+    if not scheme:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
+    usable = "needs a folder, file:///FOLDER, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    require(scheme[1] in ("file", "s3", "gs"), "--mirror", shown, usable)
+    if scheme[1] == "gs" and "retry_limit_seconds" not in url:  # else each call of an outage hangs for a quarter hour
+        url += ("&" if "?" in url else "?") + "retry_limit_seconds=30"
+    try:
+        found, base = fs.FileSystem.from_uri(url)
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"--mirror = {shown!r}: {usable} ({error})") from error
+    require(base.strip("/") != "", "--mirror", shown, usable)
+    return found, base.rstrip("/")
+
+
+def _whole_folders(place: _Place, there: dict[str, fs.FileInfo]) -> dict[str, list[str]]:
+    """The files of each checkpoint and data set that is all there."""
+    found: dict[str, list[str]] = {}
+    for name in there:
+        if match := _CHECKPOINT.fullmatch(name):
+            files = place.read_json(name)
+            sizes = {file: info.size for file in files if (info := there.get(f"{match[1]}/{file}"))}
+            if sizes == files:
+                found[match[1]] = list(files)
+            else:
+                say(f"{place.url}: {match[1]} isn't what {name} says; left out")
+        elif (match := _INDEX.fullmatch(name)) and not _is_passing(name):
+            files = [n[len(match[1]) + 1 :] for n in there if n.startswith(match[1] + "/")]
+            found[match[1]] = [file for file in files if not _is_passing(file)]
+    return found
+
+
+def _at_once(
+    action: Callable[[str], None], names: Collection[str], show: Callable[[int, str], None] = lambda done, name: None
+) -> None:
+    """Does `action` for each name, several at a time, and shows how many are done. The first error ends it."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done, (name, _) in enumerate(zip(names, pool.map(action, names), strict=True), 1):
+            show(done, name)
+
+
+def _has_sibling(checkpoint: str, others: Iterable[str]) -> bool:
+    """Whether its cohort has another: if not, the disk was emptied, and the mirror is there for just that."""
+    parent = checkpoint.rpartition("/")[0]
+    return any(other.rpartition("/")[0] == parent for other in others)
+
+
+def _is_claim(name: str) -> bool:
+    return name.endswith("/status.json") or "/results/" in name
+
+
+def _is_passing(name: str) -> bool:
+    return any(part.startswith(".") or part.endswith(_PARTIAL) for part in name.split("/"))
+
+
+def _runs(sweep: Any) -> set[str]:
+    return {run["run_id"] for cohort in sweep["cohorts"] for run in cohort["runs"]}
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Time, size and identity, which tell two contents of a path apart; None where there is nothing."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
