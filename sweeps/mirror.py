@@ -12,22 +12,20 @@ import os
 import re
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 from etils import epath
 from pyarrow import fs
 
-from olmo_jax.config import ConfigError, require
 from olmo_jax.data.shards import INDEX_FILE
 from olmo_jax.metrics import METRICS, TIMINGS
 from olmo_jax.progress import progress, say
+from sweeps.place import PARTIAL, MirrorError, Place
 
-_SWEEP, _COMPLETE, _PARTIAL = "sweep.json", ".complete.json", ".partial"
+_SWEEP, _COMPLETE = "sweep.json", ".complete.json"
 _HERE = ".mirror"  # empty; once it is gone from there, all that was sent may be
 _FILE = re.compile(
     r"cohorts/[^/]+/compute\.json|runs/[^/]+/((config|status|results/[^/]+)\.json|(metrics|timings)\.jsonl)"
@@ -35,13 +33,8 @@ _FILE = re.compile(
 _CHECKPOINT = re.compile(r"(cohorts/[^/]+/checkpoints/[0-9]+)" + re.escape(_COMPLETE))
 _INDEX = re.compile(r"(data/[^/]+)/" + re.escape(INDEX_FILE))
 _AT_ONCE = 8  # files on their way: most are small, and an object store takes its time over each
-_CHUNK = 8 << 20
 
 Stamp = tuple[int, ...]
-
-
-class MirrorError(RuntimeError):
-    """A mirror that can't be reached, read or written; the message says which, why, and what to do."""
 
 
 def fetch(url: str, workdir: epath.Path) -> int:
@@ -57,13 +50,13 @@ def fetch(url: str, workdir: epath.Path) -> int:
     """
     if not url:
         return 0
-    place, local = _Place(url, workdir), Path(workdir)
+    place, local = Place(url, workdir), Path(workdir)
     if (local / _SWEEP).exists() or _SWEEP not in (there := place.files()):
         return 0
     folders = {f: names for f, names in _whole_folders(place, there).items() if not (local / f).exists()}
     files = [name for name in there if _FILE.fullmatch(name)]
     names = [*(f"{folder}/{name}" for folder, names in folders.items() for name in names), *files, _SWEEP]
-    staging = local / f".fetch{_PARTIAL}"
+    staging = local / f".fetch{PARTIAL}"
     if staging.exists():
         shutil.rmtree(staging)
     with progress(f"fetch {place.url}", len(names)) as show:
@@ -88,7 +81,7 @@ def mirrored(workdir: epath.Path, url: str, every: float = 5.0) -> Iterator[None
     if not url:
         yield
         return
-    mirror = _Mirror(_Place(url, workdir), Path(workdir))
+    mirror = _Mirror(Place(url, workdir), Path(workdir))
     leave = threading.Event()
     thread = threading.Thread(target=_rounds, args=(mirror, leave, every), name="mirror", daemon=True)
     thread.start()
@@ -122,7 +115,7 @@ def _rounds(mirror: "_Mirror", leave: threading.Event, every: float) -> None:
 class _Mirror:
     """What of a working directory is on its mirror, and the rounds that copy the rest."""
 
-    def __init__(self, place: "_Place", workdir: Path):
+    def __init__(self, place: "Place", workdir: Path):
         self._place, self._workdir = place, workdir
         there = place.files()
         here = _runs(json.loads(self._read(_SWEEP))) if (workdir / _SWEEP).exists() else set()
@@ -241,107 +234,7 @@ class _Mirror:
         return (self._workdir / name).read_bytes()
 
 
-class _Place:
-    """The folder, or part of an object store, that a mirror's URL names. Whatever fails there raises MirrorError."""
-
-    def __init__(self, url: str, workdir: epath.Path):
-        self.url = re.sub(r"//[^/@]*@", "//", url)  # without a key that may be in it
-        require("://" not in str(workdir), "--mirror", self.url, f"{workdir} needs no mirror; drop the option")
-        with self._reaching("opening it"):
-            self._fs, self._base = _parse(url, self.url)
-        self._is_folder = isinstance(self._fs, fs.LocalFileSystem)
-        self._aside = f".{uuid.uuid4().hex}{_PARTIAL}"  # of this process: another may be sending the same file
-        home, there = os.path.realpath(workdir), os.path.realpath(self._base)
-        inside = self._is_folder and os.path.commonpath([home, there]) == home
-        require(not inside, "--mirror", self.url, f"lies in the working directory {workdir}; name a place outside it")
-        bucket = self._base.partition("/")[0]
-        with self._reaching("looking for it"):
-            if not self._is_folder and self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
-                raise MirrorError(f"{self.url}: there is no bucket {bucket}; create it first")
-
-    def files(self) -> dict[str, fs.FileInfo]:
-        with self._reaching("listing it"):
-            found = self._fs.get_file_info(fs.FileSelector(self._base, recursive=True, allow_not_found=True))
-        return {info.path[len(self._base) + 1 :]: info for info in found if info.type == fs.FileType.File}
-
-    def has(self, name: str) -> bool:
-        with self._reaching(f"looking for {name}"):
-            return self._fs.get_file_info(f"{self._base}/{name}").type == fs.FileType.File
-
-    def check_has(self, name: str) -> None:
-        """For what was sent, which shouldn't go."""
-        if not self.has(name):
-            raise MirrorError(f"{self.url}: {name} is gone from there; put it back, or run the same command again")
-
-    def read(self, name: str) -> bytes:
-        with self._reaching(f"reading {name}"), self._open(f"{self._base}/{name}") as stream:
-            return stream.read()
-
-    def read_json(self, name: str) -> Any:
-        try:
-            return json.loads(self.read(name))
-        except ValueError as error:
-            raise MirrorError(f"{self.url}: {name} is not JSON ({error}); put it back from a copy") from error
-
-    def get(self, info: fs.FileInfo, name: str, path: Path) -> None:
-        """Brings a file to `path`, with the time it was sent at."""
-        with self._reaching(f"reading {name}"), self._open(info.path) as stream:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                shutil.copyfileobj(stream, file, _CHUNK)
-        if path.stat().st_size != info.size:
-            raise MirrorError(f"{self.url}: {name} changed while it was read; stop what writes there, and try again")
-        os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
-
-    def put(self, name: str, source: bytes | Path) -> None:
-        """Sends a file, which appears whole or not at all. FileNotFoundError: there is none here."""
-        final = f"{self._base}/{name}"
-        # An object does so by itself; a file by a rename.
-        target = final + self._aside if self._is_folder else final
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else None
-            with self._reaching(f"writing {name}"):
-                if self._is_folder:
-                    self._fs.create_dir(os.path.dirname(final), recursive=True)
-                with self._fs.open_output_stream(target, compression=None) as stream:
-                    shutil.copyfileobj(file, stream, _CHUNK) if file else stream.write(source)
-                if self._is_folder:
-                    self._fs.move(target, final)
-
-    def delete(self, name: str, folder: bool = False) -> None:
-        """Deletes a file or a folder, if it is there."""
-        with self._reaching(f"deleting {name}"), contextlib.suppress(FileNotFoundError):
-            (self._fs.delete_dir if folder else self._fs.delete_file)(f"{self._base}/{name}")
-
-    def _open(self, path: str) -> Any:
-        return self._fs.open_input_stream(path, compression=None)  # else a name that ends in .gz is unpacked
-
-    @contextlib.contextmanager
-    def _reaching(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pyarrow.ArrowException) as error:
-            cause = " ".join(str(error).split())
-            raise MirrorError(f"{self.url}: {doing} failed: {cause}; check the URL, access and network") from error
-
-
-def _parse(url: str, shown: str) -> tuple[fs.FileSystem, str]:
-    scheme = re.match(r"([A-Za-z][\w+.-]*):", url)
-    if not scheme:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
-    usable = "needs a folder, file:///FOLDER, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
-    require(scheme[1] in ("file", "s3", "gs"), "--mirror", shown, usable)
-    if scheme[1] == "gs" and "retry_limit_seconds" not in url:  # else each call of an outage hangs for a quarter hour
-        url += ("&" if "?" in url else "?") + "retry_limit_seconds=30"
-    try:
-        found, base = fs.FileSystem.from_uri(url)
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"--mirror = {shown!r}: {usable} ({error})") from error
-    require(base.strip("/") != "", "--mirror", shown, usable)
-    return found, base.rstrip("/")
-
-
-def _whole_folders(place: _Place, there: dict[str, fs.FileInfo]) -> dict[str, list[str]]:
+def _whole_folders(place: Place, there: dict[str, fs.FileInfo]) -> dict[str, list[str]]:
     """The files of each checkpoint and data set that is all there."""
     found: dict[str, list[str]] = {}
     for name in there:
@@ -378,7 +271,7 @@ def _is_claim(name: str) -> bool:
 
 
 def _is_passing(name: str) -> bool:
-    return any(part.startswith(".") or part.endswith(_PARTIAL) for part in name.split("/"))
+    return any(part.startswith(".") or part.endswith(PARTIAL) for part in name.split("/"))
 
 
 def _runs(sweep: Any) -> set[str]:
