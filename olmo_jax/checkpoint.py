@@ -19,7 +19,7 @@ import tensorstore
 from etils import epath
 from jax.sharding import Mesh
 
-from olmo_jax import sharding
+from olmo_jax import hosts, sharding
 from olmo_jax.cohort import State
 from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
 
@@ -100,7 +100,10 @@ class Checkpoints:
         taken = {p.name for p in folder.iterdir()}
         names = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
         place = folder / next(name for name in names if name not in taken)
-        (self._path / str(step)).rename(place)
+        hosts.meet("set aside")  # all have seen what is taken
+        if hosts.is_first():
+            (self._path / str(step)).rename(place)
+        hosts.meet("set aside, done")
         self._manager.reload()
         return place
 
@@ -260,7 +263,7 @@ def _first_line(error: Exception) -> str:
 
 def _checksums(state: State) -> dict[str, int]:
     """A number of each array that a changed bit changes, whatever devices it lies on."""
-    found = jax.device_get(_checksum_each(state))
+    found = hosts.fetch(_checksum_each(state))
     return {sharding.path_name(path): int(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
 
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-import jax
 from etils import epath
 
+from olmo_jax import hosts
 from olmo_jax.writers import Writer
 
 METRICS = "metrics.jsonl"
@@ -70,7 +70,8 @@ class MetricsLog:
     """Appends rows to the runs' files, one call of steps late.
 
     Args:
-      directories: of the runs, in the order of the member axis; inert members beyond them are not logged.
+      directories: of the runs, in the order of the member axis; inert members beyond them are not logged. None in a
+        process that isn't the one that writes (hosts.py).
       writers: for each run, where else its rows go.
     """
 
@@ -120,7 +121,7 @@ class MetricsLog:
     def _write(self) -> None:
         rows, values_KM, added_M = self._pending
         self._pending = (), {}, {}
-        of_steps, of_last = jax.device_get(values_KM), jax.device_get(added_M)
+        of_steps, of_last = hosts.fetch(values_KM), hosts.fetch(added_M)
         for k, row in enumerate(rows):
             host = {name: v[k] for name, v in of_steps.items()} | (of_last if k == len(rows) - 1 else {})
             for m, file in enumerate(self._files):

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from olmo_jax import cohort as cohorts
-from olmo_jax import decide, sharding
+from olmo_jax import decide, hosts, sharding
 from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
 from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
@@ -96,7 +96,7 @@ def train_cohort(
                     for probe in to_probe:
                         log.also(jax.block_until_ready(probe(state.params)))
                         clock.event("probe", step)
-                    stopped = stop()
+                    stopped = hosts.anyone(stop())
                     if step in due or stopped:
                         jax.block_until_ready(state)
                         clock.event("steps", step)
@@ -146,8 +146,9 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
         return Compute(**kept["chosen"])
     chosen = decide.decide(shape, len(cohort.runs), mesh)
     chosen = decide.fit(shape, cohort.runs, mesh, chosen, decide.device_memory())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"asked": asked, "chosen": chosen._asdict()})
+    if hosts.is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"asked": asked, "chosen": chosen._asdict()})
     return chosen
 
 
@@ -200,7 +201,9 @@ def _save(
 
 
 def _write_status(workdir: epath.Path, members: Sequence[Run], state: State, step: int) -> None:
-    diverged_M, reason_M = (x.tolist() for x in jax.device_get((state.diverged_at, state.reason)))
+    diverged_M, reason_M = (x.tolist() for x in hosts.fetch((state.diverged_at, state.reason)))
+    if not hosts.is_first():
+        return
     for run, diverged_at, reason in zip(members, diverged_M, reason_M, strict=False):
         ended = "diverged" if diverged_at >= 0 else "done"
         status = {
@@ -214,10 +217,10 @@ def _write_status(workdir: epath.Path, members: Sequence[Run], state: State, ste
 
 
 def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> MetricsLog:
-    directories = [workdir / "runs" / run.id for run in members]
+    directories = [workdir / "runs" / run.id for run in members] if hosts.is_first() else []
     for path in directories:
         resume_at(path, step if step else -1)
-    return MetricsLog(directories, [writers(run.config, d, step) for run, d in zip(members, directories, strict=True)])
+    return MetricsLog(directories, [writers(run.config, d, step) for run, d in zip(members, directories, strict=False)])
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:

@@ -39,7 +39,7 @@ def _watch(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cohort", metavar="K", help="only this cohort, by its place in the plan from 0, or its id")
-    _train(parser)
+    _work(parser)
 
 
 def _mirror(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +67,16 @@ def _launch(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hosts",
+        default="",
+        metavar="HOSTS",
+        help="one training over several processes: auto on a cluster that tells, else HOST:PORT,COUNT,PLACE of this one",
+    )
+    _work(parser)
+
+
+def _work(parser: argparse.ArgumentParser) -> None:
     _mirror(parser)
     parser.add_argument(
         "--profile",

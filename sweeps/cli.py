@@ -76,6 +76,10 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     from sweeps.mirror import fetch, mirrored
 
     verb, workdir = arguments.verb, _workdir(arguments)
+    if several := getattr(arguments, "hosts", ""):
+        from olmo_jax import hosts
+
+        hosts.initialize(several)
     if mirror := getattr(arguments, "mirror", "") if verb != "launch" else "":
         fetch(mirror, workdir)
     plan = plans.resolve(plans.read_sweep(load_config(overrides))) if overrides else records.recorded_plan(workdir)

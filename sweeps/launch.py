@@ -42,7 +42,7 @@ class Options:
       engine: slurm, local (processes of this machine) or sky (cloud machines by SkyPilot).
       parallel: most tasks at once, 0: all. None: all of them on Slurm, one at a time on this machine.
       minutes: time limit of a task on Slurm; one that needs longer stops in time and comes back.
-      gpus, cpus, memory_gb: of a task. 0: what the engine gives unasked; for gpus none.
+      gpus, cpus, memory_gb: of a task. 0: what the engine gives unasked; for gpus none, or on this machine all.
       partition, account: Slurm's.
       more: further parameters as "key=value", of sbatch (a flag as "key" alone) or of SkyPilot's resources.
     """
@@ -105,7 +105,10 @@ def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options
     if options.engine == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("--engine=slurm: no sbatch on PATH; launch where Slurm is, or here with --engine=local")
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [Task(options.engine, k, tuple(command), str(folder / f"cohort-{k}.log")) for k in cohorts]
+    # submitit hides all GPUs from a process of this machine that asks for none.
+    visible = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),)
+    environment = visible if options.engine == "local" and not options.gpus else ()
+    tasks = [Task(options.engine, k, tuple(command), str(folder / f"cohort-{k}.log"), environment) for k in cohorts]
     if options.engine == "slurm":
         lines = _slurm(submitit.SlurmExecutor(folder / "submitit", max_num_timeout=_RETURNS), tasks, options)
     else:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -11,9 +10,7 @@ from etils import epath
 from eval.config import EvalConfig
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.config import ConfigError, TrainConfig, from_config_dict
-from olmo_jax.data.prepare import alone
 from olmo_jax.metrics import write_json
-from olmo_jax.progress import say
 from sweeps import parts
 from sweeps.plan import Plan, as_json, leaves
 
@@ -66,19 +63,21 @@ def check_record(workdir: epath.Path, plan: Plan) -> None:
 def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
     """Writes sweep.json, or extends it by the plan's further runs; returns the plan with its stacks.
 
+    For one process at a time.
+
     Stacks that are recorded stay as they are; further runs come in stacks of their own, cut for this machine. Other
     evaluations replace the recorded ones. Raises what `check_record` raises, and ConfigError for what has no room here.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with alone(Path(workdir / ".sweep.lock"), say):
-        check_record(workdir, plan)
-        plan = with_stacks(workdir, plan)
-        path = workdir / "sweep.json"
-        new = json.loads(json.dumps(record(plan, versions)))
-        if path.exists():
-            new["versions"] = read_record(workdir)["versions"]
-        if not path.exists() or new != read_record(workdir):
-            write_json(path, new)
+    check_record(workdir, plan)
+    plan = with_stacks(workdir, plan)
+    path = workdir / "sweep.json"
+    new = json.loads(json.dumps(record(plan, versions)))
+    old = read_record(workdir) if path.exists() else None
+    if old is not None:
+        new["versions"] = old["versions"]
+    if new != old:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, new)
     return plan
 
 

@@ -21,7 +21,7 @@ from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
 from olmo_jax.data.fingerprint import rough_bytes
-from olmo_jax.data.prepare import prepare
+from olmo_jax.data.prepare import alone, prepare
 from olmo_jax.data.shards import INDEX_FILE, TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.data.windows import training_tokens as training_tokens_of
@@ -102,9 +102,11 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
 def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> tuple[Plan, dict[str, TokenIndex]]:
     """The data, then sweep.json and the runs' config.json. Returns the plan with its stacks, and the data."""
     indexes = prepare_all(workdir, plan, to_train)
-    plan = pin(workdir, plan, versions())
-    for stack in plan.stacks:
-        write_run_files(workdir, stack)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with alone(Path(workdir / ".sweep.lock"), say):  # of several that share the sweep, each comes by here
+        plan = pin(workdir, plan, versions())
+        for stack in plan.stacks:
+            write_run_files(workdir, stack)
     return plan, indexes
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from olmo_jax import hosts
 from olmo_jax.cohort import Cohort
 from olmo_jax.lock import Lock, LockError
 from olmo_jax.progress import say
@@ -44,9 +45,9 @@ def one_process_a_stack(
     while waiting:
         held = []
         for stack, lock in waiting:
-            if stop():
+            if hosts.anyone(stop()):
                 return False
-            if not lock.acquire():
+            if not hosts.first_says(hosts.is_first() and lock.acquire()):
                 held.append((stack, lock))
                 if stack.folder not in told:
                     say(f"{stack.folder}: {lock.holder()} is at it")
@@ -67,12 +68,14 @@ def _with_lock(
     work: Callable[[Cohort, Callable[[], bool]], bool],
 ) -> bool:
     def stop_or_lost() -> bool:
-        lock.check()
+        if hosts.is_first():
+            lock.check()
         return stop()
 
     note = workdir / "cohorts" / stack.folder / _FAILURE
     try:
-        note.unlink(missing_ok=True)
+        if hosts.is_first():
+            note.unlink(missing_ok=True)
         return work(stack, stop_or_lost)
     except LockError:
         raise
@@ -80,4 +83,5 @@ def _with_lock(
         note.write_text(f"{str(error) or type(error).__name__}\n")
         raise
     finally:
-        lock.release()
+        if hosts.is_first():
+            lock.release()

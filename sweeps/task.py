@@ -34,6 +34,7 @@ class Task:
     cohort: int
     command: tuple[str, ...]
     log: str
+    environment: tuple[tuple[str, str | None], ...] = ()  # in place of what the engine sets; None: not set
 
     def __call__(self) -> str:
         """Returns "done", or "stopped" where nobody wants it back; else a stopped task goes into the queue again.
@@ -49,7 +50,9 @@ class Task:
             print(f"# {time.strftime('%F %T')} {platform.node()}: {shlex.join(command)}", file=log, flush=True)
             begin = log.tell()
             with held_back(signal.SIGUSR2):  # for good in the child, which it would kill
-                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                full = os.environ | dict(self.environment)
+                environment = {name: value for name, value in full.items() if value is not None}
+                child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
             code = self._wait(child, asked)
         if code == 0:
             return "done"
