@@ -41,10 +41,7 @@ def fetch(tree: Any) -> Any:
     """Arrays on the host, whole, whichever processes' devices they lie on. All processes have to call it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    local = jax.tree.map(
-        lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated, tree
-    )
-    return jax.tree.map(lambda x, here: jax.device_get(x) if here else _gathered(x), tree, local)
+    return jax.tree.map(_whole, tree)
 
 
 def anyone(flag: bool) -> bool:
@@ -67,5 +64,7 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _gathered(x: jax.Array) -> np.ndarray:
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+def _whole(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return jax.device_get(x)

@@ -71,7 +71,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         "--hosts",
         default="",
         metavar="HOSTS",
-        help="one training over several processes: auto on a cluster that tells, else HOST:PORT,COUNT,PLACE of this one",
+        help="one training over several processes: auto on a cluster that tells, else HOST:PORT,COUNT,PLACE of each",
     )
     _work(parser)
 
