@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import pandas as pd
@@ -30,8 +31,10 @@ def get_config(arg=""):
         return train
     if arg == "unequal":
         grid = together({{"optimizer.learning_rate": [1e-3, 1e-2, 1e-1], "init_seed": [0, 1]}})
+    elif arg == "two":
+        grid = product({{"data.batch_size": [4, 8], "init_seed": [0, 1]}})
     else:
-        grid = product({{"optimizer.weight_decay": [0.1, 5.0], "init_seed": [0, 1]}})
+        grid = product({{"optimizer.weight_decay": [0.1, 5.0], "init_seed": [0, 1, 2] if arg == "larger" else [0, 1]}})
     evaluation = dict(tokens_per_domain=200, quantize_bits=(3,), finetune=dict(
         domain="code", learning_rates=(1e-2,), tokens=256, batch_size=4))
     return ConfigDict(dict(train=train, grid=grid, evaluation=evaluation))
@@ -251,3 +254,72 @@ def test_a_bad_file_of_text_is_refused_before_training(config, capsys, tmp_path)
         assert name in line
         assert word in line
         assert not (tmp_path / "w" / "runs").exists()
+
+
+def test_the_plan_says_what_it_costs_and_what_can_be_found(config, capsys):
+    assert cli.main(["plan", f"--config={config}", "--flops=1e9"]) == 0
+    out = capsys.readouterr().out
+    assert "4 runs in 1 cohort(s), 1 compiled program(s), 2,048 tokens" in out
+    assert "at 1e+09 FLOP/s (as stated)" in out
+    assert re.search(r"about 0\.0\d+ epochs", out)
+    assert "a difference of 5.7 standard deviations over seeds" in out
+    assert "-1" in refused(capsys, ["plan", f"--config={config}", "--flops=-1"], 2)
+
+
+def test_more_than_an_epoch_is_asked_for(config, capsys, tmp_path):
+    arguments = ["train", f"--config={config}:one", "--config.tokens=64000", f"--workdir={tmp_path / 'w'}"]
+    line = refused(capsys, arguments, 2)
+    assert "config.data.max_epochs = 1.0" in line
+    assert "64,000" in line
+    assert not (tmp_path / "w" / "runs").exists()
+    assert cli.main([*arguments[:2], "--config.tokens=6400", "--config.data.max_epochs=9", arguments[3]]) == 0
+
+
+def test_one_cohort_of_several(config, capsys, tmp_path):
+    two = [f"--config={config}:two", f"--workdir={tmp_path}"]
+    for bad in ("2", "-1", "nothing"):
+        assert f"--cohort = '{bad}': isn't one of" in refused(capsys, ["run", *two, f"--cohort={bad}"], 2)
+    assert not (tmp_path / "sweep.json").exists()
+    assert cli.main(["run", *two, "--cohort=1"]) == 0
+    assert cli.main(["status", f"--workdir={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("done") == 2
+    assert out.count("waiting") == 2
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_larger_grid_extends_what_is_finished(config, finished, capsys, tmp_path):
+    workdir = tmp_path / "sweep"
+    shutil.copytree(finished, workdir)
+    before = {p: p.read_bytes() for p in (workdir / "runs").rglob("*") if p.is_file()}
+    assert cli.main(["run", f"--config={config}:larger", f"--workdir={workdir}"]) == 0
+    assert all(p.read_bytes() == content for p, content in before.items()), "finished runs stay as they are"
+    assert len(list((workdir / "runs").iterdir())) == 6
+    table = pd.read_parquet(workdir / "results.parquet")
+    assert table["run_id"].nunique() == 6
+    assert table["cohort"].nunique() == 1
+    capsys.readouterr()
+    line = refused(capsys, ["run", f"--config={config}", f"--workdir={workdir}"], 2)
+    assert "2 of its 6 runs aren't in this one" in line
+    assert "init_seed: 0 and 1 and 2 there, 0 and 1 here" in line
+
+
+def test_an_empty_disk_goes_on_from_the_mirror(config, capsys, tmp_path):
+    arguments = ["train", f"--config={config}:one", f"--mirror={tmp_path / 'mirror'}"]
+    first, second = (tmp_path / name for name in ("first", "second"))
+    assert cli.main([*arguments, f"--workdir={first}"]) == 0
+    assert cli.main([*arguments, f"--workdir={second}", "--config.mesh.data=2"]) == 0  # another topology
+    (run,) = (p.name for p in (first / "runs").iterdir())
+    for name in ("metrics.jsonl", "status.json"):
+        assert (first / "runs" / run / name).read_bytes() == (second / "runs" / run / name).read_bytes()
+    capsys.readouterr()
+    line = refused(capsys, [*arguments[:2], "--mirror=ftp://x", f"--workdir={first}"], 2)
+    assert "--mirror = 'ftp://x'" in line
+
+
+def test_an_engine_or_processes_that_are_none_are_refused(config, capsys, tmp_path):
+    where = [f"--config={config}", f"--workdir={tmp_path / 'w'}"]
+    assert "--engine = 'lsf': needs one of slurm, local, sky" in refused(capsys, ["launch", *where, "--engine=lsf"], 2)
+    assert "--minutes" in refused(capsys, ["launch", *where, "--engine=slurm", "--minutes=0"], 2)
+    assert "HOST:PORT,COUNT,PLACE" in refused(capsys, ["train", *where, "--hosts=here"], 2)
+    assert not (tmp_path / "w").exists()
