@@ -45,6 +45,9 @@ class Checkpoints:
 
     def __init__(self, path: epath.Path):
         path.mkdir(parents=True, exist_ok=True)
+        self._deleted = path.parent / "deleted"
+        if hosts.is_first() and self._deleted.exists():
+            self._deleted.rmtree()
         self._path, self._manager = path, _open(path)
 
     def steps(self) -> list[int]:
@@ -69,7 +72,8 @@ class Checkpoints:
     def save_params(self, step: int, params_M: Any, members: Sequence[str]) -> None:
         """Writes a stack that nothing will train on from, without moments; returns once it is on disk."""
         params = ocp.args.PyTreeSave(params_M, save_args=_chunk_a_member(params_M))
-        composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave({"runs": list(members)}))
+        told = {"runs": list(members), "checksums": _checksums({"params": params_M})}
+        composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave(told))
         with self._writing():
             # Forced, for Orbax leaves out a step before the last one that is there.
             self._manager.save(step, args=composite, force=True)
@@ -78,19 +82,26 @@ class Checkpoints:
     def restore(self, step: int, member: State, mesh: Mesh, fsdp: bool = False) -> State:
         """The stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` gives one member's shapes.
 
-        Raises CheckpointError where it isn't whole or isn't what was saved, by its checksums.
+        Raises CheckpointError, in every process, where it isn't whole or isn't what was saved, by its checksums.
         """
-        with _reading(self._path / str(step)):
-            size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
-        params, moments = (_restore(tree, mesh, fsdp) for tree in (like.params, _moments(like)))
-        with _reading(self._path / str(step)):
-            args = ocp.args.Composite(params=params, moments=moments, members=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=args)
+        place, restored = self._path / str(step), None
+        try:
+            with _reading(place):
+                size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
+            params, moments = (_restore(tree, mesh, fsdp) for tree in (like.params, _moments(like)))
+            with _reading(place):
+                args = ocp.args.Composite(params=params, moments=moments, members=ocp.args.JsonRestore())
+                restored = self._manager.restore(step, args=args)
+            failed = None
+        except CheckpointError as error:
+            failed = error
+        if hosts.anyone(failed is not None) or restored is None:
+            raise failed or CheckpointError(f"{place}: another process can't read it")
         state = State(params=restored["params"], **restored["moments"])
         saved, found = restored["members"]["checksums"], _checksums(state)
         if changed := [name for name, value in found.items() if saved.get(name) != value]:
-            raise CheckpointError(f"{self._path / str(step)}: {', '.join(changed[:3])} isn't what was saved")
+            raise CheckpointError(f"{place}: {', '.join(changed[:3])} isn't what was saved")
         return state
 
     def set_aside(self, step: int) -> epath.Path:
@@ -108,7 +119,14 @@ class Checkpoints:
         return place
 
     def delete(self, step: int) -> None:
-        self._manager.delete(step)
+        """Deletes a checkpoint; cut short, nothing is left where checkpoints are looked for."""
+        hosts.meet("delete")
+        if hosts.is_first():
+            self._deleted.mkdir(exist_ok=True)
+            (self._path / str(step)).rename(self._deleted / str(step))
+            self._deleted.rmtree()
+        hosts.meet("delete, done")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Until what was saved is on disk; raises CheckpointError if that went wrong in the background."""
@@ -187,7 +205,7 @@ def run_steps(workdir: epath.PathLike, run_id: str) -> list[int]:
 def load_stack(workdir: epath.PathLike, folder: str, step: int) -> tuple[list[str], Any]:
     """Run ids and stacked parameters (numpy arrays, inert members left out) of a checkpoint.
 
-    Raises CheckpointError where it can't be read.
+    Raises CheckpointError where it can't be read or isn't what was saved.
     """
     path = directory(workdir, folder)
     with contextlib.closing(_open(path)) as manager, _reading(path / str(step)):
@@ -195,7 +213,9 @@ def load_stack(workdir: epath.PathLike, folder: str, step: int) -> tuple[list[st
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         params, members = ocp.args.PyTreeRestore(restore_args=as_numpy), ocp.args.JsonRestore()
         restored = manager.restore(step, args=ocp.args.Composite(params=params, members=members))
-    runs = restored["members"]["runs"]
+    runs, saved = restored["members"]["runs"], restored["members"]["checksums"]
+    for place in range(len(runs)):
+        _check_member(path / str(step), jax.tree.map(lambda x, m=place: x[m], restored["params"]), saved, place)
     return runs, jax.tree.map(lambda x: x[: len(runs)], restored["params"])
 
 
@@ -203,8 +223,15 @@ def member_lists(path: epath.Path) -> dict[int, list[str]]:
     """Step -> run ids, of every checkpoint of a cohort that was written to its end."""
     if not path.exists():
         return {}
-    files = {int(p.name): p / "members" / "metadata" for p in path.iterdir() if p.name.isdigit()}
-    return {step: json.loads(file.read_text())["runs"] for step, file in sorted(files.items())}
+    found = {}
+    for step in sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()):
+        with contextlib.suppress(FileNotFoundError):  # deleted or set aside meanwhile
+            found[step] = _members(path / str(step))["runs"]
+    return found
+
+
+def _members(checkpoint: epath.Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "members" / "metadata").read_text())
 
 
 def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.Path, dict[int, int]]:
@@ -243,17 +270,26 @@ def _read_member(path: epath.Path, step: int, place: int) -> Any:
     with _reading(path / str(step)):
         opened = jax.tree.map(read, tree)
         pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
-        return jax.tree.map(lambda f: np.asarray(f.result()), pending)
+        member = jax.tree.map(lambda f: np.asarray(f.result()), pending)
+        saved = _members(path / str(step))["checksums"]
+    _check_member(path / str(step), member, saved, place)
+    return member
 
 
 @contextlib.contextmanager
 def _reading(checkpoint: epath.Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what Orbax and TensorStore raise
+    except Exception as error:  # of files that are gone or garbled Orbax raises anything, bare Exceptions too
+        # Other troubles with a disk, and a device that is full, may pass.
+        if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+            raise
         raise CheckpointError(
             f"{checkpoint}: can't be read: {_first_line(error)}; put it back from a copy, or choose another step"
         ) from error
+
+
+_PASSING = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 def _first_line(error: Exception) -> str:
@@ -261,20 +297,32 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300]
 
 
-def _checksums(state: State) -> dict[str, int]:
-    """A number of each array that a changed bit changes, whatever devices it lies on."""
-    found = hosts.fetch(_checksum_each(state))
-    return {sharding.path_name(path): int(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
+def _checksums(stack: Any) -> dict[str, list[int]]:
+    """A number of each array and member that a changed bit changes, whatever devices the stack lies on."""
+    found = hosts.fetch(_checksum_each(stack))
+    return {sharding.path_name(path): x_M.tolist() for path, x_M in jax.tree_util.tree_leaves_with_path(found)}
 
 
 @jax.jit
-def _checksum_each(state: State) -> Any:
-    def one(x: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").reshape(-1).astype("uint32")
+def _checksum_each(stack: Any) -> Any:
+    def of_members(x: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").reshape(len(x), -1).astype("uint32")
         # Odd factors: no change of a single word is lost, and words that changed places are told.
-        return jax.numpy.sum(words * (2 * jax.lax.iota("uint32", words.size) + 1), dtype="uint32")
+        return jax.numpy.sum(words * (2 * jax.lax.iota("uint32", words.shape[1]) + 1)[None], axis=1, dtype="uint32")
 
-    return jax.tree.map(one, state)
+    return jax.tree.map(of_members, stack)
+
+
+def _check_member(checkpoint: epath.Path, params: Any, saved: dict[str, list[int]], place: int) -> None:
+    """Raises CheckpointError if one member's parameters aren't those that were saved."""
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        words = np.ascontiguousarray(x).view(f"uint{8 * x.dtype.itemsize}").reshape(-1).astype(np.uint32)
+        total = np.sum(words * (2 * np.arange(words.size, dtype=np.uint32) + 1), dtype=np.uint32)
+        if saved[f"params/{sharding.path_name(path)}"][place] != total:
+            raise CheckpointError(
+                f"{checkpoint}: {sharding.path_name(path)} isn't what was saved; put it back from a copy, or move it "
+                "away and delete status.json of its runs to have it trained again"
+            )
 
 
 def _chunk_a_member(tree: Any) -> Any:

@@ -227,7 +227,7 @@ class CheckpointConfig:
     Attributes:
       every: steps between two checkpoints; 0 for none but the others.
       log_spaced: this many checkpoints at steps in geometric progression from 1 to the last, for each budget of a
-        cohort; 0 for none.
+        stack (a cohort, or its part); 0 for none.
     """
 
     every: int = 0

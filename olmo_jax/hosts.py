@@ -21,15 +21,19 @@ def initialize(hosts: str) -> None:
       hosts: "auto" where Slurm, a TPU VM or another cluster tells, else "HOST:PORT,COUNT,PLACE": where the first
         process listens, how many there are, and which of them this one is, counted from 0.
 
-    Raises ConfigError for anything else.
+    Raises ConfigError for anything else, and where the others can't be reached.
     """
-    if hosts == "auto":
-        jax.distributed.initialize()
-        return
     found = re.fullmatch(r"([\w.-]+:\d+),(\d+),(\d+)", hosts)
-    if not found or not int(found[3]) < int(found[2]):
+    if hosts != "auto" and (not found or int(found[3]) >= int(found[2])):
         raise ConfigError(f"--hosts = {hosts!r}: needs 'auto' or HOST:PORT,COUNT,PLACE with places from 0")
-    jax.distributed.initialize(found[1], num_processes=int(found[2]), process_id=int(found[3]))
+    try:
+        if found:
+            jax.distributed.initialize(found[1], num_processes=int(found[2]), process_id=int(found[3]))
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"--hosts = {hosts!r}: {why}; name them as HOST:PORT,COUNT,PLACE") from error
 
 
 def is_first() -> bool:

@@ -5,6 +5,7 @@ clock, or knows the owner to be dead for it ran on this machine, takes the lock 
 compared. Where the owner was only asleep, it finds at its next `check` that the lock is lost.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ class Lock:
     def acquire(self) -> bool:
         """Takes the lock if nobody has it, or its owner is dead or silent; False where somebody is at work."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with (Path(self._path).parent / f".{self._path.stem}.lock").open("w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)  # of two that would take it over only one does
+        with self._guarded():
             there = self._read()
             if there is not None and not _dead(there) and not self._silent(there):
                 return False
@@ -73,36 +73,45 @@ class Lock:
         there = self._read()
         return there is not None and not _dead(there)
 
-    def check(self) -> None:
-        """Raises LockError unless the lock is still this process's."""
-        if not self._mine():
-            raise LockError(
-                f"{self._path}: taken over by {self.holder() or 'somebody who has ended since'}, for this process gave "
-                f"no sign of life for {self._stale:.0f} seconds; run the same command again once that one is done"
-            )
+    def mine(self) -> bool:
+        """Whether this process still has it."""
+        there = self._read()
+        return there is not None and there["token"] == self._me["token"]
+
+    def lost(self) -> LockError:
+        """What to raise once it isn't this process's any more."""
+        return LockError(
+            f"{self._path}: taken over by {self.holder() or 'somebody who has ended since'}, for this process gave "
+            f"no sign of life for {self._stale:.0f} seconds; run the same command again once that one is done"
+        )
 
     def release(self) -> None:
         """Gives the lock back, if it is still this process's."""
         self._released.set()
         if self._beating is not None:
             self._beating.join()
-        if self._mine():
-            self._path.unlink(missing_ok=True)
+        with self._guarded():
+            if self.mine():
+                self._path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """What is read within is still so when it is written: of two that would take the lock over only one does."""
+        with (Path(self._path).parent / f".{self._path.stem}.lock").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            yield
 
     def _keep(self) -> None:
         count = 0
         while not self._released.wait(self._beat):
             count += 1
-            if not self._mine():
-                return
             try:
-                self._write(count)
+                with self._guarded():
+                    if not self.mine():
+                        return
+                    self._write(count)
             except OSError:  # a full disk: the work itself meets it too and says so; till then others see silence
                 continue
-
-    def _mine(self) -> bool:
-        there = self._read()
-        return there is not None and there["token"] == self._me["token"]
 
     def _silent(self, there: dict[str, Any]) -> bool:
         now = self._clock()

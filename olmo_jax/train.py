@@ -63,6 +63,7 @@ def train_cohort(
         # Resuming: the last whole checkpoint, else the start. A segment's last still holds those that ended there.
         step, state = _resume(workdir, cohort, checkpoints, mesh)
         places = cohort.active(step)
+        _tidy(checkpoints, cohort, step, due)
         _write_status(workdir, [runs[i] for i in places], state, step)
         stopped = False
 
@@ -100,7 +101,7 @@ def train_cohort(
                     if step in due or stopped:
                         jax.block_until_ready(state)
                         clock.event("steps", step)
-                        _save(workdir, checkpoints, log, members, state, step, due)
+                        _save(workdir, cohort, checkpoints, log, members, state, step, due)
                         clock.event("checkpoint", step)
                     show(step, clock.note)
                 log.close()
@@ -116,17 +117,46 @@ def _resume(
 ) -> tuple[int, State]:
     """Step and state of the last checkpoint that is whole and that the members' metrics reach; else the beginning.
 
-    Those that aren't are set aside with a warning.
+    Those after it are set aside with a warning. Raises CheckpointError where there are some and none will do: what is
+    lost then is all of the training, and somebody may have a copy.
     """
-    shape = cohort.shape
+    shape, broken = cohort.shape, {}
     for step in reversed(checkpoints.steps()):
         try:
-            for i in cohort.active(step):
-                check_rows(workdir / "runs" / cohort.runs[i].id, step)
-            return step, checkpoints.restore(step, cohorts.member_structs(shape), mesh, shape.mesh.fsdp)
+            _check_metrics(workdir, cohort, step)
+            state = checkpoints.restore(step, cohorts.member_structs(shape), mesh, shape.mesh.fsdp)
         except (CheckpointError, MetricsError) as error:
-            say(f"{error}; set aside as {checkpoints.set_aside(step)}, training goes on from the one before")
+            broken[step] = error
+            continue
+        for later, reason in broken.items():
+            say(f"{reason}; set aside as {checkpoints.set_aside(later)}: training goes on from step {step}")
+        return step, state
+    if broken:
+        folder = directory(workdir, cohort.folder).parent
+        raise CheckpointError(
+            f"none of {len(broken)} checkpoint(s) can be gone on from: {broken[max(broken)]}; put it back from a copy, "
+            f"or move {folder} away to train these runs anew"
+        )
     return 0, cohorts.initial_state(shape, cohort.runs, mesh)
+
+
+def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
+    """Raises MetricsError, in every process, unless the rows of all that take `step` reach it."""
+    failed = None
+    try:
+        for i in cohort.active(step):
+            check_rows(workdir / "runs" / cohort.runs[i].id, step)
+    except MetricsError as error:
+        failed = error
+    if hosts.anyone(failed is not None):
+        raise failed or MetricsError(f"another process can't read the metrics up to step {step}")
+
+
+def _tidy(checkpoints: Checkpoints, cohort: Cohort, step: int, due: set[int]) -> None:
+    """Deletes what stops have left, once some members have ended at `step`."""
+    if step in cohort.segment_ends:
+        for extra in set(checkpoints.steps()) - due:
+            checkpoints.delete(extra)
 
 
 def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> Compute:
@@ -184,6 +214,7 @@ def _rows(shape: Shape, step: int, last: int) -> list[dict[str, Any]]:
 
 def _save(
     workdir: epath.Path,
+    cohort: Cohort,
     checkpoints: Checkpoints,
     log: MetricsLog,
     members: Sequence[Run],
@@ -193,10 +224,9 @@ def _save(
 ) -> None:
     log.flush()  # the rows up to this step are in the files before its checkpoint commits
     checkpoints.save(step, state, [run.id for run in members])
-    if any(run.config.total_steps == step for run in members):
+    if step in cohort.segment_ends:
         checkpoints.wait()  # a run is reported done once its last checkpoint is on disk
-        for extra in set(checkpoints.steps()) - due:  # what a stop has left
-            checkpoints.delete(extra)
+        _tidy(checkpoints, cohort, step, due)
     _write_status(workdir, members, state, step)
 
 

@@ -209,8 +209,11 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _workdir(arguments: argparse.Namespace) -> Any:
     from etils import epath
 
+    from olmo_jax.config import require
+
     given = arguments.workdir
-    return epath.Path(os.path.abspath(given) if "://" not in given else given)
+    require("://" not in given, "--workdir", given, "needs a folder; --mirror=URL copies it to an object store")
+    return epath.Path(os.path.abspath(given))
 
 
 def _quiet() -> None:

@@ -20,11 +20,11 @@ _ALPHA, _POWER = 0.05, 0.8
 _QUANTILES = 4000
 
 
-def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, bool]], rate: float, told: str) -> list[str]:
+def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: float, told: str) -> list[str]:
     """Each cohort with its runs, then the totals and what the replicates can detect.
 
     Args:
-      training_tokens: of a pass over each data set, by data.name, and whether counted or an estimate; may lack some.
+      training_tokens: of a pass over each data set, by data.name, and a word on how sure that is; may lack some.
       rate: FLOP/s that hours are reckoned with. told: where that number is from.
     """
     shown = []
@@ -88,10 +88,10 @@ def detectable(replicates: Sequence[int]) -> float:
     return float(scipy.optimize.brentq(lacking, 0.0, 1000.0)) * math.sqrt(2 / n)
 
 
-def _line(run: Run, training_tokens: Mapping[str, tuple[float, bool]]) -> str:
+def _line(run: Run, training_tokens: Mapping[str, tuple[float, str]]) -> str:
     c = run.config
-    there, counted = training_tokens.get(c.data.name, (0.0, True))
-    epochs = f"{'' if counted else 'about '}{c.total_steps * c.tokens_per_step / there:.3g} epochs  " if there else ""
+    there, told = training_tokens.get(c.data.name, (0.0, ""))
+    epochs = f"{told}{c.total_steps * c.tokens_per_step / there:.3g} epochs  " if there else ""
     return (
         f"  {run.id}  {c.total_steps:,} steps  {c.tokens:,} tokens  {epochs}"
         f"learning rate {c.optimizer.learning_rate:g}  "

@@ -56,11 +56,11 @@ class _Claim:
     text: str
     metric: str
     sign: int
-    of_size: Callable[[pd.DataFrame, str], float]
+    of_size: Callable[["_Suite", str, str], float]
 
 
 def directions(table: pd.DataFrame) -> list[Direction]:
-    """Every direction, in the order of methods.md.
+    """What methods.md, section 1, says a re-run should show; "untestable" where this table can't tell.
 
     Args:
       table: of a sweep of sweeps/configs/paper.py; runs that diverged, ablations and other text are left out.
@@ -73,9 +73,10 @@ def directions(table: pd.DataFrame) -> list[Direction]:
         raise analysis.AnalysisError(
             f"no finished run of {', '.join(_SIZES)} in the table; run sweeps/configs/paper.py"
         )
+    suite = _suite(rows)
     noise = {metric: _seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
-    found = [_direction(claim, rows, noise[claim.metric]) for claim in _CLAIMS]
-    return [*found, *_UNTESTABLE]
+    found = [_direction(claim, suite, noise[claim.metric]) for claim in _CLAIMS]
+    return [*found, _sign_change(suite), *_UNTESTABLE]
 
 
 def as_markdown(found: Sequence[Direction]) -> str:
@@ -93,8 +94,8 @@ def as_markdown(found: Sequence[Direction]) -> str:
     return "\n".join(lines)
 
 
-def _direction(claim: _Claim, rows: pd.DataFrame, noise: float) -> Direction:
-    by_size = [claim.of_size(rows[rows[_SIZE] == size], claim.metric) for size in _SIZES]
+def _direction(claim: _Claim, suite: "_Suite", noise: float) -> Direction:
+    by_size = [claim.of_size(suite, size, claim.metric) for size in _SIZES]
     values = np.array([v for v in by_size if math.isfinite(v)])
     n = len(values)
     if n < 3:
@@ -115,55 +116,95 @@ def _seed_deviation(rows: pd.DataFrame, metric: str) -> float:
     return math.sqrt(squares / freedom) if freedom else math.nan
 
 
-def _default(rows: pd.DataFrame) -> dict[str, float]:
-    """The value that most configurations of a size have of each factor."""
-    return {factor: rows.drop_duplicates("configuration")[factor].mode().median() for factor in _FACTORS}
+class _Suite(NamedTuple):
+    """The final rows, and over all of them: the default of each factor, and its lowest and highest value."""
+
+    rows: pd.DataFrame
+    default: dict[str, float]
+    ends: dict[str, tuple[float, float]]
 
 
-def _along(rows: pd.DataFrame, factor: str, metric: str, varied: Sequence[str] = ()) -> pd.DataFrame:
-    """Means over seeds by the factor's values, all but it and `varied` at the default; a column a combination."""
-    default = _default(rows)
-    for other in set(_FACTORS) - {factor, *varied}:
-        rows = rows[np.isclose(rows[other].astype(float), default[other])]
-    return rows.pivot_table(index=factor, columns=list(varied) or (lambda _: 0), values=metric, aggfunc="mean")
+def _suite(rows: pd.DataFrame) -> _Suite:
+    """Learning rates count as multiples of the usual one at their batch size, which may follow it by a rule."""
+    one_each = rows.drop_duplicates("configuration")
+    usual = {batch: of_batch[_RATE].mode().iloc[0] for batch, of_batch in one_each.groupby(_BATCH)}
+    rows = rows.assign(**{_RATE: rows[_RATE] / rows[_BATCH].map(usual)})
+    one_each = rows.drop_duplicates("configuration")
+    default = {factor: float(one_each[factor].mode().iloc[0]) for factor in _FACTORS}
+    ends = {factor: (float(one_each[factor].min()), float(one_each[factor].max())) for factor in _FACTORS}
+    return _Suite(rows, default, ends)
 
 
-def _batch_difference(rows: pd.DataFrame, metric: str) -> float:
-    """Largest batch less smallest, averaged over budgets."""
-    by_batch = _along(rows, _BATCH, metric, varied=(_TOKENS,))
-    return float((by_batch.iloc[-1] - by_batch.iloc[0]).mean()) if len(by_batch) > 1 else math.nan
+def _mean(suite: _Suite, size: str, metric: str, **changes: float) -> float:
+    """Mean over seeds of a size's configuration, by what of it isn't the default; NaN where there is none."""
+    wanted = suite.default | {_NAMES[name]: value for name, value in changes.items()}
+    rows = suite.rows[suite.rows[_SIZE] == size]
+    for factor, value in wanted.items():
+        rows = rows[np.isclose(rows[factor].astype(float), value)]
+    return float(rows[metric].mean()) if len(rows) else math.nan
 
 
-def _batch_valley(rows: pd.DataFrame, metric: str) -> float:
+def _batch_difference(suite: _Suite, size: str, metric: str) -> float:
+    """Largest batch less smallest, averaged over the budgets."""
+    low, high = suite.ends[_BATCH]
+    budgets = (suite.ends[_TOKENS][0], suite.default[_TOKENS], suite.ends[_TOKENS][1])
+    found = [
+        _mean(suite, size, metric, batch=high, tokens=t) - _mean(suite, size, metric, batch=low, tokens=t)
+        for t in budgets
+    ]
+    return float(np.mean(found))
+
+
+def _batch_valley(suite: _Suite, size: str, metric: str) -> float:
     """How far the default batch size lies below the better end, at the default budget."""
-    by_batch = _along(rows, _BATCH, metric)[0] if len(rows) else pd.Series(dtype=float)
-    if len(by_batch) < 3:
-        return math.nan
-    return float(min(by_batch.iloc[0], by_batch.iloc[-1]) - by_batch.loc[_default(rows)[_BATCH]])
+    ends = [_mean(suite, size, metric, batch=end) for end in suite.ends[_BATCH]]
+    return float(np.min(ends)) - _mean(suite, size, metric)
 
 
-def _difference(factor: str) -> Callable[[pd.DataFrame, str], float]:
-    def of_size(rows: pd.DataFrame, metric: str) -> float:
-        along = _along(rows, factor, metric)
-        return float(along.iloc[-1, 0] - along.iloc[0, 0]) if len(along) > 1 else math.nan
+def _difference(name: str) -> Callable[[_Suite, str, str], float]:
+    """A factor's highest value less its lowest."""
+
+    def of_size(suite: _Suite, size: str, metric: str) -> float:
+        low, high = suite.ends[_NAMES[name]]
+        return _mean(suite, size, metric, **{name: high}) - _mean(suite, size, metric, **{name: low})
 
     return of_size
 
 
+def _sign_change(suite: _Suite) -> Direction:
+    """Slope of weight decay's effect on loss over the doublings of size, and whether its line crosses 0 among them."""
+    claim = "weight decay's effect on loss changes sign with size (slope a doubling)"
+    sizes = suite.rows.groupby(_SIZE)["parameters_non_embedding"].first()
+    effects = {size: _difference("decay")(suite, size, LOSS) for size in sizes.index}
+    known = [size for size, effect in effects.items() if math.isfinite(effect)]
+    x, y = np.log2(sizes[known].astype(float).to_numpy()), np.array([effects[size] for size in known])
+    if len(known) < 4:
+        return Direction(claim, LOSS, math.nan, math.nan, math.nan, len(known), math.nan, "untestable")
+    line = scipy.stats.linregress(x, y)
+    reach = float(scipy.stats.t.ppf(0.975, len(known) - 2)) * line.stderr
+    low, high = line.slope - reach, line.slope + reach
+    ends = line.intercept + line.slope * np.array([x.min(), x.max()])
+    verdict = "unclear" if low < 0 < high else "agrees" if ends[0] * ends[1] < 0 else "disagrees"
+    noise = _seed_deviation(suite.rows, LOSS)
+    return Direction(claim, LOSS, line.slope, low, high, len(known), line.slope / noise, verdict)
+
+
+_NAMES = {"tokens": _TOKENS, "batch": _BATCH, "decay": _DECAY, "rate": _RATE, "final": _FINAL}
 _CLAIMS = (
     _Claim("a larger batch raises R(W)", RANK, +1, _batch_difference),
     _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _batch_difference),
     _Claim("loss is U-shaped in batch size", LOSS, +1, _batch_valley),
-    _Claim("stronger weight decay keeps R(W) high", RANK, +1, _difference(_DECAY)),
-    _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _difference(_DECAY)),
-    _Claim("weaker annealing keeps R(W) high", RANK, +1, _difference(_FINAL)),
-    _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _difference(_FINAL)),
-    _Claim("weaker annealing gives a worse loss", LOSS, +1, _difference(_FINAL)),
+    _Claim("stronger weight decay keeps R(W) high", RANK, +1, _difference("decay")),
+    _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _difference("decay")),
+    _Claim("weaker annealing keeps R(W) high", RANK, +1, _difference("final")),
+    _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _difference("final")),
+    _Claim("weaker annealing gives a worse loss", LOSS, +1, _difference("final")),
 )
 _NOTHING = (math.nan, math.nan, math.nan, 0, math.nan, "untestable")
+# What the suite's table alone can't show.
 _UNTESTABLE = (
-    Direction("the effect of weight decay on loss changes sign with model size (sizes up to 75M)", LOSS, *_NOTHING),
     Direction("Pythia-14M saturates late as its rank collapses, its sequential twin doesn't", RANK, *_NOTHING),
+    Direction("a small model can be low-rank without degrading", LOSS, *_NOTHING),
     Direction("GPTQ hurts small models of very low rank", LOSS, *_NOTHING),
 )
 

@@ -88,7 +88,7 @@ def import_run(
     check_vocabulary(train.model.vocab_size, index)
     id_ = run_id(train, index.fingerprint)
     place = workdir / "runs" / id_
-    with alone(Path(workdir / ".import.lock"), say):
+    with alone(Path(workdir / ".sweep.lock"), say):
         origin = read_json(place / ORIGIN) if (place / ORIGIN).exists() else {"source": str(source), "revisions": {}}
         if origin["source"] != str(source):
             raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")

@@ -18,7 +18,7 @@ _FILLED = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class PartsConfig:
-    """How large a stack may be; no part of any id.
+    """How large a stack may be; no part of any id, nor of what is trained. Stacks share the steps of their checkpoints.
 
     Attributes:
       most_members: of a stack; 0: as many as memory allows.

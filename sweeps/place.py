@@ -29,7 +29,7 @@ class Place:
 
     def __init__(self, url: str, workdir: epath.Path):
         self.url = re.sub(r"//[^/@]*@", "//", url)  # without a key that may be in it
-        require("://" not in str(workdir), "--mirror", self.url, f"{workdir} needs no mirror; drop the option")
+        require("://" not in str(workdir), "--mirror", self.url, f"copies a folder, and {workdir} is none")
         with self._reaching("opening it"):
             self._fs, self._base = _parse(url, self.url)
         self._is_folder = isinstance(self._fs, fs.LocalFileSystem)

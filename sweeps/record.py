@@ -26,6 +26,7 @@ def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
     return {
         "layout": LAYOUT,
         "versions": dict(versions),
+        "later_versions": [],
         "evaluation": dataclasses.asdict(plan.evaluation),
         "fingerprints": plan.fingerprints,
         "cohorts": cohorts,
@@ -74,7 +75,13 @@ def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
     new = json.loads(json.dumps(record(plan, versions)))
     old = read_record(workdir) if path.exists() else None
     if old is not None:
-        new["versions"] = old["versions"]
+        made = [old["versions"], *old["later_versions"]]
+        joined = {run["run_id"] for cohort in new["cohorts"] for run in cohort["runs"]} - {
+            run["run_id"] for cohort in old["cohorts"] for run in cohort["runs"]
+        }
+        if joined and new["versions"] not in made:
+            made.append(new["versions"])
+        new["versions"], new["later_versions"] = made[0], made[1:]
     if new != old:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, new)

@@ -169,7 +169,8 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
         "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
         "seconds of training": f"{_training_seconds(workdir):.0f}",
     }
-    page = write_report(workdir / "report", table, read_curves(workdir), facts | old["versions"])
+    later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
+    page = write_report(workdir / "report", table, read_curves(workdir), facts | old["versions"] | later)
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
     return page, table
 
@@ -190,7 +191,8 @@ def run(
         return False
     if cohort is not None:
         return True
-    page, table = report(workdir, command)
+    with alone(Path(workdir / ".sweep.lock"), say):
+        page, table = report(workdir, command)
     for sentence in (*findings(table), against_unigram(table), caveat(table)):
         print(sentence)
     print(f"Report: {page}")
@@ -208,8 +210,8 @@ def cohort_ids(plan: Plan, cohort: str | None) -> list[str]:
     return [chosen]
 
 
-def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[float, bool]]:
-    """Tokens of a pass over each data set, by data.name, and whether they are counted; else a guess from the text.
+def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[float, str]]:
+    """Tokens of a pass over each data set, by data.name, and a word on epochs reckoned with it: "" where it is counted.
 
     Left out where there is nothing to guess from.
     """
@@ -220,9 +222,10 @@ def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[f
         if (place / INDEX_FILE).exists() and (workdir is not None or data.root):
             index = TokenIndex.load(place)
             tokens = training_tokens_of(index, data.train_domains)
-            found[name] = float(sum(map(len, tokens))), True
+            found[name] = float(sum(map(len, tokens))), ""
         elif text := rough_bytes(data):
-            found[name] = text * (1 - data.validation_fraction) / _BYTES_A_TOKEN, False
+            told = "at least " if data.corpus == "python_packages" else "about "  # its cap may not be reached
+            found[name] = text * (1 - data.validation_fraction) / _BYTES_A_TOKEN, told
     return found
 
 

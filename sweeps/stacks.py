@@ -6,8 +6,12 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from olmo_jax import hosts
+from olmo_jax.checkpoint import CheckpointError
 from olmo_jax.cohort import Cohort
+from olmo_jax.config import ConfigError
+from olmo_jax.data import DataError
 from olmo_jax.lock import Lock, LockError
+from olmo_jax.metrics import MetricsError
 from olmo_jax.progress import say
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -38,10 +42,12 @@ def one_process_a_stack(
         returns False if it was stopped.
 
     Returns:
-      False if a `stop` ended it. What the work raises is kept for `failure` and raised.
+      False if a `stop` ended it. What the work raises is kept for `failure` and raised, what users can mend once the
+      other stacks are done.
     """
     waiting = [(stack, lock_of(workdir, stack)) for stack in stacks]
     told: set[str] = set()
+    failed: list[Exception] = []
     while waiting:
         held = []
         for stack, lock in waiting:
@@ -52,11 +58,19 @@ def one_process_a_stack(
                 if stack.folder not in told:
                     say(f"{stack.folder}: {lock.holder()} is at it")
                 told.add(stack.folder)
-            elif not _with_lock(workdir, stack, lock, stop, work):
-                return False
+                continue
+            try:
+                if not _with_lock(workdir, stack, lock, stop, work):
+                    return False
+            except (ConfigError, CheckpointError, DataError, MetricsError) as error:
+                if not failed and stack is not waiting[-1][0]:
+                    say(f"{stack.folder}: {error}; going on with the others")
+                failed.append(error)
         if len(held) == len(waiting):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         waiting = held
+    if failed:
+        raise failed[0]
     return True
 
 
@@ -68,8 +82,8 @@ def _with_lock(
     work: Callable[[Cohort, Callable[[], bool]], bool],
 ) -> bool:
     def stop_or_lost() -> bool:
-        if hosts.is_first():
-            lock.check()
+        if hosts.anyone(hosts.is_first() and not lock.mine()):
+            raise lock.lost()
         return stop()
 
     note = workdir / "cohorts" / stack.folder / _FAILURE

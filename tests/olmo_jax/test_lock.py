@@ -38,7 +38,7 @@ def test_only_one_has_it_until_it_is_released(path):
     assert first.acquire()
     assert not second.acquire()
     assert str(os.getpid()) in second.holder()
-    first.check()
+    assert first.mine() and not second.mine()
     first.release()
     assert not path.exists()
     assert second.acquire()
@@ -106,8 +106,9 @@ def test_who_slept_through_a_take_over_is_told_and_lets_it_be(path):
     mine = Lock(path, beat=0.01)
     assert mine.acquire()
     foreign(path)
+    assert not mine.mine()
     with pytest.raises(LockError, match="taken over by process 1 on elsewhere.*run the same command again"):
-        mine.check()
+        raise mine.lost()
     time.sleep(0.1)
     mine.release()
     assert json.loads(path.read_text())["token"] == "theirs"

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import shutil
 
 import chex
 import jax
@@ -191,6 +192,83 @@ def test_log_spaced_checkpoints_run_from_the_first_step_to_the_last(cohort, vary
     runs = (Run("r", vary(cohort.runs[0].config, {"tokens": 1000 * 64})),)
     steps = checkpoint_steps(Cohort(dataclasses.replace(cohort.shape, checkpoint=spaced), runs))
     assert sorted(steps) == [1, 10, 100, 1000]
+
+
+def copy_of(trained, tmp_path):
+    """A finished training that its runs don't know to be finished."""
+    workdir = epath.Path(shutil.copytree(trained, tmp_path / "copy"))
+    for status in pathlib.Path(workdir).glob("runs/*/status.json"):
+        status.unlink()
+    return workdir
+
+
+def damage(checkpoint, how):
+    """Spoils a checkpoint's parameters."""
+    files = [p for p in pathlib.Path(checkpoint).glob("params/**/*") if p.is_file() and p.stat().st_size]
+    data = max(files, key=lambda p: p.stat().st_size)
+    if how == "byte":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif how == "cut":
+        data.write_bytes(data.read_bytes()[:-7])
+    elif how == "file":
+        data.unlink()
+    else:
+        shutil.rmtree(checkpoint / how)
+
+
+@pytest.mark.parametrize("how", ["byte", "cut", "file", "params", "moments", "members"])
+def test_a_broken_checkpoint_is_set_aside_for_the_one_before(cohort, trained, index, tmp_path, capsys, how):
+    workdir = copy_of(trained, tmp_path)
+    path = checkpoint.directory(workdir, cohort.id)
+    damage(path / "12", how)
+    if how not in ("moments", "members"):
+        with pytest.raises(CheckpointError, match="12: "):
+            load_run(workdir, "run0")
+    assert train(workdir, cohort, index)
+    assert "broken/12: training goes on from step 10" in capsys.readouterr().err
+    assert (path.parent / "broken" / "12").exists()
+    for run in cohort.runs:
+        assert metrics_of(workdir, run.id) == metrics_of(trained, run.id)
+        chex.assert_trees_all_equal(load_run(workdir, run.id)[1], load_run(trained, run.id)[1])
+
+
+def test_metrics_cut_short_send_training_back_to_what_they_reach(cohort, trained, index, tmp_path, capsys):
+    workdir = copy_of(trained, tmp_path)
+    path = workdir / "runs" / "run1" / "metrics.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[:11]) + rows[11][:20] + "\n" + rows[12])  # step 11 cut, 12 whole
+    assert train(workdir, cohort, index)
+    assert "has 11 rows and the checkpoint is at step 12" in capsys.readouterr().err
+    assert metrics_of(workdir, "run1") == metrics_of(trained, "run1")
+
+
+def test_where_no_checkpoint_will_do_nothing_is_touched(cohort, trained, index, tmp_path):
+    workdir = copy_of(trained, tmp_path)
+    (workdir / "runs" / "run1" / "metrics.jsonl").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"none of 4 checkpoint\(s\) can be gone on from.*run1.*0 rows.*move .* away"
+    ):
+        train(workdir, cohort, index)
+    assert set(member_lists(checkpoint.directory(workdir, cohort.id))) == {5, 7, 10, 12}
+    assert metrics_of(workdir, "run0") == metrics_of(trained, "run0")
+
+
+def test_what_a_stop_left_goes_also_where_a_kill_came_between(cohort, trained, index, tmp_path):
+    workdir = epath.Path(tmp_path / "w")
+    assert not train(workdir, cohort, index, stopper(5))  # a checkpoint at step 6
+    assert train(workdir, cohort, index)
+    path = checkpoint.directory(workdir, cohort.id)
+    assert set(member_lists(path)) == {5, 7, 10, 12}
+    shutil.copytree(path / "5", path / "6")  # as if its deletion never began
+    (path.parent / "deleted" / "9").mkdir(parents=True)  # and this one's was cut short
+    for status in pathlib.Path(workdir).glob("runs/*/status.json"):
+        status.unlink()
+    assert train(workdir, cohort, index)
+    assert set(member_lists(path)) == {5, 7, 10, 12}
+    assert not (path.parent / "deleted").exists()
+    assert read_status(workdir, "run0")["state"] == "done"
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from olmo_jax.model import parameter_count
 from sweeps.analysis import AnalysisError
 from sweeps.configs import paper
 from sweeps.directions import FIXED_RANK, LOSS, RANK, as_markdown, directions
@@ -23,7 +24,8 @@ def suite():
     for run in plan.runs:
         settings = {f"config.{k}": v for k, v in leaves(dataclasses.asdict(run.config)).items()}
         rows.append({"run_id": run.id, "configuration": configuration(run.config), "step": run.config.total_steps,
-                     "final": True, "diverged_at": pd.NA} | settings)  # fmt: skip
+                     "final": True, "diverged_at": pd.NA, "parameters_non_embedding":
+                     parameter_count(run.config.model)[1]} | settings)  # fmt: skip
     table = pd.DataFrame(rows)
     table["diverged_at"] = table["diverged_at"].astype("Int64")
     return table
@@ -94,6 +96,39 @@ def test_without_replicates_there_is_no_noise_to_measure_by(suite):
     found = by_claim(directions(alone))["a larger batch raises R(W)", RANK]
     assert math.isnan(found.in_seeds)
     assert math.isfinite(found.effect)
+
+
+def test_missing_configurations_leave_their_sizes_out(suite):
+    table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
+    default = np.isclose(table["config.optimizer.weight_decay"], 4.58) & (table["config.tokens"] == 81_920)
+    gone = default & (table["config.data.batch_size"] == 4) & (table["config.name"] == "8m")
+    largest = (table["config.optimizer.weight_decay"] > 20) & (table["config.name"] == "13m")
+    found = by_claim(directions(table[~gone & ~largest]))
+    assert found["loss is U-shaped in batch size", LOSS].n == 5
+    assert found["stronger weight decay keeps R(W) high", RANK].n == 5
+    assert found["a larger batch raises R(W)", RANK].n == 6
+
+
+def test_a_rule_for_the_learning_rate_is_no_other_setting(suite):
+    table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
+    rate = table["config.optimizer.learning_rate"] * np.sqrt(table["config.data.batch_size"] / 4)
+    batch = by_claim(directions(table.assign(**{"config.optimizer.learning_rate": rate})))
+    assert batch["a larger batch raises R(W)", RANK].effect == pytest.approx(8, abs=0.6)
+
+
+def test_a_sign_that_changes_with_size_is_told_from_one_that_does_not(suite):
+    size = np.log2(suite["parameters_non_embedding"] / suite["parameters_non_embedding"].median())
+    table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: d * (0.3 * size + 0.02))
+    found = {d.claim.split(" (")[0]: d for d in directions(table)}[
+        "weight decay's effect on loss changes sign with size"
+    ]
+    assert found.verdict == "agrees"
+    assert found.effect == pytest.approx(0.3 * math.log10(50), rel=0.2)
+    table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: d * (0.3 * size + 3))
+    found = {d.claim.split(" (")[0]: d for d in directions(table)}[
+        "weight decay's effect on loss changes sign with size"
+    ]
+    assert found.verdict == "disagrees"
 
 
 def test_a_table_of_something_else_is_refused(suite):

@@ -113,10 +113,19 @@ def test_options_add_runs(plans):
     assert steps[320] >= 5  # 8B at 32, 16B at 64, 32B at 128, 64B at 256, 128B at 512
 
 
+@pytest.mark.parametrize("option", ["seeds=5", "steps_matched", "pythia", "tied", "corpus", "lr_rule=linear"])
+def test_every_option_resolves_in_full(option):
+    assert len(plan_of(f"paper,{option}").runs) >= 108
+
+
 def test_all_seeds_replicate_every_configuration():
     plan = plan_of("cpu,all_seeds=2")
     assert len(plan.runs) == 216
     assert collections.Counter(run.config.init_seed for run in plan.runs) == {0: 108, 1: 108}
+    more = plan_of("cpu,all_seeds=2,seeds=5")
+    assert {run.id for run in plan.runs} < {run.id for run in more.runs}
+    assert {run.id for run in plan_of("cpu,seeds=5").runs} < {run.id for run in more.runs}
+    assert len(more.runs) == 216 + 6 * 3
 
 
 def test_a_text_of_ones_own_takes_the_place_of_the_built_in_one():
@@ -135,7 +144,9 @@ def test_a_text_of_ones_own_takes_the_place_of_the_built_in_one():
         ("cpu,seeds=3", "seeds=3 needs a whole number of 5 or more"),
         ("cpu,seeds", "no option 'seeds'"),
         ("cpu,lr_rule=cubic", "no lr_rule=cubic; rules: fixed, sqrt, linear"),
-        ("cpu,corpus,text=a.txt", "needs other=GLOB"),
+        ("cpu,corpus,text=a.txt", "needs other=GLOB.*tokenizer=FILE"),
+        ("cpu,corpus,other=a.txt", "needs text=GLOB"),
+        ("cpu,other=a.txt", "is the text of the option corpus"),
     ],
 )
 def test_an_argument_that_is_none_is_refused(argument, words):

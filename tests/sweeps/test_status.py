@@ -4,6 +4,7 @@ import pytest
 from etils import epath
 
 from eval.config import EvalConfig
+from olmo_jax.checkpoint import CheckpointError
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.metrics import last_row
 from olmo_jax.train import train_cohort, write_run_files
@@ -76,6 +77,18 @@ def test_what_failed_says_why_until_it_is_tried_again(plan, tmp_path):
 
     with pytest.raises(OSError, match="disk is full"):
         one_process_a_stack(workdir, plan.stacks, lambda: False, fail)
+
+    done = []
+
+    def fail_one(stack, stop):
+        if stack.part == 0:
+            raise CheckpointError("the disk is full")
+        done.append(stack.folder)
+        return True
+
+    with pytest.raises(CheckpointError, match="disk is full"):  # once the other stack is done
+        one_process_a_stack(workdir, plan.stacks, lambda: False, fail_one)
+    assert done == [plan.stacks[1].folder]
     assert states(workdir, plan)["calm"][0] == "failed"
     assert states(workdir, plan)["later"][0] == "waiting"
     assert any("failed: the disk is full" in line for line in status_lines(workdir, plan))
