@@ -32,6 +32,7 @@ def train_cohort(
     index: TokenIndex,
     stop: Callable[[], bool],
     traced: Sequence[int] = (),
+    owned: Callable[[], object] = lambda: None,
 ) -> bool:
     """Trains the cohort from where it stands to its end.
 
@@ -39,6 +40,7 @@ def train_cohort(
       workdir: of the sweep. index: the prepared data.
       stop: asked after each call of some steps; once it answers True, a checkpoint is written and training ends.
       traced: first and last step of a trace for the profiler, written to profile/ in the working directory.
+      owned: called before a checkpoint or a status is written; raises where another process has taken the cohort over.
 
     Returns:
       True if every member is done, False if `stop` ended it.
@@ -101,7 +103,7 @@ def train_cohort(
                     if step in due or stopped:
                         jax.block_until_ready(state)
                         clock.event("steps", step)
-                        _save(workdir, cohort, checkpoints, log, members, state, step, due)
+                        _save(workdir, cohort, checkpoints, log, members, state, step, due, owned)
                         clock.event("checkpoint", step)
                     show(step, clock.note)
                 log.close()
@@ -221,12 +223,15 @@ def _save(
     state: State,
     step: int,
     due: set[int],
+    owned: Callable[[], object],
 ) -> None:
+    owned()
     log.flush()  # the rows up to this step are in the files before its checkpoint commits
     checkpoints.save(step, state, [run.id for run in members])
     if step in cohort.segment_ends:
         checkpoints.wait()  # a run is reported done once its last checkpoint is on disk
         _tidy(checkpoints, cohort, step, due)
+    owned()
     _write_status(workdir, members, state, step)
 
 

@@ -123,7 +123,7 @@ def train_all(
     """
 
     def train(stack: Cohort, stop: Callable[[], bool]) -> bool:
-        return train_cohort(workdir, stack, indexes[stack.shape.data_name], stop, traced)
+        return train_cohort(workdir, stack, indexes[stack.shape.data_name], stop, traced, owned=stop)
 
     return one_process_a_stack(workdir, plan.stacks, stop, train)
 

@@ -20,6 +20,7 @@ from olmo_jax.checkpoint import CheckpointError, load_run, load_stack, member_li
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
 from olmo_jax.decide import decide
+from olmo_jax.lock import LockError
 from olmo_jax.metrics import read_jsonl
 from olmo_jax.train import read_status, train_cohort, write_run_files
 
@@ -206,19 +207,22 @@ def damage(checkpoint, how):
     """Spoils a checkpoint's parameters."""
     files = [p for p in pathlib.Path(checkpoint).glob("params/**/*") if p.is_file() and p.stat().st_size]
     data = max(files, key=lambda p: p.stat().st_size)
-    if how == "byte":
-        content = bytearray(data.read_bytes())
-        content[len(content) // 2] ^= 1
-        data.write_bytes(content)
+    if how == "bytes":  # many: a file has places too that nothing refers to
+        data.write_bytes(bytes(b ^ (i % 97 == 0) for i, b in enumerate(data.read_bytes())))
+    elif how == "checksum":  # what is read without complaint and yet isn't what was saved
+        members = pathlib.Path(checkpoint / "members" / "metadata")
+        told = json.loads(members.read_text())
+        told["checksums"]["params/unembedding"][0] ^= 1
+        members.write_text(json.dumps(told))
     elif how == "cut":
-        data.write_bytes(data.read_bytes()[:-7])
+        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     elif how == "file":
         data.unlink()
     else:
         shutil.rmtree(checkpoint / how)
 
 
-@pytest.mark.parametrize("how", ["byte", "cut", "file", "params", "moments", "members"])
+@pytest.mark.parametrize("how", ["bytes", "checksum", "cut", "file", "params", "moments", "members"])
 def test_a_broken_checkpoint_is_set_aside_for_the_one_before(cohort, trained, index, tmp_path, capsys, how):
     workdir = copy_of(trained, tmp_path)
     path = checkpoint.directory(workdir, cohort.id)
@@ -269,6 +273,22 @@ def test_what_a_stop_left_goes_also_where_a_kill_came_between(cohort, trained, i
     assert set(member_lists(path)) == {5, 7, 10, 12}
     assert not (path.parent / "deleted").exists()
     assert read_status(workdir, "run0")["state"] == "done"
+
+
+def test_who_lost_the_cohort_in_its_sleep_writes_neither_checkpoint_nor_status(cohort, index, tmp_path):
+    workdir = epath.Path(tmp_path)
+    write_run_files(workdir, cohort)
+    asked = []
+
+    def owned():
+        asked.append(read_status(workdir, "run0")["step"])
+        if len(asked) == 2:  # between the first checkpoint and its status
+            raise LockError("taken over")
+
+    with pytest.raises(LockError):
+        train_cohort(workdir, cohort, index, lambda: False, owned=owned)
+    assert asked == [0, 0]
+    assert read_status(workdir, "run0")["step"] == 0
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_path):
