@@ -55,13 +55,20 @@ def train(config, mesh, workdir, processes, devices):
     return [process.returncode for process in started], "\n".join(errors)
 
 
+@pytest.fixture(scope="module")
+def alone(config):
+    """The working directory of one process."""
+    workdir = config.parent / "alone"
+    codes, errors = train(config, "1x1", workdir, 1, 1)
+    assert codes == [0], errors
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["4x1", "2x2"])
-def test_two_processes_train_as_one_does(config, tmp_path, mesh):
-    """Members lie over both processes, or batches do; what one wrote the other's mesh goes on from."""
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    codes, errors = train(config, "1x1", alone, 1, 1)
-    assert codes == [0], errors
+def test_two_processes_train_as_one_does(config, alone, tmp_path, mesh):
+    """Members lie over both processes, or batches do as well."""
+    both = tmp_path / "both"
     codes, errors = train(config, mesh, both, 2, 2)
     assert codes == [0, 0], errors
     runs = sorted(p.name for p in (alone / "runs").iterdir())

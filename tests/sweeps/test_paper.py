@@ -113,9 +113,8 @@ def test_options_add_runs(plans):
     assert steps[320] >= 5  # 8B at 32, 16B at 64, 32B at 128, 64B at 256, 128B at 512
 
 
-@pytest.mark.parametrize("option", ["seeds=5", "steps_matched", "pythia", "tied", "corpus", "lr_rule=linear"])
-def test_every_option_resolves_in_full(option):
-    assert len(plan_of(f"paper,{option}").runs) >= 108
+def test_every_option_resolves_in_full():
+    assert len(plan_of("paper,seeds=5,lr_rule=linear,steps_matched,pythia,tied,corpus").runs) == 153
 
 
 def test_all_seeds_replicate_every_configuration():
