@@ -117,9 +117,10 @@ def _seed_deviation(rows: pd.DataFrame, metric: str) -> float:
 
 
 class _Suite(NamedTuple):
-    """The final rows, and over all of them: the default of each factor, and its lowest and highest value."""
+    """The final rows, their means over seeds by size and factors, each factor's default, lowest and highest value."""
 
     rows: pd.DataFrame
+    means: pd.DataFrame
     default: dict[str, float]
     ends: dict[str, tuple[float, float]]
 
@@ -129,19 +130,24 @@ def _suite(rows: pd.DataFrame) -> _Suite:
     one_each = rows.drop_duplicates("configuration")
     usual = {batch: of_batch[_RATE].mode().iloc[0] for batch, of_batch in one_each.groupby(_BATCH)}
     rows = rows.assign(**{_RATE: rows[_RATE] / rows[_BATCH].map(usual)})
+    rows = rows.assign(**{factor: rows[factor].map(_rounded) for factor in _FACTORS})
     one_each = rows.drop_duplicates("configuration")
     default = {factor: float(one_each[factor].mode().iloc[0]) for factor in _FACTORS}
     ends = {factor: (float(one_each[factor].min()), float(one_each[factor].max())) for factor in _FACTORS}
-    return _Suite(rows, default, ends)
+    means = rows.groupby([_SIZE, *_FACTORS])[[RANK, FIXED_RANK, LOSS]].mean()
+    return _Suite(rows, means, default, ends)
+
+
+def _rounded(value: float) -> float:
+    """What differs by rounding alone is one setting."""
+    return float(f"{value:.6g}")
 
 
 def _mean(suite: _Suite, size: str, metric: str, **changes: float) -> float:
     """Mean over seeds of a size's configuration, by what of it isn't the default; NaN where there is none."""
     wanted = suite.default | {_NAMES[name]: value for name, value in changes.items()}
-    rows = suite.rows[suite.rows[_SIZE] == size]
-    for factor, value in wanted.items():
-        rows = rows[np.isclose(rows[factor].astype(float), value)]
-    return float(rows[metric].mean()) if len(rows) else math.nan
+    key = (size, *(wanted[factor] for factor in _FACTORS))
+    return float(suite.means.at[key, metric]) if key in suite.means.index else math.nan
 
 
 def _batch_difference(suite: _Suite, size: str, metric: str) -> float:
