@@ -2,7 +2,7 @@
 
 The owner writes a beat into the file every few seconds. Another process that sees no new beat for a minute by its own
 clock, or knows the owner to be dead for it ran on this machine, takes the lock over; clocks of two machines are never
-compared. Where the owner was only asleep, it finds at its next `check` that the lock is lost.
+compared. Where the owner was only asleep, it finds by `mine` that the lock is lost.
 """
 
 import contextlib
