@@ -1,172 +1,148 @@
-"""Every evaluation of a cohort's checkpoints: what is done already is skipped, the rest is batched over members."""
+"""Every evaluation of a cohort's checkpoints: what is done already is skipped, the rest is batched over models."""
 
 import collections
 import dataclasses
-import json
-import math
+import fnmatch
+import itertools
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from etils import epath
 
+from eval import results
 from eval.config import EvalConfig
-from eval.finetune import Tuned, finetune
-from eval.lm_loss import lay_out, lm_loss, read_documents, summary
-from eval.quantize import quantize_params
+from eval.material import Material, Model, Stack
+from eval.results import Evaluation
+from eval.suite import KINDS, evaluations
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
+from olmo_jax.config import require
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.data.windows import unigram_loss
-from olmo_jax.metrics import write_json
-
-Documents = dict[str, list[np.ndarray]]
 
 
-class Task(NamedTuple):
-    """One evaluation of one checkpoint of a cohort, for the runs that lack it.
+class Job(NamedTuple):
+    """One evaluation of the models of a cohort that lack it."""
 
-    `settings` are what its numbers depend on beside the models: a stored result with others is done again.
+    evaluation: Evaluation
+    models: tuple[Model, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What of a configuration's evaluations is wanted.
+
+    Attributes:
+      only: kinds or names, with * and ?; () for all.
+      runs: a pattern of run ids.
+      steps: "" for each evaluation's own, else "final", "all", or some.
     """
 
-    evaluation: str
-    step: int
-    runs: tuple[str, ...]
-    settings: dict[str, Any]
+    only: tuple[str, ...] = ()
+    runs: str = "*"
+    steps: str | tuple[int, ...] = ""
+
+    def check(self, config: EvalConfig, runs: Sequence[str], steps: Sequence[int]) -> None:
+        """Raises ConfigError for a name that no evaluation has, a pattern of no run, and a step of no checkpoint."""
+        names = {name for e in evaluations(config) for name in (e.kind, e.name)}
+        for wanted in self.only:
+            known = ", ".join(sorted({e.kind for e in evaluations(config)}))
+            remedy = f"is no evaluation of this configuration; it has {known}, or one of these by its file's name"
+            require(bool(fnmatch.filter(names, wanted)), "--only", wanted, remedy)
+        some = ", ".join(sorted(runs)[:3])
+        require(bool(fnmatch.filter(runs, self.runs)), "--runs", self.runs, f"is no run; there are {some}, ...")
+        for step in self.steps if isinstance(self.steps, tuple) else ():
+            known = ", ".join(map(str, steps))
+            require(step in steps, "--steps", step, f"is the step of no checkpoint; there are {known}")
+
+    def takes(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation is wanted at all."""
+        names = [evaluation.kind, evaluation.name, evaluation.kind.removesuffix("_best")]
+        # Saturation is found from the losses of all checkpoints.
+        if evaluation.kind == "lm_loss" and any(fnmatch.fnmatch("saturation", only) for only in self.only):
+            return True
+        return not self.only or any(fnmatch.filter(names, only) for only in self.only)
+
+    def at(self, evaluation: Evaluation, step: int, end: int) -> bool:
+        """Whether it is wanted at a step of a run that ends at `end`."""
+        if evaluation.at_the_end or self.steps == "final":
+            return step == end
+        if isinstance(self.steps, tuple):
+            return step in self.steps
+        return evaluation.everywhere or self.steps == "all" or step == end
 
 
-def settings_of(config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """Every evaluation of a configuration with its settings, as JSON has them, in the order in which they are done."""
-    text = {"tokens_per_domain": config.tokens_per_domain, "set_apart": config.finetune.domain}
-    found = {"lm_loss": text, "unigram": text}
-    found |= {f"round_to_nearest_{bits}": text | {"bits": bits} for bits in config.quantize_bits}
-    if domain := config.finetune.domain:
-        tuning = {k: v for k, v in dataclasses.asdict(config.finetune).items() if k != "learning_rates"}
-        for rate in config.finetune.learning_rates:
-            # The domain is the user's text, and the name is that of a file.
-            name = f"finetune_{urllib.parse.quote(domain, safe=' ')}_lr{rate:g}"
-            found[name] = text | tuning | {"learning_rate": rate}
-    return found
+EVERYTHING = Choice()
 
 
-def tasks(workdir: epath.Path, cohort: Cohort, config: EvalConfig) -> list[Task]:
-    """What is still to do for a cohort, checkpoint by checkpoint."""
+def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice = EVERYTHING) -> list[Job]:
+    """What is still to do for a cohort, checkpoint by checkpoint; then the fine-tuning of all checkpoints together."""
     ends = {run.id: run.config.total_steps for run in cohort.runs}
-    found = []
-    for step, members in checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder)).items():
-        final = [run for run in members if ends[run] == step]
-        for evaluation, settings in settings_of(config).items():
-            wanted = members if evaluation == "lm_loss" and config.all_checkpoints else final
-            missing = tuple(r for r in wanted if _stored(workdir, r, evaluation, step, settings) is None)
-            if missing:
-                found.append(Task(evaluation, step, missing, settings))
-    return found
+    written = checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder))
+    ended = {run for step, members in written.items() for run in members if ends[run] == step}
+    chosen = [e for e in evaluations(config) if choice.takes(e)]
+    found: list[Job] = []
+    across: dict[str, list[Model]] = collections.defaultdict(list)
+    for step, members in written.items():
+        for evaluation in chosen:
+            models = [
+                (run, step)
+                for run in fnmatch.filter(members, choice.runs)
+                if choice.at(evaluation, step, ends[run])
+                and (evaluation.kind != "cka" or run in ended)
+                and results.read(workdir, run, step, evaluation) is None
+            ]
+            if _order(evaluation):
+                across[evaluation.name] += models
+            elif models:
+                found.append(Job(evaluation, tuple(models)))
+    return found + [Job(e, models) for e in chosen if _order(e) for models in _portions(across[e.name], config)]
+
+
+def _order(evaluation: Evaluation) -> int:
+    """What is found from stored results comes after what these are of; fine-tuning takes all checkpoints together."""
+    return {"finetune": 1, "finetune_best": 2}.get(evaluation.kind, 0)
+
+
+def _portions(models: list[Model], config: EvalConfig) -> Iterator[tuple[Model, ...]]:
+    tuning = config.finetune
+    size = max(1, tuning.most_members // (len(tuning.learning_rates) * len(tuning.seeds)))
+    return (tuple(models[i : i + size]) for i in range(0, len(models), size))
 
 
 def evaluate(
-    workdir: epath.Path, cohort: Cohort, index: TokenIndex, config: EvalConfig, go_on: Callable[[Task], bool]
+    workdir: epath.Path,
+    cohort: Cohort,
+    index: TokenIndex,
+    config: EvalConfig,
+    go_on: Callable[[Job], bool],
+    choice: Choice = EVERYTHING,
 ) -> bool:
-    """Does what `tasks` lists and writes each run's result whole; `go_on` is asked after each task.
+    """Does what `jobs` lists and writes each model's result whole; `go_on` is asked after each job.
 
-    Returns True if all is done, False if `go_on` ended it.
+    Returns True if all is done, False if `go_on` ended it. Raises CheckpointError, and DataError for text or items that
+    aren't there.
     """
-    todo = tasks(workdir, cohort, config)
-    if not todo:
-        return True
-    learnt = {*cohort.shape.train_domains, config.finetune.domain} if cohort.shape.train_domains else ()
-    documents = read_documents(index, config.tokens_per_domain, tuple(learnt))
-    # Tasks for the same runs at the same step share a stack: it is read once, and one shape is one compiled program.
-    groups: dict[tuple[int, tuple[str, ...]], list[Task]] = collections.defaultdict(list)
-    for task in todo:
-        groups[task.step, task.runs].append(task)
-    for (step, runs), together in groups.items():
-        members, params_M = checkpoint.load_stack(workdir, cohort.folder, step)
-        places = np.array([members.index(run) for run in runs])
-        params_M = jax.tree.map(lambda x, at=places: jax.numpy.asarray(x[at]), params_M)
-        for task, metrics_M, tokens, seconds in _carry_out(together, cohort, params_M, index, documents, config):
-            for run, metrics in zip(runs, metrics_M, strict=True):
-                result = {
-                    "evaluation": task.evaluation,
-                    "run_id": run,
-                    "step": step,
-                    "settings": task.settings,
-                    "fingerprint": cohort.shape.data_fingerprint,
-                    "metrics": {k: v if np.isfinite(v) else None for k, v in metrics.items()},
-                    "tokens": tokens,
-                    "seconds": round(seconds, 3),
-                }
-                path = _path(workdir, run, task.evaluation, step)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, result)
-            if not go_on(task):
-                return False
+    # Jobs for the same models share a stack: it is read once, and one shape is one compiled program.
+    groups: dict[tuple[Any, ...], list[Job]] = collections.defaultdict(list)
+    for job in jobs(workdir, cohort, config, choice):
+        groups[job.models, _order(job.evaluation)].append(job)
+    material = Material(workdir, cohort, index, config)
+    for (models, _), of_models in sorted(groups.items(), key=lambda group: group[0][1]):
+        stack = Stack(material, models)
+        for kind, of_kind in itertools.groupby(of_models, key=lambda job: job.evaluation.kind):
+            chosen = [job.evaluation for job in of_kind]
+            start = time.monotonic()
+            for evaluation, measured in zip(chosen, KINDS[kind](stack, chosen), strict=True):
+                seconds, start = time.monotonic() - start, time.monotonic()
+                for (run, step), one in zip(stack.models, measured, strict=True):
+                    results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, one, seconds)
+                if not go_on(Job(evaluation, models)):
+                    return False
     return True
 
 
 def read_results(workdir: epath.Path, run: str, step: int, config: EvalConfig) -> dict[str, dict[str, Any]]:
     """The stored results of a run at a step, by evaluation: those of this configuration, with its settings."""
-    found = {e: _stored(workdir, run, e, step, settings) for e, settings in settings_of(config).items()}
+    found = {e.name: results.read(workdir, run, step, e) for e in evaluations(config)}
     return {evaluation: result for evaluation, result in found.items() if result is not None}
-
-
-def _carry_out(
-    now: list[Task], cohort: Cohort, params_M: Any, index: TokenIndex, documents: Documents, config: EvalConfig
-) -> Iterator[tuple[Task, list[dict[str, float]], dict[str, int], float]]:
-    """Yields (task, metrics of each member, tokens by domain, seconds) for the tasks of one step."""
-    shape, batch = cohort.shape, config.batch_size
-    text = lay_out(documents, index.eos_id, shape.sequence_length)
-    members = len(jax.tree.leaves(params_M)[0])
-
-    def losses(params_M: Any) -> tuple[list[dict[str, float]], dict[str, int]]:
-        measured = lm_loss(shape.model, params_M, text, batch)
-        rows = [{d: float(v[m]) for d, v in measured.by_domain.items()} for m in range(members)]
-        return [summary(row, shape.train_domains, config.finetune.domain) for row in rows], measured.tokens
-
-    tuned: list[Tuned] = []
-    before: list[dict[str, float]] = []
-    for task in now:
-        start = time.monotonic()
-        if task.evaluation == "lm_loss":
-            metrics_M, tokens = losses(params_M)
-            before = metrics_M
-        elif task.evaluation == "unigram":
-            metrics_M, tokens = _unigram(index, documents, shape.train_domains, config, members)
-        elif task.evaluation.startswith("round_to_nearest"):
-            quantized_M = jax.vmap(lambda p, bits=task.settings["bits"]: quantize_params(p, bits))(params_M)
-            metrics_M, tokens = losses(quantized_M)
-        else:
-            tuned = tuned or finetune(config.finetune, shape, params_M, index)
-            before = before or losses(params_M)[0]
-            place = config.finetune.learning_rates.index(task.settings["learning_rate"])
-            metrics_M, tokens = losses(tuned[place].params_M)
-            for after, old, diverged_at in zip(metrics_M, before, tuned[place].diverged_at_M, strict=True):
-                after["forgetting"] = after["in_domain"] - old["in_domain"]
-                if diverged_at >= 0:  # the parameters before it blew up would pass for a gentle fine-tuning
-                    after.update(dict.fromkeys(after, math.nan))
-        yield task, metrics_M, tokens, time.monotonic() - start
-
-
-def _unigram(
-    index: TokenIndex, documents: Documents, train_domains: tuple[str, ...], config: EvalConfig, members: int
-) -> tuple[list[dict[str, float]], dict[str, int]]:
-    """Loss of a unigram model of the training tokens on the same validation tokens: what any model should beat."""
-    rows = {d: unigram_loss(index, train_domains, documents[d]) for d in documents}
-    tokens = {d: sum(map(len, documents[d])) for d in documents}
-    return [summary(rows, train_domains, config.finetune.domain)] * members, tokens
-
-
-def _stored(
-    workdir: epath.Path, run: str, evaluation: str, step: int, settings: dict[str, Any]
-) -> dict[str, Any] | None:
-    path = _path(workdir, run, evaluation, step)
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    return result if result["settings"] == settings else None
-
-
-def _path(workdir: epath.Path, run: str, evaluation: str, step: int) -> epath.Path:
-    return workdir / "runs" / run / "results" / f"{evaluation}@{step}.json"

@@ -1,6 +1,8 @@
 """Loss by domain, Paloma's way: each validation document on its own after a BOS, every token counted once."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,75 +14,145 @@ from olmo_jax import loss, model
 from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig
 from olmo_jax.data.shards import SPLITS, TokenIndex
+from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.data.windows import evaluation_windows, validation_documents
 
 
 class Text(NamedTuple):
-    """Validation windows of all domains, one after another: `[N, L]` each, and the domain of each row.
+    """Validation documents of all domains, one after another, K of them, laid out in N windows `[N, L]`.
 
-    `weights_NL` is 1 where a token counts and 0 on padding.
+    `weights_NL` is 1 where a token counts and 0 on padding; `document_N` is the document of a window. Of a document:
+    its domain's place in `domains`, its tokens and its bytes (UTF-8 of its text; NaN where the tokenizer can't tell).
     """
 
     inputs_NL: np.ndarray
     targets_NL: np.ndarray
     weights_NL: np.ndarray
-    domain_N: np.ndarray
+    document_N: np.ndarray
+    domain_K: np.ndarray
+    tokens_K: np.ndarray
+    bytes_K: np.ndarray
     domains: tuple[str, ...]
 
 
-class Losses(NamedTuple):
-    """Nats per token by domain, `{domain: [M]}`, and the number of tokens behind each."""
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """Summed loss in nats of each document of `text` under each of M models, and what follows from it."""
 
-    by_domain: dict[str, np.ndarray]
-    tokens: dict[str, int]
+    text: Text
+    nats_MK: np.ndarray
+
+    @functools.cached_property
+    def by_domain(self) -> dict[str, np.ndarray]:
+        """Nats per token, `{domain: [M]}`."""
+        return {d: self._summed(d) / self.tokens[d] for d in self.text.domains}
+
+    @functools.cached_property
+    def tokens(self) -> dict[str, int]:
+        """The number of tokens behind each."""
+        return {d: int(self.text.tokens_K[self._of(d)].sum()) for d in self.text.domains}
+
+    @functools.cached_property
+    def bits_per_byte(self) -> dict[str, np.ndarray]:
+        """Bits per byte of text, `{domain: [M]}`: comparable between tokenizers."""
+        size = {d: self.text.bytes_K[self._of(d)].sum() for d in self.text.domains}
+        return {d: self._summed(d) / math.log(2) / size[d] for d in self.text.domains}
+
+    def standard_errors(self, other: "Losses | None" = None) -> dict[str, np.ndarray]:
+        """Of `by_domain`, or of its difference to that of `other` on the same documents; by document.
+
+        The loss is a ratio of sums over documents, nats by tokens, drawn as pairs; its variance to first order is
+        K / (K - 1) sum (nats_k - loss tokens_k)^2 / (sum tokens)^2. NaN for a single document.
+        """
+        nats_MK = self.nats_MK if other is None else self.nats_MK - other.nats_MK
+        found = {}
+        for domain in self.text.domains:
+            of = self._of(domain)
+            found[domain] = standard_error(nats_MK[:, of], self.text.tokens_K[of])
+        return found
+
+    def _of(self, domain: str) -> np.ndarray:
+        return self.text.domain_K == self.text.domains.index(domain)
+
+    def _summed(self, domain: str) -> np.ndarray:
+        return self.nats_MK[:, self._of(domain)].sum(axis=1)
 
 
-def read_documents(index: TokenIndex, tokens_per_domain: int, learnt: Sequence[str]) -> dict[str, list[np.ndarray]]:
+def standard_error(nats_MK: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
+    """Standard error `[M]` of summed nats over summed tokens, by document; see `Losses.standard_errors`."""
+    count = len(tokens_K)
+    if count < 2:
+        return np.full(len(nats_MK), np.nan)
+    ratio_M1 = nats_MK.sum(axis=1, keepdims=True) / tokens_K.sum()
+    off_MK = nats_MK - ratio_M1 * tokens_K[None]
+    return np.sqrt(count / (count - 1) * (off_MK**2).sum(axis=1)) / tokens_K.sum()
+
+
+def read_documents(
+    index: TokenIndex, tokens_per_domain: int, learnt: Sequence[str], domains: Sequence[str] = ()
+) -> dict[str, list[np.ndarray]]:
     """The first documents of every domain up to `tokens_per_domain`, by domain: the same for every model.
 
-    Of a domain in `learnt`, trained or fine-tuned on (all for ()), validation documents; of the others any.
+    Of a domain in `learnt`, trained or fine-tuned on (all for ()), validation documents; of the others any. Of the
+    domains named, or of all for (). Raises DataError for a domain that isn't there or has no documents.
     """
-    splits = {d: ("validation",) if d in learnt or not learnt else SPLITS for d in index.domains}
-    return {d: validation_documents(index, d, tokens_per_domain, splits[d]) for d in index.domains}
+    chosen = domains or index.domains
+    splits = {d: ("validation",) if d in learnt or not learnt else SPLITS for d in chosen}
+    return {d: validation_documents(index, d, tokens_per_domain, splits[d]) for d in chosen}
 
 
-def lay_out(documents: Mapping[str, Sequence[np.ndarray]], eos_id: int, sequence_length: int) -> Text:
-    """Documents by domain as windows to be scored."""
-    parts = []
-    for place, of_domain in enumerate(documents.values()):
-        inputs, targets, weights, _ = evaluation_windows(of_domain, eos_id, sequence_length)
-        parts.append((inputs, targets, weights, np.full(len(inputs), place)))
-    inputs_NL, targets_NL, weights_NL, domain_N = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Text(inputs_NL, targets_NL, weights_NL, domain_N, tuple(documents))
+def lay_out(
+    documents: Mapping[str, Sequence[np.ndarray]],
+    eos_id: int,
+    sequence_length: int,
+    tokenizer: Tokenizer | None = None,
+) -> Text:
+    """Documents by domain as windows to be scored; without a tokenizer it is not known how many bytes they have."""
+    every = [document for of_domain in documents.values() for document in of_domain]
+    domain_K = np.repeat(np.arange(len(documents)), [len(of_domain) for of_domain in documents.values()])
+    windows = evaluation_windows(every, eos_id, sequence_length)
+    lengths_V = tokenizer.byte_lengths if tokenizer is not None else None
+    bytes_K = np.array([np.nan if lengths_V is None else lengths_V[document].sum() for document in every], float)
+    return Text(*windows, domain_K, np.array([len(d) for d in every]), bytes_K, tuple(documents))
 
 
 def lm_loss(config: ModelConfig, params_M: Any, text: Text, batch_size: int) -> Losses:
-    """Loss of each member of a stack on each domain; independent of the batch size but for rounding."""
+    """Loss of each member of a stack on each document; independent of the batch size but for rounding."""
     sums_MN = np.concatenate(
         [
             np.asarray(_row_sums(config, params_M, *(_rows(a, start, batch_size) for a in text[:3])))
-            for start in range(0, len(text.domain_N), batch_size)
+            for start in range(0, len(text.document_N), batch_size)
         ],
         axis=1,
-    )[:, : len(text.domain_N)].astype(np.float64)
-    by_domain, tokens = {}, {}
-    for place, domain in enumerate(text.domains):
-        rows = text.domain_N == place
-        tokens[domain] = int(text.weights_NL[rows].sum())
-        by_domain[domain] = sums_MN[:, rows].sum(axis=1) / tokens[domain]
-    return Losses(by_domain, tokens)
+    )[:, : len(text.document_N)].astype(np.float64)
+    starts_K = np.searchsorted(text.document_N, np.arange(len(text.tokens_K)))  # the rows of a document lie together
+    return Losses(text, np.add.reduceat(sums_MN, starts_K, axis=1))
 
 
-def summary(losses: dict[str, float], train_domains: tuple[str, ...], set_apart: str) -> dict[str, float]:
-    """The losses by domain and their macro-averages, each domain counting the same.
+def averages(domains: Sequence[str], train_domains: Sequence[str], set_apart: Sequence[str]) -> dict[str, list[str]]:
+    """The domains behind each macro-average, those that are over any.
 
-    `in_domain` is over the domains trained on, `out_of_domain` over all others but `set_apart` (the one that
-    fine-tuning uses), `macro` over all.
+    `in_domain` is over the domains trained on, `out_of_domain` over all others but `set_apart` (those that fine-tuning
+    uses), `macro` over all.
     """
-    trained = [d for d in losses if d in train_domains or not train_domains]
-    others = [d for d in losses if d not in trained and d != set_apart]
-    means = {"in_domain": trained, "out_of_domain": others, "macro": list(losses)}
-    return {name: float(np.mean([losses[d] for d in ds])) for name, ds in means.items() if ds} | losses
+    trained = [d for d in domains if d in train_domains or not train_domains]
+    others = [d for d in domains if d not in trained and d not in set_apart]
+    means = {"in_domain": trained, "out_of_domain": others, "macro": list(domains)}
+    return {name: of for name, of in means.items() if of}
+
+
+def summary(by_domain: Mapping[str, float], train_domains: Sequence[str], set_apart: Sequence[str]) -> dict[str, float]:
+    """Numbers by domain after their macro-averages, each domain counting the same."""
+    means = averages(list(by_domain), train_domains, set_apart)
+    return {name: float(np.mean([by_domain[d] for d in of])) for name, of in means.items()} | dict(by_domain)
+
+
+def summary_of_errors(
+    by_domain: Mapping[str, float], train_domains: Sequence[str], set_apart: Sequence[str]
+) -> dict[str, float]:
+    """Standard errors by domain after those of the macro-averages, of which domains are independent parts."""
+    means = averages(list(by_domain), train_domains, set_apart)
+    return {n: math.sqrt(sum(by_domain[d] ** 2 for d in of)) / len(of) for n, of in means.items()} | dict(by_domain)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -57,6 +57,21 @@ def fit_grid(w: Array, bits: int, axis: int | tuple[int, ...] = 0, symmetric: bo
     return Grid(scale, jnp.round(-least / scale), 0, top)
 
 
+def check_scales(shape: tuple[int, ...], granularity: str, group_size: int | None) -> None:
+    """Raises ValueError for a shape other than [inputs, outputs] and scales that can't be shared as it is asked."""
+    if len(shape) != 2:
+        raise ValueError(f"expected one matrix [inputs, outputs], got shape {shape}; jax.vmap rounds a stack")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity = {granularity!r}: needs one of {', '.join(GRANULARITIES)}")
+    if group_size is None:
+        if granularity == "group":
+            raise ValueError("granularity = 'group' needs a group_size, the number of inputs that share a scale")
+    elif granularity == "tensor":
+        raise ValueError(f"group_size = {group_size} contradicts granularity = 'tensor'; leave out one of them")
+    elif group_size < 1 or shape[0] % group_size:
+        raise ValueError(f"group_size = {group_size} doesn't divide the {shape[0]} inputs of a weight {shape}")
+
+
 @functools.partial(jax.jit, static_argnames=("bits", "granularity", "group_size", "symmetric", "grid"))
 def round_to_nearest(
     w_IO: ArrayLike,
@@ -97,20 +112,11 @@ def round_to_nearest(
     w_IO = jnp.asarray(w_IO)
     if not jnp.issubdtype(w_IO.dtype, jnp.floating):
         w_IO = w_IO.astype(jnp.float32)
-    if w_IO.ndim != 2:
-        raise ValueError(f"expected one matrix [inputs, outputs], got shape {w_IO.shape}; jax.vmap rounds a stack")
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"granularity = {granularity!r}: needs one of {', '.join(GRANULARITIES)}")
-    inputs, outputs = w_IO.shape
+    check_scales(w_IO.shape, granularity, group_size)
     if group_size is None:
-        if granularity == "group":
-            raise ValueError("granularity = 'group' needs a group_size, the number of inputs that share a scale")
         levels = fit_grid(w_IO, bits, (0, 1) if granularity == "tensor" else 0, symmetric, grid)
         return levels.snap(w_IO).astype(w_IO.dtype)
-    if granularity == "tensor":
-        raise ValueError(f"group_size = {group_size} contradicts granularity = 'tensor'; leave out one of them")
-    if group_size < 1 or inputs % group_size:
-        raise ValueError(f"group_size = {group_size} doesn't divide the {inputs} inputs of a weight {w_IO.shape}")
+    inputs, outputs = w_IO.shape
     w_GIO = w_IO.reshape(inputs // group_size, group_size, outputs)
     return fit_grid(w_GIO, bits, 1, symmetric, grid).snap(w_GIO).reshape(inputs, outputs).astype(w_IO.dtype)
 
@@ -127,6 +133,9 @@ def quantize_params(
     """Rounds the matrices of one model whose path matches; everything else, vectors that match included, is
     returned as it is.
 
+    Embedding, positions and unembedding [V, D] are rounded as [D, V], so that a token has a scale of its own or one for
+    each group of its dimensions. An embedding that serves as unembedding too matches by either name.
+
     Args:
       params: nested dict of arrays, of one model: `jax.vmap` rounds those of a stack of members.
       bits, granularity, group_size, symmetric, grid: as in `round_to_nearest`.
@@ -141,7 +150,8 @@ def quantize_params(
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves]
-    matching = [bool(re.fullmatch(pattern, path)) for path in paths]
+    names = {"embedding": ("embedding", "unembedding")} if "unembedding" not in params else {}
+    matching = [any(re.fullmatch(pattern, name) for name in names.get(path, (path,))) for path in paths]
     for path, (_, leaf), hit in zip(paths, leaves, matching, strict=True):
         if hit and jnp.ndim(leaf) > 2:
             raise ValueError(f"{path}: expected one matrix, got shape {jnp.shape(leaf)}; jax.vmap rounds a stack")
@@ -151,8 +161,10 @@ def quantize_params(
         raise ValueError(f"no matrix of the parameters matches {pattern!r}; they begin: {seen}")
 
     def rounded(path: str, leaf: Array) -> Array:
+        by_token = path in ("embedding", "positions", "unembedding")
         try:
-            return round_to_nearest(leaf, bits, granularity, group_size, symmetric, grid)
+            rounded_IO = round_to_nearest(leaf.T if by_token else leaf, bits, granularity, group_size, symmetric, grid)
+            return rounded_IO.T if by_token else rounded_IO
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

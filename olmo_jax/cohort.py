@@ -162,12 +162,14 @@ def member_step(
     tokens_BL: Array,
     mesh: Mesh | None = None,
     compute: Compute | None = None,
+    weights_BL: Array | None = None,
 ) -> tuple[State, Metrics]:
     """One update of one member on `[B, L + 1]` tokens; `mesh` is needed where parameters are fully sharded over it.
 
-    `compute` says by which of several ways to the same numbers; None chooses by backend. A member whose loss, gradient
-    or new parameters turn non-finite is frozen as it was before and marked with the step; a member at its total steps
-    (an inert one has 0) is left as it is.
+    `weights_BL` of the L predictions leaves some out or counts them less; None counts each once, and where a batch is
+    cut into microbatches it must be. `compute` says by which of several ways to the same numbers; None chooses by
+    backend. A member whose loss, gradient or new parameters turn non-finite is frozen as it was before and marked with
+    the step; a member at its total steps (an inert one has 0) is left as it is.
     """
 
     compute = computing.forward(shape.model) if compute is None else compute
@@ -175,7 +177,7 @@ def member_step(
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
     of_batch = functools.partial(_gradients, shape, compute, mesh, state.params)
     if compute.microbatches == 1:
-        entropy, gradients = of_batch(tokens_BL, dropout_key)
+        entropy, gradients = of_batch(tokens_BL, dropout_key, weights_BL)
     else:
         entropy, gradients = _averaged(of_batch, tokens_BL, dropout_key, compute.microbatches)
     rate = optimizer.learning_rate(h, state.step + 1)
@@ -200,7 +202,13 @@ def member_step(
 
 
 def _gradients(
-    shape: Shape, compute: Compute, mesh: Mesh | None, params: Any, tokens_BL: Array, dropout_key: Array | None
+    shape: Shape,
+    compute: Compute,
+    mesh: Mesh | None,
+    params: Any,
+    tokens_BL: Array,
+    dropout_key: Array | None,
+    weights_BL: Array | None = None,
 ) -> tuple[Array, Any]:
     """Cross-entropy of a batch and the gradient of its objective."""
 
@@ -216,7 +224,7 @@ def _gradients(
             final_BLD, w_VD = states(params), model.unembedding(params)
         tile = len(w_VD) if compute.whole_vocabulary else None
         result = loss.cross_entropy(
-            final_BLD, w_VD, tokens_BL[:, 1:], z_loss=shape.z_loss, tile=tile, members=compute.members
+            final_BLD, w_VD, tokens_BL[:, 1:], weights_BL, shape.z_loss, tile=tile, members=compute.members
         )
         return result.objective, result.cross_entropy
 

@@ -66,12 +66,17 @@ class DataConfig:
     Attributes:
       name: folder of the prepared data below the root; runs of a sweep with different data need different names.
       root: where prepared data lie; "" is WORKDIR/data. A place, so no part of a run's identity.
-      corpus: "python_packages", "text_files", or the name of a TFDS data set with `text` that lies in `tfds_dir`.
+      corpus: "python_packages"; "debian_prose", manuals, dictionaries and books out of Debian packages (fetched with
+        apt-get, 160 MB); "olmo_tasks", OLMo's evaluation tasks as text (fetched with pip, 145 MB); several of these
+        joined by "+"; "text_files"; or the name of a TFDS data set with `text` that lies in `tfds_dir`.
       tfds_dir: TFDS data directory of a data set that is there already; a place, no part of the identity.
       files: globs of the user's .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet (corpus "text_files").
       text_field, domain_field: fields of .jsonl, .parquet or TFDS examples; no domain field: one domain, "text".
-      max_megabytes: cap on the text of each kind that "python_packages" takes: training prose, held-out prose, code.
-      tokenizer: "bpe" trains a byte-level BPE of `bpe_vocab_size` on the training documents; else a tokenizer.json.
+      max_megabytes: cap, in 1e6 bytes, on the text of each domain of "debian_prose" and "olmo_tasks", and of each kind
+        that "python_packages" takes: training prose, held-out prose, code.
+      tokenizer: "bpe" trains a byte-level BPE of `bpe_vocab_size` on the training documents; "olmo" is OLMo-1's (50280
+        tokens) and "olmo2" OLMo-2's (100278), fetched with pip; else the path of a tokenizer.json, with a "/" in it or
+        ".json" at its end.
       eos_token: the tokenizer's token that ends, and in evaluation begins, a document.
       train_domains: domains that training draws from; () takes all.
       validation_fraction: share of documents, by hash, that training never sees.
@@ -115,6 +120,12 @@ class DataConfig:
         )
         for name in ("max_megabytes", "max_epochs"):
             require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive number")
+        require(
+            self.tokenizer in ("bpe", "olmo", "olmo2") or "/" in self.tokenizer or self.tokenizer.endswith(".json"),
+            f"{at}.tokenizer",
+            self.tokenizer,
+            "is none of 'bpe', 'olmo' and 'olmo2', nor a path: that has a '/' or ends in .json",
+        )
         require(
             0 < self.validation_fraction < 1,
             f"{at}.validation_fraction",

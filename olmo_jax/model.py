@@ -75,13 +75,13 @@ def hidden(
     Dropout only where a key for it is given. `compute` says by which of several ways to the same numbers; None chooses.
     """
     compute = computing.forward(config) if compute is None else compute
-    x_BLD, block_keys = _embed(config, params, tokens_BL), None
+    x_BLD, block_keys = embed(config, params, tokens_BL), None
     if dropout_key is not None:
         embedding_key, *block_keys = jax.random.split(dropout_key, config.n_layers + 1)
         drop = nn.Dropout(config.dropout, deterministic=False)
         x_BLD = drop.apply({}, x_BLD, rngs={"dropout": embedding_key})  # type: ignore[assignment]
     x_BLD, states = _blocks(config, params, x_BLD, block_keys, layers, compute)
-    return Hidden(_final_norm(config, params, x_BLD), states)
+    return Hidden(final_norm(config, params, x_BLD), states)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layers"))
@@ -91,20 +91,35 @@ def apply(config: ModelConfig, params: Params, tokens_BL: Array, layers: bool = 
     return Output(unembed(states.final_BLD, unembedding(params)), states)
 
 
+def block_inputs(
+    config: ModelConfig, block_params: Params, x_BLD: Array, compute: Compute | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """States after one block, and what each of its projections read, `[B, L, in]` by path, such as attention/query.
+
+    Args:
+      block_params: of the block alone, such as params["blocks_0"]. x_BLD: the states before it.
+    """
+    module = _Block(config, computing.forward(config) if compute is None else compute)
+    (out_BLD, _), kept = module.apply({"params": block_params}, x_BLD, 0, None, mutable=["inputs"])  # type: ignore[misc]
+    return out_BLD, {
+        f"{part}/{name}": x_BLI for part, inputs in kept["inputs"].items() for name, (x_BLI,) in inputs.items()
+    }
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def extend(config: ModelConfig, params: Params, tokens_BL: Array, cache: Cache) -> tuple[Array, Cache]:
     """Final states of further tokens after those that the cache holds, and the cache with these in it.
 
     The same as `hidden` on all of them together, within rounding. Room for them is the caller's to keep.
     """
-    x_BLD = _embed(config, params, tokens_BL, cache.filled)
+    x_BLD = embed(config, params, tokens_BL, cache.filled)
     kept: list[tuple[Array, Array]] = []
     for i, past in enumerate(cache.blocks):
         x_BLD, block_kept = _Block(config).apply(  # type: ignore[misc]
             {"params": params[f"blocks_{i}"]}, x_BLD, cache.filled, past
         )
         kept.append(block_kept)  # type: ignore[arg-type]
-    return _final_norm(config, params, x_BLD), Cache(tuple(kept), cache.filled + tokens_BL.shape[1])
+    return final_norm(config, params, x_BLD), Cache(tuple(kept), cache.filled + tokens_BL.shape[1])
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
@@ -164,7 +179,7 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     return total, total - sum(sizes.get(name, 0) for name in ("embedding", "positions", "unembedding"))
 
 
-def _embed(config: ModelConfig, params: Params, tokens_BL: Array, start: Array | int = 0) -> Array:
+def embed(config: ModelConfig, params: Params, tokens_BL: Array, start: Array | int = 0) -> Array:
     """What the first block reads of tokens that begin at position `start`."""
     x_BLD = params["embedding"][tokens_BL]
     if config.positions == "learned":
@@ -204,7 +219,8 @@ def _blocks(
     return x_BLD, tuple(state_BLD for state_BLD in states if state_BLD is not None)
 
 
-def _final_norm(config: ModelConfig, params: Params, x_BLD: Array) -> Array:
+def final_norm(config: ModelConfig, params: Params, x_BLD: Array) -> Array:
+    """What the unembedding reads, of the states after the last block."""
     return _Norm(config).apply({"params": params.get("final_norm", {})}, x_BLD)  # type: ignore[return-value]
 
 
@@ -214,6 +230,7 @@ def _normal(std: float) -> nn.initializers.Initializer:
 
 def _project(module: Any, name: str, x_BLI: Array, outputs: int, std: float, bias: bool) -> Array:
     """x W, and + b with `bias`; the parameters are `<name>` and `<name>_bias` of the module."""
+    module.sow("inputs", name, x_BLI)  # kept only where `block_inputs` asks for it
     w_IO = module.param(name, _normal(std), (x_BLI.shape[-1], outputs))
     y_BLO = x_BLI @ w_IO.astype(x_BLI.dtype) if module.compute.gathered else linear(x_BLI, w_IO)
     if bias:

@@ -18,7 +18,11 @@ from sweeps.ranks import fisher_interval, p_values, rank_between, ranks, unit
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
 # Ends the name of a target whose columns are the standard deviations of another's over the probe's sets.
 SPREAD = "_spread"
-LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "finetune")
+LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "gptq", "noise", "truncation", "finetune")
+# Evaluations whose numbers are neither a loss nor geometry that was measured in the loop.
+_OTHER_PREFIXES = ("unigram", "task", "cka", "saturation")
+# What is looked at of a loss after something was done to the model; of the loss itself every domain is.
+_AFTERWARDS = ("in_domain", "out_of_domain", "macro", "forgetting", "target")
 # The one pair declared before looking; every other number on a page is exploration.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
 
@@ -196,8 +200,11 @@ def geometry_columns(table: pd.DataFrame) -> list[str]:
 
 
 def loss_columns(table: pd.DataFrame) -> list[str]:
-    """Columns of a loss, plain or after quantisation or fine-tuning."""
-    return [c for c in table.columns if "/" in c and _is_of(c, LOSS_PREFIXES)]
+    """Columns of a loss: by domain and on average; on average after quantisation, damage or fine-tuning.
+
+    Their errors, bits per byte and perplexities say the same again and are left out.
+    """
+    return [c for c in table.columns if c.count("/") == 1 and _is_of(c, LOSS_PREFIXES) and _is_looked_at(c)]
 
 
 def target_of(column: str) -> str:
@@ -226,7 +233,7 @@ def _is_setting(column: str) -> bool:
 
 def _is_geometry(column: str) -> bool:
     target, _, name = column.rpartition("/")
-    if target in ("", "train") or _is_of(column, (*LOSS_PREFIXES, "unigram")):
+    if target in ("", "train") or _is_of(column, (*LOSS_PREFIXES, *_OTHER_PREFIXES)):
         return False
     return not target.endswith(SPREAD) and name not in COUNTS
 
@@ -234,6 +241,10 @@ def _is_geometry(column: str) -> bool:
 def _is_of(column: str, evaluations: tuple[str, ...]) -> bool:
     """Whether a column is of one of these evaluations, plain or with its settings in the name."""
     return column.startswith(tuple(f"{e}{end}" for e in evaluations for end in ("/", "_")))
+
+
+def _is_looked_at(column: str) -> bool:
+    return column.startswith("lm_loss/") or column.rpartition("/")[2] in _AFTERWARDS
 
 
 def _pairs(metrics: list[str], targets: list[str]) -> list[tuple[str, str]]:

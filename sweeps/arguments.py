@@ -42,6 +42,33 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _work(parser)
 
 
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        default=(),
+        metavar="KINDS",
+        help="such as gptq,tasks: kinds, or names of results, with * and ? (default: all of the configuration)",
+    )
+    parser.add_argument("--runs", default="*", metavar="GLOB", help="of run ids (default: all)")
+    parser.add_argument(
+        "--steps",
+        type=_checkpoints,
+        default="",
+        metavar="STEPS",
+        help="final, all, or some such as 100,200 (default: loss at all, if so configured, and the rest at the last)",
+    )
+    _mirror(parser)
+
+
+def _checkpoints(text: str) -> str | tuple[int, ...]:
+    if text in ("", "final", "all"):
+        return text
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: needs final, all, or steps of checkpoints such as 100,200")
+    return tuple(map(int, text.split(",")))
+
+
 def _mirror(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror",
@@ -151,7 +178,9 @@ VERBS = {
         "all of a sweep: prepare, train, evaluate, report; again after any interruption", "needed", "needed", _run
     ),
     "status": Verb("what a working directory holds so far", "taken", "needed", _watch),
-    "evaluate": Verb("loss, quantisation and fine-tuning of what is trained", "taken", "needed", _mirror),
+    "evaluate": Verb(
+        "losses, quantisation, fine-tuning, noise, tasks of what is trained", "taken", "needed", _evaluate
+    ),
     "report": Verb("write results.parquet and report/index.html from what is there", "taken", "needed"),
     "launch": Verb("a sweep on Slurm, on processes of this machine, or in a cloud", "needed", "needed", _launch),
     "geometry": Verb("a table of the geometry of any weights", "", "", _geometry),

@@ -110,7 +110,10 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
             if verb == "train":
                 ended = stages.train_all(workdir, plan, indexes, stop, arguments.profile)
             else:
-                ended = stages.evaluate_all(workdir, plan, indexes, stop)
+                from eval.evaluate import Choice
+
+                choice = Choice(arguments.only, arguments.runs, arguments.steps)
+                ended = stages.evaluate_all(workdir, plan, indexes, stop, choice)
     return DONE if ended else STOPPED
 
 

@@ -132,18 +132,24 @@ def _after_training(rows: pd.DataFrame) -> str:
 
 
 def _quantisation(rows: pd.DataFrame) -> str:
-    bits = {int(m[1]): c for c in rows.columns if (m := re.fullmatch(r"round_to_nearest_(\d+)/in_domain", c))}
-    for b in sorted(bits):
-        rise = _values(rows, bits[b]) - _values(rows, _LOSS)
-        if np.isfinite(rise).any():
-            text = f"rounding weights to {_count(b, 'bit')} changed in-domain loss by {_change(rise)}"
-            return text + _against_rank(rows, rise, "that change")
-    return ""
+    """Of the fewest bits."""
+    found = [m for c in rows.columns if (m := re.fullmatch(r"(round_to_nearest|gptq)_(\d+)/in_domain", c))]
+    rises = {(int(m[2]), m[1]): _values(rows, m[0]) - _values(rows, _LOSS) for m in found}
+    rises = {key: rise for key, rise in rises.items() if np.isfinite(rise).any()}
+    if not rises:
+        return ""
+    bits = min(b for b, _ in rises)
+    words = {"round_to_nearest": "rounding weights", "gptq": "GPTQ"}
+    of_fewest = {method: rises[bits, method] for method in words if (bits, method) in rises}
+    changes = [
+        f"{words[m]} to {_count(bits, 'bit')} changed in-domain loss by {_change(r)}" for m, r in of_fewest.items()
+    ]
+    return "; ".join(changes) + _against_rank(rows, list(of_fewest.values())[-1], "that change")
 
 
 def _finetuning(rows: pd.DataFrame) -> str:
     """The fine-tuning that forgets most."""
-    forgetting = {c: _values(rows, c) for c in rows.columns if re.fullmatch(r"finetune_.+/forgetting", c)}
+    forgetting = {c: _values(rows, c) for c in rows.columns if re.fullmatch(r"finetune_[^/]+_lr[^/]+/forgetting", c)}
     forgetting = {c: v for c, v in forgetting.items() if np.isfinite(v).any()}
     if not forgetting:
         return ""

@@ -17,6 +17,7 @@ import pandas as pd
 from etils import epath
 
 from eval import evaluate as evaluation
+from eval.check import check_evaluation
 from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
@@ -95,7 +96,7 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
         probe_documents(cohort, index)
         if to_train:
             _check_epochs(cohort, index)
-        _check_finetune_domain(plan.evaluation.finetune.domain, cohort, index)
+        check_evaluation(plan.evaluation, cohort, index)
     return indexes
 
 
@@ -128,25 +129,36 @@ def train_all(
     return one_process_a_stack(workdir, plan.stacks, stop, train)
 
 
-def evaluate_all(workdir: epath.Path, plan: Plan, indexes: dict[str, TokenIndex], stop: Callable[[], bool]) -> bool:
-    """Evaluates what isn't evaluated; False if a signal ended it. Raises ConfigError where nothing is trained."""
-    trained = any(member_lists(directory(workdir, stack.folder)) for stack in plan.stacks)
-    require(trained, "--workdir", str(workdir), "holds no checkpoint to evaluate; train first")
-    total = sum(len(evaluation.tasks(workdir, stack, plan.evaluation)) for stack in plan.stacks)
+def evaluate_all(
+    workdir: epath.Path,
+    plan: Plan,
+    indexes: dict[str, TokenIndex],
+    stop: Callable[[], bool],
+    choice: evaluation.Choice = evaluation.EVERYTHING,
+) -> bool:
+    """Evaluates what of `choice` isn't evaluated; False if a signal ended it.
+
+    Raises ConfigError where nothing is trained, and for a choice that nothing there answers to.
+    """
+    lists = [member_lists(directory(workdir, stack.folder)) for stack in plan.stacks]
+    there = {step: runs for of in lists for step, runs in of.items()}
+    require(bool(there), "--workdir", str(workdir), "holds no checkpoint to evaluate; train first")
+    choice.check(plan.evaluation, [run.id for run in plan.runs], sorted(there))
+    total = sum(len(evaluation.jobs(workdir, stack, plan.evaluation, choice)) for stack in plan.stacks)
     if not total:
         return True
     with progress("evaluate", total) as show:
         finished = 0
 
         def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:
-            def go_on(task: evaluation.Task) -> bool:
+            def go_on(job: evaluation.Job) -> bool:
                 nonlocal finished
                 finished += 1
-                show(finished, f"{task.evaluation} at step {task.step}")
+                show(finished, f"{job.evaluation.name} of {len(job.models)} models")
                 return not stop()
 
             index = indexes[stack.shape.data_name]
-            return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on)
+            return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on, choice)
 
         return one_process_a_stack(workdir, plan.stacks, stop, evaluate)
 
@@ -261,14 +273,3 @@ def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
             f"{run.id}: config.tokens = {run.config.tokens:,} pass its training tokens {passes:.3g} times; ask for "
             "that by a larger max_epochs, take fewer tokens, or add text",
         )
-
-
-def _check_finetune_domain(domain: str, cohort: Cohort, index: TokenIndex) -> None:
-    if not domain:
-        return
-    key, known = "config.evaluation.finetune.domain", ", ".join(index.domains)
-    require(domain in index.domains, key, domain, f"isn't in the data, which have {known}; '' leaves it out")
-    lack = too_few_tokens(index, (domain,), cohort.shape.sequence_length)
-    require(not lack, key, domain, lack)
-    there = index.shard("validation", domain).documents
-    require(there > 0, key, domain, "has no validation document; raise data.validation_fraction or add documents")

@@ -5,7 +5,7 @@ import time
 
 from etils import epath
 
-from eval.evaluate import tasks
+from eval.evaluate import jobs
 from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps
 from olmo_jax.metrics import METRICS, TIMINGS, last_row, read_jsonl
@@ -40,7 +40,7 @@ def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
     left, written_at_all = 0, False
     for stack in plan.stacks:
         written = member_lists(directory(workdir, stack.folder))
-        left += len(tasks(workdir, stack, plan.evaluation))
+        left += len(jobs(workdir, stack, plan.evaluation))
         written_at_all |= bool(written)
         steps = _step_seconds(workdir, stack)
         lines += [f"{run.id:<{width}}  {_line(workdir, stack, run, written, steps)}" for run in stack.runs]

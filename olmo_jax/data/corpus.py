@@ -6,6 +6,7 @@ Every corpus has one split, "train", of examples `{text, domain, id}`; which of 
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,8 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, python_packages, text_files
-
-BUILT_IN = ("python_packages", "text_files")
+from olmo_jax.data import DataError, built_in, debian_prose, olmo_tasks, python_packages, text_files
+from olmo_jax.data.built_in import BUILT_IN
 
 
 class Document(NamedTuple):
@@ -37,18 +37,36 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         return {"train": self._generate_examples()}
 
 
-class PythonPackages(_TextBuilder):
-    """Documents of `python_packages.examples`."""
+class _OwnBuilder(_TextBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Documents of `examples` of a corpus in built_in.OWN."""
 
-    VERSION = tfds.core.Version(python_packages.VERSION)
+    corpus: str
 
     def __init__(self, *, max_megabytes: float = DataConfig.max_megabytes, **kwargs: Any):
         self._max_megabytes = max_megabytes
         super().__init__(**kwargs)
 
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        for example in python_packages.examples(self._max_megabytes):
+        for example in built_in.OWN[self.corpus].examples(self._max_megabytes):
             yield example.id, example._asdict()
+
+
+class PythonPackages(_OwnBuilder):
+    VERSION = tfds.core.Version(python_packages.VERSION)
+    corpus = "python_packages"
+
+
+class DebianProse(_OwnBuilder):
+    VERSION = tfds.core.Version(debian_prose.VERSION)
+    corpus = "debian_prose"
+
+
+class OlmoTasks(_OwnBuilder):
+    VERSION = tfds.core.Version(olmo_tasks.VERSION)
+    corpus = "olmo_tasks"
+
+
+_OWN_BUILDERS = {builder.corpus: builder for builder in (PythonPackages, DebianProse, OlmoTasks)}
 
 
 class TextFiles(_TextBuilder):
@@ -99,20 +117,41 @@ class Corpus:
             ) from None
 
 
-def build(data: DataConfig, directory: Path) -> Corpus:
+class Joined:
+    """Several corpora as one: the documents of each in turn."""
+
+    def __init__(self, corpora: Sequence[Corpus]):
+        self.name = "+".join(corpus.name for corpus in corpora)
+        self._corpora = corpora
+
+    def __len__(self) -> int:
+        return sum(map(len, self._corpora))
+
+    def __iter__(self) -> Iterator[Document]:
+        return itertools.chain.from_iterable(self._corpora)
+
+
+def build(data: DataConfig, directory: Path) -> Corpus | Joined:
     """The corpus of a configuration: written below `directory` if it is a built-in one, else as it lies in tfds_dir.
 
-    Raises DataError for sources that can't be read and for a data set that isn't there.
+    Raises DataError for sources that can't be read or fetched, for names that can't be joined and for a data set that
+    isn't there.
     """
-    builder: tfds.core.DatasetBuilder
-    if data.corpus not in BUILT_IN:
-        return Corpus(_builder_on_disk(data), data.text_field, data.domain_field)
-    tfds.disable_progress_bar()
     place: dict[str, Any] = {"data_dir": directory, "file_format": "array_record"}
-    if data.corpus == "python_packages":
-        builder = PythonPackages(max_megabytes=data.max_megabytes, **place)
-    else:
-        builder = TextFiles(files=data.files, text_field=data.text_field, domain_field=data.domain_field, **place)
+    names = built_in.parts(data.corpus)
+    if names:
+        builders = [_OWN_BUILDERS[name](max_megabytes=data.max_megabytes, **place) for name in names]
+        corpora = [_written(builder) for builder in builders]
+        return corpora[0] if len(corpora) == 1 else Joined(corpora)
+    if data.corpus == "text_files":
+        return _written(
+            TextFiles(files=data.files, text_field=data.text_field, domain_field=data.domain_field, **place)
+        )
+    return Corpus(_builder_on_disk(data), data.text_field, data.domain_field)
+
+
+def _written(builder: tfds.core.DatasetBuilder) -> Corpus:
+    tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # it announces downloads, and there are none
         builder.download_and_prepare(file_format="array_record")
     return Corpus(builder, "text", "domain")
@@ -130,14 +169,14 @@ def sources_on_disk(data: DataConfig) -> dict[str, str]:
 def _builder_on_disk(data: DataConfig) -> tfds.core.DatasetBuilder:
     """Never TFDS's own code for a name: that may download, or import TensorFlow."""
     place = Path(data.tfds_dir).expanduser()
-    built_in = " or ".join(map(repr, BUILT_IN))
+    known = ", ".join(map(repr, BUILT_IN))
     if not data.tfds_dir or not place.is_dir():
-        raise DataError(f"data.corpus = {data.corpus!r} is not {built_in}, so it needs the TFDS folder it lies in: "
+        raise DataError(f"data.corpus = {data.corpus!r} is none of {known}, so it needs the TFDS folder it lies in: "
                         f"data.tfds_dir = {data.tfds_dir!r} is none")  # fmt: skip
     try:
         if (place / "dataset_info.json").is_file():
             return tfds.builder_from_directory(place)
         return tfds.core.read_only_builder.builder_from_files(data.corpus, data_dir=place)
     except tfds.core.DatasetNotFoundError:
-        raise DataError(f"data.corpus = {data.corpus!r}: no such data set in {place}, and it is not {built_in}; "
+        raise DataError(f"data.corpus = {data.corpus!r}: no such data set in {place}, and it is none of {known}; "
                         "correct the name or data.tfds_dir")  from None  # fmt: skip

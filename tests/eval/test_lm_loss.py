@@ -2,8 +2,10 @@ import jax
 import numpy as np
 import pytest
 
-from eval.lm_loss import lay_out, lm_loss, read_documents, summary
+from eval.lm_loss import lay_out, lm_loss, read_documents, standard_error, summary, summary_of_errors
 from olmo_jax import model
+from olmo_jax.data import tokenizer
+from olmo_jax.data.windows import evaluation_windows
 
 L = 16
 
@@ -56,10 +58,65 @@ def test_domains_trained_on_are_scored_on_validation_text_alone(index):
 
 def test_macro_averages_count_domains_alike_and_set_one_apart():
     losses = {"prose": 2.0, "code": 9.0, "law": 4.0, "verse": 6.0}
-    assert summary(losses, ("prose",), "code") == {
+    assert summary(losses, ("prose",), ("code",)) == {
         "in_domain": 2.0,
         "out_of_domain": 5.0,
         "macro": 21 / 4,
         **losses,
     }
-    assert "out_of_domain" not in summary({"prose": 2.0}, (), "")
+    assert "out_of_domain" not in summary({"prose": 2.0}, (), ())
+
+
+def test_every_token_of_every_document_is_counted_once(index, documents):
+    text = lay_out(documents, index.eos_id, L)
+    assert text.weights_NL.sum() == sum(len(d) for of in documents.values() for d in of) == text.tokens_K.sum()
+    assert (np.bincount(text.document_N, weights=text.weights_NL.sum(axis=1)) == text.tokens_K).all()
+
+
+def test_the_order_of_documents_and_domains_changes_nothing(tiny, index, stack, documents):
+    turned = {d: documents[d][::-1] for d in reversed(documents)}
+    one, other = (lm_loss(tiny.model, stack, lay_out(of, index.eos_id, L), 8) for of in (documents, turned))
+    for domain in documents:
+        np.testing.assert_allclose(one.by_domain[domain], other.by_domain[domain], rtol=1e-6)
+        np.testing.assert_allclose(one.standard_errors()[domain], other.standard_errors()[domain], rtol=1e-5)
+
+
+def test_bits_per_byte_are_of_the_bytes_of_the_text(tiny, index, stack, documents):
+    known = tokenizer.of_prepared(index.directory, index.eos_id)
+    losses = lm_loss(tiny.model, stack, lay_out(documents, index.eos_id, L, known), 8)
+    for domain, of in documents.items():
+        size = sum(len(known.decode(document).encode()) for document in of)
+        nats = losses.by_domain[domain] * losses.tokens[domain]
+        np.testing.assert_allclose(losses.bits_per_byte[domain], nats / np.log(2) / size, rtol=1e-9)
+
+
+def test_the_standard_error_is_that_of_drawing_documents_anew():
+    rng = np.random.default_rng(0)
+    tokens_K = rng.integers(5, 200, 300).astype(float)
+    nats_MK = tokens_K * (3 + rng.normal(0, 0.5, (1, 300))) + rng.normal(0, 2, (1, 300))
+    drawn = rng.integers(0, 300, (4000, 300))
+    bootstrap = np.std(nats_MK[0][drawn].sum(axis=1) / tokens_K[drawn].sum(axis=1))
+    assert standard_error(nats_MK, tokens_K)[0] == pytest.approx(bootstrap, rel=0.05)
+    equal = standard_error(np.array([[1.0, 2.0, 6.0]]), np.full(3, 1.0))
+    assert equal[0] == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
+    assert np.isnan(standard_error(np.ones((2, 1)), np.ones(1))).all()
+
+
+def test_a_paired_error_leaves_out_what_models_share(tiny, index, stack, documents):
+    losses = lm_loss(tiny.model, stack, lay_out(documents, index.eos_id, L), 8)
+    paired, alone = losses.standard_errors(losses), losses.standard_errors()
+    assert all((paired[d] == 0).all() and (alone[d] > 0).all() for d in documents)
+
+
+def test_errors_of_averages_are_those_of_independent_domains():
+    found = summary_of_errors({"prose": 0.3, "code": 9.0, "law": 0.4}, ("prose", "law"), ("code",))
+    assert found["in_domain"] == pytest.approx(0.25)
+    assert "out_of_domain" not in found
+
+
+def test_long_documents_go_on_in_windows_without_overlap():
+    inputs_NL, targets_NL, weights_NL, document_N = evaluation_windows([np.arange(1, 8), np.array([9])], 0, 3)
+    assert targets_NL.tolist() == [[1, 2, 3], [4, 5, 6], [7, 0, 0], [9, 0, 0]]
+    assert inputs_NL.tolist() == [[0, 1, 2], [3, 4, 5], [6, 0, 0], [0, 0, 0]]
+    assert weights_NL.sum(axis=1).tolist() == [3, 3, 1, 1]
+    assert document_N.tolist() == [0, 0, 0, 1]

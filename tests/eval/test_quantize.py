@@ -212,7 +212,15 @@ def test_params_of_the_blocks_are_rounded_and_nothing_else(params):
 def test_the_whole_path_has_to_match(params):
     result = quantize_params(params, 3, pattern="embedding")
     assert result["unembedding"] is params["unembedding"]
-    np.testing.assert_array_equal(result["embedding"], round_to_nearest(params["embedding"], 3))
+    assert not np.array_equal(result["embedding"], params["embedding"])
+
+
+def test_a_token_has_a_scale_of_its_own(params):
+    result = quantize_params(params, 3, pattern="(un)?embedding")
+    for name in ("embedding", "unembedding"):
+        np.testing.assert_array_equal(result[name], round_to_nearest(params[name].T, 3).T)
+    tied = {k: v for k, v in params.items() if k != "unembedding"}
+    np.testing.assert_array_equal(quantize_params(tied, 3, "unembedding")["embedding"], result["embedding"])
 
 
 def test_members_are_rounded_under_vmap(params):

@@ -35,8 +35,8 @@ def get_config(arg=""):
         grid = product({{"data.batch_size": [4, 8], "init_seed": [0, 1]}})
     else:
         grid = product({{"optimizer.weight_decay": [0.1, 5.0], "init_seed": [0, 1, 2] if arg == "larger" else [0, 1]}})
-    evaluation = dict(tokens_per_domain=200, quantize_bits=(3,), finetune=dict(
-        domain="code", learning_rates=(1e-2,), tokens=256, batch_size=4))
+    evaluation = dict(tokens_per_domain=200, quantize=dict(bits=(3,), methods=('round_to_nearest',)), finetune=dict(
+        targets=("code",), learning_rates=(1e-2,), tokens=256, batch_size=4))
     return ConfigDict(dict(train=train, grid=grid, evaluation=evaluation))
 """
 
@@ -105,8 +105,8 @@ def test_a_bad_override_is_one_line_and_exit_code_2(config, capsys, tmp_path, ve
         (["train", "--config={config}:one", "--config.mesh.data=3", "--workdir={new}"], 2,
          ["config.mesh.data = 3", "batch_size = 4", "divisor"]),
         (["train", "--config={config}:one", "--config.mesh.member=9", "--workdir={new}"], 2, ["9 devices", "are 8"]),
-        (["train", "--config={config}", "--config.evaluation.finetune.domain=poetry", "--workdir={new}"], 2,
-         ["config.evaluation.finetune.domain", "poetry", "code, other, prose"]),
+        (["train", "--config={config}", "--config.evaluation.finetune.targets=('poetry',)", "--workdir={new}"], 2,
+         ["config.evaluation.finetune.targets", "poetry", "code, other, prose"]),
         (["train", "--config={config}:one", "--config.data.sequence_length=100000", "--config.tokens=400000",
           "--config.model.context_length=100000", "--workdir={new}"], 1, ["fewer than one window"]),
         (["train", "--config={config}:one", "--config.data.sequence_length=100000", "--config.tokens=400000",

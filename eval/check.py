@@ -1,0 +1,81 @@
+"""What of an evaluation's configuration a cohort or its data can refuse, before anything is trained."""
+
+import re
+
+import jax
+
+from eval.config import SCOPES, EvalConfig
+from olmo_jax.cohort import Cohort, member_structs
+from olmo_jax.config import ConfigError, require
+from olmo_jax.data import DataError, task_items
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.windows import too_few_tokens
+from olmo_jax.sharding import path_name
+
+_AT = "config.evaluation"
+
+
+def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> None:
+    """Raises ConfigError for domains that aren't there or have no documents, patterns of no matrix, groups that don't
+    divide one, and tasks that aren't known or can't be fine-tuned on."""
+    for domain in config.domains:
+        _check_domain(f"{_AT}.domains", domain, index)
+    for domain in config.finetune.domains:
+        _check_domain(f"{_AT}.finetune.targets", domain, index)
+        lack = too_few_tokens(index, (domain,), cohort.shape.sequence_length)
+        require(not lack, f"{_AT}.finetune.targets", domain, lack)
+        there = index.shard("validation", domain).documents
+        remedy = "has no validation document; raise data.validation_fraction or add documents"
+        require(there > 0, f"{_AT}.finetune.targets", domain, remedy)
+    for split, key, names in (
+        ("train", "finetune.targets", config.finetune.tasks),
+        ("validation", "finetune.targets", config.finetune.tasks),
+        ("validation", "tasks.names", config.tasks.names),
+    ):
+        for name in names:
+            _check_task(f"{_AT}.{key}", name, split)
+    _check_matrices(config, cohort)
+
+
+def _check_domain(key: str, domain: str, index: TokenIndex) -> None:
+    require(domain in index.domains, key, domain, f"isn't in the data, which have {', '.join(index.domains)}")
+    there = sum(index.shard(split, domain).documents for split in ("train", "validation"))
+    require(there > 0, key, domain, "has no documents; leave it out, or add text")
+
+
+def _check_task(key: str, name: str, split: str) -> None:
+    try:
+        task_items.sources(name)
+        if name not in task_items.TASKS:
+            task_items.items(name, split)  # a file of the user's own
+    except DataError as error:
+        raise ConfigError(f"{key}: {error}") from None
+    known = task_items.TASKS.get(name)
+    there = known is None or split in known.folders
+    having = ", ".join(other for other, task in task_items.TASKS.items() if split in task.folders)
+    require(there, key, name, f"has no {split} items; these tasks have: {having}")
+
+
+def _check_matrices(config: EvalConfig, cohort: Cohort) -> None:
+    params = member_structs(cohort.shape).params
+    matrices = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params) if x.ndim == 2}
+    known = f"matches no matrix; there are {', '.join(list(matrices)[:8])}, ..."
+    chosen = config.quantize
+    for scope in chosen.scopes if chosen.bits and chosen.methods else ():
+        pattern = SCOPES.get(scope, scope)
+        if "unembedding" not in matrices and re.fullmatch(pattern, "unembedding"):
+            pattern = f"{pattern}|embedding"  # which serves as both
+        hit = {path: shape for path, shape in matrices.items() if re.fullmatch(pattern, path)}
+        require(bool(hit), f"{_AT}.quantize.scopes", scope, known)
+        for path, shape in hit.items():
+            inputs = shape[1] if path in ("embedding", "unembedding", "positions") else shape[0]
+            remedy = f"doesn't divide the {inputs} inputs of {path}; choose a divisor, or granularity 'channel'"
+            require(
+                not chosen.group_size or inputs % chosen.group_size == 0,
+                f"{_AT}.quantize.group_size",
+                chosen.group_size,
+                remedy,
+            )
+    if config.perturb.relative or config.perturb.absolute:
+        pattern = config.perturb.pattern
+        require(any(re.fullmatch(pattern, path) for path in matrices), f"{_AT}.perturb.pattern", pattern, known)

@@ -1,0 +1,159 @@
+"""What evaluations read: a stack of models, and the text, tokens and items that all stacks of a cohort share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from eval import tasks
+from eval.config import EvalConfig
+from eval.lm_loss import Losses, Text, averages, lay_out, lm_loss, read_documents, summary, summary_of_errors
+from eval.results import Measured
+from olmo_jax import checkpoint
+from olmo_jax.checkpoint import CheckpointError
+from olmo_jax.cohort import Cohort, Shape, member_structs
+from olmo_jax.data import task_items, tokenizer
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.windows import train_windows
+from olmo_jax.progress import say
+from olmo_jax.sharding import path_name
+
+Model = tuple[str, int]  # run id and step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Material:
+    """Of one cohort, read when first asked for."""
+
+    workdir: epath.Path
+    cohort: Cohort
+    index: TokenIndex
+    config: EvalConfig
+
+    @property
+    def shape(self) -> Shape:
+        return self.cohort.shape
+
+    @functools.cached_property
+    def documents(self) -> dict[str, list[np.ndarray]]:
+        """Validation documents by domain; of domains that nothing was trained on, any."""
+        trained = self.shape.train_domains
+        learnt = {*trained, *self.config.finetune.domains} if trained else ()
+        return read_documents(self.index, self.config.tokens_per_domain, tuple(learnt), self.config.domains)
+
+    @functools.cached_property
+    def text(self) -> Text:
+        return lay_out(self.documents, self.index.eos_id, self.shape.sequence_length, self.tokenizer)
+
+    @functools.cached_property
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        return tokenizer.of_prepared(self.index.directory, self.index.eos_id)
+
+    @functools.cached_property
+    def calibration(self) -> np.ndarray:
+        """Training windows `[N, L]`, the same for every run; says so where they are few."""
+        wanted = self.config.quantize.calibration_tokens
+        length, domains = self.shape.sequence_length, self.shape.train_domains
+        count = max(1, wanted // length)
+        tokens = sum(self.index.shard("train", d).tokens for d in domains or self.index.domains)
+        count = min(count, (tokens - 1) // length)
+        widest = max(self.shape.model.d_model, self.shape.model.d_ff)
+        if count * length < widest:
+            say(
+                f"calibration has {count * length} tokens, fewer than the {widest} inputs of a matrix, so GPTQ's "
+                "Hessians are singular but for the damping; raise config.evaluation.quantize.calibration_tokens"
+            )
+        return np.asarray(train_windows(self.index, domains, length, count, 0)[0])[:, :-1]
+
+    @functools.cached_property
+    def rows(self) -> Callable[[str, int, int], tasks.Rows]:
+        """Validation items of a task as rows, `rows(task, most, tokens)`: so many, drawn once for all, or all for 0."""
+
+        @functools.cache
+        def rows(task: str, most: int, tokens: int) -> tasks.Rows:
+            items = task_items.items(task, "validation")
+            drawn = np.random.default_rng(0).permutation(len(items))[: most or None]
+            return tasks.prepare([items[i] for i in drawn], self.tokenizer, tokens)
+
+        return rows
+
+    def load(self, models: Sequence[Model]) -> Any:
+        """The parameters of some models, stacked. Raises CheckpointError where one doesn't fit its configuration."""
+        parts, order = [], []
+        for step in dict.fromkeys(step for _, step in models):
+            members, params_M = checkpoint.load_stack(self.workdir, self.cohort.folder, step)
+            self._check_fits(step, params_M)
+            places = [m for m, (_, at) in enumerate(models) if at == step]
+            order += places
+            taken = np.array([members.index(models[m][0]) for m in places])
+            parts.append(jax.tree.map(lambda x, taken=taken: x[taken], params_M))
+        back = np.argsort(order)
+        return jax.tree.map(lambda *xs: jax.numpy.asarray(np.concatenate(xs)[back]), *parts)
+
+    def _check_fits(self, step: int, params_M: Any) -> None:
+        def shapes(tree: Any, drop: int) -> dict[str, tuple[int, ...]]:
+            return {path_name(p): x.shape[drop:] for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+        have, want = shapes(params_M, 1), shapes(member_structs(self.shape).params, 0)
+        for path in sorted(have.keys() | want.keys()):
+            if have.get(path) != want.get(path):
+                place = checkpoint.directory(self.workdir, self.cohort.folder) / str(step)
+                raise CheckpointError(
+                    f"{place}: {path} is {have.get(path, 'not there')}, and its runs' configuration makes it "
+                    f"{want.get(path, 'not there')}; put config.json and sweep.json back, or the checkpoint"
+                )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stack:
+    """M models of a cohort, (run, step) by place, and their parameters once they are asked for."""
+
+    material: Material
+    models: tuple[Model, ...]
+
+    @functools.cached_property
+    def params_M(self) -> Any:
+        return self.material.load(self.models)
+
+    @functools.cached_property
+    def losses(self) -> Losses:
+        """Of the models as they are."""
+        return self.losses_of(self.params_M)
+
+    def losses_of(self, params_M: Any) -> Losses:
+        """Of models of this architecture on the cohort's text."""
+        return lm_loss(self.material.shape.model, params_M, self.material.text, self.material.config.batch_size)
+
+    def told(self, losses: Losses) -> list[Measured]:
+        """Of each model: loss in nats per token, averages first, and the tokens behind it."""
+        return [Measured(of, {"tokens": losses.tokens}) for of in self.summaries(losses.by_domain)]
+
+    def told_with_rise(self, losses: Losses) -> list[Measured]:
+        """The same and, of the averages, the rise above the losses of the models as they are, with paired errors."""
+        errors = self.summaries(losses.standard_errors(self.losses), errors=True)
+        found = []
+        for after, before, error in zip(self.told(losses), self.summaries(self.losses.by_domain), errors, strict=True):
+            for name in self.averages:
+                after.metrics[f"rise/{name}"] = after.metrics[name] - before[name]
+                after.metrics[f"rise_standard_error/{name}"] = error[name]
+            found.append(after)
+        return found
+
+    def summaries(self, by_domain: dict[str, np.ndarray], errors: bool = False) -> list[dict[str, float]]:
+        """Of each model: averages, then domains; of standard errors as such."""
+        summarize = summary_of_errors if errors else summary
+        rows = [{d: float(v[m]) for d, v in by_domain.items()} for m in range(len(next(iter(by_domain.values()))))]
+        return [summarize(row, *self._division) for row in rows]
+
+    @property
+    def averages(self) -> list[str]:
+        """Names of the averages over domains that there are."""
+        return list(averages(self.material.text.domains, *self._division))
+
+    @property
+    def _division(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.material.shape.train_domains, self.material.config.finetune.domains

@@ -1,0 +1,219 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from eval import tasks
+from olmo_jax import model
+from olmo_jax.data import DataError
+from olmo_jax.data.task_items import Item
+from olmo_jax.data.tokenizer import train_bpe
+
+L = 24
+MEMBERS = 3
+
+
+def item(contexts, choices, gold=0):
+    if isinstance(contexts, str):
+        contexts = (contexts,) * len(choices)
+    return Item("0", tuple(contexts), tuple(choices), gold)
+
+
+ITEMS = [
+    item("the cat sat on", (" the mat", " a dog", " the rank of the matrix, surely"), 2),
+    item("in", (" we", " the loss is"), 1),
+    item(("the cat so the cat", "the dog so the dog"), (" slept",) * 2, 1),  # WinoGrande's kind
+    item("a context that is longer than the window " * 3, (" the mat", " Mädchen", " x"), 0),
+    item("short", (" and a continuation that is longer than the window " * 4, " is"), 1),
+    item("", ("the cat", " sat"), 0),
+    item("Answer: ", ("yes", "no"), 0),
+]
+SINGLE = [item(i.context, i.choices[:1]) for i in ITEMS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(["the cat sat on the mat, the loss is the rank of the matrix"] * 10, 290, "<|endoftext|>")
+
+
+@pytest.fixture(scope="module")
+def stack(tiny):
+    return jax.vmap(lambda seed: model.init(tiny.model, jax.random.key(seed)))(np.arange(MEMBERS, dtype=np.uint32))
+
+
+def scored(tiny, stack, items, tokenizer, batch_size=4, length=L):
+    rows = tasks.prepare(items, tokenizer, length)
+    return rows, tasks.score(tiny.model, stack, rows, batch_size)
+
+
+def one_by_one(config, params, tokenizer, context, choice, length=L):
+    """Log-likelihood of a choice and whether it is the greedy one, a token at a time, each on a text of its own."""
+    spaces = context[len(context.rstrip()) :]
+    context, choice = tokenizer.encode([context.rstrip(), spaces + choice])
+    total, greedy = 0.0, True
+    for start in range(0, len(choice), length):
+        piece = choice[start : start + length]
+        before = np.concatenate([context, choice[:start]])
+        before = before[max(0, len(before) + len(piece) - length) :]
+        for i, token in enumerate(piece):
+            text = np.concatenate([[tokenizer.eos_id], before, piece[:i]]).astype(np.int32)
+            log_p = jax.nn.log_softmax(model.apply(config, params, text[None]).logits_BLV[0, -1])
+            total += float(log_p[token])
+            greedy &= int(np.argmax(log_p)) == token
+    return total, greedy
+
+
+def test_log_likelihoods_are_those_of_scoring_each_choice_alone(tiny, stack, tokenizer):
+    rows, scores = scored(tiny, stack, ITEMS, tokenizer)
+    assert scores.greedy_MC is None
+    for m in range(MEMBERS):
+        params = jax.tree.map(lambda x, m=m: x[m], stack)
+        alone = [
+            one_by_one(tiny.model, params, tokenizer, *pair)[0]
+            for i in ITEMS
+            for pair in zip(i.contexts, i.choices, strict=True)
+        ]
+        np.testing.assert_allclose(scores.log_likelihood_MC[m], alone, rtol=1e-5)
+
+
+def test_metrics_are_those_of_a_plain_loop(tiny, stack, tokenizer):
+    rows, scores = scored(tiny, stack, ITEMS, tokenizer)
+    for m, found in enumerate(tasks.metrics(rows, scores)):
+        log_likelihoods = iter(scores.log_likelihood_MC[m])
+        right = {"accuracy": [], "accuracy_per_token": [], "accuracy_per_character": []}
+        bits = []
+        for i in ITEMS:
+            spaces = len(i.context) - len(i.context.rstrip())
+            lengths = np.array([len(c) + spaces for c in i.choices])
+            encoded = tokenizer.encode([" " * spaces + c for c in i.choices])
+            ll = np.array([next(log_likelihoods) for _ in i.choices])
+            for name, of in zip(right, (1, np.array([len(t) for t in encoded]), lengths), strict=True):
+                right[name].append(np.argmax(ll / of) == i.gold)
+            bits.append(-ll[i.gold] / math.log(2) / (len(i.choices[i.gold].encode()) + spaces))
+        for name, values in right.items():
+            p, n = np.mean(values), len(ITEMS)
+            assert found[name] == pytest.approx(p)
+            assert found[f"{name}_standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+        assert found["bits_per_byte"] == pytest.approx(np.mean(bits))
+        assert found["bits_per_byte_standard_error"] == pytest.approx(np.std(bits, ddof=1) / math.sqrt(len(bits)))
+        assert found["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2 + 1 / 3 + 1 / 2 + 1 / 2 + 1 / 2) / 7)
+        assert found["items"] == 7
+
+
+def test_neither_batch_size_nor_order_changes_a_thing(tiny, stack, tokenizer):
+    _, scores = scored(tiny, stack, ITEMS, tokenizer)
+    for batch_size in (1, 100):
+        _, others = scored(tiny, stack, ITEMS, tokenizer, batch_size)
+        np.testing.assert_allclose(others.log_likelihood_MC, scores.log_likelihood_MC, rtol=1e-5)
+    rows, backwards = scored(tiny, stack, ITEMS[::-1], tokenizer)
+    ends = np.cumsum([len(i.choices) for i in ITEMS])
+    for k, i in enumerate(ITEMS):
+        np.testing.assert_allclose(
+            backwards.log_likelihood_MC[:, rows.item_C == len(ITEMS) - 1 - k],
+            scores.log_likelihood_MC[:, ends[k] - len(i.choices) : ends[k]],
+            rtol=1e-5,
+        )
+
+
+def test_one_continuation_is_right_where_it_is_the_greedy_one(tiny, stack, tokenizer):
+    # What the first member would say after each context, two tokens of it, and what it wouldn't.
+    params = jax.tree.map(lambda x: x[0], stack)
+    said = []
+    for i in SINGLE[:4]:
+        (context,) = tokenizer.encode([i.context])
+        text = [tokenizer.eos_id, *context[-(L - 2) :]]
+        for _ in range(2):
+            logits = model.apply(tiny.model, params, np.array([text], np.int32)).logits_BLV[0, -1]
+            text.append(int(np.argmax(logits)))
+        said.append(tokenizer.decode(text[-2:]))
+    items = [item(i.context, (words,)) for i, words in zip(SINGLE, said, strict=False)] + SINGLE
+    rows, scores = scored(tiny, stack, items, tokenizer)
+    found = tasks.metrics(rows, scores)
+    for m in range(MEMBERS):
+        params = jax.tree.map(lambda x, m=m: x[m], stack)
+        alone = [one_by_one(tiny.model, params, tokenizer, i.context, i.choices[0]) for i in items]
+        np.testing.assert_array_equal(scores.greedy_MC[m], [greedy for _, greedy in alone])
+        assert found[m]["accuracy"] == pytest.approx(np.mean([greedy for _, greedy in alone]))
+        assert found[m]["nats"] == pytest.approx(-np.mean([total for total, _ in alone]), rel=1e-5)
+        assert found[m]["chance"] == 0
+        assert "accuracy_per_token" not in found[m]
+
+
+def with_scores(log_likelihoods, gold):
+    """Rows of items with so many choices each, all of the same length."""
+    sizes = [len(of_item) for of_item in log_likelihoods]
+    item_C = np.repeat(np.arange(len(sizes)), sizes)
+    place_C = np.concatenate([np.arange(n) for n in sizes])
+    eight_C = np.full(len(item_C), 8)
+    rows = tasks.Rows((), item_C, place_C, eight_C, eight_C, eight_C, np.array(gold))
+    return rows, tasks.Scores(np.concatenate(log_likelihoods)[None].astype(float), None)
+
+
+def test_of_ties_the_first_wins():
+    rows, scores = with_scores([[-2, -2], [-2, -2], [-3, -2, -2]], [0, 1, 1])
+    (found,) = tasks.metrics(rows, scores)
+    assert found["accuracy"] == found["accuracy_per_token"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_what_is_not_finite_is_never_right(place, bad):
+    of_item = [-2.0, -2.0]
+    of_item[place] = bad
+    rows, scores = with_scores([of_item, [-2, -3]], [0, 0])
+    (found,) = tasks.metrics(rows, scores)
+    assert all(math.isnan(found[name]) for name in found if name not in ("chance", "items"))
+
+
+@pytest.mark.parametrize("items", [ITEMS, SINGLE])
+def test_a_member_with_nan_has_nan_and_the_others_their_own(tiny, stack, tokenizer, items):
+    broken = jax.tree.map(lambda x: x.at[1].set(np.nan), stack)
+    fine = tasks.metrics(*scored(tiny, stack, items, tokenizer))
+    found = tasks.metrics(*scored(tiny, broken, items, tokenizer))
+    assert [found[m] for m in (0, 2)] == [pytest.approx(fine[m]) for m in (0, 2)]
+    assert all(math.isnan(found[1][name]) for name in found[1] if name not in ("chance", "items"))
+
+
+def test_a_single_item_has_no_standard_error():
+    rows, scores = with_scores([[-2, -3]], [0])
+    (found,) = tasks.metrics(rows, scores)
+    assert found["accuracy"] == 1
+    assert math.isnan(found["accuracy_standard_error"])
+
+
+def test_every_token_of_a_continuation_is_a_target_once_and_no_other(tokenizer):
+    rows = tasks.prepare(ITEMS, tokenizer, L)
+    targets = [[] for _ in rows.item_C]
+    for bucket in rows.buckets:
+        assert bucket.inputs_NL.shape[1] <= L
+        assert (bucket.inputs_NL[:, 0] == tokenizer.eos_id).all()
+        for first, row, weights, c in zip(*bucket[1:], strict=True):
+            assert first + weights.sum() <= bucket.inputs_NL.shape[1]
+            targets[c] += row[weights > 0].tolist()
+    pairs = [pair for i in ITEMS for pair in zip(i.contexts, i.choices, strict=True)]
+    for c, (context, choice) in enumerate(pairs):
+        choice = context[len(context.rstrip()) :] + choice
+        (tokens,) = tokenizer.encode([choice])
+        assert sorted(targets[c]) == sorted(tokens)  # pieces of a long one may lie in several buckets
+        assert (rows.characters_C[c], rows.bytes_C[c]) == (len(choice), len(choice.encode()))
+        assert rows.tokens_C[c] == len(targets[c])
+
+
+def test_rows_of_all_lengths_come_in_few_shapes(tokenizer):
+    items = [item("the " * n, (" mat" * k, " dog")) for n in range(1, 60) for k in (1, 5, 30)]
+    rows = tasks.prepare(items, tokenizer, 128)
+    assert len({(b.inputs_NL.shape[1], b.targets_NS.shape[1]) for b in rows.buckets}) == len(rows.buckets) <= 10
+    assert sum(len(b.choice_N) for b in rows.buckets) == 2 * len(items)
+
+
+def test_a_choice_of_no_tokens_is_an_error():
+    # A tokenizer with a vocabulary of words says nothing of what isn't one.
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    from olmo_jax.data.tokenizer import Tokenizer
+
+    words = Tokenizer(Backend(models.BPE(vocab={"<e>": 0, "a": 1}, merges=[])), "<e>", "words")
+    with pytest.raises(DataError, match="item 0: the tokenizer makes no tokens of 'ß'"):
+        tasks.prepare([item("a", ("a", "ß"))], words, L)
