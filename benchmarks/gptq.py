@@ -3,8 +3,8 @@
     python -m benchmarks.gptq       (in the environment of `make oracles`; 2 minutes on 2 cores)
     python -m benchmarks.gptq one_matrix stack ...                       (some of the questions alone)
 
-Questions: one_matrix, large, stack. Qwix's GPTQ isn't compiled as a whole: jax compiles each of its steps when it is
-first met, so its first call of a shape in a process takes much longer than those after it. Both are told.
+Questions: one_matrix, large, stack, cohort. Qwix's GPTQ isn't compiled as a whole: jax compiles each of its steps
+when it is first met, so its first call of a shape in a process takes much longer than those after it. Both are told.
 """
 
 import argparse
@@ -17,7 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.calibrate import Method, gptq_params
+from eval.config import SCOPES
 from eval.gptq import gptq, gptq_with_damping
+from olmo_jax import model
+from olmo_jax.config import ModelConfig
 
 TARGET = 100  # times as fast as Qwix, one matrix of 512 x 512
 
@@ -84,18 +88,29 @@ def ask_stack() -> None:
         print(f"48 matrices {inputs} x {outputs} under vmap: ours {told(*run)}", flush=True)
 
 
+def ask_cohort() -> None:
+    """A whole cohort of the demo: 6 models of 4 blocks, each calibrated on the same 16,384 tokens, block by block."""
+    config = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=4, d_ff=256)
+    params_M = jax.vmap(lambda seed: model.init(config, jax.random.key(seed)))(np.arange(6, dtype=np.uint32))
+    tokens_NL = np.random.default_rng(0).integers(0, config.vocab_size, (128, 128)).astype(np.int32)
+    run = timed(lambda: gptq_params(config, params_M, tokens_NL, SCOPES["blocks"], Method(4)), 3)
+    print(f"6 models of the demo, 28 matrices each: ours {told(*run)}", flush=True)
+
+
+QUESTIONS = {"one_matrix": ask_one_matrix, "large": ask_large, "stack": ask_stack, "cohort": ask_cohort}
+
+
 def main() -> None:
-    questions = {name.removeprefix("ask_"): f for name, f in globals().items() if name.startswith("ask_")}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(questions))
-    chosen = parser.parse_args().questions or list(questions)
-    if unknown := set(chosen) - set(questions):
-        parser.error(f"no question {', '.join(sorted(unknown))}; there are: {', '.join(questions)}")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
+    chosen = parser.parse_args().questions or list(QUESTIONS)
+    if unknown := set(chosen) - set(QUESTIONS):
+        parser.error(f"no question {', '.join(sorted(unknown))}; there are: {', '.join(QUESTIONS)}")
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, numpy {np.__version__}, "
           f"Python {platform.python_version()}", flush=True)  # fmt: skip
     for name in chosen:
-        questions[name]()
+        QUESTIONS[name]()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Errors(NamedTuple):
 class Method(NamedTuple):
     """Arguments of `eval.gptq.gptq`."""
 
-    bits: int
+    bits: int | Array
     granularity: str = "channel"
     group_size: int | None = None
     symmetric: bool = True
@@ -47,7 +47,7 @@ class Method(NamedTuple):
     damping: float = 0.01
 
     @property
-    def rounding(self) -> tuple[int, str, int | None, bool, str]:
+    def rounding(self) -> tuple[int | Array, str, int | None, bool, str]:
         """Those that `round_to_nearest` takes."""
         return self[:5]
 
@@ -70,6 +70,7 @@ def gptq_params(
       The stack, and the errors `[M]` of each matrix by path.
     """
     tokens_nBL = _batches(jnp.asarray(tokens_NL), batch_size)
+    bits, how = method.bits, method._replace(bits=0)  # apart, so that all widths are one compiled program
     params_M, errors = dict(params_M), dict[str, Errors]()
     tied = "unembedding" not in params_M
     if re.fullmatch(pattern, "embedding") and not tied:
@@ -78,11 +79,11 @@ def gptq_params(
     for i in range(config.n_layers):
         block = f"blocks_{i}"
         chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
-        params_M[block], x_MnBLD, found = _block(config, chosen, method, params_M[block], x_MnBLD)
+        params_M[block], x_MnBLD, found = _block(config, chosen, how, bits, params_M[block], x_MnBLD)
         errors |= {f"{block}/{path}": of for path, of in found.items()}
     last = "embedding" if tied else "unembedding"
     if any(re.fullmatch(pattern, name) for name in {last, "unembedding"}):
-        params_M[last], errors[last] = _unembedding(config, method, params_M, x_MnBLD)
+        params_M[last], errors[last] = _unembedding(config, how, bits, params_M, x_MnBLD)
     return params_M, errors
 
 
@@ -99,9 +100,9 @@ def _embed(config: ModelConfig, params_M: Any, tokens_nBL: Array) -> Array:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "chosen", "method"), donate_argnames="x_MnBLD")
+@functools.partial(jax.jit, static_argnames=("config", "chosen", "how"), donate_argnames="x_MnBLD")
 def _block(
-    config: ModelConfig, chosen: Sequence[str], method: Method, block_params_M: Any, x_MnBLD: Array
+    config: ModelConfig, chosen: Sequence[str], how: Method, bits: Array, block_params_M: Any, x_MnBLD: Array
 ) -> tuple[Any, Array, dict[str, Errors]]:
     """A block quantised, the states after it, and its errors."""
 
@@ -114,7 +115,7 @@ def _block(
 
         zeros = {path: jnp.zeros((len(w_IO), len(w_IO))) for path, w_IO in matrices.items()}
         hessians, _ = jax.lax.scan(add, zeros, x_nBLD)
-        quantized, errors = _quantize(matrices, hessians, method)
+        quantized, errors = _quantize(matrices, hessians, how._replace(bits=bits))
         new = {part: dict(of) if isinstance(of, dict) else of for part, of in block_params.items()}
         for path, q_IO in quantized.items():
             part, name = path.split("/")
@@ -125,15 +126,15 @@ def _block(
     return over_members(one)(block_params_M, x_MnBLD)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "method"))
-def _unembedding(config: ModelConfig, method: Method, params_M: Any, x_MnBLD: Array) -> tuple[Array, Errors]:
+@functools.partial(jax.jit, static_argnames=("config", "how"))
+def _unembedding(config: ModelConfig, how: Method, bits: Array, params_M: Any, x_MnBLD: Array) -> tuple[Array, Errors]:
     def one(params: Any, x_nBLD: Array) -> tuple[Array, Errors]:
         def add(hessian_DD: Array, x_BLD: Array) -> tuple[Array, None]:
             return hessian_DD + _gram(model.final_norm(config, params, x_BLD)), None
 
         w_DV = model.unembedding(params).T
         hessian_DD, _ = jax.lax.scan(add, jnp.zeros((len(w_DV), len(w_DV))), x_nBLD)
-        quantized, errors = _quantize({"unembedding": w_DV}, {"unembedding": hessian_DD}, method)
+        quantized, errors = _quantize({"unembedding": w_DV}, {"unembedding": hessian_DD}, how._replace(bits=bits))
         return quantized["unembedding"].T, errors["unembedding"]
 
     return over_members(one)(params_M, x_MnBLD)

@@ -193,17 +193,20 @@ class DynamicsConfig:
 
     Attributes:
       saturation: whether the loss rose after its best, and when the unembedding's rank fell; at the last checkpoint.
-      collapse: the rank has collapsed once it is lower than this share of the highest before.
+      collapse: the rank has collapsed once it is lower than this share of the highest before; collapse_after: of what
+        was measured after this share of the steps, since every rank falls from that of its random beginning.
       cka: linear CKA of each layer's states to those of the last checkpoint, at every checkpoint. cka_tokens: states.
     """
 
     saturation: bool = True
     collapse: float = 0.8
+    collapse_after: float = 0.2
     cka: bool = False
     cka_tokens: int = 1024
 
     def check(self, at: str) -> None:
         require(0 < self.collapse < 1, f"{at}.collapse", self.collapse, "needs a share between 0 and 1")
+        require(0 <= self.collapse_after < 1, f"{at}.collapse_after", self.collapse_after, "needs a share in [0, 1)")
         require(self.cka_tokens > 1, f"{at}.cka_tokens", self.cka_tokens, "needs at least 2")
 
 

@@ -20,6 +20,8 @@ from olmo_jax.config import ModelConfig
 from olmo_jax.metrics import METRICS, read_jsonl
 
 RANK = "unembedding/effective_rank"
+# The settings of `saturation` beside those of the losses that it is found from.
+COLLAPSE = ("collapse", "collapse_after")
 
 
 def saturation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
@@ -38,7 +40,9 @@ def _saturation(material: Material, run: str, end: int, evaluation: Evaluation) 
     domains = material.shape.train_domains or material.text.domains
     rise = rise_after_best({step: [of[d] for d in domains if d in of] for step, of in losses.items()})
     (config,) = (r.config for r in material.cohort.runs if r.id == run)
-    metrics = rise | collapse(_ranks(material, run), evaluation.settings["collapse"])
+    share, after = (evaluation.settings[name] for name in COLLAPSE)
+    ranks = {step: rank for step, rank in _ranks(material, run).items() if step >= after * end}
+    metrics = rise | collapse(ranks, share)
     if not config.imported and not math.isnan(rise["best_step"]):
         rate = optimizer.learning_rate(optimizer.hyper(config), np.array(rise["best_step"]))
         metrics["learning_rate_at_best"] = float(rate) / config.optimizer.learning_rate
@@ -104,7 +108,7 @@ def collapse(rank_by_step: Mapping[int, float], share: float) -> dict[str, float
 
 def _losses_by_step(material: Material, run: str, evaluation: Evaluation) -> dict[int, Any]:
     """The losses by document that lm_loss has stored, by step."""
-    settings = {k: v for k, v in evaluation.settings.items() if k != "collapse"}
+    settings = {k: v for k, v in evaluation.settings.items() if k not in COLLAPSE}
     losses = Evaluation("lm_loss", "lm_loss", settings)
     stored = {s: read(material.workdir, run, s, losses) for s in checkpoint.run_steps(material.workdir, run)}
     return {step: result["documents"] for step, result in stored.items() if result is not None}

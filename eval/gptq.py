@@ -15,7 +15,7 @@ import jax.scipy as jsp
 from jax import Array
 from jax.typing import ArrayLike
 
-from eval.quantize import Grid, check_scales, fit_grid
+from eval.quantize import Grid, check_bits, check_scales, fit_grid
 
 # Inputs whose errors are spread at once over the inputs after them.
 BLOCK = 128
@@ -24,7 +24,7 @@ BLOCK = 128
 def gptq(
     w_IO: ArrayLike,
     hessian_II: ArrayLike,
-    bits: int,
+    bits: int | Array,
     granularity: str = "channel",
     group_size: int | None = None,
     symmetric: bool = True,
@@ -64,7 +64,7 @@ def gptq(
       ValueError: an argument outside what is said above; or H is finite and no damping makes it positive definite.
         Under a transformation that isn't known: all weights are NaN instead, and `gptq_with_damping` tells the damping.
 
-    One compiled program for each shape and each choice of the arguments after `hessian_II`, `damping` excepted.
+    One compiled program for each shape and each choice of the arguments after `bits`, `damping` excepted.
     """
     rounded_IO, used, definite = _gptq(
         w_IO, hessian_II, damping, bits, granularity, group_size, symmetric, grid, act_order
@@ -89,7 +89,7 @@ def gptq(
 def gptq_with_damping(
     w_IO: ArrayLike,
     hessian_II: ArrayLike,
-    bits: int,
+    bits: int | Array,
     granularity: str = "channel",
     group_size: int | None = None,
     symmetric: bool = True,
@@ -108,19 +108,22 @@ def gptq_with_damping(
     return rounded_IO, jnp.where(definite, used, jnp.nan)
 
 
-def _gptq(w_IO: ArrayLike, hessian_II: ArrayLike, damping: float, *choices) -> tuple[Array, Array, Array]:
+def _gptq(
+    w_IO: ArrayLike, hessian_II: ArrayLike, damping: float, bits: int | Array, *choices
+) -> tuple[Array, Array, Array]:
     """`_solve` with its arguments checked."""
+    check_bits(bits)
     if not (damping >= 0 and math.isfinite(damping)):
         raise ValueError(f"damping = {damping!r}: needs a number that is 0 or more")
-    return _solve(w_IO, hessian_II, damping, *choices)
+    return _solve(w_IO, hessian_II, damping, bits, *choices)
 
 
-@functools.partial(jax.jit, static_argnames=("bits", "granularity", "group_size", "symmetric", "grid", "act_order"))
+@functools.partial(jax.jit, static_argnames=("granularity", "group_size", "symmetric", "grid", "act_order"))
 def _solve(
     w_IO: ArrayLike,
     hessian_II: ArrayLike,
     damping: ArrayLike,
-    bits: int,
+    bits: Array,
     granularity: str,
     group_size: int | None,
     symmetric: bool,

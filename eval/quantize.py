@@ -26,8 +26,8 @@ class Grid(NamedTuple):
 
     scale: Array
     zero: Array
-    lowest: int
-    highest: int
+    lowest: int | Array
+    highest: int | Array
 
     def snap(self, w: Array) -> Array:
         """The weights of the levels nearest to `w`, exact halves to the even one, in the type of the scale."""
@@ -35,22 +35,28 @@ class Grid(NamedTuple):
         return self.scale * (level - self.zero)
 
 
-def fit_grid(w: Array, bits: int, axis: int | tuple[int, ...] = 0, symmetric: bool = True, grid: str = "max") -> Grid:
+def check_bits(bits: int | Array) -> None:
+    """Raises ValueError for a number of bits outside 2..8; one that is traced is taken as it is."""
+    if not isinstance(bits, jax.core.Tracer) and bits not in range(2, 9):
+        raise ValueError(f"bits = {bits!r}: needs a whole number from 2 to 8")
+
+
+def fit_grid(
+    w: Array, bits: int | Array, axis: int | tuple[int, ...] = 0, symmetric: bool = True, grid: str = "max"
+) -> Grid:
     """The grid of the weights along `axis`, as `round_to_nearest` takes it; scale and zero keep `axis` at size 1.
 
-    Raises ValueError for a number of bits outside 2..8, or an unknown grid.
+    Raises ValueError for an unknown grid.
     """
-    if bits not in range(2, 9):
-        raise ValueError(f"bits = {bits!r}: needs a whole number from 2 to 8")
     if grid not in SYMMETRIC_GRIDS:
         raise ValueError(f"grid = {grid!r}: needs one of {', '.join(SYMMETRIC_GRIDS)}")
     w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
     if symmetric:
-        top = 2 ** (bits - 1) - 1
+        top = (1 << (bits - 1)) - 1
         scale = jnp.max(jnp.abs(w), axis=axis, keepdims=True) / (top if grid == "max" else top + 0.5)
         scale = jnp.where(scale == 0, 1.0, scale)
         return Grid(scale, jnp.zeros_like(scale), -top - 1, top)
-    top = 2**bits - 1
+    top = (1 << bits) - 1
     least = jnp.minimum(jnp.min(w, axis=axis, keepdims=True), 0.0)
     scale = (jnp.maximum(jnp.max(w, axis=axis, keepdims=True), 0.0) - least) / top
     scale = jnp.where(scale == 0, 1.0, scale)
@@ -72,10 +78,9 @@ def check_scales(shape: tuple[int, ...], granularity: str, group_size: int | Non
         raise ValueError(f"group_size = {group_size} doesn't divide the {shape[0]} inputs of a weight {shape}")
 
 
-@functools.partial(jax.jit, static_argnames=("bits", "granularity", "group_size", "symmetric", "grid"))
 def round_to_nearest(
     w_IO: ArrayLike,
-    bits: int,
+    bits: int | Array,
     granularity: str = "channel",
     group_size: int | None = None,
     symmetric: bool = True,
@@ -107,8 +112,16 @@ def round_to_nearest(
     Raises:
       ValueError: not a matrix, or an argument outside what is said above.
 
-    All arguments but `w_IO` are static: one compiled program for each shape and choice of them.
+    One compiled program for each shape and each choice of the arguments after `bits`.
     """
+    check_bits(bits)
+    return _round_to_nearest(w_IO, bits, granularity, group_size, symmetric, grid)
+
+
+@functools.partial(jax.jit, static_argnames=("granularity", "group_size", "symmetric", "grid"))
+def _round_to_nearest(
+    w_IO: ArrayLike, bits: Array, granularity: str, group_size: int | None, symmetric: bool, grid: str
+) -> Array:
     w_IO = jnp.asarray(w_IO)
     if not jnp.issubdtype(w_IO.dtype, jnp.floating):
         w_IO = w_IO.astype(jnp.float32)
@@ -123,7 +136,7 @@ def round_to_nearest(
 
 def quantize_params(
     params: Mapping[str, Any],
-    bits: int,
+    bits: int | Array,
     pattern: str = BLOCK_PROJECTIONS,
     granularity: str = "channel",
     group_size: int | None = None,

@@ -17,6 +17,7 @@ from eval.material import Stack
 from eval.quantize import quantize_params
 from eval.results import Evaluation, Measured
 from olmo_jax.cohort import over_members
+from olmo_jax.data import task_items
 from olmo_jax.data.windows import unigram_loss
 from olmo_jax.progress import say
 from olmo_jax.sharding import path_name
@@ -39,7 +40,7 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
         settings = text | {"tokens": config.dynamics.cka_tokens}
         found.append(Evaluation("cka", "cka", settings, everywhere=config.all_checkpoints))
     if config.dynamics.saturation and config.all_checkpoints:
-        settings = text | {"collapse": config.dynamics.collapse}
+        settings = text | {name: getattr(config.dynamics, name) for name in dynamics.COLLAPSE}
         found.append(Evaluation("saturation", "saturation", settings, at_the_end=True))
     return found + finetune.evaluations(config, text)
 
@@ -105,7 +106,8 @@ def _unigram(stack: Stack, evaluation: Evaluation) -> list[Measured]:
 
 def _round_to_nearest(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     settings = evaluation.settings
-    rounded_M = _rounded(stack.params_M, settings["pattern"], _method(settings).rounding)
+    bits, *how = _method(settings).rounding
+    rounded_M = _rounded(stack.params_M, bits, settings["pattern"], tuple(how))
     told = stack.told_with_rise(stack.losses_of(rounded_M))
     errors = {path: {"weight": e_M} for path, e_M in _weight_errors(stack.params_M, rounded_M).items()}
     return _with_errors(told, errors)
@@ -149,9 +151,8 @@ def _method(settings: dict[str, Any]) -> Method:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("pattern", "rounding"))
-def _rounded(params_M: Any, pattern: str, rounding: tuple) -> Any:
-    bits, *how = rounding
+@functools.partial(jax.jit, static_argnames=("pattern", "how"))
+def _rounded(params_M: Any, bits: jax.Array, pattern: str, how: tuple) -> Any:
     return jax.vmap(lambda params: quantize_params(params, bits, pattern, *how))(params_M)
 
 
@@ -219,7 +220,8 @@ def _tasks(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     tokens = settings["tokens"] or material.shape.sequence_length
     rows = material.rows(settings["task"], settings["items"], tokens)
     scores = tasks.score(material.shape.model, stack.params_M, rows, material.config.batch_size)
-    return [Measured(of, {}) for of in tasks.metrics(rows, scores)]
+    sources = task_items.sources(settings["task"])
+    return [Measured(of, {"sources": sources}) for of in tasks.metrics(rows, scores)]
 
 
 def _file_name(text: str) -> str:

@@ -190,7 +190,8 @@ def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.P
     if data["tokenizer"] != "bpe":
         file = epath.Path(data["tokenizer"])
         if not file.exists():
-            raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: no such file")
+            remedy = "no such file; name the tokenizer.json that the model was trained with"
+            raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: {remedy}")
         return file, data["eos_token"]
     folders = [revision.folder for revision in found]
     for folder in (*folders, *([folders[0].parent] if len(folders) > 1 else ())):

@@ -236,7 +236,7 @@ def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[f
             tokens = training_tokens_of(index, data.train_domains)
             found[name] = float(sum(map(len, tokens))), ""
         elif text := rough_bytes(data):
-            told = "at least " if data.corpus == "python_packages" else "about "  # its cap may not be reached
+            told = "at least " if "python_packages" in data.corpus else "about "  # its cap may not be reached
             found[name] = text * (1 - data.validation_fraction) / _BYTES_A_TOKEN, told
     return found
 

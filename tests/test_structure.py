@@ -101,7 +101,7 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
         (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
     commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("olmo-jax")]
-    assert len(commands) == 20
+    assert len(commands) == 23
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
     for command in commands:

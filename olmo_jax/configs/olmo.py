@@ -8,7 +8,7 @@ vocabulary here is 4096 tokens, for the built-in corpus has a few million. Sizes
 public ones with their own vocabulary, learning rate and weight decay [code]. Context, batch and budget of all are
 smaller than published: 512, 32 and 2 million. For OLMo-1's own tokenizer and context:
 
-    --config.data.tokenizer=tokenizer.json --config.model.vocab_size=50280 --config.data.sequence_length=1024
+    --config.data.tokenizer=olmo --config.model.vocab_size=50280 --config.data.sequence_length=1024
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,9 @@ def member(params_M, m):
     return jax.tree.map(lambda x: x[m], params_M)
 
 
-@pytest.mark.parametrize("name", ["olmo", "olmo2", "gpt_neox", "tied"])
+@pytest.mark.parametrize(
+    "name", ["olmo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("olmo2", "gpt_neox", "tied"))]
+)
 def test_every_projection_of_every_architecture_is_quantised_and_nothing_else(name):
     config = VARIANTS[name]
     before = stack(config)
@@ -57,6 +59,7 @@ def test_the_first_block_is_gptq_on_what_it_reads():
             assert np.mean(np.abs(found - expected) < 1e-5) > 0.97, (part, name)  # a flip carries on down its column
 
 
+@pytest.mark.slow
 def test_what_a_block_reads_came_through_the_quantised_ones_before_it():
     config = FAMILIES["olmo"]
     params_M = stack(config, 1)
@@ -69,6 +72,7 @@ def test_what_a_block_reads_came_through_the_quantised_ones_before_it():
         assert np.mean(untouched["blocks_1"][part][name] != both["blocks_1"][part][name]) > 0.01
 
 
+@pytest.mark.slow
 def test_members_are_quantised_each_on_its_own_states():
     config = FAMILIES["gpt_neox"]
     params_M = stack(config, 3)

@@ -209,6 +209,7 @@ def test_fine_tuning_on_items_makes_their_answers_likelier(evaluated):
         assert found["metrics"]["target_accuracy"] == 1
 
 
+@pytest.mark.slow
 def test_rates_and_seeds_as_members_are_fine_tunings_alone(cohort, trained, index, config):
     both = dataclasses.replace(config.finetune, targets=("code",), seeds=(0, 1), points=1)
     together = dataclasses.replace(config, finetune=both)
@@ -240,6 +241,7 @@ def test_a_fine_tuning_that_diverges_has_no_numbers(cohort, trained, index, conf
     assert results["finetune_code_best"]["metrics"]["learning_rate"] == 0.001
 
 
+@pytest.mark.slow
 def test_checkpoints_are_fine_tuned_together(cohort, trained, index, config):
     only = Choice(only=("finetune_code*",), steps="all", runs="run0")
     todo = jobs(trained, cohort, config, only)
@@ -343,17 +345,15 @@ def test_what_can_not_be_done_is_refused_before_training(cohort, index, changes,
         check_evaluation(from_config_dict(EvalConfig, values, "config.evaluation"), cohort, index)
 
 
-def test_few_calibration_tokens_are_told_with_their_number(cohort, index, trained, config, capsys):
-    few = dataclasses.replace(config, quantize=QuantizeConfig(bits=(4,), methods=("gptq",), calibration_tokens=16))
-    assert evaluate(trained, cohort, index, few, lambda job: True, Choice(only=("gptq",)))
-    assert "calibration has 16 tokens, fewer than the 32 inputs of a matrix" in capsys.readouterr().err
-
-
-def test_where_damping_does_not_suffice_it_is_raised_and_said(cohort, index, trained, config, capsys):
+def test_few_calibration_tokens_are_told_with_their_number_and_damping_is_raised(
+    cohort, index, trained, config, capsys
+):
     quantize = QuantizeConfig(bits=(4,), methods=("gptq",), calibration_tokens=16, damping=0.0)
     few = dataclasses.replace(config, quantize=quantize)
     assert evaluate(trained, cohort, index, few, lambda job: True, Choice(only=("gptq",)))
-    assert "with damping = 0 the Hessians of" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "calibration has 16 tokens, fewer than the 32 inputs of a matrix" in said
+    assert "gptq_4: with damping = 0 the Hessians of" in said
     assert max(of["damping"] for of in stored(trained, "run0", "gptq_4")["matrices"].values()) > 0.009
     assert metrics(trained, "run0", "gptq_4")["macro"] > 0
 

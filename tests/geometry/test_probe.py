@@ -43,7 +43,7 @@ def values_of(w_VD):
     }
 
 
-@pytest.mark.parametrize("kind", ["common vector", "wide"])
+@pytest.mark.parametrize("kind", ["common vector", pytest.param("wide", marks=pytest.mark.slow)])
 def test_every_metric_is_the_library_function_of_that_name(matrices, kind):
     w_VD = matrices[kind][:300]
     summary = probe.summarize(w_VD, tuple(probe.METRICS), n_neighbors=12)
@@ -148,6 +148,7 @@ def test_a_count_is_no_metric_of_the_matrix(registry, monkeypatch):
     assert "rows" in probe.COUNTS
 
 
+@pytest.mark.slow
 def test_gradients_match_differences():
     """Of every metric, against central differences at a step at which neither rounding nor curvature has its say."""
     names = tuple(name for name in probe.METRICS if name not in probe.COUNTS)

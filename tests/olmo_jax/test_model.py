@@ -16,7 +16,12 @@ def params():
 
 
 @pytest.mark.parametrize(
-    ("vocab", "d_model", "n_layers"), [(97, 32, 2), (512, 64, 4), (2048, 256, 2), (50304, 256, 1), (1000, 1024, 1)]
+    ("vocab", "d_model", "n_layers"),
+    [
+        (97, 32, 2),
+        (50304, 256, 1),
+        *(pytest.param(*size, marks=pytest.mark.slow) for size in ((512, 64, 4), (2048, 256, 2), (1000, 1024, 1))),
+    ],
 )
 def test_initial_loss_is_within_2_percent_of_ln_v(vocab, d_model, n_layers):
     config = ModelConfig(vocab, 1, d_model, n_layers, n_heads=4, d_ff=2 * d_model)

@@ -97,7 +97,7 @@ def test_a_member_that_ends_early_is_what_it_is_alone(cohort, trained, index, tm
         chex.assert_trees_all_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("after", [2, 6, 7, 9])
+@pytest.mark.parametrize("after", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 6, 9))])
 def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(cohort, trained, index, tmp_path, after):
     workdir = epath.Path(tmp_path)
     assert not train(workdir, cohort, index, stopper(after))
@@ -112,7 +112,7 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(cohort, trained, index
     assert set(member_lists(path)) == checkpoint_steps(cohort) == {5, 7, 10, 12}
 
 
-@pytest.mark.parametrize("steps_per_call", [3, 0])
+@pytest.mark.parametrize("steps_per_call", [3, pytest.param(0, marks=pytest.mark.slow)])
 def test_several_steps_a_call_change_no_number_whether_stopped_or_not(cohort, trained, index, tmp_path, steps_per_call):
     """3 divides neither the probes' 4 steps nor the checkpoints' 5; 0 takes as many as there are between these."""
     compute = ComputeConfig(steps_per_call=steps_per_call)

@@ -114,6 +114,9 @@ def test_a_bad_override_is_one_line_and_exit_code_2(config, capsys, tmp_path, ve
         (["plan", "--config={config}:raises"], 2, ["small.py", "no_such_name"]),
         (["status", "--workdir={new}"], 2, ["new", "no sweep.json"]),
         (["report", "--workdir={new}"], 2, ["new", "no sweep.json"]),
+        (["evaluate", "--workdir={new}", "--steps=last"], 2, ["--steps", "'last'", "final, all, or steps"]),
+        (["train", "--config={config}", "--config.evaluation.quantize.bits=(9,)", "--workdir={new}"], 2,
+         ["config.evaluation.quantize.bits = (9,)", "2 to 8"]),
     ],
 )  # fmt: skip
 def test_bad_usage_is_one_line_and_trains_nothing(config, capsys, tmp_path, arguments, code, words):
@@ -194,6 +197,11 @@ def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_pa
     sweep = json.loads((workdir / "sweep.json").read_text())
     sweep["cohorts"][0]["runs"][0]["config"]["mesh"]["data"] = 400  # as on a machine with more than there are here
     (workdir / "sweep.json").write_text(json.dumps(sweep))
+    assert cli.main(["evaluate", f"--workdir={workdir}", "--only=lm_loss", "--runs=*", "--steps=final"]) == 0
+    assert {p.name for p in workdir.glob("runs/*/results/*")} == {"lm_loss@8.json"}
+    capsys.readouterr()
+    line = refused(capsys, ["evaluate", f"--workdir={workdir}", "--only=trivia"], 2)
+    assert "--only = 'trivia': is no evaluation of this configuration; it has gptq, lm_loss" in line
     assert cli.main(["evaluate", f"--workdir={workdir}"]) == 0
     capsys.readouterr()
     assert cli.main(["status", f"--workdir={workdir}"]) == 0
