@@ -1,0 +1,42 @@
+"""What can only be seen of a model that has learnt something: the demo's, trained four times as long."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = """
+import dataclasses
+
+from eval.config import EvalConfig, QuantizeConfig
+from olmo_jax.config import TrainConfig, from_config_dict
+from sweeps.configs import demo
+from sweeps.plan import sweep_config
+
+def get_config():
+    train = from_config_dict(TrainConfig, demo.get_config().train)
+    train = dataclasses.replace(
+        train, tokens=1_000_000, data=dataclasses.replace(train.data, batch_size=8, max_epochs=9.0))
+    evaluation = EvalConfig(all_checkpoints=False, quantize=QuantizeConfig(bits=(3,)))
+    return sweep_config(train, [{}], evaluation)
+"""
+
+
+@pytest.mark.slow
+def test_at_3_bits_gptq_costs_less_loss_than_rounding_to_nearest(tmp_path):
+    (tmp_path / "longer.py").write_text(CONFIG)
+    command = ["run", f"--config={tmp_path}/longer.py", f"--workdir={tmp_path}/work"]
+    fast = os.environ | {"XLA_FLAGS": ""}  # the tests' own flags leave programs unoptimised
+    done = subprocess.run([sys.executable, "-m", "sweeps.cli", *command], env=fast, capture_output=True, text=True,
+                          timeout=600, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rounded, gptq = (
+        json.loads(next(tmp_path.glob(f"work/runs/*/results/{name}_3@*.json")).read_text())
+        for name in ("round_to_nearest", "gptq")
+    )
+    rise, error = gptq["metrics"]["rise/in_domain"], gptq["metrics"]["rise_standard_error/in_domain"]
+    assert rise + 3 * error < rounded["metrics"]["rise/in_domain"]
+    for of in gptq["matrices"].values():
+        assert of["output"] < of["output_rounded"]
