@@ -26,12 +26,11 @@ class Errors(NamedTuple):
     """How far a quantised matrix Q is from W, scalars.
 
     output: sqrt(tr((W - Q)^T H (W - Q)) / tr(W^T H W)), the relative error of its outputs on the calibration tokens.
-    output_rounded: the same of round-to-nearest. weight: |W - Q|_F / |W|_F. damping: what the Hessian needed.
+    output_rounded: the same of round-to-nearest. damping: what the Hessian needed.
     """
 
     output: Array
     output_rounded: Array
-    weight: Array
     damping: Array
 
 
@@ -57,14 +56,13 @@ def gptq_params(
 ) -> tuple[Any, dict[str, Errors]]:
     """A stack of models with the matrices whose path matches quantised by GPTQ, each member on its own states.
 
-    An embedding that matches is rounded to nearest, which is what GPTQ comes to where inputs are single tokens. It and
-    the unembedding have a scale a token ("channel"), or groups of dimensions of a token's vector.
+    Embedding and positions that match are rounded to nearest, which is what GPTQ comes to where inputs are single
+    tokens. They and the unembedding have a scale a token ("channel"), or groups of dimensions of a token's vector.
 
     Args:
-      tokens_NL: calibration text, the same for all members; the last rows beyond a whole batch are left out where there
-        is a whole one.
+      tokens_NL: calibration text, the same for all members.
       pattern: regular expression that the whole of a parameter's path has to match.
-      batch_size: rows of text that go through a block at a time.
+      batch_size: rows of text that go through a block at a time, at most; a divisor of N is taken.
 
     Returns:
       The stack, and the errors `[M]` of each matrix by path.
@@ -73,8 +71,9 @@ def gptq_params(
     bits, how = method.bits, method._replace(bits=0)  # apart, so that all widths are one compiled program
     params_M, errors = dict(params_M), dict[str, Errors]()
     tied = "unembedding" not in params_M
-    if re.fullmatch(pattern, "embedding") and not tied:
-        params_M = jax.vmap(lambda p: quantize_params(p, method.bits, "embedding", *method.rounding[1:]))(params_M)
+    for name in ("positions",) if tied else ("embedding", "positions"):
+        if name in params_M and re.fullmatch(pattern, name):
+            params_M = jax.vmap(lambda p, n=name: quantize_params(p, method.bits, n, *method.rounding[1:]))(params_M)
     x_MnBLD = _embed(config, params_M, tokens_nBL)
     for i in range(config.n_layers):
         block = f"blocks_{i}"
@@ -152,8 +151,7 @@ def _quantize(
         def share(off_IO: Array) -> Array:
             return jnp.sqrt(_output(off_IO, hessian_II) / jnp.where(size > 0, size, 1.0))
 
-        weight = jnp.linalg.norm(w_IO - q_IO) / jnp.maximum(jnp.linalg.norm(w_IO), jnp.finfo(w_IO.dtype).tiny)
-        return q_IO, Errors(share(w_IO - q_IO), share(w_IO - round_to_nearest(w_IO, *method.rounding)), weight, used)
+        return q_IO, Errors(share(w_IO - q_IO), share(w_IO - round_to_nearest(w_IO, *method.rounding)), used)
 
     found: dict[str, Array] = {}
     errors: dict[str, Errors] = {}
@@ -178,6 +176,5 @@ def _gram(x_BLI: Array) -> Array:
 
 def _batches(tokens_NL: Array, batch_size: int) -> Array:
     """[N, L] -> [n, B, L]."""
-    size = min(batch_size, len(tokens_NL))
-    whole = len(tokens_NL) // size * size
-    return tokens_NL[:whole].reshape(-1, size, tokens_NL.shape[1])
+    size = next(b for b in range(min(batch_size, len(tokens_NL)), 0, -1) if len(tokens_NL) % b == 0)
+    return tokens_NL.reshape(-1, size, tokens_NL.shape[1])

@@ -13,11 +13,26 @@ from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.sharding import path_name
 
 _AT = "config.evaluation"
+# What results say beside the losses by domain.
+_TAKEN = {
+    "in_domain",
+    "out_of_domain",
+    "macro",
+    "target",
+    "target_accuracy",
+    "forgetting",
+    "step",
+    "tokens",
+    "train_loss",
+}
 
 
 def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> None:
     """Raises ConfigError for domains that aren't there or have no documents, patterns of no matrix, groups that don't
     divide one, and tasks that aren't known or can't be fine-tuned on."""
+    for domain in sorted(_TAKEN & {*index.domains}):
+        raise ConfigError(f"{_AT}: the data have a domain {domain!r}, which is the name of something else in results; "
+                          "rename it in the text")  # fmt: skip
     for domain in config.domains:
         _check_domain(f"{_AT}.domains", domain, index)
     for domain in config.finetune.domains:
@@ -35,6 +50,24 @@ def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
         for name in names:
             _check_task(f"{_AT}.{key}", name, split)
     _check_matrices(config, cohort)
+    _check_measured(config, cohort)
+
+
+def _check_measured(config: EvalConfig, cohort: Cohort) -> None:
+    """What is said of fine-tuning and saturation needs the domains behind it; what is read has to fit the model."""
+    trained = cohort.shape.train_domains
+    if config.domains:
+        remedy = f"leaves out all that was trained on ({', '.join(trained)}); name one of these too"
+        require(not trained or bool({*trained} & {*config.domains}), f"{_AT}.domains", config.domains, remedy)
+        for target in config.finetune.domains:
+            remedy = f"leaves out the fine-tuning target {target!r}; name it too"
+            require(target in config.domains, f"{_AT}.domains", config.domains, remedy)
+    most = cohort.shape.model.context_length
+    for key, tokens, used in (
+        ("finetune.item_tokens", config.finetune.item_tokens, config.finetune.tasks),
+        ("tasks.tokens", config.tasks.tokens, config.tasks.names),
+    ):
+        require(not used or tokens <= most, f"{_AT}.{key}", tokens, f"is more than the model's context of {most}")
 
 
 def _check_domain(key: str, domain: str, index: TokenIndex) -> None:

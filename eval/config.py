@@ -4,17 +4,16 @@ import dataclasses
 import math
 import re
 
-from eval.quantize import GRANULARITIES, SYMMETRIC_GRIDS
+from eval.quantize import BLOCK_PROJECTIONS, GRANULARITIES, SYMMETRIC_GRIDS
 from olmo_jax.config import ConfigError, one_of, require
 
 METHODS = ("round_to_nearest", "gptq")
 
 # Parts of a model that are quantised together, as patterns of parameter paths. Norms and biases never are.
-_BLOCKS = r"blocks_\d+/(attention|mlp)/\w+"
 SCOPES = {
-    "blocks": _BLOCKS,
-    "blocks+unembedding": rf"{_BLOCKS}|unembedding",
-    "all": rf"{_BLOCKS}|unembedding|embedding",
+    "blocks": BLOCK_PROJECTIONS,
+    "blocks+unembedding": rf"{BLOCK_PROJECTIONS}|unembedding",
+    "all": rf"{BLOCK_PROJECTIONS}|unembedding|embedding",
 }
 
 
@@ -84,7 +83,7 @@ class FinetuneConfig:
       targets: what is trained on, one after another: a domain of the data, or "task:NAME", the training items of a
         multiple-choice or classification task (its answers' tokens alone bear loss); () leaves fine-tuning out.
       learning_rates: peaks. seeds: of the order of the text, and of dropout; their mean and spread are reported.
-      tokens: of each target. batch_size: sequences, or items, a step.
+      tokens: of each target, an item counted with its padding. batch_size: sequences, or items, a step.
       warmup_fraction, weight_decay: as in OptimizerConfig.
       points: times along the way, evenly spaced and with the end, at which losses and geometry are measured.
       task_items: validation items of a task that are scored. item_tokens: an item's length, cut on the left.
@@ -122,8 +121,9 @@ class FinetuneConfig:
         require(bool(rates) or not self.targets, f"{at}.learning_rates", rates, "needs one at least")
         require(bool(self.seeds), f"{at}.seeds", self.seeds, "needs one at least")
         require(all(0 <= s < 2**32 for s in self.seeds), f"{at}.seeds", self.seeds, "needs numbers in [0, 2^32)")
-        for name in ("targets", "seeds"):
-            _unique(getattr(self, name), f"{at}.{name}")
+        _unique(self.seeds, f"{at}.seeds")
+        # A domain may be named as a task is in a file's name.
+        _unique(tuple(target.replace("task:", "task_", 1) for target in self.targets), f"{at}.targets")
         for name in ("tokens", "batch_size", "points", "task_items", "item_tokens", "most_members"):
             _positive(getattr(self, name), f"{at}.{name}")
         require(self.weight_decay >= 0, f"{at}.weight_decay", self.weight_decay, "needs a number of 0 or more")

@@ -106,10 +106,14 @@ def collapse(rank_by_step: Mapping[int, float], share: float) -> dict[str, float
     }
 
 
+def losses_behind(evaluation: Evaluation) -> dict[str, Any]:
+    """The settings of the losses that a saturation is found from."""
+    return {k: v for k, v in evaluation.settings.items() if k not in COLLAPSE}
+
+
 def _losses_by_step(material: Material, run: str, evaluation: Evaluation) -> dict[int, Any]:
     """The losses by document that lm_loss has stored, by step."""
-    settings = {k: v for k, v in evaluation.settings.items() if k not in COLLAPSE}
-    losses = Evaluation("lm_loss", "lm_loss", settings)
+    losses = Evaluation("lm_loss", "lm_loss", losses_behind(evaluation))
     stored = {s: read(material.workdir, run, s, losses) for s in checkpoint.run_steps(material.workdir, run)}
     return {step: result["documents"] for step, result in stored.items() if result is not None}
 
@@ -132,7 +136,10 @@ def cka(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     alike_MK = np.asarray(_alike(material.shape.model, tokens_NL, points_P, stack.params_M, last_M))
     names = [f"layer_{i}" for i in range(material.shape.model.n_layers)] + ["final_states"]
     rows = [dict(zip(names, map(float, row_K), strict=True)) for row_K in alike_MK]
-    return [Measured(row, {"points": len(points_P)}) for row in rows]
+    return [
+        Measured(row, {"points": len(points_P), "reference": ends[run]})
+        for row, (run, _) in zip(rows, stack.models, strict=True)
+    ]
 
 
 def _points(material: Material, count: int) -> tuple[Array, Array]:

@@ -12,7 +12,8 @@ from etils import epath
 
 from eval import results
 from eval.config import EvalConfig
-from eval.material import Material, Model, Stack
+from eval.dynamics import losses_behind
+from eval.material import Material, Model, Stack, StoppedError
 from eval.results import Evaluation
 from eval.suite import KINDS, evaluations
 from olmo_jax import checkpoint
@@ -56,20 +57,31 @@ class Choice:
             require(step in steps, "--steps", step, f"is the step of no checkpoint; there are {known}")
 
     def takes(self, evaluation: Evaluation) -> bool:
-        """Whether an evaluation is wanted at all."""
-        names = [evaluation.kind, evaluation.name, evaluation.kind.removesuffix("_best")]
-        # Saturation is found from the losses of all checkpoints.
-        if evaluation.kind == "lm_loss" and any(fnmatch.fnmatch("saturation", only) for only in self.only):
-            return True
-        return not self.only or any(fnmatch.filter(names, only) for only in self.only)
+        """Whether an evaluation is wanted, for itself or for another that is found from its results."""
+        return self.names(evaluation) or self.needs(evaluation)
+
+    def names(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation is wanted for itself."""
+        return not self.only or self._is_named(evaluation.kind, evaluation.name, evaluation.kind.removesuffix("_best"))
+
+    def needs(self, evaluation: Evaluation) -> bool:
+        """Whether it is needed by what is wanted: saturation's losses, the rates among which is the best."""
+        if evaluation.kind == "lm_loss":
+            return self._is_named("saturation")
+        best = evaluation.name.rsplit("_lr", 1)[0] + "_best"
+        return evaluation.kind == "finetune" and self._is_named("finetune_best", best)
 
     def at(self, evaluation: Evaluation, step: int, end: int) -> bool:
         """Whether it is wanted at a step of a run that ends at `end`."""
+        if evaluation.kind == "lm_loss" and not self.names(evaluation):
+            return True
+        chosen = self.steps if isinstance(self.steps, tuple) else ()
         if evaluation.at_the_end or self.steps == "final":
-            return step == end
-        if isinstance(self.steps, tuple):
-            return step in self.steps
-        return evaluation.everywhere or self.steps == "all" or step == end
+            return step == end and (not chosen or step in chosen)
+        return step in chosen if chosen else evaluation.everywhere or self.steps == "all" or step == end
+
+    def _is_named(self, *names: str) -> bool:
+        return any(fnmatch.filter(names, only) for only in self.only)
 
 
 EVERYTHING = Choice()
@@ -79,7 +91,7 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
     """What is still to do for a cohort, checkpoint by checkpoint; then the fine-tuning of all checkpoints together."""
     ends = {run.id: run.config.total_steps for run in cohort.runs}
     written = checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder))
-    ended = {run for step, members in written.items() for run in members if ends[run] == step}
+    steps = {run: sorted(step for step, members in written.items() if run in members) for run in ends}
     chosen = [e for e in evaluations(config) if choice.takes(e)]
     found: list[Job] = []
     across: dict[str, list[Model]] = collections.defaultdict(list)
@@ -89,14 +101,37 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
                 (run, step)
                 for run in fnmatch.filter(members, choice.runs)
                 if choice.at(evaluation, step, ends[run])
-                and (evaluation.kind != "cka" or run in ended)
-                and results.read(workdir, run, step, evaluation) is None
+                and not _is_done(workdir, run, step, evaluation, steps[run])
+                and _can_be_done(workdir, run, evaluation, steps[run], ends[run], found)
             ]
             if _order(evaluation):
                 across[evaluation.name] += models
             elif models:
                 found.append(Job(evaluation, tuple(models)))
     return found + [Job(e, models) for e in chosen if _order(e) for models in _portions(across[e.name], config)]
+
+
+def _is_done(workdir: epath.Path, run: str, step: int, evaluation: Evaluation, steps: list[int]) -> bool:
+    """Whether a result is there and still holds: imports may have brought a run more checkpoints."""
+    result = results.read(workdir, run, step, evaluation)
+    if result is None:
+        return False
+    if evaluation.kind == "saturation":
+        return result["checkpoints"] == steps
+    return evaluation.kind != "cka" or result["reference"] == steps[-1]
+
+
+def _can_be_done(
+    workdir: epath.Path, run: str, evaluation: Evaluation, steps: list[int], end: int, listed: list[Job]
+) -> bool:
+    """CKA needs the run's last checkpoint, saturation the losses at all, stored already or `listed` to come."""
+    if evaluation.kind == "cka":
+        return steps[-1] == end
+    if evaluation.kind != "saturation":
+        return True
+    to_come = {model for job in listed if job.evaluation.kind == "lm_loss" for model in job.models}
+    losses = evaluation._replace(kind="lm_loss", name="lm_loss", settings=losses_behind(evaluation))
+    return all((run, step) in to_come or results.read(workdir, run, step, losses) is not None for step in steps)
 
 
 def _order(evaluation: Evaluation) -> int:
@@ -117,28 +152,33 @@ def evaluate(
     config: EvalConfig,
     go_on: Callable[[Job], bool],
     choice: Choice = EVERYTHING,
+    stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Does what `jobs` lists and writes each model's result whole; `go_on` is asked after each job.
+    """Does what `jobs` lists and writes each model's result whole.
 
-    Returns True if all is done, False if `go_on` ended it. Raises CheckpointError, and DataError for text or items that
-    aren't there.
+    `go_on` is asked after each job, `stop` after each step of a fine-tuning, which may be long and is then lost.
+    Returns True if all is done, False if one of them ended it. Raises CheckpointError, and DataError for text or items
+    that aren't there.
     """
     # Jobs for the same models share a stack: it is read once, and one shape is one compiled program.
     groups: dict[tuple[Any, ...], list[Job]] = collections.defaultdict(list)
     for job in jobs(workdir, cohort, config, choice):
         groups[job.models, _order(job.evaluation)].append(job)
-    material = Material(workdir, cohort, index, config)
+    material = Material(workdir, cohort, index, config, stop)
     for (models, _), of_models in sorted(groups.items(), key=lambda group: group[0][1]):
         stack = Stack(material, models)
         for kind, of_kind in itertools.groupby(of_models, key=lambda job: job.evaluation.kind):
             chosen = [job.evaluation for job in of_kind]
             start = time.monotonic()
-            for evaluation, measured in zip(chosen, KINDS[kind](stack, chosen), strict=True):
-                seconds, start = time.monotonic() - start, time.monotonic()
-                for (run, step), one in zip(stack.models, measured, strict=True):
-                    results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, one, seconds)
-                if not go_on(Job(evaluation, models)):
-                    return False
+            try:
+                for evaluation, measured in zip(chosen, KINDS[kind](stack, chosen), strict=True):
+                    seconds, start = time.monotonic() - start, time.monotonic()
+                    for (run, step), one in zip(stack.models, measured, strict=True):
+                        results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, one, seconds)
+                    if not go_on(Job(evaluation, models)):
+                        return False
+            except StoppedError:
+                return False
     return True
 
 

@@ -14,7 +14,7 @@ from etils import epath
 
 from eval import results, tasks
 from eval.config import EvalConfig, FinetuneConfig
-from eval.material import Material, Stack
+from eval.material import Material, Stack, StoppedError
 from eval.results import Evaluation, Measured
 from olmo_jax import cohort, optimizer
 from olmo_jax import compute as computing
@@ -47,6 +47,7 @@ def finetune(
     params_M: Any,
     batches: Batches,
     measure: Callable[[Any], list[Row]],
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[tuple[float, int], list[Course]]:
     """Continues every model of a stack at every learning rate and seed, as one cohort of rates x seeds x models.
 
@@ -54,9 +55,10 @@ def finetune(
       shape: of the cohort that the models come from, with the batch size and sequence length of `batches`.
       params_M: their parameters, stacked. batches: by step, counted from 0.
       measure: from a stack of parameters to a row of numbers each; asked at `config.points` steps.
+      stop: whether to leave, asked at each step.
 
     Returns:
-      The course of each model, by (learning rate, seed).
+      The course of each model, by (learning rate, seed). Raises StoppedError if `stop` says so.
     """
     models = len(jax.tree.leaves(params_M)[0])
     places = [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
@@ -72,6 +74,8 @@ def finetune(
     total = runs[0].total_steps
     due = {round(total * (k + 1) / config.points) for k in range(config.points)} - {0}
     for i in range(total):
+        if stop():
+            raise StoppedError
         tokens_SBL, weights_SBl = batches(i)
         weights_MBl = None if weights_SBl is None else weights_SBl[seed_M]
         state, metrics = _step(shape, compute, state, hyper, tokens_SBL[seed_M], weights_MBl)
@@ -219,7 +223,7 @@ def _courses(
                 row |= {f"geometry/{name}": float(x_M[m]) for name, x_M in found.items()}
         return rows
 
-    return measure_all(stack.params_M), finetune(config, shape, stack.params_M, batches, measure_all)
+    return measure_all(stack.params_M), finetune(config, shape, stack.params_M, batches, measure_all, material.stop)
 
 
 def _told(stack: Stack, before: Row, courses: Sequence[Course]) -> Measured:
@@ -237,6 +241,8 @@ def _told(stack: Stack, before: Row, courses: Sequence[Course]) -> Measured:
     metrics |= {f"best/{n}": float(np.mean([row[n] for row in bests])) for n in ("step", *shown) if n in bests[0]}
     if len(courses) > 1:
         metrics |= {f"spread/{n}": float(np.std([row[n] for row in ends], ddof=1)) for n in shown if n in ends[0]}
+    if not math.isfinite(metrics.get("best/target", math.nan)):
+        metrics["best/step"] = math.nan
     metrics["diverged"] = float(sum(course.diverged_at >= 0 for course in courses))
     return Measured(metrics, {"before": before, "along": along})
 

@@ -91,7 +91,7 @@ def standard_error(nats_MK: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
 def read_documents(
     index: TokenIndex, tokens_per_domain: int, learnt: Sequence[str], domains: Sequence[str] = ()
 ) -> dict[str, list[np.ndarray]]:
-    """The first documents of every domain up to `tokens_per_domain`, by domain: the same for every model.
+    """The first documents of every domain up to `tokens_per_domain`, by domain: the same for all models of a cohort.
 
     Of a domain in `learnt`, trained or fine-tuned on (all for ()), validation documents; of the others any. Of the
     domains named, or of all for (). Raises DataError for a domain that isn't there or has no documents.

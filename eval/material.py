@@ -25,14 +25,19 @@ from olmo_jax.sharding import path_name
 Model = tuple[str, int]  # run id and step
 
 
+class StoppedError(Exception):
+    """`Material.stop` answered True in the middle of an evaluation."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Material:
-    """Of one cohort, read when first asked for."""
+    """Of one cohort, read when first asked for. `stop`: whether to leave, asked in the middle of long work."""
 
     workdir: epath.Path
     cohort: Cohort
     index: TokenIndex
     config: EvalConfig
+    stop: Callable[[], bool] = lambda: False
 
     @property
     def shape(self) -> Shape:
@@ -40,13 +45,18 @@ class Material:
 
     @functools.cached_property
     def documents(self) -> dict[str, list[np.ndarray]]:
-        """Validation documents by domain; of domains that nothing was trained on, any."""
+        """Validation documents by domain; of domains that this cohort wasn't trained on, any."""
         trained = self.shape.train_domains
         learnt = {*trained, *self.config.finetune.domains} if trained else ()
         return read_documents(self.index, self.config.tokens_per_domain, tuple(learnt), self.config.domains)
 
     @functools.cached_property
     def text(self) -> Text:
+        if single := [domain for domain, of in self.documents.items() if len(of) == 1]:
+            say(
+                f"{', '.join(single)}: one document fills config.evaluation.tokens_per_domain = "
+                f"{self.config.tokens_per_domain}, so these losses have no standard error; raise it"
+            )
         return lay_out(self.documents, self.index.eos_id, self.shape.sequence_length, self.tokenizer)
 
     @functools.cached_property

@@ -38,7 +38,7 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
         found.append(Evaluation("tasks", f"task_{_file_name(name)}", settings))
     if config.dynamics.cka:
         settings = text | {"tokens": config.dynamics.cka_tokens}
-        found.append(Evaluation("cka", "cka", settings, everywhere=config.all_checkpoints))
+        found.append(Evaluation("cka", "cka", settings, everywhere=True))
     if config.dynamics.saturation and config.all_checkpoints:
         settings = text | {name: getattr(config.dynamics, name) for name in dynamics.COLLAPSE}
         found.append(Evaluation("saturation", "saturation", settings, at_the_end=True))
@@ -109,8 +109,7 @@ def _round_to_nearest(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     bits, *how = _method(settings).rounding
     rounded_M = _rounded(stack.params_M, bits, settings["pattern"], tuple(how))
     told = stack.told_with_rise(stack.losses_of(rounded_M))
-    errors = {path: {"weight": e_M} for path, e_M in _weight_errors(stack.params_M, rounded_M).items()}
-    return _with_errors(told, errors)
+    return _with_errors(told, _weight_errors(stack.params_M, rounded_M))
 
 
 def _gptq(stack: Stack, evaluation: Evaluation) -> list[Measured]:
@@ -125,7 +124,10 @@ def _gptq(stack: Stack, evaluation: Evaluation) -> list[Measured]:
         material.config.batch_size,
     )
     told = stack.told_with_rise(stack.losses_of(quantized_M))
-    found = _with_errors(told, {path: e._asdict() for path, e in jax.device_get(errors).items()})
+    by_path: dict[str, dict[str, Any]] = _weight_errors(stack.params_M, quantized_M)
+    for path, of in jax.device_get(errors).items():
+        by_path[path] |= of._asdict()
+    found = _with_errors(told, by_path)
     asked = np.float32(method.damping)  # as it was computed with
     raised = {path: np.nanmax(e.damping) for path, e in errors.items() if np.any(np.asarray(e.damping) > asked)}
     if raised:
@@ -157,15 +159,15 @@ def _rounded(params_M: Any, bits: jax.Array, pattern: str, how: tuple) -> Any:
 
 
 @jax.jit
-def _weight_errors(before_M: Any, after_M: Any) -> dict[str, jax.Array]:
-    """|W - Q|_F / |W|_F of each matrix `[M]`, by path."""
+def _weight_errors(before_M: Any, after_M: Any) -> dict[str, dict[str, jax.Array]]:
+    """|W - Q|_F / |W|_F of each matrix `[M]` as "weight", by path."""
 
     def error(w: jax.Array, q: jax.Array) -> jax.Array:
         size = jnp.sqrt(jnp.sum(w * w, axis=(1, 2)))
         return jnp.sqrt(jnp.sum((w - q) ** 2, axis=(1, 2))) / jnp.where(size > 0, size, 1.0)
 
     pairs = zip(jax.tree_util.tree_leaves_with_path(before_M), jax.tree.leaves(after_M), strict=True)
-    return {path_name(path): error(w, q) for (path, w), q in pairs if w.ndim == 3}
+    return {path_name(path): {"weight": error(w, q)} for (path, w), q in pairs if w.ndim == 3}
 
 
 def _with_errors(told: list[Measured], errors: dict[str, dict[str, Any]]) -> list[Measured]:
@@ -175,7 +177,7 @@ def _with_errors(told: list[Measured], errors: dict[str, dict[str, Any]]) -> lis
         matrices = {path: {k: float(v[m]) for k, v in of.items()} for path, of in errors.items()}
         matrices = {path: of for path, of in matrices.items() if of["weight"] != 0}
         names = {name for of in matrices.values() for name in of}
-        means = {f"error/{n}": float(np.mean([of[n] for of in matrices.values()])) for n in sorted(names)}
+        means = {f"error/{n}": float(np.mean([of[n] for of in matrices.values() if n in of])) for n in sorted(names)}
         found.append(Measured(measured.metrics | means, measured.more | {"matrices": matrices}))
     return found
 

@@ -22,6 +22,7 @@ LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "gptq", "noise", "truncation", "
 # Evaluations whose numbers are neither a loss nor geometry that was measured in the loop.
 _OTHER_PREFIXES = ("unigram", "task", "cka", "saturation")
 # What is looked at of a loss after something was done to the model; of the loss itself every domain is.
+_SAID_AGAIN = ("standard_error/", "bits_per_byte/", "perplexity/")
 _AFTERWARDS = ("in_domain", "out_of_domain", "macro", "forgetting", "target")
 # The one pair declared before looking; every other number on a page is exploration.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
@@ -204,7 +205,7 @@ def loss_columns(table: pd.DataFrame) -> list[str]:
 
     Their errors, bits per byte and perplexities say the same again and are left out.
     """
-    return [c for c in table.columns if c.count("/") == 1 and _is_of(c, LOSS_PREFIXES) and _is_looked_at(c)]
+    return [c for c in table.columns if "/" in c and _is_of(c, LOSS_PREFIXES) and _is_looked_at(c)]
 
 
 def target_of(column: str) -> str:
@@ -244,7 +245,8 @@ def _is_of(column: str, evaluations: tuple[str, ...]) -> bool:
 
 
 def _is_looked_at(column: str) -> bool:
-    return column.startswith("lm_loss/") or column.rpartition("/")[2] in _AFTERWARDS
+    evaluation, _, name = column.partition("/")
+    return name in _AFTERWARDS if evaluation != "lm_loss" else not name.startswith(_SAID_AGAIN)
 
 
 def _pairs(metrics: list[str], targets: list[str]) -> list[tuple[str, str]]:

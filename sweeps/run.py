@@ -146,6 +146,7 @@ def evaluate_all(
     choice.check(plan.evaluation, [run.id for run in plan.runs], sorted(there))
     total = sum(len(evaluation.jobs(workdir, stack, plan.evaluation, choice)) for stack in plan.stacks)
     if not total:
+        say("evaluate: nothing is left to do of what is asked for where there are checkpoints")
         return True
     with progress("evaluate", total) as show:
         finished = 0
@@ -158,7 +159,7 @@ def evaluate_all(
                 return not stop()
 
             index = indexes[stack.shape.data_name]
-            return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on, choice)
+            return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on, choice, stop)
 
         return one_process_a_stack(workdir, plan.stacks, stop, evaluate)
 

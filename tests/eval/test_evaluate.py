@@ -235,7 +235,6 @@ def test_a_fine_tuning_that_diverges_has_no_numbers(cohort, trained, index, conf
     results = read_results(trained, "run0", 12, chosen)
     wildest = results["finetune_code_lr1e+30"]["metrics"]
     assert wildest.pop("diverged") == 1
-    assert wildest.pop("best/step") is not None
     assert set(wildest.values()) == {None}
     assert results["finetune_code_lr0.001"]["metrics"]["code"] > 0
     assert results["finetune_code_best"]["metrics"]["learning_rate"] == 0.001
@@ -268,6 +267,51 @@ def test_parts_of_it_are_done_by_kind_run_and_step(cohort, trained, config):
     ):
         with pytest.raises(ConfigError, match=said):
             choice.check(config, runs, steps)
+
+
+def test_saturation_waits_for_the_losses_of_all_checkpoints_and_is_found_anew_with_more(cohort, trained, index, config):
+    def names(choice=Choice()):  # noqa: B008
+        return {job.evaluation.name for job in jobs(trained, cohort, config, choice)}
+
+    assert "saturation" not in names(Choice(steps="final"))
+    assert "saturation" not in names(Choice(steps=(5,)))
+    assert "saturation" in names()
+    assert evaluate(trained, cohort, index, config, lambda job: True, Choice(only=("saturation",), steps="final"))
+    assert metrics(trained, "run0", "saturation")["rise"] is not None
+    assert "saturation" not in names()
+    path = pathlib.Path(trained) / "runs" / "run0" / "results" / "saturation@12.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoints": [5, 12]}))  # as before an import of 10
+    (again,) = jobs(trained, cohort, config, Choice(only=("saturation",)))
+    assert again.models == (("run0", 12),)
+
+
+def test_states_are_compared_anew_once_the_last_checkpoint_is_another(cohort, evaluated, config):
+    path = pathlib.Path(evaluated) / "runs" / "run0" / "results" / "cka@5.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"reference": 10}))
+    (again,) = jobs(evaluated, cohort, config)
+    assert (again.evaluation.name, again.models) == ("cka", (("run0", 5),))
+    path.write_text(before)
+
+
+def test_the_best_of_all_rates_brings_the_rates(cohort, trained, config):
+    for only in ("finetune_code_best", "*_best"):
+        names = [job.evaluation.name for job in jobs(trained, cohort, config, Choice(only=(only,)))]
+        assert names[:2] == ["finetune_code_lr0.001", "finetune_code_lr0.01"]
+        assert "finetune_code_best" in names
+
+
+def test_a_stop_in_the_middle_of_fine_tuning_leaves_at_once(cohort, trained, index, config):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 3
+
+    only = Choice(only=("finetune_code*",))
+    assert not evaluate(trained, cohort, index, config, lambda job: True, only, stop)
+    assert len(asked) == 3
+    assert len(jobs(trained, cohort, config, only)) == 3
 
 
 def test_done_is_not_done_again_and_what_is_missing_is(cohort, evaluated, index, config):
