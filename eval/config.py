@@ -173,17 +173,17 @@ class TasksConfig:
 
     Attributes:
       names: of tasks, see olmo_jax/data/task_items.py, or paths of .jsonl files of your own; () for none.
-      items: of each task's validation set, the first ones; 0 for all.
+      most_items: of each task's validation set, drawn once for all models; 0 for all.
       tokens: longest context with its answer, cut on the left; 0: as long as the training's sequences.
     """
 
     names: tuple[str, ...] = ()
-    items: int = 1000
+    most_items: int = 1000
     tokens: int = 0
 
     def check(self, at: str) -> None:
         _unique(self.names, f"{at}.names")
-        for name in ("items", "tokens"):
+        for name in ("most_items", "tokens"):
             require(getattr(self, name) >= 0, f"{at}.{name}", getattr(self, name), "needs a number of 0 or more")
 
 

@@ -20,6 +20,7 @@ from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import require
 from olmo_jax.data.shards import TokenIndex
+from olmo_jax.progress import say
 
 
 class Job(NamedTuple):
@@ -173,6 +174,8 @@ def evaluate(
             try:
                 for evaluation, measured in zip(chosen, KINDS[kind](stack, chosen), strict=True):
                     seconds, start = time.monotonic() - start, time.monotonic()
+                    if any(results.path_of(workdir, run, step, evaluation.name).exists() for run, step in models):
+                        say(f"{evaluation.name}: stored results don't hold any more and are replaced")
                     for (run, step), one in zip(stack.models, measured, strict=True):
                         results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, one, seconds)
                     if not go_on(Job(evaluation, models)):
@@ -183,6 +186,19 @@ def evaluate(
 
 
 def read_results(workdir: epath.Path, run: str, step: int, config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """The stored results of a run at a step, by evaluation: those of this configuration, with its settings."""
-    found = {e.name: results.read(workdir, run, step, e) for e in evaluations(config)}
-    return {evaluation: result for evaluation, result in found.items() if result is not None}
+    """The stored results of a run at a step, by evaluation: of the configuration's own those with its settings.
+
+    And all that the configuration doesn't name, which an earlier one asked for.
+    """
+    asked = {e.name: e for e in evaluations(config)}
+    found = results.read_all(workdir, run, step)
+    return {name: r for name, r in found.items() if name not in asked or r["settings"] == asked[name].settings}
+
+
+def outdated(workdir: epath.Path, runs: Sequence[str], config: EvalConfig) -> list[str]:
+    """Names of the configuration's evaluations of which stored results have other settings than it asks for."""
+    found = set()
+    for run in runs:
+        for step in checkpoint.run_steps(workdir, run):
+            found |= results.read_all(workdir, run, step).keys() - read_results(workdir, run, step, config).keys()
+    return sorted(found)

@@ -14,13 +14,11 @@ from eval.config import EvalConfig
 from eval.lm_loss import Losses, Text, averages, lay_out, lm_loss, read_documents, summary, summary_of_errors
 from eval.results import Measured
 from olmo_jax import checkpoint
-from olmo_jax.checkpoint import CheckpointError
-from olmo_jax.cohort import Cohort, Shape, member_structs
+from olmo_jax.cohort import Cohort, Shape
 from olmo_jax.data import task_items, tokenizer
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import train_windows
 from olmo_jax.progress import say
-from olmo_jax.sharding import path_name
 
 Model = tuple[str, int]  # run id and step
 
@@ -96,26 +94,14 @@ class Material:
         parts, order = [], []
         for step in dict.fromkeys(step for _, step in models):
             members, params_M = checkpoint.load_stack(self.workdir, self.cohort.folder, step)
-            self._check_fits(step, params_M)
+            place = checkpoint.directory(self.workdir, self.cohort.folder) / str(step)
+            checkpoint.check_fits(place, params_M, self.shape.model, stacked=True)
             places = [m for m, (_, at) in enumerate(models) if at == step]
             order += places
             taken = np.array([members.index(models[m][0]) for m in places])
             parts.append(jax.tree.map(lambda x, taken=taken: x[taken], params_M))
         back = np.argsort(order)
         return jax.tree.map(lambda *xs: jax.numpy.asarray(np.concatenate(xs)[back]), *parts)
-
-    def _check_fits(self, step: int, params_M: Any) -> None:
-        def shapes(tree: Any, drop: int) -> dict[str, tuple[int, ...]]:
-            return {path_name(p): x.shape[drop:] for p, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-        have, want = shapes(params_M, 1), shapes(member_structs(self.shape).params, 0)
-        for path in sorted(have.keys() | want.keys()):
-            if have.get(path) != want.get(path):
-                place = checkpoint.directory(self.workdir, self.cohort.folder) / str(step)
-                raise CheckpointError(
-                    f"{place}: {path} is {have.get(path, 'not there')}, and its runs' configuration makes it "
-                    f"{want.get(path, 'not there')}; put config.json and sweep.json back, or the checkpoint"
-                )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ def write(
     seconds: float,
 ) -> None:
     """Writes a result, in place of an earlier one. `seconds` is of all models that were measured together."""
-    path = path_of(workdir, run, evaluation.name, step)
+    path = path_of(workdir, run, step, evaluation.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     told = {
         "evaluation": evaluation.name,
@@ -64,14 +64,21 @@ def write(
 
 def read(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> dict[str, Any] | None:
     """A stored result that was made with the evaluation's settings, else None."""
-    path = path_of(workdir, run, evaluation.name, step)
+    path = path_of(workdir, run, step, evaluation.name)
     if not path.exists():
         return None
     result = json.loads(path.read_text())
     return result if result["settings"] == evaluation.settings else None
 
 
-def path_of(workdir: epath.Path, run: str, name: str, step: int) -> epath.Path:
+def read_all(workdir: epath.Path, run: str, step: int) -> dict[str, dict[str, Any]]:
+    """Every stored result of a run at a step, by name, sorted."""
+    folder = workdir / "runs" / run / "results"
+    files = sorted(folder.glob(f"*@{step}.json")) if folder.exists() else []
+    return {path.name.rsplit("@", 1)[0]: json.loads(path.read_text()) for path in files}
+
+
+def path_of(workdir: epath.Path, run: str, step: int, name: str) -> epath.Path:
     """Where a result lies."""
     return workdir / "runs" / run / "results" / f"{name}@{step}.json"
 

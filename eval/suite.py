@@ -34,7 +34,7 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
     found += _quantizations(config.quantize, text)
     found += _perturbations(config, text)
     for name in config.tasks.names:
-        settings = {"task": name, "items": config.tasks.items, "tokens": config.tasks.tokens}
+        settings = {"task": name, "items": config.tasks.most_items, "tokens": config.tasks.tokens}
         found.append(Evaluation("tasks", f"task_{_file_name(name)}", settings))
     if config.dynamics.cka:
         settings = text | {"tokens": config.dynamics.cka_tokens}

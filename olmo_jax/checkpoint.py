@@ -20,7 +20,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from olmo_jax import hosts, sharding
-from olmo_jax.cohort import State
+from olmo_jax.cohort import State, params_structs
 from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
 
 _ITEMS = {
@@ -174,7 +174,24 @@ def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> t
         raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint{at}; steps: {have}")
     chosen = max(places) if step is None else step
     config = from_config_dict(ModelConfig, record["config"]["model"], "config.model")
-    return config, _read_member(path, chosen, places[chosen])
+    params = _read_member(path, chosen, places[chosen])
+    check_fits(path / str(chosen), params, config)
+    return config, params
+
+
+def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: bool = False) -> None:
+    """Raises CheckpointError unless parameters, of one model or a stack, have the shapes of a configuration."""
+
+    def shapes(tree: Any, drop: int) -> dict[str, tuple[int, ...]]:
+        return {sharding.path_name(p): x.shape[drop:] for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+    have, want = shapes(params, int(stacked)), shapes(params_structs(config), 0)
+    for path in sorted(have.keys() | want.keys()):
+        if have.get(path) != want.get(path):
+            raise CheckpointError(
+                f"{place}: {path} is {have.get(path, 'not there')}, and its runs' configuration makes it "
+                f"{want.get(path, 'not there')}; put config.json and sweep.json back, or the checkpoint"
+            )
 
 
 def run_config(workdir: epath.PathLike, run_id: str) -> TrainConfig:

@@ -284,6 +284,11 @@ def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
     return jax.jit(stack, out_shardings=shardings)(seeds_M)
 
 
+def params_structs(config: ModelConfig) -> Any:
+    """Shapes and dtypes of one model's parameters."""
+    return _structs(config).params
+
+
 def member_structs(shape: Shape) -> State:
     """Shapes and dtypes of one member's state."""
     return _structs(shape.model)

@@ -5,6 +5,7 @@ Heavy imports wait until a verb needs them, so that --help answers at once.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -72,7 +73,7 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     from sweeps import plan as plans
     from sweeps import record as records
     from sweeps import run as stages
-    from sweeps.config_file import load_config
+    from sweeps.config_file import load_config, override_evaluation
     from sweeps.mirror import fetch, mirrored
 
     verb, workdir = arguments.verb, _workdir(arguments)
@@ -82,7 +83,13 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         hosts.initialize(several)
     if mirror := getattr(arguments, "mirror", "") if verb != "launch" else "":
         fetch(mirror, workdir)
-    plan = plans.resolve(plans.read_sweep(load_config(overrides))) if overrides else records.recorded_plan(workdir)
+    if overrides and (verb != "evaluate" or any(o.startswith("--config=") for o in overrides)):
+        plan = plans.resolve(plans.read_sweep(load_config(overrides)))
+    else:
+        plan = records.recorded_plan(workdir)
+        if overrides:
+            evaluation = override_evaluation(plan.evaluation, overrides)
+            plan = dataclasses.replace(plan, evaluation=evaluation)
     if verb == "plan":
         print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(_plan_lines(arguments, plan)))
         return DONE

@@ -15,7 +15,7 @@ def load_config(arguments: Sequence[str]) -> Any:
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
-    from olmo_jax.config import ConfigError, unknown_key
+    from olmo_jax.config import ConfigError
 
     name = _file_name(arguments)
     file = name.split(":")[0]
@@ -37,18 +37,53 @@ def load_config(arguments: Sequence[str]) -> Any:
     plain = parse([f"--config={name}"])
     if not isinstance(plain, ConfigDict):
         raise ConfigError(f"{file}: get_config returned {type(plain).__name__}; it must return a ConfigDict")
+    _check_keys(f"{file}: config", plain, arguments)
     for key in override_keys(arguments):
-        at = plain
-        for part in key.split("."):
-            if not isinstance(at, ConfigDict) or part not in at:
-                where = f"{file}: config" + (f".{key.rsplit('.', 1)[0]}" if "." in key else "")
-                raise ConfigError(unknown_key(where, part, at if isinstance(at, ConfigDict) else ()))
-            at = at[part]
         if any(f"train.{k}" == key for point in plain.get("grid", ()) for k in point):
             raise ConfigError(f"{file}: config.{key} is set by the file's grid, point by point; change it there")
     return parse(
         sorted(arguments, key=lambda argument: not argument.startswith("--config="))
     )  # the file before its keys
+
+
+def _check_keys(where: str, config: Any, arguments: Sequence[str]) -> None:
+    """Raises ConfigError for an override of a key that isn't there; ml_collections would only say AttributeError."""
+    from ml_collections import ConfigDict
+
+    from olmo_jax.config import ConfigError, unknown_key
+
+    for key in override_keys(arguments):
+        at = config
+        for part in key.split("."):
+            if not isinstance(at, ConfigDict) or part not in at:
+                place = where + (f".{key.rsplit('.', 1)[0]}" if "." in key else "")
+                raise ConfigError(unknown_key(place, part, at if isinstance(at, ConfigDict) else ()))
+            at = at[part]
+
+
+def override_evaluation(evaluation: Any, arguments: Sequence[str]) -> Any:
+    """A sweep's evaluations with `--config.evaluation.a=value` overrides, where no file is named.
+
+    Raises ConfigError for a key that isn't of the evaluations, and for a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+
+    from olmo_jax.config import ConfigError, from_config_dict, to_config_dict
+
+    for key in override_keys(arguments):
+        if not key.startswith("evaluation."):
+            raise ConfigError(f"--config.{key}: what is recorded of a sweep takes config.evaluation alone; name its "
+                              "--config=FILE too")  # fmt: skip
+    config = ConfigDict({"evaluation": to_config_dict(evaluation)})
+    _check_keys("--config", config, arguments)
+    values, argv = flags.FlagValues(), ["olmo-jax", *arguments]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except Exception as error:  # noqa: BLE001  absl and ml_collections raise several of their own
+        raise ConfigError(f"{' '.join(arguments)}: {str(error).strip().splitlines()[-1]}") from error
+    return from_config_dict(type(evaluation), config.evaluation, "config.evaluation")
 
 
 def _file_name(arguments: Sequence[str]) -> str:

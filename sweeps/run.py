@@ -18,7 +18,7 @@ from etils import epath
 
 from eval import evaluate as evaluation
 from eval.check import check_evaluation
-from olmo_jax.checkpoint import directory, member_lists
+from olmo_jax.checkpoint import directory, known_runs, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
 from olmo_jax.data.fingerprint import rough_bytes
@@ -142,11 +142,14 @@ def evaluate_all(
     """
     lists = [member_lists(directory(workdir, stack.folder)) for stack in plan.stacks]
     there = {step: runs for of in lists for step, runs in of.items()}
-    require(bool(there), "--workdir", str(workdir), "holds no checkpoint to evaluate; train first")
+    others = sorted(p.name for p in (workdir / "cohorts").iterdir()) if (workdir / "cohorts").exists() else []
+    remedy = f"holds checkpoints of {', '.join(others)} alone, which sweep.json doesn't name; put that back from a copy"
+    remedy = remedy if others else "holds no checkpoint to evaluate; train first"
+    require(bool(there), "--workdir", str(workdir), remedy)
     choice.check(plan.evaluation, [run.id for run in plan.runs], sorted(there))
     total = sum(len(evaluation.jobs(workdir, stack, plan.evaluation, choice)) for stack in plan.stacks)
     if not total:
-        say("evaluate: nothing is left to do of what is asked for where there are checkpoints")
+        say("evaluate: nothing is left to do")
         return True
     with progress("evaluate", total) as show:
         finished = 0
@@ -170,8 +173,11 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
     Returns the page's path and the table.
     """
     old = read_record(workdir)
-    have_runs = (workdir / "runs").exists()
-    table = build_table(workdir, recorded_plan(workdir).evaluation) if have_runs else pd.DataFrame()
+    have_runs, asked = (workdir / "runs").exists(), recorded_plan(workdir).evaluation
+    table = build_table(workdir, asked) if have_runs else pd.DataFrame()
+    if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
+        say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
+            "`olmo-jax evaluate` makes them anew")  # fmt: skip
     require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
     page = workdir / "report" / "index.html"
     if page.exists() and is_written(workdir, table):

@@ -5,7 +5,7 @@
 The argument is a glob of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet files. Where a field of the .jsonl or .parquet
 names the domain of a document, say so: `--config.train.data.domain_field=source`. Then
 `--config.train.data.train_domains` chooses what is trained on, the other domains are out of domain, and
-`--config.evaluation.finetune.domain` is one to fine-tune on.
+`--config.evaluation.finetune.targets=('law',)` are some to fine-tune on.
 """
 
 from ml_collections import ConfigDict

@@ -203,6 +203,21 @@ def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_pa
     line = refused(capsys, ["evaluate", f"--workdir={workdir}", "--only=trivia"], 2)
     assert "--only = 'trivia': is no evaluation of this configuration; it has gptq, lm_loss" in line
     assert cli.main(["evaluate", f"--workdir={workdir}"]) == 0
+    changed = "--config.evaluation.quantize.bits=(2,)"
+    assert cli.main(["evaluate", f"--workdir={workdir}", changed, "--only=round_to_nearest_2"]) == 0
+    assert [p.name for p in workdir.glob("runs/*/results/*_2@*")] == ["round_to_nearest_2@8.json"]
+    line = refused(capsys, ["evaluate", f"--workdir={workdir}", "--config.train.tokens=9"], 2)
+    assert "--config.train.tokens: what is recorded of a sweep takes config.evaluation alone" in line
+    line = refused(capsys, ["evaluate", f"--workdir={workdir}", "--config.evaluation.quantize.bitz=(2,)"], 2)
+    assert "bitz" in line
+    assert cli.main(["report", f"--workdir={workdir}"]) == 0
+    assert {"round_to_nearest_2/macro", "round_to_nearest_3/macro"} <= {*pd.read_parquet(workdir / "results.parquet")}
+    changed = "--config.evaluation.tokens_per_domain=100"
+    assert cli.main(["evaluate", f"--workdir={workdir}", changed, "--only=unigram"]) == 0
+    assert "unigram: stored results don't hold any more and are replaced" in capsys.readouterr().err
+    assert cli.main(["report", f"--workdir={workdir}"]) == 0
+    assert "are left out: lm_loss, round_to_nearest_2, saturation; `olmo-jax evaluate`" in capsys.readouterr().err
+    assert cli.main(["evaluate", f"--workdir={workdir}"]) == 0
     capsys.readouterr()
     assert cli.main(["status", f"--workdir={workdir}"]) == 0
     assert "all that is trained is evaluated" in capsys.readouterr().out

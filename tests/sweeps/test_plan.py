@@ -5,7 +5,8 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from olmo_jax.config import ConfigError, to_config_dict
+from eval.config import EvalConfig
+from olmo_jax.config import ConfigError, TrainConfig, to_config_dict
 from sweeps import parts
 from sweeps import plan as plans
 from sweeps import record as records
@@ -217,3 +218,16 @@ def test_a_device_that_is_too_small_cuts_or_refuses(sweep_of_grid, tmp_path):
     with pytest.raises(ConfigError, match=r"needs about 0.00033 GB of a device and there are 1e-05; set .*remat"):
         records.pin(epath.Path(tmp_path), plans.resolve(sweep_of_grid(grid, parts={"memory_gb": 1e-5})), {})
     assert not (tmp_path / "sweep.json").exists()
+
+
+def test_no_field_hides_behind_a_method_of_the_config_dict(sweep_of_grid):
+    """config.tasks.items would be the method: a field of such a name can't be overridden."""
+
+    def names(config):
+        for field in dataclasses.fields(config):
+            yield field.name
+            if dataclasses.is_dataclass(value := getattr(config, field.name)):
+                yield from names(value)
+
+    fields = {*names(TrainConfig()), *names(EvalConfig())}
+    assert {name for name in fields if hasattr(ConfigDict, name)} == set()
