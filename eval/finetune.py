@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -206,7 +205,8 @@ def _courses(
     probes = make_probes(shape.probe, shape.model, material.index.vocab_size, documents, over_members)
 
     def measure_all(params: Any) -> list[Row]:
-        rows: list[Row] = [dict(row) for row in stack.summaries(stack.losses_of(params).by_domain)]
+        losses = stack.losses if params is stack.params_M else stack.losses_of(params)
+        rows: list[Row] = [dict(row) for row in stack.summaries(losses.by_domain)]
         if task:
             rows_of_task = material.rows(task, config.task_items, config.item_tokens)
             scores = tasks.score(shape.model, params, rows_of_task, material.config.batch_size)
@@ -268,5 +268,5 @@ def _best(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> M
 
 
 def _name(target: str) -> str:
-    """The target in a result's name, which is that of a file; a domain is any text."""
-    return "finetune_" + urllib.parse.quote(target.replace("task:", "task_", 1), safe=" ")
+    """The target in a result's name."""
+    return "finetune_" + results.file_name(target.replace("task:", "task_", 1))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class Measured(NamedTuple):
 
     metrics: dict[str, float]
     more: dict[str, Any]
+
+
+def file_name(text: str) -> str:
+    """Any text as a part of a result's name, which is that of a file."""
+    return urllib.parse.quote(text, safe=" +")
 
 
 def write(
