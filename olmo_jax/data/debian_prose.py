@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from olmo_jax.data import DataError, downloads, markup, prose
+from olmo_jax.data.example import Example, capped
 
 VERSION = "1.0.0"  # of what the packages are turned into; a change of the text needs a new one
 MIN_WORDS = 8
@@ -38,12 +39,6 @@ class Package(NamedTuple):
     files: str
     read: markup.Reader = markup.html
     divide: markup.Divider | None = None
-
-
-class Example(NamedTuple):
-    id: str
-    domain: str
-    text: str
 
 
 class _Piece(NamedTuple):
@@ -138,7 +133,7 @@ def examples(max_megabytes: float) -> Iterator[Example]:
     """
     seen: set[bytes] = set()
     for domain in DOMAINS:
-        yield from _capped(_domain(domain, seen), max_megabytes * 1e6)
+        yield from capped(_domain(domain, seen), max_megabytes * 1e6)
 
 
 def _domain(domain: str, seen: set[bytes]) -> Iterator[Example]:
@@ -222,12 +217,3 @@ def _portions(paragraphs: Sequence[str]) -> Iterator[str]:
         size += length
     if portion:
         yield "\n\n".join(portion)
-
-
-def _capped(found: Iterable[Example], limit: float) -> Iterator[Example]:
-    total = 0
-    for example in found:
-        total += len(example.text.encode())
-        if total > limit:
-            return
-        yield example

@@ -6,9 +6,9 @@ and so nothing that a task is scored by is among them.
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from olmo_jax.data import downloads, task_items
+from olmo_jax.data.example import Example
 
 VERSION = "1.0.0"  # of what the items are turned into; a change of the text needs a new one
 
@@ -24,12 +24,6 @@ MEGABYTES = {
     "socialiqa": 4.9,
     "winogrande": 4.2,
 }
-
-
-class Example(NamedTuple):
-    id: str
-    domain: str
-    text: str
 
 
 def sources(max_megabytes: float) -> dict[str, str]:

@@ -11,12 +11,13 @@ import platform
 import re
 import sysconfig
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from olmo_jax.data import prose
+from olmo_jax.data.example import Example, capped
 
 VERSION = "1.0.0"  # of what the files are turned into; a change of the text needs a new one
 
@@ -64,12 +65,6 @@ class File(NamedTuple):
     bytes: int
 
 
-class Example(NamedTuple):
-    id: str
-    domain: str
-    text: str
-
-
 def sources(max_megabytes: float) -> dict[str, str]:
     """What the corpus is made from, without reading it: versions, and a hash over names and sizes of files.
 
@@ -109,9 +104,9 @@ def examples(max_megabytes: float) -> Iterator[Example]:
     training = [f for f in found if f.domain == "prose" and not _is_code(f.id)]
     held_out = [f for f in found if f.domain != "prose"]
     seen: set[bytes] = set()
-    yield from _capped(_prose(training, seen), limit)
-    yield from _capped(_prose(held_out, seen), limit)
-    yield from _capped(_code(code), limit)
+    yield from capped(_prose(training, seen), limit)
+    yield from capped(_prose(held_out, seen), limit)
+    yield from capped(_code(code), limit)
 
 
 def _packages() -> Iterator[tuple[str, str, str]]:
@@ -142,15 +137,6 @@ def _hash(text: str) -> int:
 
 def _is_code(file_id: str) -> bool:
     return _hash(f"kind of {file_id}") < _CODE_SHARE * 2**64
-
-
-def _capped(found: Iterable[Example], limit: float) -> Iterator[Example]:
-    total = 0
-    for example in found:
-        total += len(example.text.encode())
-        if total > limit:
-            return
-        yield example
 
 
 def _prose(found: Sequence[File], seen: set[bytes]) -> Iterator[Example]:

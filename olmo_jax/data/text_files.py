@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from olmo_jax.data import DataError
+from olmo_jax.data.example import Example
 
 VERSION = "1.0.0"
 DEFAULT_DOMAIN = "text"
@@ -22,12 +23,6 @@ class Source(NamedTuple):
     name: str  # without its folder: where files lie decides nothing
     sha256: str
     path: Path
-
-
-class Example(NamedTuple):
-    id: str
-    domain: str
-    text: str
 
 
 def find(patterns: Sequence[str]) -> list[Source]:

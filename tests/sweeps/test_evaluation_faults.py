@@ -1,7 +1,6 @@
 """A sweep's whole evaluation, killed at random moments: what is done is not done again, and all of it is found."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -11,6 +10,8 @@ import sys
 import time
 
 import pytest
+
+from tests.sweeps.forked import forked
 
 KILLS = 12
 CONFIG = """
@@ -45,28 +46,9 @@ def config(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluation(config):
-    """Starts `olmo-jax evaluate` in a process of its own; what is heavy to import was imported before it forked."""
-    from sweeps import cli
-
-    kept = {
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    before = {name: os.environ.get(name) for name in kept}
-    os.environ.update(kept)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(
-        ["sweeps.cli", "jax", "orbax.checkpoint", "sweeps.run", "sweeps.config_file", "grain"]
-    )
-
-    def process(workdir):
-        child = server.Process(target=cli.main, args=(["evaluate", f"--workdir={workdir}"],))
-        child.start()
-        return child
-
-    yield process
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    """Starts `olmo-jax evaluate` in a process of its own."""
+    with forked(config.parent / "cache") as run:
+        yield lambda workdir: run(["evaluate", f"--workdir={workdir}"])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -17,6 +16,7 @@ import pytest
 
 from olmo_jax.checkpoint import load_run, run_steps
 from olmo_jax.metrics import read_jsonl
+from tests.sweeps.forked import forked
 
 KILLS = 30
 CONFIG = """
@@ -35,7 +35,6 @@ def get_config():
     grid = product({{"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 5.0], "tokens": [240 * 64, 130 * 64]}})
     return sweep_config(train, grid, parts=PartsConfig(most_members=2))
 """
-HEAVY = ["sweeps.cli", "jax", "orbax.checkpoint", "sweeps.run", "sweeps.config_file", "grain"]
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +47,9 @@ def config(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(config):
-    """Starts `olmo-jax train` in a process of its own; what is heavy to import was imported before it forked."""
-    from sweeps import cli
-
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    before = {name: os.environ.get(name) for name in cache}
-    os.environ.update(cache)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(HEAVY)
-
-    def process(workdir):
-        child = server.Process(target=cli.main, args=(["train", f"--config={config}", f"--workdir={workdir}"],))
-        child.start()
-        return child
-
-    yield process
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    """Starts `olmo-jax train` in a process of its own."""
+    with forked(config.parent / "cache") as run:
+        yield lambda workdir: run(["train", f"--config={config}", f"--workdir={workdir}"])
 
 
 def command(config, workdir):

@@ -1,0 +1,66 @@
+"""A small trained cohort, and a configuration that asks for every evaluation there is."""
+
+import json
+import shutil
+
+import pytest
+from etils import epath
+
+from eval.config import DynamicsConfig, EvalConfig, FinetuneConfig, PerturbConfig, QuantizeConfig, TasksConfig
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.train import train_cohort, write_run_files
+
+
+@pytest.fixture(scope="module")
+def quiz(tmp_path_factory):
+    """A task of the user's own: which of two words follows; one of them never does."""
+    path = tmp_path_factory.mktemp("quiz") / "quiz.jsonl"
+    rows = [
+        {"context": f"the model of {i}", "choices": [" the of and", " QQ%% QQ"], "gold": 0, "split": split}
+        for split in ("train", "validation")
+        for i in range(20)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(quiz):
+    return EvalConfig(
+        tokens_per_domain=300,
+        batch_size=8,
+        quantize=QuantizeConfig(bits=(8, 3), calibration_tokens=256),
+        finetune=FinetuneConfig(
+            targets=("code", f"task:{quiz}"),
+            learning_rates=(1e-3, 1e-2),
+            tokens=8 * 64,
+            batch_size=4,
+            points=2,
+            item_tokens=16,
+        ),
+        perturb=PerturbConfig(relative=(0.5,), kept_ranks=(1.0, 0.25), draws=2),
+        tasks=TasksConfig(names=(str(quiz),)),
+        dynamics=DynamicsConfig(cka=True, cka_tokens=64),
+    )
+
+
+@pytest.fixture(scope="module")
+def cohort(tiny, index, vary):
+    runs = [Run(f"run{i}", vary(tiny, {"init_seed": i})) for i in range(2)]
+    return Cohort(shape_of(tiny, index.fingerprint), tuple(runs))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(cohort, index, tmp_path_factory):
+    """The working directory of the cohort, trained."""
+    workdir = epath.Path(tmp_path_factory.mktemp("trained"))
+    write_run_files(workdir, cohort)
+    assert train_cohort(workdir, cohort, index, lambda: False)
+    return workdir
+
+
+@pytest.fixture
+def trained(checkpoints, tmp_path):
+    """A copy of it, without results."""
+    shutil.copytree(checkpoints, tmp_path / "work")
+    return epath.Path(tmp_path / "work")

@@ -1,0 +1,63 @@
+"""Fine-tunings beside each other, blown up, over checkpoints, and stopped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from eval.evaluate import Choice, evaluate, jobs, read_results
+from tests.eval.stored import metrics
+
+
+@pytest.mark.slow
+def test_rates_and_seeds_as_members_are_fine_tunings_alone(cohort, trained, index, config):
+    both = dataclasses.replace(config.finetune, targets=("code",), seeds=(0, 1), points=1)
+    together = dataclasses.replace(config, finetune=both)
+    assert evaluate(trained, cohort, index, together, lambda job: True, Choice(only=("finetune",)))
+    for rate in both.learning_rates:
+        shared = metrics(trained, "run1", f"finetune_code_lr{rate:g}")
+        ends = []
+        for seed in both.seeds:
+            one = dataclasses.replace(both, learning_rates=(rate,), seeds=(seed,))
+            alone = dataclasses.replace(config, finetune=one)
+            assert evaluate(trained, cohort, index, alone, lambda job: True, Choice(only=("finetune",), runs="run1"))
+            ends.append(metrics(trained, "run1", f"finetune_code_lr{rate:g}"))
+        for name in ("code", "in_domain", "forgetting"):
+            assert shared[name] == pytest.approx(np.mean([end[name] for end in ends]), abs=2e-4)
+        spread = abs(ends[0]["target"] - ends[1]["target"]) / np.sqrt(2)
+        assert 0 < shared["spread/target"] == pytest.approx(spread, abs=2e-4)
+
+
+def test_a_fine_tuning_that_diverges_has_no_numbers(cohort, trained, index, config):
+    wild = dataclasses.replace(config.finetune, targets=("code",), learning_rates=(1e-3, 1e30))
+    chosen = dataclasses.replace(config, finetune=wild)
+    assert evaluate(trained, cohort, index, chosen, lambda job: True, Choice(only=("finetune",)))
+    results = read_results(trained, "run0", 12, chosen)
+    wildest = results["finetune_code_lr1e+30"]["metrics"]
+    assert wildest.pop("diverged") == 1
+    assert set(wildest.values()) == {None}
+    assert results["finetune_code_lr0.001"]["metrics"]["code"] > 0
+    assert results["finetune_code_best"]["metrics"]["learning_rate"] == 0.001
+
+
+@pytest.mark.slow
+def test_checkpoints_are_fine_tuned_together(cohort, trained, index, config):
+    only = Choice(only=("finetune_code*",), steps="all", runs="run0")
+    todo = jobs(trained, cohort, config, only)
+    assert [job.models for job in todo] == [(("run0", 5), ("run0", 10), ("run0", 12))] * 3
+    assert evaluate(trained, cohort, index, config, lambda job: True, only)
+    late, early = (metrics(trained, "run0", "finetune_code_lr0.001", step)["in_domain"] for step in (12, 5))
+    assert late < early
+
+
+def test_a_stop_in_the_middle_of_fine_tuning_leaves_at_once(cohort, trained, index, config):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 3
+
+    only = Choice(only=("finetune_code*",))
+    assert not evaluate(trained, cohort, index, config, lambda job: True, only, stop)
+    assert len(asked) == 3
+    assert len(jobs(trained, cohort, config, only)) == 3

@@ -1,0 +1,134 @@
+"""What each evaluation finds in a small trained cohort."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from eval.evaluate import evaluate, read_results
+from eval.material import Material, Stack
+from tests.eval.stored import metrics, stored, task_name
+
+
+@pytest.fixture(scope="module")
+def evaluated(cohort, index, config, checkpoints):
+    assert evaluate(checkpoints, cohort, index, config, lambda job: True)
+    return checkpoints
+
+
+def test_every_evaluation_of_every_checkpoint_has_its_file(evaluated, config):
+    names = {step: set(read_results(evaluated, "run1", step, config)) for step in (5, 10, 12)}
+    assert names[5] == names[10] == {"lm_loss", "cka"}
+    final = {f"{method}_{bits}" for method in ("round_to_nearest", "gptq") for bits in (8, 3)}
+    final |= {"unigram", "lm_loss", "cka", "saturation", "noise_relative_0.5", "truncation_1", "truncation_0.25"}
+    final |= {"finetune_code_lr0.001", "finetune_code_lr0.01", "finetune_code_best"}
+    assert names[12] > final
+    assert len(names[12] - final) == 4  # the quiz, and its fine-tuning
+    result = stored(evaluated, "run1", "gptq_3")
+    assert result["settings"]["bits"] == 3
+    assert result["fingerprint"]
+    assert result["seconds"] > 0
+
+
+def test_results_with_other_settings_are_not_read(evaluated, config):
+    changed = dataclasses.replace(config, tokens_per_domain=200)
+    assert set(read_results(evaluated, "run1", 12, changed)) == {task_name(evaluated)}
+
+
+def test_losses_come_with_errors_and_by_document(evaluated):
+    found = stored(evaluated, "run0", "lm_loss")
+    numbers = found["metrics"]
+    for domain in ("prose", "code", "other"):
+        of = found["documents"][domain]
+        assert sum(of["nats"]) / sum(of["tokens"]) == pytest.approx(numbers[domain], rel=1e-5)
+        assert sum(of["tokens"]) == found["tokens"][domain]
+        assert numbers[f"perplexity/{domain}"] == pytest.approx(np.exp(numbers[domain]))
+        assert 0 < numbers[f"standard_error/{domain}"] < 0.5
+        assert 0 < numbers[f"bits_per_byte/{domain}"] < 8
+    assert numbers["in_domain"] == numbers["prose"]
+    assert numbers["out_of_domain"] == numbers["other"]  # code is set apart for fine-tuning
+
+
+@pytest.mark.parametrize("method", ["round_to_nearest", "gptq"])
+def test_quantisation_hurts_more_with_fewer_bits(evaluated, method):
+    for run in ("run0", "run1"):
+        eight, three = (metrics(evaluated, run, f"{method}_{bits}") for bits in (8, 3))
+        assert abs(eight["rise/macro"]) < abs(three["rise/macro"])
+        assert 0 < eight["error/weight"] < three["error/weight"] < 1
+        exact = metrics(evaluated, run, "lm_loss")["macro"]
+        assert three["rise/macro"] == pytest.approx(three["macro"] - exact, abs=1e-6)
+        assert three["rise_standard_error/macro"] > 0
+
+
+def test_gptq_leaves_less_output_error_than_rounding_on_every_matrix(evaluated):
+    for run in ("run0", "run1"):
+        matrices = stored(evaluated, run, "gptq_3")["matrices"]
+        assert len(matrices) == 7  # of the one block
+        for of in matrices.values():
+            assert 0 < of["output"] < of["output_rounded"]
+            assert of["damping"] == pytest.approx(0.01)
+
+
+def test_noise_hurts_and_a_whole_unembedding_does_not(evaluated):
+    for run in ("run0", "run1"):
+        assert metrics(evaluated, run, "noise_relative_0.5")["rise/macro"] > 0
+        assert metrics(evaluated, run, "noise_relative_0.5")["draws_standard_error/macro"] > 0
+        assert metrics(evaluated, run, "truncation_1")["rise/macro"] == pytest.approx(0, abs=1e-5)
+        cut = metrics(evaluated, run, "truncation_0.25")
+        assert cut["rise/macro"] > 0
+        assert cut["kept_rank"] == 4
+
+
+def test_tasks_have_accuracy_chance_and_error(evaluated):
+    found = metrics(evaluated, "run0", task_name(evaluated))
+    assert found["accuracy"] > 0.9
+    assert (found["chance"], found["items"]) == (0.5, 20)
+    assert found["accuracy_standard_error"] is not None
+
+
+def test_states_are_like_those_of_the_last_checkpoint_in_the_end(evaluated):
+    first, last = (metrics(evaluated, "run0", "cka", step) for step in (5, 12))
+    assert set(last) == {"layer_0", "final_states"}
+    assert last["final_states"] == pytest.approx(1, abs=1e-5)
+    assert 0 < first["final_states"] < last["final_states"]
+
+
+def test_saturation_is_found_from_the_stored_losses(evaluated):
+    found = stored(evaluated, "run0", "saturation")
+    assert found["checkpoints"] == [5, 10, 12]
+    losses = {step: metrics(evaluated, "run0", "lm_loss", step)["in_domain"] for step in (5, 10, 12)}
+    assert found["metrics"]["rise"] == pytest.approx(losses[12] - min(losses.values()), abs=1e-5)
+    assert found["metrics"]["highest_rank"] > 1
+    assert 0 < found["metrics"]["learning_rate_at_best"] <= 1
+
+
+def test_fine_tuning_lowers_the_loss_on_its_domain_and_reports_forgetting(evaluated):
+    for run in ("run0", "run1"):
+        before, after = metrics(evaluated, run, "lm_loss"), metrics(evaluated, run, "finetune_code_lr0.01")
+        assert after["code"] < before["code"] - 0.05
+        assert after["target"] == after["code"]
+        assert after["forgetting"] == pytest.approx(after["in_domain"] - before["in_domain"], abs=1e-6)
+        assert after["geometry/unembedding/effective_rank"] > 1
+        along = stored(evaluated, run, "finetune_code_lr0.01")["along"]
+        assert [row["step"] for row in along] == [4, 8]
+        assert along[-1]["code"] == after["code"]
+        best = metrics(evaluated, run, "finetune_code_best")
+        assert best["learning_rate"] == 0.01
+        assert best["target"] == min(row["target"] for row in along)
+
+
+def test_fine_tuning_on_items_makes_their_answers_likelier(evaluated):
+    for run in ("run0", "run1"):
+        name = f"finetune_{task_name(evaluated)}_lr0.01"
+        found = stored(evaluated, run, name)
+        assert found["metrics"]["target"] < found["before"]["target"] - 0.3
+        assert found["metrics"]["target_accuracy"] == 1
+
+
+def test_losses_of_a_stack_do_not_depend_on_who_is_beside(cohort, evaluated, index, config):
+    material = Material(evaluated, cohort, index, config)
+    both = Stack(material, (("run0", 12), ("run1", 12))).losses.by_domain["prose"]
+    alone = Stack(material, (("run1", 12),)).losses.by_domain["prose"]
+    assert both[1] == pytest.approx(alone[0], rel=1e-6)
+    assert jax.tree.leaves(material.load([("run1", 5), ("run0", 12)]))[0].shape[0] == 2
