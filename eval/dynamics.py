@@ -132,7 +132,7 @@ def cka(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     material = stack.material
     tokens_NL, points_P = _points(material, evaluation.settings["tokens"])
     ends = {run.id: run.config.total_steps for run in material.cohort.runs}
-    last_M = material.load([(run, ends[run]) for run, _ in stack.models])
+    last_M = material.load_last(tuple(run for run, _ in stack.models))
     alike_MK = np.asarray(_alike(material.shape.model, tokens_NL, points_P, stack.params_M, last_M))
     names = [f"layer_{i}" for i in range(material.shape.model.n_layers)] + ["final_states"]
     rows = [dict(zip(names, map(float, row_K), strict=True)) for row_K in alike_MK]

@@ -103,6 +103,12 @@ class Material:
         back = np.argsort(order)
         return jax.tree.map(lambda *xs: jax.numpy.asarray(np.concatenate(xs)[back]), *parts)
 
+    @functools.cached_property
+    def load_last(self) -> Callable[[tuple[str, ...]], Any]:
+        """As `load`, of the last checkpoints of some runs; kept, for CKA needs them at each step."""
+        ends = {run.id: run.config.total_steps for run in self.cohort.runs}
+        return functools.lru_cache(maxsize=1)(lambda runs: self.load([(run, ends[run]) for run in runs]))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
