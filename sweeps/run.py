@@ -140,13 +140,9 @@ def evaluate_all(
 
     Raises ConfigError where nothing is trained, and for a choice that nothing there answers to.
     """
-    lists = [member_lists(directory(workdir, stack.folder)) for stack in plan.stacks]
-    there = {step: runs for of in lists for step, runs in of.items()}
-    others = sorted(p.name for p in (workdir / "cohorts").iterdir()) if (workdir / "cohorts").exists() else []
-    remedy = f"holds checkpoints of {', '.join(others)} alone, which sweep.json doesn't name; put that back from a copy"
-    remedy = remedy if others else "holds no checkpoint to evaluate; train first"
-    require(bool(there), "--workdir", str(workdir), remedy)
-    choice.check(plan.evaluation, [run.id for run in plan.runs], sorted(there))
+    steps = sorted({s for stack in plan.stacks for s in member_lists(directory(workdir, stack.folder))})
+    require(bool(steps), "--workdir", str(workdir), _why_no_checkpoint(workdir, plan))
+    choice.check(plan.evaluation, [run.id for run in plan.runs], steps)
     total = sum(len(evaluation.jobs(workdir, stack, plan.evaluation, choice)) for stack in plan.stacks)
     if not total:
         say("evaluate: nothing is left to do")
@@ -165,6 +161,13 @@ def evaluate_all(
             return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on, choice, stop)
 
         return one_process_a_stack(workdir, plan.stacks, stop, evaluate)
+
+
+def _why_no_checkpoint(workdir: epath.Path, plan: Plan) -> str:
+    folders = {p.name for p in (workdir / "cohorts").iterdir()} if (workdir / "cohorts").exists() else set()
+    if unknown := folders - {stack.folder for stack in plan.stacks}:
+        return f"holds {', '.join(sorted(unknown))}, which sweep.json doesn't name; put sweep.json back from a copy"
+    return "holds no checkpoint to evaluate; train first"
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:

@@ -235,6 +235,11 @@ def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path)
     assert "nothing is trained yet" in out
     assert "train first" in refused(capsys, ["evaluate", f"--workdir={tmp_path}"], 2)
     assert "train first" in refused(capsys, ["report", f"--workdir={tmp_path}"], 2)
+    begun = tmp_path / "cohorts" / plan.cohorts[0].folder
+    begun.mkdir(parents=True)
+    assert "train first" in refused(capsys, ["evaluate", f"--workdir={tmp_path}"], 2)
+    begun.rename(begun.with_name("another"))
+    assert "holds another, which sweep.json doesn't name" in refused(capsys, ["evaluate", f"--workdir={tmp_path}"], 2)
 
 
 def test_a_boolean_may_stand_without_a_value(config, capsys):
