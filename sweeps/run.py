@@ -29,10 +29,10 @@ from olmo_jax.data.windows import training_tokens as training_tokens_of
 from olmo_jax.metrics import TIMINGS, read_jsonl
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_mesh, check_vocabulary, probe_documents, train_cohort, write_run_files
-from sweeps.findings import against_unigram, caveat, findings
 from sweeps.plan import Plan
 from sweeps.record import check_record, pin, read_record, recorded_plan
 from sweeps.report import write_report
+from sweeps.report.findings import against_unigram, caveat, findings
 from sweeps.stacks import one_process_a_stack
 from sweeps.table import build_table, is_written, read_curves, write_table
 

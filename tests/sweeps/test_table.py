@@ -7,7 +7,7 @@ from eval.config import EvalConfig
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.train import train_cohort, write_run_files
 from sweeps.analysis import final_rows
-from sweeps.findings import caveat, findings
+from sweeps.report.findings import caveat, findings
 from sweeps.table import build_table, is_written, read_curves, write_table
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sweeps import analysis
-from sweeps.findings import against_unigram, caveat, findings
+from sweeps.report.findings import against_unigram, caveat, findings
 
 
 def sweep(decays=(0.1, 1.0, 4.0), batches=(8, 32), seeds=2):

@@ -18,8 +18,9 @@ import pandas as pd
 import plotly.offline
 from etils import epath
 
-from sweeps import analysis, findings
-from sweeps.curves import by_target, curve_data, target_name, to_json
+from sweeps import analysis
+from sweeps.report import findings
+from sweeps.report.curves import by_target, curve_data, target_name, to_json
 
 # With more rows or cells than this only final rows stand in the page; all are in results.parquet.
 MAX_TABLE_ROWS = 500
@@ -73,7 +74,7 @@ def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mappin
         "losses": analysis.loss_columns(table),
         "primary": analysis.PRIMARY_PAIR,
     }
-    asset = importlib.resources.files("sweeps")
+    asset = importlib.resources.files("sweeps.report")
     sections = [
         _summary(table, title),
         _curves_section(data),

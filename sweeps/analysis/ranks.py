@@ -1,12 +1,12 @@
 """Ranks of columns, and what a rank correlation is worth: p-value and interval in closed form.
 
-Letters: N rows, C columns, K control columns, G groups.
+Letters: N rows, C columns.
 """
 
 import numpy as np
 from scipy import stats
 
-from sweeps.bootstrap import ROUNDING
+from sweeps.analysis.bootstrap import ROUNDING
 
 
 def ranks(x_NC: np.ndarray) -> np.ndarray:
@@ -21,19 +21,9 @@ def unit(x_NC: np.ndarray) -> np.ndarray:
     return np.where(norms_C > ROUNDING, x_NC / np.maximum(norms_C, ROUNDING), 0.0)
 
 
-def rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:
-    """Rank, beyond the intercept, of the controls' means over groups."""
-    if controls_NK.shape[1] == 0:
-        return 0
-    sums_GK = np.zeros((groups_N.max() + 1, controls_NK.shape[1]))
-    np.add.at(sums_GK, groups_N, controls_NK)
-    return int(np.linalg.matrix_rank(unit(sums_GK / np.bincount(groups_N)[:, None]), tol=ROUNDING))
-
-
-def p_values(r: np.ndarray, dof: float) -> np.ndarray:
-    """Two-sided, of correlations with so many degrees of freedom by Student's t; NaN without any."""
-    if dof <= 0:
-        return np.full_like(r, np.nan)
+def p_values(r: np.ndarray, dof: np.ndarray) -> np.ndarray:
+    """Two-sided, of correlations with so many degrees of freedom each by Student's t; NaN without any."""
+    dof = np.where(dof > 0, dof, np.nan)
     with np.errstate(divide="ignore"):
         return 2 * stats.t.sf(np.abs(r) * np.sqrt(dof / (1 - r**2)), dof)
 

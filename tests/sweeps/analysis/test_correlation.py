@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sweeps import analysis, bootstrap
-from sweeps.analysis import Estimate, correlations, partial_spearman, spearman
+from sweeps import analysis
+from sweeps.analysis import Estimate, bootstrap, correlations, partial_spearman, spearman
 
 
 def noise(n, seed=0):

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps import report
-from sweeps.curves import MAX_POINTS
+from sweeps.report import page as pages
 from sweeps.report import write_report
+from sweeps.report.curves import MAX_POINTS
 
 EVIL = "evil</script><script>alert(1)</script><b onclick='x()'>&\"<!--"
 FACTS = {"command": "olmo-jax report --workdir=<dir>", "versions": "jax 0.10.2"}
@@ -254,7 +254,7 @@ def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_pat
     page = Page(write_report(tmp_path, table, curves, {}))
     assert time.process_time() - start < 15
     folds = page.all("details")[: 2 + 24]
-    assert ["open" in a for a in folds] == [True] * report.OPEN_TARGETS + [False] * (26 - report.OPEN_TARGETS)
+    assert ["open" in a for a in folds] == [True] * pages.OPEN_TARGETS + [False] * (26 - pages.OPEN_TARGETS)
     assert len(page.source) - len(page.scripts["plotly"]) < 6e6
 
 

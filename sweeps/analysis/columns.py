@@ -1,0 +1,113 @@
+"""What a column of the table is: a setting, geometry, or a loss; and the rows that an answer is taken from."""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from geometry.probe import COUNTS
+
+# Targets of the probe that come before all others.
+FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
+# Ends the name of a target whose columns are the standard deviations of another's over the probe's sets.
+SPREAD = "_spread"
+LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "gptq", "noise", "truncation", "finetune")
+# Evaluations whose numbers are neither a loss nor geometry that was measured in the loop.
+_OTHER_PREFIXES = ("unigram", "task", "cka", "saturation")
+# What is looked at of a loss after something was done to the model; of the loss itself every domain is.
+_SAID_AGAIN = ("standard_error/", "bits_per_byte/", "perplexity/")
+_AFTERWARDS = ("in_domain", "out_of_domain", "macro", "forgetting", "target")
+# The one pair declared before looking; every other number on a page is exploration.
+PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
+
+# What says where a run lies or how often it is looked at, never what it is (as in olmo_jax.identity).
+_NOT_SETTINGS = (
+    "config.name",
+    "config.tensorboard",
+    "config.wandb",
+    "config.mapping",
+    "config.data.name",
+    "config.data.root",
+    "config.data.tfds_dir",
+    "config.data.max_epochs",
+)
+_NOT_SETTINGS_SECTIONS = ("config.probe.", "config.checkpoint.", "config.mesh.", "config.compute.")
+
+
+class FinalRows(NamedTuple):
+    """Last rows of the runs that finished, and how many runs were left out and why."""
+
+    rows: pd.DataFrame
+    diverged: int
+    unfinished: int
+
+
+def final_rows(table: pd.DataFrame) -> FinalRows:
+    """The last row of each run that reached its end with finite parameters, and what was left out."""
+    diverged_runs = table.loc[table["diverged_at"].notna(), "run_id"].unique()
+    last = table[table["final"].fillna(False).astype(bool)]
+    unfinished = set(table["run_id"]) - set(last["run_id"]) - set(diverged_runs)
+    kept = last[~last["run_id"].isin(diverged_runs)].reset_index(drop=True)
+    return FinalRows(kept, len(diverged_runs), len(unfinished))
+
+
+def controls_of(table: pd.DataFrame) -> list[str]:
+    """The settings that differ between rows: `config.` columns but seeds, names, places and what is only looked at."""
+    return [c for c in table.columns if _is_setting(c) and as_levels(table[c]).nunique() > 1]
+
+
+def geometry_columns(table: pd.DataFrame) -> list[str]:
+    """Columns `<target>/<metric>` of the probe, whatever their names, those of FIRST_TARGETS first.
+
+    Spreads and counts tell about the measurement and are left out.
+    """
+    order = {target: i for i, target in enumerate(FIRST_TARGETS)}
+    return sorted(filter(_is_geometry, table.columns), key=lambda c: order.get(target_of(c), len(order)))
+
+
+def loss_columns(table: pd.DataFrame) -> list[str]:
+    """Columns of a loss: by domain and on average; on average after quantisation, damage or fine-tuning.
+
+    Their errors, bits per byte and perplexities say the same again and are left out.
+    """
+    return [c for c in table.columns if "/" in c and _is_of(c, LOSS_PREFIXES) and _is_looked_at(c)]
+
+
+def target_of(column: str) -> str:
+    """What a column `<target>/<metric>` measures."""
+    return column.rpartition("/")[0]
+
+
+def spread_column(column: str) -> str:
+    """The column that holds the standard deviation of `column` over disjoint probe sets, if the probe took any."""
+    target, _, name = column.rpartition("/")
+    return f"{target}{SPREAD}/{name}"
+
+
+def as_levels(column: pd.Series) -> pd.Series:
+    """The column as hashable values: what isn't a number (a list of files) as its text; missing stays missing."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    return column.map(str, na_action="ignore")
+
+
+def _is_setting(column: str) -> bool:
+    if not column.startswith("config.") or column.endswith("seed"):
+        return False
+    return column not in _NOT_SETTINGS and not column.startswith(_NOT_SETTINGS_SECTIONS)
+
+
+def _is_geometry(column: str) -> bool:
+    target, _, name = column.rpartition("/")
+    if target in ("", "train") or _is_of(column, (*LOSS_PREFIXES, *_OTHER_PREFIXES)):
+        return False
+    return not target.endswith(SPREAD) and name not in COUNTS
+
+
+def _is_of(column: str, evaluations: tuple[str, ...]) -> bool:
+    """Whether a column is of one of these evaluations, plain or with its settings in the name."""
+    return column.startswith(tuple(f"{e}{end}" for e in evaluations for end in ("/", "_")))
+
+
+def _is_looked_at(column: str) -> bool:
+    evaluation, _, name = column.partition("/")
+    return name in _AFTERWARDS if evaluation != "lm_loss" else not name.startswith(_SAID_AGAIN)
