@@ -5,31 +5,36 @@ that lie in the page as JSON. Nothing is fetched when it is opened: plotly.js is
 forbids it.
 """
 
-import html
-import importlib.resources
-import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.offline
 from etils import epath
 
 from sweeps import analysis
 from sweeps.report import findings
 from sweeps.report.curves import by_target, curve_data, target_name, to_json
+from sweeps.report.html import (
+    cell,
+    document,
+    escape,
+    estimate_cell,
+    format_value,
+    is_missing,
+    options,
+    section,
+    sortable_table,
+    value_cell,
+    write_whole,
+)
 
 # With more rows or cells than this only final rows stand in the page; all are in results.parquet.
 MAX_TABLE_ROWS = 500
 MAX_TABLE_CELLS = 50_000
 # So many targets of the probe show their correlations at once, the others when asked.
 OPEN_TARGETS = 3
-
-_MINUS = "\N{MINUS SIGN}"
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def write_report(
@@ -51,15 +56,7 @@ def write_report(
     Returns:
       The path of the page.
     """
-    folder = epath.Path(path_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = _page(table, curves, facts, title)
-    unfinished = folder / f".index.html.{os.getpid()}.tmp"
-    try:
-        unfinished.write_text(page)
-        return unfinished.replace(folder / "index.html")
-    finally:
-        unfinished.unlink(missing_ok=True)
+    return write_whole(epath.Path(path_dir) / "index.html", _page(table, curves, facts, title))
 
 
 def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mapping[str, str], title: str) -> str:
@@ -74,7 +71,6 @@ def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mappin
         "losses": analysis.loss_columns(table),
         "primary": analysis.PRIMARY_PAIR,
     }
-    asset = importlib.resources.files("sweeps.report")
     sections = [
         _summary(table, title),
         _curves_section(data),
@@ -83,58 +79,34 @@ def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mappin
         _table_section(table, settings),
         _facts_section(facts),
     ]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{_text(title)}</title>",
-            f"<style>\n{asset.joinpath('report.css').read_text()}</style>",
-            "</head>",
-            "<body>",
-            "<main>",
-            *sections,
-            "</main>",
-            f'<script type="application/json" id="data">{_json(data)}</script>',
-            "<script>window.PlotlyConfig = {MathJaxConfig: 'local'};</script>",
-            f'<script id="plotly">{plotly.offline.get_plotlyjs()}</script>',
-            f"<script>\n{asset.joinpath('report.js').read_text()}</script>",
-            "</body>",
-            "</html>",
-            "",
-        ]
-    )
+    return document(title, sections, data, ("tables.js", "report.js"))
 
 
 # Sections.
 
 
 def _summary(table: pd.DataFrame, title: str) -> str:
-    items = "\n".join(f"<li>{_text(sentence)}</li>" for sentence in findings.findings(table))
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in findings.findings(table))
     return f"""<header>
-<h1>{_text(title)}</h1>
-<p class="caveat">{_text(findings.caveat(table))}</p>
+<h1>{escape(title)}</h1>
+<p class="caveat">{escape(findings.caveat(table))}</p>
 </header>
 <section aria-labelledby="findings">
 <h2 id="findings">Findings</h2>
 <ol class="findings">
 {items}
 </ol>
-<p class="unigram">{_text(findings.against_unigram(table))}</p>
+<p class="unigram">{escape(findings.against_unigram(table))}</p>
 </section>"""
 
 
 def _curves_section(data: dict[str, Any]) -> str:
     if not data["curves"]:
-        return _section("training", "Over training", "<p>No run has written metrics yet.</p>")
-    targets = "".join(f'<option value="{_text(t["key"])}">{_text(t["name"])}</option>' for t in data["targets"])
+        return section("training", "Over training", "<p>No run has written metrics yet.</p>")
+    targets = "".join(f'<option value="{escape(t["key"])}">{escape(t["name"])}</option>' for t in data["targets"])
     choice = f'<label>Geometry of <select id="target">{targets}</select></label>\n' if targets else ""
     points = data["points"]
-    return _section(
+    return section(
         "training",
         "Over training",
         f"""<div class="controls">
@@ -155,17 +127,17 @@ def _scatter_section(data: dict[str, Any]) -> str:
     lacking = [what for what, names in (("geometry metric", "metrics"), ("loss", "losses")) if not data[names]]
     if lacking or not data["final"]["run"]:
         why = f"the table has no {' and no '.join(lacking)}" if lacking else "no run has a final row"
-        return _section("scatter", "Loss against geometry", f"<p>No figure: {why}.</p>")
+        return section("scatter", "Loss against geometry", f"<p>No figure: {why}.</p>")
     metrics = "".join(
-        f'<optgroup label="{_text(target_name(target))}">{_options(columns, data["primary"][0])}</optgroup>'
+        f'<optgroup label="{escape(target_name(target))}">{options(columns, data["primary"][0])}</optgroup>'
         for target, columns in by_target(data["metrics"]).items()
     )
-    return _section(
+    return section(
         "scatter",
         "Loss against geometry",
         f"""<div class="controls">
 <label>Across <select id="x">{metrics}</select></label>
-<label>Up <select id="y">{_options(data["losses"], data["primary"][1])}</select></label>
+<label>Up <select id="y">{options(data["losses"], data["primary"][1])}</select></label>
 </div>
 <ul class="legend"></ul>
 <div class="figure" id="figure-scatter"></div>
@@ -181,23 +153,23 @@ def _correlations_section(correlations: pd.DataFrame) -> str:
     rows: dict[str, list[str]] = {}
     for (metric, loss), forms in pairs.items():
         notes = "; ".join(dict.fromkeys(form.note for form in forms if form.note))
-        cells = [_cell(metric, metric, "name"), _cell(loss, loss, "name"), _cell(int(forms[0].n))]
-        cells += [_estimate_cell(form) for form in forms] + [_cell(notes, notes, "notes")]
+        cells = [cell(metric, metric, "name"), cell(loss, loss, "name"), cell(int(forms[0].n))]
+        cells += [estimate_cell(form) for form in forms] + [cell(notes, notes, "notes")]
         rows.setdefault(analysis.target_of(metric), []).append("".join(cells))
     if not rows:
-        return _section("correlation", "Correlations", "<p>No pair to correlate.</p>")
+        return section("correlation", "Correlations", "<p>No pair to correlate.</p>")
     left_out = int(correlations["left_out"].max())
     about = f"""<p class="note">Spearman's rank correlation with its 95 % interval and p-value, over final rows,
 clustered by configuration; {left_out or "no"} run{"" if left_out == 1 else "s"} diverged or unfinished and left out.
 Partial: given every setting that varies, as ranks (misled by a setting with a U-shaped effect) and as factors. The
 first row is the pair declared beforehand; the p-values of all others are not corrected for their number.</p>"""
     groups = [
-        f"<details{' open' if i < OPEN_TARGETS else ''}><summary>{_text(target_name(target))}</summary>\n"
-        + _table(f"correlations-{i}", f"Correlations of loss and {target_name(target)}", heads, body)
+        f"<details{' open' if i < OPEN_TARGETS else ''}><summary>{escape(target_name(target))}</summary>\n"
+        + sortable_table(f"correlations-{i}", f"Correlations of loss and {target_name(target)}", heads, body)
         + "\n</details>"
         for i, (target, body) in enumerate(rows.items())
     ]
-    return _section("correlation", "Correlations", "\n".join([about, *groups]))
+    return section("correlation", "Correlations", "\n".join([about, *groups]))
 
 
 def _table_section(table: pd.DataFrame, settings: list[str]) -> str:
@@ -207,82 +179,31 @@ def _table_section(table: pd.DataFrame, settings: list[str]) -> str:
     columns = [c for c in columns if c in table.columns]
     fits = len(table) <= min(MAX_TABLE_ROWS, MAX_TABLE_CELLS // max(len(columns), 1))
     rows = table if fits else table[table["final"].fillna(False).astype(bool)]
-    body = [
-        "".join(_value_cell(row[c], "name" if c == "run_id" else "") for c in columns) for _, row in rows.iterrows()
-    ]
+    body = ["".join(value_cell(row[c], "name" if c == "run_id" else "") for c in columns) for _, row in rows.iterrows()]
     only_final = [not bool(f) for f in rows["final"].fillna(False)]
     about = "" if len(rows) == len(table) else f"<p>Final rows; all {len(table)} are in results.parquet.</p>"
     if any(only_final) and not all(only_final):
         about += '<div class="controls"><label><input type="checkbox" id="only-final"> final rows only</label></div>'
     same = [c for c in config if c not in settings and c not in seeds and len(table)]
     equal = "".join(
-        f"<dt>{_text(c.removeprefix('config.'))}</dt><dd>{_text(_format(table[c].iloc[0])) or '&nbsp;'}</dd>"
+        f"<dt>{escape(c.removeprefix('config.'))}</dt><dd>{escape(format_value(table[c].iloc[0])) or '&nbsp;'}</dd>"
         for c in same
         if analysis.as_levels(table[c]).nunique() <= 1
     )
-    return _section(
+    return section(
         "results",
         "Results",
         about
-        + _table("table", "Results, one row a run and checkpoint", [_short(c) for c in columns], body, only_final)
+        + sortable_table(
+            "table", "Results, one row a run and checkpoint", [_short(c) for c in columns], body, only_final
+        )
         + f"<details><summary>Settings that are the same in all runs</summary><dl>{equal}</dl></details>",
     )
 
 
 def _facts_section(facts: Mapping[str, str]) -> str:
-    items = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in facts.items())
-    return _section("made", "How it was made", f"<dl>{items}</dl>" if items else "<p>Not recorded.</p>")
-
-
-def _section(name: str, heading: str, body: str) -> str:
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{heading}</h2>\n{body}\n</section>'
-
-
-def _table(name: str, label: str, heads: list[str], rows: list[str], not_final: Iterable[bool] = ()) -> str:
-    """A table that report.js sorts by the button in each header; `rows` are cells already written."""
-    head = "".join(f'<th scope="col" aria-sort="none"><button type="button">{_text(h)}</button></th>' for h in heads)
-    marks = [' class="not-final"' if mark else "" for mark in not_final] or [""] * len(rows)
-    body = "\n".join(f"<tr{mark}>{row}</tr>" for mark, row in zip(marks, rows, strict=True))
-    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{_text(label)}">
-<table class="sortable" id="{name}">
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>"""
-
-
-def _estimate_cell(row: Any) -> str:
-    """A cell of one row of `analysis.correlations`."""
-    if math.isnan(row.estimate):
-        return _cell("")
-    strength = f"{abs(row.estimate) * 0.5:.2f}"
-    text = f"<b>{_signed(row.estimate)}</b>"
-    if not math.isnan(row.p_value):
-        text += f" <i>p {_p_value(row.p_value)}</i>"
-    if not math.isnan(row.low):
-        text += f" <span>{_signed(row.low)} to {_signed(row.high)}</span>"
-    sign = "negative" if row.estimate < 0 else "positive"
-    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{row.estimate:.6g}">{text}</td>'
-
-
-def _value_cell(value: Any, kind: str = "") -> str:
-    return _cell(value, _format(value), kind)
-
-
-def _cell(value: Any, shown: str | None = None, kind: str = "") -> str:
-    """A cell; numbers carry their full value for sorting. Sorting text goes by what is shown."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not _missing(value)
-    data = f' data-value="{float(value):.9g}"' if number else ""
-    classes = " ".join(filter(None, [kind, "number" if number else ""]))
-    style = f' class="{classes}"' if classes else ""
-    text = _text(_format(value) if shown is None else shown)
-    return f"<td{style}{data}>{text.replace('/', '/<wbr>') if kind == 'name' else text}</td>"
-
-
-def _options(options: Iterable[str], chosen: str) -> str:
-    return "".join(f"<option{' selected' if o == chosen else ''}>{_text(o)}</option>" for o in options)
+    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
+    return section("made", "How it was made", f"<dl>{items}</dl>" if items else "<p>Not recorded.</p>")
 
 
 # Data for report.js.
@@ -294,7 +215,7 @@ def _runs(table: pd.DataFrame, settings: list[str]) -> dict[str, Any]:
     diverged = table.groupby("run_id")["diverged_at"].max() if len(table) else {}
     return {
         str(row["run_id"]): {
-            "settings": {c: [_plain(row[c]), _format(row[c]) or "missing"] for c in settings},
+            "settings": {c: [_plain(row[c]), format_value(row[c]) or "missing"] for c in settings},
             "diverged_at": _plain(diverged[row["run_id"]]),
         }
         for _, row in first.iterrows()
@@ -307,14 +228,9 @@ def _final(final: pd.DataFrame) -> dict[str, Any]:
     return {"run": [str(r) for r in final["run_id"]], "values": values}
 
 
-def _json(data: Any) -> str:
-    """JSON that can stand in a script element: no `<`, so neither an end tag nor a comment can begin."""
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
 def _plain(value: Any) -> str | float | bool | None:
     """The value as JSON has it."""
-    if _missing(value):
+    if is_missing(value):
         return None
     if isinstance(value, bool | np.bool_):
         return bool(value)
@@ -323,40 +239,5 @@ def _plain(value: Any) -> str | float | bool | None:
     return str(value)
 
 
-# Text.
-
-
-def _missing(value: Any) -> bool:
-    """Whether a cell holds None, NaN or NaT; a list in a cell is there."""
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
-
-
-def _format(value: Any) -> str:
-    """A value as shown: whole numbers whole, others to four digits, nothing for what is missing."""
-    if _missing(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, int | float | np.number):
-        number = float(value)
-        whole = number.is_integer() and abs(number) < 1e15
-        return (f"{number:.0f}" if whole else f"{number:.4g}").replace("-", _MINUS)
-    if isinstance(value, tuple | list):
-        return ", ".join(map(str, value))
-    return str(value)
-
-
-def _signed(x: float) -> str:
-    return f"{x:.2f}".replace("-", _MINUS)
-
-
-def _p_value(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
-
-
 def _short(column: str) -> str:
     return findings.setting_name(column) if column.startswith("config.") else column
-
-
-def _text(value: str) -> str:
-    return html.escape(str(value), quote=True)

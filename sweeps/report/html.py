@@ -1,0 +1,156 @@
+"""Pieces of an offline HTML page: the document around sections, tables that sort, cells, numbers as text.
+
+Everything that comes from a table or a configuration is escaped here.
+"""
+
+import html
+import importlib.resources
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.offline
+from etils import epath
+
+_MINUS = "\N{MINUS SIGN}"
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def write_whole(path: epath.PathLike, content: str) -> epath.Path:
+    """Writes a text file whole or not at all, and the folders above it. Returns its path."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(content)
+        return unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def document(title: str, sections: Sequence[str], data: Mapping[str, Any], scripts: Sequence[str]) -> str:
+    """A page of these sections that asks for nothing: report.css, plotly.js, the scripts and `data` lie in it.
+
+    Args:
+      title: of the window. sections: HTML, already escaped.
+      data: what the scripts read, as JSON in the element `data`.
+      scripts: files of this folder, run in this order.
+    """
+    folder = importlib.resources.files("sweeps.report")
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{escape(title)}</title>",
+            f"<style>\n{folder.joinpath('report.css').read_text()}</style>",
+            "</head>",
+            "<body>",
+            "<main>",
+            *sections,
+            "</main>",
+            f'<script type="application/json" id="data">{json_in_script(data)}</script>',
+            "<script>window.PlotlyConfig = {MathJaxConfig: 'local'};</script>",
+            f'<script id="plotly">{plotly.offline.get_plotlyjs()}</script>',
+            *(f"<script>\n{folder.joinpath(name).read_text()}</script>" for name in scripts),
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def section(name: str, heading: str, body: str) -> str:
+    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{heading}</h2>\n{body}\n</section>'
+
+
+def sortable_table(name: str, label: str, heads: list[str], rows: list[str], not_final: Iterable[bool] = ()) -> str:
+    """A table that report.js sorts by the button in each header; `rows` are cells already written."""
+    head = "".join(f'<th scope="col" aria-sort="none"><button type="button">{escape(h)}</button></th>' for h in heads)
+    marks = [' class="not-final"' if mark else "" for mark in not_final] or [""] * len(rows)
+    body = "\n".join(f"<tr{mark}>{row}</tr>" for mark, row in zip(marks, rows, strict=True))
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">
+<table class="sortable" id="{name}">
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+</div>"""
+
+
+def estimate_cell(row: Any) -> str:
+    """A cell of one row of `analysis.correlations`."""
+    if math.isnan(row.estimate):
+        return cell("")
+    strength = f"{abs(row.estimate) * 0.5:.2f}"
+    text = f"<b>{signed(row.estimate)}</b>"
+    if not math.isnan(row.p_value):
+        text += f" <i>p {format_p(row.p_value)}</i>"
+    if not math.isnan(row.low):
+        text += f" <span>{signed(row.low)} to {signed(row.high)}</span>"
+    sign = "negative" if row.estimate < 0 else "positive"
+    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{row.estimate:.6g}">{text}</td>'
+
+
+def value_cell(value: Any, kind: str = "") -> str:
+    return cell(value, format_value(value), kind)
+
+
+def cell(value: Any, shown: str | None = None, kind: str = "") -> str:
+    """A cell; numbers carry their full value for sorting. Sorting text goes by what is shown."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not is_missing(value)
+    data = f' data-value="{float(value):.9g}"' if number else ""
+    classes = " ".join(filter(None, [kind, "number" if number else ""]))
+    style = f' class="{classes}"' if classes else ""
+    text = escape(format_value(value) if shown is None else shown)
+    return f"<td{style}{data}>{text.replace('/', '/<wbr>') if kind == 'name' else text}</td>"
+
+
+def options(options: Iterable[str], chosen: str) -> str:
+    return "".join(f"<option{' selected' if o == chosen else ''}>{escape(o)}</option>" for o in options)
+
+
+def json_in_script(data: Any) -> str:
+    """JSON that can stand in a script element: no `<`, so neither an end tag nor a comment can begin."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds None, NaN or NaT; a list in a cell is there."""
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def format_value(value: Any) -> str:
+    """A value as shown: whole numbers whole, others to four digits, nothing for what is missing."""
+    if is_missing(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | float | np.number):
+        number = float(value)
+        whole = number.is_integer() and abs(number) < 1e15
+        return (f"{number:.0f}" if whole else f"{number:.4g}").replace("-", _MINUS)
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def signed(x: float) -> str:
+    return f"{x:.2f}".replace("-", _MINUS)
+
+
+def format_p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def escape(value: str) -> str:
+    return html.escape(str(value), quote=True)
