@@ -35,6 +35,7 @@ MAX_TABLE_ROWS = 500
 MAX_TABLE_CELLS = 50_000
 # So many targets of the probe show their correlations at once, the others when asked.
 OPEN_TARGETS = 3
+SCRIPTS = ("tables.js", "report.js")
 
 
 def write_report(
@@ -79,7 +80,7 @@ def _page(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], facts: Mappin
         _table_section(table, settings),
         _facts_section(facts),
     ]
-    return document(title, sections, data, ("tables.js", "report.js"))
+    return document(title, sections, data, SCRIPTS)
 
 
 # Sections.
