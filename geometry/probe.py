@@ -59,6 +59,34 @@ METRICS: dict[str, Metric] = {}
 # Those of METRICS that tell about the measurement, not about the matrix: nothing to relate to a loss.
 COUNTS: set[str] = set()
 
+# Places in the spectrum, counted from 1, that together draw it on a log scale.
+SPECTRUM_PLACES = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+)
+
 UNEMBEDDING_METRICS = ("effective_rank", "effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
 
 
@@ -92,7 +120,10 @@ def check_names(metrics: Sequence[str]) -> None:
 
 
 def summarize(
-    x_ND: ArrayLike, metrics: Sequence[str] = UNEMBEDDING_METRICS, n_neighbors: int = 128
+    x_ND: ArrayLike,
+    metrics: Sequence[str] = UNEMBEDDING_METRICS,
+    n_neighbors: int = 128,
+    places: Sequence[int] = (),
 ) -> dict[str, Array]:
     """Measures one matrix.
 
@@ -103,26 +134,33 @@ def summarize(
       x_ND: an unembedding, or states in rows.
       metrics: names of registered metrics; static under jit and vmap.
       n_neighbors: size of the neighbourhoods of local metrics.
+      places: of singular values to give too, the largest at 1.
 
     Returns:
-      A scalar for each name, in the order given. The spectral ones come from one set of singular values, and all of
-      them from one program, compiled once a shape.
+      A scalar for each name, in the order given, then `singular_value_<place>` for each place. The spectral ones come
+      from one set of singular values, and all of them from one program, compiled once a shape.
 
     Raises:
-      ValueError: an unknown metric, or not a matrix.
+      ValueError: an unknown metric, not a matrix, or a place beyond its spectrum.
     """
     if isinstance(metrics, str):
         raise ValueError(f"metrics = {metrics!r}: needs a sequence of names, such as ({metrics!r},)")
     check_names(metrics)
+    x_ND = svd.as_matrix(x_ND)
+    if beyond := [place for place in places if not 1 <= place <= min(x_ND.shape)]:
+        raise ValueError(
+            f"places = {beyond}: a matrix of shape {x_ND.shape} has singular values 1 to {min(x_ND.shape)}"
+        )
+    names = (*metrics, *(f"singular_value_{place}" for place in places))
     # The functions are part of the key of the compiled program, so that one defined again is compiled again.
     functions = tuple(METRICS[name] for name in metrics)
-    return dict(zip(metrics, _measure(svd.as_matrix(x_ND), functions, n_neighbors), strict=True))
+    return dict(zip(names, _measure(x_ND, functions, tuple(places), n_neighbors), strict=True))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _measure(x_ND: Array, functions: tuple[Metric, ...], n_neighbors: int) -> list[Array]:
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _measure(x_ND: Array, functions: tuple[Metric, ...], places: tuple[int, ...], n_neighbors: int) -> list[Array]:
     measured = Measured(x_ND, n_neighbors)
-    return [function(measured) for function in functions]
+    return [*(function(measured) for function in functions), *(measured.singular_values_D[p - 1] for p in places)]
 
 
 def _same_origin(one: Metric, other: Metric) -> bool:

@@ -148,11 +148,13 @@ class TargetConfig:
       metrics: names registered in geometry.probe; () leaves the target out.
       every: steps between two measurements, counted from 0; 0: as the probe's `every` says.
       centred: measure the target less its mean row too, as `<target>_centred`.
+      spectrum: beside the metrics, singular values at places 1, 2, 3, 4, 6, 8, 12 and so on, as `<target>_spectrum`.
     """
 
     metrics: tuple[str, ...] = ()
     every: int = 0
     centred: bool = False
+    spectrum: bool = False
 
     def check(self, at: str) -> None:
         require(self.every >= 0, f"{at}.every", self.every, "needs 0 (as the probe) or a positive number of steps")
@@ -198,7 +200,8 @@ class ProbeConfig:
 
     every: int = 100
     unembedding: TargetConfig = TargetConfig(
-        metrics=("effective_rank", "effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
+        metrics=("effective_rank", "effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy"),
+        spectrum=True,
     )
     embedding: TargetConfig = TargetConfig()
     parameters: ParametersConfig = ParametersConfig()

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from geometry.gauge import centred, gauge_fix
-from geometry.probe import COUNTS, check_names, summarize
+from geometry.probe import COUNTS, SPECTRUM_PLACES, check_names, summarize
 from olmo_jax import model, sharding
 from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig, require
 
@@ -175,11 +175,13 @@ def measure_states(
 
 def _measure(config: ProbeConfig, name: str, target: TargetConfig, x_ND: Array, vary: bool = True) -> dict[str, Array]:
     variants = {name: x_ND} | ({f"{name}_centred": centred(x_ND)} if target.centred and vary else {})
-    return {
-        f"{variant}/{metric}": value
-        for variant, matrix in variants.items()
-        for metric, value in summarize(matrix, target.metrics, config.neighbors).items()
-    }
+    places = [place for place in SPECTRUM_PLACES if target.spectrum and place <= min(x_ND.shape)]
+    found = {}
+    for variant, matrix in variants.items():
+        values = summarize(matrix, target.metrics, config.neighbors, places)
+        found |= {f"{variant}/{metric}": values[metric] for metric in target.metrics}
+        found |= {f"{variant}_spectrum/{place}": values[f"singular_value_{place}"] for place in places}
+    return found
 
 
 def _matrices(params: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from geometry.probe import COUNTS
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
 # Ends the name of a target whose columns are the standard deviations of another's over the probe's sets.
 SPREAD = "_spread"
+# Ends the name of a target whose columns are the singular values of another, by their place.
+SPECTRUM = "_spectrum"
 LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "gptq", "noise", "truncation", "finetune")
 # Evaluations whose numbers are neither a loss nor geometry that was measured in the loop.
 _OTHER_PREFIXES = ("unigram", "task", "cka", "saturation")
@@ -58,7 +60,7 @@ def controls_of(table: pd.DataFrame) -> list[str]:
 def geometry_columns(table: pd.DataFrame) -> list[str]:
     """Columns `<target>/<metric>` of the probe, whatever their names, those of FIRST_TARGETS first.
 
-    Spreads and counts tell about the measurement and are left out.
+    Spreads and counts tell about the measurement, and singular values are a curve; they are left out.
     """
     order = {target: i for i, target in enumerate(FIRST_TARGETS)}
     return sorted(filter(_is_geometry, table.columns), key=lambda c: order.get(target_of(c), len(order)))
@@ -100,7 +102,7 @@ def _is_geometry(column: str) -> bool:
     target, _, name = column.rpartition("/")
     if target in ("", "train") or _is_of(column, (*LOSS_PREFIXES, *_OTHER_PREFIXES)):
         return False
-    return not target.endswith(SPREAD) and name not in COUNTS
+    return not target.endswith((SPREAD, SPECTRUM)) and name not in COUNTS
 
 
 def _is_of(column: str, evaluations: tuple[str, ...]) -> bool:

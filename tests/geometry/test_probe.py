@@ -212,3 +212,8 @@ def test_every_metric_of_a_stack_is_that_of_each_matrix(matrices):
     for i, w_VD in enumerate(stack):
         for name, value in measure(w_VD).items():
             np.testing.assert_allclose(together[name][i], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_place_beyond_the_spectrum_is_refused(matrices):
+    with pytest.raises(ValueError, match="singular values 1 to"):
+        probe.summarize(matrices["gaussian"], places=(1, 10**6))

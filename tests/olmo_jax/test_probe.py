@@ -201,3 +201,17 @@ def test_what_cannot_be_measured_is_refused_with_its_key(params):
         check_probe(ProbeConfig(layers=TargetConfig(metrics=("rnak",))), params)
     with pytest.raises(ConfigError, match=r"config.probe.parameters.pattern = 'mpl'.*blocks_0/mlp/up"):
         check_probe(ProbeConfig(parameters=ParametersConfig(metrics=("per",), pattern="mpl")), params)
+
+
+def test_a_spectrum_is_singular_values_by_their_place_beside_the_metrics(documents, params):
+    config = ProbeConfig(
+        every=10, unembedding=TargetConfig(("effective_rank",), spectrum=True), final_states=TargetConfig()
+    )
+    found = measured(config, documents, params)
+    w_VD = np.asarray(model.unembedding(params), np.float64)[:VOCABULARY]
+    s_D = np.linalg.svd(w_VD, compute_uv=False)
+    drawn = {name: value for name, value in found.items() if name.startswith("unembedding_spectrum/")}
+    assert set(drawn) == {f"unembedding_spectrum/{place}" for place in (1, 2, 3, 4, 6, 8, 12, 16)}
+    assert list(drawn.values()) == pytest.approx([s_D[int(name.split("/")[1]) - 1] for name in drawn], rel=1e-4)
+    assert "unembedding_gauge_fixed_spectrum/16" in found
+    assert found["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w_VD), rel=1e-4)
