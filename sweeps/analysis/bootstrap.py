@@ -6,12 +6,12 @@ G groups, B draws.
 
 import numpy as np
 
-DRAWS = 2000
+DRAWS = 1000
 
 # A residual under this share of its column's norm is rounding: the column is constant, or its controls explain it.
 ROUNDING = 1e-7
 # Elements of one chunk of draws; some megabytes, so that a chunk stays in the cache.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 
 
 def interval_of_groups(
@@ -38,8 +38,8 @@ def interval_of_groups(
     holds 63 % of the groups on average, so twice as many as the controls need leave few draws out.
     """
     n, n_groups = len(groups_N), int(groups_N.max()) + 1
-    counts_BG = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
-    counts_BG = counts_BG[(counts_BG > 0).sum(axis=1) > k_between + 2].astype(float)
+    counts_BG = draws_of_groups(n_groups)
+    counts_BG = counts_BG[np.count_nonzero(counts_BG, axis=1) > k_between + 2]
     ranked_NK = np.concatenate([ranked_controls_NK, columns_NC], axis=1)
     fixed_NL = np.concatenate([np.ones((n, 1)), level_controls_NL], axis=1)
     standing_GKN = _standing(ranked_NK, groups_N)
@@ -53,18 +53,21 @@ def interval_of_groups(
     return low_CE, high_CE
 
 
+def draws_of_groups(n_groups: int) -> np.ndarray:
+    """How often each group comes up in DRAWS draws with replacement of as many groups, always the same: [B, G]."""
+    drawn_BG = np.random.default_rng(0).integers(n_groups, size=(DRAWS, n_groups))
+    places_BG = drawn_BG + n_groups * np.arange(DRAWS)[:, None]
+    return np.bincount(places_BG.ravel(), minlength=DRAWS * n_groups).reshape(DRAWS, n_groups)
+
+
 def _standing(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
     """What one copy of group g adds to the centred average rank of row n in column k: [G, K, N].
 
-    The rows of g below x plus half of those equal to it, less half of g's rows; so the ranks of a draw are a product.
+    Half of the rows of g below x less half of those above it; so the ranks of a draw are a product.
     """
-    result = []
-    for group in range(int(groups_N.max()) + 1):
-        own_MK = np.sort(x_NK[groups_N == group], axis=0)
-        below_KN = [np.searchsorted(own_M, x_N, "left") for own_M, x_N in zip(own_MK.T, x_NK.T, strict=True)]
-        upto_KN = [np.searchsorted(own_M, x_N, "right") for own_M, x_N in zip(own_MK.T, x_NK.T, strict=True)]
-        result.append((np.stack(below_KN) + np.stack(upto_KN) - len(own_MK)) / 2)
-    return np.stack(result)
+    of_group_GN = (np.arange(groups_N.max() + 1)[:, None] == groups_N).astype(np.float32)
+    above = (np.sign(x_N - x_N[:, None]).astype(np.float32) for x_N in x_NK.T)
+    return np.stack([of_group_GN @ above_NN / 2 for above_NN in above], axis=1)
 
 
 def _draw(
@@ -81,7 +84,9 @@ def _draw(
     """
     n_draws, n_fixed = len(counts_BG), fixed_NL.shape[1]
     n_groups, n_ranked, n = standing_GKN.shape
-    ranks_BKN = (counts_BG @ standing_GKN.reshape(n_groups, -1)).reshape(n_draws, n_ranked, n)
+    # Halves of whole numbers: exact in float32 up to some million rows.
+    ranks_BKN = counts_BG.astype(np.float32) @ standing_GKN.reshape(n_groups, -1)
+    ranks_BKN = ranks_BKN.reshape(n_draws, n_ranked, n).astype(float)
     weighted_BKN = ranks_BKN * counts_BG[:, groups_N][:, None, :]
 
     pairs_NLL = fixed_NL[:, :, None] * fixed_NL[:, None, :]
@@ -99,28 +104,30 @@ def _draw(
     squares_BK = np.einsum("bkn,bkn->bk", weighted_BKN, ranks_BKN)[:, n_controls:]
     products_BCE = weighted_BKN[:, n_controls:first_target] @ ranks_BKN[:, first_target:].transpose(0, 2, 1)
 
-    explained_BXK = _explained(rows_BXY)
-    left_BK = squares_BK - np.sum(explained_BXK**2, axis=1)
+    explained_XKB = _explained(np.ascontiguousarray(rows_BXY.transpose(1, 2, 0)))
+    left_BK = squares_BK - np.sum(explained_XKB**2, axis=0).T
     norm_BK = np.sqrt(np.where(left_BK > ROUNDING * squares_BK, left_BK, np.nan))
-    products_BCE -= explained_BXK[:, :, :n_metrics].transpose(0, 2, 1) @ explained_BXK[:, :, n_metrics:]
+    products_BCE -= np.einsum("xcb,xeb->bce", explained_XKB[:, :n_metrics], explained_XKB[:, n_metrics:])
     return np.clip(products_BCE / norm_BK[:, :n_metrics, None] / norm_BK[:, None, n_metrics:], -1, 1)
 
 
-def _explained(rows_BXY: np.ndarray) -> np.ndarray:
-    """Coordinates of the columns along orthonormal controls, by Cholesky's steps on sums of products.
+def _explained(rows_XYB: np.ndarray) -> np.ndarray:
+    """Coordinates of the columns along orthonormal controls, by Cholesky's steps on sums of products: [X, K, B].
 
-    `rows_BXY` holds the products of the X controls with themselves and, after them, with the other columns. A control
-    that those before it explain gets no direction, so controls may be collinear.
+    `rows_XYB` holds the products of the X controls with themselves and, after them, with the other columns. A control
+    that those before it explain gets no direction, so controls may be collinear. Draws lie last, for long inner loops.
     """
-    n_controls = rows_BXY.shape[1]
-    scale_BX = np.sqrt(np.diagonal(rows_BXY, axis1=1, axis2=2))
-    rest_BXY = rows_BXY / np.where(scale_BX > 0, scale_BX, np.inf)[:, :, None]
-    rest_BXY[:, :, :n_controls] /= np.where(scale_BX > 0, scale_BX, np.inf)[:, None, :]
+    n_controls = rows_XYB.shape[0]
+    scale_XB = np.sqrt(np.einsum("xxb->xb", rows_XYB[:, :n_controls]))
+    scale_XB = np.where(scale_XB > 0, scale_XB, np.inf)
+    rest_XYB = rows_XYB / scale_XB[:, None]
+    rest_XYB[:, :n_controls] /= scale_XB
     directions = []
     for i in range(n_controls):
-        pivot_B = rest_BXY[:, 0, i]
+        pivot_B = rest_XYB[0, i]
         inverse_B = np.where(pivot_B > ROUNDING, np.maximum(pivot_B, ROUNDING) ** -0.5, 0.0)
-        direction_BY = rest_BXY[:, 0] * inverse_B[:, None]
-        directions.append(direction_BY[:, n_controls:])
-        rest_BXY = rest_BXY[:, 1:] - direction_BY[:, i + 1 : n_controls, None] * direction_BY[:, None, :]
-    return np.stack(directions, axis=1)
+        direction_YB = rest_XYB[0, i:] * inverse_B
+        directions.append(direction_YB[n_controls - i :])
+        rest_XYB = rest_XYB[1:]
+        rest_XYB[:, i + 1 :] -= direction_YB[1 : n_controls - i, None] * direction_YB[None, 1:]
+    return np.stack(directions)

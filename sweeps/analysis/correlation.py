@@ -33,7 +33,7 @@ def spearman(table: pd.DataFrame, metric: str, target: str, groups: str | None =
     ones, m the sum of squared sizes over n, rho the share of a column's variance that lies between groups (intraclass
     correlation of its residuals by analysis of variance). So copies count once (Kish 1965), and rows that are no more
     alike within groups than between count fully. p is by t with 2 fewer degrees of freedom. The 95 % interval is the
-    percentile interval of 2,000 draws of whole groups, always the same draws. With fewer than 14 groups rho can't be
+    percentile interval of 1,000 draws of whole groups, always the same draws. With fewer than 14 groups rho can't be
     estimated and draws give too narrow an interval (6 groups of 2: it covered 0 in 89 to 93 % of 150 null tables, and
     in 74 to 80 % given two controls): then rho is taken as 1, and the interval is Fisher's z with as many rows.
 

@@ -72,7 +72,7 @@ def test_the_bootstrap_equals_repeating_the_rows_of_the_groups_drawn(form, monke
     found = partial_spearman(table, "x", "y", ["level"], form, groups="group")
 
     draws = []
-    for counts in np.random.default_rng(0).multinomial(24, np.full(24, 1 / 24), size=80):
+    for counts in bootstrap.draws_of_groups(24):
         drawn = table.loc[np.repeat(table.index, counts[table.group])].reset_index(drop=True)
         if form == "rank":
             draws.append(partial_by_precision_matrix(drawn, ["level"])[0])
