@@ -176,7 +176,7 @@ def measure_states(
 def _measure(config: ProbeConfig, name: str, target: TargetConfig, x_ND: Array, vary: bool = True) -> dict[str, Array]:
     variants = {name: x_ND} | ({f"{name}_centred": centred(x_ND)} if target.centred and vary else {})
     places = [place for place in SPECTRUM_PLACES if target.spectrum and place <= min(x_ND.shape)]
-    found = {}
+    found: dict[str, Array] = {}
     for variant, matrix in variants.items():
         values = summarize(matrix, target.metrics, config.neighbors, places)
         found |= {f"{variant}/{metric}": values[metric] for metric in target.metrics}

@@ -127,6 +127,14 @@ def _run_and_step(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the last)")
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--figure",
+        metavar="NAME",
+        help="only this figure of report/figures, again, such as loss_against_geometry (a name that isn't one: a list)",
+    )
+
+
 def _geometry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a working directory, .safetensors, a folder of them, or .npy")
     parser.add_argument("--run", metavar="RUN_ID", help="this run of a working directory (default: every run)")
@@ -162,6 +170,18 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard_mb", type=float, default=5000.0, metavar="MB", help="most of one file (default: 5000)")
 
 
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of sweeps that have been reported, two or more")
+    parser.add_argument("--to", required=True, metavar="DIR", help="where index.html and comparison.csv go")
+    parser.add_argument(
+        "--pair_by",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        default=(),
+        metavar="KEYS",
+        help="settings to pair runs by, such as model.d_model,optimizer.weight_decay (default: those that vary)",
+    )
+
+
 def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a Hugging Face folder, or a folder of such named like step3000")
     parser.add_argument("--name", help="begins the run's id (default: the folder's name)")
@@ -181,7 +201,8 @@ VERBS = {
     "evaluate": Verb(
         "losses, quantisation, fine-tuning, noise, tasks of what is trained", "taken", "needed", _evaluate
     ),
-    "report": Verb("write results.parquet and report/index.html from what is there", "taken", "needed"),
+    "report": Verb("write results.parquet and report/index.html from what is there", "taken", "needed", _report),
+    "compare": Verb("two or more sweeps, runs paired by configuration: page and table", "", "", _compare),
     "launch": Verb("a sweep on Slurm, on processes of this machine, or in a cloud", "needed", "needed", _launch),
     "geometry": Verb("a table of the geometry of any weights", "", "", _geometry),
     "generate": Verb("text from runs, or from a Hugging Face folder", "", "taken", _generate),

@@ -66,6 +66,8 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
         return of_models[arguments.verb](arguments)
     if arguments.verb == "import":
         return _import(arguments, overrides)
+    if arguments.verb == "compare":
+        return _compare(arguments, command)
     return _stage(arguments, overrides, command)
 
 
@@ -104,7 +106,10 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         return DONE
     if verb == "report":
         records.check_record(workdir, plan)
-        print(f"Report: {stages.report(workdir, command)[0]}")
+        if arguments.figure:
+            print("\n".join(map(str, stages.report_figure(workdir, arguments.figure))))
+        else:
+            print(f"Report: {stages.report(workdir, command)[0]}")
         return DONE
     if verb == "launch":
         return _launch(arguments, overrides, plan)
@@ -194,6 +199,13 @@ def _export(arguments: argparse.Namespace) -> int:
     size = arguments.shard_mb * 1e6
     architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, size)
     print(f"{arguments.to}: {architecture}, {arguments.dtype}")
+    return DONE
+
+
+def _compare(arguments: argparse.Namespace, command: str) -> int:
+    from sweeps.compare import write_comparison
+
+    print("\n".join(write_comparison(arguments.workdirs, arguments.to, arguments.pair_by or None, command)))
     return DONE
 
 

@@ -74,7 +74,7 @@ def directions(table: pd.DataFrame) -> list[Direction]:
             f"no finished run of {', '.join(_SIZES)} in the table; run sweeps/configs/paper.py"
         )
     suite = _suite(rows)
-    noise = {metric: _seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
+    noise = {metric: analysis.seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
     found = [_direction(claim, suite, noise[claim.metric]) for claim in _CLAIMS]
     return [*found, _sign_change(suite), *_UNTESTABLE]
 
@@ -106,14 +106,6 @@ def _direction(claim: _Claim, suite: "_Suite", noise: float) -> Direction:
     sure = low > 0 or high < 0
     verdict = ("agrees" if effect * claim.sign > 0 else "disagrees") if sure else "unclear"
     return Direction(claim.text, claim.metric, effect, low, high, n, effect / noise if noise else math.nan, verdict)
-
-
-def _seed_deviation(rows: pd.DataFrame, metric: str) -> float:
-    """Standard deviation over seeds, pooled over configurations; NaN without replicates."""
-    groups = [g[metric].dropna() for _, g in rows.groupby("configuration")]
-    squares = sum(float(((g - g.mean()) ** 2).sum()) for g in groups)
-    freedom = sum(len(g) - 1 for g in groups if len(g))
-    return math.sqrt(squares / freedom) if freedom else math.nan
 
 
 class _Suite(NamedTuple):
@@ -191,7 +183,7 @@ def _sign_change(suite: _Suite) -> Direction:
     low, high = line.slope - reach, line.slope + reach
     ends = line.intercept + line.slope * np.array([x.min(), x.max()])
     verdict = "unclear" if low < 0 < high else "agrees" if ends[0] * ends[1] < 0 else "disagrees"
-    noise = _seed_deviation(suite.rows, LOSS)
+    noise = analysis.seed_deviation(suite.rows, LOSS)
     return Direction(claim, LOSS, line.slope, low, high, len(known), line.slope / noise, verdict)
 
 

@@ -29,10 +29,12 @@ from olmo_jax.data.windows import training_tokens as training_tokens_of
 from olmo_jax.metrics import TIMINGS, read_jsonl
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_mesh, check_vocabulary, probe_documents, train_cohort, write_run_files
+from sweeps.analysis import final_rows
+from sweeps.analysis.answers import answer
 from sweeps.plan import Plan
 from sweeps.record import check_record, pin, read_record, recorded_plan
-from sweeps.report import write_report
-from sweeps.report.findings import against_unigram, caveat, findings
+from sweeps.report import FIGURES, TABLES, write_all
+from sweeps.report.row_findings import after_training, against_unigram, caveat, primary, strongest_setting
 from sweeps.stacks import one_process_a_stack
 from sweeps.table import build_table, is_written, read_curves, write_table
 
@@ -171,30 +173,48 @@ def _why_no_checkpoint(workdir: epath.Path, plan: Plan) -> str:
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
-    """Writes report/index.html and results.parquet from what the directory holds, if it has changed since.
+    """Writes report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
 
     Returns the page's path and the table.
     """
-    old = read_record(workdir)
+    started, old = time.monotonic(), read_record(workdir)
+    table = _table(workdir)
+    folder = workdir / "report"
+    page = folder / "index.html"
+    whole = page.exists() and (folder / FIGURES).exists() and (folder / TABLES).exists()
+    if whole and is_written(workdir, table):
+        return page, table
+    answers = answer(table, read_curves(workdir))
+    facts = {
+        "command": command,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
+        "seconds of training": f"{_training_seconds(workdir):.0f}",
+        "seconds of statistics": f"{time.monotonic() - started:.0f}",
+    }
+    later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
+    page = write_all(folder, answers, facts | old["versions"] | later)
+    write_table(workdir, table)  # last: it tells the next call that the page is of this table
+    return page, table
+
+
+def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
+    """Writes one figure of the report again; returns its paths. Raises AnalysisError for a name that isn't one."""
+    from sweeps.report.figures import check_names, write_figures
+
+    check_names([name])
+    answers = answer(_table(workdir), read_curves(workdir))
+    return write_figures(workdir / "report" / FIGURES, answers, name)
+
+
+def _table(workdir: epath.Path) -> pd.DataFrame:
     have_runs, asked = (workdir / "runs").exists(), recorded_plan(workdir).evaluation
     table = build_table(workdir, asked) if have_runs else pd.DataFrame()
     if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
         say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
             "`olmo-jax evaluate` makes them anew")  # fmt: skip
     require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
-    page = workdir / "report" / "index.html"
-    if page.exists() and is_written(workdir, table):
-        return page, table
-    facts = {
-        "command": command,
-        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
-        "seconds of training": f"{_training_seconds(workdir):.0f}",
-    }
-    later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
-    page = write_report(workdir / "report", table, read_curves(workdir), facts | old["versions"] | later)
-    write_table(workdir, table)  # last: it tells the next call that the page is of this table
-    return page, table
+    return table
 
 
 def run(
@@ -215,8 +235,11 @@ def run(
         return True
     with alone(Path(workdir / ".sweep.lock"), say):
         page, table = report(workdir, command)
-    for sentence in (*findings(table), against_unigram(table), caveat(table)):
+    final = final_rows(table)
+    for sentence in (primary(final.rows), strongest_setting(final.rows), after_training(final.rows)):
         print(sentence)
+    print(against_unigram(table))
+    print(caveat(final))
     print(f"Report: {page}")
     return True
 

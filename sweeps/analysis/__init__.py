@@ -4,7 +4,7 @@ The table has one row a (run, checkpoint). Seeds of a configuration and checkpoi
 functions take `groups`, the column that names the cluster. Definitions and traps: methods.md, sections 1 and 5.
 """
 
-from sweeps.analysis.associations import correlations
+from sweeps.analysis.association import associations
 from sweeps.analysis.columns import (
     FIRST_TARGETS,
     LOSS_PREFIXES,
@@ -22,6 +22,11 @@ from sweeps.analysis.columns import (
 )
 from sweeps.analysis.correlation import partial_spearman, spearman
 from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, UnknownColumnError
+from sweeps.analysis.mixed import mixed_effects
+from sweeps.analysis.noise import seed_deviation, seed_deviations
+from sweeps.analysis.r2 import incremental_r2
+from sweeps.analysis.saturation import Saturation, saturation_of
+from sweeps.analysis.variance import variance_split
 
 __all__ = [
     "FIRST_TARGETS",
@@ -33,15 +38,22 @@ __all__ = [
     "AnalysisError",
     "Estimate",
     "FinalRows",
+    "Saturation",
     "UnknownColumnError",
     "as_levels",
+    "associations",
     "controls_of",
-    "correlations",
     "final_rows",
     "geometry_columns",
+    "incremental_r2",
     "loss_columns",
+    "mixed_effects",
     "partial_spearman",
+    "saturation_of",
+    "seed_deviation",
+    "seed_deviations",
     "spearman",
     "spread_column",
     "target_of",
+    "variance_split",
 ]

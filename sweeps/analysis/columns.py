@@ -52,6 +52,12 @@ def final_rows(table: pd.DataFrame) -> FinalRows:
     return FinalRows(kept, len(diverged_runs), len(unfinished))
 
 
+def last_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `final_rows`, and the last row of each run that diverged, with the parameters it had before."""
+    of_diverged = table[table["diverged_at"].notna()].sort_values("step").drop_duplicates("run_id", keep="last")
+    return pd.concat([final_rows(table).rows, of_diverged], ignore_index=True)
+
+
 def controls_of(table: pd.DataFrame) -> list[str]:
     """The settings that differ between rows: `config.` columns but seeds, names, places and what is only looked at."""
     return [c for c in table.columns if _is_setting(c) and as_levels(table[c]).nunique() > 1]

@@ -3,6 +3,7 @@
 Letters: N rows, C metrics, E targets, K control columns, G groups.
 """
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -90,6 +91,30 @@ def partial_spearman(
     return _one(table, metric, target, tuple(controls), form, groups)[0]
 
 
+def partial_slopes(
+    table: pd.DataFrame, metrics: list[str], targets: list[str], controls: tuple[str, ...], form: Form
+) -> dict[tuple[str, str], float]:
+    """The change of each target, in its units, with one standard deviation of what the controls leave of a metric.
+
+    By least squares on the values, with the controls as in `partial_spearman`; NaN where it can't be given.
+    """
+    slopes = dict.fromkeys(((m, t) for m in metrics for t in targets), np.nan)
+    for metric_names, metrics_NC, target_names, targets_NE, rows in _blocks(table, metrics, targets, controls):
+        if len(rows) < MIN_ROWS:
+            continue
+        design = _design(rows, controls, form)
+        controls_NK = unit(np.concatenate([ranks(design.ranked), design.levels], axis=1))
+        left = [x - x.mean(axis=0) for x in (metrics_NC, targets_NE)]
+        left = [x - controls_NK @ np.linalg.lstsq(controls_NK, x, rcond=1e-10)[0] for x in left]
+        whole_C = np.linalg.norm(metrics_NC - metrics_NC.mean(axis=0), axis=0)
+        norm_C = np.linalg.norm(left[0], axis=0)
+        norm_C = np.where(norm_C > ROUNDING * whole_C, norm_C, np.nan)
+        slope_CE = left[0].T @ left[1] / norm_C[:, None] / np.sqrt(len(rows) - 1)
+        for i, metric in enumerate(metric_names):
+            slopes |= {(metric, target): float(slope_CE[i, j]) for j, target in enumerate(target_names)}
+    return slopes
+
+
 class _Design(NamedTuple):
     """Controls as columns [N, K]: `ranked` are numbers that enter as ranks, `levels` are 0 and 1 and stay so."""
 
@@ -114,20 +139,29 @@ def many(
     """Estimate and note of every (metric, target); pairs that are missing in the same rows are done together."""
     for name in (*metrics, *targets, *controls, *([groups] if groups else [])):
         require_column(table, name)
-    controlled = table[[*controls, *([groups] if groups else [])]]
-    with_controls_N = controlled.replace([np.inf, -np.inf], np.nan).notna().all(axis=1).to_numpy(dtype=bool)
     results = {}
+    used = (*controls, groups) if groups else controls
+    for metric_names, metrics_NC, target_names, targets_NE, rows in _blocks(table, metrics, targets, used):
+        groups_N = pd.factorize(as_levels(rows[groups]))[0] if groups else None
+        block = _block(metrics_NC, targets_NE, _design(rows, controls, form), groups_N)
+        for i, metric in enumerate(metric_names):
+            for j, target in enumerate(target_names):
+                results[metric, target] = block[i][j]
+    return results
+
+
+def _blocks(
+    table: pd.DataFrame, metrics: list[str], targets: list[str], used: tuple[str, ...]
+) -> Iterator[tuple[list[str], np.ndarray, list[str], np.ndarray, pd.DataFrame]]:
+    """Metrics and targets that are there in the same rows: names and values `[N, C]`, `[N, E]` of both, and these rows.
+
+    Rows where one of the columns `used` is missing are left out.
+    """
+    used_N = table[list(used)].replace([np.inf, -np.inf], np.nan).notna().all(axis=1).to_numpy(dtype=bool)
     for metric_names, metrics_NC, metric_there_N in _by_missing(table, metrics):
         for target_names, targets_NE, target_there_N in _by_missing(table, targets):
-            there_N = metric_there_N & target_there_N & with_controls_N
-            rows = table[there_N]
-            groups_N = pd.factorize(as_levels(rows[groups]))[0] if groups else None
-            design = _design(rows, controls, form)
-            block = _block(metrics_NC[there_N], targets_NE[there_N], design, groups_N)
-            for i, metric in enumerate(metric_names):
-                for j, target in enumerate(target_names):
-                    results[metric, target] = block[i][j]
-    return results
+            there_N = metric_there_N & target_there_N & used_N
+            yield metric_names, metrics_NC[there_N], target_names, targets_NE[there_N], table[there_N]
 
 
 def _by_missing(table: pd.DataFrame, names: list[str]) -> list[tuple[list[str], np.ndarray, np.ndarray]]:

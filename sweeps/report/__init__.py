@@ -1,5 +1,26 @@
-"""The report of a sweep: one offline page, and what it is made of."""
+"""The report of a sweep: one offline page, figures and tables for papers, from its `Answers`."""
 
-from sweeps.report.page import write_report
+from collections.abc import Mapping
 
-__all__ = ["write_report"]
+from etils import epath
+
+from sweeps.analysis.answers import Answers
+from sweeps.report.page import TITLE, write_report
+
+__all__ = ["write_all", "write_report"]
+
+FIGURES, TABLES = "figures", "tables"
+
+
+def write_all(folder: epath.PathLike, answers: Answers, facts: Mapping[str, str], title: str = TITLE) -> epath.Path:
+    """Writes `folder`/figures (SVG, PDF), `folder`/tables (CSV, LaTeX) and, last, `folder`/index.html, its result.
+
+    Arguments as `write_report`.
+    """
+    # matplotlib is heavy, and the command line imports this package at each command.
+    from sweeps.report.figures import write_figures
+    from sweeps.report.papers import write_tables
+
+    write_figures(epath.Path(folder) / FIGURES, answers)
+    write_tables(epath.Path(folder) / TABLES, answers)
+    return write_report(folder, answers, facts, title)

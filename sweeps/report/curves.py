@@ -118,15 +118,15 @@ def _curves_of(curve: pd.DataFrame, metrics: list[str], points: int, at: list[di
         same = (most, there_N.tobytes())
         if same not in places:
             places[same] = _place(curve[there_N], most, at)
-        result[key] = {"at": places[same], "value": to_json(_thinned(value_N[there_N], most))}
+        result[key] = {"at": places[same], "value": to_json(thinned(value_N[there_N], most))}
         spread = analysis.spread_column(key)
         if spread in curve.columns and curve[spread].notna().any():
-            result[key]["spread"] = to_json(_thinned(curve[spread].to_numpy(dtype=float)[there_N], most))
+            result[key]["spread"] = to_json(thinned(curve[spread].to_numpy(dtype=float)[there_N], most))
     return result
 
 
 def _place(rows: pd.DataFrame, points: int, at: list[dict[str, Any]]) -> int:
-    steps = {name: to_json(_thinned(rows[name].to_numpy(dtype=float), points)) for name in ("step", "tokens")}
+    steps = {name: to_json(thinned(rows[name].to_numpy(dtype=float), points)) for name in ("step", "tokens")}
     if steps not in at:
         at.append(steps)
     return at.index(steps)
@@ -146,7 +146,7 @@ def _note(target: str, curves: Iterable[pd.DataFrame]) -> str:
     return f"{target_name(target)}: {', '.join(told)}" if told else ""
 
 
-def _thinned(x_N: np.ndarray, points: int) -> np.ndarray:
+def thinned(x_N: np.ndarray, points: int) -> np.ndarray:
     """Means of neighbours, at most `points` of them."""
     edges_P = np.linspace(0, len(x_N), min(points, len(x_N)) + 1).astype(int)
     return np.add.reduceat(x_N, edges_P[:-1]) / np.diff(edges_P)

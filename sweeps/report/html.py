@@ -16,6 +16,8 @@ import pandas as pd
 import plotly.offline
 from etils import epath
 
+from sweeps.report.words import signed
+
 _MINUS = "\N{MINUS SIGN}"
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -72,12 +74,33 @@ def section(name: str, heading: str, body: str) -> str:
     return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{heading}</h2>\n{body}\n</section>'
 
 
-def sortable_table(name: str, label: str, heads: list[str], rows: list[str], not_final: Iterable[bool] = ()) -> str:
-    """A table that report.js sorts by the button in each header; `rows` are cells already written."""
-    head = "".join(f'<th scope="col" aria-sort="none"><button type="button">{escape(h)}</button></th>' for h in heads)
-    marks = [' class="not-final"' if mark else "" for mark in not_final] or [""] * len(rows)
-    body = "\n".join(f"<tr{mark}>{row}</tr>" for mark, row in zip(marks, rows, strict=True))
-    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">
+def sortable_table(
+    name: str,
+    label: str,
+    heads: Sequence[str],
+    rows: Sequence[str],
+    classes: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> str:
+    """A table that tables.js sorts by the button in each header and gives as CSV.
+
+    Args:
+      name: of the element, and of the file that it is downloaded as. label: what it is, for those who can't see it.
+      heads: text of the headers. rows: their cells, already written.
+      classes: of each row; none for none. runs: the run that each row is of, for the page's filters.
+      columns: names of the columns in the file, where they are others than the headers.
+    """
+    head = "".join(
+        f'<th scope="col" aria-sort="none" data-column="{escape(column)}">'
+        f'<button type="button">{escape(h)}</button></th>'
+        for h, column in zip(heads, columns or heads, strict=True)
+    )
+    marks = [f' class="{c}"' if c else "" for c in classes] or [""] * len(rows)
+    of_runs = [f' data-run="{escape(run)}"' for run in runs] or [""] * len(rows)
+    body = "\n".join(f"<tr{m}{r}>{row}</tr>" for m, r, row in zip(marks, of_runs, rows, strict=True))
+    return f"""<p class="download"><button type="button" data-table="{name}">Download as CSV</button></p>
+<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">
 <table class="sortable" id="{name}">
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -87,18 +110,21 @@ def sortable_table(name: str, label: str, heads: list[str], rows: list[str], not
 </div>"""
 
 
-def estimate_cell(row: Any) -> str:
-    """A cell of one row of `analysis.correlations`."""
-    if math.isnan(row.estimate):
+def estimate_cell(
+    estimate: float, low: float, high: float, tested: tuple[str, float] | None, more: Sequence[str], digits: int = 2
+) -> str:
+    """An estimate with its interval, coloured by strength; `tested` is p or q with its value, `more` goes behind."""
+    if math.isnan(estimate):
         return cell("")
-    strength = f"{abs(row.estimate) * 0.5:.2f}"
-    text = f"<b>{signed(row.estimate)}</b>"
-    if not math.isnan(row.p_value):
-        text += f" <i>p {format_p(row.p_value)}</i>"
-    if not math.isnan(row.low):
-        text += f" <span>{signed(row.low)} to {signed(row.high)}</span>"
-    sign = "negative" if row.estimate < 0 else "positive"
-    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{row.estimate:.6g}">{text}</td>'
+    text = f"<b>{signed(estimate, digits)}</b>"
+    if tested and not math.isnan(tested[1]):
+        text += f" <i>{tested[0]} {format_p(tested[1])}</i>"
+    if not math.isnan(low):
+        text += f" <span>{signed(low, digits)} to {signed(high, digits)}</span>"
+    text += "".join(f" <span>{escape(words)}</span>" for words in more)
+    sign = "negative" if estimate < 0 else "positive"
+    strength = f"{min(abs(estimate), 1) * 0.5:.2f}"
+    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{estimate:.6g}">{text}</td>'
 
 
 def value_cell(value: Any, kind: str = "") -> str:
@@ -142,10 +168,6 @@ def format_value(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ", ".join(map(str, value))
     return str(value)
-
-
-def signed(x: float) -> str:
-    return f"{x:.2f}".replace("-", _MINUS)
 
 
 def format_p(p: float) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts the tables of a page by the buttons in their headers.
+// Sorts the tables of a page by the buttons in their headers, and gives them as CSV.
 
 // Numbers by value, text by locale, what is missing last in either direction.
 function sortBy(table, column, ascending) {
@@ -26,4 +26,26 @@ for (const table of document.querySelectorAll("table.sortable")) {
       sortBy(table, head.cellIndex, ascending);
     });
   }
+}
+
+// The rows that are shown, in their order, as RFC 4180 has them; numbers with all their digits.
+function csvOf(table) {
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
+  const value = (cell) => (cell.dataset.value !== undefined && !cell.classList.contains("estimate")
+    ? cell.dataset.value : cell.textContent.trim().replace(/\s+/g, " "));
+  const heads = [...table.tHead.rows[0].cells].map((head) => head.dataset.column);
+  const rows = [...table.tBodies[0].rows].filter((row) => getComputedStyle(row).display !== "none");
+  const lines = [heads, ...rows.map((row) => [...row.cells].map(value))];
+  return lines.map((line) => line.map(quoted).join(",") + "\r\n").join("");
+}
+
+for (const button of document.querySelectorAll("button[data-table]")) {
+  button.addEventListener("click", () => {
+    const name = button.dataset.table;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([csvOf(document.getElementById(name))], { type: "text/csv" }));
+    link.download = `${name}.csv`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
 }

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sweeps.analysis.answers import answer
 from sweeps.report import page as pages
-from sweeps.report import write_report
+from sweeps.report import statistics, write_report
 from sweeps.report.curves import MAX_POINTS
+from sweeps.report.sections import CONTENTS
 
 EVIL = "evil</script><script>alert(1)</script><b onclick='x()'>&\"<!--"
 FACTS = {"command": "olmo-jax report --workdir=<dir>", "versions": "jax 0.10.2"}
@@ -102,12 +104,13 @@ def options(page, name):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return Page(write_report(tmp_path_factory.mktemp("report") / "report", *sweep(), FACTS))
+    return Page(write_report(tmp_path_factory.mktemp("report") / "report", answer(*sweep()), FACTS))
 
 
 def test_the_page_loads_nothing_from_anywhere(page):
-    loads = ("src", "href", "srcset", "data", "action", "poster")
+    loads = ("src", "srcset", "data", "action", "poster")
     assert [(t, a) for t, a in page.elements if any(name in a for name in loads)] == []
+    assert all(a["href"].startswith("#") for a in page.all("a"))
     assert page.all("link") == page.all("iframe") == []
     own = page.source.replace(page.scripts["plotly"], "")
     assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", own)
@@ -142,9 +145,10 @@ def test_facts_and_settings_are_told_with_html_escaped(page):
 
 
 def test_sections_come_in_reading_order(page):
-    heads = [page.source.index(f'<h2 id="{name}">') for name in ("findings", "training", "scatter", "correlation")]
-    heads += [page.source.index(f'<h2 id="{name}">') for name in ("results", "made")]
+    heads = [page.source.index(f'<h2 id="{name}">') for name in CONTENTS]
     assert heads == sorted(heads)
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    assert {a["href"].removeprefix("#") for a in page.all("a")} == set(CONTENTS) <= ids
     assert (
         page.source.index("demonstration of the laboratory") < heads[0] < page.source.index("unigram model") < heads[1]
     )
@@ -152,10 +156,11 @@ def test_sections_come_in_reading_order(page):
 
 def test_every_header_is_a_button_that_says_how_it_sorts(page):
     tables = page.all("table")
-    assert [a["id"] for a in tables] == ["correlations-0", "correlations-1", "table"]
+    assert [a["id"] for a in tables][:2] == ["correlations-0", "correlations-1"] and tables[-1]["id"] == "table"
     assert all("sortable" in a["class"] for a in tables)
     assert all(a["aria-sort"] == "none" and a["scope"] == "col" for a in page.all("th"))
-    assert len(page.all("button")) == len(page.all("th")) > 15
+    assert len([a for a in page.all("button") if "data-table" in a]) == len(tables)
+    assert len(re.findall(r"<th [^>]*><button ", page.source)) == len(page.all("th")) > 15
     assert re.search(r'<td class="number" data-value="10">10</td>', page.source)
 
 
@@ -168,15 +173,16 @@ def test_settings_come_before_results_and_constant_ones_apart(page):
 
 def test_the_declared_pair_leads_the_correlations_and_the_figure(page):
     first = page.cells[1]
-    assert first[:3] == ["unembedding/effective_rank_percent", "lm_loss/in_domain", "12"]
+    assert first[:3] == ["Effective rank, % of D", "lm_loss/in_domain", "12"]
+    assert re.search(r" p [.<]", first[3]) and re.search(r" q [.<]", page.cells[2][3])
     chosen = re.findall(r"<option selected>([^<]+)</option>", page.source)
-    assert chosen == ["unembedding/effective_rank_percent", "lm_loss/in_domain"]
+    assert set(chosen) == {"unembedding/effective_rank_percent", "lm_loss/in_domain"}
 
 
 def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
     table, curves = sweep(runs=2, steps=1000)
     curves["run0"].loc[900:, "loss"] = np.nan
-    page = Page(write_report(tmp_path, table, curves, {}))
+    page = Page(write_report(tmp_path, answer(table, curves), {}))
     curve = page.data["curves"]["run0"]
     assert at(page, curve["unembedding/mean_cosine"], "step") == list(range(10, 1001, 10))
     assert at(page, curve["unembedding/mean_cosine"], "tokens") == list(range(10240, 1024001, 10240))
@@ -189,7 +195,7 @@ def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
 
 def test_a_new_column_is_everywhere_without_a_change_of_code(tmp_path):
     column = "blocks_0.mlp.up_centred/my_metric"
-    page = Page(write_report(tmp_path, *sweep(geometry=[column, "unembedding/my_metric", *GEOMETRY]), {}))
+    page = Page(write_report(tmp_path, answer(*sweep(geometry=[column, "unembedding/my_metric", *GEOMETRY])), {}))
     assert options(page, "target") == ["unembedding", "final_states", "blocks_0.mlp.up_centred"]
     targets = page.data["targets"]
     assert [t["name"] for t in targets] == ["Unembedding W", "Final states H", "Parameter blocks_0.mlp.up, centred"]
@@ -201,8 +207,10 @@ def test_a_new_column_is_everywhere_without_a_change_of_code(tmp_path):
     for name in (column, "unembedding/my_metric"):
         assert all(len(curve[name]["value"]) == 4 for curve in page.data["curves"].values())
         assert name in options(page, "x") and len(page.data["final"]["values"][name]) == 12
-        assert [row[1] for row in page.cells if row and row[0] == name] == LOSSES
+        assert page.data["matrix"]["metrics"].count(name) == 1
         assert any(name in row for row in page.cells if row and row[0] == "run_id")
+    assert [row[1] for row in page.cells if row and row[0] == "My metric"] == []
+    assert [row[1] for row in page.cells if row and row[0] == "my metric"] == LOSSES * 2
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +223,7 @@ def probe_sets(tmp_path_factory):
     curves["run0"].loc[curves["run0"].step == 20, "final_states_spread/effective_rank"] = np.nan
     curves["run1"] = curves["run1"].drop(columns="final_states_spread/effective_rank")
     curves["run2"]["final_states/duplicates"] = np.arange(40) // 20
-    return Page(write_report(tmp_path_factory.mktemp("report"), table, curves, {}))
+    return Page(write_report(tmp_path_factory.mktemp("report"), answer(table, curves), {}))
 
 
 def test_spreads_are_bands_of_their_curves_and_nothing_else(probe_sets):
@@ -225,7 +233,7 @@ def test_spreads_are_bands_of_their_curves_and_nothing_else(probe_sets):
     assert "spread" not in curves["run0"]["unembedding/mean_cosine"]
     assert options(probe_sets, "target") == ["unembedding", "final_states"]
     assert options(probe_sets, "x") == GEOMETRY
-    assert {row[0] for row in probe_sets.cells if len(row) == 7} == {"metric", *GEOMETRY}
+    assert probe_sets.data["matrix"]["metrics"] == GEOMETRY
 
 
 def test_counts_are_told_in_a_note(probe_sets):
@@ -235,12 +243,12 @@ def test_counts_are_told_in_a_note(probe_sets):
 
 
 def test_a_target_named_in_html_stays_text(tmp_path):
-    page = Page(write_report(tmp_path, *sweep(geometry=[*GEOMETRY, f'{EVIL}"/my_metric']), {}))
+    page = Page(write_report(tmp_path, answer(*sweep(geometry=[*GEOMETRY, f'{EVIL}"/my_metric'])), {}))
     names = {attributes.get("value") for attributes in page.all("option")}
     assert f'{EVIL}"' in names
     assert page.data["targets"][-1]["key"] == f'{EVIL}"'
     assert f'Parameter {EVIL}"' in {attributes["label"] for attributes in page.all("optgroup")}
-    assert page.text.count(f'Parameter {EVIL}"') == 2  # the select and the correlations
+    assert page.text.count(f'Parameter {EVIL}"') == 2  # the choice of a target and the correlations
     assert len(page.all("script")) == 3 + len(pages.SCRIPTS)
     assert all("onclick" not in attributes for _, attributes in page.elements)
     assert "<" not in page.scripts["data"]
@@ -251,20 +259,20 @@ def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_pat
     layers = [f"layer_{i}/metric_{j}" for i in range(24) for j in range(6)]
     table, curves = sweep(runs=36, steps=400, geometry=[*GEOMETRY, *layers], losses=[f"lm_loss/{i}" for i in range(12)])
     start = time.process_time()
-    page = Page(write_report(tmp_path, table, curves, {}))
+    page = Page(write_report(tmp_path, answer(table, curves), {}))
     assert time.process_time() - start < 15
-    folds = page.all("details")[: 2 + 24]
-    assert ["open" in a for a in folds] == [True] * pages.OPEN_TARGETS + [False] * (26 - pages.OPEN_TARGETS)
+    folds = [a for a in page.all("details") if "class" not in a][: 2 + 24]
+    assert ["open" in a for a in folds] == [True] * statistics.OPEN_TARGETS + [False] * (26 - statistics.OPEN_TARGETS)
     assert len(page.source) - len(page.scripts["plotly"]) < 6e6
 
 
 def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):
     table, curves = sweep(runs=108, checkpoints=6, steps=400, losses=[f"lm_loss/{i}" for i in range(12)])
     start = time.process_time()
-    page = Page(write_report(tmp_path, table, curves, FACTS))
+    page = Page(write_report(tmp_path, answer(table, curves), FACTS))
     assert time.process_time() - start < 15
     assert len([row for row in page.cells if row and row[0].startswith("run")]) == 108
-    assert "all 648 are in results.parquet" in page.text
+    assert "all 648 are in results.csv beside the page" in page.text
 
 
 @pytest.mark.parametrize(
@@ -281,15 +289,15 @@ def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):
     ids=["empty", "one row", "unfinished", "all diverged", "no geometry", "no losses", "all missing"],
 )
 def test_a_page_is_written_whatever_is_missing(tmp_path, change):
-    page = Page(write_report(tmp_path, *change(*sweep(4)), {}))
+    page = Page(write_report(tmp_path, answer(*change(*sweep(4))), {}))
     assert page.open == []
-    assert len(re.findall(r"<section", page.source)) == 6
+    assert len(re.findall(r"<section", page.source)) == len(CONTENTS)
     assert not re.search(r"\bnan\b|\bNaN\b|>None<", page.source.replace(page.scripts["plotly"], "").split("<style>")[0])
     assert "Not recorded." in page.text
 
 
 def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = write_report(tmp_path, *sweep(3), {"command": "first"})
+    path = write_report(tmp_path, answer(*sweep(3)), {"command": "first"})
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
 
     def fail(self, target):
@@ -297,6 +305,6 @@ def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(path), "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        write_report(tmp_path, *sweep(3), {"command": "second"})
+        write_report(tmp_path, answer(*sweep(3)), {"command": "second"})
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
     assert "<dd>first</dd>" in path.read_text()

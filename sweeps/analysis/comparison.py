@@ -1,0 +1,178 @@
+"""Two sweeps side by side: the difference of every metric and loss over runs paired by configuration.
+
+Letters: N final rows, P pairs, S choices of signs.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sweeps.analysis.columns import PRIMARY_PAIR, geometry_columns, loss_columns
+from sweeps.analysis.estimate import numbers
+from sweeps.analysis.noise import seed_deviations
+from sweeps.analysis.pairing import Pairing, as_level, pair
+
+# With so many pairs or fewer every choice of signs is taken, with more SAMPLED random ones.
+EXACT_PAIRS = 12
+SAMPLED = 9999
+
+_NUMBERS = (
+    "first",
+    "second",
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "q_value",
+    "seed_sds",
+    "seed_deviation",
+    "spread",
+)
+COLUMNS = ("column", "kind", "unit", "pairs", *_NUMBERS, "note")
+
+_CONFIGURATION = "configuration"
+_SEEDS = ("config.init_seed", "config.data_seed")
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | None = None) -> pd.DataFrame:
+    """The difference of every metric and loss between two sweeps, over runs paired by configuration.
+
+    Final rows of runs that didn't diverge, paired as `pairing.pair` says. The pairs are the sample, one difference each
+    [ours]: over the seeds that both have, each with itself; without any, between the means over seeds. The interval is
+    Student's t over the pairs: right for normal differences from 2 pairs on, where a bootstrap of a handful is too
+    narrow. p is of the paired permutation test that flips the signs of differences: all 2^n choices up to 12 pairs,
+    9,999 random ones (always the same) with more. It takes a difference to be as likely as its opposite, not to be
+    normal, and can't fall under 2 / 2^n.
+
+    Args:
+      first, second: tables of the two sweeps, one row a (run, checkpoint).
+      pair_by: pair where these columns agree instead; what it doesn't name is averaged over.
+
+    Returns:
+      One row a column: losses, then geometry, the pair declared beforehand ahead. column, kind ("loss" or "metric"),
+      unit ("" without one), pairs (that have it in both sweeps), first and second (means over these pairs), difference
+      (second less first), low and high (95 %), p_value, q_value (Benjamini-Hochberg over all rows), seed_sds (the
+      difference in standard deviations over seeds), seed_deviation (that standard deviation, pooled over the
+      configurations of both), spread (standard deviation of the first's values over the pairs), note (why a value is
+      missing). A column that only one sweep has is a row without numbers.
+
+    Raises:
+      AnalysisError: a sweep without a finished run, no pair, or a column that holds something other than numbers.
+      UnknownColumnError: a name in pair_by that a table lacks.
+    """
+    return differences(pair(first, second, pair_by))
+
+
+def differences(pairing: Pairing) -> pd.DataFrame:
+    """As `compare`, of what is paired already."""
+    of_first, of_second = pairing.first.rows, pairing.second.rows
+    columns = pd.DataFrame(columns=list(dict.fromkeys([*of_first.columns, *of_second.columns])))
+    kinds = dict.fromkeys(loss_columns(columns), "loss") | dict.fromkeys(geometry_columns(columns), "metric")
+    both = [c for c in kinds if c in of_first.columns and c in of_second.columns]
+    first_PC, second_PC = _means(pairing, both)
+    noise = seed_deviations(_by_sweep(pairing, both), both)
+    rows = []
+    for column, kind in sorted(kinds.items(), key=lambda item: item[0] not in PRIMARY_PAIR):
+        row: dict[str, Any] = {"column": column, "kind": kind, "unit": _unit(column)}
+        if column in both:
+            row |= _difference(first_PC[column].to_numpy(), second_PC[column].to_numpy(), float(noise[column]))
+        else:
+            row |= {"pairs": 0, "note": f"only the {'first' if column in of_first.columns else 'second'} sweep has it"}
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = table.astype(dict.fromkeys(_NUMBERS, float) | {"pairs": int})
+    known = table["p_value"].notna()
+    if known.any():
+        table.loc[known, "q_value"] = stats.false_discovery_control(table.loc[known, "p_value"])
+    return table
+
+
+def _means(pairing: Pairing, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The columns' means in each pair, of the first and of the second sweep; over the seeds that both have, if any.
+
+    A seed that lacks the value in one sweep is left out of both. A mean over configurations needs it of each of them.
+    """
+    sides = (pairing.first.rows, pairing.first_N), (pairing.second.rows, pairing.second_N)
+    names = [c for c in _SEEDS if all(c in rows.columns for rows, _ in sides)]
+    labels = [_labels(rows, pair_N, names) for rows, pair_N in sides]
+    of_one = [part[part.groupby("pair")["configuration"].transform("nunique") == 1] for part in labels]
+    shared = set(of_one[0][["pair", "seed"]].merge(of_one[1][["pair", "seed"]]).itertuples(index=False, name=None))
+    seeded = {number for number, _ in shared}
+    means = []
+    for (rows, _), part in zip(sides, labels, strict=True):
+        used_N = [p not in seeded or (p, seed) in shared for p, seed in zip(part["pair"], part["seed"], strict=True)]
+        part = part[used_N].assign(seed=lambda used: used["seed"].where(used["pair"].isin(seeded), ""))
+        values = pd.DataFrame({c: numbers(rows, c) for c in columns}, rows.index).replace([np.inf, -np.inf], np.nan)
+        of_each = values.loc[part.index].groupby([part["pair"], part["seed"], part["configuration"]]).mean()
+        together = of_each.groupby(level=["pair", "seed"])
+        means.append(together.mean().where(together.count().eq(together.size(), axis=0)))
+    lacking = means[0].isna() | means[1].isna()
+    first_PC, second_PC = (part.mask(lacking).groupby(level="pair").mean() for part in means)
+    return first_PC, second_PC
+
+
+def _labels(rows: pd.DataFrame, pair_N: np.ndarray, seeds: list[str]) -> pd.DataFrame:
+    """Pair, seed and configuration of the rows that are in a pair."""
+    seed = [str([as_level(value) for value in values]) for values in zip(*(rows[c] for c in seeds), strict=True)]
+    labels = {"pair": pair_N, "seed": seed or "", _CONFIGURATION: rows[_CONFIGURATION].map(str)}
+    return pd.DataFrame(labels, rows.index)[pair_N >= 0]
+
+
+def _by_sweep(pairing: Pairing, columns: list[str]) -> pd.DataFrame:
+    """Final rows of both sweeps, a configuration of one apart from the same of the other."""
+    finals = {"first": pairing.first.rows, "second": pairing.second.rows}
+    named = [r[columns].assign(configuration=f"{s} " + r[_CONFIGURATION].map(str)) for s, r in finals.items()]
+    return pd.concat(named, ignore_index=True)
+
+
+def _difference(first_P: np.ndarray, second_P: np.ndarray, noise: float) -> dict[str, Any]:
+    """One row's numbers, of the pairs that have both values. `noise`: the standard deviation over seeds."""
+    there_P = np.isfinite(first_P) & np.isfinite(second_P)
+    first_P, second_P = first_P[there_P], second_P[there_P]
+    n = len(first_P)
+    if n == 0:
+        return {"pairs": 0, "seed_deviation": noise, "note": "no pair has it in both sweeps"}
+    difference_P, notes = second_P - first_P, []
+    mean = float(difference_P.mean())
+    row = {"pairs": n, "first": first_P.mean(), "second": second_P.mean(), "difference": mean, "seed_deviation": noise}
+    if n == 1:
+        notes.append("1 pair gives no interval")
+    else:
+        reach = float(stats.t.ppf(0.975, n - 1)) * float(difference_P.std(ddof=1)) / math.sqrt(n)
+        row |= {"low": mean - reach, "high": mean + reach, "p_value": _sign_flip(difference_P)}
+        row |= {"spread": first_P.std(ddof=1)}
+        if 2 / 2**n > 0.05:
+            notes.append(f"{n} pairs allow no p-value under {2 / 2**n:.3g}")
+    if noise > 0:
+        row |= {"seed_sds": mean / noise}
+    else:
+        notes.append("all replicates are equal" if noise == 0 else "no configuration has replicates")
+    return row | {"note": "; ".join(notes)}
+
+
+def _sign_flip(difference_P: np.ndarray) -> float:
+    """Two-sided p of a mean difference, among those of its terms under other signs."""
+    sums_S = np.abs(_signs(len(difference_P)) @ difference_P)
+    as_far = int((sums_S >= abs(difference_P.sum()) * (1 - 1e-9)).sum())
+    if len(difference_P) <= EXACT_PAIRS:
+        return as_far / len(sums_S)
+    return (as_far + 1) / (len(sums_S) + 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _signs(n_pairs: int) -> np.ndarray:
+    """[S, P] of 1 and -1."""
+    if n_pairs <= EXACT_PAIRS:
+        return ((np.arange(2**n_pairs)[:, None] >> np.arange(n_pairs)) & 1) * 2.0 - 1
+    return np.random.default_rng(0).integers(0, 2, (SAMPLED, n_pairs)) * 2.0 - 1
+
+
+def _unit(column: str) -> str:
+    from sweeps.schema import describe  # which imports this package
+
+    return describe(column).unit

@@ -1,0 +1,228 @@
+"""How well the final loss is told from early on: from the settings, the loss so far, and the geometry so far.
+
+Letters: N runs, L points of a curve, C columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.columns import PRIMARY_PAIR, final_rows
+from sweeps.analysis.encode import in_logs_if_wide, standardised, usable
+from sweeps.analysis.estimate import numbers, require_column
+from sweeps.analysis.features import (
+    MAX_GEOMETRY,
+    Features,
+    geometry_candidates,
+    joined,
+    measured,
+    measured_features,
+    setting_features,
+)
+from sweeps.analysis.folds import no_interval, out_of_fold, shares, too_few
+from sweeps.analysis.prediction import GAIN
+from sweeps.analysis.r2 import group_codes
+from sweeps.analysis.regressors import ridge
+
+COLUMNS = ("target", "share", "features", "r2", "low", "high", "n", "note")
+SHARES = (0.1, 0.25, 0.5)
+SETTINGS, WITH_LOSS, WITH_GEOMETRY, ALL = "settings", "settings and loss", "settings and geometry", "all"
+_FEATURES = (SETTINGS, WITH_LOSS, WITH_GEOMETRY, ALL, GAIN)
+SPLITS = 10
+
+# The loss at a point is the mean over so large a share of the steps before it.
+_SMOOTHED = 0.1
+_LOSS = ("loss", "slope of loss", "loss at half")
+
+
+def predict_early(
+    table: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    target: str = PRIMARY_PAIR[1],
+    groups: str = "configuration",
+) -> pd.DataFrame:
+    """R2 out of fold of the final loss predicted from what was known at 10, 25 and 50 % of a run's steps.
+
+    Final rows of runs that didn't diverge; a run's steps are its final row's. The settings are known from the start,
+    the number of tokens to come too. The training loss is told by its mean over the last tenth of the steps so far, its
+    mean there at half as many steps, and its slope in log steps over the second half of those so far (with a constant
+    batch, the slope in log tokens). Geometry is that of the last probe, after the first step, up to then, columns
+    chosen as in `predict`. Nothing later than the share enters, so even a run's own final training loss as the target
+    gives nothing away.
+
+    A ridge, its penalty found in grouped folds inside; outer folds of shuffled groups, 10 splits with seeds 0 to 9;
+    intervals as in `predict`. All features of one share are tried on the same runs. "geometry's gain" is R2 of all less
+    that of settings and loss: what geometry tells that the loss curve doesn't.
+
+    Args:
+      table: one row a (run, checkpoint). curves: metrics.jsonl by run id, columns step, loss and `<target>/<metric>`,
+        which is NaN between probes; a run may have none.
+      target: column of the final loss. groups: column that runs alike but for their seeds share.
+
+    Returns:
+      target, share, features ("settings", "settings and loss", "settings and geometry", "all", "geometry's gain"), r2,
+      low, high, n, note. r2 is NaN with fewer than 10 groups or 8 runs, a constant target, or no such feature by then,
+      and the note says why; with fewer than 14 groups the interval is. No row for a table without columns.
+
+    Raises:
+      UnknownColumnError: no such column, but for the default target, whose absence gives notes. AnalysisError: a target
+      that holds something other than numbers.
+
+    Source: [ours].
+    """
+    if table.columns.empty:
+        return _table([])
+    require_column(table, groups)
+    if target not in table.columns and target == PRIMARY_PAIR[1]:
+        return _table([_row(target, share, f, 0, "the table lacks the target") for share in SHARES for f in _FEATURES])
+    require_column(table, target)
+    final = final_rows(table).rows
+    final = final[usable(final, [groups]) & np.isfinite(numbers(final, target))].reset_index(drop=True)
+    found = []
+    known = _Curves(final, curves)
+    for share in SHARES:
+        found += _at_share(final, known, share, target, groups)
+    return _table(found)
+
+
+class _Curves:
+    """Curves as arrays, so that each is taken from its frame once."""
+
+    def __init__(self, final: pd.DataFrame, curves: Mapping[str, pd.DataFrame]):
+        frames = [curves.get(run, pd.DataFrame()) for run in final["run_id"]]
+        self.names = geometry_candidates(dict.fromkeys(c for frame in frames for c in frame.columns))
+        self.steps = final["step"].to_numpy(dtype=float)
+        self.parts = [_arrays(frame, self.names) for frame in frames]
+        self.without = sum(len(step_L) == 0 for step_L, _, _ in self.parts)
+
+    def at(self, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """What was known of each run's loss and geometry at a share of its steps; NaN where nothing was."""
+        loss, geometry = [], []
+        for (step_L, loss_L, probe_LC), total in zip(self.parts, self.steps, strict=True):
+            until = share * total
+            loss.append(_loss_until(step_L, loss_L, until))
+            geometry.append(_last_probe(probe_LC[(step_L > 0) & (step_L <= until)]))
+        shape = len(self.parts), len(self.names)
+        return (
+            pd.DataFrame(np.reshape(loss, (-1, len(_LOSS))), columns=list(_LOSS)),
+            pd.DataFrame(np.reshape(geometry, shape), columns=self.names),
+        )
+
+
+def _arrays(curve: pd.DataFrame, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, losses and geometry of a curve in the order of the steps; NaN for what it lacks."""
+    if "step" not in curve.columns:
+        return np.zeros(0), np.zeros(0), np.zeros((0, len(names)))
+    curve = curve.sort_values("step", kind="stable")
+    nothing_L = np.full(len(curve), np.nan)
+    columns = [numbers(curve, c) if c in curve.columns else nothing_L for c in ("step", "loss", *names)]
+    values_LC = np.stack(columns, axis=1)
+    return values_LC[:, 0], values_LC[:, 1], values_LC[:, 2:]
+
+
+def _loss_until(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> tuple[float, float, float]:
+    """The loss, its slope in log steps, and the loss at half of the steps, as of step `until`."""
+    there_L = np.isfinite(loss_L) & (step_L > 0) & (step_L <= until)
+    step_L, loss_L = step_L[there_L], loss_L[there_L]
+    second_L = step_L > until / 2
+    slope = np.nan
+    if second_L.sum() > 1:
+        log_L = np.log(step_L[second_L])
+        log_L = log_L - log_L.mean()
+        slope = float(log_L @ loss_L[second_L] / (log_L @ log_L)) if log_L.any() else np.nan
+    return _smoothed(step_L, loss_L, until), slope, _smoothed(step_L, loss_L, until / 2)
+
+
+def _smoothed(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> float:
+    """The mean loss over the tenth of the steps before `until`; the last before it if none was logged in these."""
+    before_L = step_L <= until
+    if not before_L.any():
+        return float("nan")
+    last_L = before_L & (step_L > (1 - _SMOOTHED) * until)
+    return float(loss_L[last_L].mean() if last_L.any() else loss_L[before_L][-1])
+
+
+def _last_probe(probe_LC: np.ndarray) -> np.ndarray:
+    """The last finite value of each column; NaN without one."""
+    there_LC = np.isfinite(probe_LC)
+    if not len(probe_LC):
+        return np.full(probe_LC.shape[1], np.nan)
+    last_C = len(probe_LC) - 1 - there_LC[::-1].argmax(axis=0)
+    return np.where(there_LC.any(axis=0), probe_LC[last_C, np.arange(probe_LC.shape[1])], np.nan)
+
+
+def _at_share(final: pd.DataFrame, known: _Curves, share: float, target: str, groups: str) -> list[dict[str, Any]]:
+    loss, geometry = known.at(share)
+    loss, no_loss = measured(loss, loss.columns)
+    geometry, no_geometry = measured(geometry, geometry.columns)
+    there_N = (loss.notna().all(axis=1) & geometry.notna().all(axis=1)).to_numpy()
+    rows = final[there_N]
+    groups_N, n_groups = group_codes(rows, groups)
+    why = too_few(len(rows), n_groups, groups)
+    if not why:
+        y_N1 = standardised(in_logs_if_wide(numbers(rows, target)[:, None]))
+        why = "" if y_N1.any() else "the target is the same in all runs"
+    if why:
+        return [_row(target, share, f, len(rows), why) for f in _FEATURES]
+    parts = setting_features(rows), measured_features(loss[there_N]), measured_features(geometry[there_N], MAX_GEOMETRY)
+    by_when = f"by {100 * share:.0f} % of training"
+    lacking = _lacking(parts[1], f"no training loss {by_when}"), _lacking(parts[2], f"no geometry {by_when}")
+    left = f"{int((~there_N).sum())} runs lack a curve or a probe {by_when}" if not there_N.all() else ""
+    few, without = no_interval(n_groups, groups), f"{known.without} runs have no curve" if known.without else ""
+    notes = {
+        SETTINGS: parts[0].note,
+        WITH_LOSS: "; ".join(filter(None, (no_loss, parts[1].note))),
+        WITH_GEOMETRY: "; ".join(filter(None, (no_geometry, parts[2].note))),
+    }
+    return _scored(
+        target, share, parts, lacking, notes, "; ".join(filter(None, (few, left or without))), y_N1, groups_N
+    )
+
+
+def _scored(
+    target: str,
+    share: float,
+    parts: tuple[Features, Features, Features],
+    lacking: tuple[str, str],
+    notes: dict[str, str],
+    common: str,
+    y_N1: np.ndarray,
+    groups_N: np.ndarray,
+) -> list[dict[str, Any]]:
+    settings, loss, geometry = parts
+    sets = {
+        SETTINGS: ([settings], ""),
+        WITH_LOSS: ([settings, loss], lacking[0]),
+        WITH_GEOMETRY: ([settings, geometry], lacking[1]),
+        ALL: ([settings, loss, geometry], lacking[0] or lacking[1]),
+    }
+    n = len(y_N1)
+    result, errors = [], {}
+    for name, (used, why) in sets.items():
+        said = "; ".join(filter(None, (why or common, notes.get(name, ""))))
+        if why:
+            result.append(_row(target, share, name, n, said))
+            continue
+        errors[name] = out_of_fold(ridge, joined(*used).x_NK, y_N1, groups_N, SPLITS)[:, :, 0]
+        result.append(_row(target, share, name, n, said, 1 + shares(-errors[name], y_N1[:, 0], groups_N)[0]))
+    if ALL in errors:
+        gain_3 = shares(errors[WITH_LOSS] - errors[ALL], y_N1[:, 0], groups_N)[0]
+        return [*result, _row(target, share, GAIN, n, common, gain_3)]
+    return [*result, _row(target, share, GAIN, n, sets[ALL][1])]
+
+
+def _lacking(features: Features, why: str) -> str:
+    return "" if features.names else why
+
+
+def _row(target: str, share: float, features: str, n: int, note: str, r2_3: np.ndarray | None = None) -> dict[str, Any]:
+    r2, low, high = (np.nan,) * 3 if r2_3 is None else r2_3.tolist()
+    row = {"target": target, "share": share, "features": features, "r2": r2, "low": low, "high": high}
+    return row | {"n": n, "note": note}
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    numeric = dict.fromkeys(("share", "r2", "low", "high"), float) | {"n": int}
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(numeric)

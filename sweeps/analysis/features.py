@@ -1,0 +1,129 @@
+"""What a loss is predicted from: columns of settings and of measurements, chosen and encoded alike wherever used.
+
+Letters: N rows, K regressors, C columns.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.columns import FIRST_TARGETS, PRIMARY_PAIR, as_levels, controls_of, geometry_columns, target_of
+from sweeps.analysis.encode import encode
+from sweeps.analysis.estimate import numbers
+
+# A measurement that more of the rows lack is left out; of others the rows that lack it are.
+MAX_MISSING = 0.2
+MAX_GEOMETRY = 12
+# Columns whose correlation is this near to 1 or -1 are copies.
+_COPY = 1e-6
+# Of a run's scale, beside its `config.` settings, and before them: of settings that say the same the first is kept.
+_SCALE = ("parameters_non_embedding", "tokens")
+
+
+class Features(NamedTuple):
+    """Columns as regressors.
+
+    Attributes:
+      names: the columns. owner_K: which of them each regressor is of, as a place in `names`.
+      x_NK: regressors as `encode` makes them; no regressor where there is no column.
+      note: what was left out and why; "" if nothing.
+    """
+
+    names: list[str]
+    owner_K: np.ndarray
+    x_NK: np.ndarray
+    note: str
+
+
+def setting_features(rows: pd.DataFrame) -> Features:
+    """Non-embedding parameters, tokens and the settings, as far as they vary.
+
+    Text and lists are categories, and so is a number that is missing in some rows: missing is a level. Of settings that
+    divide the rows alike the first is taken, parameters and tokens ahead; the note names the others.
+    """
+    scale = [c for c in _SCALE if c in rows.columns and rows[c].nunique() > 1]
+    filled = pd.DataFrame({name: _filled(rows[name]) for name in (*scale, *controls_of(rows))}, index=rows.index)
+    by_division: dict[bytes, str] = {}
+    notes = []
+    for name in filled.columns:
+        codes_N = pd.factorize(filled[name])[0]
+        first = by_division.setdefault(codes_N.tobytes(), name)
+        if first != name:
+            notes.append(f"{name} is one with {first}")
+    return _features(filled, list(by_division.values()), "; ".join(notes))
+
+
+def geometry_candidates(columns: Iterable[str]) -> list[str]:
+    """The metrics of FIRST_TARGETS among `columns`, in an order that depends on their names alone.
+
+    One of each target in turn, so that a cut leaves some of each; of a target the metric declared first is the first,
+    the others follow by name [ours].
+    """
+    first = PRIMARY_PAIR[0].rpartition("/")[2]
+    by_target: dict[str, list[str]] = {target: [] for target in FIRST_TARGETS}
+    for column in geometry_columns(pd.DataFrame(columns=list(columns))):
+        if target_of(column) in by_target:
+            by_target[target_of(column)].append(column)
+    places = {}
+    for target, names in by_target.items():
+        ordered = sorted(names, key=lambda c: (c.rpartition("/")[2] != first, c))
+        places |= {name: (i, FIRST_TARGETS.index(target)) for i, name in enumerate(ordered)}
+    return sorted(places, key=lambda name: places[name])
+
+
+def measured(rows: pd.DataFrame, names: Iterable[str]) -> tuple[pd.DataFrame, str]:
+    """Columns as floats, infinite as missing, without those that over 20 % of the rows lack; the note counts these."""
+    values = pd.DataFrame({name: numbers(rows, name) for name in names}, index=rows.index)
+    values = values.replace([np.inf, -np.inf], np.nan)
+    kept = values.loc[:, values.isna().mean() <= MAX_MISSING] if len(values) else values
+    lacking = values.shape[1] - kept.shape[1]
+    note = f"{lacking} measurements left out: missing in over {100 * MAX_MISSING:.0f} % of the runs" if lacking else ""
+    return kept, note
+
+
+def measured_features(values: pd.DataFrame, most: int | None = None) -> Features:
+    """Columns without a missing value as regressors, in their order: no constants, no copies, at most `most`."""
+    kept: list[str] = []
+    columns: list[np.ndarray] = []
+    constant = copies = over = 0
+    for name in values.columns:
+        x_N = encode(values, [name])[:, 0] if len(values) else np.zeros(0)
+        if not x_N.any():
+            constant += 1
+        elif any(abs(x_N @ other_N) > (1 - _COPY) * len(x_N) for other_N in columns):
+            copies += 1
+        elif most is not None and len(kept) == most:
+            over += 1
+        else:
+            kept.append(name)
+            columns.append(x_N)
+    told = [(constant, "constant"), (copies, "copies of others"), (over, f"beyond the first {most}")]
+    left = ", ".join(f"{count} {why}" for count, why in told if count)
+    return _features(values, kept, f"measurements left out: {left}" if left else "")
+
+
+def joined(*parts: Features) -> Features:
+    """All their columns, side by side."""
+    names, owners, regressors = [], [np.zeros(0, dtype=int)], []
+    for part in parts:
+        owners.append(part.owner_K + len(names))
+        names += part.names
+        regressors.append(part.x_NK)
+    note = "; ".join(part.note for part in parts if part.note)
+    return Features(names, np.concatenate(owners), np.concatenate(regressors, axis=1), note)
+
+
+def _features(rows: pd.DataFrame, names: list[str], note: str) -> Features:
+    blocks = [encode(rows, [name]) for name in names]
+    owner_K = np.repeat(np.arange(len(names)), [block.shape[1] for block in blocks])
+    return Features(names, owner_K, np.concatenate([np.empty((len(rows), 0)), *blocks], axis=1), note)
+
+
+def _filled(column: pd.Series) -> pd.Series:
+    """The column as `encode` takes it: what isn't a finite number throughout is a category, missing a level of it."""
+    if pd.api.types.is_numeric_dtype(column):
+        there_N = np.isfinite(numbers(column.to_frame("x"), "x"))
+        return column if there_N.all() else column.map(str)
+    return as_levels(column).astype(object).fillna("missing").map(str)

@@ -1,0 +1,96 @@
+"""Predictions out of fold, over folds that never split a group, and intervals of what their errors come to.
+
+Letters: N rows, K regressors, E targets, P permutations, X sets of columns, V versions of a fold's rows, M rows of a
+fold, B draws, G groups.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sweeps.analysis.bootstrap import ROUNDING
+from sweeps.analysis.r2 import DRAWS, FOLDS, MIN_GROUPS, shuffled_folds
+
+# Fewer are too few for nested folds.
+LEAST_GROUPS, LEAST_ROWS = 10, 8
+# Permutations a split, of columns that are changed.
+PERMUTATIONS = 5
+
+# Of x_NK, y_NE, groups_N and x_MK, the prediction [M, E].
+Regression = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def out_of_fold(
+    regress: Regression,
+    x_NK: np.ndarray,
+    y_NE: np.ndarray,
+    groups_N: np.ndarray,
+    splits: int,
+    changed: Sequence[np.ndarray] = (),
+) -> np.ndarray:
+    """Squared errors of predictions out of fold, means over splits: [1 + X, N, E].
+
+    The first are of the columns as they are. Each of the X others is with the columns that `changed` names taken from
+    another row: a permutation of all rows, so that a small fold doesn't exchange values among a few configurations.
+    """
+    n = len(x_NK)
+    error_XNE = np.zeros((1 + len(changed), n, y_NE.shape[1]))
+    for split, fold_N in enumerate(shuffled_folds(groups_N, FOLDS, splits)):
+        other_PN = np.random.default_rng(split).permuted(np.tile(np.arange(n), (PERMUTATIONS, 1)), axis=1)
+        for fold in range(FOLDS):
+            test_N = fold_N == fold
+            tried = [x_NK[test_N]]
+            for columns in changed:
+                for other_N in other_PN:
+                    tried.append(x_NK[test_N])
+                    tried[-1][:, columns] = x_NK[np.ix_(other_N[test_N], columns)]
+            if x_NK.shape[1]:
+                given_ME = regress(x_NK[~test_N], y_NE[~test_N], groups_N[~test_N], np.concatenate(tried))
+            else:
+                given_ME = np.tile(y_NE[~test_N].mean(axis=0), (len(tried) * int(test_N.sum()), 1))
+            square_VME = (given_ME.reshape(len(tried), -1, y_NE.shape[1]) - y_NE[test_N]) ** 2
+            error_XNE[0, test_N] += square_VME[0] / splits
+            error_XNE[1:, test_N] += (
+                square_VME[1:].reshape(len(changed), PERMUTATIONS, *square_VME.shape[1:]).mean(1) / splits
+            )
+    return error_XNE
+
+
+def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
+    """Sums of `part` as shares of the target's squares about its mean, with 95 % intervals: [X, 3].
+
+    The intervals are of draws of whole groups, and NaN with fewer than 14 groups.
+    """
+    n_groups = int(groups_N.max()) + 1
+    result_X3 = np.full((len(part_XN), 3), np.nan)
+    result_X3[:, 0] = part_XN.sum(axis=1) / np.sum((y_N - y_N.mean()) ** 2)
+    if n_groups < MIN_GROUPS:
+        return result_X3
+    counts_BG = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
+    weights_BN = counts_BG[:, groups_N].astype(float)
+    rows_B = weights_BN.sum(axis=1)
+    total_B = weights_BN @ y_N**2 - (weights_BN @ y_N) ** 2 / rows_B
+    given_B = total_B > ROUNDING * rows_B * y_N.var()
+    drawn_BX = weights_BN[given_B] @ part_XN.T / total_B[given_B, None]
+    result_X3[:, 1:] = np.quantile(drawn_BX, [0.025, 0.975], axis=0).T
+    return result_X3
+
+
+def too_few(n: int, n_groups: int, groups: str) -> str:
+    """Why so many rows and groups give no prediction out of fold, or "" if they do."""
+    if n == 0:
+        return "no finished run has the target"
+    if n < LEAST_ROWS:
+        return f"fewer than {LEAST_ROWS} usable runs"
+    if n_groups < LEAST_GROUPS:
+        return f"{n_groups} {_word(groups)} are too few for nested folds of {LEAST_GROUPS}"
+    return ""
+
+
+def no_interval(n_groups: int, groups: str) -> str:
+    """Why there is no interval, or "" if there is one."""
+    return f"{n_groups} {_word(groups)} are too few for an interval" if n_groups < MIN_GROUPS else ""
+
+
+def _word(groups: str) -> str:
+    return "configurations" if groups == "configuration" else "groups"

@@ -1,0 +1,132 @@
+"""Regressions that find their own penalties in the rows they are given, for predictions out of fold.
+
+Each takes x_NK, y_NE, groups_N and x_MK and gives the prediction [M, E]; each target is fitted for itself. Columns of x
+have variance 1, except for the 0 and 1 of categories.
+
+Letters: N rows fitted, M rows predicted, K regressors, E targets, A penalties, Q directions, R noise ratios, T trees,
+C choices of columns.
+"""
+
+import itertools
+
+import numpy as np
+
+from sweeps.analysis.r2 import shuffled_folds
+
+# Of a ridge: added to the sum of squares of a column, as a share of the rows.
+PENALTIES_A = np.logspace(-4, 2, 13)
+# Of a Gaussian process: lengths, as a share of the root mean squared distance of two rows, and noise over signal. At
+# an infinite length the columns don't count.
+LENGTHS = (0.35, 0.7, 1.4, 2.8, 5.6, np.inf)
+NOISES_R = np.logspace(-4, 2, 13)
+# Of boosting: levels of a tree, the most trees, the share of each that is taken, and rows in a leaf.
+DEPTH, TREES, RATE, LEAF = 3, 40, 0.2, 3
+
+RIDGE_FOLDS, BOOSTING_FOLDS = 4, 2
+
+
+def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray) -> np.ndarray:
+    """Linear regression with a penalty on squared coefficients, of 13 the one with the least error in grouped folds."""
+    fold_N = _inner_folds(groups_N, RIDGE_FOLDS)
+    error_AE = np.zeros((len(PENALTIES_A), y_NE.shape[1]))
+    for fold in np.unique(fold_N):
+        test_N = fold_N == fold
+        predicted_AME = _ridge_path(x_NK[~test_N], y_NE[~test_N], x_NK[test_N])
+        error_AE += np.sum((predicted_AME - y_NE[test_N]) ** 2, axis=1)
+    predicted_AME = _ridge_path(x_NK, y_NE, x_MK)
+    return np.stack([predicted_AME[a, :, e] for e, a in enumerate(error_AE.argmin(axis=0))], axis=1)
+
+
+def _ridge_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray) -> np.ndarray:
+    """Predictions under each penalty, [A, M, E]."""
+    mean_K, mean_E = x_NK.mean(axis=0), y_NE.mean(axis=0)
+    u_NQ, s_Q, v_QK = np.linalg.svd(x_NK - mean_K, full_matrices=False)
+    shrunk_AQ = s_Q / (s_Q**2 + len(x_NK) * PENALTIES_A[:, None])
+    along_QE, place_MQ = u_NQ.T @ (y_NE - mean_E), (x_MK - mean_K) @ v_QK.T
+    return mean_E + place_MQ @ (shrunk_AQ[:, :, None] * along_QE)
+
+
+def gaussian_process(
+    x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_settings: int
+) -> np.ndarray:
+    """The mean of a Gaussian process with a squared exponential kernel, white noise and a constant, the rows' mean.
+
+    The first `n_settings` columns share one length and the others another, so that columns of noise can be turned off
+    without losing the settings. scikit-learn's kernel has one length for all columns or one for each; with these
+    shared, the likelihood has so few parameters that a grid over them is exact and quick [ours]. Lengths and noise are
+    those of the largest marginal likelihood, in which the signal's variance is at its best for each.
+
+    Source: Rasmussen & Williams 2006, algorithm 2.1 and equation 5.8; checked against scikit-learn's.
+    """
+    mean_E = y_NE.mean(axis=0)
+    blocks = [block for block in np.split(np.arange(x_NK.shape[1]), [n_settings]) if len(block)]
+    own = [_squared_distances(x_NK[:, block], x_NK[:, block]) for block in blocks]
+    sizes = [max(float(d_NN.mean()) * len(d_NN) / max(len(d_NN) - 1, 1), 1e-12) for d_NN in own]
+    best_E = np.full(y_NE.shape[1], -np.inf)
+    chosen: list[tuple[tuple[float, ...], np.ndarray]] = [((), np.zeros(0))] * y_NE.shape[1]
+    for lengths in itertools.product(LENGTHS, repeat=len(blocks)):
+        value_Q, vector_NQ = np.linalg.eigh(_kernel(own, sizes, lengths))
+        noisy_RQ = np.maximum(value_Q, 0) + NOISES_R[:, None]
+        along_QE = vector_NQ.T @ (y_NE - mean_E)
+        signal_RE = (1 / noisy_RQ) @ along_QE**2 / len(x_NK)
+        log_spread_R1 = np.log(noisy_RQ).sum(axis=1, keepdims=True)
+        likelihood_RE = -len(x_NK) / 2 * np.log(np.maximum(signal_RE, np.finfo(float).tiny)) - log_spread_R1 / 2
+        for e, r in enumerate(likelihood_RE.argmax(axis=0)):
+            if likelihood_RE[r, e] > best_E[e]:
+                best_E[e] = likelihood_RE[r, e]
+                chosen[e] = (lengths, vector_NQ @ (along_QE[:, e] / noisy_RQ[r]))
+    across = [_squared_distances(x_MK[:, block], x_NK[:, block]) for block in blocks]
+    return mean_E + np.stack([_kernel(across, sizes, lengths) @ weight_N for lengths, weight_N in chosen], axis=1)
+
+
+def _squared_distances(x_MK: np.ndarray, x_NK: np.ndarray) -> np.ndarray:
+    products_MN = x_MK @ x_NK.T
+    distances_MN = np.sum(x_MK**2, axis=1)[:, None] + np.sum(x_NK**2, axis=1) - 2 * products_MN
+    return np.maximum(distances_MN, 0)
+
+
+def _kernel(distances: list[np.ndarray], sizes: list[float], lengths: tuple[float, ...]) -> np.ndarray:
+    """The product of the blocks' squared exponentials, [M, N]."""
+    parts = zip(distances, sizes, lengths, strict=True)
+    return np.exp(-sum(d_MN / (2 * size * length**2) for d_MN, size, length in parts))
+
+
+def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_settings: int) -> np.ndarray:
+    """Gradient boosting of trees of 3 levels; up to 40, as many as have the least error in grouped folds.
+
+    The same folds choose between all columns and the first `n_settings` alone, as a dozen columns of noise cost trees
+    much of their R2 at a hundred rows [ours]. scikit-learn's GradientBoostingRegressor, squared error; its histogram
+    form isn't faster at so few.
+    """
+    # Here and not above: the command line imports this package at each command.
+    import sklearn
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    def fitted(x_NK: np.ndarray, y_N: np.ndarray, trees: int) -> GradientBoostingRegressor:
+        model = GradientBoostingRegressor(
+            n_estimators=trees, learning_rate=RATE, max_depth=DEPTH, min_samples_leaf=LEAF, random_state=0
+        )
+        return model.fit(x_NK, y_N)
+
+    fold_N = _inner_folds(groups_N, BOOSTING_FOLDS)
+    n_columns = sorted({n_settings, x_NK.shape[1]} - {0})
+    predicted = []
+    # Checks of arguments that are the same each time take a third of the time of such small fits.
+    with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):
+        for y_N in y_NE.T:
+            error_CT = np.zeros((len(n_columns), TREES))
+            for fold, (c, k) in itertools.product(np.unique(fold_N), enumerate(n_columns)):
+                test_N = fold_N == fold
+                model = fitted(x_NK[~test_N, :k], y_N[~test_N], TREES)
+                stages_TM = np.stack(list(model.staged_predict(x_NK[test_N, :k])))
+                error_CT[c] += np.sum((stages_TM - y_N[test_N]) ** 2, axis=1)
+            c, last = np.unravel_index(error_CT.argmin(), error_CT.shape)
+            k = n_columns[c]
+            predicted.append(fitted(x_NK[:, :k], y_N, int(last) + 1).predict(x_MK[:, :k]))
+    return np.stack(predicted, axis=1)
+
+
+def _inner_folds(groups_N: np.ndarray, n_folds: int) -> np.ndarray:
+    """Each row's fold, never with a group in two; `groups_N` may have gaps."""
+    codes_N = np.unique(groups_N, return_inverse=True)[1].reshape(-1)
+    return shuffled_folds(codes_N, n_folds, 1)[0]

@@ -1,0 +1,181 @@
+"""Saturation: which runs' loss rose after its best, which have a low rank, and whether the rank fell before that."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sweeps.analysis.bootstrap import DRAWS
+from sweeps.analysis.columns import PRIMARY_PAIR, final_rows
+from sweeps.analysis.correlation import many
+from sweeps.analysis.estimate import Estimate, nothing, numbers
+
+# A rise is one of more than so many standard errors (methods.md, section 5).
+ERRORS = 2
+# The order statistics of so many values reach a 95 % interval of their median, and those of fewer don't.
+MIN_FOR_MEDIAN = 6
+EXAMPLES = 3
+
+_RANK, _LOSS = PRIMARY_PAIR
+_ERROR = "lm_loss/standard_error/in_domain"
+_KNOWN = {
+    "best_step": "saturation/best_step",
+    "rise": "saturation/rise",
+    "standard_error": "saturation/rise_standard_error",
+    "collapse_step": "saturation/collapse_step",
+}
+# The columns of Saturation.runs and their types.
+_COLUMNS = {
+    "run_id": str,
+    "configuration": str,
+    "best_step": float,
+    "rise": float,
+    "standard_error": float,
+    "degraded": "boolean",
+    "collapse_step": float,
+    "rank_percent": float,
+    "low_rank": "boolean",
+    "lead": float,
+}
+
+
+class Saturation(NamedTuple):
+    """What `saturation_of` found.
+
+    Attributes:
+      runs: a row a finished run: run_id, configuration, best_step, rise (nats a token, of the last loss over the best),
+        standard_error, degraded (NA where that can't be told), collapse_step, rank_percent, low_rank (NA without a
+        rank), lead (a share of the run's steps).
+      quadrants: the four rows of rank ("low" or "high") and degraded (True or False): runs, configurations (one whose
+        seeds differ counts in several), examples (run ids, the most telling first).
+      median_rank: below it a rank is low.
+      lead: median over configurations; positive says that the rank collapsed before the loss turned.
+      note: what is missing, and why.
+      association: of a low rank with degrading, the phi coefficient: 1 if the same runs do both, -1 if none does.
+    """
+
+    runs: pd.DataFrame
+    quadrants: pd.DataFrame
+    median_rank: float
+    lead: Estimate
+    note: str
+    association: Estimate
+
+
+def saturation_of(table: pd.DataFrame) -> Saturation:
+    """Rise of the loss after its best, rank, and which came first, of every run that finished.
+
+    The columns `saturation/...` hold best step, rise and its paired standard error. Where they are missing, these are
+    found from the in-domain loss of the run's checkpoints, with the root of the two losses' summed squared errors: that
+    is too large, as both are of the same documents, so fewer runs degrade. Degraded: a rise of more than two errors.
+
+    The rank is the effective rank of the unembedding in percent of its width, low if below the median of all finished
+    runs of any size, since the paper's low-rank small models are low beside the large ones [ours].
+
+    The lead is (best step - collapse step) / steps, of degraded runs whose rank collapsed. Of others the loss never
+    turned, their best step is the last, and any collapse would seem to lead [ours]. The loss turned somewhere between
+    the best checkpoint and the next, so that a lead is too small by up to the time between the two. The estimate is the
+    median of the configurations' medians; the interval takes 2,000 draws of configurations and needs 6, as fewer values
+    have no 95 % interval of their median; p is by the exact sign test of the configurations' medians against 0.
+
+    The association is Spearman's correlation of the two flags, clustered as in `spearman`; p is rough where one of the
+    flags is rare. It is raw: size can cause both.
+
+    Raises AnalysisError for one of these columns that holds something other than numbers.
+    """
+    final = pd.DataFrame() if table.empty else final_rows(table).rows
+    if final.empty:
+        return _of(pd.DataFrame(columns=[*_COLUMNS]).astype(_COLUMNS), "no run finished")
+    runs = final[["run_id", "configuration"]].copy()
+    for name, column in _KNOWN.items():
+        runs[name] = _numbers(final, column)
+    note = _fill_in(runs, table)
+    runs["rank_percent"] = _numbers(final, _RANK)
+    known = runs["rise"].notna() & runs["standard_error"].notna()
+    runs["degraded"] = (runs["rise"] > ERRORS * runs["standard_error"]).astype("boolean").where(known)
+    low = runs["rank_percent"] < runs["rank_percent"].median()
+    runs["low_rank"] = low.astype("boolean").where(runs["rank_percent"].notna())
+    lead = (runs["best_step"] - runs["collapse_step"]) / final["step"]
+    runs["lead"] = lead.where(runs["degraded"].fillna(False).astype(bool))
+    return _of(runs[[*_COLUMNS]], note)
+
+
+def _of(runs: pd.DataFrame, note: str) -> Saturation:
+    missing = {
+        "degraded": "not known whether degraded, for want of losses at two checkpoints or their standard errors,",
+        "rank_percent": "no rank of the unembedding",
+    }
+    notes = [note] + [
+        f"{what} in {int(runs[name].isna().sum())} of {len(runs)} runs"
+        for name, what in missing.items()
+        if runs[name].isna().any()
+    ]
+    lead, lead_note = _lead(runs)
+    flags = runs[["configuration", "low_rank", "degraded"]].astype({"low_rank": float, "degraded": float})
+    association, why = many(flags, ["low_rank"], ["degraded"], (), "rank", "configuration")["low_rank", "degraded"]
+    why = why.replace("the metric", "a low rank").replace("the target", "degrading")
+    if not runs.empty:
+        notes += [lead_note, f"association of low rank and degrading: {why}" if why else ""]
+    median = float(runs["rank_percent"].median()) if len(runs) else np.nan
+    return Saturation(runs, _quadrants(runs), median, lead, "; ".join(filter(None, notes)), association)
+
+
+def _fill_in(runs: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Finds best step and rise from the checkpoints' losses for the runs that lack them; says for how many."""
+    lacking = runs.index[runs["rise"].isna()]
+    if _LOSS not in table.columns or lacking.empty:
+        return ""
+    checkpoints = table[["run_id", "step"]].assign(loss=_numbers(table, _LOSS), error=_numbers(table, _ERROR))
+    by_run = dict(list(checkpoints.sort_values("step").groupby("run_id")))
+    for i in lacking:
+        of = by_run[runs.at[i, "run_id"]]
+        last = of.iloc[-1]
+        of = of[np.isfinite(of["loss"])]
+        if len(of) < 2 or not np.isfinite(last["loss"]):
+            continue
+        best = of.loc[of["loss"].idxmin()]
+        error = np.hypot(best["error"], last["error"]) if best["step"] < last["step"] else 0.0
+        found = best["step"], last["loss"] - best["loss"], error
+        runs.loc[i, ["best_step", "rise", "standard_error"]] = found
+    filled = int(runs.loc[lacking, "rise"].notna().sum())
+    return (
+        f"the rise is from the table's losses, with unpaired errors, in {filled} of {len(runs)} runs" if filled else ""
+    )
+
+
+def _lead(runs: pd.DataFrame) -> tuple[Estimate, str]:
+    """Median of the configurations' median leads, and what is missing of it."""
+    there = runs.dropna(subset="lead")
+    of_G = there.astype({"lead": float}).groupby("configuration")["lead"].median().to_numpy()
+    n_groups = len(of_G)
+    if n_groups == 0:
+        fell, degraded = int(runs["collapse_step"].notna().sum()), int(runs["degraded"].fillna(False).sum())
+        return nothing(
+            0
+        ), f"no lead: of {len(runs)} runs the rank collapsed in {fell}, {degraded} degraded, none did both"
+    before, after = int((of_G > 0).sum()), int((of_G < 0).sum())
+    p_value = float(stats.binomtest(before, before + after).pvalue) if before + after else 1.0
+    if n_groups < MIN_FOR_MEDIAN:
+        note = f"{n_groups} configurations are too few for an interval of the lead"
+        return Estimate(float(np.median(of_G)), np.nan, np.nan, p_value, len(there)), note
+    drawn_BG = np.random.default_rng(0).integers(n_groups, size=(DRAWS, n_groups))
+    low, high = np.quantile(np.median(of_G[drawn_BG], axis=1), [0.025, 0.975])
+    return Estimate(float(np.median(of_G)), float(low), float(high), p_value, len(there)), ""
+
+
+def _quadrants(runs: pd.DataFrame) -> pd.DataFrame:
+    """How many runs and configurations have a low or a high rank and degraded or not, with the most telling runs."""
+    rows = []
+    for rank, low in (("low", True), ("high", False)):
+        for degraded in (True, False):
+            of = runs[(runs["low_rank"] == low).fillna(False) & (runs["degraded"] == degraded).fillna(False)]
+            order = of.assign(by=-of["rise"] if degraded else of["rise"].abs()).sort_values(["by", "run_id"])
+            examples = list(order["run_id"][:EXAMPLES])
+            rows.append((rank, degraded, len(of), of["configuration"].nunique(), examples))
+    return pd.DataFrame(rows, columns=["rank", "degraded", "runs", "configurations", "examples"])
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """A column that may not be there as floats, all NaN then."""
+    return numbers(rows, column) if column in rows.columns else np.full(len(rows), np.nan)

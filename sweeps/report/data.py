@@ -1,0 +1,148 @@
+"""What the page's scripts draw from, as JSON: runs and their settings, curves, spectra, final values, the answers."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.answers import Answers
+from sweeps.analysis.columns import PRIMARY_PAIR, SPECTRUM, as_levels, geometry_columns, loss_columns
+from sweeps.report.curves import by_target, curve_data, metric_name, target_name, to_json
+from sweeps.report.html import format_value, is_missing
+from sweeps.report.words import setting_name
+
+# Of one run's spectra over training so many are drawn, equally far apart among those measured.
+MAX_SPECTRA = 8
+# A setting with more values than this is no filter and no colour.
+MAX_LEVELS = 40
+
+_QUANTISED = re.compile(r"(round_to_nearest|gptq)_(\d+)(.*)/in_domain")
+_FINETUNED = re.compile(r"(finetune_.+_lr.+)/(target|forgetting)")
+METHODS = {"round_to_nearest": "rounding", "gptq": "GPTQ"}
+
+
+def page_data(answers: Answers) -> dict[str, Any]:
+    """All of it; a key whose data aren't there holds nothing."""
+    table, final = answers.table, answers.final.rows
+    settings = [c for c in answers.settings if as_levels(table[c]).nunique() <= MAX_LEVELS]
+    return {
+        "runs": _runs(table, settings),
+        "settings": [{"key": c, "name": setting_name(c)} for c in settings],
+        **curve_data(answers.curves),
+        "spectra": _spectra(answers),
+        "final": _final(final),
+        "metrics": geometry_columns(table),
+        "losses": loss_columns(table),
+        "primary": PRIMARY_PAIR,
+        "effects": effects(list(table.columns)),
+        "matrix": _matrix(answers.associations),
+        "saturation": records(answers.saturation.runs),
+        "median_rank": _plain(answers.saturation.median_rank),
+        "variance": records(answers.variance.drop(columns="note")),
+        "prediction": records(answers.prediction.drop(columns="note")),
+        "importance": records(answers.importance),
+        "early": records(answers.early.drop(columns="note")),
+    }
+
+
+def effects(columns: list[str]) -> list[dict[str, Any]]:
+    """What is done to trained models: each with the column of its loss, its name, and `bits` where it has some.
+
+    `less` names the column to take off, so that an effect is a change of loss; None where it is one already.
+    """
+    found: list[dict[str, Any]] = []
+    for column in columns:
+        if of := _QUANTISED.fullmatch(column):
+            variant = of[3].replace("_", " ")
+            name = f"{METHODS[of[1]]} to {of[2]} bits{variant}: rise of in-domain loss"
+            method = METHODS[of[1]] + variant
+            found.append({"key": column, "name": name, "less": PRIMARY_PAIR[1], "bits": int(of[2]), "method": method})
+        elif of := _FINETUNED.fullmatch(column):
+            what = {"target": "loss on its text", "forgetting": "forgetting"}[of[2]]
+            name = f"{finetuning_name(of[1])}: {what}"
+            found.append({"key": column, "name": name, "less": None, "bits": None, "method": None})
+    return found
+
+
+def finetuning_name(evaluation: str) -> str:
+    """`finetune_code_lr0.001` in words."""
+    return evaluation.replace("finetune_", "fine-tuning on ").replace("_lr", " at rate ").replace("_", " ")
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON has them; what is missing is null."""
+    return [{key: _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _runs(table: pd.DataFrame, settings: list[str]) -> dict[str, Any]:
+    """Each run's settings as [value to order by, text], and where it diverged."""
+    first = table.drop_duplicates("run_id")
+    diverged = table.groupby("run_id")["diverged_at"].max() if len(table) else {}
+    return {
+        str(row["run_id"]): {
+            "settings": {c: [_plain(row[c]), format_value(row[c]) or "missing"] for c in settings},
+            "diverged_at": _plain(diverged[row["run_id"]]),
+        }
+        for row in first[["run_id", *settings]].to_dict("records")
+    }
+
+
+def _final(final: pd.DataFrame) -> dict[str, Any]:
+    columns = geometry_columns(final) + loss_columns(final)
+    values = {c: to_json(pd.to_numeric(final[c], errors="coerce").to_numpy(dtype=float)) for c in columns}
+    return {"run": [str(r) for r in final["run_id"]], "values": values}
+
+
+def _spectra(answers: Answers) -> dict[str, Any]:
+    """By target: its name, the places measured, and each run's steps and singular values, one list a step."""
+    found: dict[str, Any] = {}
+    for run, curve in answers.curves.items():
+        spectra = [c for c in curve.columns if c.partition("/")[0].endswith(SPECTRUM)]
+        for target, columns in by_target(spectra).items():
+            columns = sorted(columns, key=_place)
+            there = curve[curve[columns].notna().any(axis=1)]
+            chosen = there.iloc[np.unique(np.linspace(0, len(there) - 1, MAX_SPECTRA).round().astype(int))]
+            if chosen.empty:
+                continue
+            of_target = found.setdefault(target, {"name": target_name(target.removesuffix(SPECTRUM)), "runs": {}})
+            of_target["runs"][run] = {
+                "places": [_place(c) for c in columns],
+                "steps": [int(step) for step in chosen["step"]],
+                "values": [to_json(row) for row in chosen[columns].to_numpy(dtype=float)],
+            }
+    return found
+
+
+def _place(column: str) -> int:
+    return int(column.rpartition("/")[2])
+
+
+def _matrix(associations: pd.DataFrame) -> dict[str, Any]:
+    """Estimates of the rank correlations by method as [metric][target], with what to say of each."""
+    metrics, targets = (list(dict.fromkeys(associations[c])) for c in ("metric", "target"))
+    methods = {}
+    for method in ("raw", "partial rank", "partial factor"):
+        of_method = associations[associations["method"] == method].set_index(["metric", "target"])
+        pairs = pd.MultiIndex.from_product([metrics, targets])
+        values = of_method[["estimate", "low", "high", "q_value"]].reindex(pairs)
+        methods[method] = {
+            name: [to_json(row) for row in values[name].to_numpy(dtype=float).reshape(len(metrics), len(targets))]
+            for name in values
+        }
+    names = {m: f"{target_name(m.rpartition('/')[0])}: {metric_name(m)}" for m in metrics}
+    return {"metrics": metrics, "names": names, "targets": targets, "methods": methods}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it."""
+    if is_missing(value):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | float | np.number):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(v) for v in value]
+    return str(value)

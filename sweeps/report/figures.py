@@ -1,0 +1,103 @@
+"""The figures of a sweep for papers, by name, as SVG and PDF; each is a function of the `Answers` alone.
+
+    figure = FIGURES["u_shapes"](answers)      (a matplotlib Figure; nothing global is touched)
+    write_figures(workdir / "report/figures", answers)
+
+A figure whose data aren't there says in one line what is missing. The same answers give the same files, byte for byte.
+"""
+
+import difflib
+import io
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from etils import epath
+
+from sweeps.analysis.estimate import AnalysisError
+from sweeps.report.answer_figures import (
+    correlation_matrix,
+    early_prediction,
+    prediction,
+    saturation_quadrants,
+    variance_split,
+)
+from sweeps.report.figure_parts import style
+from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
+from sweeps.report.training_figures import geometry_over_training, spectra, training_loss
+
+if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this package at each command
+    from matplotlib.figure import Figure
+
+    from sweeps.analysis.answers import Answers
+
+FIGURES: "dict[str, Callable[[Answers], Figure]]" = {
+    "training_loss": training_loss,
+    "geometry_over_training": geometry_over_training,
+    "spectra": spectra,
+    "loss_against_geometry": loss_against_geometry,
+    "u_shapes": u_shapes,
+    "correlation_matrix": correlation_matrix,
+    "quantisation": quantisation,
+    "finetuning": finetuning,
+    "saturation_quadrants": saturation_quadrants,
+    "variance_split": variance_split,
+    "prediction": prediction,
+    "early_prediction": early_prediction,
+}
+
+# Without dates, so that a figure is the same file whenever it is made.
+_FORMATS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def write_figures(
+    folder: epath.PathLike, answers: "Answers", only: str | Sequence[str] | None = None
+) -> list[epath.Path]:
+    """Writes NAME.svg and NAME.pdf of each figure, whole or not at all.
+
+    Args:
+      folder: made if it isn't there. only: one name of FIGURES, or several; None for all.
+
+    Returns:
+      The paths, in the order of FIGURES or of `only`.
+
+    Raises AnalysisError for a name that isn't one, before anything is drawn.
+    """
+    names = list(FIGURES) if only is None else [only] if isinstance(only, str) else list(only)
+    check_names(names)
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name in names:
+        drawn = _rendered(FIGURES[name](answers))
+        paths += [_write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
+    return paths
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises AnalysisError, with the nearest name and the list, for one that isn't in FIGURES."""
+    for name in names:
+        if name not in FIGURES:
+            near = difflib.get_close_matches(name, FIGURES, n=1, cutoff=0.0)[0]
+            raise AnalysisError(f"no figure '{name}'; the nearest is '{near}', and all are: {', '.join(FIGURES)}")
+
+
+def _rendered(figure: "Figure") -> dict[str, bytes]:
+    """The files' contents by their ending."""
+    found = {}
+    for ending, metadata in _FORMATS.items():
+        content = io.BytesIO()
+        with style():  # how text and ids are written is settled here, not where the figure is drawn
+            figure.savefig(content, format=ending, metadata=metadata)
+        figure.set_layout_engine("none")  # which was half of the work: where things lie is known now
+        found[ending] = content.getvalue()
+    return found
+
+
+def _write_whole(path: epath.Path, content: bytes) -> epath.Path:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        return unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""What final rows say, in sentences: the pair declared beforehand, the strongest setting, what came after training.
+
+What the rows can't say, the sentence says so.
+"""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+
+from sweeps import analysis
+from sweeps.analysis import PRIMARY_PAIR, Estimate, FinalRows
+from sweeps.report.words import (
+    as_level,
+    below,
+    change,
+    counted,
+    describe,
+    listed,
+    moved,
+    number,
+    percent,
+    setting_name,
+    spanned,
+)
+
+# Below this many configurations a sweep shows that the laboratory works, and nothing about language models.
+FEW_CONFIGURATIONS = 30
+
+_METRIC, _LOSS = PRIMARY_PAIR
+_UNIGRAM = "unigram/in_domain"
+_CLUSTER = "configuration"
+
+
+def caveat(final: FinalRows) -> str:
+    """How many runs and configurations the findings rest on, what was left out, and what that is worth."""
+    runs, configurations = final.rows["run_id"].nunique(), final.rows["configuration"].nunique()
+    text = f"{counted(runs, 'run')} of {counted(configurations, 'configuration')}; "
+    text += f"{final.diverged or 'none'} diverged" + (" and left out" if final.diverged else "")
+    text += f", {final.unfinished} not finished and left out. " if final.unfinished else ". "
+    if configurations == 0:
+        return text + "No run has a final row yet, so nothing can be said."
+    if configurations < FEW_CONFIGURATIONS:
+        return text + (
+            f"With so few configurations (fewer than {FEW_CONFIGURATIONS}) this is a demonstration of the laboratory, "
+            "not evidence about language models."
+        )
+    return text + (
+        f"One pair was declared beforehand, {_METRIC} and {_LOSS}; everything else is exploration, with p-values "
+        "corrected for the number of comparisons (q)."
+    )
+
+
+def against_unigram(table: pd.DataFrame) -> str:
+    """Where the runs ended beside a unigram model of the same tokens, also at the least weight decay."""
+    rows = analysis.final_rows(table).rows
+    losses, unigram = _values(rows, _LOSS), _values(rows, _UNIGRAM)
+    if not np.isfinite(losses).any():
+        return f"In-domain validation loss isn't there: {lacking(rows, _LOSS)}."
+    text = f"In-domain validation loss ended at {spanned(losses)} nats a token"
+    if not np.isfinite(unigram).any():
+        return f"{text}; the loss of a unigram model to compare it with isn't there: {lacking(rows, _UNIGRAM)}."
+    text += f"; a unigram model of the same tokens has {number(np.nanmean(unigram))}, so {below(unigram - losses)}"
+    decay = _values(rows, "config.optimizer.weight_decay")
+    least = decay == np.nanmin(decay) if np.isfinite(decay).any() else np.zeros(len(rows), dtype=bool)
+    if least.any() and not least.all() and np.isfinite((unigram - losses)[least]).any():
+        text += f" (at the least weight decay, {number(np.nanmin(decay))}, {below((unigram - losses)[least])})"
+    return text + "."
+
+
+def primary(rows: pd.DataFrame) -> str:
+    pair = "Effective rank of the unembedding against in-domain loss, the pair declared beforehand"
+    why = lacking(rows, _METRIC) or lacking(rows, _LOSS)
+    if why:
+        return f"{pair}: {why}."
+    raw = analysis.spearman(rows, _METRIC, _LOSS, _CLUSTER)
+    if math.isnan(raw.estimate):
+        return f"{pair}: no rank correlation can be given, {_why(rows, raw)}."
+    text = f"{pair}: Spearman's rho is {describe(raw)}, n = {raw.n} runs"
+    controls = analysis.controls_of(rows)
+    if not controls:
+        return f"{text}; no setting varies, so there is nothing to control for."
+    given = [analysis.partial_spearman(rows, _METRIC, _LOSS, controls, form, _CLUSTER) for form in ("rank", "factor")]
+    names = listed(setting_name(c) for c in controls)
+    return f"{text}; given {names} it is {describe(given[0])} with these as ranks, {describe(given[1])} as factors."
+
+
+def strongest_setting(rows: pd.DataFrame) -> str:
+    """The setting whose levels explain most of the variance of effective rank and loss, and how they moved."""
+    controls = analysis.controls_of(rows)
+    if not controls and len(rows):
+        return f"No setting differs in {counted(len(rows), 'finished run')}, so none can be said to act."
+    why = lacking(rows, _METRIC) or lacking(rows, _LOSS)
+    if why:
+        return f"Which setting acted most can't be said: {why}."
+    shares = {c: (_explained(rows, c, _METRIC), _explained(rows, c, _LOSS)) for c in controls}
+    shares = {c: s for c, s in shares.items() if not math.isnan(sum(s))}
+    if not shares:
+        return "Which setting acted most can't be said: it takes two runs at one value of it, and a number that varies."
+    column = max(shares, key=lambda c: sum(shares[c]))
+    of_rank, of_loss = shares[column]
+    together = [c for c in controls if c != column and _same_division(rows, c, column)]
+    name = setting_name(column) + (f" (with {listed(map(setting_name, together))}, set together)" if together else "")
+
+    means = rows.assign(level=analysis.as_levels(rows[column])).groupby("level")[[_METRIC, _LOSS, *_dose(rows)]].mean()
+    first, last = means.index[0], means.index[-1]
+    dose = f" (dose {moved(means['weight_decay_dose'])})" if "weight_decay" in column and _dose(rows) else ""
+    return (
+        f"The setting that acted most is {name}, with {percent(of_rank)} of the variance of effective rank and "
+        f"{percent(of_loss)} of that of loss: from {as_level(first)} to {as_level(last)}{dose}, mean effective rank "
+        f"went from {moved(means[_METRIC], ' %')} and mean in-domain loss from {moved(means[_LOSS])}"
+        f"{_turn(means[_LOSS])}."
+    )
+
+
+def after_training(rows: pd.DataFrame) -> str:
+    parts = [part for part in (_quantisation(rows), _finetuning(rows)) if part]
+    if not parts:
+        return "What quantisation and fine-tuning do can't be said: no such evaluation is there for any finished run."
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _quantisation(rows: pd.DataFrame) -> str:
+    """Of the fewest bits."""
+    found = [m for c in rows.columns if (m := re.fullmatch(r"(round_to_nearest|gptq)_(\d+)/in_domain", c))]
+    rises = {(int(m[2]), m[1]): _values(rows, m[0]) - _values(rows, _LOSS) for m in found}
+    rises = {key: rise for key, rise in rises.items() if np.isfinite(rise).any()}
+    if not rises:
+        return ""
+    bits = min(b for b, _ in rises)
+    words = {"round_to_nearest": "rounding weights", "gptq": "GPTQ"}
+    of_fewest = {method: rises[bits, method] for method in words if (bits, method) in rises}
+    changes = [
+        f"{words[m]} to {counted(bits, 'bit')} changed in-domain loss by {change(r)}" for m, r in of_fewest.items()
+    ]
+    return "; ".join(changes) + _against_rank(rows, list(of_fewest.values())[-1], "that change")
+
+
+def _finetuning(rows: pd.DataFrame) -> str:
+    """The fine-tuning that forgets most."""
+    forgetting = {c: _values(rows, c) for c in rows.columns if re.fullmatch(r"finetune_[^/]+_lr[^/]+/forgetting", c)}
+    forgetting = {c: v for c, v in forgetting.items() if np.isfinite(v).any()}
+    if not forgetting:
+        return ""
+    column = max(forgetting, key=lambda c: float(np.nanmean(forgetting[c])))
+    name = column.split("/")[0].removeprefix("finetune_").replace("_lr", " at learning rate ").replace("_", " ")
+    text = f"fine-tuning on {name} changed in-domain loss by {change(forgetting[column])}"
+    return text + _against_rank(rows, forgetting[column], "that change")
+
+
+def _against_rank(rows: pd.DataFrame, effect: np.ndarray, name: str) -> str:
+    if _METRIC not in rows.columns:
+        return ""
+    estimate = analysis.spearman(rows.assign(effect=effect), _METRIC, "effect", _CLUSTER)
+    if math.isnan(estimate.estimate):
+        return ""
+    return f", and {name} has rho {describe(estimate)} with effective rank, n = {estimate.n}"
+
+
+def _explained(rows: pd.DataFrame, setting: str, column: str) -> float:
+    """Share of a column's variance between the levels of a setting, less what as many random levels would take.
+
+    That is epsilon squared, 1 - (1 - eta^2)(n - 1)/(n - levels); NaN where each level has one run or nothing varies.
+    """
+    used = pd.DataFrame({"level": analysis.as_levels(rows[setting]), "value": _values(rows, column)}).dropna()
+    levels, total = used["level"].nunique(), float(((used["value"] - used["value"].mean()) ** 2).sum())
+    if len(used) <= levels or total <= 0:
+        return math.nan
+    within = float(((used["value"] - used.groupby("level")["value"].transform("mean")) ** 2).sum())
+    return max(0.0, 1 - within / total * (len(used) - 1) / (len(used) - levels))
+
+
+def _same_division(rows: pd.DataFrame, one: str, other: str) -> bool:
+    codes = [pd.factorize(analysis.as_levels(rows[c]))[0] for c in (one, other)]
+    return bool((codes[0] == codes[1]).all())
+
+
+def _dose(rows: pd.DataFrame) -> list[str]:
+    return ["weight_decay_dose"] if "weight_decay_dose" in rows.columns else []
+
+
+def _turn(means: pd.Series) -> str:
+    """Says where the lowest or highest mean lies if not at an end."""
+    for word, at in (("lowest", means.idxmin()), ("highest", means.idxmax())):
+        if at not in (means.index[0], means.index[-1]):
+            return f", {word} at {as_level(at)} ({number(means[at])})"
+    return ""
+
+
+def lacking(rows: pd.DataFrame, column: str) -> str:
+    """Why a column can't be used, or "" where it can."""
+    if rows.empty:
+        return "no finished run"
+    if column not in rows.columns:
+        return f"the table has no {column}"
+    if not np.isfinite(_values(rows, column)).any():
+        return f"{column} is missing in every finished run"
+    return ""
+
+
+def _why(rows: pd.DataFrame, estimate: Estimate) -> str:
+    if estimate.n < analysis.MIN_ROWS:
+        return f"{counted(estimate.n, 'finished run')} with both numbers, of at least {analysis.MIN_ROWS} needed"
+    constant = _METRIC if np.nanmin(_values(rows, _METRIC)) == np.nanmax(_values(rows, _METRIC)) else _LOSS
+    return f"{constant} is the same in every run"
+
+
+def _values(rows: pd.DataFrame, column: str) -> np.ndarray:
+    if column not in rows.columns:
+        return np.full(len(rows), np.nan)
+    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    return np.where(np.isfinite(values), values, np.nan)

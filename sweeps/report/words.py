@@ -1,0 +1,84 @@
+"""Numbers and columns as they stand in a sentence."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.estimate import Estimate
+
+
+def describe(estimate: Estimate) -> str:
+    """The number with its interval, as it stands in a sentence."""
+    if math.isnan(estimate.estimate):
+        return "can't be given"
+    if math.isnan(estimate.low):
+        return f"{signed(estimate.estimate)} (no interval: too few configurations)"
+    return f"{signed(estimate.estimate)} (95 % interval {signed(estimate.low)} to {signed(estimate.high)})"
+
+
+def setting_name(column: str) -> str:
+    """`config.optimizer.weight_decay` in words."""
+    return column.rsplit(".", 1)[-1].replace("_", " ")
+
+
+def number(x: float) -> str:
+    """Two decimals; three significant digits where that would show too little or too much."""
+    text = f"{x:.2f}" if 0.1 <= abs(x) < 1000 or x == 0 else f"{x:.3g}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def gained(x: float) -> str:
+    """The number with its sign, also where it is a plus."""
+    return ("+" if x >= 0 else "") + number(x)
+
+
+def fine(x: float) -> str:
+    """Three decimals below a tenth, two above."""
+    return f"{x:.{3 if abs(x) < 0.1 else 2}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(x: float, digits: int = 2) -> str:
+    """With a minus sign that is typeset as one."""
+    return f"{x:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def as_level(x: object) -> str:
+    return f"{x:g}" if isinstance(x, float) else str(x)
+
+
+def percent(x: float) -> str:
+    return f"{100 * x:.0f} %"
+
+
+def counted(n: int, word: str) -> str:
+    return f"{n} {word}" + ("" if n == 1 else "s")
+
+
+def spanned(x: np.ndarray) -> str:
+    low, high = number(np.nanmin(x)), number(np.nanmax(x))
+    return low if low == high else f"{low} to {high}"
+
+
+def below(gap: np.ndarray) -> str:
+    if np.nanmax(gap) < 0:
+        return f"the runs lie {spanned(-gap)} above it"
+    if np.nanmin(gap) < 0:
+        return f"the runs lie from {number(-np.nanmin(gap))} above to {number(np.nanmax(gap))} below it"
+    return f"the runs lie {spanned(gap)} below it"
+
+
+def change(x: np.ndarray) -> str:
+    low, high, mean = (gained(f(x)) for f in (np.nanmin, np.nanmax, np.nanmean))
+    text = f"{mean} nats"
+    return text if low == high else f"{text} on average ({low} to {high})"
+
+
+def moved(means: pd.Series, unit: str = "") -> str:
+    return f"{number(means.iloc[0])} to {number(means.iloc[-1])}{unit}"
+
+
+def listed(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last

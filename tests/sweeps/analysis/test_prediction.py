@@ -1,0 +1,360 @@
+import functools
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+
+from sweeps.analysis import AnalysisError, UnknownColumnError, folds, prediction
+from sweeps.analysis.features import geometry_candidates, setting_features
+from sweeps.analysis.folds import out_of_fold, shares
+from sweeps.analysis.prediction import COLUMNS, IMPORTANCE_COLUMNS, predict, predicted_losses
+from sweeps.analysis.r2 import r2, shuffled_folds
+from sweeps.analysis.regressors import LENGTHS, NOISES_R, PENALTIES_A, boosting, gaussian_process, ridge
+
+LOSS = "lm_loss/in_domain"
+RANK = "unembedding/effective_rank_percent"
+BATCH, DECAY = "config.data.batch_size", "config.optimizer.weight_decay"
+
+
+@pytest.fixture
+def linear_only(monkeypatch):
+    """For what doesn't depend on the model."""
+    monkeypatch.setattr(prediction, "MODELS", ("linear",))
+
+
+def sweep(seeds=2, levels=6, seed=0):
+    """A grid of two settings, three metrics of noise, and no loss yet."""
+    rng = np.random.default_rng(seed)
+    cell = np.repeat(np.arange(levels**2), seeds)
+    table = pd.DataFrame({"run_id": [f"r{i}" for i in range(len(cell))], "configuration": [f"c{i}" for i in cell]})
+    table = table.assign(step=100, final=True, diverged_at=pd.array([pd.NA] * len(cell), dtype="Int64"))
+    table[BATCH], table[DECAY] = 8 + cell % levels, 1 + cell // levels / 10
+    for metric in (RANK, "unembedding/mean_cosine", "final_states/isoscore"):
+        table[metric] = rng.normal(size=len(cell))
+    return table
+
+
+def noise(table, sd=1.0, seed=1):
+    return sd * np.random.default_rng(seed).normal(size=len(table))
+
+
+def unit(column):
+    return (column - column.mean()) / column.std()
+
+
+def by_features(found, model="linear"):
+    return found.prediction[found.prediction["model"] == model].set_index("features")
+
+
+# Known answers.
+
+
+def test_an_interaction_of_settings_is_found_but_by_the_linear_model():
+    table = sweep()
+    table[LOSS] = unit(table[BATCH]) * unit(table[DECAY]) + noise(table, 0.1)
+    found = predict(table)
+    settings = {model: by_features(found, model).loc["settings"] for model in prediction.MODELS}
+    assert settings["gradient boosting"].low > 0.5
+    assert settings["Gaussian process"].low > 0.8
+    assert settings["linear"].high < 0.2
+
+
+def test_every_model_finds_what_geometry_adds():
+    table = sweep()
+    table[LOSS] = unit(table[BATCH]) + table[RANK] + noise(table, 0.2)
+    found = predict(table)
+    for model in prediction.MODELS:
+        of = by_features(found, model)
+        assert of.loc["geometry's gain"].low > 0.1, model
+        assert of.r2["geometry's gain"] == pytest.approx(of.r2["settings and geometry"] - of.r2["settings"])
+    assert (found.prediction["n"] == 72).all()
+    assert (found.prediction["note"] == "").all()
+
+
+def test_no_model_gains_from_geometry_that_is_noise():
+    for seed in range(3):
+        table = sweep(seed=seed)
+        table[LOSS] = unit(table[BATCH]) + noise(table, 0.3, seed + 10)
+        gain = predict(table).prediction.query('features == "geometry\'s gain"')
+        assert (gain["low"] <= 0).all()
+        assert (gain["r2"].abs() < 0.1).all()
+
+
+def test_folds_never_split_a_configuration():
+    table = sweep(seeds=4, levels=5)
+    codes = pd.factorize(table["configuration"])[0]
+    table[LOSS] = np.random.default_rng(3).normal(size=25)[codes]
+    table[RANK] = np.random.default_rng(4).normal(size=25)[codes]
+    by_configuration, by_run = predict(table), predict(table, groups="run_id")
+    for model in ("gradient boosting", "Gaussian process"):
+        assert by_features(by_configuration, model).r2["settings and geometry"] < 0.2
+        assert by_features(by_run, model).r2["settings and geometry"] > 0.8  # the same, were folds to split them
+
+
+def test_importance_of_a_column_that_tells_all_is_two(linear_only):
+    # Its values exchanged at random, the error is the difference of two draws: twice the variance.
+    table = sweep(seeds=3)
+    table[LOSS] = unit(table[BATCH])
+    lost = predict(table).importance.set_index("feature")
+    assert lost.importance[BATCH] == pytest.approx(2, rel=0.1)
+    assert lost.importance["all settings"] == pytest.approx(2, rel=0.1)
+    assert lost.low[BATCH] > 1
+    assert lost.importance.drop([BATCH, "all settings"]).abs().max() < 0.05
+
+
+def test_copies_hide_each_other_alone_but_not_together(linear_only):
+    table = sweep(seeds=3)
+    table["final_states/isoscore"] = table[RANK] + noise(table, 0.05)
+    table[LOSS] = table[RANK] + table["final_states/isoscore"] + noise(table, 0.2)
+    lost = predict(table).importance.set_index("feature").importance
+    assert lost["all geometry"] > 1.5
+    assert max(lost[RANK], lost["final_states/isoscore"]) < 1
+
+
+# Parts, against scikit-learn.
+
+
+def made(n=60, k=4, seed=0):
+    rng = np.random.default_rng(seed)
+    x_NK, groups_N = rng.normal(size=(n, k)), np.arange(n) // 2
+    y_NE = np.stack([x_NK[:, 0] + rng.normal(size=n), np.sin(2 * x_NK[:, 1]) + 0.1 * rng.normal(size=n)], axis=1)
+    return x_NK, y_NE, groups_N, rng.normal(size=(7, k))
+
+
+def test_the_ridge_is_scikit_learns_with_a_grid_over_grouped_folds():
+    x_NK, y_NE, groups_N, x_MK = made()
+    inner = PredefinedSplit(shuffled_folds(groups_N, 4, 1)[0])
+    found = ridge(x_NK, y_NE, groups_N, x_MK)
+    for e in range(2):
+        # The penalty is a share of the rows: as many as each fold's fit has, and all in the last.
+        squares = {a: 0.0 for a in PENALTIES_A}
+        for train, test in inner.split():
+            for a in PENALTIES_A:
+                fit = Ridge(alpha=a * len(train)).fit(x_NK[train], y_NE[train, e])
+                squares[a] += np.sum((fit.predict(x_NK[test]) - y_NE[test, e]) ** 2)
+        best = min(squares, key=squares.get)
+        expected = Ridge(alpha=best * len(x_NK)).fit(x_NK, y_NE[:, e]).predict(x_MK)
+        assert found[:, e] == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_gaussian_process_is_scikit_learns_at_its_most_likely_length_and_noise():
+    x_NK, y_NE, groups_N, x_MK = made()
+    found = gaussian_process(x_NK, y_NE, groups_N, x_MK, n_settings=4)
+    n = len(x_NK)
+    squared = np.sum((x_NK[:, None] - x_NK) ** 2, axis=2).sum() / (n * (n - 1))
+    for e in range(2):
+        y_N, fits = y_NE[:, e] - y_NE[:, e].mean(), []
+        for length in LENGTHS[:-1]:
+            for ratio in NOISES_R:
+                shape = RBF(length * np.sqrt(squared))
+                signal = y_N @ np.linalg.solve(shape(x_NK) + ratio * np.eye(n), y_N) / n
+                kernel = signal * shape + WhiteKernel(signal * ratio)
+                fits.append(GaussianProcessRegressor(kernel, alpha=0, optimizer=None).fit(x_NK, y_N))
+        best = max(fits, key=lambda fit: fit.log_marginal_likelihood_value_)
+        assert found[:, e] == pytest.approx(best.predict(x_MK) + y_NE[:, e].mean(), rel=1e-5, abs=1e-7)
+
+
+def test_boosting_chooses_as_many_trees_as_a_grid_search_would():
+    x_NK, y_NE, groups_N, x_MK = made()
+    shape = GradientBoostingRegressor(learning_rate=0.2, max_depth=3, min_samples_leaf=3, random_state=0)
+    inner = PredefinedSplit(shuffled_folds(groups_N, 2, 1)[0])  # folds of one size, so means of errors order alike
+    search = GridSearchCV(shape, {"n_estimators": range(1, 41)}, cv=inner, scoring="neg_mean_squared_error")
+    expected = search.fit(x_NK, y_NE[:, 1]).predict(x_MK)
+    assert boosting(x_NK, y_NE[:, 1:], groups_N, x_MK, n_settings=4)[:, 0] == pytest.approx(expected)
+
+
+def test_the_gaussian_process_turns_columns_of_noise_off():
+    rng = np.random.default_rng(0)
+    x_NK = rng.normal(size=(80, 22))
+    y_N1 = np.sin(2 * x_NK[:, :1]) + x_NK[:, 1:2] ** 2 + 0.1 * rng.normal(size=(80, 1))
+    groups_N = np.arange(80)
+
+    def error(columns, n_settings):
+        process = functools.partial(gaussian_process, n_settings=n_settings)
+        return out_of_fold(process, x_NK[:, :columns], y_N1, groups_N, 1).sum()
+
+    alone, apart, together = error(2, 2), error(22, 2), error(22, 22)
+    assert apart < 1.5 * alone
+    assert together > 3 * alone
+
+
+def test_errors_of_a_barely_penalised_fit_are_those_of_linear_r2():
+    table = sweep(levels=10)
+    table[LOSS] = unit(table[BATCH]) + unit(table[DECAY]) + noise(table)
+    x_NK = setting_features(table).x_NK
+    y_N1 = unit(table[LOSS]).to_numpy()[:, None]
+    error = out_of_fold(ridge, x_NK, y_N1, pd.factorize(table["configuration"], sort=True)[0], 20)[0].sum()
+    expected = r2(table, LOSS, [BATCH, DECAY], "configuration")
+    assert 1 - error / np.sum((y_N1 - y_N1.mean()) ** 2) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_interval_is_r2_of_repeated_rows_of_the_groups_drawn(monkeypatch):
+    monkeypatch.setattr(folds, "DRAWS", 60)
+    rng = np.random.default_rng(0)
+    groups_N = np.repeat(np.arange(20), [1, 3] * 10)
+    y_N = rng.normal(size=40)
+    guess_N = y_N + 0.5 * rng.normal(size=40)
+    drawn = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20), size=60)
+    picked = [np.repeat(np.arange(40), counts[groups_N]) for counts in drawn]
+    expected = np.quantile([r2_score(y_N[rows], guess_N[rows]) for rows in picked], [0.025, 0.975])
+    estimate, low, high = 1 + shares(-((y_N - guess_N) ** 2)[None], y_N, groups_N)[0]
+    assert estimate == pytest.approx(r2_score(y_N, guess_N))
+    assert (low, high) == pytest.approx(tuple(expected))
+
+
+# Which columns.
+
+
+def test_one_loss_of_each_kind_is_predicted():
+    names = ["lm_loss/code", LOSS, "lm_loss/macro", "lm_loss/out_of_domain", "round_to_nearest_3/in_domain",
+             "gptq_8/in_domain", "gptq_3/in_domain", "gptq_3/macro", "finetune_code_lr0.1/target",
+             "finetune_code_best/target", "finetune_code_best/forgetting"]  # fmt: skip
+    expected = [LOSS, "lm_loss/out_of_domain", "gptq_3/in_domain", "finetune_code_best/target"]
+    assert predicted_losses(pd.DataFrame(columns=names)) == expected
+    assert predicted_losses(pd.DataFrame(columns=["lm_loss/macro", "gptq_4/macro"])) == ["lm_loss/macro"]
+
+
+def test_geometry_comes_in_an_order_that_leaves_some_of_each_target():
+    names = [f"{t}/{m}" for t in ("final_states", "unembedding") for m in ("b", "a", "effective_rank_percent")]
+    assert geometry_candidates([*names, "unembedding_spread/a", "layer_1/a", LOSS]) == [
+        RANK, "final_states/effective_rank_percent", "unembedding/a", "final_states/a", "unembedding/b",
+        "final_states/b",
+    ]  # fmt: skip
+
+
+def test_settings_in_words_lists_and_missing_ones_are_categories():
+    table = sweep()
+    table["config.optimizer.schedule"] = ["cosine", "linear", None] * 24
+    table["config.data.files"] = [["a"], ["a", "b"]] * 36
+    table["config.optimizer.clip"] = [1.0, np.nan, 2.0, 2.0] * 18
+    found = setting_features(table)
+    widths = dict(zip(found.names, np.bincount(found.owner_K), strict=True))
+    assert widths == {BATCH: 1, DECAY: 1, "config.optimizer.schedule": 3, "config.data.files": 2,
+                      "config.optimizer.clip": 3}  # fmt: skip
+    assert np.isfinite(found.x_NK).all()
+
+
+def test_settings_that_divide_the_runs_alike_are_one():
+    table = sweep().assign(tokens=lambda t: 1000 * t[BATCH], parameters_non_embedding=5)
+    found = setting_features(table)
+    assert found.names == ["tokens", DECAY]
+    assert found.note == f"{BATCH} is one with tokens"
+
+
+def test_constants_copies_and_sparse_metrics_are_left_out_and_counted(linear_only):
+    table = sweep()
+    table["unembedding/effective_rank"] = 0.64 * table[RANK]
+    table["unembedding/constant"] = 3.0
+    table["unembedding/sparse"] = noise(table)
+    table.loc[:20, "unembedding/sparse"] = np.nan
+    table.loc[:1, "unembedding/mean_cosine"] = np.nan
+    table[LOSS] = noise(table)
+    found = predict(table)
+    features = set(found.importance["feature"])
+    assert features == {BATCH, DECAY, RANK, "unembedding/mean_cosine", "final_states/isoscore", "all settings",
+                        "all geometry"}  # fmt: skip
+    note = by_features(found).note["settings and geometry"]
+    assert "1 measurements left out: missing in over 20 %" in note
+    assert "1 constant, 1 copies of others" in note
+    assert set(found.prediction["n"]) == {70}
+
+
+def test_no_more_than_twelve_metrics_are_taken(linear_only):
+    table = sweep()
+    for i in range(15):
+        table[f"unembedding/m{i}"] = noise(table, seed=i)
+    table[LOSS] = noise(table)
+    found = predict(table)
+    assert sum("/" in f for f in found.importance["feature"]) == 12
+    assert "6 beyond the first 12" in by_features(found).note["settings and geometry"]
+
+
+def test_targets_missing_in_other_runs_are_each_predicted_from_theirs(linear_only):
+    table = sweep()
+    table[LOSS] = table[RANK]
+    table["gptq_3/in_domain"] = table[RANK].where(table.index % 3 > 0)
+    together = predict(table).prediction
+    assert together.groupby("target")["n"].first().to_dict() == {LOSS: 72, "gptq_3/in_domain": 48}
+    alone = predict(table, ["gptq_3/in_domain"]).prediction
+    pd.testing.assert_frame_equal(together[together["target"] == "gptq_3/in_domain"].reset_index(drop=True), alone)
+
+
+def test_diverged_and_unfinished_runs_are_left_out(linear_only):
+    table = sweep()
+    table[LOSS] = unit(table[BATCH]) + noise(table, 0.1)
+    expected = predict(table.drop(index=[0, 5])).prediction
+    table.loc[0, "diverged_at"] = 7
+    table.loc[5, "final"] = False
+    table.loc[[0, 5], LOSS] = 1e6
+    pd.testing.assert_frame_equal(predict(table).prediction, expected)
+
+
+# What can't be given.
+
+
+def degenerate():
+    table = sweep()
+    table[LOSS] = unit(table[BATCH]) + noise(table)
+    geometry = geometry_candidates(table.columns)
+    one = table[table["configuration"] == "c0"]
+    return {
+        "no finished run": (table.assign(final=False), "no finished run has the target"),
+        "no row": (table.iloc[:0], "no finished run has the target"),
+        "no value": (table.assign(**{LOSS: np.nan}), "no finished run has the target"),
+        "infinite": (table.assign(**{LOSS: np.inf}), "no finished run has the target"),
+        "one run": (table.iloc[:1], "fewer than 8 usable runs"),
+        "one configuration": (pd.concat([one] * 6), "1 configurations are too few for nested folds of 10"),
+        "constant loss": (table.assign(**{LOSS: 0.3}), "the target is the same in all runs"),
+        "no geometry": (table.drop(columns=geometry), "no geometry metric varies"),
+        "geometry missing": (table.assign(**dict.fromkeys(geometry, np.nan)), "no geometry metric varies; 3 measure"),
+        "12 configurations": (table.iloc[:24], "12 configurations are too few for an interval"),
+    }
+
+
+@pytest.mark.parametrize("case", degenerate())
+def test_what_cannot_be_given_is_missing_with_a_reason(case, linear_only):
+    table, note = degenerate()[case]
+    found = predict(table)
+    assert tuple(found.prediction.columns) == COLUMNS
+    assert tuple(found.importance.columns) == IMPORTANCE_COLUMNS
+    assert list(found.prediction["features"]) == ["settings", "settings and geometry", "geometry's gain"]
+    gain = by_features(found).loc["geometry's gain"]
+    assert gain.note.startswith(note)
+    assert np.isnan(gain.low)
+    assert np.isnan(gain.r2) == (case != "12 configurations")
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame(), sweep()], ids=["no columns", "no loss"])
+def test_without_a_loss_the_tables_are_empty_with_their_columns(table):
+    found = predict(table)
+    assert found.prediction.empty and found.importance.empty
+    assert tuple(found.prediction.columns) == COLUMNS
+    assert tuple(found.importance.columns) == IMPORTANCE_COLUMNS
+
+
+def test_without_a_setting_that_varies_geometry_still_counts():
+    table = sweep().drop(columns=[BATCH, DECAY])
+    table["<b>x</b>"] = table["run_id"]
+    table[LOSS] = table[RANK] + noise(table, 0.1)
+    found = predict(table)
+    for model in prediction.MODELS:
+        assert -0.2 < by_features(found, model).r2["settings"] <= 0
+        assert by_features(found, model).r2["settings and geometry"] > 0.8
+    assert "all settings" not in set(found.importance["feature"])
+
+
+def test_a_callers_wrong_column_is_an_error_that_names_it():
+    table = sweep()
+    table[LOSS] = noise(table)
+    with pytest.raises(UnknownColumnError, match="in_domian.*did you mean 'lm_loss/in_domain'"):
+        predict(table, ["lm_loss/in_domian"])
+    with pytest.raises(UnknownColumnError, match="configurations"):
+        predict(table, groups="configurations")
+    with pytest.raises(AnalysisError, match="run_id"):
+        predict(table, ["run_id"])

@@ -1,0 +1,289 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from sweeps.analysis import r2 as module
+from sweeps.analysis.encode import encode
+from sweeps.analysis.estimate import AnalysisError, UnknownColumnError
+from sweeps.analysis.r2 import baseline_columns, incremental_r2, increments, r2, shuffled_folds
+
+SIZES = [4e6, 8e6, 13e6, 19e6, 34e6, 75e6]
+BASELINE = ["size", "tokens", "flops", "final"]
+
+
+def sweep(seeds=2, seed=0):
+    """Six sizes by four configurations; compute is 6 N D exactly, the final fraction 0, .01 or .1."""
+    rng = np.random.default_rng(seed)
+    of = np.repeat(np.arange(24), seeds)
+    table = pd.DataFrame({"group": [f"<c{g:02}>" for g in of], "size": np.take(SIZES, of // 4)})
+    table["tokens"] = np.take([8e9, 32e9, 128e9], of % 3)
+    table["flops"] = 6 * table["size"] * table.tokens
+    table["final"] = np.take([0, 0.01, 0.1, 0.1], of % 4)
+    table["m"] = rng.normal(size=24)[of] + 0.3 * rng.normal(size=len(of)) + np.log(table["size"])
+    table["y"] = 5 - 0.2 * np.log(table["size"]) + 0.2 * table.m + 0.3 * rng.normal(size=len(of))
+    return table
+
+
+def by_hand_design(table):
+    """The regressors of BASELINE, written out: compute is the sum of the logs of the other two, less a constant."""
+    final = np.equal.outer(table.final.to_numpy(), [0.01, 0.1]).astype(float)
+    return np.c_[np.log(table["size"]), np.log(table.tokens), np.log(table.flops), final]
+
+
+def out_of_fold(x_NK, y_N, fold_N):
+    """scikit-learn's predictions of each row from the other folds."""
+    from sklearn.linear_model import LinearRegression
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+
+    return cross_val_predict(LinearRegression(), x_NK, y_N, cv=PredefinedSplit(fold_N))
+
+
+def folds_of(table):
+    return shuffled_folds(pd.factorize(table.group)[0])
+
+
+# The estimate.
+
+
+def test_five_rows_worked_out_by_hand():
+    # Each row is its own fold, so an error out of fold is the residual over 1 - leverage. The mean of y is 0 and
+    # every leverage 1/5: errors 1.25 y, of squares 2 * 2.5^2 = 12.5. With x the slope is 8/10, the residuals are
+    # -.4, .8, 0, -.8, .4 and the leverages 1/5 + x^2/10, .6, .3, .2, .3, .6: errors -1, 8/7, 0, -8/7, 1.
+    # The sum of squares of y is 8; r = 8 / sqrt(10 * 8), t = r sqrt(3 / (1 - r^2)) = sqrt(12), p = .0405.
+    table = pd.DataFrame({"x": [-2, -1, 0, 1, 2], "y": [-2, 0, 0, 0, 2]})
+    with_x = 2 + 2 * (8 / 7) ** 2
+    found = increments(table, ["x"], ["y"], [], None)["x", "y"]
+    assert found.estimate.estimate == pytest.approx((12.5 - with_x) / 8, rel=1e-12)
+    assert found.estimate.p_value == pytest.approx(0.040519, abs=1e-6)
+    assert found.error_taken == pytest.approx(np.sqrt(12.5 / 5) - np.sqrt(with_x / 5), rel=1e-12)
+    assert r2(table, "y", [], None) == pytest.approx(1 - 12.5 / 8, rel=1e-12)
+    assert r2(table, "y", ["x"], None) == pytest.approx(1 - with_x / 8, rel=1e-12)
+    assert found.note == "5 rows are too few for an interval"
+
+
+def test_r2_is_scikit_learns_over_a_baseline_of_less_than_full_rank():
+    from sklearn.metrics import r2_score
+
+    table = sweep()
+    x_NK, y_N = by_hand_design(table), table.y.to_numpy()
+    folds = folds_of(table)
+    without = np.mean([r2_score(y_N, out_of_fold(x_NK, y_N, fold)) for fold in folds])
+    added = np.mean([r2_score(y_N, out_of_fold(np.c_[x_NK, table.m], y_N, fold)) for fold in folds])
+    assert r2(table, "y", BASELINE, "group") == pytest.approx(without, rel=1e-9)
+    assert incremental_r2(table, "m", "y", BASELINE, "group").estimate == pytest.approx(added - without, rel=1e-8)
+
+
+def test_a_target_that_spans_a_decade_is_predicted_in_logs():
+    table = sweep()
+    in_logs = increments(table.assign(y=np.exp(table.y * 3)), ["m"], ["y"], BASELINE, "group")["m", "y"]
+    plain = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
+    assert in_logs.estimate == pytest.approx(plain.estimate, rel=1e-9)
+    assert np.isnan(in_logs.error_taken)
+    assert plain.error_taken > 0
+
+
+def test_error_taken_is_in_the_targets_units():
+    table = sweep()
+    once, tenfold = (
+        increments(t, ["m"], ["y"], BASELINE, "group")["m", "y"] for t in (table, table.assign(y=table.y * 10))
+    )
+    assert tenfold.error_taken == pytest.approx(10 * once.error_taken, rel=1e-9)
+    assert tenfold.estimate == pytest.approx(once.estimate, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_units_of_the_metric_do_not_matter(scale):
+    table = sweep()
+    found = incremental_r2(table.assign(m=table.m * scale), "m", "y", BASELINE, "group")
+    assert found == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group"), rel=1e-8)
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    table = sweep()
+    found = incremental_r2(table.sample(frac=1, random_state=1), "m", "y", BASELINE, "group")
+    assert found == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group"), rel=1e-8)
+
+
+def test_a_configuration_is_never_split_and_folds_are_even():
+    groups_N = np.repeat(np.arange(12), [1, 2, 3] * 4)
+    folds_SN = shuffled_folds(groups_N)
+    assert folds_SN.shape == (20, 24)
+    assert (pd.DataFrame(folds_SN.T).groupby(groups_N).nunique() == 1).all(axis=None)
+    of_groups_SG = folds_SN[:, np.unique(groups_N, return_index=True)[1]]
+    sizes = np.stack([np.bincount(fold_G, minlength=5) for fold_G in of_groups_SG])
+    assert set(sizes.ravel()) == {2, 3}
+    assert len({fold.tobytes() for fold in folds_SN}) == 20
+
+
+# p-value, interval, variance inflation.
+
+
+def test_the_p_value_of_independent_rows_is_that_of_least_squares():
+    import statsmodels.api as sm
+
+    table = sweep(seeds=1)
+    fit = sm.OLS(table.y.to_numpy(), sm.add_constant(np.c_[by_hand_design(table)[:, [0, 1, 3, 4]], table.m])).fit()
+    for groups in (None, "group"):
+        assert incremental_r2(table, "m", "y", BASELINE, groups).p_value == pytest.approx(fit.pvalues[-1], rel=1e-8)
+
+
+def test_copies_of_a_row_are_no_new_evidence():
+    table = sweep(seeds=1)
+    once = incremental_r2(table, "m", "y", BASELINE, "group")
+    thrice = incremental_r2(pd.concat([table] * 3), "m", "y", BASELINE, "group")
+    assert thrice[:4] == pytest.approx(once[:4], rel=1e-6)
+    assert incremental_r2(pd.concat([table] * 3), "m", "y", BASELINE, None).p_value < once.p_value / 10
+
+
+def test_the_interval_is_of_draws_of_whole_groups(monkeypatch):
+    monkeypatch.setattr(module, "DRAWS", 60)
+    table = sweep()
+    x_NK, y_N = by_hand_design(table), table.y.to_numpy()
+    folds = folds_of(table)
+    without_N = np.mean([(y_N - out_of_fold(x_NK, y_N, f)) ** 2 for f in folds], axis=0)
+    with_N = np.mean([(y_N - out_of_fold(np.c_[x_NK, table.m], y_N, f)) ** 2 for f in folds], axis=0)
+    draws = []
+    for counts in np.random.default_rng(0).multinomial(24, np.full(24, 1 / 24), size=60):
+        rows = np.repeat(np.arange(48), counts[np.arange(48) // 2])
+        draws.append((without_N[rows] - with_N[rows]).mean() / y_N[rows].var())
+    found = incremental_r2(table, "m", "y", BASELINE, "group")
+    assert found[1:3] == pytest.approx(np.quantile(draws, [0.025, 0.975]), rel=1e-7)
+
+
+def test_variance_inflation_is_statsmodels():
+    import statsmodels.api as sm
+    from statsmodels.stats.outliers_influence import variance_inflation_factor
+
+    table = sweep()
+    design = sm.add_constant(np.c_[by_hand_design(table)[:, [0, 1, 3, 4]], table.m])
+    found = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
+    assert found.variance_inflation == pytest.approx(variance_inflation_factor(design, 5), rel=1e-8)
+
+
+def test_false_positives_of_null_metrics_with_seeds_are_one_in_twenty():
+    rng = np.random.default_rng(0)
+    table = sweep(seeds=3).assign(**{f"m{i}": rng.normal(size=24).repeat(3) + rng.normal(size=72) for i in range(40)})
+    nulls = {f"y{i}": -np.log(table["size"]) + rng.normal(size=24).repeat(3) + rng.normal(size=72) for i in range(40)}
+    table = table.assign(**nulls)
+    found = increments(table, [f"m{i}" for i in range(40)], list(nulls), BASELINE, "group")
+    assert 0.03 <= np.mean([f.estimate.p_value < 0.05 for f in found.values()]) <= 0.07
+    assert np.mean([f.estimate.low > 0 for f in found.values()]) <= 0.01
+
+
+# Columns as regressors.
+
+
+def test_columns_that_span_a_decade_enter_in_logs_and_others_as_they_are():
+    rows = pd.DataFrame({"a": [1.0, 2, 10, 4], "b": [1.0, 2, 9, 4], "c": [-1.0, 2, 90, 4], "d": [0, 0.1, 3, 1.0]})
+    expected = np.c_[np.log(rows.a), rows.b, rows.c, rows.d]
+    expected = (expected - expected.mean(axis=0)) / expected.std(axis=0)
+    assert encode(rows, list("abcd")) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "column", [[0, 0.01, 0.1] * 2, ["x", "y", "z"] * 2, [["p"], ["q"], ["p", "q"]] * 2], ids=["zeros", "words", "lists"]
+)
+def test_zeros_among_decades_and_words_are_categories(column):
+    found = encode(pd.DataFrame({"a": column}), ["a"])
+    assert (found[:3] == found[3:]).all()
+    assert sorted(map(tuple, found[:3])) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+
+
+def test_a_level_of_one_configuration_is_predicted_from_the_others():
+    table = sweep().assign(schedule="cosine")
+    table.loc[table.group == "<c05>", "schedule"] = "linear"
+    found = incremental_r2(table, "m", "y", [*BASELINE, "schedule"], "group")
+    assert np.isfinite(found).all()
+    assert found.estimate == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group").estimate, abs=0.05)
+
+
+def test_the_baseline_is_what_the_table_has_of_it():
+    assert baseline_columns(pd.DataFrame()) == []
+    everything = ["training_flops", "tokens", "parameters", "parameters_non_embedding"]
+    assert baseline_columns(pd.DataFrame(columns=everything)) == [
+        "parameters_non_embedding",
+        "tokens",
+        "training_flops",
+    ]
+
+
+# Many pairs, and what can't be given.
+
+
+def test_many_pairs_equal_the_single_ones_whatever_is_missing():
+    table = sweep().assign(z=lambda t: t.y**2, other=np.random.default_rng(3).normal(size=48))
+    table.loc[3, "m"], table.loc[5, "z"], table.loc[7, "tokens"] = np.nan, np.inf, np.nan
+    found = increments(table, ["m", "other"], ["y", "z"], BASELINE, "group")
+    assert list(found) == [("m", "y"), ("m", "z"), ("other", "y"), ("other", "z")]
+    for (metric, target), one in found.items():
+        rows = table.replace(np.inf, np.nan).dropna(subset=[metric, target, *BASELINE])
+        assert one.estimate == pytest.approx(incremental_r2(rows, metric, target, BASELINE, "group"), rel=1e-8)
+        assert one.estimate.n == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "baseline", "note"),
+    [
+        ({"m": 3.0}, BASELINE, "the metric is the same in all rows"),
+        ({"y": 1e9}, BASELINE, "the target is the same in all rows"),
+        ({"m": np.nan}, BASELINE, "fewer than 4 usable rows"),
+        ({"y": [1.0, 2, 3] + [np.inf] * 45}, BASELINE, "fewer than 4 usable rows"),
+        ({"configuration": np.arange(48) % 3}, BASELINE, "3 configurations are too few for 5 folds"),
+        ({"final": [f"run {i}" for i in range(48)]}, BASELINE, "the baseline takes up every degree of freedom"),
+    ],
+)
+def test_what_the_rows_cannot_give_is_nan_with_the_reason(change, baseline, note):
+    table = sweep().rename(columns={"group": "configuration"}).assign(**change)
+    found = increments(table, ["m"], ["y"], baseline, "configuration")["m", "y"]
+    assert np.isnan(found.estimate[:4]).all()
+    assert np.isnan(found.variance_inflation)
+    assert found.note == note
+
+
+@pytest.mark.parametrize("explained", ["m", "y"])
+def test_what_the_baseline_explains_gains_nothing(explained):
+    table = sweep().assign(**{explained: lambda t: 1 + 3 * np.log(t["size"]) - np.log(t.tokens)})
+    found = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
+    assert found.estimate[:3] == (0, 0, 0)
+    assert np.isnan(found.estimate.p_value)
+    assert f"explains the {'metric' if explained == 'm' else 'target'} completely" in found.note
+    assert np.isinf(found.variance_inflation) == (explained == "m")
+
+
+def test_few_configurations_give_an_estimate_and_no_interval():
+    table = sweep()[:24].rename(columns={"group": "configuration"})
+    found = increments(table, ["m"], ["y"], ["size", "tokens"], "configuration")["m", "y"]
+    assert np.isfinite([found.estimate.estimate, found.estimate.p_value]).all()
+    assert np.isnan(found.estimate[1:3]).all()
+    assert found.note == "12 configurations are too few for an interval"
+
+
+def test_no_rows_and_no_pairs_are_survived():
+    assert increments(pd.DataFrame(), [], [], [], "configuration") == {}
+    found = increments(sweep()[:0], ["m"], ["y"], BASELINE, "group")["m", "y"]
+    assert (found.estimate.n, found.note) == (0, "fewer than 4 usable rows")
+    assert np.isnan(r2(sweep()[:0], "y", BASELINE, "group"))
+
+
+def test_a_wrong_column_is_named():
+    with pytest.raises(UnknownColumnError, match="no column 'sizes'; did you mean 'size'"):
+        incremental_r2(sweep(), "m", "y", ["sizes"], "group")
+    with pytest.raises(AnalysisError, match="'group' of the table holds something that isn't a number"):
+        incremental_r2(sweep(), "group", "y", ["size"], "group")
+
+
+def test_all_pairs_of_a_sweep_take_a_regression_for_each_fold_not_for_each_pair(monkeypatch):
+    calls = []
+    pinv = np.linalg.pinv
+    monkeypatch.setattr(np.linalg, "pinv", lambda *args, **kwargs: calls.append(1) or pinv(*args, **kwargs))
+    rng = np.random.default_rng(0)
+    names = [f"{kind}{i}" for kind in "my" for i in range(30)]
+    table = sweep().assign(**{name: rng.normal(size=48) for name in names})
+    assert len(increments(table, names[:30], names[30:], BASELINE, "group")) == 900
+    assert len(calls) == 5 * 20
+
+
+def test_the_p_value_is_students():
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 2)), columns=["m", "y"])
+    assert incremental_r2(table, "m", "y", [], None).p_value == pytest.approx(stats.pearsonr(table.m, table.y).pvalue)

@@ -1,0 +1,211 @@
+"""The page as Chromium shows it, opened from disk: needs chromium and chromedriver, which .ci/run installs."""
+
+import csv
+import io
+import json
+import shutil
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.report import made_up
+from sweeps.analysis.answers import answer
+from sweeps.report import write_report
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"),
+]
+EVIL = "evil</script><script>document.title = 'taken'</script><b onclick='x()'>&\"<!--"
+# Without these Chromium asks for things of its own, or won't run as root.
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--window-size=1280,900",
+    "--disable-dev-shm-usage",
+]
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    """108 runs x 100 checkpoints; one run's name is HTML, and one setting is in words."""
+    table, curves = made_up(108, 100)
+    named = {"made-up-007": EVIL}
+    table = table.assign(
+        run_id=table["run_id"].replace(named),
+        **{"config.schedule": np.where(table["config.optimizer.weight_decay"] > 0.05, "cosine <i>", "linear & co")},
+    )
+    return table, {named.get(run, run): curve for run, curve in curves.items()}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(browser, sweep, tmp_path_factory):
+    """The page, opened; `opened` has what opening it logged and asked for, and how long it took."""
+    path = write_report(tmp_path_factory.mktemp("report"), answer(*sweep), {"command": "olmo-jax report <dir>"})
+    browser.get("about:blank")
+    time.sleep(1)
+    logs(browser)
+    browser.get(f"file://{path}")
+    return (
+        browser,
+        logs(browser),
+        browser.execute_script("const [n] = performance.getEntriesByType('navigation'); return n.loadEventEnd / 1000"),
+    )
+
+
+def logs(browser):
+    """(console messages, addresses asked for) since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    return [entry["message"] for entry in browser.get_log("browser")], asked
+
+
+def draw_all(browser):
+    """Draws every figure; returns those that hold nothing."""
+    return browser.execute_script("""
+      drawAll();
+      return [...figures.keys()].filter((node) => !node.querySelector('.main-svg')).map((node) => node.id);
+    """)
+
+
+def shown_rows(browser):
+    return browser.execute_script("""
+      return [...document.querySelectorAll('#table tbody tr')].filter((row) => getComputedStyle(row).display !== 'none')
+        .map((row) => row.cells[0].textContent);
+    """)
+
+
+def test_it_opens_from_disk_alone_quickly_and_without_a_complaint(page):
+    _, (messages, asked), seconds = page
+    assert messages == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in asked if url.startswith("file:")]) == 1
+    assert seconds < 3
+
+
+def test_every_figure_is_drawn_and_names_stay_text(page):
+    browser = page[0]
+    assert browser.title != "taken"
+    assert draw_all(browser) == []
+    assert len(browser.execute_script("return [...figures.keys()].map((node) => node.id)")) >= 15
+    texts = browser.execute_script(
+        "return [...document.querySelectorAll('#filters label')].map((e) => e.textContent.trim())"
+    )
+    assert {"cosine <i>", "linear & co"} <= set(texts)
+    assert EVIL in shown_rows(browser)
+    assert (
+        browser.execute_script("return document.querySelectorAll('svg script, td b[onclick], #filters i').length") == 0
+    )
+    assert logs(browser)[0] == []
+
+
+def test_every_choice_can_be_made_from_the_keyboard_and_draws(page):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser = page[0]
+    for select in browser.find_elements(By.CSS_SELECTOR, "select"):
+        before = select.get_property("selectedIndex")
+        select.send_keys(Keys.ARROW_DOWN)
+        changed = select.get_property("selectedIndex")
+        assert changed == before + 1 or len(select.find_elements(By.CSS_SELECTOR, "option")) == before + 1
+    assert draw_all(browser) == []
+    assert logs(browser)[0] == []
+    reached = browser.execute_script("""
+      const kinds = 'a[href], button, select, input, summary, [tabindex]';
+      return [...document.querySelectorAll(kinds)].every((node) => node.tabIndex >= 0);
+    """)
+    assert reached
+
+
+def test_filters_leave_the_runs_asked_for_in_figures_and_table(page, sweep):
+    from selenium.webdriver.common.by import By
+
+    browser, table = page[0], sweep[0]
+    all_rows = shown_rows(browser)
+    browser.find_element(By.CSS_SELECTOR, ".filters summary").click()
+    box = browser.find_element(
+        By.CSS_SELECTOR, '#filters input[data-setting="config.data.batch_size"][data-level="32"]'
+    )
+    box.click()
+    left = set(table.loc[table["config.data.batch_size"] != 32, "run_id"])
+    assert browser.find_element(By.ID, "shown").text == f"{len(left)} of 108 runs shown"
+    assert set(shown_rows(browser)) == left
+    drawn = browser.execute_script("drawAll(); return document.getElementById('figure-scatter').data[0].x.length")
+    assert drawn == len(left)
+    assert browser.execute_script("return document.querySelector('#panels .js-plotly-plot').data.length") == len(left)
+    browser.find_element(By.ID, "show-all").click()
+    assert shown_rows(browser) == all_rows
+    assert box.is_selected()
+
+
+def test_a_table_is_sorted_by_its_headers_with_what_is_missing_last(page, sweep):
+    browser, table = page[0], sweep[0]
+    final = table[table["final"]].set_index("run_id")["lm_loss/in_domain"]
+    press = "document.querySelector('#table th[data-column=\"lm_loss/in_domain\"] button').click()"
+    browser.execute_script(press)
+    assert shown_rows(browser) == list(final.sort_values().index)
+    browser.execute_script(press)
+    assert shown_rows(browser) == list(final.sort_values(ascending=False).index)
+
+
+def test_the_download_is_the_table(page, sweep, tmp_path):
+    browser, table = page[0], sweep[0]
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    browser.execute_script("document.querySelector('button[data-table=\"table\"]').click()")
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "table.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    rows = list(csv.reader(io.StringIO((tmp_path / "table.csv").read_text(), newline="")))
+    loaded = pd.DataFrame(rows[1:], columns=rows[0]).set_index("run_id")
+    final = table[table["final"]].set_index("run_id")
+    assert set(loaded.index) == set(final.index) and EVIL in loaded.index
+    for column in ("lm_loss/in_domain", "unembedding/effective_rank_percent", "config.data.batch_size"):
+        assert loaded[column].astype(float).loc[final.index].to_numpy() == pytest.approx(
+            final[column].to_numpy(float), rel=1e-8
+        )
+    assert list(loaded["config.schedule"].loc[final.index]) == list(final["config.schedule"])
+
+
+def test_it_is_legible_in_the_dark(page):
+    browser = page[0]
+
+    def brightness():
+        colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return np.mean([int(x) for x in colour.removeprefix("rgb(").removesuffix(")").split(",")])
+
+    light = brightness()
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    assert brightness() < 60 < 200 < light
+    assert draw_all(browser) == []
+    text = browser.execute_script("return document.getElementById('figure-scatter').layout.font.color")
+    assert int(text[1:3], 16) > 128
+    assert logs(browser)[0] == []
