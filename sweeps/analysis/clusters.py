@@ -1,12 +1,67 @@
 """How much rows that come in groups are worth: seeds of a configuration, checkpoints of a run.
 
-Letters: N rows, C columns, K control columns, G groups.
+Letters: N rows, C metrics, E targets, X both, K control columns, G groups.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.ranks import unit
+
+# Below so many degrees of freedom between groups, how alike a group's rows are can't be estimated, nor can draws of
+# whole groups stand for new ones; see `correlation.spearman`.
+MIN_DOF_BETWEEN = 12
+
+
+class Partial(NamedTuple):
+    """Partial correlations and what they are worth.
+
+    Attributes:
+      r_CE: correlations of what the controls leave. dof_CE: their degrees of freedom.
+      left_X: the share of each column's norm that is left, metrics first; 0 where that is rounding.
+      rank: of the controls, beyond the intercept. rank_between: of their means over groups.
+      alone: how many independent rows there would be if those of a group were copies.
+      enough: whether there are groups enough to estimate how alike their rows are, and to draw whole ones.
+    """
+
+    r_CE: np.ndarray
+    dof_CE: np.ndarray
+    left_X: np.ndarray
+    rank: int
+    rank_between: int
+    alone: float
+    enough: bool
+
+
+def partial_correlation(
+    metrics_NC: np.ndarray, targets_NE: np.ndarray, controls_NK: np.ndarray, groups_N: np.ndarray | None
+) -> Partial:
+    """Correlations of what least squares on the controls leaves of metrics and targets; `groups_N` None: rows alone."""
+    n, n_metrics = metrics_NC.shape
+    controls_NK = unit(controls_NK)
+    columns_NX = unit(np.concatenate([metrics_NC, targets_NE], axis=1))
+    coefficients_KX, _, rank, _ = np.linalg.lstsq(controls_NK, columns_NX, rcond=1e-10)
+    k = int(rank)
+    residuals_NX = columns_NX - controls_NK @ coefficients_KX
+    left_X = np.linalg.norm(residuals_NX, axis=0)
+    left_X = np.where(left_X > ROUNDING, left_X, 0.0)
+    residuals_NX = residuals_NX / np.where(left_X > 0, left_X, np.inf)
+    metrics_NC, targets_NE = residuals_NX[:, :n_metrics], residuals_NX[:, n_metrics:]
+    r_CE = np.clip(metrics_NC.T @ targets_NE, -1, 1)
+    if groups_N is None:
+        return Partial(r_CE, np.full(r_CE.shape, n - 2.0 - k), left_X, k, k, float(n), False)
+
+    k_between, alone = rank_between(controls_NK, groups_N), groups_alone(groups_N)
+    enough = enough_groups(alone, k_between)
+    rows = effective_rows(metrics_NC, targets_NE, groups_N, k, k_between) if enough else np.full(r_CE.shape, alone)
+    return Partial(r_CE, np.minimum(n - 2 - k, rows - 2 - k_between), left_X, k, k_between, alone, enough)
+
+
+def enough_groups(alone: float, k_between: int) -> bool:
+    """Whether so many groups, given controls of rank `k_between` between them, can be drawn and their likeness told."""
+    return alone - 2 - k_between >= MIN_DOF_BETWEEN and alone >= 2 * (k_between + 2)
 
 
 def rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:

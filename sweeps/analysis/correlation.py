@@ -10,14 +10,10 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.bootstrap import ROUNDING, interval_of_groups
-from sweeps.analysis.clusters import effective_rows, groups_alone, rank_between
+from sweeps.analysis.clusters import partial_correlation
 from sweeps.analysis.columns import as_levels
 from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, nothing, numbers, require_column
 from sweeps.analysis.ranks import fisher_interval, p_values, ranks, unit
-
-# Below so many degrees of freedom between groups, how alike a group's rows are can't be estimated, nor can draws of
-# whole groups stand for new ones; see `spearman`.
-MIN_DOF_BETWEEN = 12
 
 Form = Literal["rank", "factor"]
 
@@ -158,13 +154,13 @@ def _blocks(
     Rows where one of the columns `used` is missing are left out.
     """
     used_N = table[list(used)].replace([np.inf, -np.inf], np.nan).notna().all(axis=1).to_numpy(dtype=bool)
-    for metric_names, metrics_NC, metric_there_N in _by_missing(table, metrics):
-        for target_names, targets_NE, target_there_N in _by_missing(table, targets):
+    for metric_names, metrics_NC, metric_there_N in by_missing(table, metrics):
+        for target_names, targets_NE, target_there_N in by_missing(table, targets):
             there_N = metric_there_N & target_there_N & used_N
             yield metric_names, metrics_NC[there_N], target_names, targets_NE[there_N], table[there_N]
 
 
-def _by_missing(table: pd.DataFrame, names: list[str]) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
+def by_missing(table: pd.DataFrame, names: list[str]) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
     """Columns in classes that are there in the same rows: (names, values [N, C], there [N])."""
     classes: dict[bytes, list[str]] = {}
     values = {name: numbers(table, name) for name in names}
@@ -195,38 +191,26 @@ def _block(
     if n < MIN_ROWS:
         return [[(nothing(n), f"fewer than {MIN_ROWS} usable rows")] * targets_NE.shape[1] for _ in range(n_metrics)]
 
-    controls_NK = unit(np.concatenate([ranks(design.ranked), design.levels], axis=1))
     ranks_NC = unit(ranks(columns_NC))
-    coefficients_KC, _, k, _ = np.linalg.lstsq(controls_NK, ranks_NC, rcond=1e-10)
-    residuals_NC = ranks_NC - controls_NK @ coefficients_KC
-    norms_C = np.linalg.norm(residuals_NC, axis=0)
-    left_C = norms_C > ROUNDING
-    residuals_NC = residuals_NC / np.where(left_C, norms_C, np.inf)
-    r_CE = np.clip(residuals_NC[:, :n_metrics].T @ residuals_NC[:, n_metrics:], -1, 1)
-
-    metrics_NC, targets_NE = residuals_NC[:, :n_metrics], residuals_NC[:, n_metrics:]
-    dof_CE, low_CE, high_CE = np.full(r_CE.shape, n - 2 - int(k)), *fisher_interval(r_CE, n, int(k))
-    k_between = int(k)
-    if groups_N is not None:
-        k_between, alone = rank_between(controls_NK, groups_N), groups_alone(groups_N)
-        if alone - 2 - k_between >= MIN_DOF_BETWEEN and alone >= 2 * (k_between + 2):
-            n_CE = effective_rows(metrics_NC, targets_NE, groups_N, int(k), k_between)
-            drawn = (columns_NC, n_metrics, design.ranked, design.levels, groups_N, k_between)
-            low_CE, high_CE = interval_of_groups(*drawn)
-        else:
-            n_CE = np.full(r_CE.shape, alone)
-            low_CE, high_CE = fisher_interval(r_CE, alone, k_between)
-        dof_CE = np.minimum(dof_CE, n_CE - 2 - k_between)
+    controls_NK = np.concatenate([ranks(design.ranked), design.levels], axis=1)
+    r_CE, dof_CE, left_X, k, k_between, alone, enough = partial_correlation(
+        ranks_NC[:, :n_metrics], ranks_NC[:, n_metrics:], controls_NK, groups_N
+    )
+    if groups_N is not None and enough:
+        drawn = (columns_NC, n_metrics, design.ranked, design.levels, groups_N, k_between)
+        low_CE, high_CE = interval_of_groups(*drawn)
+    else:
+        low_CE, high_CE = fisher_interval(r_CE, alone, k_between)
     p_CE = p_values(r_CE, dof_CE)
 
     constant_C = np.linalg.norm(ranks_NC, axis=0) == 0
-    none_left = n - 2 - int(k) <= 0
+    none_left = n - 2 - k <= 0
     result = []
     for i in range(n_metrics):
         row = []
         for j in range(targets_NE.shape[1]):
             note = _note_of_missing(
-                constant_C[i], constant_C[n_metrics + j], left_C[i], left_C[n_metrics + j], none_left
+                constant_C[i], constant_C[n_metrics + j], left_X[i], left_X[n_metrics + j], none_left
             )
             if note:
                 row.append((nothing(n), note))

@@ -66,7 +66,7 @@ def geometry_candidates(columns: Iterable[str]) -> list[str]:
     for column in geometry_columns(pd.DataFrame(columns=list(columns))):
         if target_of(column) in by_target:
             by_target[target_of(column)].append(column)
-    places = {}
+    places: dict[str, tuple[int, int]] = {}
     for target, names in by_target.items():
         ordered = sorted(names, key=lambda c: (c.rpartition("/")[2] != first, c))
         places |= {name: (i, FIRST_TARGETS.index(target)) for i, name in enumerate(ordered)}
@@ -79,7 +79,9 @@ def measured(rows: pd.DataFrame, names: Iterable[str]) -> tuple[pd.DataFrame, st
     values = values.replace([np.inf, -np.inf], np.nan)
     kept = values.loc[:, values.isna().mean() <= MAX_MISSING] if len(values) else values
     lacking = values.shape[1] - kept.shape[1]
-    note = f"{lacking} measurements left out: missing in over {100 * MAX_MISSING:.0f} % of the runs" if lacking else ""
+    note = (
+        f"measurements left out: {lacking} (missing in over {100 * MAX_MISSING:.0f} % of the runs)" if lacking else ""
+    )
     return kept, note
 
 
@@ -100,13 +102,14 @@ def measured_features(values: pd.DataFrame, most: int | None = None) -> Features
             kept.append(name)
             columns.append(x_N)
     told = [(constant, "constant"), (copies, "copies of others"), (over, f"beyond the first {most}")]
-    left = ", ".join(f"{count} {why}" for count, why in told if count)
+    left = ", ".join(f"{count} ({why})" for count, why in told if count)
     return _features(values, kept, f"measurements left out: {left}" if left else "")
 
 
 def joined(*parts: Features) -> Features:
     """All their columns, side by side."""
-    names, owners, regressors = [], [np.zeros(0, dtype=int)], []
+    names: list[str] = []
+    owners, regressors = [np.zeros(0, dtype=int)], []
     for part in parts:
         owners.append(part.owner_K + len(names))
         names += part.names

@@ -50,9 +50,8 @@ def out_of_fold(
                 given_ME = np.tile(y_NE[~test_N].mean(axis=0), (len(tried) * int(test_N.sum()), 1))
             square_VME = (given_ME.reshape(len(tried), -1, y_NE.shape[1]) - y_NE[test_N]) ** 2
             error_XNE[0, test_N] += square_VME[0] / splits
-            error_XNE[1:, test_N] += (
-                square_VME[1:].reshape(len(changed), PERMUTATIONS, *square_VME.shape[1:]).mean(1) / splits
-            )
+            changed_XPME = square_VME[1:].reshape(len(changed), PERMUTATIONS, *square_VME.shape[1:])
+            error_XNE[1:, test_N] += changed_XPME.mean(axis=1) / splits
     return error_XNE
 
 

@@ -62,7 +62,9 @@ def predict(table: pd.DataFrame, targets: Sequence[str] | None = None, groups: s
 
     Importance is R2 lost, out of fold, when a column takes its values from other rows, drawn anew 5 times a split. It
     is of the model with settings and geometry. Columns that move together can stand in for each other and each seem
-    unimportant: the rows "all settings" and "all geometry" change all of either at once.
+    unimportant; or, set apart, they make rows like no run, and each seems to be worth more than there is. The rows "all
+    settings" and "all geometry" change all of either at once. R2 lost is up to 2, that of a model all of whose columns
+    come from another row.
 
     Args:
       table: one row a (run, checkpoint). targets: loss columns, by default those of `predicted_losses`.

@@ -20,9 +20,9 @@ PENALTIES_A = np.logspace(-4, 2, 13)
 LENGTHS = (0.35, 0.7, 1.4, 2.8, 5.6, np.inf)
 NOISES_R = np.logspace(-4, 2, 13)
 # Of boosting: levels of a tree, the most trees, the share of each that is taken, and rows in a leaf.
-DEPTH, TREES, RATE, LEAF = 3, 40, 0.2, 3
+DEPTH, TREES, RATE, LEAF = 3, 30, 0.3, 3
 
-RIDGE_FOLDS, BOOSTING_FOLDS = 4, 2
+RIDGE_FOLDS, BOOSTING_FOLDS = 4, 3
 
 
 def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def _kernel(distances: list[np.ndarray], sizes: list[float], lengths: tuple[floa
 
 
 def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_settings: int) -> np.ndarray:
-    """Gradient boosting of trees of 3 levels; up to 40, as many as have the least error in grouped folds.
+    """Gradient boosting of trees of 3 levels; up to 30, as many as have the least error in grouped folds.
 
     The same folds choose between all columns and the first `n_settings` alone, as a dozen columns of noise cost trees
     much of their R2 at a hundred rows [ours]. scikit-learn's GradientBoostingRegressor, squared error; its histogram

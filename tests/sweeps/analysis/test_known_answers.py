@@ -11,9 +11,9 @@ from sweeps.analysis.r2 import incremental_r2, increments
 SIZES = [4e6, 8e6, 13e6, 19e6, 34e6, 75e6]
 BASELINE = ["parameters_non_embedding", "tokens", "training_flops"]
 SETTINGS = ["parameters_non_embedding", "tokens", "batch", "decay"]
-TABLES = 60
-# Of 60 tables in which one in 20 is called an effect, more than 9 are called so once in 1,000 times.
-FALSE_CALLS = 9 / 60
+TABLES = 40
+# Of 40 tables in which one in 20 is called an effect, more than 7 are called so once in 1,000 times.
+FALSE_CALLS = 7 / 40
 # Of the loss that the metric explains where it is the only cause: with noise of variance 1 as the metric's.
 EXPLAINED = 0.5
 
@@ -71,7 +71,7 @@ def test_what_size_or_decay_does_to_both_looks_strong_and_is_gone_given_the_sett
     looks, found = over_tables(confounded, raw), over_tables(confounded, given_settings)
     assert looks.high.max() < -0.3
     assert found.estimate.mean() == pytest.approx(0, abs=0.05)
-    assert covers(found, 0) >= 0.87
+    assert covers(found, 0) >= 0.85
     assert calls(found) <= FALSE_CALLS
 
 
@@ -101,11 +101,11 @@ def test_a_metric_that_moves_the_loss_by_itself_is_found_by_every_method():
         found = over_tables("metric", estimate)
         assert found.high.max() < -0.3
         assert found.estimate.mean() == pytest.approx(rho, abs=0.04)
-        assert covers(found, rho) >= 0.87
+        assert covers(found, rho) >= 0.85
     found = over_tables("metric", added_to(BASELINE))
     assert found.low.min() > 0.1
     assert found.estimate.mean() == pytest.approx(EXPLAINED, abs=0.04)
-    assert covers(found, EXPLAINED) >= 0.87
+    assert covers(found, EXPLAINED) >= 0.85
 
 
 def mixed_off(effect, controls):
@@ -123,7 +123,7 @@ def mixed_off(effect, controls):
 def test_mixed_effects_given_the_settings_tell_the_causes_apart(cause, effect):
     found = over_tables(cause, mixed_off(effect, SETTINGS))
     assert found.off.mean() == pytest.approx(0, abs=0.05)
-    assert found.covered.mean() >= 0.87
+    assert found.covered.mean() >= 0.85
 
 
 def test_a_little_of_what_lies_between_sizes_stays_in_a_mixed_effect_unless_a_control_follows_size():

@@ -66,17 +66,16 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(browser, sweep, tmp_path_factory):
-    """The page, opened; `opened` has what opening it logged and asked for, and how long it took."""
+    """The browser with the page open, what the last of three times logged and asked for, and the best one's seconds."""
     path = write_report(tmp_path_factory.mktemp("report"), answer(*sweep), {"command": "olmo-jax report <dir>"})
-    browser.get("about:blank")
-    time.sleep(1)
-    logs(browser)
-    browser.get(f"file://{path}")
-    return (
-        browser,
-        logs(browser),
-        browser.execute_script("const [n] = performance.getEntriesByType('navigation'); return n.loadEventEnd / 1000"),
-    )
+    took = []
+    for _ in range(3):  # others may be at work on the machine
+        browser.get("about:blank")
+        time.sleep(1)
+        logs(browser)
+        browser.get(f"file://{path}")
+        took.append(browser.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd"))
+    return browser, logs(browser), min(took) / 1000
 
 
 def logs(browser):
