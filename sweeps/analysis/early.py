@@ -3,6 +3,7 @@
 Letters: N runs, L points of a curve, C columns.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from sweeps.analysis.features import (
     setting_features,
 )
 from sweeps.analysis.folds import no_interval, out_of_fold, shares, too_few
-from sweeps.analysis.prediction import GAIN
+from sweeps.analysis.prediction import GAIN, UNUSED
 from sweeps.analysis.r2 import group_codes
 from sweeps.analysis.regressors import ridge
 
@@ -52,9 +53,10 @@ def predict_early(
     chosen as in `predict`. Nothing later than the share enters, so even a run's own final training loss as the target
     gives nothing away.
 
-    A ridge, its penalty found in grouped folds inside; outer folds of shuffled groups, 10 splits with seeds 0 to 9;
-    intervals as in `predict`. All features of one share are tried on the same runs. "geometry's gain" is R2 of all less
-    that of settings and loss: what geometry tells that the loss curve doesn't.
+    A ridge, its penalty found in grouped folds inside, where it may also leave out what comes last, loss or geometry;
+    outer folds of shuffled groups, 10 splits with seeds 0 to 9; intervals as in `predict`. All features of one share
+    are tried on the same runs. "geometry's gain" is R2 of all less that of settings and loss: what geometry tells that
+    the loss curve doesn't.
 
     Args:
       table: one row a (run, checkpoint). curves: metrics.jsonl by run id, columns step, loss and `<target>/<metric>`,
@@ -205,11 +207,13 @@ def _scored(
         if why:
             result.append(_row(target, share, name, n, said))
             continue
-        errors[name] = out_of_fold(ridge, joined(*used).x_NK, y_N1, groups_N, SPLITS)[:, :, 0]
+        regress = functools.partial(ridge, n_first=sum(part.x_NK.shape[1] for part in used[:-1]))
+        errors[name] = out_of_fold(regress, joined(*used).x_NK, y_N1, groups_N, SPLITS)[:, :, 0]
         result.append(_row(target, share, name, n, said, 1 + shares(-errors[name], y_N1[:, 0], groups_N)[0]))
     if ALL in errors:
-        gain_3 = shares(errors[WITH_LOSS] - errors[ALL], y_N1[:, 0], groups_N)[0]
-        return [*result, _row(target, share, GAIN, n, common, gain_3)]
+        gain_1N = errors[WITH_LOSS] - errors[ALL]
+        said = common if gain_1N.any() else UNUSED
+        return [*result, _row(target, share, GAIN, n, said, shares(gain_1N, y_N1[:, 0], groups_N)[0])]
     return [*result, _row(target, share, GAIN, n, sets[ALL][1])]
 
 

@@ -33,6 +33,7 @@ MODELS = ("gradient boosting", "Gaussian process", "linear")
 SETTINGS, BOTH, GAIN = "settings", "settings and geometry", "geometry's gain"
 ALL_SETTINGS, ALL_GEOMETRY = "all settings", "all geometry"
 
+UNUSED = "the fits leave geometry out"
 SPLITS = 2
 
 _QUANTISED = re.compile(r"(gptq|round_to_nearest)_(\d+)/in_domain")
@@ -55,7 +56,9 @@ def predict(table: pd.DataFrame, targets: Sequence[str] | None = None, groups: s
     Models: gradient boosting, a Gaussian process and, for reference, a ridge; see `regressors`. The folds are nested:
     5 outer ones of shuffled groups, 2 splits with seeds 0 and 1, and penalties are found inside the other four, in
     grouped folds or by marginal likelihood. R2 is pooled over folds and averaged over splits. "geometry's gain" is R2
-    with geometry less R2 without; geometry that tells nothing new comes out a little under 0.
+    with geometry less R2 without. Each model can leave geometry out if it finds inside that it doesn't help, so that
+    geometry which tells nothing comes out near 0, or at 0 exactly, which the note says. A gain under 0 is the cost of
+    columns that seemed to help.
 
     The 95 % intervals are percentile intervals of 2,000 draws of whole groups, always the same and so paired, over the
     squared errors out of fold: how far these rows stand for others with the fits as they are.
@@ -150,9 +153,9 @@ def _errors(
     """Squared errors from settings, and from both if there is geometry, these also with each column changed."""
     n_settings = settings.x_NK.shape[1]
     by_name: dict[str, Regression] = {
-        "gradient boosting": functools.partial(boosting, n_settings=n_settings),
-        "Gaussian process": functools.partial(gaussian_process, n_settings=n_settings),
-        "linear": ridge,
+        "gradient boosting": functools.partial(boosting, n_first=n_settings),
+        "Gaussian process": functools.partial(gaussian_process, n_first=n_settings),
+        "linear": functools.partial(ridge, n_first=n_settings),
     }
     errors = [out_of_fold(by_name[model], settings.x_NK, y_NE, groups_N, SPLITS)]
     if geometry.names:
@@ -187,7 +190,7 @@ def _scored(
     r2_3 = 1 + shares(-errors[1][:1], y_N, groups_N)[0]
     gain_1N = errors[0][:1] - errors[1][:1]
     gain_3 = shares(gain_1N, y_N, groups_N)[0]
-    unused = "" if gain_1N.any() else "the fits leave geometry out"
+    unused = "" if gain_1N.any() else UNUSED
     return [
         *result,
         _row(target, model, BOTH, n, with_geometry, r2_3),

@@ -1,7 +1,8 @@
 """Regressions that find their own penalties in the rows they are given, for predictions out of fold.
 
 Each takes x_NK, y_NE, groups_N and x_MK and gives the prediction [M, E]; each target is fitted for itself. Columns of x
-have variance 1, except for the 0 and 1 of categories.
+have variance 1, except for the 0 and 1 of categories. The first `n_first` are those that the others are to add to; each
+regression can leave the others out, so that columns which tell nothing cost little.
 
 Letters: N rows fitted, M rows predicted, K regressors, E targets, A penalties, Q directions, R noise ratios, T trees,
 C choices of columns.
@@ -25,16 +26,21 @@ DEPTH, TREES, RATE, LEAF = 3, 30, 0.3, 3
 RIDGE_FOLDS, BOOSTING_FOLDS = 4, 3
 
 
-def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray) -> np.ndarray:
-    """Linear regression with a penalty on squared coefficients, of 13 the one with the least error in grouped folds."""
-    fold_N = _inner_folds(groups_N, RIDGE_FOLDS)
-    error_AE = np.zeros((len(PENALTIES_A), y_NE.shape[1]))
-    for fold in np.unique(fold_N):
+def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_first: int) -> np.ndarray:
+    """Linear regression with a penalty on squared coefficients, of 13 the one with the least error in grouped folds.
+
+    The same folds choose between all columns and the first `n_first` alone: a penalty that turned a dozen columns of
+    noise off would take the others along [ours].
+    """
+    fold_N, choices = _inner_folds(groups_N, RIDGE_FOLDS), _choices(n_first, x_NK.shape[1])
+    error_CAE = np.zeros((len(choices), len(PENALTIES_A), y_NE.shape[1]))
+    for fold, (c, k) in itertools.product(np.unique(fold_N), enumerate(choices)):
         test_N = fold_N == fold
-        predicted_AME = _ridge_path(x_NK[~test_N], y_NE[~test_N], x_NK[test_N])
-        error_AE += np.sum((predicted_AME - y_NE[test_N]) ** 2, axis=1)
-    predicted_AME = _ridge_path(x_NK, y_NE, x_MK)
-    return np.stack([predicted_AME[a, :, e] for e, a in enumerate(error_AE.argmin(axis=0))], axis=1)
+        predicted_AME = _ridge_path(x_NK[~test_N, :k], y_NE[~test_N], x_NK[test_N, :k])
+        error_CAE[c] += np.sum((predicted_AME - y_NE[test_N]) ** 2, axis=1)
+    predicted_CAME = np.stack([_ridge_path(x_NK[:, :k], y_NE, x_MK[:, :k]) for k in choices])
+    best = [np.unravel_index(error_CA.argmin(), error_CA.shape) for error_CA in np.moveaxis(error_CAE, -1, 0)]
+    return np.stack([predicted_CAME[c, a, :, e] for e, (c, a) in enumerate(best)], axis=1)
 
 
 def _ridge_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray) -> np.ndarray:
@@ -47,19 +53,19 @@ def _ridge_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray) -> np.ndar
 
 
 def gaussian_process(
-    x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_settings: int
+    x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_first: int
 ) -> np.ndarray:
     """The mean of a Gaussian process with a squared exponential kernel, white noise and a constant, the rows' mean.
 
-    The first `n_settings` columns share one length and the others another, so that columns of noise can be turned off
-    without losing the settings. scikit-learn's kernel has one length for all columns or one for each; with these
+    The first `n_first` columns share one length and the others another, so that columns of noise can be turned off
+    without losing the first. scikit-learn's kernel has one length for all columns or one for each; with these
     shared, the likelihood has so few parameters that a grid over them is exact and quick [ours]. Lengths and noise are
     those of the largest marginal likelihood, in which the signal's variance is at its best for each.
 
     Source: Rasmussen & Williams 2006, algorithm 2.1 and equation 5.8; checked against scikit-learn's.
     """
     mean_E = y_NE.mean(axis=0)
-    blocks = [block for block in np.split(np.arange(x_NK.shape[1]), [n_settings]) if len(block)]
+    blocks = [block for block in np.split(np.arange(x_NK.shape[1]), [n_first]) if len(block)]
     own = [_squared_distances(x_NK[:, block], x_NK[:, block]) for block in blocks]
     sizes = [max(float(d_NN.mean()) * len(d_NN) / max(len(d_NN) - 1, 1), 1e-12) for d_NN in own]
     best_E = np.full(y_NE.shape[1], -np.inf)
@@ -91,11 +97,11 @@ def _kernel(distances: list[np.ndarray], sizes: list[float], lengths: tuple[floa
     return np.exp(-sum(d_MN / (2 * size * length**2) for d_MN, size, length in parts))
 
 
-def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_settings: int) -> np.ndarray:
+def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_first: int) -> np.ndarray:
     """Gradient boosting of trees of 3 levels; up to 30, as many as have the least error in grouped folds.
 
-    The same folds choose between all columns and the first `n_settings` alone, as a dozen columns of noise cost trees
-    much of their R2 at a hundred rows [ours]. scikit-learn's GradientBoostingRegressor, squared error; its histogram
+    The same folds choose between all columns and the first `n_first` alone, as a dozen columns of noise cost trees much
+    of their R2 at a hundred rows [ours]. scikit-learn's GradientBoostingRegressor, squared error; its histogram
     form isn't faster at so few.
     """
     # Here and not above: the command line imports this package at each command.
@@ -109,21 +115,26 @@ def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.
         return model.fit(x_NK, y_N)
 
     fold_N = _inner_folds(groups_N, BOOSTING_FOLDS)
-    n_columns = sorted({n_settings, x_NK.shape[1]} - {0})
+    choices = _choices(n_first, x_NK.shape[1])
     predicted = []
     # Checks of arguments that are the same each time take a third of the time of such small fits.
     with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):
         for y_N in y_NE.T:
-            error_CT = np.zeros((len(n_columns), TREES))
-            for fold, (c, k) in itertools.product(np.unique(fold_N), enumerate(n_columns)):
+            error_CT = np.zeros((len(choices), TREES))
+            for fold, (c, k) in itertools.product(np.unique(fold_N), enumerate(choices)):
                 test_N = fold_N == fold
                 model = fitted(x_NK[~test_N, :k], y_N[~test_N], TREES)
                 stages_TM = np.stack(list(model.staged_predict(x_NK[test_N, :k])))
                 error_CT[c] += np.sum((stages_TM - y_N[test_N]) ** 2, axis=1)
-            c, last = np.unravel_index(error_CT.argmin(), error_CT.shape)
-            k = n_columns[c]
+            best, last = np.unravel_index(error_CT.argmin(), error_CT.shape)
+            k = choices[best]
             predicted.append(fitted(x_NK[:, :k], y_N, int(last) + 1).predict(x_MK[:, :k]))
     return np.stack(predicted, axis=1)
+
+
+def _choices(n_first: int, n_columns: int) -> list[int]:
+    """How many columns to try: the first ones, and all."""
+    return sorted({n_first, n_columns} - {0})
 
 
 def _inner_folds(groups_N: np.ndarray, n_folds: int) -> np.ndarray:

@@ -198,4 +198,43 @@ def test_a_column_of_words_is_no_metric():
         spearman(noise(5).assign(x=list("abcde")), "x", "y")
 
 
-# The table.
+def null_table(seed, seeds, alike):
+    """108 configurations of 6 sizes, 3 batches, 3 decays and 2 budgets; the loss is U-shaped in batch, so is the metric.
+
+    `alike` is the share of the noise's variance that the seeds of a configuration have in common.
+    """
+    rng = np.random.default_rng(seed)
+    size, decay = np.repeat(np.arange(6), 18), np.tile(np.repeat(np.arange(3), 2), 18)
+    batch, budget = np.tile(np.repeat([-1, 0, 1], 6), 6), np.tile([0, 1], 54)
+    of_run = np.repeat(np.arange(108), seeds)
+    noise = [
+        np.sqrt(alike) * rng.normal(size=108)[of_run] + np.sqrt(1 - alike) * rng.normal(size=len(of_run)) for _ in "xy"
+    ]
+    return pd.DataFrame(
+        {
+            "x": (batch**2 + 0.3 * size)[of_run] + noise[0],
+            "y": (2 * batch**2 - 0.3 * size - 0.3 * budget)[of_run] + noise[1],
+            **{name: column[of_run] for name, column in zip("sdbt", (size, decay, batch, budget), strict=True)},
+            "configuration": of_run,
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "alike"), [(1, 0.0), (2, 0.0), (2, 0.5), (3, 1.0)])
+def test_false_positives_of_the_factor_form_over_2000_null_tables(seeds, alike, monkeypatch):
+    monkeypatch.setattr(bootstrap, "DRAWS", 20)  # of the interval alone
+    called = [
+        partial_spearman(null_table(i, seeds, alike), "x", "y", list("sdbt"), "factor", "configuration").p_value < 0.05
+        for i in range(2000)
+    ]
+    assert 0.04 <= np.mean(called) <= 0.07
+
+
+@pytest.mark.slow
+def test_intervals_of_the_factor_form_hold_0_in_null_tables():
+    found = [
+        partial_spearman(null_table(i, 2, 0.5), "x", "y", list("sdbt"), "factor", "configuration") for i in range(300)
+    ]
+    held = np.mean([e.low <= 0 <= e.high for e in found])
+    assert 0.91 <= held <= 0.99
