@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.columns import PRIMARY_PAIR, loss_columns
+from sweeps.analysis.prediction import GAIN
 from sweeps.report import figure_parts as parts
 from sweeps.report.words import setting_name
 
@@ -97,7 +98,7 @@ def variance_split(answers: "Answers") -> "Figure":
 @parts.styled
 def prediction(answers: "Answers") -> "Figure":
     """R2 out of fold from settings, and from settings and geometry, by target and model; and what the best rests on."""
-    known = answers.prediction[answers.prediction["r2"].notna()]
+    known = _scores(answers.prediction)
     if known.empty:
         return parts.lacking(_why(answers.prediction, "nothing was predicted"))
     targets = _first(known["target"], _MOST_TARGETS)
@@ -129,7 +130,7 @@ def prediction(answers: "Answers") -> "Figure":
 @parts.styled
 def early_prediction(answers: "Answers") -> "Figure":
     """R2 out of fold of the final loss from what is known after a share of training, by what it is told from."""
-    known = answers.early[answers.early["r2"].notna()]
+    known = _scores(answers.early)
     if known.empty:
         return parts.lacking(_why(answers.early, "nothing was predicted from early training"))
     targets = _first(known["target"], 4)
@@ -182,6 +183,11 @@ def _intervals(axes: "Axes", of: pd.DataFrame, column: str, place: int, label: s
         label=parts.plain(label),
         **parts.look(place),
     )
+
+
+def _scores(found: pd.DataFrame) -> pd.DataFrame:
+    """Rows that hold an R2; a gain is a difference of two."""
+    return found[found["r2"].notna() & (found["features"] != GAIN)]
 
 
 def _importance(importance: pd.DataFrame, target: str) -> pd.DataFrame:

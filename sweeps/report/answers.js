@@ -2,6 +2,9 @@
 // Figures of the answers over all finished runs: shares of variance, predictions.
 
 const VARIANCE_COLUMNS = 16;
+const IMPORTANT = 14;
+// Rows of predictions that hold a difference of two R2.
+const GAIN = "geometry's gain";
 
 function settingName(key) {
   return key.startsWith("config.") ? key.slice(key.lastIndexOf(".") + 1).replace(/_/g, " ") : key;
@@ -59,7 +62,7 @@ function intervals(rows, features, x) {
 }
 
 function featuresOf(rows) {
-  return [...new Set(rows.map(({ features }) => features))];
+  return [...new Set(rows.map(({ features }) => features))].filter((features) => features !== GAIN);
 }
 
 function drawIntervals(node, rows, x, title) {
@@ -83,7 +86,7 @@ function drawImportance(node) {
   const models = [...new Set(rows.map(({ model }) => model))];
   const features = [...new Set(rows.map(({ feature }) => feature))]
     .map((feature) => ({ feature, most: Math.max(...rows.filter((row) => row.feature === feature).map((row) => row.importance)) }))
-    .sort((a, b) => a.most - b.most).map(({ feature }) => feature);
+    .sort((a, b) => a.most - b.most).slice(-IMPORTANT).map(({ feature }) => feature);
   const bars = models.map((model, i) => {
     const of = new Map(rows.filter((row) => row.model === model).map((row) => [row.feature, row]));
     return {

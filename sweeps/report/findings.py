@@ -10,6 +10,7 @@ import pandas as pd
 
 from sweeps.analysis import PRIMARY_PAIR
 from sweeps.analysis.answers import Answers
+from sweeps.analysis.prediction import GAIN
 from sweeps.report.row_findings import after_training, lacking, primary, strongest_setting
 from sweeps.report.words import (
     counted,
@@ -25,8 +26,6 @@ from sweeps.report.words import (
 SIGNIFICANT = 0.05
 # Shares of variance under this aren't told.
 LEAST_SHARE = 0.02
-# The rows of predictions that hold the difference that geometry makes.
-GAIN = "geometry's gain"
 
 _METRIC, _LOSS = PRIMARY_PAIR
 

@@ -193,8 +193,9 @@ def prediction(answers: Answers, tables: str) -> str:
 <div class="pair"><div class="figure" id="figure-prediction"></div><div class="figure" id="figure-early"></div></div>
 <div class="figure" id="figure-importance"></div>
 <p class="note">R2 on runs of configurations that the fit hasn't seen, with 95 % intervals: left, of the final loss from
-settings alone and with final geometry; right, from what was known after part of training. Below: R2 lost when one
-column is shuffled. Zero is no better than the mean; below it, worse.</p>
+settings alone and with final geometry; right, from what was known after part of training. Zero is no better than the
+mean; below it, worse. Below: R2 lost when one column is shuffled, up to 2; columns that move together stand in for each
+other, and "all geometry" shuffles it whole. What geometry gains, with its interval, is in the tables.</p>
 <details><summary>As tables</summary>{tables}</details>""",
     )
 

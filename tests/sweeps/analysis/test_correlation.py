@@ -199,7 +199,7 @@ def test_a_column_of_words_is_no_metric():
 
 
 def null_table(seed, seeds, alike):
-    """108 configurations of 6 sizes, 3 batches, 3 decays and 2 budgets; the loss is U-shaped in batch, so is the metric.
+    """108 configurations of 6 sizes, 3 batches, 3 decays and 2 budgets; loss and metric are U-shaped in batch.
 
     `alike` is the share of the noise's variance that the seeds of a configuration have in common.
     """

@@ -133,10 +133,10 @@ def variance():
 
 def prediction():
     rows = [
-        [loss, model, features, 0.5 + 0.1 * (features != "settings"), 0.3, 0.8, 24, ""]
+        [loss, model, features, 0.1 if "gain" in features else 0.5 + 0.1 * (features != "settings"), 0.3, 0.8, 24, ""]
         for loss in LOSSES
         for model in ("gradient boosting", "Gaussian process", "linear")
-        for features in ("settings", "settings and geometry")
+        for features in ("settings", "settings and geometry", "geometry's gain")
     ]
     return pd.DataFrame(rows, columns=COLUMNS["prediction"])
 
@@ -152,7 +152,7 @@ def importance():
 def early():
     rows = [
         [LOSSES[0], share, features, share + 0.1, share, share + 0.2, 24, ""]
-        for features in ("settings", "settings and loss", "settings and geometry", "all")
+        for features in ("settings", "settings and loss", "settings and geometry", "all", "geometry's gain")
         for share in (0.1, 0.25, 0.5)
     ]
     return pd.DataFrame(rows, columns=COLUMNS["early"])

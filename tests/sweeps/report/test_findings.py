@@ -34,7 +34,7 @@ def test_what_is_told_of_associations_is_what_the_table_holds(answers):
     tested = table[table.q_value.notna()]
     text = sentences(answers)[4]
     assert text.startswith(f"Of {len(tested)} other associations")
-    assert f"{(tested.q_value < 0.05).sum()} have q < 0.05" in text
+    assert f"{(tested.q_value < 0.05).sum() or 'none'} have q < 0.05" in text
     declared = table[(table.metric == PRIMARY_PAIR[0]) & (table.target == PRIMARY_PAIR[1])]
     row = declared[declared.method == "incremental R2"].iloc[0]
     assert f"is {row.estimate:.3f}" in sentences(answers)[3] or f"is {row.estimate:.2f}" in sentences(answers)[3]
@@ -49,7 +49,7 @@ def test_a_prediction_is_told_without_geometry_with_it_and_the_gain(answers):
 
 
 def test_shares_of_variance_name_the_settings(answers):
-    assert re.search(r"\d+ % \(\d+ % to \d+ %\) goes with weight decay|\d+ % goes with weight decay", sentences(answers)[7])
+    assert re.search(r"\d+ % goes with weight decay", sentences(answers)[7])
 
 
 def test_what_is_missing_is_said_and_never_a_nan():
