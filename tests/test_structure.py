@@ -101,7 +101,7 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
         (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
     commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("olmo-jax")]
-    assert len(commands) == 23
+    assert len(commands) == 26
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
     for command in commands:
@@ -109,6 +109,8 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
         assert cli.main([*shlex.split(command)[1:], *more]) == 0, command
     assert (tmp_path / "runs/mine/report/index.html").exists()
     assert (tmp_path / "runs/4m/report/index.html").exists()
+    assert (tmp_path / "runs/mine/report/figures/u_shapes.svg").exists()
+    assert (tmp_path / "runs/tied-or-not/comparison.csv").exists()
 
     # The Python of the README, on the sweep just run in place of the demo.
     (tmp_path / "demo").symlink_to(tmp_path / "runs/mine")

@@ -190,6 +190,29 @@ def test_status_and_report_need_neither_the_file_nor_the_text_of_the_sweep(finis
         shutil.move(moved, corpus)
 
 
+def test_a_figure_is_made_again_alone_and_an_unknown_one_is_refused(finished, capsys):
+    figures = finished / "report" / "figures"
+    before = (figures / "training_loss.svg").read_bytes()
+    (figures / "training_loss.svg").unlink()
+    page = (finished / "report" / "index.html").stat().st_mtime_ns
+    assert cli.main(["report", f"--workdir={finished}", "--figure=training_loss"]) == 0
+    assert "training_loss.svg" in capsys.readouterr().out
+    assert (figures / "training_loss.svg").read_bytes() == before
+    assert (finished / "report" / "index.html").stat().st_mtime_ns == page
+    line = refused(capsys, ["report", f"--workdir={finished}", "--figure=trainingloss"], 1)
+    assert "no figure 'trainingloss'; the nearest is 'training_loss', and all are:" in line
+
+
+def test_a_report_leaves_figures_tables_and_what_each_column_means(finished):
+    folder = finished / "report"
+    assert len(list(folder.glob("figures/*.svg"))) == len(list(folder.glob("figures/*.pdf"))) == 12
+    assert {p.suffix for p in folder.glob("tables/*")} == {".csv", ".tex"}
+    described = json.loads((finished / "results.schema.json").read_text())
+    table = pd.read_csv(finished / "results.csv")
+    assert list(described) == list(table.columns) == list(pd.read_parquet(finished / "results.parquet").columns)
+    assert [c for c, d in described.items() if d["meaning"] == "not described"] == []
+
+
 def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_path):
     workdir = tmp_path / "work"
     arguments = [f"--config={config}:one", "--config.mesh.data=4", f"--workdir={workdir}"]
