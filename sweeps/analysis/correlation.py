@@ -12,6 +12,7 @@ import pandas as pd
 from sweeps.analysis.bootstrap import ROUNDING, interval_of_groups
 from sweeps.analysis.clusters import partial_correlation
 from sweeps.analysis.columns import as_levels
+from sweeps.analysis.encode import usable
 from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, nothing, numbers, require_column
 from sweeps.analysis.ranks import fisher_interval, p_values, ranks, unit
 
@@ -155,7 +156,7 @@ def _blocks(
 
     Rows where one of the columns `used` is missing are left out.
     """
-    used_N = table[list(used)].replace([np.inf, -np.inf], np.nan).notna().all(axis=1).to_numpy(dtype=bool)
+    used_N = usable(table, used)
     for metric_names, metrics_NC, metric_there_N in by_missing(table, metrics):
         for target_names, targets_NE, target_there_N in by_missing(table, targets):
             there_N = metric_there_N & target_there_N & used_N

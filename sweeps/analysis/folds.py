@@ -82,7 +82,7 @@ def too_few(n: int, n_groups: int, groups: str) -> str:
     if n < LEAST_ROWS:
         return f"fewer than {LEAST_ROWS} usable runs"
     if n_groups < LEAST_GROUPS:
-        return f"{n_groups} {_word(groups)} are too few for nested folds of {LEAST_GROUPS}"
+        return f"{n_groups} {_word(groups)} are too few for nested folds, which take {LEAST_GROUPS}"
     return ""
 
 

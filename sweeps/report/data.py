@@ -18,8 +18,8 @@ MAX_SPECTRA = 8
 # A setting with more values than this is no filter and no colour.
 MAX_LEVELS = 40
 
-_QUANTISED = re.compile(r"(round_to_nearest|gptq)_(\d+)(.*)/in_domain")
-_FINETUNED = re.compile(r"(finetune_.+_lr.+)/(target|forgetting)")
+_QUANTISED = re.compile(r"(round_to_nearest|gptq)_(\d+)([^/]*)/in_domain")
+_FINETUNED = re.compile(r"(finetune_[^/]+_lr[^/]+)/(target|forgetting)")
 METHODS = {"round_to_nearest": "rounding", "gptq": "GPTQ"}
 
 

@@ -144,10 +144,12 @@ def _saturation(answers: Answers) -> str:
         return f"Which runs saturated can't be said: {answers.saturation.note or 'no finished run'}."
     degraded = runs["degraded"].fillna(False).astype(bool)
     low = runs["low_rank"].fillna(False).astype(bool)
-    text = f"Of {counted(int(known.sum()), 'run')}, {int(degraded.sum()) or 'none'} ended over two standard errors "
-    text += (
-        f"above the best loss, {int((degraded & low).sum()) or 'none'} of these with effective rank below the median"
+    text = (
+        f"Of {counted(int(known.sum()), 'run')}, {int(degraded.sum()) or 'none'} ended over two standard errors above "
     )
+    text += "the best loss"
+    if degraded.any():
+        text += f", {int((degraded & low).sum()) or 'none'} of these with effective rank below the median"
     if lead.n and math.isfinite(lead.estimate):
         text += f"; rank collapsed {describe(lead)} of training before the loss turned, in {counted(lead.n, 'run')}"
     return f"{text}."

@@ -93,7 +93,8 @@ def spectra(data: dict[str, Any]) -> str:
 </div>
 <div class="figure" id="figure-spectra"></div>
 <p class="note">Singular values by their place, the largest first; a line a step, from early (blue) to late (red). All
-runs: the last step of each, coloured as chosen above.</p>""",
+runs: the last step of each, coloured as chosen above. Under a hundred thousandth of the largest is rounding and not
+drawn: W, gauge-fixed, has lost directions.</p>""",
     )
 
 

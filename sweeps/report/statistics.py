@@ -11,7 +11,7 @@ from sweeps.analysis.columns import PRIMARY_PAIR, target_of
 from sweeps.analysis.saturation import Saturation
 from sweeps.report.curves import metric_name, target_name
 from sweeps.report.html import cell, escape, estimate_cell, section, sortable_table
-from sweeps.report.words import describe, setting_name, signed
+from sweeps.report.words import counted, describe, setting_name, signed
 
 # So many targets of the probe show their correlations at once, the others when asked.
 OPEN_TARGETS = 1
@@ -99,15 +99,13 @@ def quadrants_table(saturation: Saturation) -> str:
         + cell(", ".join(row.examples), None, "name")
         for row in saturation.quadrants.itertuples(index=False)
     ]  # fmt: skip
-    lead = saturation.lead
-    told = (
-        f"Over {lead.n} run{'' if lead.n == 1 else 's'} whose rank collapsed, it did so {describe(lead)} of training "
-    )
-    told += "before the loss was at its best (median; under zero: after it)."
+    lead, told = saturation.lead, ""
+    if lead.n:
+        told = f"Over {counted(lead.n, 'degraded run')} whose rank collapsed, it did so {describe(lead)} of training "
+        told += "before the loss was at its best (median; under zero: after it)."
     heads = ["rank", "degraded", "runs", "configurations", "examples"]
-    return f"<p>{escape(told if lead.n else 'No run whose rank collapsed.')}</p>" + sortable_table(
-        "quadrants", "Saturation: rank against degradation", heads, rows
-    )
+    table = sortable_table("quadrants", "Saturation: rank against degradation", heads, rows)
+    return f"<p>{escape(told)}</p>{table}" if told else table
 
 
 def variance_table(variance: pd.DataFrame) -> str:

@@ -77,10 +77,13 @@ function makeSpectrumRuns() {
   choice.value = before in measured ? before : Object.keys(measured)[0] || "";
 }
 
+// Smaller than this share of the largest is rounding, and has no place on a log axis.
+const ROUNDING = 1e-5;
+
 function spectrumLine({ places, steps, values }, i, colour, name) {
   return {
     x: places,
-    y: values[i],
+    y: values[i].map((value) => (value > ROUNDING * values[i][0] ? value : null)),
     mode: "lines+markers",
     marker: { size: 4 },
     line: { color: colour, width: 1.4 },
@@ -98,7 +101,9 @@ function drawSpectra(node) {
     : Object.keys(measured).filter(shown).map((name) => spectrumLine(
       measured[name], measured[name].steps.length - 1, levelOf(name, colouring).colour, describe(name)));
   const given = layout("place in the spectrum", "singular value");
-  given.xaxis.type = given.yaxis.type = "log";
+  const places = [...new Set(Object.values(measured).flatMap((of) => of.places))];
+  given.xaxis = { ...given.xaxis, type: "log", tickvals: places, ticktext: places.map(String) };
+  given.yaxis = { ...given.yaxis, type: "log", exponentformat: "power", dtick: 1 };
   Plotly.react(node, lines, given, CONFIG);
 }
 

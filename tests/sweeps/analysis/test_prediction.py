@@ -314,7 +314,7 @@ def degenerate():
         "no value": (table.assign(**{LOSS: np.nan}), "no finished run has the target"),
         "infinite": (table.assign(**{LOSS: np.inf}), "no finished run has the target"),
         "one run": (table.iloc[:1], "fewer than 8 usable runs"),
-        "one configuration": (pd.concat([one] * 6), "1 configurations are too few for nested folds of 10"),
+        "one configuration": (pd.concat([one] * 6), "1 configurations are too few for nested folds, which take 10"),
         "constant loss": (table.assign(**{LOSS: 0.3}), "the target is the same in all runs"),
         "no geometry": (table.drop(columns=geometry), "no geometry metric varies"),
         "geometry missing": (
