@@ -67,7 +67,8 @@ def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
     """The tables of one or several sweeps as one.
 
     A column that some sweep lacks is missing in its rows. Numbers of several types become such that hold them all; what
-    is a number in one sweep and text in another, or a list, becomes text. Runs that several sweeps have stay apart.
+    is a number in one sweep and text in another, or a list, becomes text. Runs that several sweeps have are in it more
+    than once: `drop_duplicates(["run_id", "step"])` before statistics of the whole.
 
     Args:
       workdirs: folders that hold results.parquet.

@@ -17,6 +17,7 @@ from sweeps.analysis.columns import (
     final_rows,
     geometry_columns,
     loss_columns,
+    missing_as_level,
     spread_column,
     target_of,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "geometry_columns",
     "incremental_r2",
     "loss_columns",
+    "missing_as_level",
     "mixed_effects",
     "partial_spearman",
     "saturation_of",

@@ -14,6 +14,7 @@ from sweeps.analysis.columns import (
     geometry_columns,
     last_rows,
     loss_columns,
+    missing_as_level,
     target_of,
 )
 from sweeps.analysis.correlation import Form, many, partial_slopes
@@ -98,6 +99,7 @@ def corrected(found: pd.DataFrame) -> np.ndarray:
 
 
 def _associations(rows: pd.DataFrame, controls: Sequence[str], groups: str) -> dict[tuple[str, str, str], _Found]:
+    rows = missing_as_level(rows, controls)
     metrics, targets = geometry_columns(rows), loss_columns(rows)
     by_method = {name: _correlations(rows, metrics, targets, controls, name, groups) for name in FORMS}
     by_method["incremental R2"] = _increments(rows, metrics, targets, groups)

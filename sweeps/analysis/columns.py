@@ -1,5 +1,6 @@
 """What a column of the table is: a setting, geometry, or a loss; and the rows that an answer is taken from."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -59,8 +60,19 @@ def last_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def controls_of(table: pd.DataFrame) -> list[str]:
-    """The settings that differ between rows: `config.` columns but seeds, names, places and what is only looked at."""
-    return [c for c in table.columns if _is_setting(c) and as_levels(table[c]).nunique() > 1]
+    """The settings that differ between rows: `config.` columns but seeds, names, places and what is only looked at.
+
+    A setting that some rows have and others lack differs.
+    """
+    return [c for c in table.columns if _is_setting(c) and as_levels(table[c]).nunique(dropna=False) > 1]
+
+
+def missing_as_level(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The table with those of the columns that are missing somewhere as categories in words, of which it is one."""
+    holed = [c for c in columns if table[c].isna().any()]
+    return table.assign(
+        **{c: as_levels(table[c]).astype(object).map(str, na_action="ignore").fillna("missing") for c in holed}
+    )
 
 
 def geometry_columns(table: pd.DataFrame) -> list[str]:

@@ -53,7 +53,7 @@ def mixed_effects(
     The 95 % interval is the percentile interval of 2,000 draws, always the same, of whole configurations with
     replacement within their size, by generalised least squares at the fitted ratio; draws are spread about the estimate
     by sqrt(G / (G - 1 - k)), for G configurations and k as below. p_value is twice the share of draws on the other side
-    of 0, one more counted, so never under .001. Sizes are taken as they are: the interval says nothing of other sizes.
+    of 0, one more counted, so never below about .001. Sizes are taken as they are: nothing is said of other sizes.
     In null tables of 108 configurations, of one seed or three, p was under .05 in 5 to 7 %.
 
     With few sizes a little of what lies between them stays in b, the less the more runs a size has; a control that

@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 
 _MOST_METRICS, _MOST_LOSSES, _MOST_BARS, _MOST_TARGETS, _MOST_FEATURES = 30, 16, 16, 6, 12
 _NUMBERS_IN_CELLS = 150  # with more cells than this the colours alone are legible
+_FORMS = {"raw": "Raw", "partial rank": "Settings as ranks", "partial factor": "Settings as factors"}
 _R2 = "R\N{SUPERSCRIPT TWO} out of fold"
 
 
 @parts.styled
 def correlation_matrix(answers: "Answers") -> "Figure":
-    """Spearman's rho of each metric and each loss, raw and given the settings as ranks; white: none can be given."""
+    """Spearman's rho of each metric and loss, raw and given the settings in both forms; white: it can't be given."""
     known = answers.associations[answers.associations["estimate"].notna()]
-    known = known[known["method"].isin(["raw", "partial rank"])]
+    known = known[known["method"].isin(_FORMS)]
     if known.empty:
         return parts.lacking("no correlation can be given" if len(answers.associations) else "no pair to correlate")
     metrics, losses = _first(known["metric"], _MOST_METRICS), _first(known["target"], _MOST_LOSSES)
     height = 1.1 + 0.14 * len(metrics) + 0.06 * max(map(len, losses))
-    figure, [row] = parts.panels(1, 2, parts.DOUBLE, height, sharey=True)
-    for axes, method, title in zip(row, ("raw", "partial rank"), ("Raw", "Given the settings"), strict=True):
+    figure, [row] = parts.panels(1, len(_FORMS), parts.DOUBLE, height, sharey=True)
+    for axes, (method, title) in zip(row, _FORMS.items(), strict=True):
         of = known[known["method"] == method].drop_duplicates(["metric", "target"])
         matrix_MT = of.pivot(index="metric", columns="target", values="estimate").reindex(metrics, columns=losses)
         image = _matrix(axes, matrix_MT.to_numpy(dtype=float))

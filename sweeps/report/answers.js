@@ -78,7 +78,7 @@ function drawPrediction(node) {
 }
 
 function drawEarly(node) {
-  drawIntervals(node, data.early, ({ share }) => `${Math.round(100 * share)} %`, `of training done; final ${plain(data.early[0] ? data.early[0].target : "loss")}`);
+  drawIntervals(node, data.early, ({ share }) => `${Math.round(100 * share)} %`, `of training done; final ${data.early[0] ? data.early[0].target : "loss"}`);
 }
 
 function drawImportance(node) {

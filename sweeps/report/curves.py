@@ -39,7 +39,7 @@ _COUNTS = {"points": "{} points", "rank_cap": "rank at most {}", "duplicates": "
 
 
 def curve_data(curves: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """What report.js draws over training.
+    """What training.js draws.
 
     Args:
       curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A frame may be empty.

@@ -169,7 +169,7 @@ def amount(x: float, _: object = None) -> str:
 
 
 def log_x(axes: "Axes", x_N: np.ndarray, at_each: bool = False) -> None:
-    """Numbers of more than an octave, none below 0, along a log scale; ticks where the few values are, if asked for."""
+    """Numbers over two octaves, none below 0, along a log scale; ticks where the few values are, if asked for."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
     x_N = np.unique(x_N[np.isfinite(x_N)])

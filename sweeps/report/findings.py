@@ -77,7 +77,8 @@ def _others(answers: Answers) -> str:
     """How many of the other associations stand after correction, and the largest that settings don't explain."""
     tested = answers.associations[answers.associations["q_value"].notna()]
     if tested.empty:
-        return "No other association of geometry with a loss can be tested: too few configurations."
+        why = "there is no other pair" if answers.associations.empty else "too few configurations or values"
+        return f"No other association of geometry with a loss can be tested: {why}."
     found = tested[tested["q_value"] < SIGNIFICANT]
     text = f"Of {len(tested)} other associations of geometry with a loss, {len(found) or 'none'} "
     text += f"{'has' if len(found) == 1 else 'have'} q < {SIGNIFICANT:g} (p-values corrected together)"
@@ -105,18 +106,18 @@ def _early(answers: Answers) -> str:
 
 
 def _gain(what: str, found: pd.DataFrame, by: str, features: tuple[str, str], how: str) -> str:
-    """The gain in R2 of `features[1]` over `features[0]`, where the latter with it is best."""
+    """The gain in R2 of `features[1]` over `features[0]` for the loss declared beforehand, where the latter is best."""
+    found = found[found["target"] == _LOSS]
     there = found[found["r2"].notna()]
-    of = there[there["features"] == features[1]]
+    both = set(there.loc[there["features"] == features[1], by])
+    of = there[(there["features"] == features[0]) & there[by].isin(both)]
     if of.empty:
-        notes = [note for note in found["note"] if note] or ["no finished run"]
+        notes = [note for note in found.loc[found["r2"].isna(), "note"] if note] or ["no finished run has it"]
         return f"{what} can't be said: {notes[0]}."
-    best = of.loc[of["r2"].idxmax()]
-    alike = there[(there[by] == best[by]) & (there["target"] == best["target"])].set_index("features")
-    text = f"Predicting {best['target']} {how.format(best[by])}"
-    if features[0] in alike.index:
-        text += f", R2 out of fold is {number(alike.loc[features[0], 'r2'])}"
-    text += f"; with geometry {_with_interval(best, 'r2')}"
+    best = of.loc[of["r2"].idxmax(), by]
+    alike = there[there[by] == best].set_index("features")
+    text = f"Predicting {_LOSS} {how.format(best)}, R2 out of fold is {number(alike.loc[features[0], 'r2'])}"
+    text += f"; with geometry {_with_interval(alike.loc[features[1]], 'r2')}"
     if GAIN in alike.index:
         text += f", a gain of {_with_interval(alike.loc[GAIN], 'r2')}"
     return f"{text}."
@@ -125,7 +126,9 @@ def _gain(what: str, found: pd.DataFrame, by: str, features: tuple[str, str], ho
 def _what_sets_it(answers: Answers) -> str:
     of = answers.variance[(answers.variance["column"] == _METRIC) & answers.variance["share"].notna()]
     if of.empty:
-        notes = [note for note in answers.variance["note"] if note] or ["no setting differs between finished runs"]
+        of = answers.variance[answers.variance["column"] == _METRIC]
+        why = lacking(answers.final.rows, _METRIC) or "no setting differs between finished runs"
+        notes = [note for note in of["note"] if note] or [why]
         return f"How much of effective rank's variance each setting sets can't be said: {notes[0]}."
     shares = of.sort_values("share", ascending=False)
     told = [
@@ -141,7 +144,7 @@ def _saturation(answers: Answers) -> str:
     runs, lead = answers.saturation.runs, answers.saturation.lead
     known = runs["degraded"].notna() if len(runs) else pd.Series(dtype=bool)
     if not known.any():
-        return f"Which runs saturated can't be said: {answers.saturation.note or 'no finished run'}."
+        return f"Which runs saturated can't be said: {answers.saturation.note.split(';')[0] or 'no finished run'}."
     degraded = runs["degraded"].fillna(False).astype(bool)
     low = runs["low_rank"].fillna(False).astype(bool)
     text = (

@@ -124,7 +124,9 @@ def estimate_cell(
     text += "".join(f" <span>{escape(words)}</span>" for words in more)
     sign = "negative" if estimate < 0 else "positive"
     strength = f"{min(abs(estimate), 1) * 0.5:.2f}"
-    return f'<td class="estimate {sign}" style="--strength: {strength}" data-value="{estimate:.6g}">{text}</td>'
+    told = {"value": estimate, "low": low, "high": high} | ({tested[0]: tested[1]} if tested else {})
+    data = "".join(f' data-{name}="{_as_number(x)}"' for name, x in told.items() if not math.isnan(x))
+    return f'<td class="estimate {sign}" style="--strength: {strength}"{data}>{text}</td>'
 
 
 def value_cell(value: Any, kind: str = "") -> str:
@@ -134,11 +136,18 @@ def value_cell(value: Any, kind: str = "") -> str:
 def cell(value: Any, shown: str | None = None, kind: str = "") -> str:
     """A cell; numbers carry their full value for sorting. Sorting text goes by what is shown."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not is_missing(value)
-    data = f' data-value="{float(value):.9g}"' if number else ""
+    data = f' data-value="{_as_number(value)}"' if number else ""
     classes = " ".join(filter(None, [kind, "number" if number else ""]))
     style = f' class="{classes}"' if classes else ""
     text = escape(format_value(value) if shown is None else shown)
     return f"<td{style}{data}>{text.replace('/', '/<wbr>') if kind == 'name' else text}</td>"
+
+
+def _as_number(value: Any) -> str:
+    """With all its digits, as scripts and CSV read it."""
+    if isinstance(value, int | np.integer):
+        return str(value)
+    return repr(float(value)).replace("inf", "Infinity")
 
 
 def options(options: Iterable[str], chosen: str) -> str:

@@ -24,7 +24,7 @@ function drawBySetting(node, column) {
     const there = at.map((_, i) => i).filter((i) => of[i].length);
     const mean = there.map((i) => of[i].reduce((sum, y) => sum + y, 0) / of[i].length);
     return {
-      x: there.map((i) => (numeric ? at[i].value : at[i].text)),
+      x: there.map((i) => (numeric ? at[i].value : plain(at[i].text))),
       y: mean,
       error_y: {
         type: "data",
@@ -102,7 +102,8 @@ function effectOf(key) {
   const effect = data.effects.find((one) => one.key === key);
   return (values, i) => {
     const [after, before] = [values[key], effect.less === null ? null : values[effect.less]];
-    if (!after || after[i] === null || (before && before[i] === null)) return null;
+    if (!after || after[i] === null) return null;
+    if (effect.less !== null && (!before || before[i] === null)) return null;
     return effect.less === null ? after[i] : after[i] - before[i];
   };
 }

@@ -81,6 +81,7 @@ def primary(rows: pd.DataFrame) -> str:
     controls = analysis.controls_of(rows)
     if not controls:
         return f"{text}; no setting varies, so there is nothing to control for."
+    rows = analysis.missing_as_level(rows, controls)
     given = [analysis.partial_spearman(rows, _METRIC, _LOSS, controls, form, _CLUSTER) for form in ("rank", "factor")]
     names = listed(setting_name(c) for c in controls)
     return f"{text}; given {names} it is {describe(given[0])} with these as ranks, {describe(given[1])} as factors."
@@ -160,11 +161,16 @@ def _against_rank(rows: pd.DataFrame, effect: np.ndarray, name: str) -> str:
 
 
 def _explained(rows: pd.DataFrame, setting: str, column: str) -> float:
-    """Share of a column's variance between the levels of a setting, less what as many random levels would take.
+    """Share of the variance of configurations between a setting's levels, less what as many random levels would take.
 
-    That is epsilon squared, 1 - (1 - eta^2)(n - 1)/(n - levels); NaN where each level has one run or nothing varies.
+    That is epsilon squared, 1 - (1 - eta^2)(n - 1)/(n - levels), over configurations, over runs where each level has
+    one configuration; NaN where each has one run or nothing varies.
     """
-    used = pd.DataFrame({"level": analysis.as_levels(rows[setting]), "value": _values(rows, column)}).dropna()
+    used = pd.DataFrame(
+        {"level": analysis.as_levels(rows[setting]), "value": _values(rows, column), "of": rows[_CLUSTER]}
+    ).dropna()
+    means = used.groupby(["of", "level"], as_index=False)["value"].mean()  # seeds are no new evidence
+    used = means if len(means) > means["level"].nunique() else used
     levels, total = used["level"].nunique(), float(((used["value"] - used["value"].mean()) ** 2).sum())
     if len(used) <= levels or total <= 0:
         return math.nan
@@ -203,8 +209,9 @@ def lacking(rows: pd.DataFrame, column: str) -> str:
 def _why(rows: pd.DataFrame, estimate: Estimate) -> str:
     if estimate.n < analysis.MIN_ROWS:
         return f"{counted(estimate.n, 'finished run')} with both numbers, of at least {analysis.MIN_ROWS} needed"
-    constant = _METRIC if np.nanmin(_values(rows, _METRIC)) == np.nanmax(_values(rows, _METRIC)) else _LOSS
-    return f"{constant} is the same in every run"
+    metric_N, loss_N = _values(rows, _METRIC), _values(rows, _LOSS)
+    metric_N = metric_N[np.isfinite(loss_N) & np.isfinite(metric_N)]
+    return f"{_METRIC if np.ptp(metric_N) == 0 else _LOSS} is the same in every run that has both"
 
 
 def _values(rows: pd.DataFrame, column: str) -> np.ndarray:

@@ -103,6 +103,8 @@ def quadrants_table(saturation: Saturation) -> str:
     if lead.n:
         told = f"Over {counted(lead.n, 'degraded run')} whose rank collapsed, it did so {describe(lead)} of training "
         told += "before the loss was at its best (median; under zero: after it)."
+    if not math.isnan(saturation.association.estimate):
+        told += f" Association of a low rank with degrading (phi): {describe(saturation.association)}."
     heads = ["rank", "degraded", "runs", "configurations", "examples"]
     table = sortable_table("quadrants", "Saturation: rank against degradation", heads, rows)
     return f"<p>{escape(told)}</p>{table}" if told else table

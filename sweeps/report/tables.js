@@ -28,14 +28,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
+// What an estimate has beside its value; each becomes a column of its own.
+const BESIDE = ["low", "high", "p", "q"];
+
 // The rows that are shown, in their order, as RFC 4180 has them; numbers with all their digits.
 function csvOf(table) {
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
-  const value = (cell) => (cell.dataset.value !== undefined && !cell.classList.contains("estimate")
-    ? cell.dataset.value : cell.textContent.trim().replace(/\s+/g, " "));
-  const heads = [...table.tHead.rows[0].cells].map((head) => head.dataset.column);
-  const rows = [...table.tBodies[0].rows].filter((row) => getComputedStyle(row).display !== "none");
-  const lines = [heads, ...rows.map((row) => [...row.cells].map(value))];
+  const value = (cell) => (cell.dataset.value !== undefined ? cell.dataset.value : cell.textContent.trim());
+  const all = [...table.tBodies[0].rows];
+  const beside = [...table.tHead.rows[0].cells].map((_, i) => BESIDE.filter(
+    (name) => all.some((row) => row.cells[i].dataset[name] !== undefined)));
+  const heads = [...table.tHead.rows[0].cells].flatMap((head, i) => [
+    head.dataset.column, ...beside[i].map((name) => `${head.dataset.column} ${name}`)]);
+  const rows = all.filter((row) => getComputedStyle(row).display !== "none");
+  const lines = [heads, ...rows.map((row) => [...row.cells].flatMap((cell, i) => [
+    value(cell), ...beside[i].map((name) => cell.dataset[name] || "")]))];
   return lines.map((line) => line.map(quoted).join(",") + "\r\n").join("");
 }
 

@@ -45,6 +45,16 @@ def test_controls_are_the_settings_that_vary():
     assert analysis.controls_of(sweep_table()) == ["config.data.batch_size", "config.optimizer.weight_decay"]
 
 
+def test_a_setting_that_some_runs_lack_varies_and_its_rows_are_used():
+    table = sweep_table().assign(**{"config.clip": np.where(np.arange(48) % 4 < 2, 1.0, np.nan)})
+    assert "config.clip" in analysis.controls_of(table)
+    assert analysis.controls_of(table.assign(**{"config.clip": np.nan})) == analysis.controls_of(sweep_table())
+    declared = associations(table).iloc[:3]
+    assert set(declared.n) == {24}
+    worded = table.assign(**{"config.clip": table["config.clip"].map({1.0: "on"}).fillna("off")})
+    pd.testing.assert_frame_equal(associations(worded).iloc[:3], declared)
+
+
 def test_any_column_of_a_target_is_geometry_but_spreads_and_counts():
     metrics = [
         "unembedding/my_metric",

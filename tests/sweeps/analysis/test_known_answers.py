@@ -126,6 +126,7 @@ def test_mixed_effects_given_the_settings_tell_the_causes_apart(cause, effect):
     assert found.covered.mean() >= 0.85
 
 
+@pytest.mark.slow
 def test_a_little_of_what_lies_between_sizes_stays_in_a_mixed_effect_unless_a_control_follows_size():
     leaked, sound = (over_tables("size", mixed_off(0.0, c)).off.mean() for c in (SETTINGS[1:], SETTINGS))
     assert -0.15 < leaked < sound - 0.04

@@ -145,6 +145,7 @@ def test_copies_of_a_run_are_no_new_evidence():
     assert twice.high - twice.low == pytest.approx(once.high - once.low, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_effect_and_null_metrics_are_found_one_time_in_twenty():
     covered, called = [], []
     for seed in range(60):

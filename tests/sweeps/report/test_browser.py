@@ -112,6 +112,9 @@ def test_every_figure_is_drawn_and_names_stay_text(page):
     browser = page[0]
     assert browser.title != "taken"
     assert draw_all(browser) == []
+    browser.execute_script("document.getElementById('setting').value = 'config.schedule'; redraw()")
+    ticks = "return [...document.querySelectorAll('#figure-setting-loss .xtick')].map((tick) => tick.textContent)"
+    assert browser.execute_script(ticks) == ["cosine <i>", "linear & co"]
     assert len(browser.execute_script("return [...figures.keys()].map((node) => node.id)")) >= 15
     texts = browser.execute_script(
         "return [...document.querySelectorAll('#filters label')].map((e) => e.textContent.trim())"

@@ -256,6 +256,7 @@ def hard_tables():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "table"), list(hard_tables()), ids=[case for case, _ in hard_tables()])
 @pytest.mark.filterwarnings("error")
 def test_hard_tables_are_drawn(case, table):

@@ -52,6 +52,7 @@ def test_shares_of_variance_name_the_settings(answers):
     assert re.search(r"\d+ % goes with weight decay", sentences(answers)[7])
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_and_never_a_nan():
     table, curves = made_up(36, 2, 60)
     geometry = [c for c in table if c.startswith(("unembedding", "final_states"))]
