@@ -8,7 +8,6 @@ A figure whose data aren't there says in one line what is missing. The same answ
 
 import difflib
 import io
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from sweeps.report.answer_figures import (
     variance_split,
 )
 from sweeps.report.figure_parts import style
+from sweeps.report.html import write_whole
 from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
 from sweeps.report.training_figures import geometry_over_training, spectra, training_loss
 
@@ -66,11 +66,10 @@ def write_figures(
     names = list(FIGURES) if only is None else [only] if isinstance(only, str) else list(only)
     check_names(names)
     folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in names:
         drawn = _rendered(FIGURES[name](answers))
-        paths += [_write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
+        paths += [write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
     return paths
 
 
@@ -92,12 +91,3 @@ def _rendered(figure: "Figure") -> dict[str, bytes]:
         figure.set_layout_engine("none")  # which was half of the work: where things lie is known now
         found[ending] = content.getvalue()
     return found
-
-
-def _write_whole(path: epath.Path, content: bytes) -> epath.Path:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        return unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -22,13 +22,13 @@ _MINUS = "\N{MINUS SIGN}"
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def write_whole(path: epath.PathLike, content: str) -> epath.Path:
-    """Writes a text file whole or not at all, and the folders above it. Returns its path."""
+def write_whole(path: epath.PathLike, content: str | bytes) -> epath.Path:
+    """Writes a file whole or not at all, and the folders above it. Returns its path."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(content)
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         return unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
