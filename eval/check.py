@@ -1,16 +1,21 @@
 """What of an evaluation's configuration a cohort or its data can refuse, before anything is trained."""
 
+import dataclasses
 import re
 
 import jax
+from etils import epath
 
 from eval.config import SCOPES, EvalConfig
+from eval.finetune import domain_passages, item_passages
+from eval.material import Material
 from olmo_jax.cohort import Cohort, member_structs
 from olmo_jax.config import ConfigError, require
 from olmo_jax.data import DataError, task_items
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.sharding import path_name
+from olmo_jax.texts import passages
 
 _AT = "config.evaluation"
 # What results say beside the losses by domain.
@@ -30,6 +35,11 @@ _TAKEN = {
 def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> None:
     """Raises ConfigError for domains that aren't there or have no documents, patterns of no matrix, groups that don't
     divide one, and tasks that aren't known or can't be fine-tuned on."""
+    _check_dimension(config, cohort, index)
+    if cohort.shape.arithmetic:
+        for key, asked in (("finetune.targets", config.finetune.targets), ("tasks.names", config.tasks.names)):
+            require(not asked, f"{_AT}.{key}", asked, "there is no text but equations to do that with; make it ()")
+        return
     for domain in sorted(_TAKEN & {*index.domains}):
         raise ConfigError(f"{_AT}: the data have a domain {domain!r}, which is the name of something else in results; "
                           "rename it in the text")  # fmt: skip
@@ -42,6 +52,8 @@ def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
         there = index.shard("validation", domain).documents
         remedy = "has no validation document; raise data.validation_fraction or add documents"
         require(there > 0, f"{_AT}.finetune.targets", domain, remedy)
+    for domain in config.finetune.domains:
+        domain_passages(cohort.shape, index, domain)
     for split, key, names in (
         ("train", "finetune.targets", config.finetune.tasks),
         ("validation", "finetune.targets", config.finetune.tasks),
@@ -49,8 +61,29 @@ def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
     ):
         for name in names:
             _check_task(f"{_AT}.{key}", name, split)
+    for name in config.finetune.tasks:
+        item_passages(Material(epath.Path(), cohort, index, config), name, config.finetune)
     _check_matrices(config, cohort)
     _check_measured(config, cohort)
+
+
+def _check_dimension(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> None:
+    """Local dimension by points and neighbours needs texts, and as many states of them."""
+    asked = config.dimension.points
+    if not asked:
+        return
+    texts = dataclasses.replace(cohort.shape.probe.texts, points=max(asked), neighbors=max(config.dimension.neighbors))
+    require(bool(texts.names), f"{_AT}.dimension.points", asked, "needs texts; name some in config.train.probe.texts")
+    try:
+        passages(
+            [
+                dataclasses.replace(r.config, probe=dataclasses.replace(r.config.probe, texts=texts))
+                for r in cohort.runs
+            ],
+            index,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{_AT}.dimension.points = {asked!r}: {error}") from error
 
 
 def _check_measured(config: EvalConfig, cohort: Cohort) -> None:

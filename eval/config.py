@@ -86,7 +86,8 @@ class FinetuneConfig:
       tokens: of each target, an item counted with its padding. batch_size: sequences, or items, a step.
       warmup_fraction, weight_decay: as in OptimizerConfig.
       points: times along the way, evenly spaced and with the end, at which losses and geometry are measured.
-      task_items: validation items of a task that are scored. item_tokens: an item's length, cut on the left.
+      train_items: items of a task that are trained on, drawn once for all models; 0 for all. task_items: validation
+        items of a task that are scored. item_tokens: an item's length, cut on the left.
       most_members: models x learning rates x seeds that are trained at a time.
     """
 
@@ -98,6 +99,7 @@ class FinetuneConfig:
     warmup_fraction: float = 0.1
     weight_decay: float = 0.0
     points: int = 4
+    train_items: int = 0
     task_items: int = 500
     item_tokens: int = 128
     most_members: int = 64
@@ -126,6 +128,7 @@ class FinetuneConfig:
         _unique(tuple(target.replace("task:", "task_", 1) for target in self.targets), f"{at}.targets")
         for name in ("tokens", "batch_size", "points", "task_items", "item_tokens", "most_members"):
             _positive(getattr(self, name), f"{at}.{name}")
+        require(self.train_items >= 0, f"{at}.train_items", self.train_items, "needs a number of items, or 0 for all")
         require(self.weight_decay >= 0, f"{at}.weight_decay", self.weight_decay, "needs a number of 0 or more")
         require(
             0 <= self.warmup_fraction <= 1, f"{at}.warmup_fraction", self.warmup_fraction, "needs a number in [0, 1]"
@@ -211,6 +214,32 @@ class DynamicsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DimensionConfig:
+    """How local dimension depends on how it is measured: of the texts and states of config.train.probe.texts.
+
+    Attributes:
+      points: numbers N of states. neighbors: sizes L of neighbourhoods; all pairs are measured, at the last checkpoint;
+        () for none.
+    """
+
+    points: tuple[int, ...] = ()
+    neighbors: tuple[int, ...] = (32, 64, 128)
+
+    def check(self, at: str) -> None:
+        for name in ("points", "neighbors"):
+            _unique(getattr(self, name), f"{at}.{name}")
+        require(bool(self.neighbors) or not self.points, f"{at}.neighbors", self.neighbors, "needs one at least")
+        require(all(n > 2 for n in self.neighbors), f"{at}.neighbors", self.neighbors, "needs numbers of at least 3")
+        require(
+            not self.points or min(self.points) > max(self.neighbors),
+            f"{at}.points",
+            self.points,
+            f"a point among {min(self.points, default=0)} has fewer than {max(self.neighbors, default=0)} others; "
+            f"raise it, or lower {at}.neighbors",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """The evaluations of a sweep.
 
@@ -230,6 +259,7 @@ class EvalConfig:
     perturb: PerturbConfig = PerturbConfig()
     tasks: TasksConfig = TasksConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
+    dimension: DimensionConfig = DimensionConfig()
 
     def check(self, at: str) -> None:
         for name in ("tokens_per_domain", "batch_size"):

@@ -15,7 +15,7 @@ from eval.config import EvalConfig
 from eval.dynamics import losses_behind
 from eval.material import Material, Model, Stack, StoppedError
 from eval.results import Evaluation
-from eval.suite import KINDS, evaluations
+from eval.suite import KINDS, WITHOUT_TEXT, evaluations
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import require
@@ -89,11 +89,16 @@ EVERYTHING = Choice()
 
 
 def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice = EVERYTHING) -> list[Job]:
-    """What is still to do for a cohort, checkpoint by checkpoint; then the fine-tuning of all checkpoints together."""
+    """What is still to do for a cohort, checkpoint by checkpoint; then the fine-tuning of all checkpoints together.
+
+    Of a cohort that learnt equations what needs no text: their loss and accuracy are in its metrics.
+    """
     ends = {run.id: run.config.total_steps for run in cohort.runs}
     written = checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder))
     steps = {run: sorted(step for step, members in written.items() if run in members) for run in ends}
     chosen = [e for e in evaluations(config) if choice.takes(e)]
+    if cohort.shape.arithmetic:
+        chosen = [e for e in chosen if e.kind in WITHOUT_TEXT]
     found: list[Job] = []
     across: dict[str, list[Model]] = collections.defaultdict(list)
     for step, members in written.items():

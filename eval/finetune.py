@@ -20,8 +20,10 @@ from olmo_jax import compute as computing
 from olmo_jax.cohort import Shape
 from olmo_jax.config import OptimizerConfig, TrainConfig
 from olmo_jax.data import task_items
+from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import in_order, train_windows
 from olmo_jax.probe import make_probes
+from olmo_jax.texts import Passage, scored_passage, text_passages, texts_by_name
 from olmo_jax.train import probe_documents
 
 Row = dict[str, float]
@@ -118,15 +120,42 @@ def text_batches(material: Material, domain: str, config: FinetuneConfig) -> Bat
     return lambda step: (np.stack([stream[step] for stream in streams]), None)
 
 
+def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[Passage]:
+    """What config.probe.texts names, "train" and "validation" being those of the domain that is trained on.
+
+    Raises ConfigError for a text that isn't there or is too short.
+    """
+    config = shape.probe.texts
+    return text_passages(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
+
+
+def item_passages(material: Material, task: str, config: FinetuneConfig) -> list[Passage]:
+    """The same where a task is trained on: "train" and "validation" are its items with their right answers."""
+    texts, index = material.shape.probe.texts, material.index
+    found = []
+    for name in texts.names:
+        if name in ("train", "validation"):
+            tokens_Nl, weights_NL = _right_answers(material, task, config, name)
+            drawn = np.random.default_rng(0).permutation(len(tokens_Nl))[: texts.documents]  # they come by length
+            found.append(scored_passage(texts, name, tokens_Nl[drawn], weights_NL[drawn] > 0))
+        else:
+            found += text_passages(texts, {name: index.documents("validation", name)}, index.eos_id)
+    return found
+
+
+def _right_answers(material: Material, task: str, config: FinetuneConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Items with their right answers: tokens `[N, L + 1]`, and the weights `[N, L]` of what they predict."""
+    items = task_items.items(task, split)
+    if split == "train" and config.train_items:
+        drawn = np.random.default_rng(0).permutation(len(items))[: config.train_items]
+        items = [items[i] for i in sorted(drawn)]
+    right = [item._replace(contexts=(item.context,), choices=(item.choices[item.gold],), gold=0) for item in items]
+    return _in_one_length(tasks.prepare(right, material.tokenizer, config.item_tokens), config.item_tokens)
+
+
 def item_batches(material: Material, task: str, config: FinetuneConfig) -> Batches:
     """Training items with their right answers, whose tokens alone bear loss, in the order of each seed."""
-    right = [
-        item._replace(contexts=(item.context,), choices=(item.choices[item.gold],), gold=0)
-        for item in task_items.items(task, "train")
-    ]
-    tokens_Nl, weights_NL = _in_one_length(
-        tasks.prepare(right, material.tokenizer, config.item_tokens), config.item_tokens
-    )
+    tokens_Nl, weights_NL = _right_answers(material, task, config, "train")
     orders = [in_order(range(len(tokens_Nl)), config.batch_size, seed) for seed in config.seeds]
 
     def of_step(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +187,7 @@ def evaluations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
     shared = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in dataclasses.asdict(tuning).items()
-        if k not in ("targets", "learning_rates", "most_members")
+        if k not in ("targets", "learning_rates", "most_members") and (k != "train_items" or v)
     }
     found = []
     for target in tuning.targets:
@@ -202,7 +231,8 @@ def _courses(
     shape = dataclasses.replace(material.shape, batch_size=config.batch_size, sequence_length=length)
     documents = probe_documents(material.cohort, material.index)
     over_members = functools.partial(cohort.over_members, mapping=shape.mapping)
-    probes = make_probes(shape.probe, shape.model, material.index.vocab_size, documents, over_members)
+    read = item_passages(material, task, config) if task else domain_passages(shape, material.index, target)
+    probes = make_probes(shape.probe, shape.model, material.index.vocab_size, documents, over_members, read)
 
     def measure_all(params: Any) -> list[Row]:
         losses = stack.losses if params is stack.params_M else stack.losses_of(params)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eval import dynamics, finetune, perturb, quantizations, tasks
+from eval import dynamics, finetune, local_dimension, perturb, quantizations, tasks
 from eval.config import EvalConfig
 from eval.lm_loss import Losses
 from eval.material import Stack
@@ -36,7 +36,7 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
     if config.dynamics.saturation and config.all_checkpoints:
         settings = text | {name: getattr(config.dynamics, name) for name in dynamics.COLLAPSE}
         found.append(Evaluation("saturation", "saturation", settings, at_the_end=True))
-    return found + finetune.evaluations(config, text)
+    return found + local_dimension.evaluations(config) + finetune.evaluations(config, text)
 
 
 def _perturbations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
@@ -148,6 +148,10 @@ KINDS: dict[str, Callable[[Stack, Sequence[Evaluation]], Iterator[list[Measured]
     "tasks": _each(_tasks),
     "cka": _each(dynamics.cka),
     "saturation": _each(dynamics.saturation),
+    "local_dimension": _each(local_dimension.measure),
     "finetune": finetune.measure,
     "finetune_best": _each(finetune.best),
 }
+
+# Those of KINDS that can be done to models that learnt equations.
+WITHOUT_TEXT = ("local_dimension",)

@@ -23,17 +23,21 @@ ESTIMATORS = ("regression", "mle")
 CONVENTIONS = ("standard", "skdim034")
 
 # Of numbers held at once while neighbourhoods are measured.
-_MAX_ELEMENTS = 1 << 24
+MAX_ELEMENTS = 1 << 24
 
 
 class Distribution(NamedTuple):
-    """Of the pointwise dimensions: mean, standard deviation, and the 10, 50 and 90 % quantiles."""
+    """Of the pointwise dimensions: mean, standard deviation, and quantiles, by their percent."""
 
     mean: Array
     std: Array
     q10: Array
     median: Array
     q90: Array
+    q5: Array
+    q25: Array
+    q75: Array
+    q95: Array
 
 
 @functools.partial(jax.jit, static_argnames=("discard_fraction", "estimator", "convention"))
@@ -108,7 +112,7 @@ def local_two_nn(
         return jax.vmap(fit)(*jax.vmap(_log_ratio)(_two_nearest(y_BLD, found_BL), found_BL))
 
     # On a CPU each neighbourhood of a batch has a product of its own in the compiled program.
-    at_once = 32 if _on_cpu() else max(1, _MAX_ELEMENTS // (size * (size + width)))
+    at_once = 32 if _on_cpu() else max(1, MAX_ELEMENTS // (size * (size + width)))
     dimension_N = over_tiles(measure, (x_ND, index_NL, found_NL), at_once)
     return jnp.where(finite & there_N, dimension_N, jnp.nan)
 
@@ -153,6 +157,17 @@ def levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
     return 1.0 / _mean(1.0 / local_N)
 
 
+def first_distinct(x_TD: Array, count: int) -> tuple[Array, Array]:
+    """The first `count` rows that repeat none before them, in order, and how many distinct rows there are in all.
+
+    Where these are fewer than `count`, rows that do repeat one fill up what is missing. Source: paper B's sampling,
+    which draws tokens, drops duplicates and then truncates.
+    """
+    there_T = first_copies(x_TD)
+    order_T = jnp.argsort(~there_T, stable=True)
+    return x_TD[order_T[:count]], jnp.sum(there_T)
+
+
 def duplicates(x_ND: ArrayLike) -> Array:
     """How many rows repeat an earlier one exactly."""
     return jnp.sum(~first_copies(as_matrix(x_ND)))
@@ -161,7 +176,7 @@ def duplicates(x_ND: ArrayLike) -> Array:
 @jax.jit
 def distribution(local_N: Array) -> Distribution:
     """Mean and spread of pointwise dimensions, NaN (points left out) not counted; all NaN where every one is."""
-    quantiles = jnp.nanquantile(local_N, jnp.array([0.1, 0.5, 0.9]))
+    quantiles = jnp.nanquantile(local_N, jnp.array([0.1, 0.5, 0.9, 0.05, 0.25, 0.75, 0.95]))
     mean = _mean(local_N)
     return Distribution(mean, jnp.sqrt(_mean(jnp.square(local_N - mean))), *quantiles)
 

@@ -306,6 +306,26 @@ def local_two_nn_q90(measured: Measured) -> Array:
     return measured.local_dimension.q90
 
 
+@metric
+def local_two_nn_q5(measured: Measured) -> Array:
+    return measured.local_dimension.q5
+
+
+@metric
+def local_two_nn_q25(measured: Measured) -> Array:
+    return measured.local_dimension.q25
+
+
+@metric
+def local_two_nn_q75(measured: Measured) -> Array:
+    return measured.local_dimension.q75
+
+
+@metric
+def local_two_nn_q95(measured: Measured) -> Array:
+    return measured.local_dimension.q95
+
+
 @count
 def points(measured: Measured) -> Array:
     """N, the rows."""

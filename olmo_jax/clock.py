@@ -1,5 +1,6 @@
 """Where the time of training goes: what timings.jsonl says, and traces for the profiler."""
 
+import collections
 import contextlib
 import functools
 import time
@@ -48,6 +49,7 @@ class Clock:
         # A CPU's virtual devices are all the same one.
         self._peak = matmul_peak(shape.model.compute_dtype) * (1 if jax.default_backend() == "cpu" else devices)
         self._last, self._step, self._waited = time.monotonic(), step, 0.0
+        self._spent: dict[str, float] = collections.defaultdict(float)
         self.note = ""
 
     @contextlib.contextmanager
@@ -67,15 +69,21 @@ class Clock:
         if name == "steps":
             row |= self._of_steps(taken, seconds)
             self._waited = 0.0
+        elif name == "probe" and step:  # at step 0 it is mostly its compilation
+            self._spent[name] += seconds
         self._log.time(row)
         self._last, self._step = now, step
 
     def _of_steps(self, taken: int, seconds: float) -> dict[str, float]:
         shape = self._shape
         rate = taken * self._members * shape.tokens_per_step / seconds
-        work = taken * self._members * flops.train_step(shape.model, shape.batch_size, shape.sequence_length)
+        size = shape.batch_size, shape.sequence_length
+        work = taken * self._members * flops.train_step(shape.model, *size, last=shape.arithmetic)
         mfu = work / seconds / self._peak
-        self.note = f"{rate:,.0f} tokens/s, {mfu:.0%} of peak"
+        self._spent["steps"] += seconds
+        probes = self._spent["probe"] / (self._spent["probe"] + self._spent["steps"])
+        told = f", probes {probes:.0%} of the time" if probes else ""
+        self.note = f"{rate:,.0f} tokens/s, {mfu:.0%} of peak{told}"
         return {
             "tokens_per_second": round(rate, 1),
             "step_seconds": round(seconds / taken, 6),

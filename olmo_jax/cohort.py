@@ -19,14 +19,17 @@ from olmo_jax import compute as computing
 from olmo_jax import loss, model, optimizer, sharding
 from olmo_jax.compute import Compute, ComputeConfig
 from olmo_jax.config import CheckpointConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
-from olmo_jax.data import feed
+from olmo_jax.data import arithmetic, feed
 from olmo_jax.identity import digest
 from olmo_jax.optimizer import Hyper
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What the members of a cohort have in common: compiled into their program, or done to all of them at once."""
+    """What the members of a cohort have in common: compiled into their program, or done to all of them at once.
+
+    arithmetic: they learn equations, whose answers alone bear loss; which of them is each member's own matter.
+    """
 
     model: ModelConfig
     batch_size: int
@@ -37,6 +40,7 @@ class Shape:
     data_name: str
     data_fingerprint: str
     train_domains: tuple[str, ...]
+    arithmetic: bool
     probe: ProbeConfig
     checkpoint: CheckpointConfig
     mesh: MeshConfig
@@ -46,6 +50,11 @@ class Shape:
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
+
+    @property
+    def window_stride(self) -> int:
+        """Tokens from one window's first to the next one's: text windows share a token, equations end in eos."""
+        return arithmetic.STRIDE if self.arithmetic else self.sequence_length
 
     @property
     def lasting(self) -> "Shape":
@@ -106,6 +115,7 @@ def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
         data_name=config.data.name,
         data_fingerprint=data_fingerprint,
         train_domains=config.data.train_domains,
+        arithmetic=config.data.is_arithmetic,
         probe=config.probe,
         checkpoint=config.checkpoint,
         mesh=config.mesh,
@@ -214,7 +224,10 @@ def _gradients(
 
     def states(params: Any) -> Array:
         tokens = tokens_BL[:, :-1]
-        return model.hidden(shape.model, params, tokens, dropout_key=dropout_key, compute=compute).final_BLD
+        hidden = model.hidden(
+            shape.model, params, tokens, dropout_key=dropout_key, compute=compute, last=shape.arithmetic
+        )
+        return hidden.final_BLD
 
     def objective(params: Any) -> tuple[Array, Array]:
         if shape.mesh.fsdp and mesh is not None:
@@ -223,8 +236,11 @@ def _gradients(
         else:
             final_BLD, w_VD = states(params), model.unembedding(params)
         tile = len(w_VD) if compute.whole_vocabulary else None
+        targets_BL = tokens_BL[:, 1:]
+        if shape.arithmetic:  # the answer's
+            targets_BL = targets_BL[:, -1:]
         result = loss.cross_entropy(
-            final_BLD, w_VD, tokens_BL[:, 1:], weights_BL, shape.z_loss, tile=tile, members=compute.members
+            final_BLD, w_VD, targets_BL, weights_BL, shape.z_loss, tile=tile, members=compute.members
         )
         return result.objective, result.cross_entropy
 
@@ -299,27 +315,40 @@ def _structs(config: ModelConfig) -> State:
     return jax.eval_shape(lambda: init_member(model.init(config, jax.random.key(0))))
 
 
-def over_members(f: Callable[..., Any], mapping: str = "auto", mesh: Mesh | None = None) -> Callable[..., Any]:
+def over_members(
+    f: Callable[..., Any], mapping: str = "auto", mesh: Mesh | None = None, at_once: int | None = None
+) -> Callable[..., Any]:
     """`f`, written for one member, over stacks of them; every argument and result has a leading member axis.
 
     See TrainConfig.mapping. Members that lie on several devices are mapped over side by side, one a device at a time: a
-    map over the whole axis would gather it.
+    map over the whole axis would gather it. `at_once` bounds how many a device takes side by side under "vmap", by the
+    largest divisor of those it has.
     """
     if mapping == "auto":
         mapping = "map" if jax.default_backend() == "cpu" else "vmap"
     side_by_side = jax.vmap(f, spmd_axis_name="member")
-    if mapping == "vmap":
-        return side_by_side
-    if mesh is None or mesh.shape["member"] == 1:
-        return lambda *stacks: jax.lax.map(lambda member: f(*member), stacks)
+    devices = 1 if mesh is None else mesh.shape["member"]
 
-    def split(x: Array) -> Array:  # [M, ...] -> [M / devices, devices, ...]; a device's members are neighbours
-        return jnp.moveaxis(x.reshape(mesh.shape["member"], -1, *x.shape[1:]), 1, 0)
-
-    def join(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+    def together(here: int) -> int:
+        most = 1 if mapping == "map" else here if at_once is None else max(1, min(at_once, here))
+        return max(n for n in range(1, most + 1) if here % n == 0)
 
     def mapped(*stacks: Any) -> Any:
+        here = len(jax.tree.leaves(stacks)[0]) // devices
+        n = together(here)
+        if mapping == "vmap" and n == here:
+            return side_by_side(*stacks)
+        if n == devices == 1:
+            return jax.lax.map(lambda member: f(*member), stacks)
+
+        def split(x: Array) -> Array:  # [M, ...] -> [M / (devices n), devices n, ...]; a device's are neighbours
+            x = x.reshape(devices, here // n, n, *x.shape[1:])
+            return jnp.moveaxis(x, 1, 0).reshape(here // n, devices * n, *x.shape[3:])
+
+        def join(x: Array) -> Array:
+            x = x.reshape(here // n, devices, n, *x.shape[2:])
+            return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:])
+
         results = jax.lax.map(lambda members: side_by_side(*members), jax.tree.map(split, stacks))
         return jax.tree.map(join, results)
 
@@ -349,7 +378,7 @@ def compile_steps(
 
     def train_steps(state: State, hyper: Hyper, table: Array | None, fed: Array, count: Array) -> tuple[State, Metrics]:
         def one(state: State, h: Hyper, batch: Array) -> tuple[State, Metrics]:
-            tokens_BL = feed.tokens(table, batch, shape.sequence_length)
+            tokens_BL = feed.tokens(table, batch, shape.sequence_length, shape.window_stride)
             return member_step(shape, state, h, tokens_BL, mesh, compute)
 
         def step(i: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:

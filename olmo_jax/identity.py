@@ -34,6 +34,8 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
         "sequence_length": config.data.sequence_length,
         "batch_size": config.data.batch_size,
     }
+    if config.data.is_arithmetic:
+        values["data"]["train_fraction"] = config.data.arithmetic.train_fraction
     if config.imported:
         del values["data"]["batch_size"]
         return {"name": config.name} | {key: values[key] for key in ("imported", "model", "data")}

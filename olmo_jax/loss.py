@@ -72,18 +72,36 @@ def cross_entropy(
 
 def token_losses(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None = None) -> Array:
     """Cross-entropy in nats at every position, `[B, L]` float32, for evaluation."""
+    return _by_position(x_BLD, w_VD, targets_BL, chunk, _entropy)
 
-    def one(piece: tuple[Array, Array]) -> Array:
+
+def token_scores(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None = None) -> tuple[Array, Array]:
+    """As `token_losses`, and whether the target is the likeliest token, `[B, L]` of 0 and 1."""
+
+    def both(logits_BCV: Array, targets_BC: Array) -> tuple[Array, Array]:
+        right_BC = jnp.argmax(logits_BCV, axis=-1) == targets_BC
+        return _entropy(logits_BCV, targets_BC), right_BC.astype(jnp.float32)
+
+    return _by_position(x_BLD, w_VD, targets_BL, chunk, both)
+
+
+def _entropy(logits_BCV: Array, targets_BC: Array) -> Array:
+    hit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BCV, axis=-1) - hit_BC
+
+
+def _by_position(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None, of_logits: Callable[..., Any]) -> Any:
+    """What `of_logits` makes of each position's logits and target, some positions of all sequences at a time."""
+
+    def one(piece: tuple[Array, Array]) -> Any:
         x_BCD, targets_BC = piece
-        logits_BCV = unembed(x_BCD, w_VD)
-        hit_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits_BCV, axis=-1) - hit_BC
+        return of_logits(unembed(x_BCD, w_VD), targets_BC)
 
     if chunk is None:
         chunk = _EVALUATION_LOGITS // (x_BLD.shape[0] * w_VD.shape[0])
     chunk = max(1, min(chunk, x_BLD.shape[1]))
-    losses_nBC = jax.lax.map(one, _split(chunk, x_BLD, targets_BL))
-    return _join(losses_nBC)[:, : targets_BL.shape[1]]
+    given = jax.lax.map(one, _split(chunk, x_BLD, targets_BL))
+    return jax.tree.map(lambda a_nBC: _join(a_nBC)[:, : targets_BL.shape[1]], given)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -11,6 +11,7 @@ Parameters are float32, projections 2-D `[in, out]`, embedding and unembedding `
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -61,7 +62,7 @@ def init(config: ModelConfig, key: Array) -> Params:
     return _Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "layers", "compute"))
+@functools.partial(jax.jit, static_argnames=("config", "layers", "compute", "last"))
 def hidden(
     config: ModelConfig,
     params: Params,
@@ -69,10 +70,13 @@ def hidden(
     layers: bool = False,
     dropout_key: Array | None = None,
     compute: Compute | None = None,
+    last: bool = False,
 ) -> Hidden:
     """States after the final norm and, with `layers`, after each block.
 
-    Dropout only where a key for it is given. `compute` says by which of several ways to the same numbers; None chooses.
+    `last` gives of the final states, and of the last block's, the last position's alone, L being 1: the last block is
+    then spared most of its work. Dropout only where a key for it is given. `compute` says by which of several ways to
+    the same numbers; None chooses.
     """
     compute = computing.forward(config) if compute is None else compute
     x_BLD, block_keys = embed(config, params, tokens_BL), None
@@ -80,7 +84,7 @@ def hidden(
         embedding_key, *block_keys = jax.random.split(dropout_key, config.n_layers + 1)
         drop = nn.Dropout(config.dropout, deterministic=False)
         x_BLD = drop.apply({}, x_BLD, rngs={"dropout": embedding_key})  # type: ignore[assignment]
-    x_BLD, states = _blocks(config, params, x_BLD, block_keys, layers, compute)
+    x_BLD, states = _blocks(config, params, x_BLD, block_keys, layers, compute, last)
     return Hidden(final_norm(config, params, x_BLD), states)
 
 
@@ -194,26 +198,35 @@ def embed(config: ModelConfig, params: Params, tokens_BL: Array, start: Array | 
 
 
 def _blocks(
-    config: ModelConfig, params: Params, x_BLD: Array, keys: list[Array] | None, layers: bool, compute: Compute
+    config: ModelConfig,
+    params: Params,
+    x_BLD: Array,
+    keys: list[Array] | None,
+    layers: bool,
+    compute: Compute,
+    last: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
     """The states after all blocks and, with `layers`, after each; `keys`: of dropout, one a block."""
-    module = _Block(config, compute, keys is not None)
 
-    def block(x_BLD: Array, layer: tuple[Params, Array | None]) -> tuple[Array, Array | None]:
-        block_params, key = layer
-        rngs = None if key is None else {"dropout": key}
-        x_BLD, _ = module.apply({"params": block_params}, x_BLD, 0, None, rngs=rngs)  # type: ignore[misc]
-        return x_BLD, x_BLD if layers else None
+    def block_of(last: bool) -> Callable[..., tuple[Array, Array | None]]:
+        module = _Block(config, compute, keys is not None, last)
 
-    if compute.remat:
-        block = jax.checkpoint(block)
+        def block(x_BLD: Array, layer: tuple[Params, Array | None]) -> tuple[Array, Array | None]:
+            block_params, key = layer
+            rngs = None if key is None else {"dropout": key}
+            x_BLD, _ = module.apply({"params": block_params}, x_BLD, 0, None, rngs=rngs)  # type: ignore[misc]
+            return x_BLD, x_BLD if layers else None
+
+        return jax.checkpoint(block) if compute.remat else block
+
     each = [params[f"blocks_{i}"] for i in range(config.n_layers)]
-    if compute.layers == "scanned":
+    if compute.layers == "scanned" and not last:
         stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        x_BLD, states_nBLD = jax.lax.scan(block, x_BLD, (stack, None if keys is None else jnp.stack(keys)))
+        x_BLD, states_nBLD = jax.lax.scan(block_of(False), x_BLD, (stack, None if keys is None else jnp.stack(keys)))
         return x_BLD, () if states_nBLD is None else tuple(states_nBLD)
     states = []
     for i, block_params in enumerate(each):
+        block = block_of(last and i == len(each) - 1)
         x_BLD, state_BLD = block(x_BLD, (block_params, None if keys is None else keys[i]))
         states.append(state_BLD)
     return x_BLD, tuple(state_BLD for state_BLD in states if state_BLD is not None)
@@ -257,6 +270,7 @@ class _Norm(nn.Module):
 class _Attention(nn.Module):
     config: ModelConfig
     compute: Compute
+    last: bool = False
 
     @nn.compact
     def __call__(
@@ -264,8 +278,9 @@ class _Attention(nn.Module):
     ) -> tuple[Array, tuple[Array, Array]]:
         """What attention adds, and the keys and values read: those of x or, with `past`, the filled-up cache."""
         c = self.config
+        asking_BLD = x_BLD[:, -1:] if self.last else x_BLD
 
-        def heads(name: str, count: int) -> Array:
+        def heads(name: str, count: int, x_BLD: Array = x_BLD) -> Array:
             x_BLE = _project(self, name, x_BLD, count * c.d_head, c.init_std, c.attention_bias)
             if c.clip_qkv:
                 x_BLE = jnp.clip(x_BLE, -c.clip_qkv, c.clip_qkv)
@@ -273,13 +288,18 @@ class _Attention(nn.Module):
                 x_BLE = _Norm(c, name=f"{name}_norm")(x_BLE)
             return x_BLE.reshape(*x_BLD.shape[:2], count, c.d_head)
 
-        q_BLHK, k_BLGK, v_BLGK = heads("query", c.n_heads), heads("key", c.kv_heads), heads("value", c.kv_heads)
+        q_BLHK = heads("query", c.n_heads, asking_BLD)
+        k_BLGK, v_BLGK = heads("key", c.kv_heads), heads("value", c.kv_heads)
         if c.positions == "rotary":
-            q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, start)
+            asking_from = start + x_BLD.shape[1] - asking_BLD.shape[1]
+            q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, asking_from)
             k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, start)
         if past is None:
             kept = k_BLGK, v_BLGK
-            mixed_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, self.compute.attention)
+            if self.last:  # which sees all
+                mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK)
+            else:
+                mixed_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, self.compute.attention)
         else:
             k_BSGK, v_BSGK = (
                 jax.lax.dynamic_update_slice_in_dim(room_BSGK, new_BLGK, start, axis=1)
@@ -290,7 +310,7 @@ class _Attention(nn.Module):
             seen_11LS = (place_S[None] <= own_L[:, None])[None, None]
             mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BSGK, v_BSGK, mask=seen_11LS)
         out_std = c.init_std / math.sqrt(2 * c.n_layers)
-        return _project(self, "out", mixed_BLHK.reshape(x_BLD.shape), c.d_model, out_std, c.attention_bias), kept
+        return _project(self, "out", mixed_BLHK.reshape(asking_BLD.shape), c.d_model, out_std, c.attention_bias), kept
 
 
 class _MLP(nn.Module):
@@ -313,6 +333,7 @@ class _Block(nn.Module):
     config: ModelConfig
     compute: Compute = Compute("dense")
     train: bool = False
+    last: bool = False
 
     @nn.compact
     def __call__(
@@ -323,9 +344,10 @@ class _Block(nn.Module):
         attention_norm, mlp_norm = _Norm(c, name="attention_norm"), _Norm(c, name="mlp_norm")
         drop = nn.Dropout(c.dropout, deterministic=not self.train)
 
-        added_BLD, kept = _Attention(c, self.compute, name="attention")(
+        added_BLD, kept = _Attention(c, self.compute, self.last, name="attention")(
             attention_norm(x_BLD) if before else x_BLD, start, past
         )
+        x_BLD = x_BLD[:, -1:] if self.last else x_BLD
         attended_BLD = x_BLD + drop(added_BLD if before else attention_norm(added_BLD))
         read_BLD = x_BLD if c.parallel else attended_BLD
         added_BLD = _MLP(c, self.compute, name="mlp")(mlp_norm(read_BLD) if before else read_BLD)

@@ -98,3 +98,20 @@ _PARALLEL = {
 PYTHIA = _PARALLEL | {
     f"{size}-sequential": dataclasses.replace(config, parallel=False) for size, config in _PARALLEL.items()
 }
+
+# The small model of paper B's grokking [B]; norms with parameters, biases and the beginning are ours.
+GROKKING = ModelConfig(
+    vocab_size=200,
+    pad_vocab_to=1,
+    d_model=128,
+    n_layers=2,
+    n_heads=4,
+    d_ff=512,
+    context_length=4,
+    norm="affine_layer_norm",
+    mlp="gelu",
+    attention_bias=True,
+    mlp_bias=True,
+    positions="learned",
+    dropout=0.1,
+)

@@ -17,6 +17,7 @@ from geometry.gauge import centred, gauge_fix
 from geometry.probe import COUNTS, SPECTRUM_PLACES, check_names, summarize
 from olmo_jax import model, sharding
 from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig, require
+from olmo_jax.texts import Passage, measure_texts, members_at_once
 
 
 class Documents(NamedTuple):
@@ -29,7 +30,10 @@ class Documents(NamedTuple):
     points_SP: np.ndarray
 
 
-Probe = Callable[[Any], dict[str, Array]]
+# Of one member, from its parameters and what of each passage is its own (texts.Passage.of).
+Measure = Callable[[Any, Any], dict[str, Array]]
+# Of a stack, from its parameters and the places of its members in the cohort; None: all, in order.
+Probe = Callable[..., dict[str, Array]]
 
 
 def choose_documents(config: ProbeConfig, documents: Iterable[np.ndarray], bos: int) -> Documents:
@@ -97,31 +101,48 @@ def make_probes(
     architecture: ModelConfig,
     vocabulary: int,
     documents: Documents | None,
-    over_members: Callable[[Probe], Probe],
+    over_members: Callable[..., Any],
+    passages: Sequence[Passage] = (),
 ) -> dict[int, Probe]:
-    """`{interval: probe}` with `probe(params_M) -> {"target/metric": [M]}`, one compiled program an interval.
+    """`{interval: probe}` with `probe(params_M, places=None) -> {"target/metric": [M]}`, one program an interval.
 
     Args:
       vocabulary: tokens of the tokenizer; rows beyond pad the embedding and the unembedding.
       documents: None where no target reads states.
-      over_members: makes of a function of one member that of a stack.
+      over_members: makes of a function of one member that of a stack; takes `at_once` as cohort.over_members does.
+      passages: that config.texts names.
     """
     targets = {n: getattr(config, n) for n in ("unembedding", "embedding", "parameters", "final_states", "layers")}
     groups: dict[int, dict[str, TargetConfig]] = {}
     for name, target in targets.items():
         if target.metrics and (interval := config.interval(target)):
             groups.setdefault(interval, {})[name] = target
+    reading = (config.texts.every or config.every) if passages else 0
+    if reading:
+        groups.setdefault(reading, {})
 
-    def probe_of(group: dict[str, TargetConfig]) -> Probe:
-        def probe(params: Any) -> dict[str, Array]:
+    def probe_of(interval: int, group: dict[str, TargetConfig]) -> Probe:
+        read = passages if interval == reading else ()
+
+        def measure(params: Any, own: Any) -> dict[str, Array]:
             found = measure_parameters(config, group, architecture, vocabulary, params)
             if documents is not None and not group.keys().isdisjoint(("final_states", "layers")):
                 found |= measure_states(config, group, architecture, documents, params)
+            for passage, (documents_KN, points_KT) in zip(read, own, strict=True):
+                found |= measure_texts(config.texts, architecture, passage, params, documents_KN, points_KT)
             return found
 
-        return jax.jit(over_members(probe))
+        at_once = members_at_once(config.texts, architecture, read) if read else None
+        stack = jax.jit(over_members(measure, at_once=at_once))
 
-    return {interval: probe_of(group) for interval, group in sorted(groups.items())}
+        def probe(params_M: Any, places: Sequence[int] | None = None) -> dict[str, Array]:
+            if places is None:
+                places = range(len(jax.tree.leaves(params_M)[0]))
+            return stack(params_M, [passage.of(places) for passage in read])
+
+        return probe
+
+    return {interval: probe_of(interval, group) for interval, group in sorted(groups.items())}
 
 
 def measure_parameters(

@@ -21,8 +21,9 @@ from olmo_jax.config import require
 from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, read_json, resume_at, write_json
-from olmo_jax.probe import Documents, choose_documents, make_probes
+from olmo_jax.probe import Documents, Probe, choose_documents, make_probes
 from olmo_jax.progress import progress, say
+from olmo_jax.texts import passages
 from olmo_jax.writers import check_writers, writers
 
 
@@ -52,12 +53,9 @@ def train_cohort(
     mesh = sharding.make_mesh(shape.mesh, len(runs))
     compute = _kept_or_decided(workdir, cohort, mesh)
     say(f"{cohort.folder}: {compute}")
-    seeds = [run.config.data_seed for run in runs]
-    size = shape.sequence_length, shape.batch_size
-    feed = Feed(index, shape.train_domains, *size, seeds, mesh, compute.steps_per_call)
+    feed = Feed(index, [run.config for run in runs], mesh, compute.steps_per_call)
     over_members = functools.partial(cohorts.over_members, mapping=compute.mapping, mesh=mesh)
-    documents = probe_documents(cohort, index)
-    probes = make_probes(shape.probe, shape.model, index.vocab_size, documents, over_members)
+    probes = cohort_probes(cohort, index, over_members)
     due, total = cohorts.checkpoint_steps(cohort), cohort.segment_ends[-1]
     trace = Trace(workdir / "profile" / cohort.folder, traced)
 
@@ -75,6 +73,7 @@ def train_cohort(
                 state = cohorts.pick(state, [places.index(i) for i in staying], mesh, shape.mesh.fsdp)
                 places = staying
                 members = [runs[i] for i in places]
+                padded = sharding.pad(places, mesh)
                 log = _open_log(workdir, members, step)
                 clock = Clock(log, shape, len(members), mesh.size, step)
                 program = cohorts.compile_steps(shape, members, state, mesh, compute, feed.table)
@@ -82,7 +81,7 @@ def train_cohort(
                 if step == 0:
                     log.later([{"step": 0, "tokens": 0}], {})
                     for probe in probes.values():
-                        log.also(jax.block_until_ready(probe(state.params)))
+                        log.also(jax.block_until_ready(probe(state.params, padded)))
                     clock.event("probe", step)
                 while step < end and not stopped:
                     trace.at(step)
@@ -97,7 +96,7 @@ def train_cohort(
                         jax.block_until_ready(state)
                         clock.event("steps", step)
                     for probe in to_probe:
-                        log.also(jax.block_until_ready(probe(state.params)))
+                        log.also(jax.block_until_ready(probe(state.params, padded)))
                         clock.event("probe", step)
                     stopped = hosts.anyone(stop())
                     if step in due or stopped:
@@ -256,6 +255,14 @@ def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> Metrics
     for path in directories:
         resume_at(path, step if step else -1)
     return MetricsLog(directories, [writers(run.config, d, step) for run, d in zip(members, directories, strict=False)])
+
+
+def cohort_probes(cohort: Cohort, index: TokenIndex, over_members: Callable[..., Any]) -> dict[int, Probe]:
+    """The probes of a cohort, by interval (see make_probes). Raises ConfigError for texts that aren't there."""
+    shape = cohort.shape
+    read = passages([run.config for run in cohort.runs], index)
+    documents = probe_documents(cohort, index)
+    return make_probes(shape.probe, shape.model, index.vocab_size, documents, over_members, read)
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:

@@ -105,11 +105,13 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         show(workdir, records.with_stacks(workdir, plan), arguments.watch)
         return DONE
     if verb == "report":
+        from sweeps import reporting
+
         records.check_record(workdir, plan)
         if arguments.figure:
-            print("\n".join(map(str, stages.report_figure(workdir, arguments.figure))))
+            print("\n".join(map(str, reporting.report_figure(workdir, arguments.figure))))
         else:
-            print(f"Report: {stages.report(workdir, command)[0]}")
+            print(f"Report: {reporting.report(workdir, command)[0]}")
         return DONE
     if verb == "launch":
         return _launch(arguments, overrides, plan)

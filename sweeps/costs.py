@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.optimize
-import scipy.stats
 
 from olmo_jax import flops
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps
@@ -52,7 +50,8 @@ def _dose(optimizer: OptimizerConfig, steps: int) -> float:
 
 def run_flops(config: TrainConfig) -> float:
     """FLOPs of a whole run, by formula (flops.train_step)."""
-    step = flops.train_step(config.model, config.data.batch_size, config.data.sequence_length)
+    size = config.data.batch_size, config.data.sequence_length
+    step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
     return float(step) * config.total_steps
 
 
@@ -71,6 +70,9 @@ def detectable(replicates: Sequence[int]) -> float:
     Args:
       replicates: runs of each configuration.
     """
+    import scipy.optimize  # a second's import, for this alone
+    import scipy.stats
+
     freedom = sum(n - 1 for n in replicates)
     if freedom == 0:
         return math.inf
@@ -92,6 +94,8 @@ def _line(run: Run, training_tokens: Mapping[str, tuple[float, str]]) -> str:
     c = run.config
     there, told = training_tokens.get(c.data.name, (0.0, ""))
     epochs = f"{told}{c.total_steps * c.tokens_per_step / there:.3g} epochs  " if there else ""
+    if c.data.is_arithmetic:
+        epochs = f"{c.data.arithmetic.train_equations:,} of {c.data.arithmetic.equations:,} equations  "
     return (
         f"  {run.id}  {c.total_steps:,} steps  {c.tokens:,} tokens  {epochs}"
         f"learning rate {c.optimizer.learning_rate:g}  "

@@ -24,10 +24,11 @@ from olmo_jax.data.prepare import alone, prepare
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
 from olmo_jax.metrics import METRICS, read_json, read_jsonl, write_json, write_jsonl
-from olmo_jax.probe import Probe, check_probe, make_probes
+from olmo_jax.probe import Probe, check_probe
 from olmo_jax.progress import progress, say
 from olmo_jax.sharding import path_name
-from olmo_jax.train import check_vocabulary, probe_documents, write_run_files
+from olmo_jax.texts import check_texts
+from olmo_jax.train import check_vocabulary, cohort_probes, write_run_files
 from olmo_jax.weights import WeightsError
 from sweeps import plan as plans
 from sweeps import record as records
@@ -96,11 +97,11 @@ def import_run(
         train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
         cohort = _in_its_place(workdir, Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),)))
         check_probe(train.probe, cohorts.member_structs(cohort.shape).params)
-        documents = probe_documents(cohort, index)
+        check_texts(train.probe.texts, train.model)
+        probes = cohort_probes(cohort, index, cohorts.over_members)
         plan = _joined(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
         write_run_files(workdir, cohort, anew=True)
         write_json(workdir / "sweep.json", records.record(plan, versions()))
-        probes = make_probes(train.probe, train.model, index.vocab_size, documents, cohorts.over_members)
         _import_revisions(workdir, cohort, probes, found, origin)
     return id_
 

@@ -14,6 +14,7 @@ from olmo_jax.config import ConfigError, DataConfig, TrainConfig, from_config_di
 from olmo_jax.data.prepare import fingerprint
 from olmo_jax.identity import digest, identity, run_id
 from olmo_jax.probe import check_probe
+from olmo_jax.texts import check_texts
 from sweeps.grid import Grid
 from sweeps.parts import PartsConfig
 
@@ -108,7 +109,7 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
     prints: dict[str, str] = {}
     sets: dict[str, Any] = {}
     for config in configs:
-        data = dataclasses.replace(config.data, batch_size=1, sequence_length=1, max_epochs=1.0)
+        data = config.data.source
         if sets.setdefault(data.name, data) != data:
             raise ConfigError(f"two different data sets are named '{data.name}'; give each its own config.data.name")
         if data.name not in prints:
@@ -124,6 +125,7 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
     cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
     for cohort in cohorts:
         check_probe(cohort.shape.probe, member_structs(cohort.shape).params)
+        check_texts(cohort.shape.probe.texts, cohort.shape.model)
     return Plan(cohorts, prints, sweep.evaluation, sweep.parts, sweep.notes)
 
 

@@ -15,7 +15,7 @@ from sweeps import parts
 from sweeps.plan import Plan, as_json, leaves
 
 # Of the working directory; another layout gets another number, and is refused.
-LAYOUT = 3
+LAYOUT = 4
 
 
 def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:

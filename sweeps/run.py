@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import pandas as pd
 from etils import epath
 
 from eval import evaluate as evaluation
 from eval.check import check_evaluation
-from olmo_jax.checkpoint import directory, known_runs, member_lists
+from olmo_jax import cohort as cohorts
+from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
 from olmo_jax.data.fingerprint import rough_bytes
@@ -26,17 +25,11 @@ from olmo_jax.data.prepare import alone, prepare
 from olmo_jax.data.shards import INDEX_FILE, TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.data.windows import training_tokens as training_tokens_of
-from olmo_jax.metrics import TIMINGS, read_jsonl
 from olmo_jax.progress import progress, say
-from olmo_jax.train import check_mesh, check_vocabulary, probe_documents, train_cohort, write_run_files
-from sweeps.analysis import final_rows
-from sweeps.analysis.answers import answer
+from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
 from sweeps.plan import Plan
-from sweeps.record import check_record, pin, read_record, recorded_plan
-from sweeps.report import FIGURES, TABLES, write_all
-from sweeps.report.row_findings import after_training, against_unigram, caveat, primary, strongest_setting
+from sweeps.record import check_record, pin
 from sweeps.stacks import one_process_a_stack
-from sweeps.table import build_table, is_written, read_curves, write_table
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 _BYTES_A_TOKEN = 4.0
@@ -93,9 +86,10 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
     for cohort in plan.cohorts:
         index = indexes[cohort.shape.data_name]
         check_vocabulary(cohort.shape.model.vocab_size, index)
-        lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
-        require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
-        probe_documents(cohort, index)
+        if not cohort.shape.arithmetic:
+            lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
+            require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
+        cohort_probes(cohort, index, cohorts.over_members)
         if to_train:
             _check_epochs(cohort, index)
         check_evaluation(plan.evaluation, cohort, index)
@@ -172,51 +166,6 @@ def _why_no_checkpoint(workdir: epath.Path, plan: Plan) -> str:
     return "holds no checkpoint to evaluate; train first"
 
 
-def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
-    """Writes report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
-
-    Returns the page's path and the table.
-    """
-    started, old = time.monotonic(), read_record(workdir)
-    table = _table(workdir)
-    folder = workdir / "report"
-    page = folder / "index.html"
-    whole = page.exists() and (folder / FIGURES).exists() and (folder / TABLES).exists()
-    if whole and is_written(workdir, table):
-        return page, table
-    answers = answer(table, read_curves(workdir))
-    facts = {
-        "command": command,
-        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
-        "seconds of training": f"{_training_seconds(workdir):.0f}",
-        "seconds of statistics": f"{time.monotonic() - started:.0f}",
-    }
-    later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
-    page = write_all(folder, answers, facts | old["versions"] | later)
-    write_table(workdir, table)  # last: it tells the next call that the page is of this table
-    return page, table
-
-
-def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
-    """Writes one figure of the report again; returns its paths. Raises AnalysisError for a name that isn't one."""
-    from sweeps.report.figures import check_names, write_figures
-
-    check_names([name])
-    answers = answer(_table(workdir), read_curves(workdir))
-    return write_figures(workdir / "report" / FIGURES, answers, name)
-
-
-def _table(workdir: epath.Path) -> pd.DataFrame:
-    have_runs, asked = (workdir / "runs").exists(), recorded_plan(workdir).evaluation
-    table = build_table(workdir, asked) if have_runs else pd.DataFrame()
-    if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
-        say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
-            "`olmo-jax evaluate` makes them anew")  # fmt: skip
-    require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
-    return table
-
-
 def run(
     workdir: epath.Path,
     plan: Plan,
@@ -233,13 +182,11 @@ def run(
         return False
     if cohort is not None:
         return True
+    from sweeps import reporting  # statistics and tables, which what went before can do without
+
     with alone(Path(workdir / ".sweep.lock"), say):
-        page, table = report(workdir, command)
-    final = final_rows(table)
-    for sentence in (primary(final.rows), strongest_setting(final.rows), after_training(final.rows)):
-        print(sentence)
-    print(against_unigram(table))
-    print(caveat(final))
+        page, table = reporting.report(workdir, command)
+    print("\n".join(reporting.summary(table)))
     print(f"Report: {page}")
     return True
 
@@ -263,6 +210,8 @@ def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[f
     found = {}
     for name, config in plan.data.items():
         data = config.data
+        if data.is_arithmetic:  # an epoch is another for each run
+            continue
         place = data_root(workdir or epath.Path("."), config) / name
         if (place / INDEX_FILE).exists() and (workdir is not None or data.root):
             index = TokenIndex.load(place)
@@ -289,13 +238,9 @@ def _code_version() -> str:
     return f"{version} ({git.stdout.strip()})" if git.returncode == 0 else version
 
 
-def _training_seconds(workdir: epath.Path) -> float:
-    """Compiling, steps and checkpoints over all starts; the runs of a stack share their time."""
-    longest = [max(stack.runs, key=lambda run: run.config.total_steps).id for stack in recorded_plan(workdir).stacks]
-    return sum(row["seconds"] for run in longest for row in read_jsonl(workdir / "runs" / run / TIMINGS))
-
-
 def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
+    if cohort.shape.arithmetic:  # drawn with replacement, again and again: that is what they are for
+        return
     for run in cohort.runs:
         data = run.config.data
         passes = epochs(index, data.train_domains, data.sequence_length, run.config.tokens)

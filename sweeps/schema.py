@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from geometry import dimension, isotropy, spectrum
 from geometry.probe import COUNTS, METRICS
 from olmo_jax.config import TrainConfig
-from sweeps.analysis.columns import SPECTRUM, SPREAD
+from sweeps.analysis.columns import SPECTRUM, SPREAD, TEXTS
 
 NOT_DESCRIBED = "not described"
 NATS = "nats per token"
@@ -49,6 +49,9 @@ def describe(column: str) -> Column:
     target, _, name = column.rpartition("/")
     if target == "train":
         return _TRAINING.get(name, Column(NOT_DESCRIBED, "", "training"))
+    if target.startswith(TEXTS) and name in _OF_TEXTS:
+        meaning, unit = _OF_TEXTS[name]
+        return Column(meaning.format(text=target.removeprefix(TEXTS)), unit, "loss" if name == "loss" else "evaluation")
     evaluation, _, result = column.partition("/")
     for pattern, words, results in _EVALUATIONS:
         if found := re.fullmatch(pattern, evaluation):
@@ -83,6 +86,12 @@ _TRAINING = {
     "loss": Column("Mean cross-entropy over the batch of that step.", NATS, "training"),
     "grad_norm": Column("Global norm of the gradient at that step, before it is cut.", "", "training"),
     "learning_rate": Column("Learning rate of that step.", "", "training"),
+}
+
+# Of the texts of config.probe.texts.
+_OF_TEXTS = {
+    "loss": ("Loss on the text {text}, measured in the loop.", NATS),
+    "accuracy": ("Share of the tokens of the text {text} that are the likeliest, measured in the loop.", "share"),
 }
 
 # Settings.
@@ -169,6 +178,10 @@ _METRICS = {
     "local_two_nn_q10": "10 % quantile over points of the TwoNN dimension around each.",
     "local_two_nn_median": "Median over points of the TwoNN dimension around each.",
     "local_two_nn_q90": "90 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q5": "5 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q25": "25 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q75": "75 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q95": "95 % quantile over points of the TwoNN dimension around each.",
 }
 _PERCENT = ("effective_rank_percent",)
 
@@ -201,6 +214,8 @@ def metric_meaning(name: str) -> str:
 
 def _target(target: str) -> str:
     plain = target.removesuffix("_centred")
+    if found := re.fullmatch(r"(layer_\d+|final_states)\.(.+)", plain):
+        return f"{_target(found[1])}, on the text {found[2]}"
     layer = re.fullmatch(r"layer_(\d+)", plain)
     words = f"the states after block {layer[1]}" if layer else _TARGETS.get(plain, f"the parameter {plain}")
     return words if plain == target else f"{words}, less the mean row"
@@ -241,6 +256,21 @@ _TASK = (
     (r"items", "Items that were scored", "items", "count"),
 )
 _CKA = ((r"(?P<states>.+)", "Linear CKA of {states} to its states at the run's last checkpoint", "", "evaluation"),)
+_DIMENSION = (
+    (
+        r"(?P<states>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)/local_two_nn",
+        "Mean TwoNN dimension of {states} around {points} points in neighbourhoods of {neighbors}",
+        "",
+        "evaluation",
+    ),
+    (
+        r"(?P<states>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)/local_two_nn_std",
+        "Standard deviation over points of the same for {states}, {points} and {neighbors}",
+        "",
+        "evaluation",
+    ),
+    (r"(?P<states>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)/points", "Points that there were", "rows", "count"),
+)
 _SATURATION = (
     (r"saturated", "1 where the rise is more than two standard errors, else 0", "", "evaluation"),
     (r"best_step", "Step of the least in-domain loss of all checkpoints", "steps", "evaluation"),
@@ -270,6 +300,7 @@ _EVALUATIONS = (
     (r"task_(?P<x>.+)", "On the task {x}", _TASK),
     (r"cka", "", _CKA),
     (r"saturation", "", _SATURATION),
+    (r"local_dimension", "", _DIMENSION),
 )
 _DOMAINS = {
     "in_domain": "over the domains trained on, which count alike",

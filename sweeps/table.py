@@ -107,7 +107,8 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
         if not config.imported or re.match(_KNOWN_OF_IMPORTED, key)
     }
 
-    flops_a_step = flops.train_step(config.model, config.data.batch_size, config.data.sequence_length)
+    size = config.data.batch_size, config.data.sequence_length
+    flops_a_step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
 
     def trained(step: int) -> dict[str, Any]:
         if config.imported:  # what its publisher told, if that

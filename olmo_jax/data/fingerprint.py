@@ -28,6 +28,8 @@ def fingerprint(data: DataConfig) -> Fingerprint:
 
 def rough_bytes(data: DataConfig) -> float:
     """About how much text there is, before anything is prepared; 0 where that can't be told."""
+    if data.is_arithmetic:
+        return 0.0
     if data.corpus == "text_files":
         return float(sum(path.stat().st_size for path in (source.path for source in text_files.find(data.files))))
     names = built_in.parts(data.corpus)
@@ -44,6 +46,10 @@ def of(found: Sources) -> Fingerprint:
 
 def sources(data: DataConfig) -> Sources:
     """What the two halves of the fingerprint stand for, by name, so that a change can be named too."""
+    if data.is_arithmetic:
+        from olmo_jax.data import arithmetic  # the tokenizer library, which the others don't need here
+
+        return {"corpus": arithmetic.sources(data.arithmetic), "tokenizer": {"words": arithmetic.VERSION}}
     if names := built_in.parts(data.corpus):
         each = {name: built_in.OWN[name].sources(data.max_megabytes) for name in names}
         if len(names) == 1:

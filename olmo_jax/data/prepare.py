@@ -6,6 +6,7 @@ sibling folder and appears by one rename: what a kill leaves behind is that sibl
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import itertools
 import shutil
@@ -82,16 +83,24 @@ def split_of(text: str, validation_fraction: float) -> str:
 
 
 def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -> None:
-    from olmo_jax.data.corpus import build  # TFDS takes half a second to import, and most calls find all done
-
     found = sources(data)
     progress(f"prepare {data.name}: reading the corpus {data.corpus}")
-    corpus = build(data, directory / "corpus")
-    _check_domains(data, corpus)
-    tokenizer = _tokenizer(data, corpus, progress)
+    write_shards: Callable[[ShardWriter], None]
+    if data.is_arithmetic:
+        from olmo_jax.data import arithmetic
+
+        tokenizer = arithmetic.tokenizer(data.arithmetic)
+        write_shards = functools.partial(_write_equations, data)
+    else:
+        from olmo_jax.data.corpus import build  # TFDS takes half a second to import, and most calls find all done
+
+        corpus = build(data, directory / "corpus")
+        _check_domains(data, corpus)
+        tokenizer = _tokenizer(data, corpus, progress)
+        write_shards = functools.partial(_write_shards, data, corpus, tokenizer, progress=progress)
     tokenizer.save(directory / "tokenizer.json")
     with ShardWriter(directory, tokenizer.vocab_size, tokenizer.eos_id) as writer:
-        _write_shards(data, corpus, tokenizer, writer, progress)
+        write_shards(writer)
     index = TokenIndex(
         directory=directory,
         dtype=writer.dtype,
@@ -154,8 +163,17 @@ def _write_shards(
             progress(f"prepare {data.name}: {done / 1e6:,.0f} MB tokenised")
 
 
+def _write_equations(data: DataConfig, writer: ShardWriter) -> None:
+    from olmo_jax.data import arithmetic
+
+    for tokens_L in arithmetic.documents(data.arithmetic):
+        writer.add("train", arithmetic.DOMAIN, tokens_L, 0)
+
+
 def _check_usable(index: TokenIndex, data: DataConfig) -> None:
     """What training needs of prepared data, whoever prepared it."""
+    if data.is_arithmetic:  # what of it is validation is each run's own matter, and checked with its configuration
+        return
     for domain in data.train_domains or index.domains:
         for split, remedy in (("validation", "raise"), ("train", "lower")):
             if not index.shard(split, domain).documents:

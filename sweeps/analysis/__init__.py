@@ -23,6 +23,7 @@ from sweeps.analysis.columns import (
 )
 from sweeps.analysis.correlation import partial_spearman, spearman
 from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, UnknownColumnError
+from sweeps.analysis.leads import LeadLag, change_point, lead_lag
 from sweeps.analysis.mixed import mixed_effects
 from sweeps.analysis.noise import seed_deviation, seed_deviations
 from sweeps.analysis.r2 import incremental_r2
@@ -39,14 +40,17 @@ __all__ = [
     "AnalysisError",
     "Estimate",
     "FinalRows",
+    "LeadLag",
     "Saturation",
     "UnknownColumnError",
     "as_levels",
     "associations",
+    "change_point",
     "controls_of",
     "final_rows",
     "geometry_columns",
     "incremental_r2",
+    "lead_lag",
     "loss_columns",
     "missing_as_level",
     "mixed_effects",

@@ -1,11 +1,12 @@
 """Everything that a sweep's table answers, computed once for the page, the figures and the tables of a paper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from sweeps.analysis.association import associations
+from sweeps.analysis.claims import Claim, claims
 from sweeps.analysis.columns import FinalRows, controls_of, final_rows, geometry_columns, loss_columns
 from sweeps.analysis.early import predict_early
 from sweeps.analysis.prediction import predict
@@ -28,6 +29,7 @@ class Answers(NamedTuple):
       variance: a row a (column, setting); see `variance_split`.
       prediction, importance: see `predict`. early: see `predict_early`.
       saturation: see `saturation_of`.
+      claims: see sweeps.analysis.claims. courses: of fine-tuning; see sweeps.courses.
     """
 
     table: pd.DataFrame
@@ -40,14 +42,17 @@ class Answers(NamedTuple):
     importance: pd.DataFrame
     early: pd.DataFrame
     saturation: Saturation
+    claims: Sequence[Claim] = ()
+    courses: pd.DataFrame = pd.DataFrame()
 
 
-def answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> Answers:
+def answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None = None) -> Answers:
     """All answers of a sweep.
 
     Args:
       table: one row a (run, checkpoint); see sweeps.table.
       curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A run may be lacking.
+      courses: of fine-tuning; see sweeps.courses.
     """
     if table.empty:
         table = table.reindex(columns=list(dict.fromkeys([*_LEAST, *table.columns])))
@@ -66,6 +71,8 @@ def answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> Answers:
         importance=predicted.importance,
         early=predict_early(table, curves),
         saturation=saturation_of(table),
+        claims=claims(table, curves, courses),
+        courses=pd.DataFrame() if courses is None else courses,
     )
 
 

@@ -1,5 +1,6 @@
 """What a column of the table is: a setting, geometry, or a loss; and the rows that an answer is taken from."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,12 @@ SPREAD = "_spread"
 SPECTRUM = "_spectrum"
 LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "gptq", "noise", "truncation", "finetune")
 # Evaluations whose numbers are neither a loss nor geometry that was measured in the loop.
-_OTHER_PREFIXES = ("unigram", "task", "cka", "saturation")
+_OTHER_PREFIXES = ("unigram", "task", "cka", "saturation", "local_dimension")
+# Begins the names of targets that are a text's loss and accuracy, in the loop.
+TEXTS = "texts."
+HELD_OUT_LOSS = f"{TEXTS}validation/loss"
+# Of a distribution, which they draw as singular values draw a spectrum.
+_QUANTILE = re.compile(r"_q\d+$")
 # What is looked at of a loss after something was done to the model; of the loss itself every domain is.
 _SAID_AGAIN = ("standard_error/", "bits_per_byte/", "perplexity/")
 _AFTERWARDS = ("in_domain", "out_of_domain", "macro", "forgetting", "target")
@@ -78,7 +84,7 @@ def missing_as_level(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFram
 def geometry_columns(table: pd.DataFrame) -> list[str]:
     """Columns `<target>/<metric>` of the probe, whatever their names, those of FIRST_TARGETS first.
 
-    Spreads and counts tell about the measurement, and singular values are a curve; they are left out.
+    Spreads and counts tell about the measurement, and singular values and quantiles are curves; they are left out.
     """
     order = {target: i for i, target in enumerate(FIRST_TARGETS)}
     return sorted(filter(_is_geometry, table.columns), key=lambda c: order.get(target_of(c), len(order)))
@@ -87,9 +93,11 @@ def geometry_columns(table: pd.DataFrame) -> list[str]:
 def loss_columns(table: pd.DataFrame) -> list[str]:
     """Columns of a loss: by domain and on average; on average after quantisation, damage or fine-tuning.
 
-    Their errors, bits per byte and perplexities say the same again and are left out.
+    Their errors, bits per byte and perplexities say the same again and are left out. Of runs without any, such as those
+    that learn equations, the loss on held-out text that is measured in the loop.
     """
-    return [c for c in table.columns if "/" in c and _is_of(c, LOSS_PREFIXES) and _is_looked_at(c)]
+    found = [c for c in table.columns if "/" in c and _is_of(c, LOSS_PREFIXES) and _is_looked_at(c)]
+    return found or [c for c in table.columns if c == HELD_OUT_LOSS]
 
 
 def target_of(column: str) -> str:
@@ -118,7 +126,9 @@ def _is_setting(column: str) -> bool:
 
 def _is_geometry(column: str) -> bool:
     target, _, name = column.rpartition("/")
-    if target in ("", "train") or _is_of(column, (*LOSS_PREFIXES, *_OTHER_PREFIXES)):
+    if target in ("", "train") or target.startswith(TEXTS) or _QUANTILE.search(name):
+        return False
+    if _is_of(column, (*LOSS_PREFIXES, *_OTHER_PREFIXES)):
         return False
     return not target.endswith((SPREAD, SPECTRUM)) and name not in COUNTS
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sweeps.analysis.answers import Answers
 from sweeps.analysis.columns import PRIMARY_PAIR, SPECTRUM, as_levels, geometry_columns, loss_columns
+from sweeps.report.claims_section import claims_data
 from sweeps.report.curves import by_target, curve_data, metric_name, target_name, to_json
 from sweeps.report.html import format_value, is_missing
 from sweeps.report.words import setting_name
@@ -44,6 +45,7 @@ def page_data(answers: Answers) -> dict[str, Any]:
         "prediction": records(answers.prediction.drop(columns="note")),
         "importance": records(answers.importance),
         "early": records(answers.early.drop(columns="note")),
+        **claims_data(answers),
     }
 
 

@@ -21,6 +21,7 @@ from sweeps.report.answer_figures import (
     saturation_quadrants,
     variance_split,
 )
+from sweeps.report.claim_figures import claim_curves, claim_leads, claim_sensitivity, claim_shift
 from sweeps.report.figure_parts import style
 from sweeps.report.html import write_whole
 from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
@@ -44,6 +45,10 @@ FIGURES: "dict[str, Callable[[Answers], Figure]]" = {
     "variance_split": variance_split,
     "prediction": prediction,
     "early_prediction": early_prediction,
+    "claim_curves": claim_curves,
+    "claim_shift": claim_shift,
+    "claim_leads": claim_leads,
+    "claim_sensitivity": claim_sensitivity,
 }
 
 # Without dates, so that a figure is the same file whenever it is made.

@@ -10,7 +10,9 @@ import pandas as pd
 
 from sweeps.analysis import PRIMARY_PAIR
 from sweeps.analysis.answers import Answers
+from sweeps.analysis.claims import CLAIMS
 from sweeps.analysis.prediction import GAIN
+from sweeps.report import claims_section
 from sweeps.report.row_findings import after_training, lacking, primary, strongest_setting
 from sweeps.report.words import (
     counted,
@@ -44,10 +46,14 @@ def findings(answers: Answers) -> list[Finding]:
     settings; (2) the setting that acted most on the two; (3) what quantisation and fine-tuning did to it; (4) what
     effective rank adds to a prediction from size, compute and tokens; (5) the other associations, corrected together;
     (6) what geometry adds to a non-linear prediction, and (7) to one from early on; (8) what sets effective rank;
-    (9) saturation.
+    (9) saturation. A sweep with an experiment on local dimension says first what it found on that.
     """
     rows = answers.final.rows
+    claimed = [
+        Finding(f"{CLAIMS[c.name]} Here: {c.verdict}. {c.sentence}", claims_section.NAME) for c in answers.claims
+    ]
     return [
+        *claimed,
         Finding(primary(rows), "scatter"),
         Finding(strongest_setting(rows), "by-setting"),
         Finding(after_training(rows), "after"),
@@ -137,6 +143,7 @@ def _what_sets_it(answers: Answers) -> str:
         for row in shares.itertuples()
         if row.share >= LEAST_SHARE
     ]
+    told = told or [f"no setting sets {percent(LEAST_SHARE)} or more"]
     return f"Of the variance of effective rank over this grid, {listed(told)}."
 
 

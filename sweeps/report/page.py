@@ -11,13 +11,14 @@ from etils import epath
 
 from sweeps.analysis.answers import Answers
 from sweeps.report import sections, statistics
+from sweeps.report.claims_section import claims_section
 from sweeps.report.data import page_data
 from sweeps.report.findings import findings
 from sweeps.report.html import document, write_whole
 from sweeps.report.results import facts_section, results_section
 
 TITLE = "Geometry, performance and training"
-SCRIPTS = ("base.js", "tables.js", "training.js", "relations.js", "answers.js", "start.js")
+SCRIPTS = ("base.js", "tables.js", "training.js", "relations.js", "answers.js", "claims.js", "start.js")
 
 
 def write_report(
@@ -43,6 +44,7 @@ def _page(answers: Answers, facts: Mapping[str, str], title: str) -> str:
         sections.head(answers, findings(answers), title),
         sections.toolbar(data),
         sections.training(data),
+        claims_section(answers),
         sections.spectra(data),
         sections.scatter(data),
         sections.by_setting(data),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sweeps.analysis.answers import Answers
+from sweeps.report import claims_section
 from sweeps.report.curves import by_target, target_name
 from sweeps.report.findings import Finding
 from sweeps.report.html import escape, options, section
@@ -13,6 +14,7 @@ from sweeps.report.row_findings import against_unigram, caveat
 CONTENTS = {
     "findings": "Findings",
     "training": "Over training",
+    claims_section.NAME: claims_section.HEADING,
     "spectra": "Spectra",
     "scatter": "Loss against geometry",
     "by-setting": "By setting",
@@ -31,7 +33,8 @@ def head(answers: Answers, found: Sequence[Finding], title: str) -> str:
     items = "\n".join(
         f'<li>{escape(f.sentence)} <a href="#{f.figure}">{escape(CONTENTS[f.figure])}</a></li>' for f in found
     )
-    links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading in CONTENTS.items())
+    there = [name for name in CONTENTS if name != claims_section.NAME or answers.claims]
+    links = "".join(f'<li><a href="#{name}">{escape(CONTENTS[name])}</a></li>' for name in there)
     return f"""<header>
 <h1>{escape(title)}</h1>
 <p class="caveat">{escape(caveat(answers.final))}</p>

@@ -64,6 +64,7 @@ def one_by_one(config, params, tokenizer, context, choice, length=L):
     return total, greedy
 
 
+@pytest.mark.slow
 def test_log_likelihoods_are_those_of_scoring_each_choice_alone(tiny, stack, tokenizer):
     rows, scores = scored(tiny, stack, ITEMS, tokenizer)
     assert scores.greedy_MC is None

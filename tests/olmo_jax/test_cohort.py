@@ -35,9 +35,7 @@ def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most
     shape = dataclasses.replace(shape, mesh=mesh_config, mapping=mapping)
     mesh = sharding.make_mesh(mesh_config, len(runs))
     compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
-    seeds = [run.config.data_seed for run in runs]
-    length = shape.sequence_length
-    feed = Feed(index, shape.train_domains, length, shape.batch_size, seeds, mesh, 1, most_bytes)
+    feed = Feed(index, [run.config for run in runs], mesh, 1, most_bytes)
     state = cohorts.initial_state(shape, runs, mesh)
     start, seen, losses = jax.device_get(state.params), [], []
     program = cohorts.compile_steps(shape, runs, state, mesh, compute, feed.table)
@@ -158,13 +156,14 @@ def test_tokens_that_do_not_fit_on_the_device_come_along_and_train_the_same(runs
 def test_the_windows_named_are_those_that_come_along(runs, index):
     """Window by window, the numbers that are fed stand for the tokens that would be."""
     mesh = sharding.make_mesh(ONE_DEVICE, 1)
-    data = runs[0].config.data
-    arguments = (index, data.train_domains, data.sequence_length, data.batch_size, [3], mesh, 2)
+    config = dataclasses.replace(runs[0].config, data_seed=3)
+    length = config.data.sequence_length
+    arguments = (index, [config], mesh, 2)
     by_number, as_tokens = Feed(*arguments), Feed(*arguments, most_bytes=0)
     for step in (0, 17):
         named, sent = by_number(step, 2, [0]), as_tokens(step, 2, [0])
         for k in range(2):
-            found = feeds.tokens(by_number.table, named[k, 0], data.sequence_length)
+            found = feeds.tokens(by_number.table, named[k, 0], length, length)
             np.testing.assert_array_equal(found, sent[k, 0])
 
 

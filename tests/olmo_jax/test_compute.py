@@ -53,6 +53,7 @@ def test_scanned_layers_report_each_layers_states():
     chex.assert_trees_all_close(scanned, unrolled, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_needs_less_memory():
     config = dataclasses.replace(SMALL, n_layers=8, d_ff=512)
     params = model.init(config, jax.random.key(0))
@@ -111,6 +112,39 @@ def test_what_was_decided_is_told_in_words():
         "members by map, blocked attention, unrolled layers, recomputed for the gradient, 2 microbatches, "
         "3 step(s) a call"
     )
+
+
+def test_the_last_position_alone_goes_with_every_way():
+    params = model.init(SMALL, jax.random.key(0))
+    expected = model.hidden(SMALL, params, TOKENS_BL).final_BLD[:, -1:]
+    for layers in ("unrolled", "scanned"):
+        for remat in (False, True):
+            how = Compute("dense", layers, remat)
+            found = model.hidden(SMALL, params, TOKENS_BL, compute=how, last=True).final_BLD
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions"])
+def test_the_last_position_alone_is_that_of_all_and_costs_what_the_formula_says(name):
+    config = dataclasses.replace(VARIANTS[name], d_model=256, n_kv_heads=0, d_ff=1024, vocab_size=512, dropout=0.0)
+    batch, length = 3, 16
+    params = model.init(config, jax.random.key(0))
+    tokens_BL = np.random.default_rng(0).integers(0, config.vocab_size, (batch, length))
+    how = computing.Compute("dense")
+    whole = model.hidden(config, params, tokens_BL, compute=how)
+    last = model.hidden(config, params, tokens_BL, compute=how, last=True)
+    np.testing.assert_allclose(last.final_BLD, whole.final_BLD[:, -1:], atol=2e-6)
+
+    def objective(params, tokens_BL, last):
+        final_BLD = model.hidden(config, params, tokens_BL, compute=how, last=last).final_BLD
+        return jax.nn.logsumexp(model.unembed(final_BLD, model.unembedding(params))[:, -1], axis=-1).sum()
+
+    gradients = [jax.grad(objective)(params, tokens_BL, last) for last in (False, True)]
+    chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-6)
+    counted = jax.jit(objective, static_argnums=2).lower(params, tokens_BL, True).compile().cost_analysis()["flops"]
+    by_formula = flops.forward(config, batch, length, length**2, last=True)
+    assert by_formula == pytest.approx(counted, rel=0.06)
+    assert by_formula < 0.8 * flops.forward(config, batch, length, length**2)
 
 
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "all at once"])

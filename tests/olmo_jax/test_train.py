@@ -139,6 +139,7 @@ def test_where_the_time_went_stands_in_timings(trained):
         assert row["tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_trace_covers_the_steps_asked_for(cohort, index, tmp_path):
     workdir = epath.Path(tmp_path)
     write_run_files(workdir, cohort)
@@ -155,6 +156,7 @@ def test_trained_again_does_nothing(cohort, trained, index):
     assert times() == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_on_another_mesh(cohort, trained, index, tmp_path):
     """Stopped on one device with three members, resumed on a mesh of 2 x 2 x 2, which pads them."""
     workdir = epath.Path(tmp_path)
@@ -324,6 +326,7 @@ def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others
     assert [row["loss"] is None for row in rows[1:]] == [s >= status["diverged_at"] for s in range(1, 13)]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_goes_through_in_parts(cohort, trained, index, tmp_path, monkeypatch):
     """What the compiled steps need of memory decides, once: a resumed training has more room and does as it did."""
     mesh = sharding.make_mesh(cohort.shape.mesh, len(cohort.runs))

@@ -205,7 +205,7 @@ def test_a_figure_is_made_again_alone_and_an_unknown_one_is_refused(finished, ca
 
 def test_a_report_leaves_figures_tables_and_what_each_column_means(finished):
     folder = finished / "report"
-    assert len(list(folder.glob("figures/*.svg"))) == len(list(folder.glob("figures/*.pdf"))) == 12
+    assert len(list(folder.glob("figures/*.svg"))) == len(list(folder.glob("figures/*.pdf"))) == 16
     assert {p.suffix for p in folder.glob("tables/*")} == {".csv", ".tex"}
     described = json.loads((finished / "results.schema.json").read_text())
     table = pd.read_csv(finished / "results.csv")
@@ -213,6 +213,7 @@ def test_a_report_leaves_figures_tables_and_what_each_column_means(finished):
     assert [c for c, d in described.items() if d["meaning"] == "not described"] == []
 
 
+@pytest.mark.slow
 def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_path):
     workdir = tmp_path / "work"
     arguments = [f"--config={config}:one", "--config.mesh.data=4", f"--workdir={workdir}"]
@@ -326,6 +327,7 @@ def test_more_than_an_epoch_is_asked_for(config, capsys, tmp_path):
     assert cli.main([*arguments[:2], "--config.tokens=6400", "--config.data.max_epochs=9", arguments[3]]) == 0
 
 
+@pytest.mark.slow
 def test_one_cohort_of_several(config, capsys, tmp_path):
     two = [f"--config={config}:two", f"--workdir={tmp_path}"]
     for bad in ("2", "-1", "nothing"):
@@ -339,6 +341,7 @@ def test_one_cohort_of_several(config, capsys, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_a_larger_grid_extends_what_is_finished(config, finished, capsys, tmp_path):
     workdir = tmp_path / "sweep"
     shutil.copytree(finished, workdir)

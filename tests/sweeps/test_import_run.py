@@ -123,6 +123,7 @@ def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, caps
     assert run_id in (imported / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(published, config, tmp_path, capsys):
     folder = pathlib.Path(shutil.copytree(published, tmp_path / "pythia-small"))
     moved = shutil.move(folder / "step4-tokens8K", tmp_path / "aside")
@@ -300,6 +301,7 @@ def test_names_tell_steps_tokens_and_stages(tmp_path, capsys):
     assert folders("plain") == [(1, None)]
 
 
+@pytest.mark.slow
 def test_a_step_0_alone_is_final_and_a_history_keeps_its_end(published, config, tmp_path):
     folder = pathlib.Path(shutil.copytree(published / "step1", tmp_path / "copy" / "step0"))
     work = f"--workdir={tmp_path / 'work'}"

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sweeps.analysis import r2
 from sweeps.analysis.correlation import partial_spearman, spearman
 from sweeps.analysis.mixed import mixed_effects
 from sweeps.analysis.r2 import incremental_r2, increments
@@ -133,8 +134,10 @@ def test_a_little_of_what_lies_between_sizes_stays_in_a_mixed_effect_unless_a_co
 
 
 @pytest.mark.slow
-def test_false_positives_of_the_test_of_a_coefficient_over_2000_null_tables():
+def test_false_positives_of_the_test_of_a_coefficient_over_2000_null_tables(monkeypatch):
     """Loss and metric follow size and decay, loss is U-shaped in batch; batch and decay are in the baseline by name."""
+    monkeypatch.setattr(r2, "DRAWS", 20)  # of the interval of R2, and splits of R2 itself; the test has neither
+    monkeypatch.setattr(r2, "SPLITS", 1)
     called = []
     for seed in range(2000):
         table = sweep("decay", seed).astype({"batch": str, "decay": str})

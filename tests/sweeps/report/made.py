@@ -91,6 +91,8 @@ def answers(table=None, curves=None, **changes):
         "prediction": prediction(),
         "importance": importance(),
         "early": early(),
+        "claims": (),
+        "courses": pd.DataFrame(),
     }
     saturated = {} if "saturation" in changes else {"saturation": saturation(final.rows)}
     return SimpleNamespace(**(parts | saturated | changes))

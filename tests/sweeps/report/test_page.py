@@ -255,6 +255,7 @@ def test_a_target_named_in_html_stays_text(tmp_path):
     assert page.open == []
 
 
+@pytest.mark.slow
 def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_path):
     layers = [f"layer_{i}/metric_{j}" for i in range(24) for j in range(6)]
     table, curves = sweep(runs=36, steps=400, geometry=[*GEOMETRY, *layers], losses=[f"lm_loss/{i}" for i in range(12)])

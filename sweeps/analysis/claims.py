@@ -1,0 +1,299 @@
+"""What a sweep says of the claims of paper B (arXiv 2506.01034) on local dimension: one verdict an experiment.
+
+Which experiments a sweep holds is told from its columns. A verdict is "agrees", "disagrees", "unclear" (the interval
+leaves both open, or there are too few runs for one) or "untestable" (what the claim is about didn't happen). Where the
+lines between them are drawn is ours.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sweeps.analysis.columns import HELD_OUT_LOSS
+from sweeps.analysis.estimate import Estimate, nothing
+from sweeps.analysis.events import (
+    DELAY,
+    GROKKED,
+    STOPPED,
+    TRAIN_LOSS,
+    grokking_of,
+    least_step,
+    probe_rows,
+    stop_step,
+    valley_step,
+)
+from sweeps.analysis.leads import change_point, lag_of, middle
+from sweeps.analysis.r2 import incremental_r2
+from sweeps.analysis.shift import DIMENSION, course_ends, dimension_columns, shifts, states_of
+
+ANSWER_LOSS = "target/loss"
+# Other domains are left nearly unchanged by less than this share of what the fine-tuned one moves.
+NEARLY = 0.5
+# Two events come together if they are closer than this share of training.
+TOGETHER = 0.2
+
+CLAIMS = {
+    "shift": "Fine-tuning lowers the mean local dimension on its own domain and leaves others nearly unchanged.",
+    "exhaustion": "The mean local dimension levels off when training is exhausted.",
+    "overfitting": "The mean local dimension falls, then rises, when a classifier overfits.",
+    "grokking": "The mean local dimension drops when a model groks.",
+}
+SIGNALS = ["signal", "lead", "low", "high", "p_value", "n", "claimed", "adds", "adds_low", "adds_high", "note"]
+_CORPUS = "config.data.corpus"
+# Of each states and text, the rivals of local dimension.
+_METRICS = (DIMENSION, "effective_rank", "isoscore")
+
+# From a column to the change points of each run: run_id, group, metric_step, outcome_step.
+Changes = Callable[[str], pd.DataFrame]
+
+
+class Claim(NamedTuple):
+    """A claim and what this sweep says of it.
+
+    Attributes:
+      name: a key of CLAIMS. evaluation: the fine-tuning that it is of, or "".
+      verdict: see above. sentence: why, with the numbers. estimate: what the verdict rests on.
+      rows: of "shift" a row a column (see `shifts`), else a row a run.
+      signals: a row a rival signal (SIGNALS): by how many steps it changes before the outcome does, and the R2 that its
+        step adds to that of the training loss in predicting the outcome's. column: the first of them.
+    """
+
+    name: str
+    evaluation: str
+    verdict: str
+    sentence: str
+    estimate: Estimate
+    rows: pd.DataFrame
+    signals: pd.DataFrame
+    column: str
+
+
+def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None = None) -> list[Claim]:
+    """The claims that the sweep has an experiment on, in the paper's order.
+
+    Args:
+      table: one row a (run, checkpoint); runs that diverged, and those without a row yet, are left out.
+      curves: metrics.jsonl of each run, by run id. courses: see sweeps.courses; the last checkpoint's count.
+    """
+    first = table.drop_duplicates("run_id").set_index("run_id")
+    known = first[first["diverged_at"].isna()]
+    probed = {run: rows for run in known.index if run in curves and len(rows := probe_rows(curves[run]))}
+    settings = known["configuration"].astype(str).to_dict() if "configuration" in known else {}
+    found = []
+    for name, course in courses.groupby("evaluation") if courses is not None and len(courses) else ():
+        last = course[course["step"] == course.groupby("run_id")["step"].transform("max")]
+        found.append(_overfitting(last) if str(name).startswith("finetune_task_") else _shift(last))
+    equations = {run for run in probed if _CORPUS in known and known.at[run, _CORPUS] == "arithmetic"}
+    for experiment, takes in ((_exhaustion, False), (_grokking, True)):
+        of = {run: curve for run, curve in probed.items() if (run in equations) == takes}
+        found.append(experiment(of, settings) if of else None)
+    order = list(CLAIMS)
+    return sorted((claim for claim in found if claim is not None), key=lambda claim: order.index(claim.name))
+
+
+def _shift(course: pd.DataFrame) -> Claim | None:
+    rows = shifts(course)
+    if rows.empty:
+        return None
+    rows = rows[rows["column"].map(states_of) == states_of(rows["column"].iloc[0])]  # those of the deepest states
+    own, others = rows[rows["own"]], rows[~rows["own"]]
+    of = (own if len(own) else others).iloc[0]
+    estimate = Estimate(of["shift"], of["low"], of["high"], math.nan, int(of["n"]))
+
+    def told(verdict: str, sentence: str) -> Claim:
+        none = pd.DataFrame(columns=SIGNALS)
+        name = str(course["evaluation"].iloc[0])
+        return Claim("shift", name, verdict, sentence, estimate, rows, none, str(of["column"]))
+
+    if own.empty or others.empty:
+        lacking = "the fine-tuned domain" if own.empty else "another domain"
+        return told("untestable", f"Local dimension wasn't measured on {lacking}.")
+    elsewhere = ", ".join(f"on {r.text} by {_number(r.shift, r.low, r.high)}" for r in others.itertuples())
+    sentence = f"Local dimension on {of['text']}, which is fine-tuned on, moves by {_number(*estimate[:3])} standard "
+    sentence += f"deviations over points, {elsewhere}; {int(of['n'])} models."
+    if diverged := course_ends(course)[2]:
+        sentence += f" {diverged} fine-tunings that diverged are left out."
+    if math.isnan(estimate.low) or others["low"].isna().any():
+        return told("unclear", sentence)
+    bound = NEARLY * abs(estimate.estimate)
+    still = bool((others["low"] > -bound).all() and (others["high"] < bound).all())
+    moved = bool(((others["low"] > bound) | (others["high"] < -bound)).any())
+    if estimate.low > 0 or (estimate.high < 0 and moved):
+        return told("disagrees", sentence)
+    return told("agrees" if estimate.high < 0 and still else "unclear", sentence)
+
+
+def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -> Claim | None:
+    if (column := _measured_on(curves, "validation")) is None:
+        return None
+    rows = pd.DataFrame(
+        {"run_id": run, "group": run, "outcome_step": stop_step(curve, HELD_OUT_LOSS)} for run, curve in curves.items()
+    )
+
+    def changes(signal: str) -> pd.DataFrame:
+        return rows.assign(metric_step=[_change(curve, signal, "level") for curve in curves.values()])
+
+    found = lag_of(changes(column), settings)
+    steps = float(np.median([curve["step"].iloc[-1] for curve in curves.values()]))
+    stopped = found.changes[found.changes["outcome_step"].notna()]
+    level = int(stopped["metric_step"].notna().sum())
+
+    def told(verdict: str, sentence: str) -> Claim:
+        signals = rivals(changes, curves, column, settings)
+        return Claim("exhaustion", "", verdict, sentence, found.lead, found.changes, signals, column)
+
+    if stopped.empty:
+        return told("untestable", f"Validation still improves at the end of all {len(rows)} runs.")
+    sentence = f"Validation stops improving (within {STOPPED:.0%} of its fall of its least) in {len(stopped)} of "
+    sentence += f"{len(rows)} runs of {steps:g} steps; local dimension levels off in {level} of these"
+    if level:
+        sentence += f", {_steps(found.lead)} before that"
+    low, high = _share(level, len(stopped))
+    bound = TOGETHER * steps
+    if high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
+        return told("disagrees", f"{sentence}.")
+    together = -bound < found.lead.low and found.lead.high < bound
+    return told("agrees" if together and low > 0.5 else "unclear", f"{sentence}.")
+
+
+def _overfitting(course: pd.DataFrame) -> Claim | None:
+    curves = {
+        f"{run}, seed {seed:g}": of.rename(columns={"step": "checkpoint", "at": "step"})
+        for (run, seed), of in course.groupby(["run_id", "seed"])
+    }
+    if (column := _measured_on(curves, "validation")) is None:
+        return None
+    rows = pd.DataFrame(
+        {"run_id": name, "group": of["run_id"].iloc[0], "outcome_step": least_step(of, ANSWER_LOSS)}
+        for name, of in curves.items()
+    )
+
+    def changes(signal: str) -> pd.DataFrame:
+        """Valleys; of the training loss, which has none, the step from which it is level."""
+        if signal == TRAIN_LOSS:
+            return rows.assign(metric_step=[_change(of, signal, "level") for of in curves.values()])
+        return rows.assign(metric_step=[valley_step(of, signal) for of in curves.values()])
+
+    found = lag_of(changes(column))
+    overfit = found.changes[found.changes["outcome_step"].notna()]
+    by_run = overfit["metric_step"].notna().groupby(overfit["group"]).mean()
+    turned = int((by_run > 0.5).sum())
+    estimate = nothing(0)
+    if len(by_run):
+        estimate = Estimate(turned / len(by_run), *_share(turned, len(by_run)), math.nan, len(by_run))
+
+    def told(verdict: str, sentence: str) -> Claim:
+        signals = rivals(changes, curves, column)
+        name = str(course["evaluation"].iloc[0])
+        return Claim("overfitting", name, verdict, sentence, estimate, found.changes, signals, column)
+
+    runs = course["run_id"].nunique()
+    if overfit.empty:
+        return told("untestable", f"Validation loss turns in none of {runs} runs: nothing overfits.")
+    sentence = f"Validation loss turns in {len(by_run)} of {runs} runs; in {turned} of these local dimension "
+    sentence += f"has a valley, a share of {_number(*estimate[:3])}"
+    sentence += f", {_steps(found.lead)} before the loss turns." if found.lead.n else "."
+    bound = TOGETHER * float(course["at"].max())
+    together = -bound < found.lead.low and found.lead.high < bound
+    if estimate.high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
+        return told("disagrees", sentence)
+    return told("agrees" if estimate.low > 0.5 and together else "unclear", sentence)
+
+
+def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -> Claim | None:
+    if (column := _measured_on(curves, "train")) is None:
+        return None
+    rows = pd.DataFrame(
+        {"run_id": run, "group": run} | grokking_of(curve, column)._asdict() for run, curve in curves.items()
+    )
+    groks = rows[rows["groks"]]
+
+    def changes(signal: str) -> pd.DataFrame:
+        """After memorising: before that the states change for another reason."""
+        steps = [
+            _change(curves[row.run_id][curves[row.run_id]["step"] >= row.memorised_step], signal, "jump")
+            for row in groks.itertuples()
+        ]
+        return groks.assign(metric_step=np.asarray(steps, float))
+
+    found = lag_of(changes(column), settings)
+    estimate = Estimate(*middle((groks["after"] - groks["before"]).to_numpy(float)), found.lead.p_value, len(groks))
+    sentence = f"{len(groks)} of {len(rows)} runs grok: validation passes {GROKKED:.0%} at least {DELAY} steps after "
+    sentence += "all that is trained on is known"
+    if len(groks):
+        sentence += f". From then till it has followed, local dimension moves by {_number(*estimate[:3])}"
+        stays = rows["stays"].dropna()
+        sentence += f" (by {stays.mean():+.2g} in {len(stays)} runs that memorise alone)" if len(stays) else ""
+    if found.lead.n:
+        jumped = int(found.changes[["metric_step", "outcome_step"]].notna().all(axis=1).sum())
+        sentence += f"; where both have one jump, in {jumped} runs, its own comes {_steps(found.lead)} before that of "
+        sentence += "validation accuracy"
+    if found.lead.p_value <= 1:
+        sentence += f", p = {found.lead.p_value:.2g} against shuffled runs"
+    verdict = "untestable" if groks.empty else "unclear"
+    if estimate.low > 0:
+        verdict = "disagrees"
+    elif estimate.high < 0 and found.lead.p_value < 0.05:
+        verdict = "agrees"
+    rows = rows.merge(found.changes[["run_id", "metric_step"]], how="left", on="run_id")
+    signals = rivals(changes, curves, column, settings)
+    return Claim("grokking", "", verdict, f"{sentence}.", estimate, rows, signals, column)
+
+
+def rivals(
+    changes: Changes, curves: Mapping[str, pd.DataFrame], column: str, settings: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """When each signal changes against the outcome, and what its step adds to the training loss's in predicting it.
+
+    The signals are local dimension, effective rank and IsoScore of the same states, where all runs have them, and the
+    training loss.
+    """
+    shared = _shared(curves)
+    states = column.rpartition("/")[0]
+    signals = [f"{states}/{metric}" for metric in _METRICS if f"{states}/{metric}" in shared]
+    signals += [TRAIN_LOSS] if TRAIN_LOSS in shared else []
+    of_loss = changes(TRAIN_LOSS)["metric_step"] if TRAIN_LOSS in shared else None
+    rows = []
+    for signal in signals:
+        found = lag_of(changes(signal), settings)
+        adds = nothing(0)
+        if of_loss is not None and signal != TRAIN_LOSS:
+            table = found.changes.assign(loss_step=of_loss).dropna(subset=["metric_step", "outcome_step", "loss_step"])
+            adds = incremental_r2(table, "metric_step", "outcome_step", ["loss_step"], "group")
+        lead = found.lead
+        rows.append((signal, *lead, found.claimed, adds.estimate, adds.low, adds.high, found.note))
+    return pd.DataFrame(rows, columns=SIGNALS)
+
+
+def _shared(curves: Mapping[str, pd.DataFrame]) -> set[str]:
+    """The columns that all curves have."""
+    return set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
+
+
+def _measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> str | None:
+    """The mean local dimension on a text that all curves have, of the deepest states."""
+    return next(iter(dimension_columns(_shared(curves), text)), None)
+
+
+def _change(curve: pd.DataFrame, column: str, kind: str) -> float:
+    return change_point(curve["step"].to_numpy(float), curve[column].to_numpy(float), kind).step
+
+
+def _share(count: int, n: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share."""
+    low, high = stats.binomtest(count, n).proportion_ci(method="exact")
+    return float(low), float(high)
+
+
+def _number(estimate: float, low: float, high: float) -> str:
+    text = f"{estimate:.2f}"
+    return text if math.isnan(low) else f"{text} (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _steps(lead: Estimate) -> str:
+    text = f"{lead.estimate:.0f} steps"
+    return text if math.isnan(lead.low) else f"{text} (95 % interval {lead.low:.0f} to {lead.high:.0f})"

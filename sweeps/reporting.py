@@ -1,0 +1,84 @@
+"""The last stage of a sweep: its table, its answers and its report, from what the working directory holds."""
+
+import time
+
+import pandas as pd
+from etils import epath
+
+from eval import evaluate as evaluation
+from olmo_jax.checkpoint import known_runs
+from olmo_jax.config import require
+from olmo_jax.metrics import TIMINGS, read_jsonl
+from olmo_jax.progress import say
+from sweeps.analysis import final_rows
+from sweeps.analysis.answers import Answers, answer
+from sweeps.courses import read_courses
+from sweeps.record import read_record, recorded_plan
+from sweeps.report import FIGURES, TABLES, write_all
+from sweeps.report.figures import check_names, write_figures
+from sweeps.report.row_findings import after_training, against_unigram, caveat, primary, strongest_setting
+from sweeps.table import build_table, is_written, read_curves, write_table
+
+
+def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
+    """Writes report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
+
+    Returns the page's path and the table.
+    """
+    started, old = time.monotonic(), read_record(workdir)
+    table = _table(workdir)
+    folder = workdir / "report"
+    page = folder / "index.html"
+    whole = page.exists() and (folder / FIGURES).exists() and (folder / TABLES).exists()
+    if whole and is_written(workdir, table):
+        return page, table
+    answers = _answers(workdir, table)
+    facts = {
+        "command": command,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
+        **_training_seconds(workdir),
+        "seconds of statistics": f"{time.monotonic() - started:.0f}",
+    }
+    later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
+    page = write_all(folder, answers, facts | old["versions"] | later)
+    write_table(workdir, table)  # last: it tells the next call that the page is of this table
+    return page, table
+
+
+def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
+    """Writes one figure of the report again; returns its paths. Raises AnalysisError for a name that isn't one."""
+    check_names([name])
+    answers = _answers(workdir, _table(workdir))
+    return write_figures(workdir / "report" / FIGURES, answers, name)
+
+
+def _answers(workdir: epath.Path, table: pd.DataFrame) -> Answers:
+    return answer(table, read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation))
+
+
+def _table(workdir: epath.Path) -> pd.DataFrame:
+    have_runs, asked = (workdir / "runs").exists(), recorded_plan(workdir).evaluation
+    table = build_table(workdir, asked) if have_runs else pd.DataFrame()
+    if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
+        say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
+            "`olmo-jax evaluate` makes them anew")  # fmt: skip
+    require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
+    return table
+
+
+def summary(table: pd.DataFrame) -> list[str]:
+    """What `run` ends with: what was found, against what, and what it rests on."""
+    final = final_rows(table)
+    found = [of(final.rows) for of in (primary, strongest_setting, after_training)]
+    return [*found, against_unigram(table), caveat(final)]
+
+
+def _training_seconds(workdir: epath.Path) -> dict[str, str]:
+    """Compiling, steps, probes and checkpoints over all starts, and the part of probes; runs of a stack share time."""
+    longest = [max(stack.runs, key=lambda run: run.config.total_steps).id for stack in recorded_plan(workdir).stacks]
+    rows = [row for run in longest for row in read_jsonl(workdir / "runs" / run / TIMINGS)]
+    total = sum(row["seconds"] for row in rows)
+    probes = sum(row["seconds"] for row in rows if row["event"] == "probe")
+    share = f"{probes / total:.0%}" if total else "none"
+    return {"seconds of training": f"{total:.0f}", "probes' share of that": share}
