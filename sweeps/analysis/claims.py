@@ -151,7 +151,7 @@ def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str])
     sentence = f"Validation stops improving (within {STOPPED:.0%} of its fall of its least) in {len(stopped)} of "
     sentence += f"{len(rows)} runs of {steps:g} steps; local dimension levels off in {level} of these"
     if level:
-        sentence += f", {_steps(found.lead)} before that"
+        sentence += f", {_ahead(found.lead)}"
     low, high = _share(level, len(stopped))
     bound = TOGETHER * steps
     if high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
@@ -196,7 +196,7 @@ def _overfitting(course: pd.DataFrame) -> Claim | None:
         return told("untestable", f"Validation loss turns in none of {runs} runs: nothing overfits.")
     sentence = f"Validation loss turns in {len(by_run)} of {runs} runs; in {turned} of these local dimension "
     sentence += f"has a valley, a share of {_number(*estimate[:3])}"
-    sentence += f", {_steps(found.lead)} before the loss turns." if found.lead.n else "."
+    sentence += f", {_ahead(found.lead)} the loss's turn." if found.lead.n else "."
     bound = TOGETHER * float(course["at"].max())
     together = -bound < found.lead.low and found.lead.high < bound
     if estimate.high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
@@ -205,6 +205,8 @@ def _overfitting(course: pd.DataFrame) -> Claim | None:
 
 
 def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -> Claim | None:
+    """It agrees if local dimension falls, its jump comes near that of validation accuracy, and one of two holds: runs that
+    memorise and don't grok do otherwise, or shuffled runs' jumps lie farther apart."""
     if (column := _measured_on(curves, "train")) is None:
         return None
     rows = pd.DataFrame(
@@ -221,23 +223,26 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
         return groks.assign(metric_step=np.asarray(steps, float))
 
     found = lag_of(changes(column), settings)
-    estimate = Estimate(*middle((groks["after"] - groks["before"]).to_numpy(float)), found.lead.p_value, len(groks))
+    moves, stays = groks["after"] - groks["before"], rows["stays"].dropna()
+    contrast = float(stats.mannwhitneyu(moves.dropna(), stays).pvalue) if len(groks) and len(stays) else math.nan
+    estimate = Estimate(*middle(moves.to_numpy(float)), contrast, len(groks))
     sentence = f"{len(groks)} of {len(rows)} runs grok: validation passes {GROKKED:.0%} at least {DELAY} steps after "
     sentence += "all that is trained on is known"
     if len(groks):
         sentence += f". From then till it has followed, local dimension moves by {_number(*estimate[:3])}"
-        stays = rows["stays"].dropna()
-        sentence += f" (by {stays.mean():+.2g} in {len(stays)} runs that memorise alone)" if len(stays) else ""
+        apart = f", Mann-Whitney p = {contrast:.2g}"
+        sentence += f" (by {stays.mean():+.2g} in {len(stays)} that memorise alone{apart})" if len(stays) else ""
     if found.lead.n:
         jumped = int(found.changes[["metric_step", "outcome_step"]].notna().all(axis=1).sum())
-        sentence += f"; where both have one jump, in {jumped} runs, its own comes {_steps(found.lead)} before that of "
-        sentence += "validation accuracy"
+        sentence += f"; where both have one jump, in {jumped} runs, it comes {_ahead(found.lead)} validation accuracy's"
     if found.lead.p_value <= 1:
         sentence += f", p = {found.lead.p_value:.2g} against shuffled runs"
+    bound = TOGETHER * float(np.median([curve["step"].iloc[-1] for curve in curves.values()]))
+    together = -bound < found.lead.low and found.lead.high < bound
     verdict = "untestable" if groks.empty else "unclear"
     if estimate.low > 0:
         verdict = "disagrees"
-    elif estimate.high < 0 and found.lead.p_value < 0.05:
+    elif estimate.high < 0 and together and any(p < 0.05 for p in (found.lead.p_value, contrast)):
         verdict = "agrees"
     rows = rows.merge(found.changes[["run_id", "metric_step"]], how="left", on="run_id")
     signals = rivals(changes, curves, column, settings)
@@ -294,6 +299,6 @@ def _number(estimate: float, low: float, high: float) -> str:
     return text if math.isnan(low) else f"{text} (95 % interval {low:.2f} to {high:.2f})"
 
 
-def _steps(lead: Estimate) -> str:
-    text = f"{lead.estimate:.0f} steps"
-    return text if math.isnan(lead.low) else f"{text} (95 % interval {lead.low:.0f} to {lead.high:.0f})"
+def _ahead(lead: Estimate) -> str:
+    text = f"{abs(lead.estimate):.0f} steps {'before' if lead.estimate >= 0 else 'after'}"
+    return text if math.isnan(lead.low) else f"{text} (95 % interval of the lead {lead.low:.0f} to {lead.high:.0f})"

@@ -10,11 +10,11 @@ from sweeps.report.findings import Finding
 from sweeps.report.html import escape, options, section
 from sweeps.report.row_findings import against_unigram, caveat
 
-# Sections by their ids, in the page's order, as its contents name them.
+# Sections by their ids, in the page's order, as its contents name them; that on local dimension comes after training
+# where a sweep has an experiment on it.
 CONTENTS = {
     "findings": "Findings",
     "training": "Over training",
-    claims_section.NAME: claims_section.HEADING,
     "spectra": "Spectra",
     "scatter": "Loss against geometry",
     "by-setting": "By setting",
@@ -30,11 +30,15 @@ CONTENTS = {
 
 def head(answers: Answers, found: Sequence[Finding], title: str) -> str:
     """Title, what the findings rest on, the findings each with a link to its figure, and the page's contents."""
+    contents = CONTENTS
+    if answers.claims:
+        place = list(CONTENTS).index("training") + 1
+        own = (claims_section.NAME, claims_section.HEADING)
+        contents = dict([*list(CONTENTS.items())[:place], own, *list(CONTENTS.items())[place:]])
     items = "\n".join(
-        f'<li>{escape(f.sentence)} <a href="#{f.figure}">{escape(CONTENTS[f.figure])}</a></li>' for f in found
+        f'<li>{escape(f.sentence)} <a href="#{f.figure}">{escape(contents[f.figure])}</a></li>' for f in found
     )
-    there = [name for name in CONTENTS if name != claims_section.NAME or answers.claims]
-    links = "".join(f'<li><a href="#{name}">{escape(CONTENTS[name])}</a></li>' for name in there)
+    links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading in contents.items())
     return f"""<header>
 <h1>{escape(title)}</h1>
 <p class="caveat">{escape(caveat(answers.final))}</p>

@@ -204,9 +204,7 @@ def test_a_text_that_is_not_there_or_too_short_is_refused(run, index, changes, w
 
 def test_equations_too_few_for_the_points_are_refused_with_the_share(sums):
     config = dataclasses.replace(OF_EQUATIONS, points=400)
-    with pytest.raises(
-        ConfigError, match=r"train_fraction = 0.3\) 144 tokens are drawn, "
-    ):
+    with pytest.raises(ConfigError, match=r"train_fraction = 0.3\) 144 tokens are drawn, "):
         passages([equation_run(0.3, 0, config)], sums)
     config = dataclasses.replace(OF_EQUATIONS, names=("prose",))
     with pytest.raises(ConfigError, match="of equations there is no text 'prose'"):

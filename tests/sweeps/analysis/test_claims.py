@@ -60,7 +60,7 @@ def test_grokking(how, verdict):
         assert abs(found.estimate.estimate + 4) < 0.3
         lead = found.signals.set_index("signal").loc[METRIC]
         assert lead["claimed"] and lead["low"] <= 100 <= lead["high"]
-        assert "8 of 10 runs grok" in found.sentence and "in 2 runs that memorise alone" in found.sentence
+        assert "8 of 10 runs grok" in found.sentence and "in 2 that memorise alone" in found.sentence
 
 
 def test_a_run_that_diverged_is_left_out():

@@ -20,6 +20,7 @@ from tests.sweeps.report import made
 NAMES = [
     "training_loss", "geometry_over_training", "spectra", "loss_against_geometry", "u_shapes", "correlation_matrix",
     "quantisation", "finetuning", "saturation_quadrants", "variance_split", "prediction", "early_prediction",
+    "claim_curves", "claim_shift", "claim_leads", "claim_sensitivity",
 ]  # fmt: skip
 
 
