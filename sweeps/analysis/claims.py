@@ -79,6 +79,8 @@ def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.
       table: one row a (run, checkpoint); runs that diverged, and those without a row yet, are left out.
       curves: metrics.jsonl of each run, by run id. courses: see sweeps.courses; the last checkpoint's count.
     """
+    if table.empty:
+        return []
     first = table.drop_duplicates("run_id").set_index("run_id")
     known = first[first["diverged_at"].isna()]
     probed = {run: rows for run in known.index if run in curves and len(rows := probe_rows(curves[run]))}
@@ -205,8 +207,9 @@ def _overfitting(course: pd.DataFrame) -> Claim | None:
 
 
 def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -> Claim | None:
-    """It agrees if local dimension falls, its jump comes near that of validation accuracy, and one of two holds: runs that
-    memorise and don't grok do otherwise, or shuffled runs' jumps lie farther apart."""
+    """It agrees if local dimension falls, its jump comes near that of validation accuracy, and one of two holds: runs
+    that memorise and don't grok do otherwise, or shuffled runs' jumps lie farther apart.
+    """
     if (column := _measured_on(curves, "train")) is None:
         return None
     rows = pd.DataFrame(

@@ -31,9 +31,9 @@ from sweeps.grid import seeds
 from sweeps.plan import sweep_config
 
 _MODELS = 6
-_BATCH, _LENGTH = 16, 64
+_BATCH, _LENGTH = 8, 128
 _TEXTS = TextsConfig(
-    metrics=(*TextsConfig().metrics, "effective_rank", "isoscore"), documents=128, points=1500, neighbors=64
+    metrics=(*TextsConfig().metrics, "effective_rank", "isoscore"), documents=128, document_tokens=128, points=1500, neighbors=64
 )
 
 
@@ -74,16 +74,16 @@ def _shift() -> tuple[TrainConfig, EvalConfig]:
     tuning = FinetuneConfig(
         targets=("code",),
         learning_rates=(1e-3,),
-        tokens=200 * _BATCH * _LENGTH,
+        tokens=150 * _BATCH * _LENGTH,
         batch_size=_BATCH,
-        points=8,
+        points=5,
     )
-    return _train("shift", 800, texts, looks=8), _evaluation(tuning, DimensionConfig((500, 1000, 1500)))
+    return _train("shift", 500, texts, looks=5), _evaluation(tuning, DimensionConfig((750, 1500)))
 
 
 def _exhaustion() -> tuple[TrainConfig, EvalConfig]:
     texts = dataclasses.replace(_TEXTS, names=("train", "validation"))
-    train = _train("exhaust", 1600, texts, looks=64, megabytes=0.4)
+    train = _train("exhaust", 900, texts, looks=45, megabytes=0.4)
     data = dataclasses.replace(train.data, max_epochs=100.0, validation_fraction=0.3)
     train = dataclasses.replace(train, data=data, optimizer=dataclasses.replace(train.optimizer, final_fraction=1.0))
     return train, _evaluation()
@@ -94,20 +94,20 @@ def _overfitting() -> tuple[TrainConfig, EvalConfig]:
     tuning = FinetuneConfig(
         targets=("task:spam",),
         learning_rates=(1e-3,),
-        tokens=400 * _BATCH * 64,
-        batch_size=_BATCH,
-        points=40,
+        tokens=300 * 16 * 64,
+        batch_size=16,
+        points=30,
         train_items=128,
-        task_items=400,
+        task_items=200,
         item_tokens=64,
     )
-    return _train("overfit", 400, texts, looks=4), _evaluation(tuning)
+    return _train("overfit", 300, texts, looks=3), _evaluation(tuning)
 
 
 def _evaluation(
     tuning: FinetuneConfig = EvalConfig.finetune, dimension: DimensionConfig = EvalConfig.dimension
 ) -> EvalConfig:
-    return EvalConfig(tokens_per_domain=4096, quantize=QuantizeConfig(bits=()), finetune=tuning, dimension=dimension)
+    return EvalConfig(tokens_per_domain=1024, quantize=QuantizeConfig(bits=()), finetune=tuning, dimension=dimension)
 
 
 def _smoke(train: TrainConfig) -> TrainConfig:
