@@ -78,8 +78,8 @@ SCALES = {
         decay=1.0,
         final=1.0,
         eps=1e-6,  # at 1e-8 the loss bursts again and again once it is small, and local dimension with it
-        looks=50,
-        points=600,
+        looks=80,
+        points=800,
     ),
     "smoke": Scale(
         modulus=11,

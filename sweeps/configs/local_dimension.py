@@ -107,7 +107,7 @@ def _overfitting() -> tuple[TrainConfig, EvalConfig]:
 def _evaluation(
     tuning: FinetuneConfig = EvalConfig.finetune, dimension: DimensionConfig = EvalConfig.dimension
 ) -> EvalConfig:
-    return EvalConfig(tokens_per_domain=1024, quantize=QuantizeConfig(bits=()), finetune=tuning, dimension=dimension)
+    return EvalConfig(tokens_per_domain=4096, quantize=QuantizeConfig(bits=()), finetune=tuning, dimension=dimension)
 
 
 def _smoke(train: TrainConfig) -> TrainConfig:
