@@ -93,8 +93,10 @@ def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.
     for experiment, takes in ((_exhaustion, False), (_grokking, True)):
         of = {run: curve for run, curve in probed.items() if (run in equations) == takes}
         found.append(experiment(of, settings) if of else None)
-    order = list(CLAIMS)
-    return sorted((claim for claim in found if claim is not None), key=lambda claim: order.index(claim.name))
+    there = [claim for claim in found if claim is not None]
+    if len(there) > 1:  # any training on text could be exhausted; one that wasn't is no experiment beside another
+        there = [claim for claim in there if (claim.name, claim.verdict) != ("exhaustion", "untestable")]
+    return sorted(there, key=lambda claim: list(CLAIMS).index(claim.name))
 
 
 def _shift(course: pd.DataFrame) -> Claim | None:

@@ -231,6 +231,13 @@ def test_a_dimension_that_falls_to_the_end_does_not_level_off():
     assert found.verdict == "disagrees" and "local dimension levels off in 0 of these" in found.sentence
 
 
+def test_a_training_that_was_not_exhausted_is_no_experiment_beside_another():
+    curves, courses = exhaustion(stop=10**6), overfitting_courses()
+    table = table_of(curves, "python_packages")
+    assert [claim.name for claim in claims(table, curves, courses)] == ["overfitting"]
+    assert [claim.name for claim in claims(table, exhaustion(), courses)] == ["exhaustion", "overfitting"]
+
+
 def test_a_domain_that_was_not_measured_makes_it_untestable():
     courses = shift_courses().drop(columns=["final_states.code/local_two_nn", "final_states.code/local_two_nn_std"])
     (found,) = claims(table_of(["run0"], "python_packages"), {}, courses)
