@@ -33,7 +33,11 @@ from sweeps.plan import sweep_config
 _MODELS = 6
 _BATCH, _LENGTH = 8, 128
 _TEXTS = TextsConfig(
-    metrics=(*TextsConfig().metrics, "effective_rank", "isoscore"), documents=128, document_tokens=128, points=1500, neighbors=64
+    metrics=(*TextsConfig().metrics, "effective_rank", "isoscore"),
+    documents=128,
+    document_tokens=128,
+    points=1500,
+    neighbors=64,
 )
 
 
