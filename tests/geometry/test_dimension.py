@@ -130,7 +130,9 @@ def test_the_distribution_leaves_out_what_is_nan():
     found = dimension.distribution(jnp.asarray(np.concatenate([values, [np.nan, np.nan]])))
     assert float(found.mean) == pytest.approx(values.mean(), rel=1e-5)
     assert float(found.std) == pytest.approx(values.std(), rel=1e-5)
-    np.testing.assert_allclose([found.q10, found.median, found.q90], np.quantile(values, [0.1, 0.5, 0.9]), rtol=1e-5)
+    quantiles = {"median": 0.5} | {f"q{percent}": percent / 100 for percent in (5, 10, 25, 75, 90, 95)}
+    for name, share in quantiles.items():
+        np.testing.assert_allclose(getattr(found, name), np.quantile(values, share), rtol=1e-5)
     assert all(np.isnan(dimension.distribution(jnp.full(3, jnp.nan))))
 
 

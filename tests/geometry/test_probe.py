@@ -30,12 +30,11 @@ def values_of(w_VD):
         "levina_bickel": dimension.levina_bickel(w_VD),
         "local_two_nn": local.mean,
         "local_two_nn_std": local.std,
-        "local_two_nn_q10": local.q10,
         "local_two_nn_median": local.median,
-        "local_two_nn_q90": local.q90,
         "points": rows,
         "rank_cap": min(rows - 1, width),
         "duplicates": 0,
+        **{f"local_two_nn_q{percent}": getattr(local, f"q{percent}") for percent in (5, 10, 25, 75, 90, 95)},
     } | {
         name: getattr(spectrum, name)(s_D) if hasattr(spectrum, name) else getattr(isotropy, name)(w_VD)
         for name in probe.METRICS
