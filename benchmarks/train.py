@@ -27,11 +27,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from olmo_jax import cohort as cohorts
-from olmo_jax import flops, loss, sharding
+from olmo_jax import decide, flops, loss, sharding
 from olmo_jax.clock import matmul_seconds
 from olmo_jax.cohort import Run
-from olmo_jax.config import ComputeConfig, DataConfig, MeshConfig, ModelConfig, TrainConfig
-from olmo_jax.decide import decide
+from olmo_jax.config import ComputeConfig, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from olmo_jax.presets import STAND_INS
 
 # Threads of torch's pool spin on their cores for a while after their work; whoever is next would pay for it.
@@ -69,8 +68,8 @@ LOSS_CASE = "loss_V50304"
 def gpu_cases() -> dict[str, Case]:
     """bfloat16: cohorts of a 4M model, a 75M one alone and in fours, and a large batch at OLMo's vocabulary."""
     small, medium = (dataclasses.replace(STAND_INS[size], compute_dtype="bfloat16") for size in ("4m", "75m"))
-    cases = {f"4m_M{m}": Case(small, 32, 1024, m, 8) for m in (1, 8, 32, 128)}
-    cases |= {f"75m_M{m}": Case(medium, 32, 1024, m, 4) for m in (1, 4)}
+    cases = {f"4m_M{m}": Case(small, 32, 1024, m, max(1, 16 // m)) for m in (1, 8, 32, 128)}
+    cases |= {f"75m_M{m}": Case(medium, 32, 1024, m, 4 // m) for m in (1, 4)}
     return cases | {"75m_B512": Case(medium, 512, 1024, 1, 1)}
 
 
@@ -83,9 +82,11 @@ class Ours:
         config = dataclasses.replace(config, compute=ComputeConfig(steps_per_call=steps_per_call or case.steps))
         runs = [Run(f"run{m}", dataclasses.replace(config, init_seed=m)) for m in range(case.members)]
         shape, mesh = cohorts.shape_of(config, "random"), sharding.make_mesh(config.mesh, case.members)
-        self._state = cohorts.initial_state(shape, runs, mesh)
-        compute = decide(shape, case.members, mesh)
+        compute = decide.decide(shape, case.members, mesh)
+        compute = decide.fit(shape, runs, mesh, compute, decide.device_memory())
+        self.microbatches = compute.microbatches
         start = time.perf_counter()
+        self._state = cohorts.initial_state(shape, runs, mesh)
         self._program = cohorts.compile_steps(shape, runs, self._state, mesh, compute)
         self.compile_seconds = time.perf_counter() - start
         size = (compute.steps_per_call, case.members, case.batch, case.length + 1)
@@ -161,6 +162,7 @@ def measure(name: str, case: Case, repeats: int, with_peer: bool) -> dict[str, A
         "peer": best,
         "peak_flops": 1 / found["matmul"],
         "compile_s": ours.compile_seconds,
+        "microbatches": ours.microbatches,
     }
 
 
@@ -242,7 +244,9 @@ def line(row: dict[str, Any]) -> str:
     def shown(key: str, form: str) -> str:
         return format(row[key], form) if row.get(key) is not None else "-"
 
-    more = [f"{k} {v:.3g}" for k, v in row.items() if k.startswith(("ratio_", "temporaries", "naive_", "compile"))]
+    more = [
+        f"{k} {v:.3g}" for k, v in row.items() if k.startswith(("ratio_", "temporaries", "naive_", "compile", "micro"))
+    ]
     cells = (shown("tokens_per_s", ",.0f"), shown("peer_tokens_per_s", ",.0f"), shown("ratio", ".2f"))
     return (
         f"{row['case']:<20}"
@@ -270,7 +274,11 @@ def main() -> None:
         elif name == LOSS_CASE:
             rows.append(measure_loss(arguments.repeats))
         else:
-            rows.append(measure(name, cases[name], arguments.repeats, with_peer))
+            try:
+                rows.append(measure(name, cases[name], arguments.repeats, with_peer))
+            except ConfigError as error:  # a device with less memory than the case needs
+                print(f"{name:<20}{error}", flush=True)
+                continue
         print(line(rows[-1]), flush=True)
     if arguments.json:
         with open(arguments.json, "w") as file:

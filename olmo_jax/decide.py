@@ -37,12 +37,18 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: f
     tokens = shape.tokens_per_step // mesh.shape["data"]
     size = sharding.padded(len(runs), mesh)
     here = size // mesh.shape["member"]
-    rough = computing.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), here, compute)
-    if rough < room / 4 or shape.compute.microbatches:
+    each = shape.batch_size // mesh.shape["data"]
+
+    def rough(parts: int) -> float:
+        tried = compute._replace(microbatches=parts)
+        return computing.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), here, tried)
+
+    if rough(compute.microbatches) < room / 4 or shape.compute.microbatches:
         return compute
     stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
-    each = shape.batch_size // mesh.shape["data"]
-    for parts in (n for n in range(1, each + 1) if each % n == 0):
+    divisors = [n for n in range(1, each + 1) if each % n == 0]
+    # Each try compiles a program: not for what the estimate, right within a factor of two, rules out.
+    for parts in [n for n in divisors if rough(n) < 2 * room] or divisors[-1:]:
         tried = compute._replace(microbatches=parts)
         memory = cohorts.compile_steps(shape, runs, stack, mesh, tried).steps.memory_analysis()
         if memory is None:

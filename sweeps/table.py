@@ -20,6 +20,7 @@ from etils import epath
 from eval.config import EvalConfig
 from eval.evaluate import read_results
 from olmo_jax import checkpoint, flops
+from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.config import TrainConfig, from_config_dict
 from olmo_jax.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
@@ -100,7 +101,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
     config = from_config_dict(TrainConfig, record["config"])
     total, inner = parameter_count(config.model)
     metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
-    members = checkpoint.member_lists(checkpoint.directory(workdir, record["folder"]))
+    steps = _steps_of(workdir, record["folder"], run, config, metrics)
     settings = {
         f"config.{key}": list(value) if isinstance(value, tuple) else value
         for key, value in leaves(dataclasses.asdict(config)).items()
@@ -134,9 +135,16 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
         | settings
         | _measured(metrics.get(step, {}))
         | _losses(read_results(workdir, run, step, evaluation))
-        for step, runs in members.items()
-        if run in runs
+        for step in steps
     ]
+
+
+def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, metrics: Mapping[int, Any]) -> list[int]:
+    """Steps of a run's checkpoints; where a copy of the directory came without any, those at which they were due."""
+    path = checkpoint.directory(workdir, folder)
+    if path.exists() or config.imported:
+        return [step for step, runs in checkpoint.member_lists(path).items() if run in runs]
+    return sorted(checkpoint_steps(Cohort(shape_of(config, ""), (Run(run, config),))) & set(metrics))
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, Any]:

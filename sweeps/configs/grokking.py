@@ -1,13 +1,13 @@
 """Grokking, claim 4 of paper B (arXiv 2506.01034): does the local dimension drop when a model generalises at last?
 
-    olmo-jax run --config=sweeps/configs/grokking.py:cpu --workdir=runs/grokking     (10 models)
+    olmo-jax run --config=sweeps/configs/grokking.py:cpu --workdir=runs/grokking     (15 models)
     olmo-jax plan --config=sweeps/configs/grokking.py:paper
 
 Shares of the equations x data seeds are members of one cohort, each with its own training and validation equations. The
 argument is a scale, then options, with commas between:
 
     paper   as published [B]: a + b modulo 197, 9 shares x 5 seeds, 400,000 steps
-    gpu     the same 45 members in a tenth of the steps, with more weight decay to grok in them (not measured)
+    gpu     the same 45 members in a tenth of the steps, with more weight decay: 7 minutes on an H100
     cpu     a + b modulo 59, one block, 5 shares x 3 seeds, more weight decay, a constant rate: minutes on a laptop
     smoke   every stage in a moment; means nothing
     operation=NAME   add, subtract, divide or permute (products of permutations of 5 things, 4 at `cpu`)

@@ -64,6 +64,13 @@ def test_the_table_is_written_whole_and_known_again(workdir):
     assert not is_written(workdir, table.assign(step=0))
 
 
+def test_a_copy_without_its_checkpoints_gives_the_same_table_of_what_is_done(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("cohorts"))
+    copied, whole = (build_table(epath.Path(path), EvalConfig()) for path in (tmp_path / "copy", workdir))
+    done = whole[(whole["run_id"] != "stopped") | (whole["step"] == 5)]
+    pd.testing.assert_frame_equal(copied, done.reset_index(drop=True))
+
+
 def test_curves_hold_every_step(workdir):
     curves = read_curves(workdir)
     assert list(curves["calm"]["step"]) == list(range(13))
