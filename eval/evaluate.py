@@ -204,6 +204,6 @@ def outdated(workdir: epath.Path, runs: Sequence[str], config: EvalConfig) -> li
     """Names of the configuration's evaluations of which stored results have other settings than it asks for."""
     found = set()
     for run in runs:
-        for step in checkpoint.run_steps(workdir, run):
+        for step in results.steps(workdir, run):
             found |= results.read_all(workdir, run, step).keys() - read_results(workdir, run, step, config).keys()
     return sorted(found)

@@ -77,6 +77,13 @@ def read(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> di
     return result if result["settings"] == evaluation.settings else None
 
 
+def steps(workdir: epath.Path, run: str) -> list[int]:
+    """Steps of a run that have a result, ascending, whether or not their checkpoints are still there."""
+    folder = workdir / "runs" / run / "results"
+    files = folder.glob("*@*.json") if folder.exists() else []
+    return sorted({int(path.stem.rsplit("@", 1)[1]) for path in files})
+
+
 def read_all(workdir: epath.Path, run: str, step: int) -> dict[str, dict[str, Any]]:
     """Every stored result of a run at a step, by name, sorted."""
     folder = workdir / "runs" / run / "results"

@@ -232,7 +232,9 @@ def _fit(discard_fraction: float, estimator: str, convention: str) -> Callable[[
         used_N = (rank_N <= kept) & (below_N < n)
         x_N = jnp.where(used_N, x_N, 0.0)
         y_N = -jnp.log1p(-jnp.where(used_N, below_N / jnp.maximum(n, 1), 0.0))
-        return jnp.where(n >= 3, _slope(jnp.sum(x_N * y_N), jnp.sum(x_N * x_N)), jnp.nan)
+        # Points whose F is 0 fix no slope.
+        fixed = (n >= 3) & jnp.any(used_N & (below_N > 0))
+        return jnp.where(fixed, _slope(jnp.sum(x_N * y_N), jnp.sum(x_N * x_N)), jnp.nan)
 
     return mle if estimator == "mle" else regression
 

@@ -130,11 +130,12 @@ def scored_passage(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored
 
     Args:
       tokens_Nl: `[N, L + 1]`, padded on the right. scored_NL: which of the L predictions count, at least one of each
-        document; what comes after the last of them isn't read.
+        document; what comes after the token that is predicted last isn't read.
     """
     length = scored_NL.shape[1]
     place_L = np.arange(length)
-    last_N1 = length - 1 - np.argmax(scored_NL[:, ::-1], axis=1)[:, None]
+    # The token that is predicted last has a state too, where there is room for it.
+    last_N1 = np.minimum(length - np.argmax(scored_NL[:, ::-1], axis=1), length - 1)[:, None]
     read_NL = place_L == last_N1 if config.tokens == "last" else place_L <= last_N1
     points_T = _drawn(config, np.flatnonzero(read_NL))
     _check_points(config, name, tokens_Nl[:, :-1], points_T)

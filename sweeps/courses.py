@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 from etils import epath
 
+from eval import results
 from eval.config import EvalConfig
 from eval.evaluate import read_results
 from olmo_jax import checkpoint
@@ -22,7 +23,7 @@ def read_courses(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for run in checkpoint.known_runs(workdir):
-        for step in checkpoint.run_steps(workdir, run):
+        for step in results.steps(workdir, run):
             for name, result in read_results(workdir, run, step, config).items():
                 found = _COURSE.match(name)
                 if found is None or "along" not in result:

@@ -33,7 +33,8 @@ from olmo_jax.weights import WeightsError
 from sweeps import plan as plans
 from sweeps import record as records
 from sweeps.plan import Plan
-from sweeps.run import data_root, versions
+from sweeps.run import data_root
+from sweeps.versions import versions
 
 # step3000, step3000-tokens12B, stage1-step3000-tokens12B, stage2-ingredient1-step3000-tokens12B, step3000-unsharded
 _REVISION = re.compile(

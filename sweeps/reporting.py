@@ -1,6 +1,7 @@
 """The last stage of a sweep: its table, its answers and its report, from what the working directory holds."""
 
 import time
+from typing import Any
 
 import pandas as pd
 from etils import epath
@@ -8,7 +9,7 @@ from etils import epath
 from eval import evaluate as evaluation
 from olmo_jax.checkpoint import known_runs
 from olmo_jax.config import require
-from olmo_jax.metrics import TIMINGS, read_jsonl
+from olmo_jax.metrics import METRICS, TIMINGS, read_json, read_jsonl, write_json
 from olmo_jax.progress import say
 from sweeps.analysis import final_rows
 from sweeps.analysis.answers import Answers, answer
@@ -18,19 +19,23 @@ from sweeps.report import FIGURES, TABLES, write_all
 from sweeps.report.figures import check_names, write_figures
 from sweeps.report.row_findings import after_training, against_unigram, caveat, primary, strongest_setting
 from sweeps.table import build_table, is_written, read_curves, write_table
+from sweeps.versions import code_version
+
+_SHOWN = "made_from.json"
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
     """Writes report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
 
-    Returns the page's path and the table.
+    Or if this code has. Returns the page's path and the table.
     """
     started, old = time.monotonic(), read_record(workdir)
     table = _table(workdir)
     folder = workdir / "report"
     page = folder / "index.html"
     whole = page.exists() and (folder / FIGURES).exists() and (folder / TABLES).exists()
-    if whole and is_written(workdir, table):
+    shown = _shown_beside_the_table(workdir)
+    if whole and is_written(workdir, table) and _read(folder / _SHOWN) == shown:
         return page, table
     answers = _answers(workdir, table)
     facts = {
@@ -42,6 +47,7 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
     }
     later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
     page = write_all(folder, answers, facts | old["versions"] | later)
+    write_json(folder / _SHOWN, shown)
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
     return page, table
 
@@ -51,6 +57,17 @@ def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
     check_names([name])
     answers = _answers(workdir, _table(workdir))
     return write_figures(workdir / "report" / FIGURES, answers, name)
+
+
+def _shown_beside_the_table(workdir: epath.Path) -> dict[str, Any]:
+    """What else the page follows from: how long each run's metrics are, and by which code they are read."""
+    runs = {run: workdir / "runs" / run / METRICS for run in known_runs(workdir)}
+    sizes = {run: path.stat().length for run, path in runs.items() if path.exists()}
+    return {"olmo-jax": code_version(), "bytes_of_metrics": sizes}
+
+
+def _read(path: epath.Path) -> Any:
+    return read_json(path) if path.exists() else None
 
 
 def _answers(workdir: epath.Path, table: pd.DataFrame) -> Answers:

@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import platform
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,8 +27,8 @@ from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_co
 from sweeps.plan import Plan
 from sweeps.record import check_record, pin
 from sweeps.stacks import one_process_a_stack
+from sweeps.versions import versions
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 _BYTES_A_TOKEN = 4.0
 
 
@@ -221,21 +218,6 @@ def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[f
             told = "at least " if "python_packages" in data.corpus else "about "  # its cap may not be reached
             found[name] = text * (1 - data.validation_fraction) / _BYTES_A_TOKEN, told
     return found
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with: this code's version and commit, Python, and the packages that compute."""
-    found = {"olmo-jax": _code_version(), "python": sys.version.split()[0]}
-    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def _code_version() -> str:
-    version = importlib.metadata.version("olmo-jax")
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return f"{version} ({git.stdout.strip()})" if git.returncode == 0 else version
 
 
 def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:

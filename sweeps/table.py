@@ -142,8 +142,10 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
 def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, metrics: Mapping[int, Any]) -> list[int]:
     """Steps of a run's checkpoints; where a copy of the directory came without any, those at which they were due."""
     path = checkpoint.directory(workdir, folder)
-    if path.exists() or config.imported:
+    if path.exists():
         return [step for step, runs in checkpoint.member_lists(path).items() if run in runs]
+    if config.imported:
+        return sorted(metrics)
     return sorted(checkpoint_steps(Cohort(shape_of(config, ""), (Run(run, config),))) & set(metrics))
 
 

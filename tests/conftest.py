@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        # Eight devices take turns on few cores: one that waits 40 s for the others hasn't failed.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]
 )
 

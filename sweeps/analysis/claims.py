@@ -1,10 +1,12 @@
 """What a sweep says of the claims of paper B (arXiv 2506.01034) on local dimension: one verdict an experiment.
 
 Which experiments a sweep holds is told from its columns. A verdict is "agrees", "disagrees", "unclear" (the interval
-leaves both open, or there are too few runs for one) or "untestable" (what the claim is about didn't happen). Where the
-lines between them are drawn is ours.
+leaves both open, or there are too few runs for one) or "untestable" (what the claim is about didn't happen, or wasn't
+measured often enough to be seen). Where the lines between them are drawn is ours. Intervals are over runs, the settings
+of the grid taken as they are.
 """
 
+import collections
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sweeps.analysis.columns import HELD_OUT_LOSS
+from sweeps.analysis.columns import HELD_OUT_LOSS, final_rows
 from sweeps.analysis.estimate import Estimate, nothing
 from sweeps.analysis.events import (
     DELAY,
@@ -26,7 +28,7 @@ from sweeps.analysis.events import (
     stop_step,
     valley_step,
 )
-from sweeps.analysis.leads import change_point, lag_of, middle
+from sweeps.analysis.leads import LEAST_VALUES, change_point, lag_of, middle
 from sweeps.analysis.r2 import incremental_r2
 from sweeps.analysis.shift import DIMENSION, course_ends, dimension_columns, shifts, states_of
 
@@ -76,19 +78,20 @@ def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.
     """The claims that the sweep has an experiment on, in the paper's order.
 
     Args:
-      table: one row a (run, checkpoint); runs that diverged, and those without a row yet, are left out.
+      table: one row a (run, checkpoint); runs that diverged, or haven't reached their end, are left out.
       curves: metrics.jsonl of each run, by run id. courses: see sweeps.courses; the last checkpoint's count.
     """
     if table.empty:
         return []
-    first = table.drop_duplicates("run_id").set_index("run_id")
-    known = first[first["diverged_at"].isna()]
+    known = final_rows(table).rows.drop_duplicates("run_id").set_index("run_id")
     probed = {run: rows for run in known.index if run in curves and len(rows := probe_rows(curves[run]))}
     settings = known["configuration"].astype(str).to_dict() if "configuration" in known else {}
     found = []
-    for name, course in courses.groupby("evaluation") if courses is not None and len(courses) else ():
+    if courses is None or courses.empty:
+        courses = pd.DataFrame({"evaluation": [], "run_id": []})
+    for name, course in courses[courses["run_id"].isin(known.index)].groupby("evaluation"):
         last = course[course["step"] == course.groupby("run_id")["step"].transform("max")]
-        found.append(_overfitting(last) if str(name).startswith("finetune_task_") else _shift(last))
+        found.append(_overfitting(last, settings) if str(name).startswith("finetune_task_") else _shift(last))
     equations = {run for run in probed if _CORPUS in known and known.at[run, _CORPUS] == "arithmetic"}
     for experiment, takes in ((_exhaustion, False), (_grokking, True)):
         of = {run: curve for run, curve in probed.items() if (run in equations) == takes}
@@ -132,8 +135,12 @@ def _shift(course: pd.DataFrame) -> Claim | None:
 
 
 def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -> Claim | None:
-    if (column := _measured_on(curves, "validation")) is None:
+    if (measured := _measured_on(curves, "validation")) is None:
         return None
+    column, often = measured
+    if not often:
+        return _too_seldom("exhaustion", "", column, curves)
+    left_out, curves = len(curves) - len(often), often
     rows = pd.DataFrame(
         {"run_id": run, "group": run, "outcome_step": stop_step(curve, HELD_OUT_LOSS)} for run, curve in curves.items()
     )
@@ -148,10 +155,11 @@ def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str])
 
     def told(verdict: str, sentence: str) -> Claim:
         signals = rivals(changes, curves, column, settings)
+        sentence = f"{sentence}.{_without(left_out)}"
         return Claim("exhaustion", "", verdict, sentence, found.lead, found.changes, signals, column)
 
     if stopped.empty:
-        return told("untestable", f"Validation still improves at the end of all {len(rows)} runs.")
+        return told("untestable", f"Validation still improves at the end of all {len(rows)} runs")
     sentence = f"Validation stops improving (within {STOPPED:.0%} of its fall of its least) in {len(stopped)} of "
     sentence += f"{len(rows)} runs of {steps:g} steps; local dimension levels off in {level} of these"
     if level:
@@ -159,18 +167,24 @@ def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str])
     low, high = _share(level, len(stopped))
     bound = TOGETHER * steps
     if high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
-        return told("disagrees", f"{sentence}.")
+        return told("disagrees", sentence)
     together = -bound < found.lead.low and found.lead.high < bound
-    return told("agrees" if together and low > 0.5 else "unclear", f"{sentence}.")
+    return told("agrees" if together and low > 0.5 else "unclear", sentence)
 
 
-def _overfitting(course: pd.DataFrame) -> Claim | None:
+def _overfitting(course: pd.DataFrame, of_run: Mapping[str, str]) -> Claim | None:
+    name = str(course["evaluation"].iloc[0])
     curves = {
         f"{run}, seed {seed:g}": of.rename(columns={"step": "checkpoint", "at": "step"})
         for (run, seed), of in course.groupby(["run_id", "seed"])
     }
-    if (column := _measured_on(curves, "validation")) is None:
+    if (measured := _measured_on(curves, "validation")) is None:
         return None
+    column, often = measured
+    if not often:
+        return _too_seldom("overfitting", name, column, curves)
+    left_out, curves = len(curves) - len(often), often
+    settings = {course: of_run[str(of["run_id"].iloc[0])] for course, of in curves.items()} if of_run else {}
     rows = pd.DataFrame(
         {"run_id": name, "group": of["run_id"].iloc[0], "outcome_step": least_step(of, ANSWER_LOSS)}
         for name, of in curves.items()
@@ -182,7 +196,7 @@ def _overfitting(course: pd.DataFrame) -> Claim | None:
             return rows.assign(metric_step=[_change(of, signal, "level") for of in curves.values()])
         return rows.assign(metric_step=[valley_step(of, signal) for of in curves.values()])
 
-    found = lag_of(changes(column))
+    found = lag_of(changes(column), settings)
     overfit = found.changes[found.changes["outcome_step"].notna()]
     by_run = overfit["metric_step"].notna().groupby(overfit["group"]).mean()
     turned = int((by_run > 0.5).sum())
@@ -191,16 +205,16 @@ def _overfitting(course: pd.DataFrame) -> Claim | None:
         estimate = Estimate(turned / len(by_run), *_share(turned, len(by_run)), math.nan, len(by_run))
 
     def told(verdict: str, sentence: str) -> Claim:
-        signals = rivals(changes, curves, column)
-        name = str(course["evaluation"].iloc[0])
+        signals = rivals(changes, curves, column, settings)
+        sentence = f"{sentence}.{_without(left_out)}"
         return Claim("overfitting", name, verdict, sentence, estimate, found.changes, signals, column)
 
-    runs = course["run_id"].nunique()
+    runs = rows["group"].nunique()
     if overfit.empty:
-        return told("untestable", f"Validation loss turns in none of {runs} runs: nothing overfits.")
+        return told("untestable", f"Validation loss turns in none of {runs} runs: nothing overfits")
     sentence = f"Validation loss turns in {len(by_run)} of {runs} runs; in {turned} of these local dimension "
     sentence += f"has a valley, a share of {_number(*estimate[:3])}"
-    sentence += f", {_ahead(found.lead)} the loss's turn." if found.lead.n else "."
+    sentence += f", {_ahead(found.lead)} the loss's turn" if found.lead.n else ""
     bound = TOGETHER * float(course["at"].max())
     together = -bound < found.lead.low and found.lead.high < bound
     if estimate.high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
@@ -209,11 +223,15 @@ def _overfitting(course: pd.DataFrame) -> Claim | None:
 
 
 def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -> Claim | None:
-    """It agrees if local dimension falls, its jump comes near that of validation accuracy, and one of two holds: runs
-    that memorise and don't grok do otherwise, or shuffled runs' jumps lie farther apart.
+    """It agrees if local dimension falls, its jump comes near that of validation accuracy, and one of two holds: it
+    falls by more than in runs that memorise and don't grok, or shuffled runs' jumps lie farther apart.
     """
-    if (column := _measured_on(curves, "train")) is None:
+    if (measured := _measured_on(curves, "train")) is None:
         return None
+    column, often = measured
+    if not often:
+        return _too_seldom("grokking", "", column, curves)
+    left_out, curves = len(curves) - len(often), often
     rows = pd.DataFrame(
         {"run_id": run, "group": run} | grokking_of(curve, column)._asdict() for run, curve in curves.items()
     )
@@ -244,14 +262,15 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
         sentence += f", p = {found.lead.p_value:.2g} against shuffled runs"
     bound = TOGETHER * float(np.median([curve["step"].iloc[-1] for curve in curves.values()]))
     together = -bound < found.lead.low and found.lead.high < bound
+    farther = contrast < 0.05 and moves.median() < stays.median()
     verdict = "untestable" if groks.empty else "unclear"
     if estimate.low > 0:
         verdict = "disagrees"
-    elif estimate.high < 0 and together and any(p < 0.05 for p in (found.lead.p_value, contrast)):
+    elif estimate.high < 0 and together and (found.lead.p_value < 0.05 or farther):
         verdict = "agrees"
     rows = rows.merge(found.changes[["run_id", "metric_step"]], how="left", on="run_id")
     signals = rivals(changes, curves, column, settings)
-    return Claim("grokking", "", verdict, f"{sentence}.", estimate, rows, signals, column)
+    return Claim("grokking", "", verdict, f"{sentence}.{_without(left_out)}", estimate, rows, signals, column)
 
 
 def rivals(
@@ -284,9 +303,35 @@ def _shared(curves: Mapping[str, pd.DataFrame]) -> set[str]:
     return set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
 
 
-def _measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> str | None:
-    """The mean local dimension on a text that all curves have, of the deepest states."""
-    return next(iter(dimension_columns(_shared(curves), text)), None)
+def _measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> tuple[str, dict[str, pd.DataFrame]] | None:
+    """The mean local dimension on a text, of the deepest states of those that most runs have; and the curves in which
+    it was measured often enough for a change to be seen.
+    """
+    having = collections.Counter(str(c) for curve in curves.values() for c in curve.columns)
+    if not (columns := dimension_columns(set(having), text)):
+        return None
+    column = max(columns, key=having.__getitem__)
+    often = {
+        run: curve
+        for run, curve in curves.items()
+        if column in curve and np.isfinite(curve[column].astype(float)).sum() >= LEAST_VALUES
+    }
+    return column, often
+
+
+def _too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.DataFrame]) -> Claim:
+    """Nothing can be said: no run was measured often enough."""
+    most = max(int(curve[column].notna().sum()) for curve in curves.values() if column in curve)
+    sentence = f"Local dimension was measured {most} times in a run at most; a change shows in {LEAST_VALUES} or more: "
+    sentence += "look more often."
+    rows = pd.DataFrame({"run_id": list(curves), "group": list(curves), "metric_step": math.nan})
+    rows = rows.assign(outcome_step=math.nan, lag=math.nan, groks=False, stays=math.nan)
+    signals = pd.DataFrame(columns=SIGNALS)
+    return Claim(name, evaluation, "untestable", sentence, nothing(0), rows, signals, column)
+
+
+def _without(count: int) -> str:
+    return f" {count} more were measured fewer than {LEAST_VALUES} times and are left out." if count else ""
 
 
 def _change(curve: pd.DataFrame, column: str, kind: str) -> float:

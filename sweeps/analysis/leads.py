@@ -74,11 +74,13 @@ def change_point(steps: np.ndarray, values: np.ndarray, kind: str = "jump", leas
       NO_CHANGE with fewer than 16 values, where the change explains less than half of the variance or hardly more than
       a straight line, and where it is smaller than `least`.
 
-    Raises AnalysisError for another kind.
+    Raises AnalysisError for another kind, and for steps and values that aren't as many.
     """
     if kind not in KINDS:
         raise AnalysisError(f"kind = '{kind}': needs one of {', '.join(KINDS)}")
     steps, values = np.asarray(steps, float), np.asarray(values, float)
+    if steps.shape != values.shape:
+        raise AnalysisError(f"{steps.size} steps and {values.size} values: a curve has as many of both")
     there = np.isfinite(steps) & np.isfinite(values)
     x_N, y_N = steps[there], values[there]
     total = float(np.sum((y_N - y_N.mean()) ** 2)) if len(y_N) else 0.0
@@ -151,9 +153,16 @@ def lead_lag(
       kinds: of the change of metric and outcome; see `change_point`. least: the smallest change of the outcome.
       groups: a name for each run; None for each run its own. settings: likewise, the same for all runs of a group.
       seed: of the shuffles.
+
+    Raises AnalysisError for a curve without `step`, and for a run that `groups` or `settings` doesn't name.
     """
     rows = []
     for run, curve in curves.items():
+        if "step" not in curve:
+            raise AnalysisError(f"the curve of run '{run}' has no column 'step'")
+        for what, names in (("groups", groups), ("settings", settings)):
+            if names is not None and run not in names:
+                raise AnalysisError(f"{what} doesn't name run '{run}'; name all of them, or give None")
         if not {metric, outcome} <= {*curve.columns}:
             continue
         steps = curve["step"].to_numpy(float)

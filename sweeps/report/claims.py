@@ -12,7 +12,7 @@ import pandas as pd
 
 from sweeps.analysis.answers import Answers
 from sweeps.analysis.claims import ANSWER_LOSS, Claim
-from sweeps.analysis.columns import HELD_OUT_LOSS, as_levels
+from sweeps.analysis.columns import HELD_OUT_LOSS, as_levels, final_rows
 from sweeps.analysis.events import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS, probe_rows
 from sweeps.analysis.shift import DIMENSION, course_ends, dimension_columns, text_of
 from sweeps.report.html import format_value
@@ -137,7 +137,7 @@ def violins(answers: Answers, claim: Claim) -> list[Violin]:
 
 def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
     """Mean local dimension at the last checkpoints by states and text, points and neighbours; range over runs."""
-    final = table[table["final"].fillna(False).astype(bool)]
+    final = final_rows(table).rows
     rows = []
     for column in map(str, final.columns):
         if found := _SENSITIVITY.fullmatch(column):

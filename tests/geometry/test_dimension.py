@@ -152,6 +152,14 @@ def test_too_few_distinct_points_are_undefined(x_ND):
     assert np.isnan(dimension.levina_bickel(x_ND))
 
 
+@pytest.mark.parametrize("convention", dimension.CONVENTIONS)
+def test_where_all_that_could_fix_a_slope_is_discarded_there_is_none(convention):
+    x_ND = CLOUDS["gaussian"]
+    assert np.isnan(dimension.two_nn(x_ND[:5], discard_fraction=0.9, convention=convention))
+    assert np.isnan(dimension.two_nn(x_ND[:15], discard_fraction=0.9, convention="skdim034"))
+    assert np.isnan(dimension.local_two_nn(x_ND, 8, discard_fraction=0.9, convention=convention)).all()
+
+
 def test_a_lattice_has_ratios_of_one():
     grid = np.stack(np.meshgrid(*[np.arange(4.0)] * 2), -1).reshape(-1, 2)
     assert float(dimension.two_nn(grid)) == np.inf

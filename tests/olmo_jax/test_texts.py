@@ -24,7 +24,7 @@ from olmo_jax.config import (
 from olmo_jax.data import arithmetic
 from olmo_jax.data.prepare import prepare
 from olmo_jax.probe import make_probes
-from olmo_jax.texts import check_texts, passages, read_states, states_geometry
+from olmo_jax.texts import check_texts, passages, read_states, states_geometry, text_passages
 
 MODEL = ModelConfig(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=2, n_heads=2, d_ff=32)
 TEXTS = TextsConfig(
@@ -120,6 +120,13 @@ def test_states_are_drawn_then_rid_of_duplicates_then_cut(run, index, params, st
     np.testing.assert_allclose(
         values["effective_rank"], summarize(cut, ("effective_rank",))["effective_rank"], rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("tokens, expected", [("all", [0, 0, 11, 12, 13, 21, 22]), ("last", [13, 22])])
+def test_the_last_token_of_a_short_document_has_a_state_and_padding_none(tokens, expected):
+    config = TextsConfig(tokens=tokens, documents=2, document_tokens=8, metrics=())
+    (passage,) = text_passages(config, {"short": iter([np.array([11, 12, 13]), np.array([21, 22])])}, 0)
+    assert sorted(passage.inputs_NL.ravel()[passage.points_MKT.ravel()]) == expected
 
 
 def test_fewer_distinct_states_than_points_are_told_and_measured_once_each():

@@ -190,6 +190,21 @@ def test_status_and_report_need_neither_the_file_nor_the_text_of_the_sweep(finis
         shutil.move(moved, corpus)
 
 
+def test_a_page_is_written_anew_when_metrics_have_grown_and_else_left(finished):
+    page, metrics = finished / "report/index.html", next(iter(finished.glob("runs/*/metrics.jsonl")))
+    assert cli.main(["report", f"--workdir={finished}"]) == 0
+    before, held = page.stat().st_mtime_ns, metrics.read_text()
+    assert cli.main(["report", f"--workdir={finished}"]) == 0
+    assert page.stat().st_mtime_ns == before
+    metrics.write_text(held + '{"step": 10000, "loss": 1.0}\n')
+    try:
+        assert cli.main(["report", f"--workdir={finished}"]) == 0
+        assert page.stat().st_mtime_ns > before
+    finally:
+        metrics.write_text(held)
+        cli.main(["report", f"--workdir={finished}"])
+
+
 def test_a_figure_is_made_again_alone_and_an_unknown_one_is_refused(finished, capsys):
     figures = finished / "report" / "figures"
     before = (figures / "training_loss.svg").read_bytes()

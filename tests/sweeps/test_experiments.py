@@ -1,6 +1,7 @@
 """The experiments on local dimension: what their files resolve to, and each from its text or equations to a verdict."""
 
 import json
+import shutil
 
 import pytest
 
@@ -89,6 +90,10 @@ def test_what_can_not_be_measured_is_one_line_before_training(capsys, tmp_path, 
     assert not list(tmp_path.glob("w/cohorts/*"))
 
 
+def data_of(page):
+    return json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "argument, name",
@@ -100,13 +105,18 @@ def test_what_can_not_be_measured_is_one_line_before_training(capsys, tmp_path, 
     ],
 )
 def test_each_ends_with_a_verdict_on_its_page(tmp_path, argument, name):
-    assert cli.main(["run", f"--config={argument}", f"--workdir={tmp_path}"]) == 0
-    page = (tmp_path / "report/index.html").read_text()
+    assert cli.main(["run", f"--config={argument}", f"--workdir={tmp_path / 'w'}"]) == 0
+    page = (tmp_path / "w/report/index.html").read_text()
     assert CLAIMS[name] in page
-    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    data = data_of(page)
     claim = next(claim for claim in data["claims"] if claim["name"] == name)
     assert claim["panels"] and all(panel["bands"] for panel in claim["panels"])
-    assert (tmp_path / "report/figures/claim_curves.svg").stat().st_size > 10_000
+    assert (tmp_path / "w/report/figures/claim_curves.svg").stat().st_size > 10_000
+    left = shutil.ignore_patterns("cohorts", "report", "results.*")
+    shutil.copytree(tmp_path / "w", tmp_path / "copy", ignore=left)
+    assert cli.main(["report", f"--workdir={tmp_path / 'copy'}"]) == 0
+    copied = data_of((tmp_path / "copy/report/index.html").read_text())
+    assert copied["claims"] == data["claims"], "a copy without checkpoints says the same"
     if name == "shift":
         assert {v["when"] for v in claim["violins"]} == {"before", "after"} and data["sensitivity"]
     assert "probes&#x27; share of that" in page

@@ -208,11 +208,70 @@ def test_runs_with_other_columns_and_without_a_row_are_no_obstacle():
     curves["run0"]["layer_0.train/effective_rank"] = 1.0
     curves["run1"] = curves["run1"].rename(columns={METRIC: "layer_3.train/local_two_nn"})
     table = table_of(curves, "arithmetic")
-    assert claims(table, curves) == []  # no local dimension that all have
+    (found,) = claims(table, curves)
+    assert len(found.rows) == 9 and "1 more were measured fewer than 16 times and are left out" in found.sentence
     curves["run1"][METRIC] = curves["run2"][METRIC]
     curves["later"] = curves["run2"]
     (found,) = claims(table, curves)
     assert len(found.rows) == 10 and list(found.signals["signal"]) == [METRIC, "texts.train/loss"]
+
+
+def test_what_was_looked_at_too_seldom_has_no_verdict():
+    few = {run: curve.iloc[:: len(STEPS) // 14][:15] for run, curve in exhaustion().items()}
+    (found,) = claims(table_of(few, "python_packages"), few)
+    assert (found.name, found.verdict) == ("exhaustion", "untestable")
+    assert "was measured 15 times in a run at most; a change shows in 16 or more" in found.sentence
+    course = overfitting_courses()
+    names = [f"run{i}" for i in range(8)]
+    (found,) = claims(table_of(names, "python_packages"), {}, course[course["at"] % 100 == 0])
+    assert (found.name, found.verdict) == ("overfitting", "untestable") and "measured 5 times" in found.sentence
+    blank = course.assign(**{"final_states.validation/local_two_nn": np.nan})
+    (found,) = claims(table_of(names, "python_packages"), {}, blank)
+    assert found.verdict == "untestable"
+
+
+def test_runs_that_only_memorise_and_fall_further_are_no_evidence():
+    curves = grokking(drop=0.3, stays=6)
+    for i in range(8):
+        curves[f"run{i}"] = curves["run0"]  # all at one time: shuffling shows nothing either
+    for i in range(8, 14):
+        curves[f"run{i}"][METRIC] -= 3 * (STEPS > 2150)
+    (found,) = claims(table_of(curves, "arithmetic"), curves)
+    assert found.estimate.high < 0 and found.estimate.p_value < 0.05
+    assert found.verdict == "unclear"
+
+
+def test_runs_under_way_and_those_that_diverged_are_left_out_everywhere():
+    curves = grokking(stays=6)
+    table = table_of(curves, "arithmetic")
+    table.loc[8:, "final"] = False
+    (found,) = claims(table, curves)
+    assert "8 of 8 runs grok" in found.sentence and "memorise alone" not in found.sentence
+    courses = shift_courses()
+    courses.loc[courses["run_id"] == "run7", "final_states.code/local_two_nn"] += 30 * courses["at"]
+    table = table_of([f"run{i}" for i in range(8)], "python_packages")
+    table.loc[7, "diverged_at"] = 120
+    (found,) = claims(table, {}, courses)
+    assert found.verdict == "agrees" and found.estimate.n == 7
+
+
+def test_what_a_setting_moves_in_fine_tuning_is_no_lead():
+    random = np.random.default_rng(1)
+    at = np.arange(0, 401, 10.0)
+    courses = []
+    for i in range(16):
+        turn, valley = 120 + 160 * (i // 8) + random.uniform(-60, 60, 2)
+        values = {
+            "target/loss": 0.3 + np.abs(at - turn - 20) / 400,
+            "final_states.validation/local_two_nn": 6 + np.abs(at - valley) / 100,
+        }
+        courses.append(course(f"run{i}", 0, at, values, "finetune_task_spam_lr0.001", "task_spam"))
+    table = table_of([f"run{i}" for i in range(16)], "python_packages")
+    pooled, apart = (
+        claims(frame, {}, pd.concat(courses, ignore_index=True))[0].signals["p_value"].iloc[0]
+        for frame in (table, table.assign(configuration=["a"] * 8 + ["b"] * 8))
+    )
+    assert pooled < 0.01 < 0.1 < apart
 
 
 def test_a_value_that_is_missing_takes_one_run_and_not_the_verdict():

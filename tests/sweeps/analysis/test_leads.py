@@ -139,6 +139,18 @@ def test_few_runs_and_missing_curves_are_told():
     assert math.isnan(nothing.lead.estimate) and nothing.note == "no run has both curves"
 
 
+def test_what_doesnt_fit_together_is_told_in_a_line():
+    curve = pd.DataFrame({"step": np.arange(20.0), "a": 1.0, "b": 1.0})
+    with pytest.raises(AnalysisError, match="groups doesn't name run 'r'"):
+        lead_lag({"r": curve}, "a", "b", groups={})
+    with pytest.raises(AnalysisError, match="settings doesn't name run 'r'"):
+        lead_lag({"r": curve}, "a", "b", settings={"other": "x"})
+    with pytest.raises(AnalysisError, match="the curve of run 'r' has no column 'step'"):
+        lead_lag({"r": curve[["a", "b"]]}, "a", "b")
+    with pytest.raises(AnalysisError, match="3 steps and 2 values"):
+        change_point([0, 1, 2], [1, 2])
+
+
 def test_runs_of_a_group_count_once():
     curves = made(1, runs=12)
     groups = {run: f"g{i // 2}" for i, run in enumerate(curves)}
