@@ -11,7 +11,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 LOCK := requirements/lock-$(if $(filter 3.11,$(VERSION)),3.11,3.12).txt
 BIN := $(VENV)/bin
 # A file's tests stay in one process, for they share what is made once.
-PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=25 --durations-min=5
 
 .PHONY: setup demo test slow check oracles oracles-setup bench lock
 
