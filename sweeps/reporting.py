@@ -13,6 +13,8 @@ from olmo_jax.metrics import METRICS, TIMINGS, read_json, read_jsonl, write_json
 from olmo_jax.progress import say
 from sweeps.analysis import final_rows
 from sweeps.analysis.answers import Answers, answer
+from sweeps.analysis.claims import claims
+from sweeps.analysis.columns import PRIMARY_PAIR, TEXTS
 from sweeps.courses import read_courses
 from sweeps.record import read_record, recorded_plan
 from sweeps.report import FIGURES, TABLES, write_all
@@ -84,11 +86,16 @@ def _table(workdir: epath.Path) -> pd.DataFrame:
     return table
 
 
-def summary(table: pd.DataFrame) -> list[str]:
-    """What `run` ends with: what was found, against what, and what it rests on."""
+def summary(workdir: epath.Path, table: pd.DataFrame) -> list[str]:
+    """What `run` ends with: verdicts on claims, where the sweep tries one; what was found, against what, on what."""
     final = final_rows(table)
-    found = [of(final.rows) for of in (primary, strongest_setting, after_training)]
-    return [*found, against_unigram(table), caveat(final)]
+    tried = []
+    if any(str(column).startswith(TEXTS) for column in table):
+        tried = claims(table, read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation))
+    found = [of(final.rows) for of in (primary, strongest_setting, after_training)] + [against_unigram(table)]
+    # Models of equations have no loss by domain, and these sentences would but say so.
+    usual = found if not tried or PRIMARY_PAIR[1] in table else []
+    return [*(claim.told for claim in tried), *usual, caveat(final)]
 
 
 def _training_seconds(workdir: epath.Path) -> dict[str, str]:

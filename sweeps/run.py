@@ -183,7 +183,7 @@ def run(
 
     with alone(Path(workdir / ".sweep.lock"), say):
         page, table = reporting.report(workdir, command)
-    print("\n".join(reporting.summary(table)))
+    print("\n".join(reporting.summary(workdir, table)))
     print(f"Report: {page}")
     return True
 

@@ -73,6 +73,11 @@ class Claim(NamedTuple):
     signals: pd.DataFrame
     column: str
 
+    @property
+    def told(self) -> str:
+        """The claim and its verdict in words."""
+        return f"{CLAIMS[self.name]} Here: {self.verdict}. {self.sentence}"
+
 
 def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None = None) -> list[Claim]:
     """The claims that the sweep has an experiment on, in the paper's order.

@@ -10,7 +10,6 @@ import pandas as pd
 
 from sweeps.analysis import PRIMARY_PAIR
 from sweeps.analysis.answers import Answers
-from sweeps.analysis.claims import CLAIMS
 from sweeps.analysis.prediction import GAIN
 from sweeps.report import claims_section
 from sweeps.report.row_findings import after_training, lacking, primary, strongest_setting
@@ -49,9 +48,7 @@ def findings(answers: Answers) -> list[Finding]:
     (9) saturation. A sweep with an experiment on local dimension says first what it found on that.
     """
     rows = answers.final.rows
-    claimed = [
-        Finding(f"{CLAIMS[c.name]} Here: {c.verdict}. {c.sentence}", claims_section.NAME) for c in answers.claims
-    ]
+    claimed = [Finding(claim.told, claims_section.NAME) for claim in answers.claims]
     return [
         *claimed,
         Finding(primary(rows), "scatter"),

@@ -104,8 +104,9 @@ def data_of(page):
         (f"{TEXT}:overfitting,smoke", "overfitting"),
     ],
 )
-def test_each_ends_with_a_verdict_on_its_page(tmp_path, argument, name):
+def test_each_ends_with_a_verdict_on_its_page(capsys, tmp_path, argument, name):
     assert cli.main(["run", f"--config={argument}", f"--workdir={tmp_path / 'w'}"]) == 0
+    assert CLAIMS[name] in capsys.readouterr().out
     page = (tmp_path / "w/report/index.html").read_text()
     assert CLAIMS[name] in page
     data = data_of(page)
