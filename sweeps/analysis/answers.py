@@ -6,7 +6,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from sweeps.analysis.association import associations
-from sweeps.analysis.claims import Claim, claims
+from sweeps.analysis.claim import Claim
+from sweeps.analysis.claims import claims
 from sweeps.analysis.columns import FinalRows, controls_of, final_rows, geometry_columns, loss_columns
 from sweeps.analysis.early import predict_early
 from sweeps.analysis.prediction import predict

@@ -1,20 +1,28 @@
 """What a sweep says of the claims of paper B (arXiv 2506.01034) on local dimension: one verdict an experiment.
 
-Which experiments a sweep holds is told from its columns. A verdict is "agrees", "disagrees", "unclear" (the interval
-leaves both open, or there are too few runs for one) or "untestable" (what the claim is about didn't happen, or wasn't
-measured often enough to be seen). Where the lines between them are drawn is ours. Intervals are over runs, the settings
-of the grid taken as they are.
+Which experiments a sweep holds is told from its columns. Where the lines between verdicts are drawn is ours. Intervals
+are over runs, the settings of the grid taken as they are.
 """
 
-import collections
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sweeps.analysis.claim import (
+    CLAIMS,
+    SIGNALS,
+    Claim,
+    ahead,
+    change_step,
+    left_out_note,
+    measured_on,
+    number,
+    rivals,
+    too_seldom,
+)
 from sweeps.analysis.columns import HELD_OUT_LOSS, final_rows
 from sweeps.analysis.estimate import Estimate, nothing
 from sweeps.analysis.events import (
@@ -28,55 +36,15 @@ from sweeps.analysis.events import (
     stop_step,
     valley_step,
 )
-from sweeps.analysis.leads import LEAST_VALUES, change_point, lag_of, middle
-from sweeps.analysis.r2 import incremental_r2
-from sweeps.analysis.shift import DIMENSION, course_ends, dimension_columns, shifts, states_of
+from sweeps.analysis.leads import lag_of, middle
+from sweeps.analysis.shift import course_ends, shifts, states_of
 
 ANSWER_LOSS = "target/loss"
 # Other domains are left nearly unchanged by less than this share of what the fine-tuned one moves.
 NEARLY = 0.5
 # Two events come together if they are closer than this share of training.
 TOGETHER = 0.2
-
-CLAIMS = {
-    "shift": "Fine-tuning lowers the mean local dimension on its own domain and leaves others nearly unchanged.",
-    "exhaustion": "The mean local dimension levels off when training is exhausted.",
-    "overfitting": "The mean local dimension falls, then rises, when a classifier overfits.",
-    "grokking": "The mean local dimension drops when a model groks.",
-}
-SIGNALS = ["signal", "lead", "low", "high", "p_value", "n", "claimed", "adds", "adds_low", "adds_high", "note"]
 _CORPUS = "config.data.corpus"
-# Of each states and text, the rivals of local dimension.
-_METRICS = (DIMENSION, "effective_rank", "isoscore")
-
-# From a column to the change points of each run: run_id, group, metric_step, outcome_step.
-Changes = Callable[[str], pd.DataFrame]
-
-
-class Claim(NamedTuple):
-    """A claim and what this sweep says of it.
-
-    Attributes:
-      name: a key of CLAIMS. evaluation: the fine-tuning that it is of, or "".
-      verdict: see above. sentence: why, with the numbers. estimate: what the verdict rests on.
-      rows: of "shift" a row a column (see `shifts`), else a row a run.
-      signals: a row a rival signal (SIGNALS): by how many steps it changes before the outcome does, and the R2 that its
-        step adds to that of the training loss in predicting the outcome's. column: the first of them.
-    """
-
-    name: str
-    evaluation: str
-    verdict: str
-    sentence: str
-    estimate: Estimate
-    rows: pd.DataFrame
-    signals: pd.DataFrame
-    column: str
-
-    @property
-    def told(self) -> str:
-        """The claim and its verdict in words."""
-        return f"{CLAIMS[self.name]} Here: {self.verdict}. {self.sentence}"
 
 
 def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None = None) -> list[Claim]:
@@ -124,8 +92,8 @@ def _shift(course: pd.DataFrame) -> Claim | None:
     if own.empty or others.empty:
         lacking = "the fine-tuned domain" if own.empty else "another domain"
         return told("untestable", f"Local dimension wasn't measured on {lacking}.")
-    elsewhere = ", ".join(f"on {r.text} by {_number(r.shift, r.low, r.high)}" for r in others.itertuples())
-    sentence = f"Local dimension on {of['text']}, which is fine-tuned on, moves by {_number(*estimate[:3])} standard "
+    elsewhere = ", ".join(f"on {r.text} by {number(r.shift, r.low, r.high)}" for r in others.itertuples())
+    sentence = f"Local dimension on {of['text']}, which is fine-tuned on, moves by {number(*estimate[:3])} standard "
     sentence += f"deviations over points, {elsewhere}; {int(of['n'])} models."
     if diverged := course_ends(course)[2]:
         sentence += f" {diverged} fine-tunings that diverged are left out."
@@ -140,18 +108,18 @@ def _shift(course: pd.DataFrame) -> Claim | None:
 
 
 def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -> Claim | None:
-    if (measured := _measured_on(curves, "validation")) is None:
+    if (measured := measured_on(curves, "validation")) is None:
         return None
     column, often = measured
     if not often:
-        return _too_seldom("exhaustion", "", column, curves)
+        return too_seldom("exhaustion", "", column, curves)
     left_out, curves = len(curves) - len(often), often
     rows = pd.DataFrame(
         {"run_id": run, "group": run, "outcome_step": stop_step(curve, HELD_OUT_LOSS)} for run, curve in curves.items()
     )
 
     def changes(signal: str) -> pd.DataFrame:
-        return rows.assign(metric_step=[_change(curve, signal, "level") for curve in curves.values()])
+        return rows.assign(metric_step=[change_step(curve, signal, "level") for curve in curves.values()])
 
     found = lag_of(changes(column), settings)
     steps = float(np.median([curve["step"].iloc[-1] for curve in curves.values()]))
@@ -160,7 +128,7 @@ def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str])
 
     def told(verdict: str, sentence: str) -> Claim:
         signals = rivals(changes, curves, column, settings)
-        sentence = f"{sentence}.{_without(left_out)}"
+        sentence = f"{sentence}.{left_out_note(left_out)}"
         return Claim("exhaustion", "", verdict, sentence, found.lead, found.changes, signals, column)
 
     if stopped.empty:
@@ -168,7 +136,7 @@ def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str])
     sentence = f"Validation stops improving (within {STOPPED:.0%} of its fall of its least) in {len(stopped)} of "
     sentence += f"{len(rows)} runs of {steps:g} steps; local dimension levels off in {level} of these"
     if level:
-        sentence += f", {_ahead(found.lead)}"
+        sentence += f", {ahead(found.lead)}"
     low, high = _share(level, len(stopped))
     bound = TOGETHER * steps
     if high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
@@ -183,11 +151,11 @@ def _overfitting(course: pd.DataFrame, of_run: Mapping[str, str]) -> Claim | Non
         f"{run}, seed {seed:g}": of.rename(columns={"step": "checkpoint", "at": "step"})
         for (run, seed), of in course.groupby(["run_id", "seed"])
     }
-    if (measured := _measured_on(curves, "validation")) is None:
+    if (measured := measured_on(curves, "validation")) is None:
         return None
     column, often = measured
     if not often:
-        return _too_seldom("overfitting", name, column, curves)
+        return too_seldom("overfitting", name, column, curves)
     left_out, curves = len(curves) - len(often), often
     settings = {course: of_run[str(of["run_id"].iloc[0])] for course, of in curves.items()} if of_run else {}
     rows = pd.DataFrame(
@@ -198,7 +166,7 @@ def _overfitting(course: pd.DataFrame, of_run: Mapping[str, str]) -> Claim | Non
     def changes(signal: str) -> pd.DataFrame:
         """Valleys; of the training loss, which has none, the step from which it is level."""
         if signal == TRAIN_LOSS:
-            return rows.assign(metric_step=[_change(of, signal, "level") for of in curves.values()])
+            return rows.assign(metric_step=[change_step(of, signal, "level") for of in curves.values()])
         return rows.assign(metric_step=[valley_step(of, signal) for of in curves.values()])
 
     found = lag_of(changes(column), settings)
@@ -211,15 +179,15 @@ def _overfitting(course: pd.DataFrame, of_run: Mapping[str, str]) -> Claim | Non
 
     def told(verdict: str, sentence: str) -> Claim:
         signals = rivals(changes, curves, column, settings)
-        sentence = f"{sentence}.{_without(left_out)}"
+        sentence = f"{sentence}.{left_out_note(left_out)}"
         return Claim("overfitting", name, verdict, sentence, estimate, found.changes, signals, column)
 
     runs = rows["group"].nunique()
     if overfit.empty:
         return told("untestable", f"Validation loss turns in none of {runs} runs: nothing overfits")
     sentence = f"Validation loss turns in {len(by_run)} of {runs} runs; in {turned} of these local dimension "
-    sentence += f"has a valley, a share of {_number(*estimate[:3])}"
-    sentence += f", {_ahead(found.lead)} the loss's turn" if found.lead.n else ""
+    sentence += f"has a valley, a share of {number(*estimate[:3])}"
+    sentence += f", {ahead(found.lead)} the loss's turn" if found.lead.n else ""
     bound = TOGETHER * float(course["at"].max())
     together = -bound < found.lead.low and found.lead.high < bound
     if estimate.high < 0.5 or found.lead.low > bound or found.lead.high < -bound:
@@ -231,11 +199,11 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
     """It agrees if local dimension falls, its jump comes near that of validation accuracy, and one of two holds: it
     falls by more than in runs that memorise and don't grok, or shuffled runs' jumps lie farther apart.
     """
-    if (measured := _measured_on(curves, "train")) is None:
+    if (measured := measured_on(curves, "train")) is None:
         return None
     column, often = measured
     if not often:
-        return _too_seldom("grokking", "", column, curves)
+        return too_seldom("grokking", "", column, curves)
     left_out, curves = len(curves) - len(often), often
     rows = pd.DataFrame(
         {"run_id": run, "group": run} | grokking_of(curve, column)._asdict() for run, curve in curves.items()
@@ -245,7 +213,7 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
     def changes(signal: str) -> pd.DataFrame:
         """After memorising: before that the states change for another reason."""
         steps = [
-            _change(curves[row.run_id][curves[row.run_id]["step"] >= row.memorised_step], signal, "jump")
+            change_step(curves[row.run_id][curves[row.run_id]["step"] >= row.memorised_step], signal, "jump")
             for row in groks.itertuples()
         ]
         return groks.assign(metric_step=np.asarray(steps, float))
@@ -257,12 +225,12 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
     sentence = f"{len(groks)} of {len(rows)} runs grok: validation passes {GROKKED:.0%} at least {DELAY} steps after "
     sentence += "all that is trained on is known"
     if len(groks):
-        sentence += f". From then till it has followed, local dimension moves by {_number(*estimate[:3])}"
+        sentence += f". From then till it has followed, local dimension moves by {number(*estimate[:3])}"
         apart = f", Mann-Whitney p = {contrast:.2g}"
         sentence += f" (by {stays.mean():+.2g} in {len(stays)} that memorise alone{apart})" if len(stays) else ""
     if found.lead.n:
         jumped = int(found.changes[["metric_step", "outcome_step"]].notna().all(axis=1).sum())
-        sentence += f"; where both have one jump, in {jumped} runs, it comes {_ahead(found.lead)} validation accuracy's"
+        sentence += f"; where both have one jump, in {jumped} runs, it comes {ahead(found.lead)} validation accuracy's"
     if found.lead.p_value <= 1:
         sentence += f", p = {found.lead.p_value:.2g} against shuffled runs"
     bound = TOGETHER * float(np.median([curve["step"].iloc[-1] for curve in curves.values()]))
@@ -275,85 +243,10 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
         verdict = "agrees"
     rows = rows.merge(found.changes[["run_id", "metric_step"]], how="left", on="run_id")
     signals = rivals(changes, curves, column, settings)
-    return Claim("grokking", "", verdict, f"{sentence}.{_without(left_out)}", estimate, rows, signals, column)
-
-
-def rivals(
-    changes: Changes, curves: Mapping[str, pd.DataFrame], column: str, settings: Mapping[str, str] | None = None
-) -> pd.DataFrame:
-    """When each signal changes against the outcome, and what its step adds to the training loss's in predicting it.
-
-    The signals are local dimension, effective rank and IsoScore of the same states, where all runs have them, and the
-    training loss.
-    """
-    shared = _shared(curves)
-    states = column.rpartition("/")[0]
-    signals = [f"{states}/{metric}" for metric in _METRICS if f"{states}/{metric}" in shared]
-    signals += [TRAIN_LOSS] if TRAIN_LOSS in shared else []
-    of_loss = changes(TRAIN_LOSS)["metric_step"] if TRAIN_LOSS in shared else None
-    rows = []
-    for signal in signals:
-        found = lag_of(changes(signal), settings)
-        adds = nothing(0)
-        if of_loss is not None and signal != TRAIN_LOSS:
-            table = found.changes.assign(loss_step=of_loss).dropna(subset=["metric_step", "outcome_step", "loss_step"])
-            adds = incremental_r2(table, "metric_step", "outcome_step", ["loss_step"], "group")
-        lead = found.lead
-        rows.append((signal, *lead, found.claimed, adds.estimate, adds.low, adds.high, found.note))
-    return pd.DataFrame(rows, columns=SIGNALS)
-
-
-def _shared(curves: Mapping[str, pd.DataFrame]) -> set[str]:
-    """The columns that all curves have."""
-    return set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
-
-
-def _measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> tuple[str, dict[str, pd.DataFrame]] | None:
-    """The mean local dimension on a text, of the deepest states of those that most runs have; and the curves in which
-    it was measured often enough for a change to be seen.
-    """
-    having = collections.Counter(str(c) for curve in curves.values() for c in curve.columns)
-    if not (columns := dimension_columns(set(having), text)):
-        return None
-    column = max(columns, key=having.__getitem__)
-    often = {
-        run: curve
-        for run, curve in curves.items()
-        if column in curve and np.isfinite(curve[column].astype(float)).sum() >= LEAST_VALUES
-    }
-    return column, often
-
-
-def _too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.DataFrame]) -> Claim:
-    """Nothing can be said: no run was measured often enough."""
-    most = max(int(curve[column].notna().sum()) for curve in curves.values() if column in curve)
-    sentence = f"Local dimension was measured {most} times in a run at most; a change shows in {LEAST_VALUES} or more: "
-    sentence += "look more often."
-    rows = pd.DataFrame({"run_id": list(curves), "group": list(curves), "metric_step": math.nan})
-    rows = rows.assign(outcome_step=math.nan, lag=math.nan, groks=False, stays=math.nan)
-    signals = pd.DataFrame(columns=SIGNALS)
-    return Claim(name, evaluation, "untestable", sentence, nothing(0), rows, signals, column)
-
-
-def _without(count: int) -> str:
-    return f" {count} more were measured fewer than {LEAST_VALUES} times and are left out." if count else ""
-
-
-def _change(curve: pd.DataFrame, column: str, kind: str) -> float:
-    return change_point(curve["step"].to_numpy(float), curve[column].to_numpy(float), kind).step
+    return Claim("grokking", "", verdict, f"{sentence}.{left_out_note(left_out)}", estimate, rows, signals, column)
 
 
 def _share(count: int, n: int) -> tuple[float, float]:
     """The exact 95 % interval of a share."""
     low, high = stats.binomtest(count, n).proportion_ci(method="exact")
     return float(low), float(high)
-
-
-def _number(estimate: float, low: float, high: float) -> str:
-    text = f"{estimate:.2f}"
-    return text if math.isnan(low) else f"{text} (95 % interval {low:.2f} to {high:.2f})"
-
-
-def _ahead(lead: Estimate) -> str:
-    text = f"{abs(lead.estimate):.0f} steps {'before' if lead.estimate >= 0 else 'after'}"
-    return text if math.isnan(lead.low) else f"{text} (95 % interval of the lead {lead.low:.0f} to {lead.high:.0f})"

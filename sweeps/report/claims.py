@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.answers import Answers
-from sweeps.analysis.claims import ANSWER_LOSS, Claim
+from sweeps.analysis.claim import Claim
+from sweeps.analysis.claims import ANSWER_LOSS
 from sweeps.analysis.columns import HELD_OUT_LOSS, as_levels, final_rows
 from sweeps.analysis.events import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS, probe_rows
 from sweeps.analysis.shift import DIMENSION, course_ends, dimension_columns, text_of

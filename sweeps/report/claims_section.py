@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sweeps.analysis.answers import Answers
-from sweeps.analysis.claims import CLAIMS, Claim
+from sweeps.analysis.claim import CLAIMS, Claim
 from sweeps.report.claims import TITLES, panels, sensitivity, violins
 from sweeps.report.curves import to_json
 from sweeps.report.html import cell, escape, format_p, section, sortable_table

@@ -8,7 +8,7 @@ import pytest
 from olmo_jax.config import ConfigError
 from olmo_jax.texts import passages
 from sweeps import cli
-from sweeps.analysis.claims import CLAIMS
+from sweeps.analysis.claim import CLAIMS
 from sweeps.config_file import load_config
 from sweeps.plan import read_sweep, resolve
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.analysis.claims import SIGNALS, claims
+from sweeps.analysis.claim import SIGNALS
+from sweeps.analysis.claims import claims
 from sweeps.analysis.shift import shifts
 
 STEPS = np.arange(0, 4001, 50)
