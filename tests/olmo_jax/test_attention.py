@@ -67,3 +67,10 @@ def test_blocks_compute_little_more_than_half_of_what_the_dense_form_does():
         return attend.lower(*inputs).compile().cost_analysis()["flops"]
 
     assert 0.5 < counted("blocked") / counted("dense") < 0.65
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_one_key_alone_has_no_gradient_at_all(width):
+    q, k, v = heads(1, 4, 4, width, np.float32)
+    dq, dk, _ = jax.grad(lambda *x: jnp.sum(attention.causal_attention(*x, "blocked") ** 3), (0, 1, 2))(q, k, v)
+    assert not np.any(dq) and not np.any(dk)

@@ -51,9 +51,15 @@ def test_loss_and_gradient_are_theirs(family, seed, length, tmp_path):
 
     ours, found = jax.value_and_grad(objective)(jax.tree.map(jax.numpy.asarray, params))
     assert float(ours) == pytest.approx(theirs, rel=1e-4)
-    for (path, mine), other in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
-        scale = max(np.abs(other).max(), 1e-6)
-        assert np.abs(np.asarray(mine) - other).max() <= 1e-4 * scale, jax.tree_util.keystr(path)
+    pairs = list(zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True))
+    largest = max(np.abs(other).max() for _, other in pairs)
+    for (path, mine), other in pairs:
+        name = jax.tree_util.keystr(path)
+        if length == 2 and ("query" in name or "key" in name):
+            # A softmax over one key has no gradient. Torch's is the rounding of what cancels, by processor.
+            assert not np.any(mine) and np.abs(other).max() <= 1e-6 * largest, name
+            continue
+        assert np.abs(np.asarray(mine) - other).max() <= 1e-4 * max(np.abs(other).max(), 1e-6), name
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
