@@ -1,6 +1,7 @@
 """What numbers are made with: this code, Python, and the packages that compute."""
 
 import importlib.metadata
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ def code_version() -> str:
     """This code's version, and in a checkout its commit."""
     version = importlib.metadata.version("olmo-jax")
     here = Path(__file__).parent
+    if shutil.which("git") is None:
+        return version
     git = subprocess.run(
         ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )

@@ -107,8 +107,9 @@ def measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> tuple[str, dic
 def too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.DataFrame]) -> Claim:
     """Nothing can be said: no run was measured often enough."""
     most = max(int(curve[column].notna().sum()) for curve in curves.values() if column in curve)
+    remedy = "raise config.evaluation.finetune.points" if evaluation else "lower config.probe.every"
     sentence = f"Local dimension was measured {most} times in a run at most; a change shows in {LEAST_VALUES} or more: "
-    sentence += "look more often."
+    sentence += f"{remedy}."
     rows = pd.DataFrame({"run_id": list(curves), "group": list(curves), "metric_step": math.nan})
     rows = rows.assign(outcome_step=math.nan, lag=math.nan, groks=False, stays=math.nan)
     signals = pd.DataFrame(columns=SIGNALS)
@@ -116,7 +117,7 @@ def too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.
 
 
 def left_out_note(count: int) -> str:
-    return f" {count} more were measured fewer than {LEAST_VALUES} times and are left out." if count else ""
+    return f" Left out, for it was measured fewer than {LEAST_VALUES} times: in {count} more." if count else ""
 
 
 def change_step(curve: pd.DataFrame, column: str, kind: str) -> float:

@@ -96,7 +96,7 @@ def test_revisions_become_one_run_with_a_history(imported, published, run_id):
     assert [origin["revisions"][str(step)]["name"] for step in STEPS.values()] == list(STEPS)
 
 
-def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, capsys):
+def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, capsys, tmp_path):
     assert run("evaluate", f"--workdir={imported}") == 0
     assert run("report", f"--workdir={imported}") == 0
     assert run("status", f"--workdir={imported}") == 0
@@ -121,6 +121,9 @@ def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, caps
     unknown = ("optimizer", "batch_size", "seed", "config.tokens", "weight_decay_dose")
     assert [c for c in table.columns if any(word in c for word in unknown)] == []
     assert run_id in (imported / "report" / "index.html").read_text()
+    shutil.copytree(imported, tmp_path / "copy", ignore=shutil.ignore_patterns("cohorts", "report", "results.*"))
+    assert run("report", f"--workdir={tmp_path / 'copy'}") == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "copy" / "results.parquet"), table)
 
 
 @pytest.mark.slow

@@ -210,7 +210,7 @@ def test_runs_with_other_columns_and_without_a_row_are_no_obstacle():
     curves["run1"] = curves["run1"].rename(columns={METRIC: "layer_3.train/local_two_nn"})
     table = table_of(curves, "arithmetic")
     (found,) = claims(table, curves)
-    assert len(found.rows) == 9 and "1 more were measured fewer than 16 times and are left out" in found.sentence
+    assert len(found.rows) == 9 and "Left out, for it was measured fewer than 16 times: in 1 more" in found.sentence
     curves["run1"][METRIC] = curves["run2"][METRIC]
     curves["later"] = curves["run2"]
     (found,) = claims(table, curves)
@@ -221,11 +221,15 @@ def test_what_was_looked_at_too_seldom_has_no_verdict():
     few = {run: curve.iloc[:: len(STEPS) // 14][:15] for run, curve in exhaustion().items()}
     (found,) = claims(table_of(few, "python_packages"), few)
     assert (found.name, found.verdict) == ("exhaustion", "untestable")
-    assert "was measured 15 times in a run at most; a change shows in 16 or more" in found.sentence
+    assert (
+        "was measured 15 times in a run at most; a change shows in 16 or more: lower config.probe.every"
+        in found.sentence
+    )
     course = overfitting_courses()
     names = [f"run{i}" for i in range(8)]
     (found,) = claims(table_of(names, "python_packages"), {}, course[course["at"] % 100 == 0])
     assert (found.name, found.verdict) == ("overfitting", "untestable") and "measured 5 times" in found.sentence
+    assert "raise config.evaluation.finetune.points" in found.sentence
     blank = course.assign(**{"final_states.validation/local_two_nn": np.nan})
     (found,) = claims(table_of(names, "python_packages"), {}, blank)
     assert found.verdict == "untestable"
