@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from olmo_jax.metrics import write_json
+from olmo_jax.files import write_json
 
 
 class Evaluation(NamedTuple):

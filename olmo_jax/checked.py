@@ -15,11 +15,15 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from olmo_jax.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that can't be run; the message names the key, the value and the remedy."""
+
+    exit_code = 2
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:

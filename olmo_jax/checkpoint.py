@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from olmo_jax import hosts, sharding
 from olmo_jax.cohort import State, params_structs
 from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
+from olmo_jax.errors import UserError
 
 _ITEMS = {
     "params": ocp.PyTreeCheckpointHandler,
@@ -30,7 +31,7 @@ _ITEMS = {
 }
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that is missing or can't be read; the message says which and what to do."""
 
 

@@ -19,13 +19,14 @@ from typing import Any
 
 from etils import epath
 
-from olmo_jax.metrics import write_json
+from olmo_jax.errors import UserError
+from olmo_jax.files import write_json
 
 _BEAT_SECONDS = 5.0
 _STALE_SECONDS = 60.0
 
 
-class LockError(RuntimeError):
+class LockError(UserError):
     """The lock was taken over by another process; what this one would write might overwrite that one's work."""
 
 

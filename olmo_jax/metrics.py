@@ -17,6 +17,8 @@ from typing import Any, TextIO
 from etils import epath
 
 from olmo_jax import hosts
+from olmo_jax.errors import UserError
+from olmo_jax.files import write_whole
 from olmo_jax.writers import Writer
 
 METRICS = "metrics.jsonl"
@@ -47,18 +49,6 @@ def last_row(path: epath.Path) -> dict[str, Any] | None:
         file.seek(max(0, size - _LONGEST_ROW))
         lines = file.read().split(b"\n")[:-1]
     return json.loads(lines[-1]) if lines else None
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all: to a name beside it, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def read_json(path: epath.Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text())
 
 
 def write_jsonl(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +123,7 @@ class MetricsLog:
             self._flush_files()
 
 
-class MetricsError(RuntimeError):
+class MetricsError(UserError):
     """A metrics file that does not belong to the checkpoint beside it."""
 
 
@@ -160,9 +150,7 @@ def resume_at(directory: epath.Path, step: int) -> None:
 
 
 def _write_lines(path: epath.Path, lines: Sequence[str]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in lines))
-    partial.replace(path)
+    write_whole(path, "".join(line + "\n" for line in lines))
 
 
 def _finite(value: Any) -> Any:

@@ -20,7 +20,8 @@ from olmo_jax.compute import Compute
 from olmo_jax.config import require
 from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, read_json, resume_at, write_json
+from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, resume_at
 from olmo_jax.probe import Documents, Probe, choose_documents, make_probes
 from olmo_jax.progress import progress, say
 from olmo_jax.texts import passages
@@ -173,14 +174,24 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
         "device": jax.devices()[0].device_kind,
     }
     path = directory(workdir, cohort.folder).parent / "compute.json"
-    if path.exists() and (kept := read_json(path))["asked"] == asked:
-        return Compute(**kept["chosen"])
+    if path.exists():
+        kept = _kept(path)
+        if kept.get("asked") == asked:
+            return Compute(**kept["chosen"])
     chosen = decide.decide(shape, len(cohort.runs), mesh)
     chosen = decide.fit(shape, cohort.runs, mesh, chosen, decide.device_memory())
     if hosts.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"asked": asked, "chosen": chosen._asdict()})
     return chosen
+
+
+def _kept(path: epath.Path) -> dict[str, Any]:
+    try:
+        return read_json(path, "how steps are carried out is decided anew")
+    except DamagedFileError as error:
+        say(str(error))
+        return {}
 
 
 def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> None:

@@ -17,6 +17,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from olmo_jax.checkpoint import known_runs, load_run, run_steps
+from olmo_jax.errors import UserError
 from olmo_jax.sharding import path_name
 
 _INDEX = "model.safetensors.index.json"
@@ -32,7 +33,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class WeightsError(RuntimeError):
+class WeightsError(UserError):
     """Weights that can't be read; the message says what is wrong, where, and what to do."""
 
 

@@ -5,9 +5,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
+from olmo_jax.errors import UserError
 
-class UsageError(Exception):
+
+class UsageError(UserError):
     """A command line that can't be understood; the message says what of it."""
+
+    exit_code = 2
 
 
 class Verb(NamedTuple):

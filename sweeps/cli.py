@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from olmo_jax.errors import UserError
 from sweeps.arguments import UsageError, parse
 
 DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
@@ -35,24 +36,10 @@ def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) 
     """The command, what users can mend turned into one line and an exit code; anything else is a bug and is shown."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _quiet()
-    from olmo_jax.checkpoint import CheckpointError
-    from olmo_jax.config import ConfigError
-    from olmo_jax.data import DataError
-    from olmo_jax.lock import LockError
-    from olmo_jax.metrics import MetricsError
-    from olmo_jax.weights import WeightsError
-    from sweeps.analysis import AnalysisError
-    from sweeps.mirror import MirrorError
-    from sweeps.task import LaunchError
-
     try:
         return _carry_out(arguments, overrides, command)
-    except ConfigError as error:
-        return _fail(BAD, str(error))
-    except (DataError, CheckpointError, LockError, MetricsError, AnalysisError, WeightsError) as error:
-        return _fail(FAILED, str(error))
-    except (MirrorError, LaunchError) as error:
-        return _fail(FAILED, str(error))
+    except UserError as error:
+        return _fail(error.exit_code, str(error))
     except OSError as error:
         place = error.filename or getattr(arguments, "workdir", "") or getattr(arguments, "path", "")
         return _fail(FAILED, f"{place}: {error.strerror or error}")

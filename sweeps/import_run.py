@@ -21,9 +21,10 @@ from olmo_jax.checkpoint import directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
 from olmo_jax.data.prepare import alone, prepare
+from olmo_jax.files import read_json, write_json, write_whole
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
-from olmo_jax.metrics import METRICS, read_json, read_jsonl, write_json, write_jsonl
+from olmo_jax.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probe import Probe, check_probe
 from olmo_jax.progress import progress, say
 from olmo_jax.sharding import path_name
@@ -91,7 +92,9 @@ def import_run(
     id_ = run_id(train, index.fingerprint)
     place = workdir / "runs" / id_
     with alone(Path(workdir / ".sweep.lock"), say):
-        origin = read_json(place / ORIGIN) if (place / ORIGIN).exists() else {"source": str(source), "revisions": {}}
+        origin: dict[str, Any] = {"source": str(source), "revisions": {}}
+        if (place / ORIGIN).exists():
+            origin = read_json(place / ORIGIN, "put it back from a copy, or import under another --name")
         if origin["source"] != str(source):
             raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")
         last = max(found[-1].step, *map(int, origin["revisions"]), 0)
@@ -221,9 +224,7 @@ def _keep(workdir: epath.Path, tokenizer: epath.Path) -> epath.Path:
     kept = workdir / "tokenizers" / f"{hashlib.sha256(content).hexdigest()[:8]}.json"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(kept.name + ".partial")
-        partial.write_bytes(content)
-        partial.replace(kept)
+        write_whole(kept, content)
     return kept
 
 

@@ -15,12 +15,13 @@ from etils import epath
 from pyarrow import fs
 
 from olmo_jax.config import ConfigError, require
+from olmo_jax.errors import UserError
 
 PARTIAL = ".partial"
 _CHUNK = 8 << 20  # bytes
 
 
-class MirrorError(RuntimeError):
+class MirrorError(UserError):
     """A mirror that can't be reached, read or written; the message says which, why, and what to do."""
 
 

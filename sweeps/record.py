@@ -10,7 +10,7 @@ from etils import epath
 from eval.config import EvalConfig
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.config import ConfigError, TrainConfig, from_config_dict
-from olmo_jax.metrics import write_json
+from olmo_jax.files import write_json
 from sweeps import parts
 from sweeps.plan import Plan, as_json, leaves
 

@@ -9,7 +9,8 @@ from etils import epath
 from eval import evaluate as evaluation
 from olmo_jax.checkpoint import known_runs
 from olmo_jax.config import require
-from olmo_jax.metrics import METRICS, TIMINGS, read_json, read_jsonl, write_json
+from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.metrics import METRICS, TIMINGS, read_jsonl
 from olmo_jax.progress import say
 from sweeps.analysis import final_rows
 from sweeps.analysis.answers import Answers, answer
@@ -69,7 +70,10 @@ def _shown_beside_the_table(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _read(path: epath.Path) -> Any:
-    return read_json(path) if path.exists() else None
+    try:
+        return read_json(path, "the report is made anew")
+    except (FileNotFoundError, DamagedFileError):
+        return None
 
 
 def _answers(workdir: epath.Path, table: pd.DataFrame) -> Answers:

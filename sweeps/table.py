@@ -22,6 +22,7 @@ from eval.evaluate import read_results
 from olmo_jax import checkpoint, flops
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.config import TrainConfig, from_config_dict
+from olmo_jax.files import write_whole
 from olmo_jax.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import weight_decay_dose
@@ -52,10 +53,10 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
 
 def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:
     """Writes results.csv, results.schema.json and results.parquet, each whole or not at all, the last of them last."""
-    _write(workdir / CSV, _as_csv(table))
+    write_whole(workdir / CSV, _as_csv(table))
     described = {name: column._asdict() for name, column in schema(map(str, table.columns)).items()}
-    _write(workdir / SCHEMA, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
-    _write(workdir / TABLE, table.to_parquet(index=False))
+    write_whole(workdir / SCHEMA, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(workdir / TABLE, table.to_parquet(index=False))
 
 
 def is_written(workdir: epath.Path, table: pd.DataFrame) -> bool:
@@ -156,12 +157,6 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{e}/{name}": value for e, result in results.items() for name, value in result["metrics"].items()}
-
-
-def _write(path: epath.Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _as_csv(table: pd.DataFrame) -> bytes:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from olmo_jax.errors import UserError
+
 SECONDS_TO_STOP = 300
 SECONDS_BETWEEN_LOOKS = 0.2
 _STOPPED = 75  # the exit code of a run that a signal ended
 
 
-class LaunchError(RuntimeError):
+class LaunchError(UserError):
     """Tasks that failed, or that the engine refused; the message names cohorts and logs."""
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from olmo_jax.errors import UserError
+
 # Fewer usable rows than this give no statistic.
 MIN_ROWS = 4
 
@@ -25,7 +27,7 @@ def nothing(n: int) -> Estimate:
     return Estimate(np.nan, np.nan, np.nan, np.nan, n)
 
 
-class AnalysisError(ValueError):
+class AnalysisError(UserError, ValueError):
     """A table that can't be analysed as asked; the message names the column and what is wrong with it."""
 
 

@@ -7,7 +7,6 @@ import html
 import importlib.resources
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import pandas as pd
 import plotly.offline
 from etils import epath
 
+from olmo_jax import files
 from sweeps.report.words import signed
 
 _MINUS = "\N{MINUS SIGN}"
@@ -26,12 +26,7 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> epath.Path:
     """Writes a file whole or not at all, and the folders above it. Returns its path."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        return unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    return files.write_whole(path, content, durable=False)
 
 
 def document(title: str, sections: Sequence[str], data: Mapping[str, Any], scripts: Sequence[str]) -> str:
