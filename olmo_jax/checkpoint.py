@@ -18,11 +18,13 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 from jax.sharding import Mesh
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from olmo_jax import hosts, sharding
 from olmo_jax.cohort import State, params_structs
 from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
 from olmo_jax.errors import UserError
+from olmo_jax.lock import lacks_locks
 
 _ITEMS = {
     "params": ocp.PyTreeCheckpointHandler,
@@ -49,6 +51,8 @@ class Checkpoints:
         self._deleted = path.parent / "deleted"
         if hosts.is_first() and self._deleted.exists():
             self._deleted.rmtree()
+        if "://" not in str(path) and lacks_locks(path):
+            _lock_by_files()
         self._path, self._manager = path, _open(path)
 
     def steps(self) -> list[int]:
@@ -266,6 +270,15 @@ def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.P
 
 def _moments(state: State) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "params"}
+
+
+def _lock_by_files() -> None:
+    """Has tensorstore lock what it writes by files of its own, in this process from now on.
+
+    Where the file system has no locks it can't write an OCDBT manifest else ("Function not implemented"). Orbax has
+    no option for it: all of its contexts are made from this one.
+    """
+    tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT["file_io_locking"] = {"mode": "lockfile"}
 
 
 def _open(path: epath.Path) -> ocp.CheckpointManager:
