@@ -21,6 +21,8 @@ _STOPPED = 75  # the exit code of a run that a signal ended
 class LaunchError(UserError):
     """Tasks that failed, or that the engine refused; the message names cohorts and logs."""
 
+    lines = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
