@@ -19,7 +19,7 @@ from typing import Any
 
 from olmo_jax.errors import UserError
 from olmo_jax.progress import say
-from sweeps.arguments import UsageError, parse
+from sweeps.arguments import parse
 from sweeps.streams import finish_stdout, reader_left, take_any_text
 
 DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
@@ -59,7 +59,9 @@ def _guarded(argv: Sequence[str]) -> int:
         place = os.fsdecode(place) if isinstance(place, bytes) else place
         return _fail(FAILED, ": ".join(str(part) for part in (place, error.strerror or error) if part != ""))
     except MemoryError as error:
-        return _fail(FAILED, f"not enough memory: {str(error) or 'none is left'}; do less at a time, or take more of it")
+        return _fail(
+            FAILED, f"not enough memory: {str(error) or 'none is left'}; do less at a time, or take more of it"
+        )
 
 
 @contextlib.contextmanager
@@ -213,8 +215,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from sweeps.export_run import export_run
 
-    size = arguments.shard_mb * 1e6
-    architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, size)
+    size, to = arguments.shard_mb * 1e6, _folder("--to", arguments.to)
+    architecture = export_run(_workdir(arguments), arguments.run, to, arguments.step, arguments.dtype, size)
     print(f"{arguments.to}: {architecture}, {arguments.dtype}")
     return DONE
 
@@ -222,7 +224,8 @@ def _export(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace, command: str) -> int:
     from sweeps.compare import write_comparison
 
-    print("\n".join(write_comparison(arguments.workdirs, arguments.to, arguments.pair_by or None, command)))
+    to = _folder("--to", arguments.to)
+    print("\n".join(write_comparison(arguments.workdirs, to, arguments.pair_by or None, command)))
     return DONE
 
 
@@ -246,13 +249,22 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _workdir(arguments: argparse.Namespace) -> Any:
+    return _folder("--workdir", arguments.workdir)
+
+
+def _folder(option: str, given: str) -> Any:
+    """The folder that an option names, made or to be made. Raises ConfigError for what can't be one."""
     from etils import epath
 
     from olmo_jax.config import require
 
-    given = arguments.workdir
-    require("://" not in given, "--workdir", given, "needs a folder; --mirror=URL copies it to an object store")
-    return epath.Path(os.path.abspath(given))
+    require("://" not in given, option, given, "needs a folder; --mirror=URL copies it to an object store")
+    path = epath.Path(os.path.abspath(given))
+    require(given.isprintable(), option, given, "needs a name in UTF-8, without control characters")
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    what = "is a file" if os.path.exists(there) else "is a link to what isn't there"
+    require(os.path.isdir(there), option, given, f"{there} {what}; name a folder")
+    return path
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""Standard output and error that take any text, whatever their encoding, and that are there even where they were closed.
+"""Standard output and error that take any text, whatever their encoding, and that are there even if they were closed.
 
 What their encoding lacks is written as the nearest ASCII where we have one, and as a backslash escape elsewhere: a file
 name that isn't UTF-8, or a model's text.
@@ -53,7 +53,7 @@ def take_any_text() -> None:
     codecs.register_error(_NAME, _nearest)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_NAME)
@@ -67,7 +67,7 @@ def reader_left() -> bool:
 
 
 def finish_stdout() -> None:
-    """Writes what stdout still holds, if anybody reads it. Raises OSError for what can't be written, as on a full disk."""
+    """Writes what stdout still holds, if anybody reads it. Raises OSError for what a full disk doesn't take."""
     try:
         sys.stdout.flush()
     except OSError as error:
