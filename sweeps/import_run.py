@@ -20,10 +20,11 @@ from olmo_jax import hf
 from olmo_jax.checkpoint import check_place, directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
-from olmo_jax.data.prepare import alone, prepare
+from olmo_jax.data.prepare import prepare
 from olmo_jax.files import read_json, write_json, write_whole
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
+from olmo_jax.lock import exclusive_lock as alone
 from olmo_jax.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probe import Probe, check_probe
 from olmo_jax.progress import progress, say
