@@ -2,15 +2,20 @@
 
 import functools
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from olmo_jax.data import DataError, downloads
+
+# Bytes that no UTF-8 holds, as byte-level vocabularies write them.
+_NO_UTF8 = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
 
 
 class Tokenizer:
@@ -40,12 +45,12 @@ class Tokenizer:
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray | None:
-        """How many bytes of UTF-8 each token stands for, int32 [vocab_size]; None where the tokens aren't of bytes.
+        """How many bytes of UTF-8 each token stands for, int32 [vocab_size]; None where that can't be told of tokens.
 
         Over the tokens of a text they sum to its length, after what normalising the tokenizer does (OLMo-1's: NFC).
         Special tokens, eos among them, and ids that no token has stand for none.
         """
-        if type(self._backend.decoder) is not decoders.ByteLevel:
+        if not _keeps_bytes(json.loads(self._json())):
             return None
         lengths_V = np.zeros(self.vocab_size, np.int32)
         for token, number in self._backend.get_vocab(with_added_tokens=True).items():
@@ -68,6 +73,39 @@ class Tokenizer:
 
     def _json(self) -> str:
         return self._backend.to_str(pretty=True)
+
+
+def _keeps_bytes(parts: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json makes each byte of a text part of one token, and adds none: byte-level BPE.
+
+    Not where a space is put before the first word or taken from beside an added token, where text is rewritten, or
+    where a byte has no token.
+    """
+    steps = _steps(parts["pre_tokenizer"], "pretokenizers")
+    *before, last = [step["type"] for step in steps] or [""]
+    model, added = parts["model"], parts["added_tokens"]
+    return (
+        (parts["decoder"] or {}).get("type") == last == "ByteLevel"
+        and not steps[-1]["add_prefix_space"]
+        and {*before} <= {"Split", "Digits", "Punctuation", "UnicodeScripts"}
+        and all(step.get("behavior") != "Removed" or step.get("invert") for step in steps)  # inverted: words are kept
+        and all(step["type"] == "NFC" for step in _steps(parts["normalizer"], "normalizers"))
+        and model["type"] == "BPE"
+        and not any(model[affix] for affix in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+        and {*pre_tokenizers.ByteLevel.alphabet()} - _NO_UTF8 <= model["vocab"].keys()
+        and not any(token["lstrip"] or token["rstrip"] for token in added if not token["special"])
+    )
+
+
+def _steps(part: dict[str, Any] | None, of_sequence: str) -> list[dict[str, Any]]:
+    """A part of a tokenizer.json as the steps that it takes one after another."""
+    if part is None:
+        return []
+    return (
+        [step for one in part[of_sequence] for step in _steps(one, of_sequence)]
+        if part["type"] == "Sequence"
+        else [part]
+    )
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
