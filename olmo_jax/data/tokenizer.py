@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from olmo_jax import lfs
 from olmo_jax.data import DataError, downloads
 
 # Bytes that no UTF-8 holds, as byte-level vocabularies write them.
@@ -60,13 +61,23 @@ class Tokenizer:
         return lengths_V
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each text, uint32 [length], without eos; the texts are shared among the cores."""
+        """The tokens of each text, uint32 [length], without eos; the texts are shared among the cores.
+
+        Raises UnicodeEncodeError for a text with half a surrogate pair, which UTF-8 can't hold.
+        """
+        for text in texts:
+            text.encode()
         ids = (np.array(e.ids, np.uint32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False))
         return [ids_L[ids_L != self.eos_id] for ids_L in ids]
 
     def decode(self, tokens_L: Iterable[int]) -> str:
         """The text of some tokens; eos is left out, a cut character becomes U+FFFD."""
-        return self._backend.decode([int(t) for t in tokens_L], skip_special_tokens=True)
+        numbers = [int(t) for t in tokens_L]
+        if self._backend.decoder is None and type(self._backend.pre_tokenizer) is pre_tokenizers.ByteLevel:
+            special = {n for n, token in self._backend.get_added_tokens_decoder().items() if token.special}
+            tokens = (self._backend.id_to_token(n) for n in numbers if n not in special)
+            return decoders.ByteLevel().decode([token for token in tokens if token is not None])
+        return self._backend.decode(numbers, skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
         path.write_text(self._json(), encoding="utf-8")
@@ -128,22 +139,33 @@ def train_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenize
 
 def load(path: Path, eos_token: str) -> Tokenizer:
     """Reads a tokenizer.json. Raises DataError where there is none, it isn't one, or it lacks `eos_token`."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; set data.tokenizer to a tokenizer.json, or to 'bpe' to train one")
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as e:  # noqa: BLE001  the binding raises bare Exception
-        raise DataError(f"{path}: isn't a tokenizer.json ({e}); set data.tokenizer to one, or to 'bpe'") from None
-    return Tokenizer(backend, eos_token, str(path))
+    return Tokenizer(
+        _read(path, "set data.tokenizer to a tokenizer.json, or to 'bpe' to train one"), eos_token, str(path)
+    )
 
 
 def of_prepared(directory: Path, eos_id: int) -> Tokenizer:
     """The tokenizer of a folder of prepared data, whose index says which token is its eos."""
     path = directory / "tokenizer.json"
-    eos_token = Backend.from_file(str(path)).id_to_token(eos_id)
+    backend = _read(path, f"delete {directory} and prepare it again")
+    eos_token = backend.id_to_token(eos_id) if eos_id < 2**32 else None
     if eos_token is None:
         raise DataError(f"{path}: has no token {eos_id}, the eos of index.json; prepare the data again")
-    return load(path, eos_token)
+    return Tokenizer(backend, eos_token, str(path))
+
+
+def _read(path: Path, remedy: str) -> Backend:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name the tokenizer.json in it")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {remedy}")
+    content = path.read_bytes()
+    try:
+        return Backend.from_buffer(content)
+    except Exception as e:  # noqa: BLE001  the binding raises bare Exception
+        if lfs.pointer(path):
+            raise DataError(f"{path}: {lfs.REMEDY}") from None
+        raise DataError(f"{path}: isn't a tokenizer.json ({e}); {remedy}") from None
 
 
 def of_olmo(name: str, eos_token: str) -> Tokenizer:

@@ -145,7 +145,7 @@ def test_an_unknown_domain_is_named_with_those_there_are(stories):
 @pytest.mark.parametrize(
     "change",
     [{"dtype": "float99"}, {"dtype": 16}, {"eos_id": "0"}, {"vocab_size": -1}, {"shards": 5}, {"shards": [5]},
-     {"shards": {}}, {"fingerprint": None}, {"sources": []}, {"colour": "red"}],
+     {"fingerprint": None}, {"sources": []}, {"colour": "red"}],
 )  # fmt: skip
 def test_an_index_with_a_value_of_another_kind(copy, change):
     index = json.loads((copy / INDEX_FILE).read_text())
