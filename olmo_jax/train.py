@@ -178,10 +178,8 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
         "device": jax.devices()[0].device_kind,
     }
     path = directory(workdir, cohort.folder).parent / "compute.json"
-    if path.exists():
-        kept = _kept(path)
-        if kept.get("asked") == asked:
-            return Compute(**kept["chosen"])
+    if (kept := _kept(path, asked)) is not None:
+        return kept
     chosen = decide.decide(shape, len(cohort.runs), mesh)
     chosen = decide.fit(shape, cohort.runs, mesh, chosen, decide.device_memory())
     if hosts.is_first():
@@ -190,12 +188,23 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     return chosen
 
 
-def _kept(path: epath.Path) -> dict[str, Any]:
+def _kept(path: epath.Path, asked: dict[str, Any]) -> Compute | None:
+    """What was chosen for what is asked; None where nothing was, or where it can't be read."""
+    if not path.exists():
+        return None
+    remedy = "how steps are carried out is decided anew"
     try:
-        return read_json(path, "how steps are carried out is decided anew")
+        kept = read_json(path, remedy)
     except DamagedFileError as error:
         say(str(error))
-        return {}
+        return None
+    if kept.get("asked") != asked:
+        return None
+    chosen, kinds = kept.get("chosen"), Compute.__annotations__
+    if not isinstance(chosen, dict) or {key: type(value) for key, value in chosen.items()} != kinds:
+        say(f"{path}: isn't what was chosen; {remedy}")
+        return None
+    return Compute(**chosen)
 
 
 def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> None:

@@ -23,6 +23,7 @@ from sweeps.arguments import parse
 from sweeps.streams import finish_stdout, reader_left, take_any_text
 
 DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
+_LONGEST_MESSAGE = 1000  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -284,8 +285,12 @@ def _quiet() -> None:
 
 
 def _fail(code: int, message: str, lines: bool = False) -> int:
-    """Says what went wrong in one line, or in the message's own; returns the code."""
-    say(f"olmo-jax: {message if lines else ' '.join(filter(None, map(str.strip, message.splitlines())))}")
+    """Says what went wrong in one line of bounded length, or in the message's own lines; returns the code."""
+    if not lines:
+        message = " ".join(filter(None, map(str.strip, message.splitlines())))
+        if len(message) > _LONGEST_MESSAGE:  # the place and the remedy stand at its ends
+            message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
+    say(f"olmo-jax: {message}")
     return code
 
 
