@@ -15,7 +15,8 @@ class Evaluation(NamedTuple):
     """One evaluation, whatever models it is done to.
 
     kind: how it is done, a key of suite.KINDS. name: of its results' files and of its columns in the table.
-    settings: what its numbers depend on beside the models: a stored result with others is done again.
+    settings: what its numbers depend on beside the models: a stored result with others is done again. One that is added
+      later is left out where it does nothing (identity.identity_fields), or all that is stored would be done again.
     everywhere: it is done at every checkpoint, unless others are asked for; else at a run's last.
     at_the_end: it says nothing of another checkpoint.
     """

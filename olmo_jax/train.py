@@ -201,7 +201,8 @@ def _kept(path: epath.Path, asked: dict[str, Any]) -> Compute | None:
     if kept.get("asked") != asked:
         return None
     chosen, kinds = kept.get("chosen"), Compute.__annotations__
-    if not isinstance(chosen, dict) or {key: type(value) for key, value in chosen.items()} != kinds:
+    whole = isinstance(chosen, dict) and all(type(value) is kinds.get(key) for key, value in chosen.items())
+    if not whole or "attention" not in chosen:
         say(f"{path}: isn't what was chosen; {remedy}")
         return None
     return Compute(**chosen)

@@ -278,6 +278,46 @@ def test_what_a_stop_left_goes_also_where_a_kill_came_between(cohort, trained, i
     assert read_status(workdir, "run0")["state"] == "done"
 
 
+def test_what_a_stop_left_stays_while_the_checkpoint_that_takes_its_place_cant_be_read(
+    cohort, index, tmp_path, monkeypatch
+):
+    workdir = epath.Path(tmp_path / "w")
+    assert not train(workdir, cohort, index, stopper(5))  # a checkpoint at step 6
+
+    def unreadable(path, step):
+        raise CheckpointError(f"{path / str(step)}: can't be read")
+
+    monkeypatch.setattr(checkpoint, "_load", unreadable)
+    with pytest.raises(CheckpointError, match="can't be read"):
+        train(workdir, cohort, index)
+    assert 6 in member_lists(checkpoint.directory(workdir, cohort.id))
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 40, '{"item_handlers": 1.5}', "[]"])
+def test_what_orbax_says_of_a_checkpoint_can_do_without(cohort, trained, index, tmp_path, capsys, content):
+    workdir = copy_of(trained, tmp_path)
+    told = checkpoint.directory(workdir, cohort.id) / "10" / "_CHECKPOINT_METADATA"
+    told.write_text(content)
+    with pytest.raises(CheckpointError, match="_CHECKPOINT_METADATA.*; delete that file"):
+        load_run(workdir, "run0")
+    assert train(workdir, cohort, index)
+    assert "delete that file, the checkpoint is read without it; done" in capsys.readouterr().err
+    chex.assert_trees_all_equal(load_run(workdir, "run0")[1], load_run(trained, "run0")[1])
+
+
+@pytest.mark.parametrize("content", ["", '{"asked": 1}', "kept"])
+def test_how_steps_are_carried_out_is_decided_anew_where_that_is_damaged(
+    cohort, trained, index, tmp_path, capsys, content
+):
+    workdir = copy_of(trained, tmp_path)
+    path = checkpoint.directory(workdir, cohort.id).parent / "compute.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | {"chosen": {"attention": 3}}) if content == "kept" else content)
+    assert train(workdir, cohort, index)
+    assert json.loads(path.read_text()) == before
+    assert ("decided anew" in capsys.readouterr().err) == (content != '{"asked": 1}')
+
+
 def test_who_lost_the_cohort_in_its_sleep_writes_neither_checkpoint_nor_status(cohort, index, tmp_path):
     workdir = epath.Path(tmp_path)
     write_run_files(workdir, cohort)
