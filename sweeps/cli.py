@@ -47,7 +47,9 @@ def _guarded(argv: Sequence[str]) -> int:
     try:
         arguments, overrides = parse(argv)
         _quiet()
-        return _carry_out(arguments, overrides, "olmo-jax " + shlex.join(argv))
+        command = "olmo-jax " + shlex.join(argv)
+        # It is shown on pages and in tables, which are UTF-8; a file's name may not be.
+        return _carry_out(arguments, overrides, command.encode(errors="backslashreplace").decode())
     except SystemExit as error:  # --help
         return int(error.code or 0)
     except UserError as error:
@@ -260,7 +262,8 @@ def _folder(option: str, given: str) -> Any:
 
     require("://" not in given, option, given, "needs a folder; --mirror=URL copies it to an object store")
     path = epath.Path(os.path.abspath(given))
-    require(given.isprintable(), option, given, "needs a name in UTF-8, without control characters")
+    odd = re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", given)  # a byte that isn't UTF-8 is a surrogate
+    require(not odd, option, given, "needs a name in UTF-8, without control characters")
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     what = "is a file" if os.path.exists(there) else "is a link to what isn't there"
     require(os.path.isdir(there), option, given, f"{there} {what}; name a folder")

@@ -244,10 +244,10 @@ def _whole_folders(place: Place, there: dict[str, fs.FileInfo]) -> dict[str, lis
     found: dict[str, list[str]] = {}
     for name in there:
         if match := _CHECKPOINT.fullmatch(name):
-            files = _sizes(place, name)
-            sizes = {file: info.size for file in files if (info := there.get(f"{match[1]}/{file}"))}
-            if files and sizes == files:
-                found[match[1]] = list(files)
+            listed = _sizes(place, name)
+            sizes = {file: info.size for file in listed if (info := there.get(f"{match[1]}/{file}"))}
+            if listed and sizes == listed:
+                found[match[1]] = list(listed)
             else:
                 say(f"{place.url}: {match[1]} isn't what {name} says; left out")
         elif (match := _INDEX.fullmatch(name)) and not _is_passing(name):
