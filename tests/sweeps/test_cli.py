@@ -229,8 +229,6 @@ def test_a_working_directory_that_can_be_none_is_refused_before_anything_runs(co
     for name, words in [*cases, ("\udcff", "needs a name in UTF-8"), ("a\nb", "without control characters")]:
         line = refused(capsys, ["run", f"--config={config}", f"--workdir={tmp_path / name}"], 2)
         assert words in line
-    for arguments in (["compare", "a", "b"], ["export", "a", f"--workdir={tmp_path}"]):
-        assert "--to = " in refused(capsys, [*arguments, f"--to={tmp_path}/file"], 2)
 
 
 def test_help_and_an_unknown_verb(capsys):
