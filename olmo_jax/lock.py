@@ -110,7 +110,7 @@ class Lock:
     def _guarded(self) -> Iterator[None]:
         """What is read within is still so when it is written: of two that would take the lock over only one does."""
         path = Path(self._path).parent / f".{self._path.stem}.lock"
-        with path.open("w") as guard:
+        with path.open("wb") as guard:
             if _flock(guard.fileno()):
                 yield
                 return
@@ -149,7 +149,7 @@ def exclusive_lock(path: Path, progress: Callable[[str], None]) -> Iterator[None
     Raises LockError at the end where the file system has no locks and another process has taken this one over.
     """
     waiting = f"{path}: another process holds this lock; waiting for it"
-    with path.open("w") as file:
+    with path.open("wb") as file:
         try:
             there = _flock(file.fileno(), wait=False)
         except BlockingIOError:

@@ -12,8 +12,12 @@ _UNITS_OF_A_RATE = 3
 
 
 def say(text: str) -> None:
-    """One plain line on stderr; stdout is for results. Who stopped reading stderr doesn't end the work with that."""
-    with contextlib.suppress(OSError):
+    """One plain line on stderr; stdout is for results.
+
+    The work doesn't end with whoever stopped reading, nor where a signal's handler speaks into a line that is being
+    written (RuntimeError: reentrant call): such a line is lost.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
         print(text, file=sys.stderr, flush=True)
 
 

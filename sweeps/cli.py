@@ -48,7 +48,9 @@ def _guarded(argv: Sequence[str]) -> int:
     try:
         arguments, overrides = parse(argv)
         _quiet()
-        return _carry_out(arguments, overrides, "olmo-jax " + shlex.join(argv))
+        command = "olmo-jax " + shlex.join(argv)
+        # It is shown on pages and in tables, which are UTF-8; a file's name may not be.
+        return _carry_out(arguments, overrides, command.encode(errors="backslashreplace").decode())
     except SystemExit as error:  # --help
         return int(error.code or 0)
     except UserError as error:
@@ -222,8 +224,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from sweeps.export_run import export_run
 
-    size, to = arguments.shard_mb * 1e6, _folder("--to", arguments.to)
-    architecture = export_run(_workdir(arguments), arguments.run, to, arguments.step, arguments.dtype, size)
+    size = arguments.shard_mb * 1e6
+    architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, size)
     print(f"{arguments.to}: {architecture}, {arguments.dtype}")
     return DONE
 
@@ -231,8 +233,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace, command: str) -> int:
     from sweeps.compare import write_comparison
 
-    to = _folder("--to", arguments.to)
-    print("\n".join(write_comparison(arguments.workdirs, to, arguments.pair_by or None, command)))
+    print("\n".join(write_comparison(arguments.workdirs, arguments.to, arguments.pair_by or None, command)))
     return DONE
 
 
@@ -256,21 +257,19 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _workdir(arguments: argparse.Namespace) -> Any:
-    return _folder("--workdir", arguments.workdir)
-
-
-def _folder(option: str, given: str) -> Any:
-    """The folder that an option names, made or to be made. Raises ConfigError for what can't be one."""
+    """The folder of --workdir, made or to be made. Raises ConfigError for what can't be one."""
     from etils import epath
 
     from olmo_jax.config import require
 
-    require("://" not in given, option, given, "needs a folder; --mirror=URL copies it to an object store")
+    given = arguments.workdir
+    require("://" not in given, "--workdir", given, "needs a folder; --mirror=URL copies it to an object store")
+    odd = re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", given)  # a byte that isn't UTF-8 is a surrogate
+    require(not odd, "--workdir", given, "needs a name in UTF-8, without control characters")
     path = epath.Path(os.path.abspath(given))
-    require(given.isprintable(), option, given, "needs a name in UTF-8, without control characters")
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     what = "is a file" if os.path.exists(there) else "is a link to what isn't there"
-    require(os.path.isdir(there), option, given, f"{there} {what}; name a folder")
+    require(os.path.isdir(there), "--workdir", given, f"{there} {what}; name a folder")
     return path
 
 

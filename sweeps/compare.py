@@ -11,6 +11,7 @@ import pandas as pd
 from etils import epath
 
 from olmo_jax.config import ConfigError
+from olmo_jax.paths import local
 from sweeps.analysis.comparison import COLUMNS, differences
 from sweeps.analysis.estimate import AnalysisError, UnknownColumnError
 from sweeps.analysis.pairing import Pairing, pair
@@ -55,7 +56,7 @@ def write_comparison(
       ConfigError: fewer than two folders, one folder twice, or a name in pair_by that a table lacks. AnalysisError: a
       folder without results.parquet, a sweep without a finished run, or sweeps without a pair.
     """
-    places = [os.path.realpath(workdir) for workdir in workdirs]
+    places = [os.path.realpath(local(workdir)) for workdir in workdirs]
     if len(places) < 2:
         raise ConfigError(f"{workdirs[0]} alone has nothing to be compared with; name two folders of sweeps, or more")
     for place, workdir in zip(places, workdirs, strict=True):
@@ -67,7 +68,7 @@ def write_comparison(
         _compared(names[0], name, tables[0], table, pair_by) for name, table in zip(names[1:], tables[1:], strict=True)
     ]
     facts = {"command": command} | {f"{TABLE} of {n}": _digest(p) for n, p in zip(names, places, strict=True)}
-    folder = epath.Path(to)
+    folder = epath.Path(local(to))
     write_whole(folder / CSV, _as_csv(found))
     path = write_whole(folder / PAGE, _page(found, facts))
     return [line for one in found for line in _lines(one)] + [f"Comparison: {path}"]

@@ -21,9 +21,10 @@ from etils import epath
 from pyarrow import fs
 
 from olmo_jax.data.shards import INDEX_FILE
+from olmo_jax.files import read_json
 from olmo_jax.metrics import METRICS, TIMINGS
 from olmo_jax.progress import progress, say
-from sweeps.place import PARTIAL, MirrorError, Place
+from sweeps.place import PARTIAL, DamagedMirrorError, MirrorError, Place
 
 _SWEEP, _COMPLETE = "sweep.json", ".complete.json"
 _HERE = ".mirror"  # empty; once it is gone from there, all that was sent may be
@@ -46,13 +47,14 @@ def fetch(url: str, workdir: epath.Path) -> int:
       The number of files fetched; 0 where the mirror holds no sweep, or where `url` is empty.
 
     Raises:
-      ConfigError: the URL can't be a mirror's. MirrorError: it can't be read.
+      ConfigError: the URL can't be a mirror's. MirrorError: it can't be read, or its sweep.json is damaged.
     """
     if not url:
         return 0
     place, local = Place(url, workdir), Path(workdir)
     if (local / _SWEEP).exists() or _SWEEP not in (there := place.files()):
         return 0
+    _runs(place.read_json(_SWEEP), f"{place.url}: {_SWEEP}")
     folders = {f: names for f, names in _whole_folders(place, there).items() if not (local / f).exists()}
     files = [name for name in there if _FILE.fullmatch(name)]
     names = [*(f"{folder}/{name}" for folder, names in folders.items() for name in names), *files, _SWEEP]
@@ -118,8 +120,9 @@ class _Mirror:
     def __init__(self, place: "Place", workdir: Path):
         self._place, self._workdir = place, workdir
         there = place.files()
-        here = _runs(json.loads(self._read(_SWEEP))) if (workdir / _SWEEP).exists() else set()
-        if _SWEEP in there and not _runs(place.read_json(_SWEEP)) <= here:
+        here = workdir / _SWEEP
+        runs = _runs(read_json(here, "put it back from a copy"), str(here)) if here.exists() else set()
+        if _SWEEP in there and not _runs(place.read_json(_SWEEP), f"{place.url}: {_SWEEP}") <= runs:
             raise MirrorError(
                 f"{place.url}: holds runs that {workdir} hasn't got; choose another --mirror or --workdir"
             )
@@ -188,6 +191,8 @@ class _Mirror:
         if self._place.has(marker) and self._place.read(marker) == content:
             self._sent[name] = stamp
             return
+        if not index and self._place.has(marker) and files.items() < _sizes(self._place, marker).items():
+            return  # it is being deleted here, which the next round sees
         self._place.delete(marker)  # of an earlier checkpoint of this step
 
         def send(file: str) -> None:
@@ -239,16 +244,24 @@ def _whole_folders(place: Place, there: dict[str, fs.FileInfo]) -> dict[str, lis
     found: dict[str, list[str]] = {}
     for name in there:
         if match := _CHECKPOINT.fullmatch(name):
-            files = place.read_json(name)
-            sizes = {file: info.size for file in files if (info := there.get(f"{match[1]}/{file}"))}
-            if sizes == files:
-                found[match[1]] = list(files)
+            listed = _sizes(place, name)
+            sizes = {file: info.size for file in listed if (info := there.get(f"{match[1]}/{file}"))}
+            if listed and sizes == listed:
+                found[match[1]] = list(listed)
             else:
                 say(f"{place.url}: {match[1]} isn't what {name} says; left out")
         elif (match := _INDEX.fullmatch(name)) and not _is_passing(name):
             files = [n[len(match[1]) + 1 :] for n in there if n.startswith(match[1] + "/")]
             found[match[1]] = [file for file in files if not _is_passing(file)]
     return found
+
+
+def _sizes(place: Place, name: str) -> dict[str, int]:
+    """What a `.complete.json` says of a checkpoint; nothing where it is damaged, for nobody can vouch for that one."""
+    try:
+        return place.read_json(name)
+    except DamagedMirrorError:
+        return {}
 
 
 def _at_once(
@@ -274,8 +287,11 @@ def _is_passing(name: str) -> bool:
     return any(part.startswith(".") or part.endswith(PARTIAL) for part in name.split("/"))
 
 
-def _runs(sweep: Any) -> set[str]:
-    return {run["run_id"] for cohort in sweep["cohorts"] for run in cohort["runs"]}
+def _runs(sweep: Any, name: str) -> set[str]:
+    try:
+        return {run["run_id"] for cohort in sweep["cohorts"] for run in cohort["runs"]}
+    except (KeyError, TypeError) as error:
+        raise MirrorError(f"{name} is damaged: it names no runs; put it back from a copy") from error
 
 
 def _stamp(path: Path) -> Stamp | None:

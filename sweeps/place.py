@@ -25,6 +25,10 @@ class MirrorError(UserError):
     """A mirror that can't be reached, read or written; the message says which, why, and what to do."""
 
 
+class DamagedMirrorError(MirrorError):
+    """A file on a mirror that isn't what was written."""
+
+
 class Place:
     """The folder, or part of an object store, that a mirror's URL names. Whatever fails there raises MirrorError."""
 
@@ -61,11 +65,16 @@ class Place:
         with self._reaching(f"reading {name}"), self._open(f"{self._base}/{name}") as stream:
             return stream.read()
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file; raises DamagedMirrorError for anything else."""
+        content, damaged = self.read(name), f"{self.url}: {name} is damaged; put it back from a copy"
         try:
-            return json.loads(self.read(name))
-        except ValueError as error:
-            raise MirrorError(f"{self.url}: {name} is not JSON ({error}); put it back from a copy") from error
+            value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DamagedMirrorError(damaged) from error
+        if not isinstance(value, dict):
+            raise DamagedMirrorError(damaged)
+        return value
 
     def get(self, info: fs.FileInfo, name: str, path: Path) -> None:
         """Brings a file to `path`, with the time it was sent at."""

@@ -56,7 +56,7 @@ def submit(folder: Path, tasks: Sequence[Task], options: "Options") -> list[str]
     Raises LaunchError for what sbatch refuses.
     """
     import submitit
-    from submitit.core.utils import FailedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     more = {key.replace("_", "-"): value or not equal for key, equal, value in (m.partition("=") for m in options.more)}
     asked: dict[str, Any] = {
@@ -90,7 +90,7 @@ def submit(folder: Path, tasks: Sequence[Task], options: "Options") -> list[str]
     try:
         with _without(foreign(os.environ, said)):
             jobs = executor.submit_array(tasks)
-    except FailedJobError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise LaunchError(f"sbatch: {error}") from error
     ids = jobs[0].job_id.split("_")[0]
     return [

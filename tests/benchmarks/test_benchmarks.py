@@ -21,17 +21,19 @@ def test_its_name_hides_nothing_that_can_be_imported(path):
     assert path.stem not in sys.stdlib_module_names
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=[] if path.stem == "train" else pytest.mark.slow, id=path.stem) for path in FILES]
-)
-def test_a_process_of_its_own_tells_its_usage(path, tmp_path):
+def process(path, as_file):
+    return pytest.param(path, as_file, id=f"{path.stem}-{'file' if as_file else 'module'}",
+                        marks=[] if (path.stem, as_file) == ("train", True) else pytest.mark.slow)  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "as_file"), [process(path, as_file) for path in FILES for as_file in (True, False)])
+def test_a_process_of_its_own_tells_its_usage(path, as_file, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    ways = [([str(path)], tmp_path), (["-m", f"benchmarks.{path.stem}"], ROOT)]
-    for command, folder in ways[:1] if path.stem == "train" else ways:
-        command = [sys.executable, *command, "--help"]
-        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.startswith("usage:")
+    command = [sys.executable, *([str(path)] if as_file else ["-m", f"benchmarks.{path.stem}"]), "--help"]
+    folder = tmp_path if as_file else ROOT
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("usage:")
 
 
 @pytest.mark.oracle

@@ -12,9 +12,12 @@ import time
 
 import pytest
 from etils import epath
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from olmo_jax import checkpoint
 from olmo_jax import lock as locks
 from olmo_jax.lock import Lock, LockError, exclusive_lock, lacks_locks
+from tests.olmo_jax import nolocks
 
 
 @pytest.fixture
@@ -70,6 +73,47 @@ def test_of_many_at_once_one_gets_it(path, file_system):
     for lock in several:
         lock.release()
     assert not path.exists()
+
+
+COUNT = """
+import sys, time
+from pathlib import Path
+from etils import epath
+from olmo_jax.lock import Lock
+folder, count = Path(sys.argv[1]), 0
+while count < 10:
+    lock = Lock(epath.Path(folder / "lock.json"))
+    if lock.acquire():
+        path = folder / "count"
+        before = int(path.read_text())
+        time.sleep(0.001)
+        path.write_text(str(before + 1))
+        lock.release()
+        count += 1
+    time.sleep(0.002)
+"""
+
+
+def test_processes_take_turns_where_files_cannot_be_locked(tmp_path):
+    """As on Lustre mounted without flock: flock and fcntl fail with ENOSYS there."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "count").write_text("0")
+    environment = nolocks.environment(shared, tmp_path)
+    probe = f"from olmo_jax.lock import lacks_locks; print(lacks_locks({str(shared)!r}))"
+    told = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
+    assert told.stdout == "True\n", told.stderr
+    processes = [subprocess.Popen([sys.executable, "-c", COUNT, shared], env=environment) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (shared / "count").read_text() == "30"
+    assert {path.name for path in shared.iterdir()} == {"count", ".lock.lock"}
+
+
+def test_orbax_locks_by_files_once_it_is_told_to(monkeypatch):
+    default = dict(tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
+    monkeypatch.setattr(tensorstore_utils, "_DEFAULT_OCDBT_TS_CONTEXT", default)
+    checkpoint._lock_by_files()
+    assert tensorstore_utils.get_ts_context()["file_io_locking"].to_json() == {"mode": "lockfile"}
 
 
 def test_a_killed_process_of_this_machine_loses_it_at_once(path):

@@ -72,11 +72,13 @@ def test_lines_tell_a_time_once_there_is_one(monkeypatch, capsys):
     assert lines[-1] == "train c: 70/70 loss 5 109s, 0s left"
 
 
-@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
-def test_a_reader_that_left_does_not_end_the_work(monkeypatch, number):
+@pytest.mark.parametrize(
+    "error", [*(OSError(n, "gone") for n in (errno.EPIPE, errno.EIO, errno.ENOSPC)), RuntimeError("reentrant call")]
+)
+def test_a_line_that_cannot_be_written_does_not_end_the_work(monkeypatch, error):
     class Gone(io.StringIO):
         def write(self, text):
-            raise OSError(number, "gone")
+            raise error
 
     monkeypatch.setattr(sys, "stderr", Gone())
     say("a line")

@@ -209,6 +209,19 @@ def test_a_tilde_is_the_home_folder_in_every_path(config, capsys, tmp_path, monk
     assert {path.name for path in tmp_path.iterdir()} <= {"c.py", "__pycache__"}
 
 
+@pytest.mark.parametrize("name", ["weights 100%", "\u30e2\u30c7\u30eb\u3000x", "lr[1e-2]", "\xa0", "\U0001fae9"])
+def test_a_working_directory_may_have_any_other_name(config, capsys, tmp_path, name):
+    assert cli.main(["plan", f"--config={config}:one", f"--workdir={tmp_path / name}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_the_command_that_pages_show_is_utf8(monkeypatch):
+    shown = []
+    monkeypatch.setattr(cli, "_carry_out", lambda arguments, overrides, command: shown.append(command) or 0)
+    assert cli.main(["plan", "--config=c.py", "--config.data.files=('\udcff.txt',)"]) == 0
+    assert rb"\udcff.txt" in shown[0].encode()
+
+
 def test_a_working_directory_that_can_be_none_is_refused_before_anything_runs(config, capsys, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
@@ -216,8 +229,6 @@ def test_a_working_directory_that_can_be_none_is_refused_before_anything_runs(co
     for name, words in [*cases, ("\udcff", "needs a name in UTF-8"), ("a\nb", "without control characters")]:
         line = refused(capsys, ["run", f"--config={config}", f"--workdir={tmp_path / name}"], 2)
         assert words in line
-    for arguments in (["compare", "a", "b"], ["export", "a", f"--workdir={tmp_path}"]):
-        assert "--to = " in refused(capsys, [*arguments, f"--to={tmp_path}/file"], 2)
 
 
 def test_help_and_an_unknown_verb(capsys):

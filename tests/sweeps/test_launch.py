@@ -238,6 +238,12 @@ def test_from_inside_a_slurm_job_what_is_that_jobs_is_kept_from_sbatch(sbatch, m
     assert os.environ["SLURM_JOB_ID"] == "4", "this process is still in its job"
 
 
+def test_an_answer_of_sbatch_that_names_no_job_is_told(sbatch, tmp_path):
+    (tmp_path / "programs" / "sbatch").write_text("#!/bin/sh\necho queue is closed\n")
+    with pytest.raises(LaunchError, match="queue is closed"):
+        launch(tmp_path / "w", ["true"], range(2), Options("slurm"))
+
+
 def test_the_engine_local_runs_inside_a_slurm_job(stub, tmp_path, monkeypatch):
     for name, value in OUTER_JOB.items():
         monkeypatch.setenv(name, value)

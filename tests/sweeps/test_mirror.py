@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from olmo_jax.checkpoint import load_run
 from olmo_jax.config import ConfigError
+from olmo_jax.errors import UserError
 from sweeps import mirror
 from sweeps.mirror import MirrorError, fetch, mirrored
 from tests.sweeps.test_interruption import CONFIG
@@ -224,6 +225,36 @@ def test_a_checkpoint_that_isnt_whole_is_left_there(workdir, url, lost, tmp_path
         assert f"{CHECKPOINTS}/60.complete.json" in names(url), "sent again by the next start"
 
 
+@pytest.mark.parametrize("content", [b"", bytes(40), b'{"params/d/0": 10', b"[]", b"null", b"{}", b"\xff"])
+def test_a_checkpoint_whose_list_of_files_is_damaged_is_left_there(workdir, folder, content, tmp_path, capsys):
+    train_to(workdir, 60)
+    copy(workdir, folder)
+    (folder / CHECKPOINTS / "60.complete.json").write_bytes(content)
+    fetch(str(folder), epath.Path(tmp_path / "back"))
+    assert [p.name for p in (tmp_path / "back" / CHECKPOINTS).iterdir()] == ["30"]
+    assert "checkpoints/60 isn't what" in capsys.readouterr().err
+    copy(workdir, folder)
+    assert json.loads((folder / CHECKPOINTS / "60.complete.json").read_bytes())["params/.zarray"] == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", bytes(40), b"[]", b"{}", b'{"cohorts": [{}]}', b'{"cohorts": 1}', b"[" * 10**5]
+)
+def test_a_damaged_sweep_json_is_named_here_and_there(workdir, folder, content, tmp_path):
+    copy(workdir, folder)
+    whole = (folder / "sweep.json").read_bytes()
+    (folder / "sweep.json").write_bytes(content)
+    for enter in (lambda: fetch(str(folder), epath.Path(tmp_path / "back")), lambda: copy(workdir, folder)):
+        with pytest.raises(MirrorError, match="mirror: sweep.json is damaged.*put it back from a copy"):
+            enter()
+    assert not (tmp_path / "back").exists()
+    (folder / "sweep.json").write_bytes(whole)
+    (workdir / "sweep.json").write_bytes(content)
+    with pytest.raises(UserError, match="work/sweep.json.*put it back from a copy"):
+        copy(workdir, folder)
+    assert (folder / "sweep.json").read_bytes() == whole
+
+
 def test_a_fetch_cut_short_is_begun_again(workdir, folder, tmp_path, monkeypatch):
     copy(workdir, folder)
     wanted = files(workdir)
@@ -352,6 +383,16 @@ def test_an_emptied_disk_takes_nothing_from_the_mirror(workdir, url, emptied):
         shutil.rmtree(workdir / CHECKPOINTS if emptied == "checkpoints" else workdir)
         time.sleep(0.1)
     assert names(url) == there
+
+
+def test_a_checkpoint_half_deleted_here_stays_whole_there(workdir, folder):
+    copy(workdir, folder)
+    before = versions(folder)
+    (workdir / CHECKPOINTS / "30" / "params" / "d" / "0").unlink()
+    (workdir / CHECKPOINTS / "30" / "params" / "d").rmdir()
+    os.utime(workdir / CHECKPOINTS / "30")
+    copy(workdir, folder)
+    assert versions(folder) == before
 
 
 def test_what_this_process_never_had_stays_there(workdir, url):
