@@ -18,13 +18,14 @@ def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True
     """Writes a file whole or not at all: to a name beside it, then renamed. Returns its path.
 
     Args:
+      content: of text, half a surrogate pair (of a file's name that isn't UTF-8) is written as an escape.
       durable: it outlasts a power cut as well: file and folder are flushed to the disk. Without it a file of the right
         name and length may come back filled with NUL.
     """
     path = epath.Path(path)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         if durable:
             file.flush()
             os.fsync(file.fileno())

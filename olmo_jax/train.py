@@ -201,8 +201,11 @@ def _kept(path: epath.Path, asked: dict[str, Any]) -> Compute | None:
     if kept.get("asked") != asked:
         return None
     chosen, kinds = kept.get("chosen"), Compute.__annotations__
-    whole = isinstance(chosen, dict) and all(type(value) is kinds.get(key) for key, value in chosen.items())
-    if not whole or "attention" not in chosen:
+    if (
+        not isinstance(chosen, dict)
+        or "attention" not in chosen
+        or any(type(value) is not kinds.get(key) for key, value in chosen.items())
+    ):
         say(f"{path}: isn't what was chosen; {remedy}")
         return None
     return Compute(**chosen)

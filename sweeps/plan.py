@@ -157,7 +157,7 @@ def point_config(sweep: Sweep, i: int) -> TrainConfig:
                 raise ConfigError(f"grid point {i}: {unknown_key(where, part, known)}")
             at = at[part]
     try:
-        config.update_from_flattened_dict(point)
+        config.update_from_flattened_dict({key: _as_whole(config, key, value) for key, value in point.items()})
         resolved = from_config_dict(TrainConfig, config, "config.train" if sweep.grid != [{}] else "config")
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"grid point {i} {point}: {error}" if point else str(error)) from error
@@ -166,6 +166,14 @@ def point_config(sweep: Sweep, i: int) -> TrainConfig:
         if key in values and values[key] != (tuple(value) if isinstance(value, list) else value):
             raise ConfigError(f"grid point {i}: config.train.{key} = {value!r} became {values[key]!r}")
     return resolved
+
+
+def _as_whole(config: ConfigDict, key: str, value: Any) -> Any:
+    """1e6 as 1000000 where a whole number is wanted."""
+    at = config
+    for part in key.split("."):
+        at = at[part]
+    return int(value) if type(at) is int and isinstance(value, float) and value.is_integer() else value
 
 
 def configuration(config: TrainConfig) -> str:

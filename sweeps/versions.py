@@ -38,7 +38,6 @@ def _is_our_checkout(root: Path) -> bool:
 def _git(root: Path, *arguments: str) -> str:
     # Within a hook of another repository git is told by its environment to look there.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, env=environment
-    )
-    return done.stdout.strip() if done.returncode == 0 else ""
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""

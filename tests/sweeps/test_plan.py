@@ -158,6 +158,13 @@ def test_every_kind_of_setting_reaches_its_run(sweep_of_grid, tiny):
     assert isinstance(found["optimizer.learning_rate"], float)
 
 
+def test_whole_numbers_may_be_written_as_they_come(sweep_of_grid):
+    (run,) = plans.resolve(sweep_of_grid([{"tokens": 6.4e3, "init_seed": 2.0}])).runs
+    assert (run.config.tokens, run.config.init_seed) == (6400, 2)
+    with pytest.raises(ConfigError, match=r"grid point 0.*6400\.5"):
+        plans.resolve(sweep_of_grid([{"tokens": 6400.5}]))
+
+
 def test_one_cohort_holds_members_that_differ_in_numbers_and_only_in_them(sweep_of_grid):
     numbers = [{"optimizer.learning_rate": 1e-3}, {"optimizer.weight_decay": 0.5}, {"optimizer.schedule": "linear"},
                {"optimizer.warmup_fraction": 0.3}, {"optimizer.clip_norm": 0.1}, {"init_seed": 3}, {"data_seed": 4},
