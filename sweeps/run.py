@@ -22,6 +22,7 @@ from olmo_jax.data.prepare import alone, prepare
 from olmo_jax.data.shards import INDEX_FILE, TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.data.windows import training_tokens as training_tokens_of
+from olmo_jax.paths import local
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
 from sweeps.plan import Plan
@@ -64,7 +65,7 @@ def keep_compiled(workdir: epath.Path) -> None:
 
 def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
     """Where prepared data of a run lie: config.data.root, or data/ in the working directory."""
-    return Path(config.data.root) if config.data.root else Path(workdir) / "data"
+    return local(config.data.root) if config.data.root else Path(workdir) / "data"
 
 
 def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:

@@ -90,13 +90,12 @@ def test_a_damaged_archive(tmp_path, name):
         read(path)
 
 
-def test_parquet_rows_that_are_not_text(tmp_path):
-    path = tmp_path / "a.parquet"
-    pd.DataFrame({"text": ["a", None]}).to_parquet(path)
-    with pytest.raises(DataError, match="row 2: field 'text' is NoneType"):
-        read(path)
+def test_a_parquet_field_that_is_not_there(tmp_path):
+    pd.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="no field 'body', only 'text'"):
-        read(path, text_field="body")
+        read(tmp_path / "a.parquet", text_field="body")
+    with pytest.raises(DataError, match="no field 'kind', only 'text'"):
+        read(tmp_path / "a.parquet", domain_field="kind")
 
 
 def test_patterns_that_match_nothing(tmp_path):
