@@ -137,7 +137,7 @@ class Corpus:
         except (AttributeError, UnicodeDecodeError):
             raise DataError(
                 f"{self._builder.data_path}: field {field!r} isn't UTF-8 text in every example; set data.text_field or "
-                "data.domain_field to one that is"
+                "data.domain_field to one that is, or write the data set again if it is damaged"
             ) from None
 
 

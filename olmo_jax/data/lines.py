@@ -19,7 +19,7 @@ from olmo_jax.paths import printable
 
 PACKED = ("", ".gz", ".zst")
 
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 14
 _LARGEST_WINDOW = 1 << 31  # of `zstd --long=31`, the most there is
 # In this order: UTF-32's little-endian mark begins with UTF-16's.
 _MARKS = (

@@ -26,10 +26,11 @@ def named_files(pattern: str, kind: Callable[[str], str]) -> list[Path]:
         if path.is_symlink() and not path.exists():
             target = printable(os.readlink(path))
             raise DataError(f"{printable(path)}: is a link to {target}, which isn't there; fetch it or mend the link")
-    if found == [paths.local(pattern)] and found[0].is_dir():
+    exact = found == [paths.local(pattern)]
+    if exact and found[0].is_dir():
         raise DataError(f"{key} is a folder; {_remedy(found[0], kind)}")
     files = [path for path in found if path.is_file()]
-    kept = [path for path in files if kind(path.name) or not _left_by_tools(path.name)]
+    kept = [path for path in files if exact or kind(path.name) or not _left_by_tools(path.name)]
     if kept:
         return kept
     if not found:

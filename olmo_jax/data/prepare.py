@@ -135,14 +135,17 @@ def _tokenizer(data: DataConfig, corpus: "Corpus | Joined", progress: Callable[[
     if data.tokenizer != "bpe":
         return tokenizer.load(local(data.tokenizer), data.eos_token)
     progress(f"prepare {data.name}: training a BPE of {data.bpe_vocab_size} tokens")
-    training = (
-        part
-        for document in corpus
-        if split_of(document.text, data.validation_fraction) == "train"
-        and (not data.train_domains or document.domain in data.train_domains)
-        for part in bounded(document.text)
-    )
-    return waited_for(lambda: tokenizer.train_bpe(training, data.bpe_vocab_size, data.eos_token))
+
+    def training(check: Callable[[], None]) -> Iterator[str]:
+        for document in corpus:
+            check()
+            chosen = not data.train_domains or document.domain in data.train_domains
+            if chosen and split_of(document.text, data.validation_fraction) == "train":
+                for part in bounded(document.text):
+                    check()
+                    yield part
+
+    return waited_for(lambda check: tokenizer.train_bpe(training(check), data.bpe_vocab_size, data.eos_token))
 
 
 def _write_shards(
@@ -155,7 +158,7 @@ def _write_shards(
     done, reported = 0, 0.0
     for documents in _portions(corpus, _DOCUMENTS_AT_ONCE):
         texts = [document.text for document in documents]
-        tokens = waited_for(functools.partial(tokenizer.encode, texts))
+        tokens = waited_for(lambda check, texts=texts: tokenizer.encode(texts))  # type: ignore[misc]
         for document, tokens_L in zip(documents, tokens, strict=True):
             split = split_of(document.text, data.validation_fraction)
             size = len(document.text.encode())

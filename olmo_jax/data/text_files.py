@@ -22,7 +22,7 @@ SUFFIXES = (*(kind + packed for kind in (".txt", ".jsonl", ".json") for packed i
 # Links to files of these kinds have always gone by the name of the file itself, which is part of the fingerprint.
 _NAMED_BY_TARGET = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _AT_ONCE = 1 << 20
-_SAMPLE_BYTES = 4_000_000
+_SAMPLE_BYTES = 8_000_000
 _NUL_RUN = "\0" * 64
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _USUAL_SEPARATOR = "<|endoftext|>"
@@ -89,7 +89,7 @@ def sources(
         _check_splits(files, validation_fraction)
     found = {"text_files": VERSION, "text_field": text_field, "domain_field": domain_field}
     if separator:
-        found["document_separator"] = separator
+        found["document_separator"] = ascii(separator)[1:-1]  # on one line, for messages
     if block_characters:
         found["block_characters"] = str(block_characters)
     for number, source in enumerate(files):
