@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, downloads
+from olmo_jax.data import DataError, downloads, some_of
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.splits import split_of
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Fingerprint", "alone", "fingerprint", "prepare", "split_of", "summary"]
 
 _DOCUMENTS_AT_ONCE = 256
-_DOMAINS_SHOWN = 6
 _REPORT_EVERY = 64e6  # bytes of text
 
 
@@ -123,8 +122,8 @@ def _check_domains(data: DataConfig, corpus: "Corpus | Joined") -> None:
     count = Counter(document.domain for document in corpus)
     unknown = [name for name in data.train_domains if name not in count]
     if unknown:
-        raise DataError(f"data.train_domains: the corpus {data.corpus} has no domain {', '.join(map(repr, unknown))}; "
-                        f"it has {', '.join(sorted(count))}")  # fmt: skip
+        raise DataError(f"data.train_domains: the corpus {data.corpus} has no domain {some_of(map(repr, unknown))}; "
+                        f"it has {some_of(sorted(count))}")  # fmt: skip
 
 
 def _tokenizer(data: DataConfig, corpus: "Corpus | Joined", progress: Callable[[str], None]) -> "Tokenizer":
@@ -192,8 +191,7 @@ def _too_few_documents(index: TokenIndex, data: DataConfig) -> str:
     for split, remedy in (("validation", "raise"), ("train", "lower")):
         lacking = [name for name in data.train_domains or index.domains if not index.shard(split, name).documents]
         if lacking:
-            others = ", ".join(map(repr, lacking[1:_DOMAINS_SHOWN])) + ", ..." * (len(lacking) > _DOMAINS_SHOWN)
-            also = f", nor have {len(lacking) - 1} others ({others})" if others else ""
+            also = f", nor have {len(lacking) - 1} others ({some_of(map(repr, lacking[1:]), 5)})" if lacking[1:] else ""
             problems.append(f"domain {lacking[0]!r} has no document in its {split} split{also}")
             remedies.append(f"{remedy} data.validation_fraction = {data.validation_fraction}")
     if not problems:

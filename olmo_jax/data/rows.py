@@ -4,9 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from olmo_jax.data import DataError, brief
-
-_NAMES_SHOWN = 20
+from olmo_jax.data import DataError, brief, some_of
 
 
 def json_rows(stream: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -52,11 +50,9 @@ def value(row: dict[str, Any], field: str, at: str) -> Any:
     try:
         return _value(row, field)
     except KeyError:
-        names = [repr(name) for name in _names(row)]
-        known = ", ".join(names[:_NAMES_SHOWN]) or "none"
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        known = some_of(map(repr, _names(row)))
         raise DataError(
-            f"{at}: no field {field!r}, only {known}{more}; name it in data.text_field or data.domain_field"
+            f"{at}: no field {field!r}, only {known}; name it in data.text_field or data.domain_field"
         ) from None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from olmo_jax import lfs
-from olmo_jax.data import DataError, brief, downloads
+from olmo_jax.data import DataError, brief, downloads, some_of
 from olmo_jax.data.lines import PACKED, opened
 from olmo_jax.paths import local, printable
 
@@ -173,13 +173,15 @@ def _checked(found: list[Item], where: str) -> list[Item]:
         raise DataError(f'{where}: no items; write lines with that "split", or leave the task out')
     single = all(len(item.choices) == 1 for item in found)
     for item in found:
-        at = f"{where}: item {item.id}"
+        at = f"{where}: item {item.id:.60}"
         if len(item.choices) < 2 and not single:
             raise DataError(f"{at}: has {len(item.choices)} choices; give two or more, or all items one")
         if not all(item.choices):
             raise DataError(f"{at}: choice {item.choices.index('')} is empty; give it text")
         if not 0 <= item.gold < len(item.choices):
-            raise DataError(f"{at}: gold = {item.gold}, but the choices are 0 to {len(item.choices) - 1}; correct it")
+            raise DataError(
+                f"{at}: gold = {str(item.gold):.20}, but the choices are 0 to {len(item.choices) - 1}; correct it"
+            )
     return found
 
 
@@ -263,7 +265,7 @@ def _own(path: Path, split: str) -> list[Item]:
     for number, row in _rows(path):
         at = f"{printable(path)}: line {number}"
         if row.get("split", "validation") not in SPLITS:
-            raise DataError(f"{at}: field 'split' is {row['split']!r}; make it one of {', '.join(SPLITS)}")
+            raise DataError(f"{at}: field 'split' is {repr(row['split']):.60}; make it one of {', '.join(SPLITS)}")
         if row.get("split", "validation") != split:
             continue
         choices = _texts(row, "choices", at)
@@ -302,7 +304,7 @@ def _texts(row: dict[str, Any], field: str, at: str) -> tuple[str, ...]:
 
 def _field(row: dict[str, Any], field: str, kind: type, at: str) -> Any:
     if field not in row:
-        raise DataError(f"{at}: no field {field!r}, only {', '.join(map(repr, row)) or 'none'}; add it")
+        raise DataError(f"{at}: no field {field!r}, only {some_of(map(repr, row))}; add it")
     if not isinstance(row[field], kind) or isinstance(row[field], bool):
         raise DataError(f"{at}: field {field!r} is {type(row[field]).__name__}, not {kind.__name__}; mend the line")
     return row[field]

@@ -140,18 +140,27 @@ def rough_bytes(source: Source, text_field: str) -> float:
     if kind(source.name) == ".txt":
         return float(source.path.stat().st_size)
     if kind(source.name) == ".parquet":
-        return parquet.column_bytes(source.path, text_field)
-    size = 0
+        size, number = _sampled(enumerate(parquet.rows(source.path, [text_field]), start=1), "row", source, text_field)
+        return size * parquet.count(source.path) / max(1, number)
     with opened(source.path, source.name) as (stream, file):
         if kind(source.name).startswith(".txt"):
             size = len(stream.read(_SAMPLE_BYTES))
         else:
-            for number, row in rows.json_rows(stream, str(source)):
-                size += len((rows.text(row, text_field, f"{source}: line {number}") or "").encode())
-                if size >= _SAMPLE_BYTES:
-                    break
+            size, _ = _sampled(rows.json_rows(stream, str(source)), "line", source, text_field)
         read = file.tell()
     return size * source.path.stat().st_size / max(1, read)
+
+
+def _sampled(
+    found: Iterable[tuple[int, dict[str, Any]]], word: str, source: Source, text_field: str
+) -> tuple[int, int]:
+    """Bytes of text of the first rows, and the number of the last of them."""
+    size, number = 0, 0
+    for number, row in found:
+        size += len((rows.text(row, text_field, f"{source}: {word} {number}") or "").encode())
+        if size >= _SAMPLE_BYTES:
+            break
+    return size, number
 
 
 def _txt(source: Source, separator: str) -> Iterator[Example]:

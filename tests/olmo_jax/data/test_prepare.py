@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,23 @@ def test_bad_input_leaves_nothing_behind(stories, story_config, tmp_path, change
         prepare(replace(story_config, **change), tmp_path, quiet)
     assert "\n" not in str(raised.value)
     assert [p.name for p in tmp_path.iterdir()] == [".stories.lock"]
+
+
+def test_all_domains_too_small_for_a_split_are_told_at_once(story_config, tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"body": f"text {i}", "kind": f"kind {i:02}" if i < 40 else "large"} for i in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"nor have \d+ others \('kind .*and \d+ more\).* in its train split") as raised:
+        prepare(replace(story_config, files=(str(path),)), tmp_path, quiet)
+    counts = re.findall(r"nor have (\d+) others", str(raised.value))
+    assert sum(map(int, counts)) + len(counts) == 40 and "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_that_is_a_pointer_of_git_lfs(story_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(DataError, match="tokenizer.json is a Git LFS pointer, .*run `git lfs pull`"):
+        fingerprint(replace(story_config, tokenizer="~/tokenizer.json"))
 
 
 def test_prepared_data_are_checked_against_the_run_that_uses_them(stories, story_config):
