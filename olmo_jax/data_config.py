@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import re
 
 from olmo_jax.checked import folder_name, one_of, require
 
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 OPERATIONS = ("add", "subtract", "divide", "permute")
 
 
@@ -72,8 +74,15 @@ class DataConfig:
         joined by "+"; "text_files"; "arithmetic", no text but the equations of `arithmetic`; or the name of a TFDS data
         set with `text` that lies in `tfds_dir`.
       tfds_dir: TFDS data directory of a data set that is there already; a place, no part of the identity.
-      files: globs of the user's .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet (corpus "text_files").
-      text_field, domain_field: fields of .jsonl, .parquet or TFDS examples; no domain field: one domain, "text".
+      files: paths and globs of the user's .txt, .jsonl, .json (of one object a line; also .gz and .zst of these) and
+        .parquet, for the corpus "text_files". A .txt is one document, a line or row of the others another.
+      text_field, domain_field: fields of .jsonl, .json, .parquet or TFDS examples; "meta.source" is a field within a
+        field, but for TFDS. No domain field: one domain, "text".
+      document_separator: text between the documents of a .txt, such as "<|endoftext|>"; \n, \t, \r and \\ are escapes,
+        and line ends are \n whatever the file has. "": a .txt is one document.
+      block_characters: a document of `files` that is longer is cut into blocks of at most so many characters, where a
+        line or word ends, each a document; 0: never. Of one large text it makes what can be split; blocks of one text
+        are then trained on and validated on.
       max_megabytes: cap, in 1e6 bytes, on the text of each domain of "debian_prose" and "olmo_tasks", and of each kind
         that "python_packages" takes: training prose, held-out prose, code.
       tokenizer: "bpe" trains a byte-level BPE of `bpe_vocab_size` on the training documents; "olmo" is OLMo-1's (50280
@@ -95,6 +104,8 @@ class DataConfig:
     files: tuple[str, ...] = ()
     text_field: str = "text"
     domain_field: str = ""
+    document_separator: str = ""
+    block_characters: int = 0
     max_megabytes: float = 24.0
     tokenizer: str = "bpe"
     bpe_vocab_size: int = 4096
@@ -110,6 +121,11 @@ class DataConfig:
     def is_arithmetic(self) -> bool:
         """Whether the run learns equations, not text."""
         return self.corpus == "arithmetic"
+
+    @property
+    def separator(self) -> str:
+        """`document_separator` with its escapes replaced."""
+        return re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], self.document_separator)
 
     @property
     def source(self) -> "DataConfig":
@@ -148,6 +164,19 @@ class DataConfig:
             f"{at}.files",
             self.files,
             "corpus 'text_files' needs at least one path or glob",
+        )
+        for name in ("document_separator", "block_characters"):
+            require(
+                self.corpus == "text_files" or not getattr(self, name),
+                f"{at}.{name}",
+                getattr(self, name),
+                f"divides the files of the corpus 'text_files', and this one is {self.corpus!r}; leave it out",
+            )
+        require(
+            self.block_characters >= 0,
+            f"{at}.block_characters",
+            self.block_characters,
+            "needs a positive whole number, or 0 to leave documents whole",
         )
         require(
             not (self.is_arithmetic and self.train_domains),

@@ -46,6 +46,18 @@ def flush_folder(folder: epath.PathLike) -> None:
         os.close(descriptor)
 
 
+def flush_tree(folder: Path) -> None:
+    """Flushes all that lies below a folder to the disk, so that what a rename then makes of it outlasts a power cut."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        flush_folder(parent)
+
+
 def write_json(path: epath.PathLike, value: Any, durable: bool = True) -> epath.Path:
     """Writes a value as JSON, whole or not at all; see `write_whole`. NaN and infinities are refused (ValueError)."""
     return write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n", durable)

@@ -20,3 +20,8 @@ def matching(text: str) -> list[Path]:
     if os.path.lexists(path):
         return [path]
     return [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as one line that any file and most terminals take: control characters and what isn't UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(path))

@@ -24,7 +24,7 @@ from olmo_jax.data.prepare import prepare
 from olmo_jax.files import read_json, write_json, write_whole
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
-from olmo_jax.lock import exclusive_lock as alone
+from olmo_jax.lock import exclusive_lock
 from olmo_jax.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probe import Probe, check_probe
 from olmo_jax.progress import progress, say
@@ -94,7 +94,7 @@ def import_run(
     check_vocabulary(train.model.vocab_size, index)
     id_ = run_id(train, index.fingerprint)
     place = workdir / "runs" / id_
-    with alone(Path(workdir / ".sweep.lock"), say):
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):
         origin: dict[str, Any] = {"source": str(source), "revisions": {}}
         if (place / ORIGIN).exists():
             origin = read_json(place / ORIGIN, "put it back from a copy, or import under another --name")

@@ -22,7 +22,8 @@ from olmo_jax.data.prepare import prepare
 from olmo_jax.data.shards import INDEX_FILE, TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.data.windows import training_tokens as training_tokens_of
-from olmo_jax.lock import exclusive_lock as alone
+from olmo_jax.lock import exclusive_lock
+from olmo_jax.paths import local
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
 from sweeps.plan import Plan
@@ -65,7 +66,7 @@ def keep_compiled(workdir: epath.Path) -> None:
 
 def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
     """Where prepared data of a run lie: config.data.root, or data/ in the working directory."""
-    return Path(config.data.root) if config.data.root else Path(workdir) / "data"
+    return local(config.data.root) if config.data.root else Path(workdir) / "data"
 
 
 def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
@@ -101,7 +102,7 @@ def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> tuple[Plan,
     plan = join(workdir, plan)
     indexes = prepare_all(workdir, plan, to_train)
     workdir.mkdir(parents=True, exist_ok=True)
-    with alone(Path(workdir / ".sweep.lock"), say):  # of several that share the sweep, each comes by here
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # of several that share the sweep, each comes by here
         plan = pin(workdir, plan, versions())
         for stack in plan.stacks:
             write_run_files(workdir, stack)
@@ -185,7 +186,7 @@ def run(
         return True
     from sweeps import reporting  # statistics and tables, which what went before can do without
 
-    with alone(Path(workdir / ".sweep.lock"), say):
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):
         page, table = reporting.report(workdir, command)
     print("\n".join(reporting.summary(workdir, table)))
     print(f"Report: {page}")

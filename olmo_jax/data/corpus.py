@@ -7,20 +7,27 @@ Every corpus has one split, "train", of examples `{text, domain, id}`; which of 
 import contextlib
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, built_in, debian_prose, olmo_tasks, python_packages, text_files
+from olmo_jax.data import DataError, brief, built_in, debian_prose, olmo_tasks, python_packages, text_files
 from olmo_jax.data.built_in import BUILT_IN
+from olmo_jax.paths import local, printable
 
 
 class Document(NamedTuple):
     domain: str
     text: str
+
+
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: there is no data set of ours to ask Google's servers for, and the asking leaves a folder."""
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -30,7 +37,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in ("text", "domain", "id")})
-        return self.dataset_info_from_configs(features=features)
+        return _Info(builder=self, features=features)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict]]]:
         del dl_manager  # nothing is downloaded
@@ -74,13 +81,24 @@ class TextFiles(_TextBuilder):
 
     VERSION = tfds.core.Version(text_files.VERSION)
 
-    def __init__(self, *, files: Sequence[str] = (), text_field: str = "text", domain_field: str = "", **kwargs: Any):
-        self._files, self._fields = tuple(files), (text_field, domain_field)
+    def __init__(
+        self,
+        *,
+        files: Sequence[str] = (),
+        text_field: str = "text",
+        domain_field: str = "",
+        separator: str = "",
+        block_characters: int = 0,
+        **kwargs: Any,
+    ):
+        self.notes: list[str] = []  # on what was passed over
+        self._files = tuple(files)
+        self._reading = (text_field, domain_field, separator, block_characters, self.notes.append)
         super().__init__(**kwargs)
 
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
         for number, source in enumerate(text_files.find(self._files)):
-            for example in text_files.examples(source, *self._fields):
+            for example in text_files.examples(source, *self._reading):
                 # Two folders may have a file of one name; the number keeps their keys apart, wherever they lie.
                 yield f"{number}/{example.id}", example._asdict()
 
@@ -103,9 +121,15 @@ class Corpus:
         return self._builder.info.splits["train"].num_examples
 
     def __iter__(self) -> Iterator[Document]:
-        for example in self._builder.as_data_source("train"):
+        for example in self._examples():
             domain = self._decoded(example, self._domain_field) if self._domain_field else text_files.DEFAULT_DOMAIN
             yield Document(domain, self._decoded(example, self._text_field))
+
+    def _examples(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._builder.as_data_source("train")
+        except Exception as e:  # noqa: BLE001  of a damaged file array_record raises whatever it stumbles on
+            raise _unreadable(self._builder.data_path, e) from None
 
     def _decoded(self, example: dict[str, Any], field: str) -> str:
         try:
@@ -113,7 +137,7 @@ class Corpus:
         except (AttributeError, UnicodeDecodeError):
             raise DataError(
                 f"{self._builder.data_path}: field {field!r} isn't UTF-8 text in every example; set data.text_field or "
-                "data.domain_field to one that is"
+                "data.domain_field to one that is, or write the data set again if it is damaged"
             ) from None
 
 
@@ -131,8 +155,11 @@ class Joined:
         return itertools.chain.from_iterable(self._corpora)
 
 
-def build(data: DataConfig, directory: Path) -> Corpus | Joined:
+def build(data: DataConfig, directory: Path, progress: Callable[[str], None] = lambda line: None) -> Corpus | Joined:
     """The corpus of a configuration: written below `directory` if it is a built-in one, else as it lies in tfds_dir.
+
+    Args:
+      progress: takes a line of text at a time.
 
     Raises DataError for sources that can't be read or fetched, for names that can't be joined and for a data set that
     isn't there.
@@ -144,9 +171,18 @@ def build(data: DataConfig, directory: Path) -> Corpus | Joined:
         corpora = [_written(builder) for builder in builders]
         return corpora[0] if len(corpora) == 1 else Joined(corpora)
     if data.corpus == "text_files":
-        return _written(
-            TextFiles(files=data.files, text_field=data.text_field, domain_field=data.domain_field, **place)
+        builder = TextFiles(
+            files=data.files,
+            text_field=data.text_field,
+            domain_field=data.domain_field,
+            separator=data.separator,
+            block_characters=data.block_characters,
+            **place,
         )
+        corpus = _written(builder)
+        for note in builder.notes:
+            progress(f"prepare {data.name}: {note}")
+        return corpus
     return Corpus(_builder_on_disk(data), data.text_field, data.domain_field)
 
 
@@ -168,7 +204,7 @@ def sources_on_disk(data: DataConfig) -> dict[str, str]:
 
 def _builder_on_disk(data: DataConfig) -> tfds.core.DatasetBuilder:
     """Never TFDS's own code for a name: that may download, or import TensorFlow."""
-    place = Path(data.tfds_dir).expanduser()
+    place = local(data.tfds_dir)
     known = ", ".join(map(repr, BUILT_IN))
     if not data.tfds_dir or not place.is_dir():
         raise DataError(f"data.corpus = {data.corpus!r} is none of {known}, so it needs the TFDS folder it lies in: "
@@ -180,3 +216,10 @@ def _builder_on_disk(data: DataConfig) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError:
         raise DataError(f"data.corpus = {data.corpus!r}: no such data set in {place}, and it is none of {known}; "
                         "correct the name or data.tfds_dir")  from None  # fmt: skip
+    except Exception as e:  # noqa: BLE001  of a damaged file TFDS raises whatever it stumbles on
+        raise _unreadable(place, e) from None
+
+
+def _unreadable(place: os.PathLike[str], error: Exception) -> DataError:
+    remedy = "write it again as array_record, or correct data.tfds_dir"
+    return DataError(f"{printable(place)}: can't be read as a TFDS data set ({brief(error)}); {remedy}")

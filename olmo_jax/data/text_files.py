@@ -1,168 +1,259 @@
-"""The user's own text: .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet, read as a stream of examples."""
+"""The user's own text: .txt, .jsonl, .json (.gz and .zst of these) and .parquet, as a stream of examples."""
 
-import glob
-import gzip
+import codecs
 import hashlib
-import io
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from olmo_jax.data import DataError
+from olmo_jax import lfs
+from olmo_jax.data import DataError, parquet, rows
 from olmo_jax.data.example import Example
+from olmo_jax.data.lines import PACKED, opened
+from olmo_jax.data.named_files import named_files
+from olmo_jax.data.pieces import blocks, divided, with_line_feeds
+from olmo_jax.data.splits import split_of_digest
+from olmo_jax.paths import printable
 
 VERSION = "1.0.0"
 DEFAULT_DOMAIN = "text"
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-_ROWS_AT_ONCE = 1024
+SUFFIXES = (*(kind + packed for kind in (".txt", ".jsonl", ".json") for packed in PACKED), ".parquet")
+
+# Links to files of these kinds have always gone by the name of the file itself, which is part of the fingerprint.
+_NAMED_BY_TARGET = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_AT_ONCE = 1 << 20
+_SAMPLE_BYTES = 8_000_000
+_NUL_RUN = "\0" * 64
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_USUAL_SEPARATOR = "<|endoftext|>"
 
 
 class Source(NamedTuple):
-    name: str  # without its folder: where files lie decides nothing
+    """A file.
+
+    Attributes:
+      name: without its folder: where files lie decides nothing. Bytes that aren't UTF-8 are escaped.
+      sha256: of its content as it lies on disk.
+      path: as the user gives it; maybe a link.
+    """
+
+    name: str
     sha256: str
     path: Path
+
+    def __str__(self) -> str:
+        return printable(self.path)
+
+
+def kind(name: str) -> str:
+    """The one of SUFFIXES, in any case, that a name ends in; "" for none."""
+    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
     """The files that paths and globs (`**` too, and `~`) stand for, each once, by name and then by content.
 
-    Raises DataError for a pattern that matches no file and for a file that isn't one of SUFFIXES.
+    A link counts as the file that it leads to. Raises DataError for a pattern that matches no file, a folder, a link
+    to nothing, a Git LFS pointer, and a file that isn't one of SUFFIXES.
     """
-    paths: dict[Path, None] = {}
+    files: dict[Path, tuple[str, Path]] = {}
     for pattern in patterns:
-        matched = [Path(p) for p in glob.glob(os.path.expanduser(pattern), recursive=True)]
-        matched = [p for p in matched if p.is_file()]
-        if not matched:
-            raise DataError(f"data.files: {pattern!r} matches no file (seen from {Path.cwd()}); correct the path")
-        paths |= dict.fromkeys(path.resolve() for path in matched)
-    for path in paths:
-        if not path.name.endswith(SUFFIXES):
-            raise DataError(f"{path}: is none of {', '.join(SUFFIXES)}; convert it or narrow data.files")
-    return sorted(Source(path.name, _sha256(path), path) for path in paths)
+        for path in named_files(pattern, kind):
+            target = path.resolve()
+            name = target.name if target.name.endswith(_NAMED_BY_TARGET) else path.name
+            files[target] = min(files.get(target, (name, path)), (name, path))
+    for name, path in files.values():
+        if not kind(name):
+            raise DataError(f"{printable(path)}: is none of .txt, .jsonl and .json, as they are or in .gz or .zst, and "
+                            ".parquet; convert it or narrow data.files")  # fmt: skip
+        if lfs.pointer(path):
+            raise DataError(f"{printable(path)}: {lfs.REMEDY}")
+    return sorted(Source(_encodable(name), _sha256(path), path) for name, path in files.values())
 
 
-def sources(patterns: Sequence[str], text_field: str, domain_field: str) -> dict[str, str]:
-    """What the corpus is made from: names and contents of the files, and the fields that are read."""
+def sources(
+    patterns: Sequence[str],
+    text_field: str,
+    domain_field: str,
+    separator: str = "",
+    block_characters: int = 0,
+    validation_fraction: float | None = None,
+) -> dict[str, str]:
+    """What the corpus is made from: names and contents of the files, and how they are read.
+
+    With `validation_fraction`, raises DataError for files that hold no document of one of the splits, as far as that
+    can be told before they are read.
+    """
+    files = find(patterns)
+    if validation_fraction is not None and not separator and not block_characters:
+        _check_splits(files, validation_fraction)
     found = {"text_files": VERSION, "text_field": text_field, "domain_field": domain_field}
-    for number, source in enumerate(find(patterns)):
+    if separator:
+        found["document_separator"] = ascii(separator)[1:-1]  # on one line, for messages
+    if block_characters:
+        found["block_characters"] = str(block_characters)
+    for number, source in enumerate(files):
         found[f"{number:06d} {source.name}"] = source.sha256
     return found
 
 
-def examples(source: Source, text_field: str, domain_field: str) -> Iterator[Example]:
-    """The documents of one file: all of a .txt, a line of a .jsonl, a row of a .parquet.
+def examples(
+    source: Source,
+    text_field: str,
+    domain_field: str,
+    separator: str = "",
+    block_characters: int = 0,
+    note: Callable[[str], None] = lambda line: None,
+) -> Iterator[Example]:
+    """The documents of one file: all of a .txt, or what lies between separators; a line of JSON; a row of a .parquet.
 
-    Documents of nothing but white space are passed over. A .txt, and every file while `domain_field` is "", is of the
-    domain "text". Raises DataError, with the line or row, for what can't be read, a field that isn't there, a value
-    that isn't text, and a file with no document in it.
+    Documents of nothing but white space are passed over, and so are rows whose text is null. A .txt, and every file
+    while `domain_field` is "", is of the domain "text". Fields within fields are named with dots: "meta.source".
+
+    Args:
+      separator: divides a .txt into documents; "" takes all of it for one.
+      block_characters: longer documents are cut into parts of at most so many; 0 leaves them whole.
+      note: takes a line on what was passed over.
+
+    Raises DataError, with the line or row, for what can't be read, a field that isn't there, a value that isn't text,
+    and a file with no document in it.
     """
-    if source.name.endswith(".txt"):
-        found: Iterator[Example] = iter([Example(source.name, DEFAULT_DOMAIN, _utf8(source.path.read_bytes(), source))])
+    if kind(source.name).startswith(".txt"):
+        documents = _txt(source, separator)
     else:
-        rows = _parquet_rows if source.name.endswith(".parquet") else _json_rows
-        found = (
-            Example(
-                f"{source.name}:{at.split()[-1]}",
-                _text(row, domain_field, source, at) if domain_field else DEFAULT_DOMAIN,
-                _text(row, text_field, source, at),
-            )
-            for at, row in rows(source, [text_field, *([domain_field] if domain_field else [])])
-        )
+        documents = _rows(source, text_field, domain_field, note)
     empty = True
-    for example in found:
-        if example.text.strip():
+    for document in documents:
+        parts = [part for part in blocks(document.text, block_characters) if part.strip()]
+        for number, part in enumerate(parts, start=1):
             empty = False
-            yield example
+            yield document._replace(id=f"{document.id}:{number}", text=part) if block_characters else document
     if empty:
-        raise DataError(f"{source.path}: holds no text; fill it or leave it out of data.files")
+        raise DataError(f"{source}: holds no text; fill it or leave it out of data.files")
+
+
+def rough_bytes(source: Source, text_field: str) -> float:
+    """About how much text a file holds, unpacked and without other fields; exact where it is small.
+
+    Raises DataError for what can't be read.
+    """
+    if kind(source.name) == ".txt":
+        return float(source.path.stat().st_size)
+    if kind(source.name) == ".parquet":
+        size, number = _sampled(enumerate(parquet.rows(source.path, [text_field]), start=1), "row", source, text_field)
+        return size * parquet.count(source.path) / max(1, number)
+    with opened(source.path, source.name) as (stream, file):
+        if kind(source.name).startswith(".txt"):
+            size = len(stream.read(_SAMPLE_BYTES))
+        else:
+            size, _ = _sampled(rows.json_rows(stream, str(source)), "line", source, text_field)
+        read = file.tell()
+    return size * source.path.stat().st_size / max(1, read)
+
+
+def _sampled(
+    found: Iterable[tuple[int, dict[str, Any]]], word: str, source: Source, text_field: str
+) -> tuple[int, int]:
+    """Bytes of text of the first rows, and the number of the last of them."""
+    size, number = 0, 0
+    for number, row in found:
+        size += len((rows.text(row, text_field, f"{source}: {word} {number}") or "").encode())
+        if size >= _SAMPLE_BYTES:
+            break
+    return size, number
+
+
+def _txt(source: Source, separator: str) -> Iterator[Example]:
+    with opened(source.path, source.name) as (stream, _):
+        if not separator:
+            text = rows.decoded(stream.read(), f"{source}:")
+            yield Example(source.name, DEFAULT_DOMAIN, _without_damage(text, source))
+            return
+        chunks = with_line_feeds(_chunks(stream, source))
+        for number, text in enumerate(divided(chunks, separator), start=1):
+            yield Example(f"{source.name}:{number}", DEFAULT_DOMAIN, text)
+
+
+def _chunks(stream: IO[bytes], source: Source) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    offset = 0
+    while True:
+        raw = stream.read(_AT_ONCE)
+        try:
+            yield _without_damage(decoder.decode(raw, final=not raw), source)
+        except UnicodeDecodeError as e:
+            at = offset + len(raw) - len(e.object) + e.start
+            rows.decoded(e.object[e.start :], f"{source}:", at)
+        offset += len(raw)
+        if not raw:
+            return
+
+
+def _without_damage(text: str, source: Source) -> str:
+    if _NUL_RUN in text:
+        raise DataError(f"{source}: holds a run of NUL bytes, as after a power cut; fetch it again")
+    return text
+
+
+def _rows(source: Source, text_field: str, domain_field: str, note: Callable[[str], None]) -> Iterator[Example]:
+    fields = (text_field, domain_field)
+    if kind(source.name) == ".parquet":
+        found = enumerate(parquet.rows(source.path, [field for field in fields if field]), start=1)
+        yield from _documents(found, "row", source, *fields, note)
+    else:
+        with opened(source.path, source.name) as (stream, _):
+            yield from _documents(rows.json_rows(stream, str(source)), "line", source, *fields, note)
+
+
+def _documents(
+    found: Iterable[tuple[int, dict[str, Any]]],
+    word: str,
+    source: Source,
+    text_field: str,
+    domain_field: str,
+    note: Callable[[str], None],
+) -> Iterator[Example]:
+    number, passed_over = 0, 0
+    for number, row in found:
+        at = f"{source}: {word} {number}"
+        text = rows.text(row, text_field, at)
+        if text is None:
+            passed_over += 1
+            continue
+        domain = rows.text(row, domain_field, at) if domain_field else DEFAULT_DOMAIN
+        if domain is None:
+            raise DataError(f"{at}: field {domain_field!r} is null; give the row a domain")
+        yield Example(f"{source.name}:{number}", domain, text)
+    if passed_over:
+        note(f"{source}: passed over {passed_over:,} {word}s of {number:,} whose field {text_field!r} is null")
+
+
+def _check_splits(files: Sequence[Source], validation_fraction: float) -> None:
+    """Of .txt files each is one document, whose hash is the file's unless that has a byte-order mark."""
+    if any(kind(source.name) != ".txt" for source in files):
+        return
+    if len({source.sha256 for source in files}) > 1:
+        splits = {split_of_digest(bytes.fromhex(source.sha256), validation_fraction) for source in files}
+        if len(splits) > 1 or any(_begins(source).startswith(_MARKS) for source in files):
+            return
+        problem = f"data.files: each of the {len(files)} .txt files is one document, all of the {splits.pop()} split"
+    else:
+        problem = f"data.files: {files[0]} is one document, which can't be split into training and validation"
+    separator = _USUAL_SEPARATOR if _USUAL_SEPARATOR.encode() in _begins(files[0], _AT_ONCE) else r"\n\n"
+    raise DataError(
+        f"{problem}; divide it by data.document_separator = '{separator}' or data.block_characters = 2000, or add files"
+    )
+
+
+def _begins(source: Source, size: int = 3) -> bytes:
+    with source.path.open("rb") as file:
+        return file.read(size)
+
+
+def _encodable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _utf8(raw: bytes, source: Source, at: str = "", offset: int = 0) -> str:
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as e:
-        where = f"{at}, byte {offset + e.start}" if at else f"byte {e.start}"
-        remedy = "convert it, such as with iconv -f LATIN1 -t UTF-8"
-        raise DataError(f"{source.path}: {where}: isn't UTF-8 (0x{raw[e.start]:02x}); {remedy}") from None
-
-
-def _text(row: dict[str, Any], field: str, source: Source, at: str) -> str:
-    if field not in row:
-        known = ", ".join(map(repr, row)) or "none"
-        raise DataError(f"{source.path}: {at}: no field {field!r}, only {known}; name it in data.text_field or "
-                        "data.domain_field")  # fmt: skip
-    value = row[field]
-    if not isinstance(value, str):
-        raise DataError(f"{source.path}: {at}: field {field!r} is {type(value).__name__}, not text; mend the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{source.path}: {at}: field {field!r} has half a surrogate pair; mend the row") from None
-    return value
-
-
-def _json_rows(source: Source, fields: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    del fields  # a JSON line is read whole
-    offset = 0
-    for number, raw in enumerate(_lines(source), start=1):
-        at = f"line {number}"
-        line = _utf8(raw, source, at, offset)
-        offset += len(raw)
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as e:
-            raise DataError(f"{source.path}: {at}: isn't JSON ({e}); one object a line is needed") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{source.path}: {at}: is a JSON {type(row).__name__}, not an object with fields")
-        yield at, row
-
-
-def _lines(source: Source) -> Iterator[bytes]:
-    import zstandard
-
-    try:
-        with _open(source.path) as file:
-            yield from file
-    except (gzip.BadGzipFile, EOFError, zstandard.ZstdError) as e:
-        raise DataError(f"{source.path}: can't be unpacked ({e}); fetch or compress it again") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.name.endswith(".zst"):
-        import zstandard
-
-        # Several frames in one file are what parallel compressors write.
-        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader)  # type: ignore[arg-type]
-    return path.open("rb")
-
-
-def _parquet_rows(source: Source, fields: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(source.path) as file:
-            known = [name for name in fields if name in file.schema_arrow.names]
-            if known != fields:
-                _text(
-                    dict.fromkeys(file.schema_arrow.names), next(f for f in fields if f not in known), source, "row 1"
-                )
-            number = 0
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=fields):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{source.path}: can't be read as Parquet ({e}); write it again") from None

@@ -1,11 +1,16 @@
-"""A sweep over your own text; copy it and change it.
+r"""A sweep over your own text; copy it and change it.
 
     olmo-jax run --config='sweeps/configs/own_text.py:texts/*.txt' --workdir=runs/mine
 
-The argument is a glob of .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet files. Where a field of the .jsonl or .parquet
-names the domain of a document, say so: `--config.train.data.domain_field=source`. Then
-`--config.train.data.train_domains` chooses what is trained on, the other domains are out of domain, and
-`--config.evaluation.finetune.targets=('law',)` are some to fine-tune on.
+The argument is a path or a glob of .txt, .jsonl, .json (one object a line; also .gz and .zst of these) or .parquet
+files. A .txt is one document. One large text is divided by what stands between its documents, or cut into blocks:
+
+    --config.train.data.document_separator='<|endoftext|>'      or '\n\n', an empty line
+    --config.train.data.block_characters=2000
+
+Where a field of the others names the domain of a document, say so: `--config.train.data.domain_field=source`, or
+`=meta.source` for a field within a field. Then `--config.train.data.train_domains` chooses what is trained on, the
+other domains are out of domain, and `--config.evaluation.finetune.targets=('law',)` are some to fine-tune on.
 """
 
 from ml_collections import ConfigDict

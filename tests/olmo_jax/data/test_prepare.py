@@ -2,9 +2,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -109,12 +113,14 @@ def test_what_the_run_does_with_the_tokens_is_not_in_the_fingerprint(story_confi
     [
         ({"train_domains": ("fable", "novel")}, "no domain 'novel'; it has fable, news"),
         ({"validation_fraction": 1e-9}, "'fable' has no document in its validation split"),
+        ({"validation_fraction": 1e-9}, r"nor have 1 others \('news'\); .*data.block_characters"),
         ({"validation_fraction": 1 - 1e-9}, "'fable' has no document in its train split"),
         ({"sequence_length": 10**6}, "fewer than one window"),
         ({"files": ("/nowhere/*.txt",)}, "matches no file"),
         ({"text_field": "txt"}, "line 1: no field 'txt'"),
         ({"tokenizer": "/nowhere/tokenizer.json"}, "no such file"),
         ({"eos_token": "</s>", "tokenizer": "{prepared}/tokenizer.json"}, "no token '</s>'"),
+        ({"tokenizer": "{prepared}/"}, "is a folder; give .*/tokenizer.json"),
         ({"corpus": "lm1b"}, "data.tfds_dir = '' is none"),
         ({"corpus": "lm1b", "tfds_dir": "{prepared}"}, "no such data set in"),
     ],
@@ -125,6 +131,23 @@ def test_bad_input_leaves_nothing_behind(stories, story_config, tmp_path, change
         prepare(replace(story_config, **change), tmp_path, quiet)
     assert "\n" not in str(raised.value)
     assert [p.name for p in tmp_path.iterdir()] == [".stories.lock"]
+
+
+def test_all_domains_too_small_for_a_split_are_told_at_once(story_config, tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"body": f"text {i}", "kind": f"kind {i:02}" if i < 40 else "large"} for i in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"nor have \d+ others \('kind .*and \d+ more\).* in its train split") as raised:
+        prepare(replace(story_config, files=(str(path),)), tmp_path, quiet)
+    counts = re.findall(r"nor have (\d+) others", str(raised.value))
+    assert sum(map(int, counts)) + len(counts) == 40 and "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_that_is_a_pointer_of_git_lfs(story_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(DataError, match="tokenizer.json is a Git LFS pointer, .*run `git lfs pull`"):
+        fingerprint(replace(story_config, tokenizer="~/tokenizer.json"))
 
 
 def test_prepared_data_are_checked_against_the_run_that_uses_them(stories, story_config):
@@ -190,6 +213,91 @@ def test_killed_it_is_done_by_running_it_again(stories, story_config, tmp_path, 
     index = prepare(story_config, tmp_path, quiet)
     assert contents(index.directory) == contents(stories.directory)
     assert not (tmp_path / ".stories.partial").exists()
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "zero":
+        path.write_bytes(bytes(len(content)))
+    else:
+        path.write_text('{"fileFormat": [7]}')
+
+
+@pytest.mark.parametrize("how", ["cut", "zero", "other"])
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "*.array_record*"])
+def test_a_damaged_data_set_of_tfds(stories, story_config, tmp_path, file, how):
+    shutil.copytree(stories.directory / "corpus" / "text_files", tmp_path / "text_files_copy")
+    (place,) = (tmp_path / "text_files_copy").iterdir()
+    (damaged,) = place.glob(file)
+    damage(damaged, how)
+    config = replace(
+        story_config, corpus="text_files_copy", tfds_dir=str(place), text_field="text", domain_field="domain"
+    )
+    with pytest.raises(DataError, match="can't be read as a TFDS data set|no field 'text'|if it is damaged") as raised:
+        prepare(config, tmp_path / "data", quiet)
+    assert "\n" not in str(raised.value) and str(place) in str(raised.value)
+
+
+def test_nothing_is_left_in_the_temporary_directory(story_config, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    prepare(story_config, tmp_path, quiet)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_null_text_is_told_in_a_line(story_config, story_file, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(story_file.read_bytes() + b'{"body": null, "kind": "news"}\n')
+    lines = []
+    prepare(replace(story_config, files=(str(path),)), tmp_path, lines.append)
+    assert sum("passed over 1 lines of 241 whose field 'body' is null" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "documents"), [({"document_separator": r"\n\n"}, 240), ({"block_characters": 200}, 170)]
+)
+def test_one_large_text_can_be_split(story_config, story_file, tmp_path, change, documents):
+    rows = [json.loads(line)["body"] for line in story_file.read_text().splitlines()]
+    path = tmp_path / "input.txt"
+    path.write_text("\n\n".join(rows))
+    whole = replace(story_config, files=(str(path),), text_field="text", domain_field="")
+    with pytest.raises(DataError, match="is one document, which can't be split"):
+        fingerprint(whole)
+    index = prepare(replace(whole, **change), tmp_path, quiet)
+    assert sum(shard.documents for shard in index.shards) == pytest.approx(documents, rel=0.1)
+    assert all(index.shard(split, "text").documents for split in ("train", "validation"))
+    key = next(iter(change))
+    with pytest.raises(DataError, match=f"{key} was .*, is "):
+        prepare(replace(whole, **{key: "\n" if key == "document_separator" else 9}), tmp_path, quiet)
+
+
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.7)])
+def test_a_signal_ends_the_training_of_the_tokenizer(story_config, tmp_path, number, after):
+    path = tmp_path / "dna.jsonl"
+    rng = random.Random(0)
+    path.write_text("".join(json.dumps({"text": "".join(rng.choices("ACGT", k=200_000))}) + "\n" for _ in range(20)))
+    config = replace(story_config, files=(str(path),), text_field="text", domain_field="", bpe_vocab_size=8000)
+    code = (
+        "import json, signal, sys; from pathlib import Path; from olmo_jax.config import *; "
+        "from olmo_jax.data.prepare import prepare; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "config = from_config_dict(DataConfig, json.loads(sys.argv[1])); "
+        "show = lambda line: print(line, flush=True)\n"
+        "try: prepare(config, Path(sys.argv[2]), show)\n"
+        "except KeyboardInterrupt: sys.exit(75)"
+    )
+    arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "data")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+    )
+    while "training a BPE" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(after)
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 75  # in less than two seconds where no other process has the cores
+    assert [p.name for p in (tmp_path / "data").iterdir()] == [".stories.lock"]
 
 
 def test_two_at_once_prepare_once(stories, story_config, tmp_path):

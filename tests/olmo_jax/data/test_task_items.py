@@ -114,7 +114,7 @@ def test_mail_is_its_subject_and_text_in_splits_that_share_none(cache):
     assert items("spam", "train") == splits["train"]
 
 
-@pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz"])
+@pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz", "own.JSONL", "own.json.gz"])
 def test_a_file_of_ones_own(tmp_path, name):
     other = {"contexts": ["a", "b"], "choices": [" x", " x"], "gold": 1, "id": "ab", "split": "train"}
     path = write_own(tmp_path, GOOD, "", other, name=name)

@@ -1,0 +1,101 @@
+"""Rows with named fields: objects in lines of JSON, and what their fields hold."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from olmo_jax.data import DataError, brief, some_of
+
+
+def json_rows(stream: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in lines of JSON in UTF-8, with the number of each line, from 1; empty lines are passed over.
+
+    Raises DataError, naming `where` and the line, for a line that holds anything else.
+    """
+    offset = 0
+    for number, raw in enumerate(stream, start=1):
+        at = f"{where}: line {number}"
+        line = decoded(raw, f"{at},", offset)
+        offset += len(raw)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{at}: isn't JSON ({_why(line, e)}); one object a line is needed{_remedy(line)}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{at}: is a JSON {type(row).__name__}, not an object with fields{_remedy(line)}")
+        yield number, row
+
+
+def decoded(raw: bytes, at: str, offset: int = 0) -> str:
+    """UTF-8 as text, without a byte-order mark. Raises DataError with the place of the first wrong byte.
+
+    Args:
+      at: what the message begins with, "FILE:" or "FILE: line 3,".
+      offset: of `raw` in the file.
+    """
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as e:
+        wrong = f"{at} byte {offset + e.start}: isn't UTF-8 (0x{raw[e.start]:02x})"
+        raise DataError(f"{wrong}; convert it, such as with iconv -f LATIN1 -t UTF-8") from None
+
+
+def value(row: dict[str, Any], field: str, at: str) -> Any:
+    """What a field holds; "a.b" is the field b of the object in a, unless a field has that very name.
+
+    Raises DataError where there is no such field.
+    """
+    try:
+        return _value(row, field)
+    except KeyError:
+        known = some_of(map(repr, _names(row)))
+        raise DataError(
+            f"{at}: no field {field!r}, only {known}; name it in data.text_field or data.domain_field"
+        ) from None
+
+
+def text(row: dict[str, Any], field: str, at: str) -> str | None:
+    """The text in a field, None where it is null. Raises DataError where it isn't text."""
+    found = value(row, field, at)
+    if isinstance(found, bytes):  # as Parquet's writers store it that know no strings
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{at}: field {field!r} is binary and isn't UTF-8; mend the row") from None
+    if found is not None and not isinstance(found, str):
+        raise DataError(f"{at}: field {field!r} is {type(found).__name__}, not text; mend the row")
+    try:
+        (found or "").encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{at}: field {field!r} has half a surrogate pair; mend the row") from None
+    return found
+
+
+def _value(row: dict[str, Any], field: str) -> Any:
+    if field in row:
+        return row[field]
+    outer, _, rest = field.partition(".")
+    inner = row[outer] if rest else None
+    if not rest or not isinstance(inner, dict | None):
+        raise KeyError(field)
+    return None if inner is None else _value(inner, rest)
+
+
+def _names(row: dict[str, Any]) -> Iterator[str]:
+    for name, found in row.items():
+        yield name
+        if isinstance(found, dict):
+            yield from (f"{name}.{inner}" for inner in found)
+
+
+def _why(line: str, error: Exception) -> str:
+    if "\0" in line:
+        return "it holds NUL bytes, as after a power cut"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else brief(error)
+
+
+def _remedy(line: str) -> str:
+    """Of a file that is one JSON value over several lines, or one array of objects."""
+    return "; of one array, jq -c '.[]' makes it" if line.lstrip().startswith("[") else ""

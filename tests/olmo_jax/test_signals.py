@@ -1,0 +1,57 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from olmo_jax import signals
+from olmo_jax.signals import ended_by_signals, waited_for
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_and_the_handlers_come_back(number, monkeypatch):
+    monkeypatch.setattr(signals, "_SECONDS_TO_END", 0.0)
+    before = signal.getsignal(number)
+    never = threading.Event()
+    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        waited_for(lambda check: never.wait(30))
+    assert signal.getsignal(number) == before
+    never.set()
+
+
+def test_a_call_returns_and_raises_as_it_would():
+    assert waited_for(lambda check: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        waited_for(lambda check: 1 // 0)
+
+
+def test_other_threads_change_no_handler():
+    seen = []
+
+    def work():
+        with ended_by_signals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_call_that_nobody_waits_for_ends_at_its_next_check():
+    ended = threading.Event()
+
+    def work(check):
+        try:
+            while not time.sleep(0.01):
+                check()
+        finally:
+            ended.set()
+
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        waited_for(work)
+    assert ended.is_set()
