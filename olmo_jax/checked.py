@@ -31,13 +31,18 @@ class ConfigError(UserError, ValueError):
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
     """Raises ConfigError unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{key} = {_shown.repr(value)}: {remedy}")
+        raise ConfigError(f"{key} = {_shown(value)}: {remedy}")
 
 
-# As repr, but of a bounded length: a value may come from a file, and be of any size.
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = _shown.maxlong = 200
-_shown.maxtuple = _shown.maxlist = _shown.maxdict = _shown.maxset = 20
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 300
+_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxset = 20
+
+
+def _shown(value: object) -> str:
+    """As repr, but of a bounded length: a value may come from a file, and be of any size."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def one_of(value: str, known: tuple[str, ...], key: str) -> None:

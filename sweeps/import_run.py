@@ -122,9 +122,8 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
       ConfigError: a negative step, one for a folder of revisions, or none for a folder whose name hides one.
     """
     if not path.is_dir():
-        raise WeightsError(
-            f"{path}: no such folder; download one with config.json and .safetensors, or several below a folder"
-        )
+        what = "is a file; give the folder that it lies in" if path.exists() else "no such folder; download one"
+        raise WeightsError(f"{path}: {what}, with config.json and .safetensors, or several below a folder")
     require(step is None or step >= 0, "--step", step, "needs a number of 0 or more")
     if _is_model(path):
         return [_single(path.absolute(), step)]

@@ -131,8 +131,14 @@ class TokenIndex:
 
     def text_bytes(self, split: str, domain: str) -> np.ndarray | None:
         """The bytes of each document's text in stored order, [documents], 0 where it has no text; None: not stored."""
-        sizes = self.shard(split, domain).sizes
-        return None if sizes is None else map_numbers(self.directory / sizes, np.dtype("<u8"))
+        shard = self.shard(split, domain)
+        if shard.sizes is None:
+            return None
+        path = self.directory / shard.sizes
+        sizes = map_numbers(path, np.dtype("<u8"))
+        if sizes.sum() != shard.bytes:
+            raise DataError(f"{path}: isn't what was written; delete {self.directory} and prepare it again")
+        return sizes
 
 
 class ShardWriter:

@@ -91,17 +91,17 @@ class _Checkpoint:
 def _check_sizes(folder: epath.Path, config: ModelConfig, tensors: Mapping[str, weights.Tensor]) -> None:
     """Raises WeightsError for sizes beyond measure and all that the files hold, of which no shapes could be made."""
     longest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
-    claims = {"vocabulary": config.padded_vocab_size, "width": config.d_model, "inner width": config.d_ff}
+    claims = {"a vocabulary": config.padded_vocab_size, "a width": config.d_model, "an inner width": config.d_ff}
     for name, size in claims.items():
         if size > max(longest, 2**20):
             raise WeightsError(
-                f"{folder}: its configuration asks for a {name} of {size}, and the longest side of a tensor is "
-                f"{longest}; one of the two is of another model"
+                f"{folder}: its configuration asks for {name} of {weights.brief(str(size))}, and the "
+                f"longest side of a tensor is {longest}; one of the two is of another model"
             )
     if config.n_layers > max(len(tensors), 1000):
         raise WeightsError(
-            f"{folder}: its configuration asks for {config.n_layers} layers, and there are {len(tensors)} tensors; one "
-            "of the two is of another model"
+            f"{folder}: its configuration asks for {weights.brief(str(config.n_layers))} layers, and there are "
+            f"{len(tensors)} tensors; one of the two is of another model"
         )
 
 

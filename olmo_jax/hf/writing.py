@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from olmo_jax.hf.families import FAMILIES, Family
 from olmo_jax.hf.layout import their_tensors
 from olmo_jax.hf.settings import OURS, TOKENIZER, check_tokenizer
 from olmo_jax.model_config import ModelConfig
+from olmo_jax.paths import local
 from olmo_jax.weights import WeightsError
 
 DTYPES = ("float32", "bfloat16")
@@ -48,7 +50,7 @@ def export_checkpoint(
         vocabulary has, or without `eos_token`.
       WeightsError: there is something at `path`.
     """
-    folder = epath.Path(path)
+    folder = epath.Path(os.path.abspath(local(path)))
     family = _family_of(config)
     one_of(dtype, DTYPES, "dtype")
     files = {"config.json": _settings(config, family, dtype)}
@@ -57,7 +59,7 @@ def export_checkpoint(
         files["config.json"] |= {"bos_token_id": number, "eos_token_id": number}
         ends = {"bos_token": eos_token, "eos_token": eos_token, "model_max_length": config.context_length}
         files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast"} | ends
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsError(f"{folder}: is there already; choose another folder, or move it away")
     require(0 < shard_bytes < math.inf, "shard_bytes", shard_bytes, "needs a positive number of bytes")
 

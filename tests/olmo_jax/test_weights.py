@@ -121,6 +121,137 @@ def test_a_sharded_folder_is_what_its_index_names(sharded):
     np.testing.assert_array_equal(found["y"], random(5, 2))
 
 
+def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
+    """transformers looks for model.safetensors first: here the model was saved in parts, then once more whole."""
+    save_file({"x": random(7, 7)}, sharded / "model.safetensors")
+    save_file({"x": random(2, 2)}, sharded / "model.fp16.safetensors")
+    save_file({"lora": random(2, 2)}, sharded / "adapter_model.safetensors")
+    (sharded / "original").mkdir()
+    save_file({"x": random(3, 3)}, sharded / "original" / "consolidated.safetensors")
+    found = arrays(sharded)
+    assert list(found) == ["x"]
+    np.testing.assert_array_equal(found["x"], random(7, 7))
+    line = capsys.readouterr().err
+    assert "model.safetensors is taken, as transformers does, and model.safetensors.index.json" in line
+    (sharded / "model.safetensors.index.json").write_text("{")  # which transformers doesn't read
+    assert list(arrays(sharded)) == ["x"]
+
+
+def test_the_files_that_macos_leaves_are_no_weights(sharded):
+    (sharded / "model.safetensors.index.json").unlink()
+    (sharded / "._a.safetensors").write_bytes(b"\0\5\x16\7" * 9)
+    assert "a:x" in arrays(sharded)
+
+
+def test_a_hugging_face_cache_is_links_to_blobs(sharded, tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for i, file in enumerate(["a.safetensors", "b.safetensors", "model.safetensors.index.json"]):
+        (sharded / file).rename(blobs / f"{i}")
+        (snapshot / file).symlink_to(f"../../blobs/{i}")
+    assert list(arrays(snapshot)) == ["x", "y", "z"]
+    assert list(arrays(snapshot / "a.safetensors")) == ["x"]
+    (blobs / "1").unlink()
+    with pytest.raises(WeightsError, match=r"b\.safetensors: is a link to a file that isn't there"):
+        arrays(snapshot)
+
+
+@pytest.mark.parametrize("name", ["lr[1e-2].safetensors", "\udcff.safetensors", "a b%20#1.npy"])
+def test_a_file_may_have_any_name_and_lie_at_home(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if name.endswith(".npy"):
+        np.save(tmp_path / name, random(3, 2))
+    else:
+        save_file({"w": random(3, 2)}, tmp_path / "plain")
+        (tmp_path / "plain").rename(tmp_path / name)
+    for path in (tmp_path / name, f"~/{name}"):
+        (array,) = arrays(path).values()
+        np.testing.assert_array_equal(array, random(3, 2))
+
+
+def test_a_runs_folder_of_another_program_makes_no_working_directory(sharded, tmp_path):
+    """Trainer's logs for TensorBoard; and something else's config.json."""
+    (sharded / "runs" / "Nov24_host").mkdir(parents=True)
+    (sharded / "runs" / "Nov24_host" / "events.out.tfevents.1").touch()
+    for content in (None, "{}", "[]", "7", "\0\0", "[" * 99999):
+        if content is not None:
+            (sharded / "runs" / "Nov24_host" / "config.json").write_text(content)
+        assert list(arrays(sharded)) == ["x", "y", "z"]
+    shutil.rmtree(sharded / "runs")
+    (sharded / "runs").touch()
+    assert list(arrays(sharded)) == ["x", "y", "z"]
+
+
+def test_a_runs_folder_of_ours_does_without_sweep_json(workdir):
+    assert not (workdir / "sweep.json").exists()
+    assert len(models(workdir)) == 2
+
+
+def test_names_of_any_digits_are_put_in_order(tmp_path):
+    names = ["\u00b2", "\u0663.w", f"w.{'9' * 5000}", "w.10", "w.9", "w.09", "9"]
+    save_file({name: random(2, 2) for name in names}, tmp_path / "m.safetensors")
+    found = list(arrays(tmp_path / "m.safetensors"))
+    assert sorted(found) == sorted(names)
+    assert found.index("w.9") < found.index("w.10") < found.index(f"w.{'9' * 5000}")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 268435456\n"
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "w.npy", "model.safetensors.index.json"])
+def test_a_git_lfs_pointer_is_told(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(WeightsError, match=rf"{name}: is a Git LFS pointer.*git lfs pull"):
+        models(tmp_path if name.endswith("json") else tmp_path / name)[0].tensors()
+
+
+def header(tensors, length=None):
+    text = json.dumps(tensors).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(24)
+
+
+OF_24 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({"w": OF_24}, length=2**63),
+        header({"w": OF_24}, length=0),
+        header({"w": OF_24 | {"dtype": "F33"}}),
+        header({"w": OF_24 | {"shape": [2**40, 2**40]}}),
+        header({"w": OF_24 | {"shape": "x" * 5000}}),
+        header({"w": OF_24, "again": OF_24}),
+        header({"w": OF_24 | {"data_offsets": [0, 2**62]}}),
+        header([]),
+        b"[" * 100000,
+        bytes(4096),
+    ],
+)
+def test_a_garbled_safetensors_header_is_one_short_line(tmp_path, content):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"m\.safetensors: not a whole") as raised:
+        models(tmp_path / "m.safetensors")[0].tensors()
+    assert len(str(raised.value)) < 1000
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [("(10**9, 10**9)", "'<f4'"), ("(4294967296, 4294967296)", "'<f4'"), ("(9223372036854775807, 2)", "'<f4'"),
+     ("(-1, 8)", "'<f4'"), ("(2.0, 3)", "'<f4'"), ("(2, 3)", "'<f99'"), ("(2, 3)", "(1, 2)"), ("(1,) * 70", "'<f4'"),
+     ("(" * 300 + ")" * 300, "'<f4'"), ("(1" + ",1" * 69 + ")", "'<f4'")],
+)  # fmt: skip
+def test_a_garbled_npy_header_is_one_short_line(tmp_path, shape, dtype):
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}".encode()
+    (tmp_path / "w.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(24))
+    with pytest.raises(WeightsError, match=r"w\.npy: not a whole") as raised:
+        models(tmp_path / "w.npy")[0].tensors()
+    assert len(str(raised.value)) < 1000
+    assert "\n" not in str(raised.value)
+
+
 def test_a_folder_may_have_any_name(sharded):
     (sharded / "model.safetensors.index.json").unlink()
     moved = sharded.rename(sharded.parent / "50%20 [new] #1")
@@ -218,6 +349,11 @@ def test_a_bad_file_is_one_sentence_with_its_name(tmp_path, name, words):
         ("{", ["index.json", "not an index"]),
         ("{}", ["index.json", "not an index"]),
         ('{"weight_map": []}', ["index.json", "not an index"]),
+        ('{"weight_map": {"x": ["a.safetensors"]}}', ["index.json", "not an index"]),
+        ('{"weight_map": {"x": "a\\u0000.safetensors"}}', ["index.json", "not an index"]),
+        (json.dumps({"weight_map": {"x": "a" * 9999}}), ["index.json", "not an index"]),
+        ("\0" * 50, ["index.json", "not an index"]),
+        ("[" * 100000, ["index.json", "not an index"]),
         ('{"weight_map": {"x": "c.safetensors"}}', ["c.safetensors", "missing"]),
         ('{"weight_map": {"x": "a.safetensors", "w": "a.safetensors"}}', ["a.safetensors", "lacks 'w'"]),
     ],

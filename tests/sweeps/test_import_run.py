@@ -18,7 +18,7 @@ from olmo_jax.data.tokenizer import train_bpe
 from olmo_jax.presets import PYTHIA
 from olmo_jax.weights import WeightsError
 from sweeps import cli
-from sweeps.import_run import revisions
+from sweeps.import_run import _plain, revisions
 
 STEPS = {"step1": 1, "step4-tokens8K": 4, "step16-tokens32K": 16}
 
@@ -198,6 +198,71 @@ def test_geometry_and_generation_of_an_imported_run_and_of_its_folder(imported, 
     assert len(set(texts)) > 1
     assert run("generate", run_id, f"--workdir={imported}", "--prompt=the rank", "--tokens=4") == 0
     assert f"{run_id} at step 16:\n  the rank|" in capsys.readouterr().out
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_path_may_begin_at_home_hold_brackets_and_be_links(published, run_id, imported, home, capsys):
+    """As a snapshot in Hugging Face's cache: links to blobs without a suffix."""
+    snapshot = home / "hub [x]" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for i, file in enumerate(sorted((published / "step16-tokens32K").iterdir())):
+        (snapshot / file.name).symlink_to(shutil.copy(file, home / f"{i}"))
+    how = ("--prompt=the rank", "--tokens=4", "--json")
+    assert run("generate", "~/hub [x]/snapshots/abc", *how) == 0
+    assert json.loads(capsys.readouterr().out)["continuations"][0]["texts"]
+    assert [revision.step for revision in revisions(epath.Path(snapshot))] == [1]
+    assert run("export", run_id, f"--workdir={imported}", "--to=~/out [x]") == 0
+    assert (home / "out [x]" / "model.safetensors").exists()
+
+
+def spoilt(folder, file, content):
+    (folder / file).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda f: spoilt(f, "tokenizer.json", bytes(50)), 2, ["tokenizer.json", "isn't a tokenizer.json"]),
+        (lambda f: (f / "tokenizer.json").unlink(), 2, ["has no tokenizer.json"]),
+        (lambda f: spoilt(f, "config.json", b"\xff" * 50), 2, ["config.json", "isn't a model's configuration"]),
+        (
+            lambda f: spoilt(f, "model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+            1,
+            ["git lfs pull"],
+        ),
+        (lambda f: shutil.rmtree(f), 1, ["no such folder"]),
+        (lambda f: (shutil.rmtree(f), f.touch()), 1, ["is a file; give the folder"]),
+    ],
+)
+@pytest.mark.parametrize("verb", ["generate", "import"])
+def test_a_damaged_folder_is_one_line(published, config, tmp_path, capsys, verb, change, code, words):
+    folder = pathlib.Path(shutil.copytree(published / "step1", tmp_path / "step1"))
+    change(folder)
+    more = ("--prompt=a",) if verb == "generate" else (f"--config={config}", f"--workdir={tmp_path / 'work'}")
+    capsys.readouterr()
+    assert run(verb, folder, *more) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"olmo-jax: {folder}")
+    assert all(word in line for word in words), line
+
+
+def test_a_prompt_that_is_not_utf8(published, capsys):
+    assert run("generate", published / "step1", "--prompt=a\udcff") == 2
+    assert "olmo-jax: --prompt='a\\udcff': isn't UTF-8 at character 1" in capsys.readouterr().err
+
+
+def test_a_long_name_is_cut_where_no_file_could_have_it():
+    assert _plain("pythia-14m") == "pythia-14m"
+    assert _plain("..a b/c\udcff") == "a_b_c_"
+    assert _plain("x" * 242) == "x" * 242
+    names = ["東京" * 120, "東京" * 121, "x" * 243]
+    assert len({_plain(name) for name in names}) == 3
+    assert max(len(_plain(name).encode()) for name in names) <= 242
 
 
 def test_export_gives_back_what_was_imported(imported, published, run_id, tmp_path):

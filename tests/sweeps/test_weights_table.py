@@ -127,6 +127,29 @@ def test_embeddings_are_taken_unless_there_are_none_or_a_pattern_is_given(tmp_pa
     assert [row["name"] for row in table(path)] == ["layers.0.up", "layers.1.up"]
 
 
+def test_a_tensor_s_exact_name_takes_it_alone(tmp_path, table, capsys):
+    path = tmp_path / "m[1].safetensors"
+    names = ["w", "w.0", "wx0", "w[0", "w(.*)", "w(x)", "bias"]
+    save_file({name: random(5, 4) if name != "bias" else np.ones(4, np.float32) for name in names}, path)
+    for name in names[:-1]:
+        assert [row["name"] for row in table(path, f"--tensors={name}", "--metrics=stable_rank")] == [name]
+    assert len(table(path, "--tensors=w.*", "--metrics=stable_rank")) == 6
+    for pattern, code, word in (
+        ("bias", 1, "is a matrix"),
+        ("w[", 2, "not a regular"),
+        ("a{99999999999}", 2, "not a regular"),
+    ):
+        assert cli.main(["geometry", str(path), f"--tensors={pattern}"]) == code
+        assert word in capsys.readouterr().err
+
+
+def test_a_trainer_s_folder_is_no_working_directory(tmp_path, table):
+    (tmp_path / "runs" / "Nov24_host").mkdir(parents=True)
+    (tmp_path / "runs" / "Nov24_host" / "events.out.tfevents.1").touch()
+    save_file({"lm_head.weight": random(9, 4)}, tmp_path / "model.safetensors")
+    assert [row["name"] for row in table(tmp_path)] == ["lm_head.weight"]
+
+
 def test_every_run_has_its_unembedding_raw_and_gauge_fixed(trained, table):
     rows = table(trained)
     runs = sorted(path.name for path in (trained / "runs").iterdir())

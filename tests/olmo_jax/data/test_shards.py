@@ -184,7 +184,11 @@ def test_damaged_folders(copy, stories):
     offsets.write_bytes(offsets.read_bytes()[::-1])
     with pytest.raises(DataError, match=r"train\.fable\.offsets: isn't what was written"):
         list(TokenIndex.load(copy).documents("train", "fable"))
-    (copy / "train.fable.bytes").write_bytes(b"")
+    sizes = copy / "train.fable.bytes"
+    sizes.write_bytes(b"\x01" + sizes.read_bytes()[1:])
+    with pytest.raises(DataError, match=r"train\.fable\.bytes: isn't what was written"):
+        TokenIndex.load(copy).text_bytes("train", "fable")
+    sizes.write_bytes(b"")
     with pytest.raises(DataError, match=r"train\.fable\.bytes: has 0 bytes where"):
         TokenIndex.load(copy)
     (copy / INDEX_FILE).write_text('{"format": 1}')

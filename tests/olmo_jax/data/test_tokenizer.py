@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from olmo_jax.config import ConfigError, DataConfig
 from olmo_jax.data import DataError, downloads
 from olmo_jax.data.fingerprint import fingerprint
-from olmo_jax.data.tokenizer import load, of_olmo, train_bpe
+from olmo_jax.data.tokenizer import load, of_olmo, of_prepared, train_bpe
 
 EOS = "<|endoftext|>"
 TEXTS = ["the cat sat on the mat", "das Mädchen, 東京 and 🐈‍⬛!", "def f(x):\n\treturn  x\r\n", "\x00\u200b \ufffd"]
@@ -53,6 +53,48 @@ def test_bad_tokenizer_files(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="no token '</s>'; name its end-of-text token in data.eos_token"):
         load(tmp_path / "tokenizer.json", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\0" * 99, "isn't a tokenizer.json"),
+        (b"\xff\xfe", "isn't a tokenizer.json"),
+        (b"[" * 99999, "isn't a tokenizer.json"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
+    ],
+)
+def test_damaged_tokenizer_files(tmp_path, content, words):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"tokenizer\.json: {words}"):
+        load(path, EOS)
+    with pytest.raises(DataError, match=rf"tokenizer\.json: {words}"):
+        of_prepared(tmp_path, 0)
+
+
+def test_a_folder_in_place_of_a_tokenizer_and_any_name(tokenizer, tmp_path):
+    path = tmp_path / "[x]\udcff.json"
+    tokenizer.save(path)
+    assert load(path, EOS).sha256 == tokenizer.sha256
+    with pytest.raises(DataError, match=r"is a folder; name the tokenizer\.json in it"):
+        load(tmp_path, EOS)
+    with pytest.raises(DataError, match="no such file; delete .* and prepare it again"):
+        of_prepared(tmp_path, 0)
+
+
+def test_byte_level_tokens_without_a_decoder_are_text_all_the_same(tokenizer, tmp_path):
+    backend = Tokenizer.from_str(tokenizer._json())
+    backend.decoder = None
+    backend.save(str(tmp_path / "tokenizer.json"))
+    bare = load(tmp_path / "tokenizer.json", EOS)
+    for text, tokens in zip(TEXTS, bare.encode(TEXTS), strict=True):
+        assert bare.decode([bare.eos_id, *tokens, bare.vocab_size + 5]) == text
+
+
+def test_text_with_half_a_surrogate_pair_is_refused(tokenizer):
+    with pytest.raises(UnicodeEncodeError):
+        tokenizer.encode(["a", "b\udcff"])
 
 
 @pytest.fixture

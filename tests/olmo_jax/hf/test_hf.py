@@ -12,11 +12,12 @@ import pytest
 import yaml
 from etils import epath
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from olmo_jax import hf, loss, model
 from olmo_jax.config import ConfigError
 from olmo_jax.data.tokenizer import train_bpe
-from olmo_jax.hf.settings import read_config
+from olmo_jax.hf.settings import eos_of, read_config
 from olmo_jax.presets import OLMO, OLMO2, PYTHIA
 from olmo_jax.weights import WeightsError
 
@@ -214,6 +215,108 @@ def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_,
             hf.import_checkpoint(folder)
 
 
+AI2 = {
+    "d_model": 16, "n_heads": 2, "n_layers": 2, "n_kv_heads": None, "mlp_ratio": 6, "activation_type": "swiglu",
+    "block_type": "sequential", "rope": True, "layer_norm_type": "default", "include_bias": False,
+    "weight_tying": False, "vocab_size": 300, "embedding_size": 384,
+}  # fmt: skip
+
+
+def ai2_tokenizer(path, first):
+    """One whose token 0 is `first`, added and not special, as OLMo-1's; its end of text has another number."""
+    vocab = {first: 0, **{c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.add_tokens([first])
+    backend.add_special_tokens(["<|padding|>", "<|endoftext|>"])
+    backend.save(str(path / "tokenizer.json"))
+    return epath.Path(path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "expected"),
+    [
+        ({"eos_token_id": 0}, "|||IP_ADDRESS|||", "<|endoftext|>"),
+        ({"eos_token_id": [0, 5]}, "|||IP_ADDRESS|||", "<|endoftext|>"),
+        ({"eos_token_id": 0, "pad_token_id": 0}, "<|endoftext|>", "<|endoftext|>"),
+        ({"eos_token_id": 258}, "|||IP_ADDRESS|||", "<|endoftext|>"),
+        ({"eos_token_id": 257}, "|||IP_ADDRESS|||", "<|padding|>"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.yaml", "config.json", "OlmoForCausalLM"])
+def test_the_end_of_text_of_ai2s_folders_is_mended_as_transformers_does(
+    tmp_path, capsys, settings, first, expected, name
+):
+    if name == "config.yaml":
+        (tmp_path / name).write_text(yaml.safe_dump({"model": AI2 | settings}))
+    else:
+        named = {"architectures": [name]} if name == "OlmoForCausalLM" else AI2
+        (tmp_path / "config.json").write_text(json.dumps(named | settings))
+    assert eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, first)) == expected
+    mended = first != expected and settings["eos_token_id"] in (0, [0, 5])
+    line = capsys.readouterr().err
+    assert ("eos_token_id = 0 is '|||IP_ADDRESS|||', a known mistake; <|endoftext|> is taken" in line) == mended
+
+
+@pytest.mark.parametrize("eos", [None, [], "2", -1, 10**12, True, {"a": 1}, [None]])
+def test_an_end_of_text_that_is_none(tmp_path, eos):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPTNeoXForCausalLM"], "eos_token_id": eos}))
+    with pytest.raises(ConfigError, match=r"config\.json: eos_token_id = .* is no token of"):
+        eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, "a"))
+
+
+def test_numbers_in_yaml_need_no_dot(tmp_path):
+    settings = (
+        yaml.safe_dump({"model": AI2})
+        + "  rope_theta: 1e6\n  init_std: 2E-2\n  layer_norm_eps: 1e-5\n  clip_qkv: 8.e0\n"
+    )
+    (tmp_path / "config.yaml").write_text(settings)
+    _, config = read_config(epath.Path(tmp_path))
+    assert (config.rope_theta, config.init_std, config.norm_eps, config.clip_qkv) == (1e6, 0.02, 1e-5, 8.0)
+    assert (config.vocab_size, config.padded_vocab_size, config.d_ff) == (300, 384, 48)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["model: !!timestamp x", "model: !!int x", "model: !!bool x", "model: !!float ''", "model: [", "model: {? [a] : b}",
+     "- a", "model", "", "model: !!python/object:os.system x", "\0", "{" * 9999],
+)  # fmt: skip
+def test_yaml_that_is_no_configuration(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml: isn't a model's configuration") as raised:
+        read_config(epath.Path(tmp_path))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+def test_yaml_whose_aliases_grow_without_end(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    model = yaml.safe_dump({"model": AI2 | {"vocab_size": 300}}).replace("vocab_size: 300", "vocab_size: *a11")
+    (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n" + model)
+    with pytest.raises(ConfigError, match=r"config\.yaml") as raised:
+        read_config(epath.Path(tmp_path))
+    assert len(str(raised.value)) < 9**6
+
+
+def test_a_hugging_face_cache_and_any_folder_s_name_are_read(folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--a--b [1e-2]" / "snapshots" / "0123\udcff"
+    snapshot.mkdir(parents=True)
+    train_bpe(["a"], 257, "<|endoftext|>").save(folder / "tokenizer.json")
+    rewrite(
+        folder, lambda t: t | {n: np.resize(t[n], (384, 16)) for n in ("model.embed_tokens.weight", "lm_head.weight")}
+    )
+    edit(folder, vocab_size=384)
+    for i, file in enumerate(["config.json", "model.safetensors", "tokenizer.json"]):
+        (folder / file).rename(tmp_path / f"{i}")
+        (snapshot / file).symlink_to(tmp_path / f"{i}")
+    monkeypatch.setenv("HOME", str(snapshot.parent))
+    for path in (snapshot, "~/0123\udcff"):
+        config, params = hf.import_checkpoint(path)
+        assert (config.vocab_size, len(params["embedding"])) == (257, 384)
+    hf.export_checkpoint(config, params, "~/out\udcff [x]", tokenizer=snapshot / "tokenizer.json")
+    assert_equal(hf.import_checkpoint(snapshot.parent / "out\udcff [x]")[1], params)
+
+
 def test_rows_beyond_the_tokenizer_are_padding(folder):
     tokenizer = train_bpe(["a small text"], 262, "<|endoftext|>")
     tokenizer.save(folder / "tokenizer.json")
@@ -257,6 +360,9 @@ def test_nothing_is_written_over_or_left_half(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.rglob("*")] == ["there", "mine.txt"]
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 268435456\n"
+
+
 def drop(name):
     return lambda tensors: {n: x for n, x in tensors.items() if n != name}
 
@@ -293,6 +399,29 @@ def drop(name):
         (lambda f: (f / "model.safetensors").write_bytes(b"\x10"), WeightsError, "not a whole .safetensors"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), ConfigError, "tokenizer.json isn't a tokenizer.json"),
         (shutil.rmtree, WeightsError, "no such folder"),
+        (lambda f: (shutil.rmtree(f), f.write_text("x")), WeightsError, "is a file give the folder"),
+        (lambda f: (f / "config.json").write_bytes(b"{\xff}"), ConfigError, "isn't a model's configuration"),
+        (lambda f: (f / "config.json").write_bytes(bytes(99)), ConfigError, "isn't a model's configuration"),
+        (lambda f: (f / "config.json").write_text("[" * 99999), ConfigError, "isn't a model's configuration"),
+        (lambda f: (f / "config.json").write_text('{"hidden_size": 1' + "0" * 5000 + "}"), ConfigError,
+         "isn't a model's configuration"),
+        (lambda f: (f / "config.json").write_bytes(POINTER), ConfigError, "config.json: is a Git LFS pointer"),
+        (lambda f: (f / "tokenizer.json").write_bytes(POINTER), ConfigError, "tokenizer.json: is a Git LFS pointer"),
+        (lambda f: (f / "tokenizer.json").write_bytes(bytes(99)), ConfigError, "isn't a tokenizer.json"),
+        (lambda f: edit(f, hidden_size=float("inf")), ConfigError, "d_model = inf type int"),
+        (lambda f: edit(f, hidden_size=10**30), WeightsError, "a width of 1000000"),
+        (lambda f: edit(f, hidden_size=2 * 10**12), WeightsError, "a width of 2000000000000 longest side 64"),
+        (lambda f: edit(f, hidden_size=10**4000), ConfigError, "config.json"),
+        (lambda f: edit(f, vocab_size=10**12), WeightsError, "a vocabulary of 1000000000000"),
+        (lambda f: edit(f, vocab_size=10**400), WeightsError, "a vocabulary of 10000"),
+        (lambda f: edit(f, intermediate_size=10**12), WeightsError, "an inner width of 1000000000000"),
+        (lambda f: edit(f, num_hidden_layers=10**9), WeightsError, "1000000000 layers"),
+        (lambda f: edit(f, num_hidden_layers=-1), ConfigError, "n_layers = -1"),
+        (lambda f: edit(f, rope_theta=[1], rope_parameters={"rope_theta": 10**400}), ConfigError, "wrong kind"),
+        (lambda f: edit(f, vocab_size={"a": ["x" * 9999] * 999}), ConfigError, "vocab_size type int"),
+        (lambda f: edit(f, architectures=7, model_type="t5"), ConfigError, "architecture 7 isn't known"),
+        (lambda f: edit(f, architectures=["x" * 9999], model_type="t5"), ConfigError, "isn't known"),
+        (lambda f: edit(f, architectures={"a": 1}, model_type=[]), ConfigError, "isn't known"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told_in_one_line(folder, change, error, words):
@@ -302,6 +431,7 @@ def test_what_does_not_fit_is_told_in_one_line(folder, change, error, words):
     message = str(raised.value)
     assert str(folder) in message
     assert "\n" not in message
+    assert len(message) < 2000
     missing = [word for word in words.split() if word not in message]
     assert not missing, message
 
