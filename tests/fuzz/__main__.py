@@ -9,6 +9,7 @@ import importlib
 import itertools
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -54,7 +55,7 @@ def main() -> int:
     }
     for name in HEAVY:
         importlib.import_module(name)
-    with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz", dir=_in_memory()) as folder:
         place, scratch = Path(folder) / "valid", Path(folder) / "scratch"
         _in_a_child(place)
         print(f"started in {time.monotonic() - started:.0f} s", flush=True)
@@ -73,6 +74,12 @@ def main() -> int:
                 Path(arguments.kept).write_text("\n".join([*tally.failure_lines(), *tally.lines()]) + "\n")
     print("\n".join([*tally.failure_lines(), *tally.lines()]))
     return 1 if tally.kinds else 0
+
+
+def _in_memory() -> str | None:
+    """A folder in memory with room for the files of all commands, whose many small copies a disk would be slow at."""
+    place = "/dev/shm"
+    return place if os.path.isdir(place) and shutil.disk_usage(place).free > 2**30 else None
 
 
 def _inputs(place: Path, formats: list[str], seed: int, end: float, tally: Tally) -> Iterator[Input]:

@@ -1,7 +1,7 @@
 """The loop: damaged inputs to commands in processes that are forked off one which has everything imported.
 
 An input is a function of seed, format and index alone, and so can be had again. A command ends well if it ends in time
-with one of EXITS, at most so many lines on stderr, no traceback, and everything of the user's as it was.
+with one of EXITS, at most MOST_LINES on stderr, no traceback, and everything of the user's as it was.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from tests.fuzz.subjects import SUBJECTS, Verb
 
 EXITS = (0, 1, 2, 75)
 VALID = "nothing"
-MOST_LINES = 3
+MOST_LINES, MOST_CHARACTERS = 3, 4000
 # Lines of work that goes on: of preparing, of counting progress, of a stack's start.
 PROGRESS = re.compile(r"prepare \S+: |(split|train|validation) +\S|\w[\w ]*: \d+/\d+ |\S+: compute |\S+-[0-9a-f]{8}: ")
 _MOST_BYTES = 8 * 2**30
@@ -94,10 +94,11 @@ class Fuzzer:
     def __init__(self, place: Path, scratch: Path, jobs: int, shown: bool = False):
         self._place, self._scratch, self._jobs, self._shown = place, scratch, jobs, shown
         self._running: dict[int, _Child] = {}
+        self._digests: dict[Path, dict[str, str]] = {}
         self._numbers = 0
 
     def failures(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, Failure | None, float]]:
-        """Every input with what went wrong, and its seconds; as commands end."""
+        """Every input with what went wrong, and the seconds of a processor that it took; as commands end."""
         for one in inputs:
             while len(self._running) >= self._jobs:
                 yield self._ended()
@@ -108,30 +109,34 @@ class Fuzzer:
     def _start(self, one: Input) -> None:
         self._numbers += 1
         scratch = self._scratch / str(self._numbers)
-        shutil.copytree(self._place / SUBJECTS[one.format].folder, scratch / "in")
-        (scratch / "in" / one.file).write_bytes(one.content)
-        before = _digests(scratch / "in")
+        scratch.mkdir(parents=True)
+        folder = self._place / SUBJECTS[one.format].folder
+        if folder not in self._digests:
+            self._digests[folder] = _digests(folder)
+        before = self._digests[folder] | {one.file: hashlib.sha256(one.content).hexdigest()}
         started = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            _carry_out(one.verb.arguments.split(), scratch)
+            _carry_out(one, folder, scratch)
         self._running[pid] = _Child(one, pid, scratch, started, before)
 
     def _ended(self) -> tuple[Input, Failure | None, float]:
         while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid:
-                return self._judged(self._running.pop(pid), os.waitstatus_to_exitcode(status))
+                return self._judged(self._running.pop(pid), os.waitstatus_to_exitcode(status), used)
             for child in self._running.values():
-                if time.monotonic() - child.started > child.input.verb.seconds:
+                if time.monotonic() - child.started > child.input.verb.seconds * _crowding():
                     os.killpg(child.pid, signal.SIGABRT)  # faulthandler shows where it was
                     time.sleep(0.5)
                     os.killpg(child.pid, signal.SIGKILL)
-                    os.waitpid(child.pid, 0)
-                    return self._judged(self._running.pop(child.pid), None)
+                    used = os.wait4(child.pid, 0)[2]
+                    return self._judged(self._running.pop(child.pid), None, used)
             time.sleep(0.01)
 
-    def _judged(self, child: _Child, code: int | None) -> tuple[Input, Failure | None, float]:
+    def _judged(
+        self, child: _Child, code: int | None, used: resource.struct_rusage
+    ) -> tuple[Input, Failure | None, float]:
         lines = (child.scratch / "stderr").read_text(errors="replace").splitlines()
         exits = (0,) if child.input.mutation == VALID else EXITS
         failure = _failure(lines, code, exits) or _changed(child)
@@ -139,14 +144,21 @@ class Fuzzer:
             print((child.scratch / "stdout").read_text(errors="replace"), "\n".join(lines), sep="\n")
         else:
             shutil.rmtree(child.scratch)
-        return child.input, failure, time.monotonic() - child.started
+        return child.input, failure, used.ru_utime + used.ru_stime
 
 
-def _carry_out(arguments: Sequence[str], scratch: Path) -> None:
-    """In the child: the command, as `olmo-jax` would be; never returns."""
+def _crowding() -> float:
+    """How many times longer a command may take since others want the processors too."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def _carry_out(one: Input, valid_files: Path, scratch: Path) -> None:
+    """In the child: the command in a folder of its own, as `olmo-jax` would be; never returns."""
     code = 1
     try:
         os.setsid()
+        shutil.copytree(valid_files, scratch / "in")
+        (scratch / "in" / one.file).write_bytes(one.content)
         os.chdir(scratch / "in")
         (scratch / "tmp").mkdir()
         os.environ["TMPDIR"] = str(scratch / "tmp")
@@ -162,7 +174,7 @@ def _carry_out(arguments: Sequence[str], scratch: Path) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         from sweeps import cli
 
-        code = cli.main(arguments)
+        code = cli.main(one.verb.arguments.split())
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001  shown as the interpreter would
@@ -174,20 +186,29 @@ def _carry_out(arguments: Sequence[str], scratch: Path) -> None:
 
 
 def _failure(lines: list[str], code: int | None, exits: Sequence[int]) -> Failure | None:
-    last = next((line for line in reversed(lines) if line.strip()), "")[:300]
+    told = [line for line in lines if line.strip() and not line.startswith("Extension modules: ")]
+    last = told[-1][:300] if told else ""
     if code is None:
         return Failure(f"hang in {_frame(lines, newest_first=True)}", last)
     if code < 0:
         return Failure(f"signal {-code} in {_frame(lines, newest_first=True)}", last)
     if any(line.startswith("Traceback (most recent call last)") for line in lines):
-        name = re.match(r"[\w.]+", last)
-        return Failure(f"traceback {name[0] if name else last[:40]} in {_frame(lines)}", last)
+        error = _error(lines)
+        return Failure(f"traceback {re.split(r'[: ]', error)[0]} in {_frame(lines)}", error)
     if code not in exits:
         return Failure(f"exit {code}", last)
-    told = [line for line in lines if not PROGRESS.match(line)]
+    told = [line for line in told if not PROGRESS.match(line)]
+    if any(len(line) > MOST_CHARACTERS for line in told):
+        return Failure("a line on stderr that is too long", told[-1][:300])
     if len(told) > MOST_LINES:
         return Failure(f"{min(len(told), 10)} lines on stderr" + (" or more" if len(told) >= 10 else ""), told[0][:300])
     return None
+
+
+def _error(lines: list[str]) -> str:
+    """The first line of the error that the last traceback ends with."""
+    last = max(i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)"))
+    return next((line[:300] for line in lines[last + 1 :] if line[:1].strip()), "")
 
 
 def _frame(lines: list[str], newest_first: bool = False) -> str:
@@ -224,7 +245,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 class Tally:
-    """Inputs, failures and seconds by format; failures by kind, with the first of each."""
+    """Inputs, failures and seconds of a processor by format; failures by kind, with the first of each."""
 
     def __init__(self) -> None:
         self.inputs: Counter[str] = Counter()
@@ -241,11 +262,11 @@ class Tally:
 
     def lines(self) -> list[str]:
         width = max(map(len, SUBJECTS))
-        lines = [f"{'format':{width}} {'inputs':>7} {'failures':>8} {'seconds':>8} {'a minute':>8}"]
+        lines = [f"{'format':{width}} {'inputs':>7} {'failures':>8} {'seconds':>8} {'a minute':>9}"]
         for name in SUBJECTS:
             n, seconds = self.inputs[name], self.seconds[name]
             a_minute = 60 * n / seconds if seconds else 0.0
-            lines.append(f"{name:{width}} {n:7} {self.failed[name]:8} {seconds:8.1f} {a_minute:8.0f}")
+            lines.append(f"{name:{width}} {n:7} {self.failed[name]:8} {seconds:8.1f} {a_minute:9.0f}")
         total = (sum(self.inputs.values()), sum(self.failed.values()), sum(self.seconds.values()))
         return [*lines, f"{'all':{width}} {total[0]:7} {total[1]:8} {total[2]:8.1f}"]
 
