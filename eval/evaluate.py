@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import fnmatch
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import require
 from olmo_jax.data.shards import TokenIndex
+from olmo_jax.names import matching
 from olmo_jax.progress import say
 
 
@@ -50,9 +50,9 @@ class Choice:
         for wanted in self.only:
             known = ", ".join(sorted({e.kind for e in evaluations(config)}))
             remedy = f"is no evaluation of this configuration; it has {known}, or one of these by its file's name"
-            require(bool(fnmatch.filter(names, wanted)), "--only", wanted, remedy)
+            require(bool(matching(names, wanted)), "--only", wanted, remedy)
         some = ", ".join(sorted(runs)[:3])
-        require(bool(fnmatch.filter(runs, self.runs)), "--runs", self.runs, f"is no run; there are {some}, ...")
+        require(bool(matching(runs, self.runs)), "--runs", self.runs, f"is no run; there are {some}, ...")
         for step in self.steps if isinstance(self.steps, tuple) else ():
             known = ", ".join(map(str, steps))
             require(step in steps, "--steps", step, f"is the step of no checkpoint; there are {known}")
@@ -82,7 +82,7 @@ class Choice:
         return step in chosen if chosen else evaluation.everywhere or self.steps == "all" or step == end
 
     def _is_named(self, *names: str) -> bool:
-        return any(fnmatch.filter(names, only) for only in self.only)
+        return any(matching(names, only) for only in self.only)
 
 
 EVERYTHING = Choice()
@@ -99,14 +99,16 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
     chosen = [e for e in evaluations(config) if choice.takes(e)]
     if cohort.shape.arithmetic:
         chosen = [e for e in chosen if e.kind in WITHOUT_TEXT]
+    wanted = {*matching(ends, choice.runs)}
     found: list[Job] = []
     across: dict[str, list[Model]] = collections.defaultdict(list)
     for step, members in written.items():
         for evaluation in chosen:
             models = [
                 (run, step)
-                for run in fnmatch.filter(members, choice.runs)
-                if choice.at(evaluation, step, ends[run])
+                for run in members
+                if run in wanted
+                and choice.at(evaluation, step, ends[run])
                 and not _is_done(workdir, run, step, evaluation, steps[run])
                 and _can_be_done(workdir, run, evaluation, steps[run], ends[run], found)
             ]
@@ -123,8 +125,8 @@ def _is_done(workdir: epath.Path, run: str, step: int, evaluation: Evaluation, s
     if result is None:
         return False
     if evaluation.kind == "saturation":
-        return result["checkpoints"] == steps
-    return evaluation.kind != "cka" or result["reference"] == steps[-1]
+        return result.get("checkpoints") == steps
+    return evaluation.kind != "cka" or result.get("reference") == steps[-1]
 
 
 def _can_be_done(

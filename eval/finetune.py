@@ -22,6 +22,8 @@ from olmo_jax.config import OptimizerConfig, TrainConfig
 from olmo_jax.data import task_items
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.windows import in_order, train_windows
+from olmo_jax.identity import identity_fields
+from olmo_jax.names import file_name
 from olmo_jax.probe import make_probes
 from olmo_jax.texts import Passage, scored_passage, text_passages, texts_by_name
 from olmo_jax.train import probe_documents
@@ -186,7 +188,7 @@ def evaluations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
     tuning = config.finetune
     shared = {
         k: list(v) if isinstance(v, tuple) else v
-        for k, v in dataclasses.asdict(tuning).items()
+        for k, v in identity_fields(tuning).items()
         if k not in ("targets", "learning_rates", "most_members") and (k != "train_items" or v)
     }
     found = []
@@ -299,4 +301,4 @@ def _best(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> M
 
 def _name(target: str) -> str:
     """The target in a result's name."""
-    return "finetune_" + results.file_name(target.replace("task:", "task_", 1))
+    return "finetune_" + file_name(target.replace("task:", "task_", 1))

@@ -12,6 +12,7 @@ from eval.material import Stack
 from eval.results import Evaluation, Measured
 from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig, TextsConfig
+from olmo_jax.identity import identity_fields
 from olmo_jax.texts import Passage, members_at_once, passages, read_states, states_geometry
 
 METRICS = ("local_two_nn", "local_two_nn_std", "points")
@@ -19,7 +20,7 @@ METRICS = ("local_two_nn", "local_two_nn_std", "points")
 
 def evaluations(config: EvalConfig) -> list[Evaluation]:
     """One, if any points are asked for."""
-    asked = {k: list(v) for k, v in dataclasses.asdict(config.dimension).items()}
+    asked = {k: list(v) for k, v in identity_fields(config.dimension).items()}
     return [Evaluation("local_dimension", "local_dimension", asked)] if config.dimension.points else []
 
 

@@ -11,7 +11,8 @@ from eval.calibrate import Method, gptq_params
 from eval.config import SCOPES, QuantizeConfig
 from eval.material import Stack
 from eval.quantize import quantize_params
-from eval.results import Evaluation, Measured, file_name
+from eval.results import Evaluation, Measured
+from olmo_jax.names import file_name
 from olmo_jax.progress import say
 from olmo_jax.sharding import path_name
 

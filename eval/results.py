@@ -1,14 +1,14 @@
 """runs/<run>/results/: a JSON file an evaluation and step, written whole or not at all."""
 
-import json
 import math
-import urllib.parse
+import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from olmo_jax.files import write_json
+from olmo_jax.files import DamagedFileError, read_json, write_json
 
 
 class Evaluation(NamedTuple):
@@ -38,11 +38,6 @@ class Measured(NamedTuple):
     more: dict[str, Any]
 
 
-def file_name(text: str) -> str:
-    """Any text as a part of a result's name, which is that of a file."""
-    return urllib.parse.quote(text, safe=" +")
-
-
 def write(
     workdir: epath.Path,
     run: str,
@@ -70,25 +65,67 @@ def write(
 
 def read(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> dict[str, Any] | None:
     """A stored result that was made with the evaluation's settings, else None."""
-    path = path_of(workdir, run, step, evaluation.name)
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    return result if result["settings"] == evaluation.settings else None
+    result = _whole(path_of(workdir, run, step, evaluation.name))
+    return result if result is not None and result["settings"] == evaluation.settings else None
 
 
 def steps(workdir: epath.Path, run: str) -> list[int]:
     """Steps of a run that have a result, ascending, whether or not their checkpoints are still there."""
-    folder = workdir / "runs" / run / "results"
-    files = folder.glob("*@*.json") if folder.exists() else []
-    return sorted({int(path.stem.rsplit("@", 1)[1]) for path in files})
+    return sorted({step for _, step in _stored(workdir, run)})
 
 
 def read_all(workdir: epath.Path, run: str, step: int) -> dict[str, dict[str, Any]]:
-    """Every stored result of a run at a step, by name, sorted."""
+    """Every stored result of a run at a step, by name, sorted; those that are damaged are left out."""
+    found = {name: _whole(path_of(workdir, run, step, name)) for name, at in _stored(workdir, run) if at == step}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def damaged(workdir: epath.Path, run: str) -> list[str]:
+    """Names of a run's results that are there and damaged, at any step."""
+    stored = _stored(workdir, run)
+    return sorted({name for name, step in stored if _whole(path_of(workdir, run, step, name)) is None})
+
+
+def _stored(workdir: epath.Path, run: str) -> list[tuple[str, int]]:
+    """Name and step of every result of a run, sorted."""
     folder = workdir / "runs" / run / "results"
-    files = sorted(folder.glob(f"*@{step}.json")) if folder.exists() else []
-    return {path.name.rsplit("@", 1)[0]: json.loads(path.read_text()) for path in files}
+    files = os.listdir(folder) if folder.is_dir() else []
+    return sorted((of[1], int(of[2])) for file in files if (of := re.fullmatch(r"(.+)@(\d{1,12})\.json", file)))
+
+
+def _whole(path: epath.Path) -> dict[str, Any] | None:
+    """A result; None where there is none, or one that isn't what was written, which is then made anew."""
+    try:
+        result = read_json(path, "it is made anew")
+    except (FileNotFoundError, DamagedFileError):
+        return None
+    needed = isinstance(result.get("settings"), dict) and _are_numbers(result.get("metrics"))
+    return result if needed and all(of(result[key]) for key, of in _MORE.items() if key in result) else None
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(v is None or type(v) in (int, float) for v in value.values())
+
+
+def _are_documents(value: Any) -> bool:
+    """By domain lists of summed nats and of tokens, of one length."""
+    return isinstance(value, dict) and all(
+        isinstance(of, dict)
+        and all(isinstance(of.get(key), list) and _are_numbers(dict(enumerate(of[key]))) for key in ("nats", "tokens"))
+        and len(of["nats"]) == len(of["tokens"])
+        for of in value.values()
+    )
+
+
+def _are_rows(value: Any) -> bool:
+    """Measurements along a fine-tuning."""
+    return isinstance(value, list) and all(
+        _are_numbers(row) and all(type(row.get(key)) in (int, float) for key in ("seed", "step")) for row in value
+    )
+
+
+# What of some results is read again, and how it is known to be whole.
+_MORE = {"documents": _are_documents, "along": _are_rows, "before": _are_numbers}
 
 
 def path_of(workdir: epath.Path, run: str, step: int, name: str) -> epath.Path:

@@ -11,10 +11,11 @@ from eval import dynamics, finetune, local_dimension, perturb, quantizations, ta
 from eval.config import EvalConfig
 from eval.lm_loss import Losses
 from eval.material import Stack
-from eval.results import Evaluation, Measured, file_name
+from eval.results import Evaluation, Measured
 from olmo_jax.cohort import over_members
 from olmo_jax.data import task_items
 from olmo_jax.data.windows import unigram_loss
+from olmo_jax.names import file_name
 
 
 def evaluations(config: EvalConfig) -> list[Evaluation]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from olmo_jax.errors import UserError
+from olmo_jax.names import LONGEST
 
 T = TypeVar("T")
 
@@ -35,6 +36,19 @@ def require(condition: bool, key: str, value: object, remedy: str) -> None:
 def one_of(value: str, known: tuple[str, ...], key: str) -> None:
     """Raises ConfigError unless `value` is one of those known."""
     require(value in known, key, value, f"needs one of {', '.join(known)}")
+
+
+def folder_name(value: str, key: str) -> None:
+    """Raises ConfigError unless `value` can begin a folder's name on any file system that we write to."""
+    require(
+        bool(value) and "/" not in value and not value.startswith("."),
+        key,
+        value,
+        "is the name of a folder, or its beginning: not empty, no '/', no leading '.'",
+    )
+    require(value.isprintable(), key, value, "is the name of a folder: no control or undecodable characters")
+    size = len(value.encode())
+    require(size <= LONGEST, key, value, f"is the name of a folder and has {size} bytes; use at most {LONGEST}")
 
 
 def to_config_dict(config: Any) -> ConfigDict:

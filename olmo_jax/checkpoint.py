@@ -6,9 +6,9 @@ one chunk a member, so that one run is read without the others. The stack may ho
 """
 
 import contextlib
-import fnmatch
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,10 +19,11 @@ import tensorstore
 from etils import epath
 from jax.sharding import Mesh
 
-from olmo_jax import hosts, sharding
+from olmo_jax import hosts, names, sharding
 from olmo_jax.cohort import State, params_structs
-from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
+from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict, require
 from olmo_jax.errors import UserError
+from olmo_jax.files import DamagedFileError, read_json
 
 _ITEMS = {
     "params": ocp.PyTreeCheckpointHandler,
@@ -41,6 +42,21 @@ def directory(workdir: epath.PathLike, folder: str) -> epath.Path:
     return path if "://" in str(path) else path.absolute()
 
 
+def check_place(workdir: epath.PathLike) -> None:
+    """Raises ConfigError for a working directory below which checkpoints would be written and never read.
+
+    Orbax looks for the parts of a checkpoint by a pattern below its folder, whose own name it doesn't quote in it.
+    """
+    path = directory(workdir, "")
+    require(
+        not re.search(r"[*?[]", str(path)),
+        "--workdir",
+        str(workdir),
+        "Orbax can't write checkpoints below a folder with *, ? or [ in its name or in that of one above it; choose "
+        "another, such as lr_1e-2 for lr[1e-2]",
+    )
+
+
 class Checkpoints:
     """A cohort's checkpoints, written in the background while training goes on."""
 
@@ -49,7 +65,9 @@ class Checkpoints:
         self._deleted = path.parent / "deleted"
         if hosts.is_first() and self._deleted.exists():
             self._deleted.rmtree()
-        self._path, self._manager = path, _open(path)
+        self._path = path
+        with _reading(path):
+            self._manager = _open(path)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -85,14 +103,15 @@ class Checkpoints:
 
         Raises CheckpointError, in every process, where it isn't whole or isn't what was saved, by its checksums.
         """
-        place, restored = self._path / str(step), None
+        place, restored, saved = self._path / str(step), None, {}
         try:
             with _reading(place):
+                saved = _members(place)["checksums"]
                 size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
             params, moments = (_restore(tree, mesh, fsdp) for tree in (like.params, _moments(like)))
             with _reading(place):
-                args = ocp.args.Composite(params=params, moments=moments, members=ocp.args.JsonRestore())
+                args = ocp.args.Composite(params=params, moments=moments)
                 restored = self._manager.restore(step, args=args)
             failed = None
         except CheckpointError as error:
@@ -100,18 +119,28 @@ class Checkpoints:
         if hosts.anyone(failed is not None) or restored is None:
             raise failed or CheckpointError(f"{place}: another process can't read it")
         state = State(params=restored["params"], **restored["moments"])
-        saved, found = restored["members"]["checksums"], _checksums(state)
-        if changed := [name for name, value in found.items() if saved.get(name) != value]:
+        if changed := [name for name, value in _checksums(state).items() if saved.get(name) != value]:
             raise CheckpointError(f"{place}: {', '.join(changed[:3])} isn't what was saved")
         return state
+
+    def check(self, step: int) -> None:
+        """Raises CheckpointError, in every process, unless a checkpoint can be read and is what was saved."""
+        failed = None
+        try:
+            if hosts.is_first():
+                _load(self._path, step)
+        except CheckpointError as error:
+            failed = error
+        if hosts.anyone(failed is not None):
+            raise failed or CheckpointError(f"{self._path / str(step)}: the first process can't read it")
 
     def set_aside(self, step: int) -> epath.Path:
         """Moves a checkpoint out of the way, to where nothing looks for it; returns where it lies."""
         folder = self._path.parent / "broken"
         folder.mkdir(exist_ok=True)
         taken = {p.name for p in folder.iterdir()}
-        names = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
-        place = folder / next(name for name in names if name not in taken)
+        free = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
+        place = folder / next(name for name in free if name not in taken)
         hosts.meet("set aside")  # all have seen what is taken
         if hosts.is_first():
             (self._path / str(step)).rename(place)
@@ -195,9 +224,36 @@ def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: boo
             )
 
 
+def run_record(workdir: epath.PathLike, run_id: str) -> dict[str, Any]:
+    """runs/<run>/config.json: run_id, cohort, folder (of its stack) and config. Raises DamagedFileError."""
+    path = epath.Path(workdir) / "runs" / run_id / "config.json"
+    remedy = f"`olmo-jax status --workdir={workdir}` writes it anew from sweep.json"
+    record = read_json(path, remedy)
+    config, texts = record.get("config"), [record.get(key) for key in ("run_id", "cohort", "folder")]
+    if (
+        not (isinstance(config, dict) and isinstance(config.get("model"), dict))
+        or not all(isinstance(text, str) and text for text in texts)
+        or record["run_id"] != run_id
+    ):
+        raise DamagedFileError(f"{path}: isn't what a run's configuration is recorded as; {remedy}")
+    return record
+
+
 def run_config(workdir: epath.PathLike, run_id: str) -> TrainConfig:
     """A run's configuration. Raises CheckpointError: no such run."""
     return from_config_dict(TrainConfig, _find(workdir, run_id)[0]["config"], "config")
+
+
+def read_end(workdir: epath.PathLike, run_id: str, step: int) -> tuple[int, int]:
+    """Of a run at a checkpoint, the step at which it diverged, or -1, and the place in cohort.REASONS of why.
+
+    Of an imported one, which has no moments, it isn't known: -1 and 0. Raises CheckpointError.
+    """
+    _, path, places = _find(workdir, run_id)
+    if not (path / str(step) / "moments").exists():
+        return -1, 0
+    marks = _read_member(path, step, places[step], "moments", ("diverged_at", "reason"))
+    return int(marks["diverged_at"]), int(marks["reason"])
 
 
 def known_runs(workdir: epath.PathLike) -> list[str]:
@@ -207,9 +263,9 @@ def known_runs(workdir: epath.PathLike) -> list[str]:
 
 
 def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
-    """Ids of the runs that a pattern like "olmo-4m-*" or an id names, sorted. Raises CheckpointError: none does."""
+    """Ids of the runs that an id or a pattern like "olmo-4m-*" names, sorted. Raises CheckpointError: none does."""
     known = known_runs(workdir)
-    found = fnmatch.filter(known, pattern)
+    found = names.matching(known, pattern)
     if not found:
         raise CheckpointError(f"no run '{pattern}' in {workdir}; there are: {', '.join(known) or 'none'}")
     return found
@@ -225,15 +281,20 @@ def load_stack(workdir: epath.PathLike, folder: str, step: int) -> tuple[list[st
 
     Raises CheckpointError where it can't be read or isn't what was saved.
     """
-    path = directory(workdir, folder)
-    with contextlib.closing(_open(path)) as manager, _reading(path / str(step)):
+    return _load(directory(workdir, folder), step)
+
+
+def _load(path: epath.Path, step: int) -> tuple[list[str], Any]:
+    with _reading(path / str(step)), contextlib.closing(_open(path)) as manager:
         tree = manager.item_metadata(step)["params"].tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        params, members = ocp.args.PyTreeRestore(restore_args=as_numpy), ocp.args.JsonRestore()
-        restored = manager.restore(step, args=ocp.args.Composite(params=params, members=members))
-    runs, saved = restored["members"]["runs"], restored["members"]["checksums"]
+        args = ocp.args.Composite(params=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        restored = manager.restore(step, args=args)
+    of = _members(path / str(step))
+    runs, saved = of["runs"], of["checksums"]
     for place in range(len(runs)):
-        _check_member(path / str(step), jax.tree.map(lambda x, m=place: x[m], restored["params"]), saved, place)
+        one = jax.tree.map(lambda x, m=place: x[m], restored["params"])
+        _check_member(path / str(step), {"params": one}, saved, place)
     return runs, jax.tree.map(lambda x: x[: len(runs)], restored["params"])
 
 
@@ -249,17 +310,26 @@ def member_lists(path: epath.Path) -> dict[int, list[str]]:
 
 
 def _members(checkpoint: epath.Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "members" / "metadata").read_text())
+    """Run ids by place, and checksums. FileNotFoundError where there is no such checkpoint (any more)."""
+    path, remedy = checkpoint / "members" / "metadata", "put it back from a copy, or move the checkpoint away"
+    try:
+        found = read_json(path, remedy)
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from error
+    runs, sums = found.get("runs"), found.get("checksums")
+    are_members = isinstance(runs, list) and all(isinstance(run, str) for run in runs)
+    if not (are_members and isinstance(sums, dict) and all(isinstance(of, list) for of in sums.values())):
+        raise CheckpointError(f"{path}: isn't a list of members with checksums; {remedy}")
+    return found
 
 
 def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.Path, dict[int, int]]:
     """A run's config.json, its cohort's checkpoints, and its place in the stack of each that holds it, by step."""
     workdir = epath.Path(workdir)
-    file = workdir / "runs" / run_id / "config.json"
-    if not file.exists():
+    if run_id not in known_runs(workdir):
         known = ", ".join(known_runs(workdir)) or "none"
         raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {known}")
-    record = json.loads(file.read_text())
+    record = run_record(workdir, run_id)
     path = directory(workdir, record["folder"])
     return record, path, {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}
 
@@ -269,18 +339,42 @@ def _moments(state: State) -> dict[str, Any]:
 
 
 def _open(path: epath.Path) -> ocp.CheckpointManager:
+    """Raises CheckpointError where Orbax would fail on what it says of a checkpoint itself."""
+    for step in (p for p in path.iterdir() if p.name.isdigit()):
+        _check_told(step / "_CHECKPOINT_METADATA")
     handlers = {name: handler() for name, handler in _ITEMS.items()}
     return ocp.CheckpointManager(path, item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False))
 
 
-def _read_member(path: epath.Path, step: int, place: int) -> Any:
-    with contextlib.closing(_open(path)) as manager, _reading(path / str(step)):
-        tree = manager.item_metadata(step)["params"].tree
-    params = path / str(step) / "params"
+def _check_told(path: epath.Path) -> None:
+    """A file that isn't JSON at all Orbax passes over, and nothing in it is needed here."""
+    try:
+        told = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, FileNotFoundError):
+        return
+    sections = ("item_handlers", "metrics", "performance_metrics", "custom_metadata")
+    stamps = ("init_timestamp_nsecs", "commit_timestamp_nsecs")
+    whole = (
+        isinstance(told, dict)
+        and all(isinstance(told.get(key, {}), dict) for key in sections)
+        and all(isinstance(of, str) for of in told.get("item_handlers", {}).values())
+        and all(told.get(key) is None or type(told[key]) is int for key in stamps)
+        and not told.get("performance_metrics")
+    )
+    if not whole:
+        raise CheckpointError(f"{path}: isn't what Orbax wrote; delete that file, the checkpoint is read without it")
+
+
+def _read_member(path: epath.Path, step: int, place: int, item: str = "params", only: Sequence[str] = ()) -> Any:
+    """One member's arrays of an item, checked against what was saved; of a dict `only` some keys."""
+    with _reading(path / str(step)), contextlib.closing(_open(path)) as manager:
+        tree = manager.item_metadata(step)[item].tree
+        tree = {key: tree[key] for key in only} if only else tree
+    folder = path / str(step) / item
 
     def read(meta: Any) -> Any:
         # A local path as it is, never as a URL: a folder's name may hold % or #.
-        base: Any = str(params) if "://" in str(params) else {"driver": "file", "path": f"{params}/"}
+        base: Any = str(folder) if "://" in str(folder) else {"driver": "file", "path": f"{folder}/"}
         kvstore = {"driver": "ocdbt", "base": base}
         spec = {"driver": "zarr", "kvstore": kvstore | {"path": f"{meta.name}/"}}
         return tensorstore.open(spec, open=True, read=True)
@@ -289,8 +383,8 @@ def _read_member(path: epath.Path, step: int, place: int) -> Any:
         opened = jax.tree.map(read, tree)
         pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
         member = jax.tree.map(lambda f: np.asarray(f.result()), pending)
-        saved = _members(path / str(step))["checksums"]
-    _check_member(path / str(step), member, saved, place)
+    saved = _members(path / str(step))["checksums"]
+    _check_member(path / str(step), {"params": member} if item == "params" else member, saved, place)
     return member
 
 
@@ -298,6 +392,8 @@ def _read_member(path: epath.Path, step: int, place: int) -> Any:
 def _reading(checkpoint: epath.Path) -> Iterator[None]:
     try:
         yield
+    except CheckpointError:
+        raise
     except Exception as error:  # of files that are gone or garbled Orbax raises anything, bare Exceptions too
         # Other troubles with a disk, and a device that is full, may pass.
         if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
@@ -331,12 +427,12 @@ def _checksum_each(stack: Any) -> Any:
     return jax.tree.map(of_members, stack)
 
 
-def _check_member(checkpoint: epath.Path, params: Any, saved: dict[str, list[int]], place: int) -> None:
-    """Raises CheckpointError if one member's parameters aren't those that were saved."""
-    for path, x in jax.tree_util.tree_leaves_with_path(params):
+def _check_member(checkpoint: epath.Path, arrays: Any, saved: dict[str, list[int]], place: int) -> None:
+    """Raises CheckpointError if one member's arrays aren't those that were saved."""
+    for path, x in jax.tree_util.tree_leaves_with_path(arrays):
         words = np.ascontiguousarray(x).view(f"uint{8 * x.dtype.itemsize}").reshape(-1).astype(np.uint32)
         total = np.sum(words * (2 * np.arange(words.size, dtype=np.uint32) + 1), dtype=np.uint32)
-        if saved[f"params/{sharding.path_name(path)}"][place] != total:
+        if saved.get(sharding.path_name(path), [])[place : place + 1] != [total]:
             raise CheckpointError(
                 f"{checkpoint}: {sharding.path_name(path)} isn't what was saved; put it back from a copy, or move it "
                 "away and delete status.json of its runs to have it trained again"

@@ -20,7 +20,7 @@ from olmo_jax import loss, model, optimizer, sharding
 from olmo_jax.compute import Compute, ComputeConfig
 from olmo_jax.config import CheckpointConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
 from olmo_jax.data import arithmetic, feed
-from olmo_jax.identity import digest
+from olmo_jax.identity import digest, identity_fields
 from olmo_jax.members import over_members as over_members
 from olmo_jax.optimizer import Hyper
 
@@ -76,18 +76,20 @@ class Cohort:
     """The runs of one program, in the order of their places on the member axis.
 
     part: where they are only some of the runs of their shape, which of the stacks these are in; see sweeps/parts.py.
+    recorded_id: the id under which a working directory has it; "" for one that isn't recorded yet.
     """
 
     shape: Shape
     runs: tuple[Run, ...]
     part: int = 0
+    recorded_id: str = dataclasses.field(default="", compare=False)
 
     @property
     def id(self) -> str:
         """By the shape alone: runs that join later change nothing of it, and parts share it."""
         s = self.shape.model
         readable = f"d{s.d_model}-l{s.n_layers}-b{self.shape.batch_size}"
-        return f"{readable}-{digest(dataclasses.asdict(self.shape.lasting))[:8]}"
+        return self.recorded_id or f"{readable}-{digest(identity_fields(self.shape.lasting))[:8]}"
 
     @property
     def folder(self) -> str:

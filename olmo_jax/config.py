@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 from olmo_jax.checked import ConfigError as ConfigError
+from olmo_jax.checked import folder_name, one_of, require
 from olmo_jax.checked import from_config_dict as from_config_dict
-from olmo_jax.checked import one_of, require
 from olmo_jax.checked import to_config_dict as to_config_dict
 from olmo_jax.checked import unknown_key as unknown_key
 from olmo_jax.compute import ComputeConfig as ComputeConfig
@@ -147,12 +147,7 @@ class TrainConfig:
         return round(self.optimizer.warmup_fraction * self.total_steps)
 
     def check(self, at: str) -> None:
-        require(
-            bool(self.name) and "/" not in self.name and not self.name.startswith("."),
-            f"{at}.name",
-            self.name,
-            "begins the name of a folder: not empty, no '/', no leading '.'",
-        )
+        folder_name(self.name, f"{at}.name")
         require(
             self.total_steps >= 1 or bool(self.imported),  # a publisher's step 0 may be all that there is
             f"{at}.tokens",

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from olmo_jax.checked import one_of, require
+from olmo_jax.checked import folder_name, one_of, require
 
 OPERATIONS = ("add", "subtract", "divide", "permute")
 
@@ -118,14 +118,9 @@ class DataConfig:
         return dataclasses.replace(self, batch_size=1, sequence_length=1, max_epochs=1.0, arithmetic=shared)
 
     def check(self, at: str) -> None:
-        for name in ("name", "corpus", "text_field", "tokenizer", "eos_token"):
+        for name in ("corpus", "text_field", "tokenizer", "eos_token"):
             require(bool(getattr(self, name)), f"{at}.{name}", getattr(self, name), "must not be empty")
-        require(
-            "/" not in self.name and not self.name.startswith("."),
-            f"{at}.name",
-            self.name,
-            "is the name of a folder: no '/', no leading '.'",
-        )
+        folder_name(self.name, f"{at}.name")
         for name in ("batch_size", "sequence_length"):
             require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive whole number")
         require(

@@ -68,4 +68,4 @@ def _damage(path: Path) -> str:
     content = path.read_bytes()
     if not content.strip(b"\0 \n"):
         return "is filled with NUL, as after a power cut" if content.strip() else "is empty"
-    return "isn't JSON"
+    return "is not JSON"

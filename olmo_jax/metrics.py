@@ -24,6 +24,7 @@ from olmo_jax.writers import Writer
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 _LONGEST_ROW = 2**17  # bytes
+_OF_STEPS = {"tokens_per_second", "step_seconds", "data_seconds", "mfu"}  # what a row of timings says of some steps
 _SECONDS_BETWEEN_FLUSHES = 5.0  # so that others can follow
 
 
@@ -33,11 +34,25 @@ def to_json(row: Mapping[str, Any]) -> str:
 
 
 def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
-    """Rows of a file of JSON lines; none if it isn't there; a last line cut short by a kill is left out."""
+    """Rows of a file of JSON lines, none if it isn't there.
+
+    What a kill or a power cut has left of the last lines, cut short or filled with NUL, is left out. Raises
+    MetricsError where whole rows follow a damaged one.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_bytes().split(b"\n")
+    rows = [_row(line) for line in lines[:-1]]
+    whole = list(itertools.takewhile(lambda row: row is not None, rows))
+    if any(row is not None for row in rows[len(whole) :]):
+        raise MetricsError(f"{path}: line {len(whole) + 1} is damaged; put the file back from a copy, or mend the line")
+    return [row for row in whole if row is not None]
+
+
+def read_timings(path: epath.Path) -> list[dict[str, Any]]:
+    """Rows of a timings.jsonl, without those that are damaged: nothing but a share of time depends on them."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [row for line in lines if (row := _row(line)) is not None and _is_timing(row)]
 
 
 def last_row(path: epath.Path) -> dict[str, Any] | None:
@@ -48,7 +63,24 @@ def last_row(path: epath.Path) -> dict[str, Any] | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _LONGEST_ROW))
         lines = file.read().split(b"\n")[:-1]
-    return json.loads(lines[-1]) if lines else None
+    return next((row for line in reversed(lines) if (row := _row(line)) is not None), None)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics or timings from its line; None where it can't be one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+        return None
+    return row if "event" in row or all(v is None or type(v) in (int, float) for v in row.values()) else None
+
+
+def _is_timing(row: Mapping[str, Any]) -> bool:
+    needed = {"seconds"} | (_OF_STEPS if row.get("event") == "steps" else set())
+    numbers = (type(value) in (int, float) and math.isfinite(value) for key, value in row.items() if key != "event")
+    return isinstance(row.get("event"), str) and needed <= row.keys() and all(numbers)
 
 
 def write_jsonl(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +165,7 @@ def check_rows(directory: epath.Path, step: int) -> list[str]:
     Raises MetricsError if one is missing or cut short: to go on from there would leave a gap.
     """
     path = directory / METRICS
-    rows = path.read_text().split("\n")[:-1] if path.exists() else []
+    rows = path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
     whole = (re.match(rf'\{{"step": {i}[,}}]', row) and row.endswith("}") for i, row in enumerate(rows[: step + 1]))
     count = sum(1 for _ in itertools.takewhile(bool, whole))
     if count < step + 1:
@@ -146,7 +178,7 @@ def resume_at(directory: epath.Path, step: int) -> None:
     rows = check_rows(directory, step)
     _write_lines(directory / METRICS, rows)
     if (timings := directory / TIMINGS).exists():  # times stay, but for a line that a kill cut short
-        _write_lines(timings, timings.read_text().split("\n")[:-1])
+        _write_lines(timings, [to_json(row) for row in read_timings(timings)])
 
 
 def _write_lines(path: epath.Path, lines: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -13,17 +12,19 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide, hosts, sharding
-from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
+from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints, run_config
 from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
 from olmo_jax.compute import Compute
-from olmo_jax.config import require
+from olmo_jax.config import ConfigError, require
 from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.identity import identity_fields
 from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, resume_at
 from olmo_jax.probe import Documents, Probe, choose_documents, make_probes
 from olmo_jax.progress import progress, say
+from olmo_jax.run_status import has_ended, mend_statuses, write_statuses
 from olmo_jax.texts import passages
 from olmo_jax.writers import check_writers, writers
 
@@ -48,7 +49,7 @@ def train_cohort(
       True if every member is done, False if `stop` ended it.
     """
     shape, runs = cohort.shape, cohort.runs
-    if all(read_status(workdir, run.id)["state"] in ("done", "diverged") for run in runs):
+    if hosts.first_says(all(has_ended(workdir, run.id) for run in runs)):
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
@@ -65,7 +66,8 @@ def train_cohort(
         step, state = _resume(workdir, cohort, checkpoints, mesh)
         places = cohort.active(step)
         _tidy(checkpoints, cohort, step, due)
-        _write_status(workdir, [runs[i] for i in places], state, step)
+        write_statuses(workdir, [runs[i] for i in places], state, step)
+        mend_statuses(workdir, [run for run in runs if run.config.total_steps < step])
         stopped = False
 
         with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as show:
@@ -156,9 +158,11 @@ def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
 
 def _tidy(checkpoints: Checkpoints, cohort: Cohort, step: int, due: set[int]) -> None:
     """Deletes what stops have left, once some members have ended at `step`."""
-    if step in cohort.segment_ends:
-        for extra in set(checkpoints.steps()) - due:
-            checkpoints.delete(extra)
+    extras = set(checkpoints.steps()) - due if step in cohort.segment_ends else set()
+    if extras:
+        checkpoints.check(step)  # none goes before the one that takes its place is known to be whole
+    for extra in extras:
+        checkpoints.delete(extra)
 
 
 def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> Compute:
@@ -169,7 +173,7 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     shape = cohort.shape
     asked = {
         "mapping": shape.mapping,
-        "compute": dataclasses.asdict(shape.compute),
+        "compute": identity_fields(shape.compute),
         "mesh": dict(mesh.shape) | {"fsdp": shape.mesh.fsdp},
         "device": jax.devices()[0].device_kind,
     }
@@ -195,19 +199,21 @@ def _kept(path: epath.Path) -> dict[str, Any]:
 
 
 def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> None:
-    """runs/<run>/config.json of every run of a cohort, where it isn't there yet, or `anew`."""
+    """runs/<run>/config.json of every run of a cohort, where it isn't there yet or is damaged, or `anew`."""
     for run in cohort.runs:
         path = workdir / "runs" / run.id / "config.json"
-        if anew or not path.exists():
+        if anew or not _is_recorded(workdir, run):
             path.parent.mkdir(parents=True, exist_ok=True)
             place = {"cohort": cohort.id, "folder": cohort.folder}
             write_json(path, {"run_id": run.id} | place | {"config": dataclasses.asdict(run.config)})
 
 
-def read_status(workdir: epath.Path, run_id: str) -> dict[str, Any]:
-    """A run's status.json: state (waiting, training, done or diverged), step, total_steps, diverged_at, reason."""
-    path = workdir / "runs" / run_id / "status.json"
-    return json.loads(path.read_text()) if path.exists() else {"state": "waiting", "step": 0}
+def _is_recorded(workdir: epath.Path, run: Run) -> bool:
+    try:
+        run_config(workdir, run.id)
+    except (CheckpointError, DamagedFileError, ConfigError):
+        return False
+    return True
 
 
 def _next_stop(step: int, most: int, fixed: Collection[int], intervals: Collection[int]) -> int:
@@ -242,23 +248,7 @@ def _save(
         checkpoints.wait()  # a run is reported done once its last checkpoint is on disk
         _tidy(checkpoints, cohort, step, due)
     owned()
-    _write_status(workdir, members, state, step)
-
-
-def _write_status(workdir: epath.Path, members: Sequence[Run], state: State, step: int) -> None:
-    diverged_M, reason_M = (x.tolist() for x in hosts.fetch((state.diverged_at, state.reason)))
-    if not hosts.is_first():
-        return
-    for run, diverged_at, reason in zip(members, diverged_M, reason_M, strict=False):
-        ended = "diverged" if diverged_at >= 0 else "done"
-        status = {
-            "state": ended if step == run.config.total_steps else "training",
-            "step": step,
-            "total_steps": run.config.total_steps,
-            "diverged_at": diverged_at if diverged_at >= 0 else None,
-            "reason": cohorts.REASONS[reason],
-        }
-        write_json(workdir / "runs" / run.id / "status.json", status)
+    write_statuses(workdir, members, state, step)
 
 
 def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> MetricsLog:

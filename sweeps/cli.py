@@ -88,13 +88,15 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     if verb == "status":
         from sweeps.status import show
 
-        records.check_record(workdir, plan)
+        plan = records.join(workdir, plan)
+        records.mend_run_files(workdir)
         show(workdir, records.with_stacks(workdir, plan), arguments.watch)
         return DONE
     if verb == "report":
         from sweeps import reporting
 
-        records.check_record(workdir, plan)
+        records.join(workdir, plan)
+        records.mend_run_files(workdir)
         if arguments.figure:
             print("\n".join(map(str, reporting.report_figure(workdir, arguments.figure))))
         else:
@@ -119,11 +121,13 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
 
 
 def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> int:
+    from olmo_jax.checkpoint import check_place
     from sweeps import record as records
     from sweeps.launch import Options, StoppedError, launch
 
     workdir = _workdir(arguments)
-    records.check_record(workdir, plan)
+    check_place(workdir)
+    plan = records.join(workdir, plan)
     given = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
     options = Options(**{k: v for k, v in given.items() if v is not None} | {"more": tuple(arguments.more)})
     command = [sys.executable, "-m", "sweeps.cli", "run", *overrides, f"--workdir={workdir}"]
@@ -136,6 +140,7 @@ def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> i
 
 
 def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:
+    from olmo_jax.checkpoint import check_place
     from olmo_jax.clock import matmul_peak
     from olmo_jax.config import require
     from sweeps import costs
@@ -148,7 +153,8 @@ def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:
     require(rate > 0, "--flops", rate, "needs a positive number")
     workdir = _workdir(arguments) if arguments.workdir else None
     if workdir is not None:
-        records.check_record(workdir, plan)
+        check_place(workdir)
+        plan = records.join(workdir, plan)
         plan = records.with_stacks(workdir, plan)
     return costs.lines(plan, stages.training_tokens(workdir, plan), rate, told)
 

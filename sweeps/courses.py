@@ -26,7 +26,7 @@ def read_courses(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
         for step in results.steps(workdir, run):
             for name, result in read_results(workdir, run, step, config).items():
                 found = _COURSE.match(name)
-                if found is None or "along" not in result:
+                if found is None or not {"along", "before"} <= result.keys():
                     continue
                 of = {"run_id": run, "step": step, "evaluation": name, "target": found["target"]}
                 of |= {"learning_rate": float(found["rate"])}

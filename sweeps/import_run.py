@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from eval.config import EvalConfig
 from olmo_jax import cohort as cohorts
 from olmo_jax import hf
-from olmo_jax.checkpoint import directory, open_checkpoints
+from olmo_jax.checkpoint import check_place, directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
 from olmo_jax.data.prepare import alone, prepare
@@ -83,6 +83,7 @@ def import_run(
     """
     source = epath.Path(path).absolute()
     found = revisions(epath.Path(path), step)
+    check_place(workdir)
     _check_directory(workdir)
     for revision in found:
         hf.check_checkpoint(revision.folder)
@@ -273,7 +274,7 @@ def _joined(
         runs[stack.id] += stack.runs
     shapes = {stack.id: stack.shape for stack in stacks.values()}
     return Plan(
-        tuple(Cohort(shapes[name], tuple(members)) for name, members in runs.items()),
+        tuple(Cohort(shapes[name], tuple(members), recorded_id=name) for name, members in runs.items()),
         old.fingerprints | data,
         old.evaluation if keep_evaluation else evaluation,
         stacks=tuple(stacks.values()),

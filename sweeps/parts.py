@@ -51,7 +51,7 @@ def cut(cohort: Cohort, config: PartsConfig, pinned: Sequence[Sequence[str]] = (
         most = most_members(cohort.shape, len(new), config)
         size = math.ceil(len(new) / math.ceil(len(new) / most))  # stacks of about one size rather than a small last one
         stacks += [tuple(new[i : i + size]) for i in range(0, len(new), size)]
-    return [Cohort(cohort.shape, runs, part) for part, runs in enumerate(stacks)]
+    return [dataclasses.replace(cohort, runs=runs, part=part) for part, runs in enumerate(stacks)]
 
 
 def most_members(shape: Shape, members: int, config: PartsConfig) -> int:

@@ -10,12 +10,14 @@ from etils import epath
 from eval.config import EvalConfig
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.config import ConfigError, TrainConfig, from_config_dict
-from olmo_jax.files import write_json
-from sweeps import parts
+from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.identity import canonical_json, identity
+from olmo_jax.train import write_run_files
+from sweeps import parts, upgrades
 from sweeps.plan import Plan, as_json, leaves
+from sweeps.upgrades import upgraded
 
-# Of the working directory; another layout gets another number, and is refused.
-LAYOUT = 4
+_REMEDY = "put it back from a copy"
 
 
 def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
     for cohort in cohorts:
         cohort["parts"] = parts.runs_of([stack for stack in plan.stacks if stack.id == cohort["cohort"]])
     return {
-        "layout": LAYOUT,
+        "layout": upgrades.LAYOUT,
         "versions": dict(versions),
         "later_versions": [],
         "evaluation": dataclasses.asdict(plan.evaluation),
@@ -33,44 +35,15 @@ def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def check_record(workdir: epath.Path, plan: Plan) -> None:
-    """Raises ConfigError if the directory holds runs that the plan lacks (saying how they differ), or another layout.
-
-    A plan with more runs than the directory holds extends it. A directory without a sweep.json passes, unless there are
-    runs in it. Other evaluations of the same runs, another mesh or mapping make no other sweep; other steps of probes
-    or checkpoints would leave a mixture of both.
-    """
-    if not (workdir / "sweep.json").exists():
-        if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
-            raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
-        return
-    old = recorded_plan(workdir)
-    have, want = {run.id: run.config for run in old.runs}, {run.id: run.config for run in plan.runs}
-    if gone := have.keys() - want.keys():
-        new = want.keys() - have.keys()
-        raise ConfigError(
-            f"{workdir} holds a sweep that this one doesn't contain: {len(gone)} of its {len(have)} runs aren't in "
-            f"this one ({_some(gone)}), {len(new)} of this one's aren't in it ({_some(new)}). {_difference(old, plan)}"
-            "Choose another --workdir, or a configuration whose grid holds those runs too"
-        )
-    for name, config in have.items():
-        if (config.probe, config.checkpoint) != (want[name].probe, want[name].checkpoint):
-            raise ConfigError(
-                f"{workdir} was begun with other steps for probes or checkpoints. {_difference(old, plan)}"
-                "Choose another --workdir, or set them back"
-            )
-
-
 def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
     """Writes sweep.json, or extends it by the plan's further runs; returns the plan with its stacks.
 
     For one process at a time.
 
     Stacks that are recorded stay as they are; further runs come in stacks of their own, cut for this machine. Other
-    evaluations replace the recorded ones. Raises what `check_record` raises, and ConfigError for what has no room here.
+    evaluations replace the recorded ones. Raises what `join` raises, and ConfigError for what has no room here.
     """
-    check_record(workdir, plan)
-    plan = with_stacks(workdir, plan)
+    plan = with_stacks(workdir, join(workdir, plan))
     path = workdir / "sweep.json"
     new = json.loads(json.dumps(record(plan, versions)))
     old = read_record(workdir) if path.exists() else None
@@ -96,36 +69,97 @@ def with_stacks(workdir: epath.Path, plan: Plan) -> Plan:
     return dataclasses.replace(plan, stacks=tuple(stacks))
 
 
+def mend_run_files(workdir: epath.Path) -> None:
+    """Writes the config.json of recorded runs anew where it is lost or damaged."""
+    for stack in recorded_plan(workdir).stacks:
+        write_run_files(workdir, stack)
+
+
 def read_record(workdir: epath.Path) -> dict[str, Any]:
-    """sweep.json of a working directory; raises ConfigError if it isn't there, isn't whole, or is of another layout."""
+    """sweep.json of a working directory, brought to today's layout where it is older (see upgrades.py).
+
+    Raises ConfigError if there is none, it isn't whole, or newer code wrote it.
+    """
     path = workdir / "sweep.json"
     if not path.exists():
         raise ConfigError(f"{workdir} is not the working directory of a sweep (no sweep.json); check --workdir")
     try:
-        old = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); put it back from a copy") from error
-    layout = old.get("layout") if isinstance(old, dict) else None
-    if layout != LAYOUT:
-        age = "newer" if not isinstance(layout, int) or layout > LAYOUT else "older"
-        remedy = "update olmo-jax" if age == "newer" else "go on with that, or choose another --workdir"
-        raise ConfigError(f"{path} was written by {age} code (its layout is {layout}, not {LAYOUT}); {remedy}")
-    return old
+        return upgraded(workdir, read_json(path, _REMEDY))
+    except DamagedFileError as error:
+        raise ConfigError(str(error)) from error
 
 
 def recorded_plan(workdir: epath.Path) -> Plan:
-    """The plan that a sweep.json records, whatever has become of the configuration file and the sources since."""
-    old = read_record(workdir)
+    """The plan that a sweep.json records, whatever has become of the configuration file and the sources since.
+
+    Ids are those that are recorded, whatever they would be made of today.
+    """
+    old, path = read_record(workdir), workdir / "sweep.json"
     cohorts, stacks = [], []
-    for cohort in old["cohorts"]:
-        runs = [
-            Run(run["run_id"], from_config_dict(TrainConfig, run["config"], run["run_id"])) for run in cohort["runs"]
-        ]
-        shape = shape_of(runs[0].config, old["fingerprints"][runs[0].config.data.name])
-        cohorts.append(Cohort(shape, tuple(runs)))
-        stacks += parts.cut(cohorts[-1], parts.PartsConfig(), cohort["parts"])
-    evaluation = from_config_dict(EvalConfig, old["evaluation"], "evaluation")
+    try:
+        for cohort in old["cohorts"]:
+            runs = [
+                Run(run["run_id"], from_config_dict(TrainConfig, run["config"], run["run_id"]))
+                for run in cohort["runs"]
+            ]
+            shape = shape_of(runs[0].config, old["fingerprints"][runs[0].config.data.name])
+            cohorts.append(Cohort(shape, tuple(runs), recorded_id=cohort["cohort"]))
+            stacks += parts.cut(cohorts[-1], parts.PartsConfig(), cohort["parts"])
+        evaluation = from_config_dict(EvalConfig, old["evaluation"], "evaluation")
+        if not cohorts or not all(isinstance(cohort.id, str) for cohort in cohorts):
+            raise TypeError("cohorts")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; {_REMEDY}, or update olmo-jax if newer code wrote it") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: isn't what a sweep records ({type(error).__name__}: {error}); {_REMEDY}") from error
     return Plan(tuple(cohorts), old["fingerprints"], evaluation, stacks=tuple(stacks))
+
+
+def join(workdir: epath.Path, plan: Plan) -> Plan:
+    """The plan as this directory has it: runs and cohorts that it holds under the ids that it records.
+
+    They are recognised by what decides their numbers. Raises ConfigError if the directory holds runs that the plan
+    lacks (saying how they differ), or another layout. A plan with more runs than the directory holds extends it. A
+    directory without a sweep.json passes, unless there are runs in it. Other evaluations of the same runs, another mesh
+    or mapping make no other sweep; other steps of probes or checkpoints would leave a mixture of both.
+    """
+    if not (workdir / "sweep.json").exists():
+        if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
+            raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
+        return plan
+    old = recorded_plan(workdir)
+    plan = _with_recorded_ids(plan, old)
+    have, want = {run.id: run.config for run in old.runs}, {run.id: run.config for run in plan.runs}
+    if gone := have.keys() - want.keys():
+        new = want.keys() - have.keys()
+        raise ConfigError(
+            f"{workdir} holds a sweep that this one doesn't contain: {len(gone)} of its {len(have)} runs aren't in "
+            f"this one ({_some(gone)}), {len(new)} of this one's aren't in it ({_some(new)}). {_difference(old, plan)}"
+            "Choose another --workdir, or a configuration whose grid holds those runs too"
+        )
+    for name, config in have.items():
+        if (config.probe, config.checkpoint) != (want[name].probe, want[name].checkpoint):
+            raise ConfigError(
+                f"{workdir} was begun with other steps for probes or checkpoints. {_difference(old, plan)}"
+                "Choose another --workdir, or set them back"
+            )
+    return plan
+
+
+def _with_recorded_ids(plan: Plan, old: Plan) -> Plan:
+    def what(run: Run, of: Plan) -> tuple[str, str]:
+        return run.config.name, canonical_json(identity(run.config, of.fingerprints.get(run.config.data.name, "")))
+
+    runs = {what(run, old): run.id for run in old.runs}
+    cohorts = {cohort.shape.lasting: cohort.id for cohort in old.cohorts}
+
+    def recorded(cohort: Cohort) -> Cohort:
+        known = tuple(Run(runs.get(what(run, plan), run.id), run.config) for run in cohort.runs)
+        return dataclasses.replace(cohort, runs=known, recorded_id=cohorts.get(cohort.shape.lasting, ""))
+
+    return dataclasses.replace(
+        plan, cohorts=tuple(map(recorded, plan.cohorts)), stacks=tuple(map(recorded, plan.stacks))
+    )
 
 
 def _some(ids: Iterable[str]) -> str:

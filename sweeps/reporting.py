@@ -7,10 +7,11 @@ import pandas as pd
 from etils import epath
 
 from eval import evaluate as evaluation
+from eval import results
 from olmo_jax.checkpoint import known_runs
 from olmo_jax.config import require
 from olmo_jax.files import DamagedFileError, read_json, write_json
-from olmo_jax.metrics import METRICS, TIMINGS, read_jsonl
+from olmo_jax.metrics import METRICS, TIMINGS, read_timings
 from olmo_jax.progress import say
 from sweeps.analysis import final_rows
 from sweeps.analysis.answers import Answers, answer
@@ -86,6 +87,8 @@ def _table(workdir: epath.Path) -> pd.DataFrame:
     if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
         say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
             "`olmo-jax evaluate` makes them anew")  # fmt: skip
+    if have_runs and (names := sorted({n for run in known_runs(workdir) for n in results.damaged(workdir, run)})):
+        say(f"report: damaged results are left out: {', '.join(names)}; `olmo-jax evaluate` makes them anew")
     require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
     return table
 
@@ -105,7 +108,7 @@ def summary(workdir: epath.Path, table: pd.DataFrame) -> list[str]:
 def _training_seconds(workdir: epath.Path) -> dict[str, str]:
     """Compiling, steps, probes and checkpoints over all starts, and the part of probes; runs of a stack share time."""
     longest = [max(stack.runs, key=lambda run: run.config.total_steps).id for stack in recorded_plan(workdir).stacks]
-    rows = [row for run in longest for row in read_jsonl(workdir / "runs" / run / TIMINGS)]
+    rows = [row for run in longest for row in read_timings(workdir / "runs" / run / TIMINGS)]
     total = sum(row["seconds"] for row in rows)
     probes = sum(row["seconds"] for row in rows if row["event"] == "probe")
     share = f"{probes / total:.0%}" if total else "none"

@@ -14,7 +14,7 @@ from etils import epath
 from eval import evaluate as evaluation
 from eval.check import check_evaluation
 from olmo_jax import cohort as cohorts
-from olmo_jax.checkpoint import directory, member_lists
+from olmo_jax.checkpoint import check_place, directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
 from olmo_jax.data.fingerprint import rough_bytes
@@ -25,7 +25,7 @@ from olmo_jax.data.windows import training_tokens as training_tokens_of
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
 from sweeps.plan import Plan
-from sweeps.record import check_record, pin
+from sweeps.record import join, pin
 from sweeps.stacks import one_process_a_stack
 from sweeps.versions import versions
 
@@ -76,7 +76,9 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
     sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
     ConfigError and DataError.
     """
-    check_record(workdir, plan)
+    join(workdir, plan)
+    if to_train:
+        check_place(workdir)
     for cohort in plan.cohorts if to_train else ():
         check_mesh(cohort)
     indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
@@ -95,6 +97,7 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
 
 def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> tuple[Plan, dict[str, TokenIndex]]:
     """The data, then sweep.json and the runs' config.json. Returns the plan with its stacks, and the data."""
+    plan = join(workdir, plan)
     indexes = prepare_all(workdir, plan, to_train)
     workdir.mkdir(parents=True, exist_ok=True)
     with alone(Path(workdir / ".sweep.lock"), say):  # of several that share the sweep, each comes by here

@@ -6,12 +6,9 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from olmo_jax import hosts
-from olmo_jax.checkpoint import CheckpointError
 from olmo_jax.cohort import Cohort
-from olmo_jax.config import ConfigError
-from olmo_jax.data import DataError
+from olmo_jax.errors import UserError
 from olmo_jax.lock import Lock, LockError
-from olmo_jax.metrics import MetricsError
 from olmo_jax.progress import say
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -26,7 +23,7 @@ def lock_of(workdir: epath.Path, stack: Cohort) -> Lock:
 def failure(workdir: epath.Path, stack: Cohort) -> str:
     """What ended the last work on a stack before its time; "" for nothing."""
     path = workdir / "cohorts" / stack.folder / _FAILURE
-    return path.read_text().strip() if path.exists() else ""
+    return path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
 
 
 def one_process_a_stack(
@@ -62,7 +59,9 @@ def one_process_a_stack(
             try:
                 if not _with_lock(workdir, stack, lock, stop, work):
                     return False
-            except (ConfigError, CheckpointError, DataError, MetricsError) as error:
+            except LockError:
+                raise
+            except UserError as error:
                 if not failed and stack is not waiting[-1][0]:
                     say(f"{stack.folder}: {error}; going on with the others")
                 failed.append(error)
@@ -94,7 +93,7 @@ def _with_lock(
     except LockError:
         raise
     except Exception as error:
-        note.write_text(f"{str(error) or type(error).__name__}\n")
+        note.write_bytes(f"{str(error) or type(error).__name__}\n".encode(errors="backslashreplace"))
         raise
     finally:
         if hosts.is_first():

@@ -8,8 +8,8 @@ from etils import epath
 from eval.evaluate import jobs
 from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps
-from olmo_jax.metrics import METRICS, TIMINGS, last_row, read_jsonl
-from olmo_jax.train import read_status
+from olmo_jax.metrics import METRICS, TIMINGS, last_row, read_timings
+from olmo_jax.run_status import ENDED, read_status
 from sweeps.plan import Plan
 from sweeps.stacks import failure, lock_of
 
@@ -28,7 +28,7 @@ def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
     with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             live.update(Text("\n".join(status_lines(workdir, plan))), refresh=True)
-            if all(_state(workdir, stack, run) in ("done", "diverged") for stack in plan.stacks for run in stack.runs):
+            if all(_state(workdir, stack, run) in ENDED for stack in plan.stacks for run in stack.runs):
                 return
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -77,7 +77,7 @@ def _line(
 def _state(workdir: epath.Path, stack: Cohort, run: Run) -> str:
     """waiting, training, stopped (nobody is at it), failed, done or diverged."""
     state = str(read_status(workdir, run.id)["state"])
-    if state in ("done", "diverged") or lock_of(workdir, stack).held():
+    if state in ENDED or lock_of(workdir, stack).held():
         return state
     if failure(workdir, stack):
         return "failed"
@@ -86,7 +86,7 @@ def _state(workdir: epath.Path, stack: Cohort, run: Run) -> str:
 
 def _step_seconds(workdir: epath.Path, stack: Cohort) -> float | None:
     """Seconds that a step took lately, with what comes between steps."""
-    rows = [row for run in stack.runs for row in read_jsonl(workdir / "runs" / run.id / TIMINGS)[-20:]]
+    rows = [row for run in stack.runs for row in read_timings(workdir / "runs" / run.id / TIMINGS)[-20:]]
     steps = [row["step_seconds"] for row in rows if row["event"] == "steps"]
     return sum(steps) / len(steps) if steps else None
 
@@ -100,12 +100,12 @@ def _duration(seconds: float) -> str:
 def _time(workdir: epath.Path, stack: Cohort) -> str:
     """Where a stack's training time went, over all starts; "" before there is any."""
     longest = max(stack.runs, key=lambda run: run.config.total_steps)
-    rows = read_jsonl(workdir / "runs" / longest.id / TIMINGS)
+    rows = read_timings(workdir / "runs" / longest.id / TIMINGS)
     spent: collections.Counter[str] = collections.Counter()
     for row in rows:
         spent[row["event"]] += row["seconds"]
     steps = [row for row in rows if row["event"] == "steps" and "mfu" in row]
-    if not steps:
+    if not sum(row["seconds"] for row in steps):
         return ""
     total, stepping = sum(spent.values()), sum(row["seconds"] for row in steps)
     tokens = sum(row["tokens_per_second"] * row["seconds"] for row in steps) / stepping

@@ -26,7 +26,7 @@ from olmo_jax.files import write_whole
 from olmo_jax.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import weight_decay_dose
-from olmo_jax.train import read_status
+from olmo_jax.run_status import read_status
 from sweeps.analysis.estimate import AnalysisError
 from sweeps.plan import configuration, leaves
 from sweeps.schema import schema
@@ -98,7 +98,7 @@ def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
 
 
 def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict[str, Any]]:
-    record = json.loads((workdir / "runs" / run / "config.json").read_text())
+    record = checkpoint.run_record(workdir, run)
     config = from_config_dict(TrainConfig, record["config"])
     total, inner = parameter_count(config.model)
     metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
@@ -183,7 +183,7 @@ def _read(workdir: epath.Path) -> pd.DataFrame:
         raise AnalysisError(f"{workdir} holds no {TABLE}; `olmo-jax report --workdir={workdir}` writes it")
     try:
         table = pd.read_parquet(io.BytesIO(path.read_bytes()))
-    except ValueError as error:  # pyarrow's ArrowInvalid is one
+    except (ValueError, TypeError, KeyError, OSError, pyarrow.ArrowException) as error:
         raise AnalysisError(f"{path} can't be read: {error}; delete it and report again") from error
     for column in filter(lambda c: pd.api.types.is_object_dtype(table[c]), table.columns):
         table[column] = table[column].map(_as_list)

@@ -1,6 +1,7 @@
 """What numbers are made with: this code, Python, and the packages that compute."""
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,28 @@ def versions() -> dict[str, str]:
 
 
 def code_version() -> str:
-    """This code's version, and in a checkout its commit."""
+    """This code's version, and in a checkout of its own repository its commit."""
     version = importlib.metadata.version("olmo-jax")
-    here = Path(__file__).parent
-    if shutil.which("git") is None:
+    root = Path(__file__).resolve().parent.parent
+    if shutil.which("git") is None or not _is_our_checkout(root):
         return version
-    git = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    described = _git(root, "describe", "--always", "--dirty")
+    return f"{version} ({described})" if described else version
+
+
+def _is_our_checkout(root: Path) -> bool:
+    """Whether the folder of the packages is a repository's own: one that lies above it may be anybody's."""
+    project = root / "pyproject.toml"
+    if not project.is_file() or 'name = "olmo-jax"' not in project.read_text(encoding="utf-8"):
+        return False
+    top = _git(root, "rev-parse", "--show-toplevel")
+    return top != "" and Path(top).resolve() == root
+
+
+def _git(root: Path, *arguments: str) -> str:
+    # Within a hook of another repository git is told by its environment to look there.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, env=environment
     )
-    return f"{version} ({git.stdout.strip()})" if git.returncode == 0 else version
+    return done.stdout.strip() if done.returncode == 0 else ""

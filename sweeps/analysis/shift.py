@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from eval.results import file_name
+from olmo_jax.names import file_name
 from sweeps.analysis.leads import middle
 
 DIMENSION = "local_two_nn"

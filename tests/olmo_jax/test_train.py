@@ -22,7 +22,8 @@ from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
 from olmo_jax.decide import decide
 from olmo_jax.lock import LockError
 from olmo_jax.metrics import read_jsonl
-from olmo_jax.train import read_status, train_cohort, write_run_files
+from olmo_jax.run_status import read_status
+from olmo_jax.train import train_cohort, write_run_files
 
 
 @pytest.fixture(scope="module")

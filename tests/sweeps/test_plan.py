@@ -126,9 +126,9 @@ def test_other_steps_of_checkpoints_are_refused_and_another_mesh_is_not(tiny, va
         return plans.resolve(plans.read_sweep(to_config_dict(vary(tiny, changes))))
 
     records.pin(workdir, plan({}), {})
-    records.check_record(workdir, plan({"mesh.data": 2, "mapping": "vmap", "tensorboard": True}))
+    records.join(workdir, plan({"mesh.data": 2, "mapping": "vmap", "tensorboard": True}))
     with pytest.raises(ConfigError, match="checkpoint.every: 5 there, 6 here"):
-        records.check_record(workdir, plan({"checkpoint.every": 6}))
+        records.join(workdir, plan({"checkpoint.every": 6}))
 
 
 def test_a_sweep_without_train_or_grid_is_refused(sweep_of_grid):

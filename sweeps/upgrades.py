@@ -1,0 +1,48 @@
+"""Working directories of earlier layouts, brought to today's by whatever verb meets them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from olmo_jax.config import ConfigError
+from olmo_jax.files import write_json, write_whole
+from olmo_jax.progress import say
+
+# Of sweep.json and all that lies beside it. What changes it adds one and an entry to UPGRADES.
+LAYOUT = 4
+
+# By the layout that it starts from: `upgrade(workdir, record)` returns sweep.json's contents in the next layout, and
+# changes other files where these change. Cut short it is done again, so it must take files that it has changed already.
+UPGRADES: dict[int, Callable[[epath.Path, dict[str, Any]], dict[str, Any]]] = {}
+
+
+def upgraded(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The contents of sweep.json in today's layout; written in place where they were of an earlier one.
+
+    The file as it was is kept beside it, as sweep.json.layout-N. Raises ConfigError for a layout that no code of this
+    version reads.
+    """
+    path, layout = workdir / "sweep.json", record.get("layout")
+    if layout == LAYOUT:
+        return record
+    if not isinstance(layout, int) or layout > LAYOUT:
+        raise ConfigError(f"{path} was written by newer code (its layout is {layout!r}, not {LAYOUT}); update olmo-jax")
+    if not all(number in UPGRADES for number in range(layout, LAYOUT)):
+        raise ConfigError(
+            f"{path}: has layout {layout}, of code before the first release; this code reads layouts from "
+            f"{min([LAYOUT, *UPGRADES])} on, so use the commit that wrote it: {_writer(record)}"
+        )
+    copy = path.with_name(f"{path.name}.layout-{layout}")
+    if not copy.exists():
+        write_whole(copy, path.read_bytes())
+    for number in range(layout, LAYOUT):
+        record = UPGRADES[number](workdir, record) | {"layout": number + 1}
+    write_json(path, record)
+    say(f"{path}: brought from layout {layout} to {LAYOUT}; as it was, it is kept as {copy.name}")
+    return record
+
+
+def _writer(record: dict[str, Any]) -> str:
+    versions = record.get("versions")
+    return str(versions.get("olmo-jax", "unknown")) if isinstance(versions, dict) else "unknown"
