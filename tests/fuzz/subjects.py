@@ -69,15 +69,16 @@ _OF_MODELS = (
 )
 # Which reading commands leave as they found it; what the others may write anew is what they made.
 _COMPILED = ("work/compiled/*",)
-_STATUS = Verb("status --workdir=work", 4)
+_MENDED = ("work/runs/*/config.json",)  # from sweep.json
+_STATUS = Verb("status --workdir=work", 4, _MENDED)
 _GEOMETRY = Verb(f"geometry work {_MEASURE}", 3)
 _GENERATE = Verb(f"generate {RUN} --workdir=work --prompt=the --tokens=1", 2)
 _EXPORT = Verb(f"export {RUN} --workdir=work --to=out", 2)
 _PLAN = Verb("plan --config=small.py --workdir=work --flops=1e9", 1)
 _PREPARED = ("work/data/*",)
-_EVALUATED = ("work/runs/*/results/*", "work/runs/*/config.json", "work/sweep.json", *_COMPILED)
+_EVALUATED = ("work/runs/*/results/*", "work/sweep.json", *_MENDED, *_COMPILED)
 _EVALUATE = Verb("evaluate --workdir=work --only=unigram,saturation,lm_loss", 2, _EVALUATED)
-_REPORTED = ("work/results.*", "work/report/*")
+_REPORTED = ("work/results.*", "work/report/*", *_MENDED)
 _REPORT = Verb("report --workdir=work", 0.1, _REPORTED, seconds=90)
 _FIGURE = Verb("report --workdir=work --figure=training_loss", 0.7, _REPORTED, seconds=60)
 # Cuts metrics off behind the checkpoint that it goes on from, and sets a broken checkpoint aside.
