@@ -51,7 +51,7 @@ oracles: oracles-setup
 	$(ORACLES)/bin/python -m pytest -m oracle
 
 bench: oracles-setup
-	$(ORACLES)/bin/python -m benchmarks.geometry
+	$(ORACLES)/bin/python -m benchmarks.geometry_metrics
 	$(ORACLES)/bin/python -m benchmarks.train
 
 check: setup

@@ -6,6 +6,7 @@ First the unembedding's target alone, every 10 steps (raw and gauge-fixed: effec
 on against off; then each of the demo's probe programs by itself, as a share of the steps between two of its calls.
 """
 
+import argparse
 import dataclasses
 import functools
 import time
@@ -82,7 +83,12 @@ def ask(cohort: Cohort) -> None:
         print(f"  the program of every {interval} steps: {1e3 * np.median(seconds):.1f} ms, {share:.2f} % of its steps")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     for each in cohorts_of_the_demo():
         ask(each)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,8 @@ The sweep is made up: 6 sizes, 18 settings each, with geometry, losses and evalu
 The limits are those that the report is to keep: 60 seconds and 2 GB for 108 runs of 100 checkpoints.
 """
 
+import argparse
 import resource
-import sys
 import tempfile
 import time
 
@@ -68,7 +68,11 @@ def made_up(runs: int, checkpoints: int, steps: int = 2000) -> tuple[pd.DataFram
 
 
 def main() -> None:
-    runs, checkpoints = (int(a) for a in (sys.argv[1:] + ["108", "100"][len(sys.argv) - 1 :])[:2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=int, nargs="?", default=108)
+    parser.add_argument("checkpoints", type=int, nargs="?", default=100)
+    asked = parser.parse_args()
+    runs, checkpoints = asked.runs, asked.checkpoints
     table, curves = made_up(runs, checkpoints)
     start = time.perf_counter()
     answers = answer(table, curves)

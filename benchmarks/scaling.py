@@ -6,12 +6,17 @@ Measures a grid around one shape, fits seconds = sum of c_i x (what a step has t
 how far the fit is from each point when it is left out. Then the FLOPs of paper A's suite and what the fit makes of it.
 """
 
+import argparse
 import dataclasses
 import os
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 from scipy.optimize import nnls
+
+sys.path.append(str(Path(__file__).parents[1]))  # where `benchmarks` is, if this file is run by its path
 
 from benchmarks.train import Case, Ours, in_turn, olmo
 from olmo_jax import flops
@@ -69,6 +74,7 @@ def paper_suite() -> list[tuple[str, float, float]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}")
     peak = matmul_peak("float32")
     work_PK = np.array([work(c.model, c.batch, c.length, c.members) for c in GRID.values()])

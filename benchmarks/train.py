@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -111,7 +112,7 @@ class Peer:
         m = case.model
         asked = {"vocabulary": m.vocab_size, "width": m.d_model, "layers": m.n_layers, "heads": m.n_heads}
         asked |= {"batch": case.batch, "length": case.length, "threads": os.cpu_count() or 1, "compiled": compiled}
-        command = [sys.executable, "-m", "benchmarks.train_peer", json.dumps(asked)]
+        command = [sys.executable, str(Path(__file__).with_name("train_peer.py")), json.dumps(asked)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._steps = case.steps
 

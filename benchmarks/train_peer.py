@@ -6,17 +6,20 @@
 Reads a number of steps a line, takes them, writes the seconds that they took.
 """
 
+import argparse
 import json
 import logging
 import sys
 import time
 
-import torch
-from transformers import OlmoConfig, OlmoForCausalLM
-
 
 def main() -> None:
-    case = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", type=json.loads, metavar="JSON", help="a model and a batch, as above")
+    case = parser.parse_args().case
+    import torch
+    from transformers import OlmoConfig, OlmoForCausalLM
+
     logging.disable(logging.WARNING)
     torch.set_num_threads(case["threads"])
     torch.manual_seed(0)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ class Text(NamedTuple):
     """Validation documents of all domains, one after another, K of them, laid out in N windows `[N, L]`.
 
     `weights_NL` is 1 where a token counts and 0 on padding; `document_N` is the document of a window. Of a document:
-    its domain's place in `domains`, its tokens and its bytes (UTF-8 of its text; NaN where the tokenizer can't tell).
+    its domain's place in `domains`, its tokens and its bytes (UTF-8 of its text; NaN where they aren't known).
     """
 
     inputs_NL: np.ndarray
@@ -54,9 +55,16 @@ class Losses:
 
     @functools.cached_property
     def bits_per_byte(self) -> dict[str, np.ndarray]:
-        """Bits per byte of text, `{domain: [M]}`: comparable between tokenizers."""
-        size = {d: self.text.bytes_K[self._of(d)].sum() for d in self.text.domains}
-        return {d: self._summed(d) / math.log(2) / size[d] for d in self.text.domains}
+        """Bits per byte of text, `{domain: [M]}`: comparable between tokenizers.
+
+        Over the documents whose bytes are known; NaN where there is none.
+        """
+        found = {}
+        for domain in self.text.domains:
+            known = self._of(domain) & np.isfinite(self.text.bytes_K)
+            size = self.text.bytes_K[known].sum() if known.any() else np.nan
+            found[domain] = self.nats_MK[:, known].sum(axis=1) / math.log(2) / size
+        return found
 
     def standard_errors(self, other: "Losses | None" = None) -> dict[str, np.ndarray]:
         """Of `by_domain`, or of its difference to that of `other` on the same documents; by document.
@@ -97,8 +105,45 @@ def read_documents(
     domains named, or of all for (). Raises DataError for a domain that isn't there or has no documents.
     """
     chosen = domains or index.domains
-    splits = {d: ("validation",) if d in learnt or not learnt else SPLITS for d in chosen}
-    return {d: validation_documents(index, d, tokens_per_domain, splits[d]) for d in chosen}
+    return {d: validation_documents(index, d, tokens_per_domain, _splits(d, learnt)) for d in chosen}
+
+
+def _splits(domain: str, learnt: Sequence[str]) -> tuple[str, ...]:
+    return ("validation",) if domain in learnt or not learnt else SPLITS
+
+
+def read_bytes(
+    index: TokenIndex, documents: Mapping[str, Sequence[np.ndarray]], learnt: Sequence[str], tokenizer: Tokenizer
+) -> np.ndarray:
+    """The bytes of text of each document that `read_documents` gave, one domain after another, `[K]`.
+
+    Those counted when the text was tokenised. The part of a document that was cut has what its tokens stand for, if
+    over the whole document that comes to just the bytes counted. NaN elsewhere. Data prepared before bytes were stored
+    have what tokens stand for alone.
+    """
+    lengths_V = tokenizer.byte_lengths
+    found: list[float] = []
+    for domain, kept in documents.items():
+        whole = itertools.chain.from_iterable(_with_bytes(index, s, domain) for s in _splits(domain, learnt))
+        for part, (document, size) in zip(kept, whole, strict=False):
+            if size is None or (len(part) < len(document) and _bytes_of(document, lengths_V) == size):
+                found.append(_bytes_of(part, lengths_V))
+            elif len(part) == len(document) and size > 0:  # 0: made as tokens, without a text
+                found.append(size)
+            else:
+                found.append(math.nan)
+    return np.array(found, float)
+
+
+def _with_bytes(index: TokenIndex, split: str, domain: str) -> Iterator[tuple[np.ndarray, int | None]]:
+    """The documents that aren't empty and the bytes stored of each, None where none are."""
+    stored = index.text_bytes(split, domain)
+    sizes = itertools.repeat(None) if stored is None else map(int, stored)
+    return ((document, size) for document, size in zip(index.documents(split, domain), sizes) if len(document))  # noqa: B905
+
+
+def _bytes_of(document: np.ndarray, lengths_V: np.ndarray | None) -> float:
+    return math.nan if lengths_V is None else float(lengths_V[document].sum())
 
 
 def lay_out(
@@ -106,13 +151,18 @@ def lay_out(
     eos_id: int,
     sequence_length: int,
     tokenizer: Tokenizer | None = None,
+    bytes_K: np.ndarray | None = None,
 ) -> Text:
-    """Documents by domain as windows to be scored; without a tokenizer it is not known how many bytes they have."""
+    """Documents by domain as windows to be scored.
+
+    Their bytes are those of `read_bytes`, or else what their tokens stand for; with neither they aren't known.
+    """
     every = [document for of_domain in documents.values() for document in of_domain]
     domain_K = np.repeat(np.arange(len(documents)), [len(of_domain) for of_domain in documents.values()])
     windows = evaluation_windows(every, eos_id, sequence_length)
-    lengths_V = tokenizer.byte_lengths if tokenizer is not None else None
-    bytes_K = np.array([np.nan if lengths_V is None else lengths_V[document].sum() for document in every], float)
+    if bytes_K is None:
+        lengths_V = None if tokenizer is None else tokenizer.byte_lengths
+        bytes_K = np.array([_bytes_of(document, lengths_V) for document in every], float)
     return Text(*windows, domain_K, np.array([len(d) for d in every]), bytes_K, tuple(documents))
 
 

@@ -11,7 +11,17 @@ from etils import epath
 
 from eval import tasks
 from eval.config import EvalConfig
-from eval.lm_loss import Losses, Text, averages, lay_out, lm_loss, read_documents, summary, summary_of_errors
+from eval.lm_loss import (
+    Losses,
+    Text,
+    averages,
+    lay_out,
+    lm_loss,
+    read_bytes,
+    read_documents,
+    summary,
+    summary_of_errors,
+)
 from eval.results import Measured
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Shape
@@ -44,9 +54,12 @@ class Material:
     @functools.cached_property
     def documents(self) -> dict[str, list[np.ndarray]]:
         """Validation documents by domain; of domains that this cohort wasn't trained on, any."""
+        return read_documents(self.index, self.config.tokens_per_domain, self._learnt, self.config.domains)
+
+    @property
+    def _learnt(self) -> tuple[str, ...]:
         trained = self.shape.train_domains
-        learnt = {*trained, *self.config.finetune.domains} if trained else ()
-        return read_documents(self.index, self.config.tokens_per_domain, tuple(learnt), self.config.domains)
+        return (*trained, *self.config.finetune.domains) if trained else ()
 
     @functools.cached_property
     def text(self) -> Text:
@@ -55,7 +68,8 @@ class Material:
                 f"{', '.join(single)}: one document fills config.evaluation.tokens_per_domain = "
                 f"{self.config.tokens_per_domain}, so these losses have no standard error; raise it"
             )
-        return lay_out(self.documents, self.index.eos_id, self.shape.sequence_length, self.tokenizer)
+        bytes_K = read_bytes(self.index, self.documents, self._learnt, self.tokenizer)
+        return lay_out(self.documents, self.index.eos_id, self.shape.sequence_length, bytes_K=bytes_K)
 
     @functools.cached_property
     def tokenizer(self) -> tokenizer.Tokenizer:

@@ -8,6 +8,7 @@ doesn't exist.
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -30,7 +31,13 @@ class ConfigError(UserError, ValueError):
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
     """Raises ConfigError unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{key} = {value!r}: {remedy}")
+        raise ConfigError(f"{key} = {_shown.repr(value)}: {remedy}")
+
+
+# As repr, but of a bounded length: a value may come from a file, and be of any size.
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = _shown.maxlong = 200
+_shown.maxtuple = _shown.maxlist = _shown.maxdict = _shown.maxset = 20
 
 
 def one_of(value: str, known: tuple[str, ...], key: str) -> None:

@@ -24,6 +24,7 @@ from olmo_jax.cohort import State, params_structs
 from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict, require
 from olmo_jax.errors import UserError
 from olmo_jax.files import DamagedFileError, read_json
+from olmo_jax.lock import lacks_locks
 
 _ITEMS = {
     "params": ocp.PyTreeCheckpointHandler,
@@ -65,6 +66,8 @@ class Checkpoints:
         self._deleted = path.parent / "deleted"
         if hosts.is_first() and self._deleted.exists():
             self._deleted.rmtree()
+        if "://" not in str(path) and lacks_locks(path):
+            _lock_by_files()
         self._path = path
         with _reading(path):
             self._manager = _open(path)
@@ -336,6 +339,17 @@ def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.P
 
 def _moments(state: State) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "params"}
+
+
+def _lock_by_files() -> None:
+    """Has tensorstore lock what it writes by files of its own, in this process from now on.
+
+    Where the file system has no locks it can't write an OCDBT manifest else ("Function not implemented"). Orbax has
+    no option for it: all of its contexts are made from this one.
+    """
+    from orbax.checkpoint._src.serialization import tensorstore_utils  # no public name, so only where it is needed
+
+    tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT["file_io_locking"] = {"mode": "lockfile"}
 
 
 def _open(path: epath.Path) -> ocp.CheckpointManager:

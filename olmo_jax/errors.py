@@ -6,6 +6,8 @@ class UserError(Exception):
 
     Attributes:
       exit_code: of a command that ends with it: 1 failed, 2 bad usage or configuration.
+      lines: whether the message is a list, shown line by line; else it is shown as one line.
     """
 
     exit_code = 1
+    lines = False

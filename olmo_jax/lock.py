@@ -1,15 +1,22 @@
-"""One process a cohort: a lock file that names its owner and that the owner keeps fresh.
+"""Locks between processes, of one machine or of several that share a file system; it needn't have locks of its own.
+
+`Lock` is a lock file that names its owner and that the owner keeps fresh: one process per cohort.
 
 The owner writes a beat into the file every few seconds. Another process that sees no new beat for a minute by its own
 clock, or knows the owner to be dead for it ran on this machine, takes the lock over; clocks of two machines are never
 compared. Where the owner was only asleep, it finds by `mine` that the lock is lost.
+
+`exclusive_lock` is the system's flock where there is one, and such a `Lock` elsewhere: Lustre has no flock unless it is
+mounted with it, and NFS none while its lock daemon is away.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
+import tempfile
 import threading
 import time
 import uuid
@@ -24,6 +31,10 @@ from olmo_jax.files import write_json
 
 _BEAT_SECONDS = 5.0
 _STALE_SECONDS = 60.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_TRIES = 0.01
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+_FIELDS = {"host": str, "pid": int, "started": str, "token": str}
 
 
 class LockError(UserError):
@@ -98,8 +109,12 @@ class Lock:
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         """What is read within is still so when it is written: of two that would take the lock over only one does."""
-        with (Path(self._path).parent / f".{self._path.stem}.lock").open("w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
+        path = Path(self._path).parent / f".{self._path.stem}.lock"
+        with path.open("w") as guard:
+            if _flock(guard.fileno()):
+                yield
+                return
+        with _created(path.with_name(f"{path.name}.owner"), self._stale, self._clock):
             yield
 
     def _keep(self) -> None:
@@ -121,13 +136,131 @@ class Lock:
         return now - self._seen[1] > self._stale
 
     def _read(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self._path.read_text())
-        except FileNotFoundError:
-            return None
+        return _owner(Path(self._path))
 
     def _write(self, count: int) -> None:
-        write_json(self._path, self._me | {"beat": count})
+        write_json(self._path, self._me | {"beat": count}, durable=False)  # one that a power cut empties is free
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
+    """Holds a lock that ends with the process, however it ends; waits for it, which `progress` is told once.
+
+    Raises LockError at the end where the file system has no locks and another process has taken this one over.
+    """
+    waiting = f"{path}: another process holds this lock; waiting for it"
+    with path.open("w") as file:
+        try:
+            there = _flock(file.fileno(), wait=False)
+        except BlockingIOError:
+            progress(waiting)
+            there = _flock(file.fileno())
+        if there:
+            yield
+            return
+    lock = Lock(epath.Path(path.with_name(f"{path.name}.owner")))
+    if not lock.acquire():
+        progress(waiting)
+        while not lock.acquire():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    try:
+        yield
+        if not lock.mine():
+            raise lock.lost()
+    finally:
+        lock.release()
+
+
+def lacks_locks(folder: epath.PathLike) -> bool:
+    """Whether the file system of a folder, which must be writable, refuses to lock files."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if not _flock(file.fileno()):
+            return True
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return True
+    return False
+
+
+def _flock(descriptor: int, wait: bool = True) -> bool:
+    """Locks an open file until it is closed; False where the file system has no locks.
+
+    Raises BlockingIOError without `wait` where another process has it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _created(path: Path, stale: float, clock: Callable[[], float]) -> Iterator[None]:
+    """Holds a file that only one process can create, for a moment: it has no beat.
+
+    It is taken from an owner that is dead, or that has held it for `stale` seconds by one's own clock.
+    """
+    mine = json.dumps(_myself()).encode()
+    seen, since = b"", clock()
+    while True:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            break
+        except FileExistsError:
+            pass
+        if (content := _bytes(path)) != seen:
+            seen, since = content, clock()
+        owner = _parsed(content)
+        if (owner is not None and _dead(owner)) or clock() - since > stale:
+            _take_away(path, content)
+        else:
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(mine)
+    try:
+        yield
+    finally:
+        if _bytes(path) == mine:
+            path.unlink(missing_ok=True)
+
+
+def _take_away(path: Path, content: bytes) -> None:
+    """Removes a file if it still holds what it held; by a rename, for of two that try only one has it then."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if aside.read_bytes() != content:  # of somebody who was quicker
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _owner(path: Path) -> dict[str, Any] | None:
+    """Who a lock file names; None for no file, and for one that is damaged, as by a power cut."""
+    return _parsed(_bytes(path))
+
+
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(content)
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        return None
+    whole = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in _FIELDS.items())
+    return owner if whole else None
 
 
 def _myself() -> dict[str, Any]:
@@ -144,11 +277,25 @@ def _host() -> str:
 def _started(pid: int) -> str:
     """When a process of this machine began, in ticks since the machine did; "" if there is none, or none can tell."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[19]
-    except FileNotFoundError:
+        return (Path("/proc") / str(pid) / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
 def _dead(owner: dict[str, Any]) -> bool:
     """Whether an owner is known to have ended: a process of this machine that isn't there, or is another by now."""
-    return bool(owner["started"]) and owner["host"] == _host() and _started(owner["pid"]) != owner["started"]
+    if not owner["started"] or owner["host"] != _host():
+        return False
+    started = _started(owner["pid"])
+    return started != owner["started"] and not (started == "" and _hidden(owner["pid"]))
+
+
+def _hidden(pid: int) -> bool:
+    """Whether a process is there that /proc doesn't show: another user's, where it is mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -1,7 +1,6 @@
 """What one decoder is made of: OLMo-1, OLMo-2, Pythia (GPT-NeoX), and what lies between them."""
 
 import dataclasses
-import math
 
 from geometry.gauge import NORMS
 from olmo_jax.checked import one_of, require
@@ -65,7 +64,7 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        return math.ceil(self.vocab_size / self.pad_vocab_to) * self.pad_vocab_to
+        return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
 
     @property
     def d_head(self) -> int:

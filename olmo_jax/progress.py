@@ -1,16 +1,20 @@
 """What long work shows: a bar with the time left on a terminal, a plain line now and then elsewhere; on stderr."""
 
+import collections
 import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_OF_A_RATE = 60.0
+_UNITS_OF_A_RATE = 3
 
 
 def say(text: str) -> None:
-    """One plain line on stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """One plain line on stderr; stdout is for results. Who stopped reading stderr doesn't end the work with that."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -19,19 +23,55 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, s
     if sys.stderr.isatty():
         yield from _bar(title, total, done)
         return
-    start, first = time.monotonic(), done
-    spoken = start
+    clock = time.monotonic
+    start = spoken = clock()
+    rate = Rate(total, done, start)
 
     def update(done: int, note: str = "") -> None:
         nonlocal spoken
-        now = time.monotonic()
+        now = clock()
+        rate.add(done, now)
         if now - spoken < _SECONDS_BETWEEN_LINES and done < total:
             return
         spoken = now
-        left = (now - start) / max(done - first, 1) * (total - done)
-        say(f"{title}: {done}/{total} {note} {now - start:.0f}s, {left:.0f}s left")
+        left = rate.seconds_left()
+        told = "" if left is None else f", {left:.0f}s left"
+        say(" ".join(filter(None, (f"{title}: {done}/{total}", note, f"{now - start:.0f}s"))) + told)
 
     yield update
+
+
+class Rate:
+    """Estimates the time left from how fast work went lately.
+
+    The first unit doesn't count: it waits for compiling, and for whatever else is done once. Of the others those of the
+    last minute count, or the last few where they take longer.
+    """
+
+    def __init__(self, total: int, done: int, now: float):
+        self._total, self._first = total, done
+        self._marks: collections.deque[tuple[int, float]] = collections.deque()
+
+    def add(self, done: int, now: float) -> None:
+        """Notes how much is done at a time in seconds. Counts that go backwards begin anew."""
+        if self._marks and done < self._marks[-1][0]:
+            self._marks.clear()
+            self._first = done
+        if done <= self._first or (self._marks and done == self._marks[-1][0]):
+            return
+        self._marks.append((done, now))
+        while len(self._marks) > _UNITS_OF_A_RATE and now - self._marks[1][1] >= _SECONDS_OF_A_RATE:
+            self._marks.popleft()
+
+    def seconds_left(self) -> float | None:
+        """0 once all is done; None before there is a rate to tell it by."""
+        last = self._marks[-1] if self._marks else (self._first, 0.0)
+        if last[0] >= self._total:
+            return 0.0
+        if len(self._marks) < _UNITS_OF_A_RATE:
+            return None
+        first = self._marks[0]
+        return (last[1] - first[1]) / (last[0] - first[0]) * (self._total - last[0])
 
 
 def _bar(title: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:

@@ -7,7 +7,9 @@ import dataclasses
 import functools
 import json
 import re
+import reprlib
 import tokenize
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,10 +18,14 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
+from olmo_jax import lfs
 from olmo_jax.checkpoint import known_runs, load_run, run_steps
 from olmo_jax.errors import UserError
+from olmo_jax.paths import local
+from olmo_jax.progress import say
 from olmo_jax.sharding import path_name
 
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _KINDS = "a working directory, a .safetensors file, a folder of them, or a .npy file"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -79,8 +85,8 @@ def models(path: epath.PathLike, run_id: str | None = None, step: int | None = N
     """The models that lie at a path.
 
     Args:
-      path: a working directory of ours, a .safetensors file, a folder of such files (one model, in the parts that
-        its model.safetensors.index.json names if it has one), or a .npy file (one array, named after the file).
+      path: a working directory of ours, a .safetensors file, a folder of such files (one model, as `folder_tensors`
+        reads it), or a .npy file (one array, named after the file).
       run_id: of a working directory, this run alone.
       step: of a working directory, the checkpoints at this step; else each run's last. Runs that have none are left
         out unless they are asked for by name.
@@ -89,10 +95,10 @@ def models(path: epath.PathLike, run_id: str | None = None, step: int | None = N
       WeightsError: nothing there that can be read, or nothing of what was asked for.
       CheckpointError: no such run.
     """
-    place = epath.Path(path)
+    place = at(path)
     if not place.exists():
         raise WeightsError(f"{path}: no such file or folder; give {_KINDS}")
-    if (place / "sweep.json").exists() or (place / "runs").is_dir():
+    if _is_working_directory(place):
         return _runs(place, run_id, step)
     if run_id is not None or step is not None:
         raise WeightsError(f"{path}: a run or a step is chosen only in a working directory, and this isn't one")
@@ -104,6 +110,27 @@ def models(path: epath.PathLike, run_id: str | None = None, step: int | None = N
     if place.suffix not in readers:
         raise WeightsError(f"{path}: can't be read as weights; give {_KINDS}")
     return [Model(None, None, functools.partial(readers[place.suffix], place))]
+
+
+def at(path: epath.PathLike) -> epath.Path:
+    """The place that a path of a user's names: `~` is the home folder, a URL stays one."""
+    return epath.Path(path if "://" in str(path) else local(path))
+
+
+def _is_working_directory(place: epath.Path) -> bool:
+    """Whether a folder is one of ours: another program's may have a folder `runs` too, as TensorBoard's logs."""
+    if (place / "sweep.json").exists():
+        return True
+    return (place / "runs").is_dir() and any(
+        _names_a_run(place / "runs" / run / "config.json") for run in known_runs(place)
+    )
+
+
+def _names_a_run(file: epath.Path) -> bool:
+    try:
+        return "run_id" in json.loads(file.read_bytes())
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _refused(pickle: epath.Path) -> str:
@@ -140,10 +167,22 @@ def _run_tensors(workdir: epath.Path, run_id: str, step: int) -> list[Tensor]:
 
 
 def folder_tensors(folder: epath.Path) -> list[Tensor]:
-    """The tensors of a folder of .safetensors, whatever else lies in it. Raises WeightsError."""
-    files = sorted(file for file in folder.iterdir() if file.suffix == ".safetensors")
+    """The tensors of a folder of .safetensors, whatever else lies in it.
+
+    Those that transformers takes: of model.safetensors, else of the parts that model.safetensors.index.json names.
+    With neither, of every .safetensors. Raises WeightsError.
+    """
+    # Names with a dot are no weights: macOS leaves such beside files that it copies.
+    files = sorted(f for f in folder.iterdir() if f.suffix == ".safetensors" and not f.name.startswith("."))
+    if gone := [file for file in files if not file.exists()]:
+        raise WeightsError(f"{gone[0]}: is a link to a file that isn't there; download it again")
+    if (folder / _SINGLE).is_file():
+        if left := [f.name for f in (folder / _INDEX, *files) if f.exists() and f.name != _SINGLE]:
+            _say_once(f"{folder}: {_SINGLE} is taken, as transformers does, and {_listed(left)} left out")
+        return _safetensors(folder / _SINGLE)
     if (folder / _INDEX).exists():
         return _sharded(folder, _weight_map(folder / _INDEX))
+    files = [file for file in files if file.is_file()]
     if not files:
         if pickles := sorted(file for file in folder.iterdir() if file.suffix in _PICKLES):
             raise WeightsError(_refused(pickles[0]))
@@ -160,15 +199,38 @@ def folder_tensors(folder: epath.Path) -> list[Tensor]:
     ]
 
 
+_say_once = functools.cache(say)
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more are' if len(names) > 3 else ' is'}"
+
+
 def _weight_map(index: epath.Path) -> dict[str, str]:
     """Tensor name -> file name."""
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"{index}: not an index of safetensors ({type(error).__name__}: {error}); download it again"
-        ) from error
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        return {str(name): _file_name(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise unreadable(index, "not an index of safetensors", cause, "download it again") from error
+
+
+def _file_name(name: Any) -> str:
+    if not isinstance(name, str) or "\0" in name or len(name) > 255:
+        raise ValueError(f"{reprlib.repr(name)} is no file's name")
+    return name
+
+
+def unreadable(file: epath.Path, what: str, cause: Exception | str, remedy: str) -> WeightsError:
+    """The error for a file that isn't what its name says: a Git LFS pointer, or `what`."""
+    return WeightsError(f"{file}: {lfs.REMEDY if lfs.pointer(file) else f'{what} ({brief(cause)}); {remedy}'}")
+
+
+def brief(cause: Exception | str) -> str:
+    """A library's message on one line of bounded length; it may hold what the file does."""
+    line = " ".join(str(cause).split()) or type(cause).__name__
+    return line if len(line) < 400 else f"{line[:400]}..."
 
 
 def _sharded(folder: epath.Path, weight_map: dict[str, str]) -> list[Tensor]:
@@ -190,7 +252,7 @@ def _safetensors(file: epath.Path) -> list[Tensor]:
         with safe_open(file, framework="np") as opened:
             parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  safe_open is no dict
     except SafetensorError as error:
-        raise WeightsError(f"{file}: not a whole .safetensors file ({error}); get or save it again") from error
+        raise unreadable(file, "not a whole .safetensors file", error, "get or save it again") from error
 
     def tensor(name: str, part: Any) -> Tensor:
         dtype = _DTYPES.get(part.get_dtype(), part.get_dtype())
@@ -206,18 +268,30 @@ def _read_safetensor(file: epath.Path, name: str) -> np.ndarray:
 
 def _npy(file: epath.Path) -> list[Tensor]:
     try:
-        # Maps the file and refuses Python objects; np.load would also try archives and pickles.
-        array = np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:  # a garbled header raises any of them
-        raise WeightsError(
-            f"{file}: not a whole .npy file of numbers ({error}); make it with numpy.save (a headerless array of "
-            "tokens isn't meant here)"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a shape whose size can't be counted is only warned of
+            # Maps the file and refuses Python objects; np.load would also try archives and pickles.
+            array = np.lib.format.open_memmap(file, mode="r")
+    except _GARBLED_NPY as error:
+        remedy = "make it with numpy.save (a headerless array of tokens isn't meant here)"
+        raise unreadable(file, "not a whole .npy file of numbers", error, remedy) from error
     if array.dtype.kind == "V":
         raise WeightsError(f"{file}: holds raw bytes, which is how numpy saves bfloat16; save it as float32")
     return [Tensor(file.stem, array.shape, array.dtype.name, lambda: array)]
 
 
+# What a garbled header raises.
+_GARBLED_NPY = (
+    ValueError, TypeError, SyntaxError, tokenize.TokenError, OverflowError, RecursionError, MemoryError, Warning,
+)  # fmt: skip
+
+
 def _in_order(tensors: Iterable[Tensor]) -> list[Tensor]:
     """By name, blocks_2 before blocks_10."""
-    return sorted(tensors, key=lambda tensor: [int(p) if p.isdigit() else p for p in re.split("([0-9]+)", tensor.name)])
+    return sorted(tensors, key=lambda tensor: _with_numbers(tensor.name))
+
+
+def _with_numbers(name: str) -> list[Any]:
+    """A name's texts and numbers, in turn; a number as its length and digits, which sort by its value."""
+    parts = re.split("([0-9]+)", name)
+    return [(len(p.lstrip("0")), p.lstrip("0"), p) if i % 2 else p for i, p in enumerate(parts)]

@@ -1,6 +1,7 @@
 """The command line's grammar: verbs, their arguments, and the overrides of a configuration among them."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
@@ -76,6 +77,7 @@ def _checkpoints(text: str) -> str | tuple[int, ...]:
 def _mirror(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror",
+        type=os.path.expanduser,
         default="",
         metavar="URL",
         help="a folder, s3:// or gs:// that checkpoints and metrics are copied to, and fetched from by an empty disk",
@@ -92,7 +94,11 @@ def _launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", metavar="NAME", help="Slurm's")
     parser.add_argument("--account", metavar="NAME", help="Slurm's")
     parser.add_argument(
-        "--more", action="append", default=[], metavar="KEY=VALUE", help="for sbatch, or SkyPilot's resources; again"
+        "--more",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for sbatch (KEY alone: a flag, KEY=: leave it out), or SkyPilot's resources; again",
     )
     _mirror(parser)
 
@@ -127,7 +133,7 @@ def _steps(text: str) -> tuple[int, int]:
 
 
 def _run_and_step(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument("run", metavar="RUN", help=help)
+    parser.add_argument("run", type=os.path.expanduser, metavar="RUN", help=help)
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the last)")
 
 
@@ -140,7 +146,12 @@ def _report(parser: argparse.ArgumentParser) -> None:
 
 
 def _geometry(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a working directory, .safetensors, a folder of them, or .npy")
+    parser.add_argument(
+        "path",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="a working directory, .safetensors, a folder of them, or .npy",
+    )
     parser.add_argument("--run", metavar="RUN_ID", help="this run of a working directory (default: every run)")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoints of this step (default: the last)")
     parser.add_argument("--tensors", metavar="REGEX", help="which matrices, by name (default: embeddings, or all)")
@@ -169,14 +180,22 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser) -> None:
     _run_and_step(parser, "id of a run in --workdir, or a pattern of it alone")
-    parser.add_argument("--to", required=True, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--to", type=os.path.expanduser, required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--dtype", default="float32", help="float32, the default, or bfloat16")
     parser.add_argument("--shard_mb", type=float, default=5000.0, metavar="MB", help="most of one file (default: 5000)")
 
 
 def _compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of sweeps that have been reported, two or more")
-    parser.add_argument("--to", required=True, metavar="DIR", help="where index.html and comparison.csv go")
+    parser.add_argument(
+        "workdirs",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="WORKDIR",
+        help="of sweeps that have been reported, two or more",
+    )
+    parser.add_argument(
+        "--to", type=os.path.expanduser, required=True, metavar="DIR", help="where index.html and comparison.csv go"
+    )
     parser.add_argument(
         "--pair_by",
         type=lambda text: tuple(filter(None, text.split(","))),
@@ -187,7 +206,12 @@ def _compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a Hugging Face folder, or a folder of such named like step3000")
+    parser.add_argument(
+        "path",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="a Hugging Face folder, or a folder of such named like step3000",
+    )
     parser.add_argument("--name", help="begins the run's id (default: the folder's name)")
     parser.add_argument(
         "--step", type=int, metavar="N", help="of a single checkpoint (default: by the folder's name, or 1)"
@@ -253,7 +277,13 @@ def _parser() -> argparse.ArgumentParser:
             # Read by ml_collections from the file itself; here only for --help.
             one.add_argument("--config", metavar="FILE[:arg]", help="a get_config file; --config.a.b=value overrides")
         if verb.workdir:
-            one.add_argument("--workdir", default="", metavar="DIR", help="where everything of the sweep lies")
+            one.add_argument(
+                "--workdir",
+                type=os.path.expanduser,
+                default="",
+                metavar="DIR",
+                help="where everything of the sweep lies",
+            )
         verb.arguments(one)
     return parser
 
@@ -271,4 +301,6 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument)  # a boolean may stand without a value
         else:
             overrides.append(f"{argument}={ahead.pop(0)}")
-    return ours, overrides
+    return ours, [
+        re.sub("^--config=(~.*)", lambda found: f"--config={os.path.expanduser(found[1])}", o) for o in overrides
+    ]

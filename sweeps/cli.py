@@ -5,17 +5,22 @@ Heavy imports wait until a verb needs them, so that --help answers at once.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from olmo_jax.errors import UserError
-from sweeps.arguments import UsageError, parse
+from olmo_jax.progress import say
+from sweeps.arguments import parse
+from sweeps.streams import finish_stdout, reader_left, take_any_text
 
 DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
 
@@ -23,28 +28,53 @@ DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
 def main(argv: Sequence[str] | None = None) -> int:
     """Carries out one command; returns its exit code, with one line on stderr for what went wrong."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    take_any_text()
     try:
-        arguments, overrides = parse(argv)
-    except UsageError as error:
-        return _fail(BAD, str(error))
-    except SystemExit as error:  # --help
-        return int(error.code or 0)
-    return _guarded(arguments, overrides, "olmo-jax " + shlex.join(argv))
-
-
-def _guarded(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    """The command, what users can mend turned into one line and an exit code; anything else is a bug and is shown."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    _quiet()
-    try:
-        return _carry_out(arguments, overrides, command)
-    except UserError as error:
-        return _fail(error.exit_code, str(error))
-    except OSError as error:
-        place = error.filename or getattr(arguments, "workdir", "") or getattr(arguments, "path", "")
-        return _fail(FAILED, f"{place}: {error.strerror or error}")
+        with _sigterm_as_sigint():
+            code = _guarded(argv)
+            finish_stdout()
+            return code
     except KeyboardInterrupt:
         return _fail(STOPPED, "left at once; the same command goes on from what is safe")
+    except OSError as error:
+        return _fail(FAILED, f"standard output: {error.strerror or error}")
+
+
+def _guarded(argv: Sequence[str]) -> int:
+    """The command, what users can mend turned into one line and an exit code; anything else is a bug and is shown."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    arguments = argparse.Namespace()
+    try:
+        arguments, overrides = parse(argv)
+        _quiet()
+        return _carry_out(arguments, overrides, "olmo-jax " + shlex.join(argv))
+    except SystemExit as error:  # --help
+        return int(error.code or 0)
+    except UserError as error:
+        return _fail(error.exit_code, str(error), lines=error.lines)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and reader_left():  # verbs print once their work is done
+            return DONE
+        place = error.filename or getattr(arguments, "workdir", "") or getattr(arguments, "path", "")
+        place = os.fsdecode(place) if isinstance(place, bytes) else place
+        return _fail(FAILED, ": ".join(str(part) for part in (place, error.strerror or error) if part != ""))
+    except MemoryError as error:
+        return _fail(
+            FAILED, f"not enough memory: {str(error) or 'none is left'}; do less at a time, or take more of it"
+        )
+
+
+@contextlib.contextmanager
+def _sigterm_as_sigint() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does, wherever a stage doesn't look to it itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
@@ -191,8 +221,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from sweeps.export_run import export_run
 
-    size = arguments.shard_mb * 1e6
-    architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, size)
+    size, to = arguments.shard_mb * 1e6, _folder("--to", arguments.to)
+    architecture = export_run(_workdir(arguments), arguments.run, to, arguments.step, arguments.dtype, size)
     print(f"{arguments.to}: {architecture}, {arguments.dtype}")
     return DONE
 
@@ -200,7 +230,8 @@ def _export(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace, command: str) -> int:
     from sweeps.compare import write_comparison
 
-    print("\n".join(write_comparison(arguments.workdirs, arguments.to, arguments.pair_by or None, command)))
+    to = _folder("--to", arguments.to)
+    print("\n".join(write_comparison(arguments.workdirs, to, arguments.pair_by or None, command)))
     return DONE
 
 
@@ -224,13 +255,22 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _workdir(arguments: argparse.Namespace) -> Any:
+    return _folder("--workdir", arguments.workdir)
+
+
+def _folder(option: str, given: str) -> Any:
+    """The folder that an option names, made or to be made. Raises ConfigError for what can't be one."""
     from etils import epath
 
     from olmo_jax.config import require
 
-    given = arguments.workdir
-    require("://" not in given, "--workdir", given, "needs a folder; --mirror=URL copies it to an object store")
-    return epath.Path(os.path.abspath(given))
+    require("://" not in given, option, given, "needs a folder; --mirror=URL copies it to an object store")
+    path = epath.Path(os.path.abspath(given))
+    require(given.isprintable(), option, given, "needs a name in UTF-8, without control characters")
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    what = "is a file" if os.path.exists(there) else "is a link to what isn't there"
+    require(os.path.isdir(there), option, given, f"{there} {what}; name a folder")
+    return path
 
 
 def _quiet() -> None:
@@ -243,8 +283,9 @@ def _quiet() -> None:
     logging.getLogger("absl").setLevel(logging.WARNING)
 
 
-def _fail(code: int, message: str) -> int:
-    print(f"olmo-jax: {message}", file=sys.stderr)
+def _fail(code: int, message: str, lines: bool = False) -> int:
+    """Says what went wrong in one line, or in the message's own; returns the code."""
+    say(f"olmo-jax: {message if lines else ' '.join(filter(None, map(str.strip, message.splitlines())))}")
     return code
 
 

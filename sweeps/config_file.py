@@ -2,8 +2,20 @@
 
 import os
 import re
+import traceback
+import warnings
 from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
+
+_WANTED = {
+    bool: "true or false",
+    int: "a whole number such as 1000 or 1e3",
+    float: "a number such as 0.5 or 1e-3",
+    tuple: "a tuple such as (1, 2) or ('a', 'b')",
+}
+_LONGEST_WHOLE = 30  # digits, beyond which 1e999999 would be worked out
 
 
 def load_config(arguments: Sequence[str]) -> Any:
@@ -19,20 +31,17 @@ def load_config(arguments: Sequence[str]) -> Any:
 
     name = _file_name(arguments)
     file = name.split(":")[0]
-    if not os.path.isfile(file):
-        raise ConfigError(f"--config={name}: no file {file}; give the path of a .py file with get_config")
+    _check_source(name, file)
 
-    def parse(given: Sequence[str]) -> Any:
+    def parse(given: Sequence[str], default: Any = None) -> Any:
         values = flags.FlagValues()
         argv = ["olmo-jax", *given]
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         try:
             values(argv)
             return values.config
-        except Exception as error:  # noqa: BLE001  the file is the user's own program and may raise anything
-            cause = next((e for e in _causes(error) if isinstance(e, ConfigError)), error)
-            text = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
-            raise ConfigError(f"{file}: {text}") from error
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the file is the user's own program and may raise anything
+            raise ConfigError(_refused_value(file, default, error) or _what_failed(file, error)) from error
 
     plain = parse([f"--config={name}"])
     if not isinstance(plain, ConfigDict):
@@ -41,9 +50,8 @@ def load_config(arguments: Sequence[str]) -> Any:
     for key in override_keys(arguments):
         if any(f"train.{k}" == key for point in plain.get("grid", ()) for k in point):
             raise ConfigError(f"{file}: config.{key} is set by the file's grid, point by point; change it there")
-    return parse(
-        sorted(arguments, key=lambda argument: not argument.startswith("--config="))
-    )  # the file before its keys
+    given = sorted(arguments, key=lambda argument: not argument.startswith("--config="))  # the file before its keys
+    return parse(_whole_numbers(plain, given), plain)
 
 
 def _check_keys(where: str, config: Any, arguments: Sequence[str]) -> None:
@@ -77,12 +85,13 @@ def override_evaluation(evaluation: Any, arguments: Sequence[str]) -> Any:
                               "--config=FILE too")  # fmt: skip
     config = ConfigDict({"evaluation": to_config_dict(evaluation)})
     _check_keys("--config", config, arguments)
-    values, argv = flags.FlagValues(), ["olmo-jax", *arguments]
+    values, argv = flags.FlagValues(), ["olmo-jax", *_whole_numbers(config, arguments)]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except Exception as error:  # noqa: BLE001  absl and ml_collections raise several of their own
-        raise ConfigError(f"{' '.join(arguments)}: {str(error).strip().splitlines()[-1]}") from error
+        last = str(error).strip().splitlines()[-1]
+        raise ConfigError(_refused_value("--config", config, error) or f"{' '.join(arguments)}: {last}") from error
     return from_config_dict(type(evaluation), config.evaluation, "config.evaluation")
 
 
@@ -98,6 +107,107 @@ def _file_name(arguments: Sequence[str]) -> str:
 def override_keys(arguments: Sequence[str]) -> list[str]:
     """The dotted keys that the overrides among some arguments set."""
     return [m[1] for a in arguments if (m := re.match(r"--(?:no)?config\.([^=]+)", a))]
+
+
+def _check_source(name: str, file: str) -> None:
+    """Raises ConfigError for a --config whose file isn't there, or isn't Python, naming the line."""
+    from olmo_jax.config import ConfigError
+
+    if not os.path.isfile(file):
+        if os.path.isfile(name):
+            raise ConfigError(
+                f"--config={name}: its name holds a ':', behind which an argument is looked for; rename it"
+            )
+        what = f"{file} is a folder" if os.path.isdir(file) else f"no file {file}"
+        raise ConfigError(f"--config={name}: {what}; give the path of a .py file with get_config")
+    source = Path(file).read_bytes()
+    if b"\0" in source:
+        line = source[: source.index(b"\0")].count(b"\n") + 1
+        raise ConfigError(f"{file}, line {line}: holds a NUL byte, so it is damaged; put it back from a copy")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(source, file, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise ConfigError(f"{file}, line {error.lineno or _undecodable_line(source)}: {error.msg}") from error
+    except (MemoryError, RecursionError) as error:
+        raise ConfigError(f"{file}: is nested too deeply for Python to read") from error
+
+
+def _undecodable_line(source: bytes) -> int:
+    try:
+        source.decode()
+    except UnicodeDecodeError as error:
+        return source[: error.start].count(b"\n") + 1
+    return 1
+
+
+def _what_failed(file: str, error: BaseException) -> str:
+    """An error of the user's own program: its line of the file, its kind and its words."""
+    from olmo_jax.config import ConfigError
+
+    causes = _causes(error)
+    if own := next((cause for cause in causes if isinstance(cause, ConfigError)), None):
+        return f"{file}: {own}"
+    there = os.path.realpath(file)
+    lines = {
+        frame.lineno: cause
+        for cause in causes
+        for frame in traceback.extract_tb(cause.__traceback__)
+        if os.path.realpath(frame.filename) == there
+    }
+    if not lines:
+        text = str(error).strip().splitlines()
+        return f"{file}: {text[-1] if text else type(error).__name__}"
+    line, cause = list(lines.items())[-1]
+    return f"{file}, line {line}: {type(cause).__name__}: {str(cause).strip() or 'no message'}"
+
+
+def _refused_value(where: str, config: Any, error: BaseException) -> str:
+    """What to say of an override that absl refused: its key, its value and what is wanted; "" for another error."""
+    from ml_collections import ConfigDict
+
+    found = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if not found or config is None:
+        return ""
+    old = _value(config, found[1])
+    if isinstance(old, ConfigDict):
+        some = next(iter(old), "key")
+        wanted = f"is a group of settings; set them one by one, such as --config.{found[1]}.{some}=..."
+    else:
+        wanted = f"needs {_WANTED.get(type(old), type(old).__name__)}"
+    return f"{where}: config.{found[1]} = {found[2]!r}: {wanted}"
+
+
+def _whole_numbers(config: Any, arguments: Sequence[str]) -> list[str]:
+    """The overrides, with whole numbers that were written as 1e3, 2.0 or 2**20 written out."""
+
+    def written_out(argument: str) -> str:
+        found = re.fullmatch(r"(--config\.([^=]+)=)(.+)", argument)
+        if not found or type(_value(config, found[2])) is not int:
+            return argument
+        whole = _whole(found[3].strip())
+        return argument if whole is None else f"{found[1]}{whole}"
+
+    return [written_out(argument) for argument in arguments]
+
+
+def _whole(text: str) -> int | None:
+    if power := re.fullmatch(r"(\d{1,3})\*\*(\d{1,2})", text):
+        return int(power[1]) ** int(power[2])
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    if not number.is_finite() or number.adjusted() > _LONGEST_WHOLE or number % 1:
+        return None
+    return int(number)
+
+
+def _value(config: Any, key: str) -> Any:
+    """What a dotted key, which must be there, stands for."""
+    for part in key.split("."):
+        config = config[part]
+    return config
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from olmo_jax import hf
+from olmo_jax import hf, weights
 from olmo_jax.checkpoint import CheckpointError, load_run, matching_runs, run_config, run_steps
 from olmo_jax.config import ConfigError, ModelConfig, require
 from olmo_jax.data import tokenizer as tokenizers
@@ -57,6 +57,10 @@ def continuations(
       ConfigError: a prompt that doesn't fit into the context, or sampling numbers that are none.
       DataError: no tokenizer.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--prompt={prompt!r}: isn't UTF-8 at character {error.start}; write it in UTF-8") from error
     require(sampling.samples > 0, "--samples", sampling.samples, "needs a positive number")
     require(0 <= sampling.seed < 2**32, "--seed", sampling.seed, "needs a number in [0, 2^32)")
     if sampling.samples > 1 and sampling.temperature == 0:
@@ -64,9 +68,12 @@ def continuations(
     if workdir is None:
         if step is not None:
             raise ConfigError(f"--step={step}: a folder has one checkpoint; steps are of a --workdir")
-        config, params = hf.import_checkpoint(runs)
-        folder = epath.Path(runs)
-        tokenizer = tokenizers.load(Path(runs) / TOKENIZER, eos_of(folder, folder / TOKENIZER))
+        folder = weights.at(runs)
+        hf.check_checkpoint(folder)
+        if not (folder / TOKENIZER).exists():
+            raise ConfigError(f"{folder}: has no {TOKENIZER}, and no prompt can be read without; put the model's there")
+        tokenizer = tokenizers.load(Path(folder) / TOKENIZER, eos_of(folder, folder / TOKENIZER))
+        config, params = hf.import_checkpoint(folder)
         return _continue([(runs, None, params)], config, tokenizer, prompt, sampling)
     groups: dict[tuple[ModelConfig, Path, str], list[tuple[str, int | None]]] = collections.defaultdict(list)
     matching = matching_runs(workdir, runs)

@@ -5,6 +5,7 @@ from etils import epath
 from olmo_jax import hf
 from olmo_jax.checkpoint import CheckpointError, load_run, matching_runs, run_config
 from olmo_jax.hf.settings import TOKENIZER
+from olmo_jax.paths import local
 from sweeps.run import data_root
 
 
@@ -30,7 +31,7 @@ def export_run(
     return hf.export_checkpoint(
         config,
         params,
-        folder,
+        local(folder),
         tokenizer=tokenizer,
         eos_token=train.data.eos_token,
         dtype=dtype,

@@ -20,17 +20,18 @@ from olmo_jax import hf
 from olmo_jax.checkpoint import check_place, directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
-from olmo_jax.data.prepare import alone, prepare
+from olmo_jax.data.prepare import prepare
 from olmo_jax.files import read_json, write_json, write_whole
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
+from olmo_jax.lock import exclusive_lock as alone
 from olmo_jax.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probe import Probe, check_probe
 from olmo_jax.progress import progress, say
 from olmo_jax.sharding import path_name
 from olmo_jax.texts import check_texts
 from olmo_jax.train import check_vocabulary, cohort_probes, write_run_files
-from olmo_jax.weights import WeightsError
+from olmo_jax.weights import WeightsError, at
 from sweeps import plan as plans
 from sweeps import record as records
 from sweeps.plan import Plan
@@ -42,6 +43,7 @@ _REVISION = re.compile(
     r"(?:(stage\d+(?:-ingredient\d+)?)-)?step(\d+)(?:-tokens(\d+(?:\.\d+)?)([KMBT]?))?(?:-unsharded|-hf)?"
 )
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_LONGEST_NAME = 255 - 13  # bytes; a run's id has a hash behind
 # Where the run came from: the folder, and by step the revision and a hash of its parameters.
 ORIGIN = "imported.json"
 
@@ -81,8 +83,8 @@ def import_run(
       WeightsError, ConfigError, DataError: what `hf.import_checkpoint`, configurations and `prepare` raise, and what
         doesn't fit together.
     """
-    source = epath.Path(path).absolute()
-    found = revisions(epath.Path(path), step)
+    source = at(path).absolute()
+    found = revisions(at(path), step)
     check_place(workdir)
     _check_directory(workdir)
     for revision in found:
@@ -182,7 +184,7 @@ def _configure(
     data |= {"tokenizer": str(kept), "eos_token": eos_token, "name": f"{data['name']}-{kept.stem}"}
     data["sequence_length"] = min(data["sequence_length"], model.context_length)
     values |= {
-        "name": re.sub(r"[^\w.-]", "_", name).lstrip("."),
+        "name": _plain(name),
         "imported": architecture,
         "model": dataclasses.asdict(model),
         "tokens": found[-1].step * data["batch_size"] * data["sequence_length"],
@@ -191,12 +193,21 @@ def _configure(
     return from_config_dict(TrainConfig, values, "config.train"), sweep.evaluation
 
 
+def _plain(name: str) -> str:
+    """A name as a run's, without what file names can't hold; where its id would be too long for one, its beginning."""
+    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".").encode()
+    if len(plain) <= _LONGEST_NAME:
+        return plain.decode()
+    return f"{plain[: _LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(plain).hexdigest()[:8]}"
+
+
 def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.Path, str]:
     """The tokenizer.json that the configuration names, or else that of any revision or of the folder they lie in."""
     if data["tokenizer"] != "bpe":
-        file = epath.Path(data["tokenizer"])
-        if not file.exists():
-            remedy = "no such file; name the tokenizer.json that the model was trained with"
+        file = at(data["tokenizer"])
+        if not file.is_file():
+            what = "is a folder" if file.exists() else "no such file"
+            remedy = f"{what}; name the tokenizer.json that the model was trained with"
             raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: {remedy}")
         return file, data["eos_token"]
     folders = [revision.folder for revision in found]

@@ -17,17 +17,17 @@ from typing import Any
 
 from olmo_jax.checked import ConfigError, one_of, require
 from olmo_jax.progress import say
+from sweeps.slurm import check_folder, submit
 from sweeps.task import SECONDS_BETWEEN_LOOKS, SECONDS_TO_STOP, LaunchError, Task, held_back, tail
 
 _LEAST_MINUTES = 10
 _ENDLESS_MINUTES = 60 * 24 * 365
-_RETURNS = 1000  # time limits that a task may reach; submitit wants a number
 _TAKES = {
     "slurm": {"parallel", "minutes", "gpus", "cpus", "memory_gb", "partition", "account", "more"},
     "local": {"parallel", "gpus"},
     "sky": {"gpus", "cpus", "memory_gb", "more"},
 }
-_OURS = ("array", "signal", "output", "error", "open-mode", "open_mode", "time", "requeue")
+_OURS = ("array", "signal", "output", "error", "open-mode", "time", "requeue")
 
 
 class StoppedError(Exception):
@@ -44,7 +44,8 @@ class Options:
       minutes: time limit of a task on Slurm; one that needs longer stops in time and comes back.
       gpus, cpus, memory_gb: of a task. 0: what the engine gives unasked; for gpus none, or on this machine all.
       partition, account: Slurm's.
-      more: further parameters as "key=value", of sbatch (a flag as "key" alone) or of SkyPilot's resources.
+      more: further parameters as "key=value", of sbatch (a flag as "key" alone, an option to leave out as "key=") or of
+        SkyPilot's resources.
     """
 
     engine: str
@@ -69,10 +70,10 @@ class Options:
             require(value is None or value >= 0, f"--{name}", value, "needs 0 or more")
         enough = f"needs {_LEAST_MINUTES} or more; the last {SECONDS_TO_STOP // 60} are kept for a checkpoint"
         require(self.minutes >= _LEAST_MINUTES, "--minutes", self.minutes, enough)
-        form = r"[A-Za-z][\w-]*=.+" if self.engine == "sky" else r"[A-Za-z][\w-]*(=.+)?"
+        form = r"[A-Za-z][\w-]*=.+" if self.engine == "sky" else r"[A-Za-z][\w-]*(=.*)?"
         for item in self.more:
             require(bool(re.fullmatch(form, item)), "--more", item, "needs key=value")
-            require(item.split("=")[0] not in _OURS, "--more", item, "is set by launch itself")
+            require(item.split("=")[0].replace("_", "-") not in _OURS, "--more", item, "is set by launch itself")
 
 
 def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
@@ -102,51 +103,23 @@ def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options
     except ModuleNotFoundError as error:
         lack = f"--engine={options.engine}: submitit is not installed; pip install 'olmo-jax[slurm]'"
         raise ConfigError(lack) from error
-    if options.engine == "slurm" and shutil.which("sbatch") is None:
-        raise ConfigError("--engine=slurm: no sbatch on PATH; launch where Slurm is, or here with --engine=local")
+    if options.engine == "slurm":
+        for name in ("sbatch", "srun"):
+            if shutil.which(name) is None:
+                lack = f"no {name} on PATH; launch where Slurm is, or here with --engine=local"
+                raise ConfigError(f"--engine=slurm: {lack}")
+    check_folder(workdir, folder)
     folder.mkdir(parents=True, exist_ok=True)
     # submitit hides all GPUs from a process of this machine that asks for none.
     visible = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),)
     environment = visible if options.engine == "local" and not options.gpus else ()
     tasks = [Task(options.engine, k, tuple(command), str(folder / f"cohort-{k}.log"), environment) for k in cohorts]
     if options.engine == "slurm":
-        lines = _slurm(submitit.SlurmExecutor(folder / "submitit", max_num_timeout=_RETURNS), tasks, options)
+        lines = submit(folder / "submitit", tasks, options)
     else:
         lines = _local(submitit.LocalExecutor(folder / "submitit"), tasks, options)
     place = f"--workdir={shlex.quote(str(workdir))}"
     return [*lines, f"to look: olmo-jax status {place} --watch; once all is done: olmo-jax report {place}"]
-
-
-def _slurm(executor: Any, tasks: Sequence[Task], options: Options) -> list[str]:
-    from submitit.core.utils import FailedJobError
-
-    asked: dict[str, Any] = {
-        "partition": options.partition,
-        "account": options.account,
-        "gpus_per_node": options.gpus,
-        "cpus_per_task": options.cpus,
-        "srun_args": options.cpus and [f"--cpus-per-task={options.cpus}"],  # sbatch's isn't passed on since 22.05
-        "mem": options.memory_gb and f"{options.memory_gb}GB",
-    }
-    more = {key: value or True for key, _, value in (item.partition("=") for item in options.more)}
-    executor.update_parameters(
-        job_name="olmo-jax",
-        time=options.minutes,
-        ntasks_per_node=1,
-        signal_delay_s=SECONDS_TO_STOP,
-        array_parallelism=options.parallel or len(tasks),
-        additional_parameters={"requeue": True} | more,
-        **{key: value for key, value in asked.items() if value},
-    )
-    try:
-        jobs = executor.submit_array(tasks)
-    except FailedJobError as error:
-        raise LaunchError(f"sbatch: {error}") from error
-    ids = jobs[0].job_id.split("_")[0]
-    return [
-        *(f"cohort {t.cohort}: Slurm job {job.job_id}, log {t.log}" for t, job in zip(tasks, jobs, strict=True)),
-        f"in the queue: squeue --jobs={ids}; to stop: scancel {ids}; to go on: the same launch",
-    ]
 
 
 def _local(executor: Any, tasks: Sequence[Task], options: Options) -> list[str]:

@@ -18,10 +18,11 @@ from olmo_jax.checkpoint import check_place, directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
 from olmo_jax.data.fingerprint import rough_bytes
-from olmo_jax.data.prepare import alone, prepare
+from olmo_jax.data.prepare import prepare
 from olmo_jax.data.shards import INDEX_FILE, TokenIndex
 from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.data.windows import training_tokens as training_tokens_of
+from olmo_jax.lock import exclusive_lock as alone
 from olmo_jax.progress import progress, say
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
 from sweeps.plan import Plan

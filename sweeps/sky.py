@@ -53,7 +53,7 @@ def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], opt
     }
     path = folder / "sky.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.dump(task, Dumper=_Blocks, sort_keys=False, width=1000))
+    path.write_text(yaml.dump(task, Dumper=_Blocks, sort_keys=False, width=1000), encoding="utf-8")
     place = shlex.quote(os.path.relpath(path))
     lines = [
         f"{path}: a SkyPilot task; start it for every cohort with",

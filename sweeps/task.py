@@ -21,6 +21,8 @@ _STOPPED = 75  # the exit code of a run that a signal ended
 class LaunchError(UserError):
     """Tasks that failed, or that the engine refused; the message names cohorts and logs."""
 
+    lines = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -48,7 +50,7 @@ class Task:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, lambda number, frame: asked.add(number))
         command = (*self.command, f"--cohort={self.cohort}")
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8", errors="backslashreplace") as log:
             print(f"# {time.strftime('%F %T')} {platform.node()}: {shlex.join(command)}", file=log, flush=True)
             begin = log.tell()
             with held_back(signal.SIGUSR2):  # for good in the child, which it would kill
@@ -88,7 +90,7 @@ class Task:
         from submitit import JobEnvironment  # its job_id names one task, where SLURM_JOB_ID may stand for the array
 
         look = ["squeue", "--noheader", "--format=%T", f"--jobs={JobEnvironment().job_id}"]
-        return subprocess.run(look, check=True, capture_output=True, text=True).stdout.strip() == "RUNNING"
+        return subprocess.run(look, check=True, capture_output=True).stdout.strip() == b"RUNNING"
 
 
 @contextlib.contextmanager

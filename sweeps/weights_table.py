@@ -58,8 +58,9 @@ def measure(
 
     Args:
       path, run_id, step: as of `weights.models`.
-      pattern: a regular expression that is searched for in names; None takes what looks like an embedding or an
-        unembedding, or every matrix where nothing does. What isn't a matrix is left out.
+      pattern: a tensor's name, which takes that one alone, or a regular expression that is searched for in names; None
+        takes what looks like an embedding or an unembedding, or every matrix where nothing does. What isn't a matrix
+        is left out.
       metrics: names of geometry.probe.METRICS.
       gauge: one of geometry.gauge.NORMS adds a row a matrix, and "none" adds none. None adds one to the unembedding of
         our own runs, for the norm that they have.
@@ -68,7 +69,7 @@ def measure(
       ConfigError: an expression, a metric or a gauge that is none.
       WeightsError, CheckpointError: nothing to read or nothing to measure.
     """
-    _check(pattern, metrics, gauge)
+    _check(metrics, gauge)
     rows: list[Row] = []
     models = weights.models(path, run_id, step)
     with _shown(len(models)) as models_done:
@@ -115,13 +116,7 @@ def as_json(path: str, rows: Sequence[Row]) -> dict[str, Any]:
     return {"path": path, "tensors": [of(row) for row in rows]}
 
 
-def _check(pattern: str | None, metrics: Sequence[str], gauge: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise ConfigError(
-            f"--tensors={pattern}: not a regular expression ({error}); write \\ before . [ ( *"
-        ) from error
+def _check(metrics: Sequence[str], gauge: str | None) -> None:
     try:
         # Traced and not run: refuses unknown names before anything large is read.
         jax.eval_shape(lambda x: summarize(x, metrics), jax.ShapeDtypeStruct((2, 2), jnp.float32))
@@ -133,8 +128,22 @@ def _check(pattern: str | None, metrics: Sequence[str], gauge: str | None) -> No
 
 def _choose(tensors: list[Tensor], pattern: str | None) -> list[Tensor]:
     matrices = [tensor for tensor in tensors if tensor.is_matrix]
-    found = [tensor for tensor in matrices if re.search(_EMBEDDINGS if pattern is None else pattern, tensor.name)]
-    return matrices if pattern is None and not found else found
+    if pattern is not None:
+        return [tensor for tensor in _matching(tensors, pattern) if tensor.is_matrix]
+    return [tensor for tensor in matrices if re.search(_EMBEDDINGS, tensor.name)] or matrices
+
+
+def _matching(tensors: list[Tensor], pattern: str) -> list[Tensor]:
+    """The tensors that an expression stands for; of one that is a tensor's name, that one alone."""
+    if exact := [tensor for tensor in tensors if tensor.name == pattern]:
+        return exact
+    try:
+        expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"--tensors={pattern}: no tensor's name, and not a regular expression ({error}); write \\ before . [ ( *"
+        ) from error
+    return [tensor for tensor in tensors if expression.search(tensor.name)]
 
 
 def _rows(model: Model, tensor: Tensor, metrics: Sequence[str], gauge: str | None) -> list[Row]:
@@ -158,7 +167,7 @@ def _rows(model: Model, tensor: Tensor, metrics: Sequence[str], gauge: str | Non
 
 
 def _nothing(path: epath.PathLike, tensors: list[Tensor], pattern: str | None) -> str:
-    matching = tensors if pattern is None else [t for t in tensors if re.search(pattern, t.name)]
+    matching = tensors if pattern is None else _matching(tensors, pattern)
     listed = [f"{tensor.name} [{_shape(tensor.shape)}] {tensor.dtype}" for tensor in matching or tensors]
     more = f" and {len(listed) - _NAMED_IN_ERRORS} more" if len(listed) > _NAMED_IN_ERRORS else ""
     there = ", ".join(listed[:_NAMED_IN_ERRORS]) + more or "none at all"

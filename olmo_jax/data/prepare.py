@@ -4,8 +4,6 @@
 sibling folder and appears by one rename: what a kill leaves behind is that sibling, which the next call clears away.
 """
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -20,12 +18,13 @@ from olmo_jax.data import DataError, downloads
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.windows import too_few_tokens
+from olmo_jax.lock import exclusive_lock
 
 if TYPE_CHECKING:
     from olmo_jax.data.corpus import Corpus, Joined
     from olmo_jax.data.tokenizer import Tokenizer
 
-__all__ = ["Fingerprint", "alone", "fingerprint", "prepare", "split_of", "summary"]
+__all__ = ["Fingerprint", "fingerprint", "prepare", "split_of", "summary"]
 
 _DOCUMENTS_AT_ONCE = 256
 _REPORT_EVERY = 64e6  # bytes of text
@@ -43,7 +42,7 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
     """
     final = root / data.name
     root.mkdir(parents=True, exist_ok=True)
-    with alone(root / f".{data.name}.lock", progress):
+    with exclusive_lock(root / f".{data.name}.lock", progress):
         if (final / INDEX_FILE).exists():
             index = TokenIndex.load(final)
             _check_same(index, data)
@@ -198,15 +197,3 @@ def _portions(documents: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(documents)
     while portion := list(itertools.islice(iterator, size)):
         yield portion
-
-
-@contextlib.contextmanager
-def alone(lock: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    """Holds `lock`; the system lets go of it when the process ends, however it ends."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"{lock}: another process is at it; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,15 +2,21 @@
 
 import functools
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from olmo_jax import lfs
 from olmo_jax.data import DataError, downloads
+
+# Bytes that no UTF-8 holds, as byte-level vocabularies write them.
+_NO_UTF8 = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
 
 
 class Tokenizer:
@@ -40,12 +46,12 @@ class Tokenizer:
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray | None:
-        """How many bytes of UTF-8 each token stands for, int32 [vocab_size]; None where the tokens aren't of bytes.
+        """How many bytes of UTF-8 each token stands for, int32 [vocab_size]; None where that can't be told of tokens.
 
         Over the tokens of a text they sum to its length, after what normalising the tokenizer does (OLMo-1's: NFC).
         Special tokens, eos among them, and ids that no token has stand for none.
         """
-        if type(self._backend.decoder) is not decoders.ByteLevel:
+        if not _keeps_bytes(json.loads(self._json())):
             return None
         lengths_V = np.zeros(self.vocab_size, np.int32)
         for token, number in self._backend.get_vocab(with_added_tokens=True).items():
@@ -55,19 +61,62 @@ class Tokenizer:
         return lengths_V
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each text, uint32 [length], without eos; the texts are shared among the cores."""
+        """The tokens of each text, uint32 [length], without eos; the texts are shared among the cores.
+
+        Raises UnicodeEncodeError for a text with half a surrogate pair, which UTF-8 can't hold.
+        """
+        for text in texts:
+            text.encode()
         ids = (np.array(e.ids, np.uint32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False))
         return [ids_L[ids_L != self.eos_id] for ids_L in ids]
 
     def decode(self, tokens_L: Iterable[int]) -> str:
         """The text of some tokens; eos is left out, a cut character becomes U+FFFD."""
-        return self._backend.decode([int(t) for t in tokens_L], skip_special_tokens=True)
+        numbers = [int(t) for t in tokens_L]
+        if self._backend.decoder is None and type(self._backend.pre_tokenizer) is pre_tokenizers.ByteLevel:
+            special = {n for n, token in self._backend.get_added_tokens_decoder().items() if token.special}
+            tokens = (self._backend.id_to_token(n) for n in numbers if n not in special)
+            return decoders.ByteLevel().decode([token for token in tokens if token is not None])
+        return self._backend.decode(numbers, skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
         path.write_text(self._json(), encoding="utf-8")
 
     def _json(self) -> str:
         return self._backend.to_str(pretty=True)
+
+
+def _keeps_bytes(parts: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json makes each byte of a text part of one token, and adds none: byte-level BPE.
+
+    Not where a space is put before the first word or taken from beside an added token, where text is rewritten, or
+    where a byte has no token.
+    """
+    steps = _steps(parts["pre_tokenizer"], "pretokenizers")
+    *before, last = [step["type"] for step in steps] or [""]
+    model, added = parts["model"], parts["added_tokens"]
+    return (
+        (parts["decoder"] or {}).get("type") == last == "ByteLevel"
+        and not steps[-1]["add_prefix_space"]
+        and {*before} <= {"Split", "Digits", "Punctuation", "UnicodeScripts"}
+        and all(step.get("behavior") != "Removed" or step.get("invert") for step in steps)  # inverted: words are kept
+        and all(step["type"] == "NFC" for step in _steps(parts["normalizer"], "normalizers"))
+        and model["type"] == "BPE"
+        and not any(model[affix] for affix in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+        and {*pre_tokenizers.ByteLevel.alphabet()} - _NO_UTF8 <= model["vocab"].keys()
+        and not any(token["lstrip"] or token["rstrip"] for token in added if not token["special"])
+    )
+
+
+def _steps(part: dict[str, Any] | None, of_sequence: str) -> list[dict[str, Any]]:
+    """A part of a tokenizer.json as the steps that it takes one after another."""
+    if part is None:
+        return []
+    return (
+        [step for one in part[of_sequence] for step in _steps(one, of_sequence)]
+        if part["type"] == "Sequence"
+        else [part]
+    )
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
@@ -90,22 +139,33 @@ def train_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenize
 
 def load(path: Path, eos_token: str) -> Tokenizer:
     """Reads a tokenizer.json. Raises DataError where there is none, it isn't one, or it lacks `eos_token`."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; set data.tokenizer to a tokenizer.json, or to 'bpe' to train one")
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as e:  # noqa: BLE001  the binding raises bare Exception
-        raise DataError(f"{path}: isn't a tokenizer.json ({e}); set data.tokenizer to one, or to 'bpe'") from None
-    return Tokenizer(backend, eos_token, str(path))
+    return Tokenizer(
+        _read(path, "set data.tokenizer to a tokenizer.json, or to 'bpe' to train one"), eos_token, str(path)
+    )
 
 
 def of_prepared(directory: Path, eos_id: int) -> Tokenizer:
     """The tokenizer of a folder of prepared data, whose index says which token is its eos."""
     path = directory / "tokenizer.json"
-    eos_token = Backend.from_file(str(path)).id_to_token(eos_id)
+    backend = _read(path, f"delete {directory} and prepare it again")
+    eos_token = backend.id_to_token(eos_id) if eos_id < 2**32 else None
     if eos_token is None:
         raise DataError(f"{path}: has no token {eos_id}, the eos of index.json; prepare the data again")
-    return load(path, eos_token)
+    return Tokenizer(backend, eos_token, str(path))
+
+
+def _read(path: Path, remedy: str) -> Backend:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name the tokenizer.json in it")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {remedy}")
+    content = path.read_bytes()
+    try:
+        return Backend.from_buffer(content)
+    except Exception as e:  # noqa: BLE001  the binding raises bare Exception
+        if lfs.pointer(path):
+            raise DataError(f"{path}: {lfs.REMEDY}") from None
+        raise DataError(f"{path}: isn't a tokenizer.json ({e}); {remedy}") from None
 
 
 def of_olmo(name: str, eos_token: str) -> Tokenizer:

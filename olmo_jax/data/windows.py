@@ -3,12 +3,13 @@
 import hashlib
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from olmo_jax.data import DataError
-from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.shards import TokenIndex, map_numbers
 
 if TYPE_CHECKING:
     import grain
@@ -43,8 +44,12 @@ def training_tokens(index: TokenIndex, domains: Sequence[str]) -> list[np.ndarra
     return [index.tokens("train", d) for d in _names(index, domains)]
 
 
+def _training_files(index: TokenIndex, domains: Sequence[str]) -> list[tuple[Path, np.dtype]]:
+    return [index.token_file("train", d) for d in _names(index, domains)]
+
+
 def _training_windows(index: TokenIndex, domains: Sequence[str], sequence_length: int) -> "_TokenWindows":
-    windows = _TokenWindows(training_tokens(index, domains), sequence_length)
+    windows = _TokenWindows(_training_files(index, domains), sequence_length)
     if not len(windows):
         raise DataError(too_few_tokens(index, domains, sequence_length))
     return windows
@@ -61,7 +66,7 @@ def in_order(source: Any, batch_size: int, data_seed: int) -> "grain.MapDataset"
 
 def epochs(index: TokenIndex, domains: Sequence[str], sequence_length: int, tokens: int) -> float:
     """How many times training on `tokens` passes over the training windows of `domains`."""
-    windows = _TokenWindows(training_tokens(index, domains), sequence_length)
+    windows = _TokenWindows(_training_files(index, domains), sequence_length)
     return tokens / (len(windows) * sequence_length)
 
 
@@ -149,16 +154,17 @@ def unigram_loss(index: TokenIndex, domains: Sequence[str], documents: Sequence[
 
 
 class _TokenWindows:
-    """A random-access source of overlapping-by-one windows over several arrays laid end to end."""
+    """A random-access source of overlapping-by-one windows over the numbers of several files laid end to end."""
 
-    def __init__(self, arrays: Sequence[np.ndarray], sequence_length: int):
-        self._arrays = [a for a in arrays if len(a)]
+    def __init__(self, files: Sequence[tuple[Path, np.dtype]], sequence_length: int):
+        self._files = files
+        self._arrays = [a for a in (map_numbers(path, dtype) for path, dtype in files) if len(a)]
         self._length = sequence_length
         self._ends = np.cumsum([len(a) for a in self._arrays], dtype=np.int64)
 
     def __reduce__(self) -> tuple:
-        # A memory map would be pickled whole for every worker process; its path will do.
-        return _reopen, ([(a.filename, a.dtype) for a in self._arrays], self._length)  # type: ignore[attr-defined]
+        # Mapped numbers would be pickled whole for every worker process; their paths will do.
+        return _TokenWindows, (self._files, self._length)
 
     def __len__(self) -> int:
         total = int(self._ends[-1]) if len(self._ends) else 0
@@ -173,10 +179,6 @@ class _TokenWindows:
                 break
             pieces.append(self._arrays[k][max(0, begin - start) : end - start])
         return np.concatenate(pieces).astype(np.int32)
-
-
-def _reopen(files: Sequence[tuple[str, np.dtype]], sequence_length: int) -> _TokenWindows:
-    return _TokenWindows([np.memmap(path, dtype, mode="r") for path, dtype in files], sequence_length)
 
 
 def _names(index: TokenIndex, domains: Sequence[str]) -> list[str]:

@@ -10,6 +10,9 @@ from typing import Any
 
 from olmo_jax.checked import ConfigError, from_config_dict, require
 from olmo_jax.model_config import ModelConfig
+from olmo_jax.weights import brief
+
+_WRONG_KIND = (TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +47,16 @@ class Family:
             raise ConfigError(f"{at}: lacks {error}, which {self.architecture} needs; get the file again") from error
         except ConfigError as error:
             raise ConfigError(f"{at}: {error}") from error
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise ConfigError(f"{at}: has a setting of the wrong kind ({error}); get the file again") from error
+        except _WRONG_KIND as error:
+            raise ConfigError(f"{at}: has a setting of the wrong kind ({brief(error)}); get the file again") from error
         if fields["n_kv_heads"] in (None, fields["n_heads"]):
             fields["n_kv_heads"] = 0
-        return from_config_dict(ModelConfig, fields, at)
+        try:
+            return from_config_dict(ModelConfig, fields, at)
+        except ConfigError:
+            raise
+        except _WRONG_KIND as error:  # of numbers beyond all measure
+            raise ConfigError(f"{at}: has a setting of the wrong kind ({brief(error)}); get the file again") from error
 
     def unlike(self, config: ModelConfig) -> list[str]:
         """The fields of a ModelConfig that this architecture can't have so, with their values."""

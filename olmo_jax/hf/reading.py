@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import pickletools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from etils import epath
@@ -35,7 +35,7 @@ def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
         quantised.
       ConfigError: an architecture or a setting that isn't known, a vocabulary smaller than the tokenizer's.
     """
-    found = _Checkpoint.open(epath.Path(path))
+    found = _Checkpoint.open(weights.at(path))
     flat: dict[str, np.ndarray] = {}
     for name, paths in found.holders.items():
         theirs = found.tensors[name].read().astype(np.float32)
@@ -45,7 +45,7 @@ def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
 
 def check_checkpoint(path: epath.PathLike) -> None:
     """Raises what `import_checkpoint` would, from headers alone: no weights are read."""
-    _Checkpoint.open(epath.Path(path))
+    _Checkpoint.open(weights.at(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class _Checkpoint:
     def open(cls, folder: epath.Path) -> "_Checkpoint":
         family, config = read_config(folder)
         tensors = _tensors(folder, family)
+        _check_sizes(folder, config, tensors)
         shapes = our_shapes(config)
         holders = holders_of(family, shapes)
         head = tensors.pop(family.tensors["unembedding"], None) if config.tied else None
@@ -85,6 +86,23 @@ class _Checkpoint:
                 "of the two files is of another model"
             )
         return cls(family, config, shapes, holders, tensors)
+
+
+def _check_sizes(folder: epath.Path, config: ModelConfig, tensors: Mapping[str, weights.Tensor]) -> None:
+    """Raises WeightsError for sizes beyond measure and all that the files hold, of which no shapes could be made."""
+    longest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
+    claims = {"vocabulary": config.padded_vocab_size, "width": config.d_model, "inner width": config.d_ff}
+    for name, size in claims.items():
+        if size > max(longest, 2**20):
+            raise WeightsError(
+                f"{folder}: its configuration asks for a {name} of {size}, and the longest side of a tensor is "
+                f"{longest}; one of the two is of another model"
+            )
+    if config.n_layers > max(len(tensors), 1000):
+        raise WeightsError(
+            f"{folder}: its configuration asks for {config.n_layers} layers, and there are {len(tensors)} tensors; one "
+            "of the two is of another model"
+        )
 
 
 def _tensors(folder: epath.Path, family: Family) -> dict[str, weights.Tensor]:

@@ -1,22 +1,27 @@
 """What a Hugging Face folder says of its model: config.json, or AI2's config.yaml, and tokenizer.json."""
 
 import dataclasses
+import functools
 import json
-import math
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 from etils import epath
 
+from olmo_jax import lfs
 from olmo_jax.checked import ConfigError
-from olmo_jax.hf.families import AI2_OLMO, FAMILIES, Family
+from olmo_jax.hf.families import AI2_OLMO, FAMILIES, OLMO, Family
 from olmo_jax.model_config import ModelConfig
-from olmo_jax.weights import WeightsError
+from olmo_jax.progress import say
+from olmo_jax.weights import WeightsError, brief
 
 TOKENIZER = "tokenizer.json"
 # Our own settings in config.json: which rows are padding, which theirs don't tell.
 OURS = "olmo_jax"
+_END_OF_TEXT = "<|endoftext|>"
 
 
 def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tuple[Family, ModelConfig]:
@@ -40,30 +45,51 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
             )
     ours = settings.get(OURS) or {}
     if not isinstance(ours, dict) or not all(type(x) is int and 0 < x <= rows for x in ours.values()):
-        raise ConfigError(f"{file}: {OURS} = {ours!r}: needs vocab_size and pad_vocab_to of 1 to {rows}; take it out")
+        raise ConfigError(
+            f"{file}: {OURS} = {reprlib.repr(ours)}: needs vocab_size and pad_vocab_to of 1 to {rows}; take it out"
+        )
     vocabulary = ours.get("vocab_size") or tokens or config.vocab_size
     likely = (ours.get("pad_vocab_to") or 1, 1, 128)
-    pad = next((pad for pad in likely if math.ceil(vocabulary / pad) * pad == rows), rows)
+    pad = next((pad for pad in likely if -(-vocabulary // pad) * pad == rows), rows)
     return family, dataclasses.replace(config, vocab_size=vocabulary, pad_vocab_to=pad)
 
 
 def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
     """config.json, or the model's part of AI2's config.yaml, and the file; raises WeightsError and ConfigError."""
     if not folder.is_dir():
-        raise WeightsError(f"{folder}: no such folder; download one with config.json and .safetensors")
+        what = "is a file; give the folder that it lies in" if folder.exists() else "no such folder; download one"
+        raise WeightsError(f"{folder}: {what}, with config.json and .safetensors")
     file = folder / "config.json"
     if not file.exists():
         file = folder / "config.yaml"
     if not file.exists():
         raise WeightsError(f"{folder}: has no config.json; give a folder as transformers saves it")
     try:
-        read = json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())["model"]
-    except (ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{file}: isn't a model's configuration ({cause}); get it again") from error
+        text = file.read_bytes()
+        read = json.loads(text) if file.suffix == ".json" else yaml.load(text, _Yaml)["model"]
+    except (*_GARBLED, yaml.YAMLError) as error:
+        raise _unreadable(file, "isn't a model's configuration", error) from error
     if not isinstance(read, dict):
         raise ConfigError(f"{file}: isn't a model's configuration but {type(read).__name__}; get it again")
     return read, file
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML with numbers as its version 1.2 and AI2's reader have them: 1e6 is one, which 1.1 takes for a text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+# What JSON and YAML raise of garbled text.
+_GARBLED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+def _unreadable(file: epath.Path, what: str, cause: Exception) -> ConfigError:
+    return ConfigError(f"{file}: {lfs.REMEDY if lfs.pointer(file) else f'{what} ({brief(cause)}); get it again'}")
 
 
 def tokens_of(file: epath.Path) -> int:
@@ -80,10 +106,24 @@ def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
     eos = settings.get("eos_token_id")
     number = eos[0] if isinstance(eos, list) and eos else eos
     known = type(number) is int and 0 <= number < tokens_of(tokenizer)
-    token = _backend(tokenizer).id_to_token(number) if known else None
+    backend = _backend(tokenizer)
+    token = backend.id_to_token(number) if known else None
+    # Known to be wrong in what AI2's trainer wrote, and mended by transformers' converter of its checkpoints.
+    wrong = number == 0 and token != _END_OF_TEXT and _family(settings, file) in (OLMO, AI2_OLMO)
+    if wrong and backend.token_to_id(_END_OF_TEXT) is not None:
+        _say_once(
+            f"{file}: eos_token_id = 0 is {token!r}, a known mistake; {_END_OF_TEXT} is taken, as transformers' "
+            "converter does"
+        )
+        return _END_OF_TEXT
     if token is None:
-        raise ConfigError(f"{file}: eos_token_id = {eos!r} is no token of {tokenizer}; put its number there")
+        raise ConfigError(
+            f"{file}: eos_token_id = {reprlib.repr(eos)} is no token of {tokenizer}; put its number there"
+        )
     return token
+
+
+_say_once = functools.cache(say)
 
 
 def check_tokenizer(file: epath.Path, vocab_size: int, eos_token: str) -> int:
@@ -102,18 +142,27 @@ def _family(settings: Mapping[str, Any], file: epath.Path) -> Family:
     if {"d_model", "activation_type"} <= settings.keys():  # AI2's trainer, under several names
         return AI2_OLMO
     architectures = settings.get("architectures") or []
-    named = [*([architectures] if isinstance(architectures, str) else architectures), settings.get("model_type") or ""]
+    named = [*(architectures if isinstance(architectures, list) else [architectures]), settings.get("model_type") or ""]
     for family in FAMILIES:
         if family.architecture in named or family.model_type in named:
             return family
     known = ", ".join(family.architecture for family in FAMILIES)
-    raise ConfigError(f"{file}: the architecture {named[0] or '(none named)'} isn't known; these are: {known}")
+    raise ConfigError(f"{file}: the architecture {_short(named[0])} isn't known; these are: {known}")
+
+
+def _short(name: object) -> str:
+    return (
+        (name if len(name) < 80 else reprlib.repr(name)) or "(none named)"
+        if isinstance(name, str)
+        else reprlib.repr(name)
+    )
 
 
 def _backend(file: epath.Path) -> Any:
     from tokenizers import Tokenizer
 
+    content = file.read_bytes()
     try:
-        return Tokenizer.from_file(str(file))
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # noqa: BLE001  the binding raises bare Exception
-        raise ConfigError(f"{file}: isn't a tokenizer.json ({error}); get it again") from error
+        raise _unreadable(file, "isn't a tokenizer.json", error) from error

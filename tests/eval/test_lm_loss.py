@@ -1,10 +1,23 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from eval.lm_loss import lay_out, lm_loss, read_documents, standard_error, summary, summary_of_errors
+from eval.lm_loss import (
+    Losses,
+    lay_out,
+    lm_loss,
+    read_bytes,
+    read_documents,
+    standard_error,
+    summary,
+    summary_of_errors,
+)
 from olmo_jax import model
 from olmo_jax.data import tokenizer
+from olmo_jax.data.shards import ShardWriter, TokenIndex
 from olmo_jax.data.windows import evaluation_windows
 
 L = 16
@@ -88,6 +101,93 @@ def test_bits_per_byte_are_of_the_bytes_of_the_text(tiny, index, stack, document
         size = sum(len(known.decode(document).encode()) for document in of)
         nats = losses.by_domain[domain] * losses.tokens[domain]
         np.testing.assert_allclose(losses.bits_per_byte[domain], nats / np.log(2) / size, rtol=1e-9)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_bytes_that_are_stored_are_those_of_byte_level_tokens(index, documents, stored):
+    """The demo's figures are the same, whichever way bytes are counted; cut documents included."""
+    known = tokenizer.of_prepared(index.directory, index.eos_id)
+    older = dataclasses.replace(index, shards=tuple(dataclasses.replace(s, sizes=None) for s in index.shards))
+    bytes_K = read_bytes(index if stored else older, documents, ("prose", "code"), known)
+    np.testing.assert_array_equal(bytes_K, lay_out(documents, index.eos_id, L, known).bytes_K)
+    prose = [document for document in index.documents("validation", "prose") if len(document)]
+    assert len(documents["prose"][-1]) < len(prose[len(documents["prose"]) - 1])
+
+
+TEXTS = ("hello world", "a   <m>   b", "東京 and <m>", "the last one, which is cut")
+
+
+def prepared(directory, backend, stored=True):
+    """TEXTS as prepared data of one domain, and the tokenizer."""
+    backend.add_special_tokens(["<|endoftext|>"])
+    known = tokenizer.Tokenizer(backend, "<|endoftext|>", "")
+    with ShardWriter(directory, known.vocab_size, known.eos_id) as writer:
+        for text, tokens in zip(TEXTS, known.encode(TEXTS), strict=True):
+            writer.add("validation", "prose", tokens, len(text.encode()))
+    shards = tuple(dataclasses.replace(s, sizes=s.sizes if stored else None) for s in writer.shards())
+    return TokenIndex(directory, writer.dtype, known.vocab_size, known.eos_id, "", "", {}, shards), known
+
+
+def byte_level(**how):
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(**how), decoders.ByteLevel()
+    return backend
+
+
+def stripping():
+    backend = byte_level(add_prefix_space=False)
+    backend.add_tokens([AddedToken("<m>", lstrip=True, rstrip=True)])
+    return backend
+
+
+def sentencepiece():
+    vocab = {c: i for i, c in enumerate(sorted({"?", "\u2581", *"".join(TEXTS)}))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="?"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("backend", "of_tokens"),
+    [
+        (byte_level, False),
+        (stripping, False),
+        (sentencepiece, False),
+        (lambda: byte_level(add_prefix_space=False), True),
+    ],
+    ids=["prefix space", "stripping", "sentencepiece", "plain"],
+)
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer_adds_or_takes(tmp_path, backend, of_tokens):
+    (tmp_path / "older").mkdir()
+    index, known = prepared(tmp_path, backend())
+    older, _ = prepared(tmp_path / "older", backend(), stored=False)
+    sizes = [len(text.encode()) for text in TEXTS]
+    every = read_documents(index, 10**6, ())
+    np.testing.assert_array_equal(read_bytes(index, every, (), known), sizes)
+    np.testing.assert_array_equal(read_bytes(older, every, (), known), sizes if of_tokens else [np.nan] * 4)
+
+    cut = read_documents(index, sum(map(len, every["prose"])) - 10, ())
+    bytes_K = read_bytes(index, cut, (), known)
+    np.testing.assert_array_equal(bytes_K, [*sizes[:3], sizes[3] - 10 if of_tokens else np.nan])
+    # A document whose bytes aren't known counts neither above nor below.
+    nats_MK = np.array([[1.0, 2.0, 3.0, 4.0]])
+    losses = Losses(lay_out(cut, index.eos_id, L, bytes_K=bytes_K), nats_MK)
+    n = 4 if of_tokens else 3
+    expected = nats_MK[:, :n].sum() / np.log(2) / bytes_K[:n].sum()
+    np.testing.assert_allclose(losses.bits_per_byte["prose"], [expected], rtol=1e-12)
+    unknown = Losses(lay_out(cut, index.eos_id, L), nats_MK)
+    assert np.isnan(unknown.bits_per_byte["prose"]).all()
+
+
+def test_documents_made_as_tokens_have_no_bytes(tmp_path):
+    with ShardWriter(tmp_path, 300, 299) as writer:
+        writer.add("validation", "sums", np.array([1, 2, 3]), 0)
+    index = TokenIndex(tmp_path, writer.dtype, 300, 299, "", "", {}, writer.shards())
+    backend = byte_level()
+    backend.add_special_tokens(["<|endoftext|>"])
+    bytes_K = read_bytes(index, read_documents(index, 9, ()), (), tokenizer.Tokenizer(backend, "<|endoftext|>", ""))
+    assert np.isnan(bytes_K).all()
 
 
 def test_the_standard_error_is_that_of_drawing_documents_anew():

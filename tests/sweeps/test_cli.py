@@ -4,13 +4,16 @@ import json
 import pathlib
 import re
 import shutil
+import sys
 
 import pandas as pd
 import pytest
 from etils import epath
 
+from eval.config import EvalConfig
 from sweeps import cli
-from sweeps.config_file import load_config
+from sweeps.arguments import parse
+from sweeps.config_file import load_config, override_evaluation
 
 RUN = """
 from ml_collections import ConfigDict
@@ -71,7 +74,7 @@ def refused(capsys, arguments, code):
         ("--config.optimizer.weigth_decay=1", ["small.py", "config.optimizer", "weigth_decay", "'weight_decay'"]),
         ("--config.optimzer.weight_decay=1", ["small.py", "no key 'optimzer'", "'optimizer'"]),
         ("--config.model.d_model=big", ["small.py", "config.model.d_model", "big"]),
-        ("--config.tokens=1e3", ["small.py", "config.tokens", "1e3"]),
+        ("--config.tokens=1.5e0", ["small.py", "config.tokens = '1.5e0'", "needs a whole number such as 1000 or 1e3"]),
         ("--config.model.d_model=0", ["config.model.d_model", "0", "positive"]),
         ("--config.model.n_heads=3", ["config.model.n_heads", "16", "divisor"]),
         ("--config.data.batch_size=-4", ["config.data.batch_size", "-4"]),
@@ -124,6 +127,97 @@ def test_bad_usage_is_one_line_and_trains_nothing(config, capsys, tmp_path, argu
     line = refused(capsys, arguments, code)
     assert all(word in line for word in words), line
     assert not (tmp_path / "new" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (b"x = 1\n\0\0\0\0", [", line 2: holds a NUL byte, so it is damaged"]),
+        (b"x = 1\n\nname = 'caf\xe9'\n", [", line 3: (unicode error)"]),
+        (b"def get_config():\n    return (\n", [", line 2: '(' was never closed"]),
+        (b"def get_config():\n    return [1]['a']\n", [", line 2: TypeError: list indices must be integers"]),
+        (b"import sys\n\nsys.exit('stop')\n", [", line 3: SystemExit: stop"]),
+        (b"def get_config():\n    raise KeyError('vocabulary')\n", [", line 2: KeyError: 'vocabulary'"]),
+        (b"", ["get_config"]),
+    ],
+)
+def test_a_config_file_that_python_cannot_run_is_named_with_its_line(capsys, tmp_path, monkeypatch, source, words):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # as in a process of its own
+    path = tmp_path / "c.py"
+    path.write_bytes(source)
+    line = refused(capsys, ["plan", f"--config={path}"], 2)
+    assert all(word in line for word in [str(path), *words]), line
+
+
+def test_a_config_that_is_a_folder_or_has_a_colon_in_its_name(capsys, tmp_path):
+    assert "is a folder; give the path of a .py file" in refused(capsys, ["plan", f"--config={tmp_path}"], 2)
+    (tmp_path / "a:b.py").touch()
+    assert "its name holds a ':'" in refused(capsys, ["plan", f"--config={tmp_path}/a:b.py"], 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e3", 1000), ("1_000", 1000), ("2**10", 1024), ("0x400", 1024), ("2.5e3", 2500), ("64.0", 64)],
+)
+def test_whole_numbers_may_be_written_as_people_write_them(config, text, number):
+    assert load_config([f"--config={config}:one", f"--config.tokens={text}"]).tokens == number
+    assert override_evaluation(EvalConfig(), [f"--config.evaluation.tokens_per_domain={text}"]) == (
+        EvalConfig(tokens_per_domain=number)
+    )
+    named = load_config([f"--config={config}:one", f"--config.name={text}"])
+    assert named.name == text, "text stays what it is"
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("--config.tokens=1e-3", "config.tokens = '1e-3': needs a whole number such as 1000 or 1e3"),
+        ("--config.tokens=1e999999999", "config.tokens = '1e999999999': needs a whole number"),
+        ("--config.tokens=nan", "config.tokens = 'nan': needs a whole number"),
+        ("--config.optimizer.learning_rate=high", "config.optimizer.learning_rate = 'high': needs a number such as"),
+        ("--config.mesh.fsdp=maybe", "config.mesh.fsdp = 'maybe': needs true or false"),
+        ("--config.data.train_domains=('a',", "config.data.train_domains = \"('a',\": needs a tuple such as"),
+        (
+            "--config.model=big",
+            "config.model = 'big': is a group of settings; set them one by one, such as --config.mo",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_told_what_is_wanted(config, capsys, override, wanted):
+    assert wanted in refused(capsys, ["plan", f"--config={config}:one", override], 2)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(config, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(config, tmp_path / "c.py")
+    for given in ("--config=~/c.py:one", "--config=~/c.py"):
+        assert cli.main(["plan", given, "--json"]) == 0
+    capsys.readouterr()
+    for arguments in (
+        ["status", "--workdir=~/x"],
+        ["geometry", "~/x"],
+        ["generate", "~/x", "--prompt=a"],
+        ["import", "~/x", "--workdir=~/w"],
+        ["compare", "~/x", "~/y", "--to=~/z"],
+    ):
+        assert cli.main(arguments) in (1, 2)
+        assert f"{tmp_path}/x" in capsys.readouterr().err, arguments
+    assert parse(["run", "--config=c.py", "--workdir=~/x", "--mirror=~/m"])[0].mirror == f"{tmp_path}/m"
+    assert parse(["run", "--config=c.py", "--workdir=~/x", "--mirror=s3://~/m"])[0].mirror == "s3://~/m"
+    assert parse(["export", "a", "--workdir=~/x", "--to=~/m"])[0].to == f"{tmp_path}/m"
+    assert {path.name for path in tmp_path.iterdir()} <= {"c.py", "__pycache__"}
+
+
+def test_a_working_directory_that_can_be_none_is_refused_before_anything_runs(config, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    cases = [("file", "file is a file"), ("file/below", "file is a file"), ("link", "is a link to what isn't there")]
+    for name, words in [*cases, ("\udcff", "needs a name in UTF-8"), ("a\nb", "without control characters")]:
+        line = refused(capsys, ["run", f"--config={config}", f"--workdir={tmp_path / name}"], 2)
+        assert words in line
+    for arguments in (["compare", "a", "b"], ["export", "a", f"--workdir={tmp_path}"]):
+        assert "--to = " in refused(capsys, [*arguments, f"--to={tmp_path}/file"], 2)
 
 
 def test_help_and_an_unknown_verb(capsys):

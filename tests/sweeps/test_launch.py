@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 
 from olmo_jax.config import ConfigError
 from sweeps.launch import LaunchError, Options, launch
+from sweeps.slurm import foreign
 from tests.sweeps import slurm
 from tests.sweeps.test_interruption import CONFIG
 
@@ -138,6 +140,8 @@ def test_interrupted_it_asks_its_tasks_to_stop_once_and_waits_for_them(stub, tmp
         (Options("local", partition="gpu"), "--partition = 'gpu': means nothing to --engine=local"),
         (Options("slurm", more=("=h100",)), "--more = '=h100': needs key=value"),
         (Options("slurm", more=("array=0-9",)), "--more = 'array=0-9': is set by launch itself"),
+        (Options("slurm", more=("open_mode=append",)), "--more = 'open_mode=append': is set by launch itself"),
+        (Options("sky", more=("infra=",)), "--more = 'infra=': needs key=value"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(options, message):
@@ -178,6 +182,116 @@ def test_the_skypilot_task_runs_any_cohort_from_the_repository(tmp_path, monkeyp
         launch(tmp_path, ["python", "--config=/elsewhere/a.py"], [0], Options("sky"))
 
 
+SBATCH = """#!/bin/sh
+env > "$RECORD/environment"
+cp "$1" "$RECORD/script"
+echo Submitted batch job 17
+"""
+OUTER_JOB = {
+    "SLURM_JOB_ID": "4",
+    "SLURM_MEM_PER_CPU": "1000",
+    "SLURM_CPUS_PER_TASK": "3",
+    "SLURM_CPU_BIND": "quiet,mask_cpu:0x7",
+    "SLURM_TRES_PER_TASK": "cpu:3",
+    "SLURMD_NODENAME": "one",
+    "SRUN_CPUS_PER_TASK": "3",
+    "SBATCH_EXCLUSIVE": "1",
+    "SBATCH_MEM_BIND": "local",
+}
+OF_THE_USER = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "me", "SBATCH_PARTITION": "gpu", "SBATCH_QOS": "low"}
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A stand-in for sbatch: `sbatch(workdir, **options)` launches two cohorts, and returns its script's options, its
+    environment and its script."""
+    pytest.importorskip("submitit")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("sbatch", "srun"):
+        (programs / name).write_text(SBATCH)
+        (programs / name).chmod(0o755)
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH_", "SRUN_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("RECORD", str(programs))
+
+    def submitted(workdir=tmp_path / "w", cohorts=2, **options):
+        lines = launch(workdir, ["true"], range(cohorts), Options("slurm", **options))
+        assert lines[0].startswith("cohort 0: Slurm job 17")
+        script = (programs / "script").read_text()
+        given = dict(re.findall(r"#SBATCH --([\w-]+)(?:=(.*))?", script))
+        environment = dict(line.split("=", 1) for line in (programs / "environment").read_text().splitlines())
+        return given, environment, script
+
+    return submitted
+
+
+def test_from_inside_a_slurm_job_what_is_that_jobs_is_kept_from_sbatch(sbatch, monkeypatch, capsys):
+    for name, value in (OUTER_JOB | OF_THE_USER).items():
+        monkeypatch.setenv(name, value)
+    _, seen, _ = sbatch()
+    assert not OUTER_JOB.keys() & seen.keys()
+    assert {name: seen[name] for name in OF_THE_USER} == OF_THE_USER
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kept from sbatch")]
+    assert line.endswith(": " + ", ".join(sorted(OUTER_JOB)))
+    assert os.environ["SLURM_JOB_ID"] == "4", "this process is still in its job"
+
+
+def test_the_engine_local_runs_inside_a_slurm_job(stub, tmp_path, monkeypatch):
+    for name, value in OUTER_JOB.items():
+        monkeypatch.setenv(name, value)
+    assert launch(tmp_path, stub(1), [0], Options("local"))[0].startswith("cohort 0: done")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said", "kept_from"),
+    [
+        ("SBATCH_EXCLUSIVE SBATCH_TIMELIMIT SBATCH_MEM_PER_CPU SLURM_CPU_BIND", "", ""),
+        ("SBATCH_TIMELIMIT", "time", "SBATCH_TIMELIMIT"),
+        ("SBATCH_MEM_PER_CPU SLURM_MEM_PER_GPU SBATCH_GRES", "mem", "SBATCH_MEM_PER_CPU SLURM_MEM_PER_GPU"),
+        ("SBATCH_PARTITION SBATCH_ACCOUNT", "partition", "SBATCH_PARTITION"),
+        ("SBATCH_GPUS SBATCH_GPUS_PER_TASK", "gpus-per-node", "SBATCH_GPUS SBATCH_GPUS_PER_TASK"),
+        ("SBATCH_OUTPUT SBATCH_NO_REQUEUE SBATCH_ARRAY_INX SBATCH_WAIT SLURM_WAIT", "",
+         "SBATCH_ARRAY_INX SBATCH_NO_REQUEUE SBATCH_OUTPUT SBATCH_WAIT"),
+        ("PATH SLURM_JOB_ID SLURM_NTASKS", "", "SLURM_JOB_ID SLURM_NTASKS"),
+        ("SLURM_STEP_ID SBATCH_WCKEY SBATCH_QOS", "wckey", "SBATCH_WCKEY SLURM_STEP_ID"),
+    ],
+)  # fmt: skip
+def test_variables_that_would_win_over_what_was_asked_are_kept_from_sbatch(environment, said, kept_from):
+    assert foreign(environment.split(), said.split()) == kept_from.split()
+
+
+def test_sbatch_is_told_what_was_asked_and_nothing_of_submitits(sbatch):
+    given, _, _ = sbatch()
+    assert given["job-name"] == "olmo-jax"
+    assert "wckey" not in given
+    given, _, _ = sbatch(more=("wckey=paper", "exclusive", "gpus-per-node=2", "requeue_x="), gpus=1, memory_gb=3)
+    assert (given["wckey"], given["exclusive"], given["mem"]) == ("paper", "", "3GB")
+    assert given["gpus-per-node"] == "2"
+    given, _, _ = sbatch(more=("wckey=", "job-name=", "mem="), memory_gb=3)
+    assert not given.keys() & {"wckey", "job-name", "mem", "requeue-x"}
+
+
+@pytest.mark.parametrize("cohorts", [1, 2])
+def test_a_percent_in_the_folders_name_is_no_pattern_of_slurms(sbatch, tmp_path, cohorts):
+    workdir = tmp_path / "50%N of it"
+    given, _, script = sbatch(workdir, cohorts)
+    folder, number = f"{tmp_path}/50%%N of it/launch/submitit", "%A_%a" if cohorts == 2 else "%j"
+    assert given["output"] == f"'{folder}/{number}_0_log.out'"
+    assert given["error"] == f"'{folder}/{number}_0_log.err'"
+    assert f"'--output={folder}/{number}_%t_log.out' '--error={folder}/{number}_%t_log.err'" in script
+    assert str(workdir) in script.splitlines()[-1], "the task's own folder"
+
+
+@pytest.mark.parametrize("engine", ["slurm", "local"])
+@pytest.mark.parametrize("name", ["w%j", "%A", "%a", "t%t", "back\\slash", "two\nlines", "\udcff"])
+def test_a_folder_that_would_be_taken_for_a_pattern_is_refused(sbatch, tmp_path, engine, name):
+    with pytest.raises(ConfigError, match="^--workdir = .*choose another name"):
+        launch(tmp_path / name, ["true"], range(2), Options(engine))
+    assert not (tmp_path / name).exists()
+
+
 @pytest.fixture(scope="module")
 def cluster():
     if reason := slurm.why_not():
@@ -205,6 +319,18 @@ def test_slurm_runs_an_array_with_one_task_a_cohort(cluster, stub, tmp_path):
         assert notes(tmp_path, cohort) == ["start", "step 0", "step 1", "end"]
         assert "--cohort=" in (tmp_path / "launch" / f"cohort-{cohort}.log").read_text()
     assert list((tmp_path / "launch" / "submitit").glob(f"{job}_*_result.pkl"))
+
+
+@pytest.mark.slow
+def test_slurm_launches_from_inside_a_job_and_into_a_folder_with_a_percent(cluster, stub, tmp_path, monkeypatch):
+    for name, value in OUTER_JOB.items():
+        monkeypatch.setenv(name, value)
+    workdir = tmp_path / "50%N of it"
+    job = submit(workdir, stub(1))
+    wait_until(idle)
+    assert notes(tmp_path, 0) == notes(tmp_path, 1) == ["start", "step 0", "end"]
+    logs = {path.name for path in (workdir / "launch" / "submitit").glob("*_log.*")}
+    assert logs == {f"{job}_{k}_0_log.{end}" for k in range(2) for end in ("out", "err")}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A working directory that earlier code wrote (commit 77f4818, layout 4) goes on under today's, whatever was added since.
+"""A working directory that earlier code wrote (commit 77f4818, layout 4) goes on under the code of today.
 
 It holds two cohorts of two runs: one trained and evaluated but for fine-tuning's place, one stopped at step 4 of 16.
 """

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -65,18 +67,125 @@ def test_load_gives_what_was_saved(stories):
     assert TokenIndex.load(stories.directory) == stories
 
 
+def test_the_bytes_of_each_text_are_stored_beside_it(stories, story_file):
+    tokenizer = load(stories.directory / "tokenizer.json", "<|endoftext|>")
+    for shard in stories.shards:
+        texts = [tokenizer.decode(document) for document in stories.documents(shard.split, shard.domain)]
+        sizes = stories.text_bytes(shard.split, shard.domain)
+        assert sizes.tolist() == [len(text.encode()) for text in texts]
+        assert sizes.sum() == shard.bytes
+        raw = np.frombuffer((stories.directory / f"{shard.split}.{shard.domain}.bytes").read_bytes(), "<u8")
+        assert raw.tolist() == sizes.tolist()
+
+
+def as_before_bytes_were_stored(directory):
+    index = json.loads((directory / INDEX_FILE).read_text())
+    for shard in index["shards"]:
+        (directory / shard.pop("sizes")).unlink()
+    (directory / INDEX_FILE).write_text(json.dumps(index))
+
+
+def test_data_prepared_before_bytes_were_stored_are_read_and_left_as_they_are(stories, copy):
+    as_before_bytes_were_stored(copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    index = TokenIndex.load(copy)
+    assert index.text_bytes("train", "fable") is None
+    np.testing.assert_array_equal(index.tokens("train", "fable"), stories.tokens("train", "fable"))
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_what_waits_is_written_when_it_is_much(tmp_path, monkeypatch):
+    monkeypatch.setattr("olmo_jax.data.shards._BUFFERED", 50)
+    documents = [
+        (split, domain, list(range(n))) for n in range(9) for split in ("train", "validation") for domain in "ab"
+    ]
+    index = written(tmp_path, 100, documents)
+    for split in ("train", "validation"):
+        for domain in "ab":
+            assert [d.tolist() for d in index.documents(split, domain)] == [list(range(n)) for n in range(9)]
+            assert index.text_bytes(split, domain).tolist() == [1] * 9
+
+
+MANY_DOMAINS = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import pyarrow
+from olmo_jax.data.shards import ShardWriter, TokenIndex
+from olmo_jax.data.windows import epochs, training_tokens, validation_documents
+
+directory = Path(sys.argv[1])
+domains = [f"domain {i}" for i in range(300)]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+with ShardWriter(directory, 1000, eos_id=0) as writer:
+    for n in range(3):
+        for i, domain in enumerate(domains):
+            for split in ("train", "validation"):
+                writer.add(split, domain, np.array([n, i]), 4)
+(directory / "tokenizer.json").touch()
+TokenIndex(directory, writer.dtype, 1000, 0, "", "", {}, writer.shards()).save()
+index = TokenIndex.load(directory)
+kept = training_tokens(index, ()), [index.documents("validation", domain) for domain in domains]
+assert epochs(index, (), 4, 4) == 4 / 2696
+for i, domain in enumerate(domains):
+    assert [d.tolist() for d in validation_documents(index, domain, 100)] == [[0, i], [1, i], [2, i]]
+    assert index.text_bytes("validation", domain).tolist() == [4, 4, 4]
+"""
+
+
+def test_hundreds_of_domains_need_few_open_files(tmp_path):
+    subprocess.run([sys.executable, "-c", MANY_DOMAINS, str(tmp_path)], check=True)
+
+
 def test_an_unknown_domain_is_named_with_those_there_are(stories):
     with pytest.raises(DataError, match="no domain 'novel' in train; there are fable, news"):
         stories.tokens("train", "novel")
 
 
-def test_damaged_folders(copy):
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "float99"}, {"dtype": 16}, {"eos_id": "0"}, {"vocab_size": -1}, {"shards": 5}, {"shards": [5]},
+     {"fingerprint": None}, {"sources": []}, {"colour": "red"}],
+)  # fmt: skip
+def test_an_index_with_a_value_of_another_kind(copy, change):
+    index = json.loads((copy / INDEX_FILE).read_text())
+    (copy / INDEX_FILE).write_text(json.dumps(index | change))
+    with pytest.raises(DataError, match=r"index\.json: isn't an index"):
+        TokenIndex.load(copy)
+
+
+@pytest.mark.parametrize("change", [{"file": 3}, {"tokens": "9"}, {"documents": True}, {"sizes": 1.5}, {"split": None}])
+def test_a_shard_with_a_value_of_another_kind(copy, change):
+    index = json.loads((copy / INDEX_FILE).read_text())
+    index["shards"][0] |= change
+    (copy / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"index\.json: isn't an index"):
+        TokenIndex.load(copy)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"[" * 100000, b"", b"\0" * 100])
+def test_an_index_that_is_none(copy, content):
+    (copy / INDEX_FILE).write_bytes(content)
+    with pytest.raises(DataError, match=r"index\.json: isn't"):
+        TokenIndex.load(copy)
+
+
+def test_damaged_folders(copy, stories):
+    whole = stories
     file = copy / "train.fable.npy"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"train\.fable\.npy: has \d+ bytes where index.json says \d+"):
         TokenIndex.load(copy)
     file.unlink()
     with pytest.raises(DataError, match=r"train\.fable\.npy: is missing"):
+        TokenIndex.load(copy)
+    shutil.copy(whole.directory / "train.fable.npy", file)
+    offsets = copy / "train.fable.offsets"
+    offsets.write_bytes(offsets.read_bytes()[::-1])
+    with pytest.raises(DataError, match=r"train\.fable\.offsets: isn't what was written"):
+        list(TokenIndex.load(copy).documents("train", "fable"))
+    (copy / "train.fable.bytes").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train\.fable\.bytes: has 0 bytes where"):
         TokenIndex.load(copy)
     (copy / INDEX_FILE).write_text('{"format": 1}')
     with pytest.raises(DataError, match="isn't an index"):

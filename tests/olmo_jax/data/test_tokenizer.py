@@ -3,7 +3,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from olmo_jax.config import ConfigError, DataConfig
 from olmo_jax.data import DataError, downloads
@@ -79,6 +79,39 @@ def test_byte_lengths_are_none_where_tokens_are_not_of_bytes(tmp_path):
     backend = Tokenizer(models.WordLevel({"cat": 0, EOS: 1, "?": 2}, unk_token="?"))
     backend.save(str(tmp_path / "words.json"))
     assert load(tmp_path / "words.json", EOS).byte_lengths is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": pre_tokenizers.ByteLevel()},
+        {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()])},
+        {"pre_tokenizer": pre_tokenizers.Metaspace()},
+        {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])},
+        {"normalizer": normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("_")])},
+        {"normalizer": normalizers.Strip()},
+        {"decoder": None},
+    ],
+)
+def test_byte_lengths_are_none_where_text_is_added_or_taken_away(tokenizer, tmp_path, change):
+    backend = Tokenizer.from_str(tokenizer._json())
+    for part, value in change.items():
+        setattr(backend, part, value)
+    backend.save(str(tmp_path / "changed.json"))
+    assert load(tmp_path / "changed.json", EOS).byte_lengths is None
+
+
+@pytest.mark.parametrize(("how", "known"), [({}, True), ({"lstrip": True}, False), ({"rstrip": True}, False)])
+def test_byte_lengths_are_none_where_an_added_token_takes_white_space_along(tokenizer, tmp_path, how, known):
+    backend = Tokenizer.from_str(tokenizer._json())
+    backend.add_tokens([AddedToken("<m>", **how)])
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])  # no text becomes it
+    backend.save(str(tmp_path / "changed.json"))
+    changed = load(tmp_path / "changed.json", EOS)
+    assert (changed.byte_lengths is not None) == known
+    if known:
+        (tokens,) = changed.encode(["a   <m>   b <mask>"])
+        assert changed.byte_lengths[tokens].sum() == 18
 
 
 def make_wheel(folder, members):

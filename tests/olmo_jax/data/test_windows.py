@@ -62,7 +62,7 @@ def test_no_epoch_of_one_seed_is_an_epoch_of_the_next(stories):
 
 
 def test_the_source_pickles_small(stories):
-    source = windows._TokenWindows([stories.tokens("train", "fable")], L)
+    source = windows._TokenWindows([stories.token_file("train", "fable")], L)
     again = pickle.loads(pickle.dumps(source))
     assert len(pickle.dumps(source)) < 1000
     np.testing.assert_array_equal(again[3], source[3])

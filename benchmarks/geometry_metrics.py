@@ -1,7 +1,7 @@
 """Geometry against numpy, scipy, scikit-dimension and IsoScore on the same arrays, in one run.
 
     make bench                      (in the environment of `make oracles`; 10 to 20 minutes on 2 cores)
-    python -m benchmarks.geometry in_loop local_dimension ...            (some of the questions alone)
+    python -m benchmarks.geometry_metrics in_loop local_dimension ...    (some of the questions alone)
 
 Questions: in_loop, isoscore, local_dimension, memory, large. Each prints what was timed and a ratio; what is compared
 is timed in turn, and the median of the rounds is told with the least and the greatest.

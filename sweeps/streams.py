@@ -1,0 +1,96 @@
+"""Standard output and error that take any text, whatever their encoding, and that are there even if they were closed.
+
+What their encoding lacks is written as the nearest ASCII where we have one, and as a backslash escape elsewhere: a file
+name that isn't UTF-8, or a model's text.
+"""
+
+import codecs
+import io
+import os
+import re
+import select
+import sys
+import unicodedata
+
+_NAME = "nearest_ascii"
+_NEAREST = str.maketrans(
+    {
+        "\N{MINUS SIGN}": "-",
+        "\N{HYPHEN}": "-",
+        "\N{NON-BREAKING HYPHEN}": "-",
+        "\N{EN DASH}": "-",
+        "\N{EM DASH}": "--",
+        "\N{LEFT SINGLE QUOTATION MARK}": "'",
+        "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+        "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+        "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+        "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}": "<",
+        "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}": ">",
+        "\N{HORIZONTAL ELLIPSIS}": "...",
+        "\N{LEFTWARDS ARROW}": "<-",
+        "\N{RIGHTWARDS ARROW}": "->",
+        "\N{MULTIPLICATION SIGN}": "x",
+        "\N{MIDDLE DOT}": ".",
+        "\N{BULLET}": "*",
+        "\N{PLUS-MINUS SIGN}": "+-",
+        "\N{LESS-THAN OR EQUAL TO}": "<=",
+        "\N{GREATER-THAN OR EQUAL TO}": ">=",
+        "\N{NOT EQUAL TO}": "!=",
+        "\N{ALMOST EQUAL TO}": "~",
+        "\N{SUPERSCRIPT TWO}": "^2",
+        "\N{SUPERSCRIPT THREE}": "^3",
+        "\N{NO-BREAK SPACE}": " ",
+    }
+)
+
+
+def take_any_text() -> None:
+    """Has sys.stdout and sys.stderr write any text without raising UnicodeEncodeError.
+
+    A stream that was closed before the process began (`>&-`) becomes the null device: Python has None for it, to which
+    print(file=None) answers by the other stream, and the next file opened would be what libraries write messages to.
+    """
+    codecs.register_error(_NAME, _nearest)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_NAME)
+
+
+def reader_left() -> bool:
+    """Whether nobody reads stdout any more, as once `head` has all that it wants."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def finish_stdout() -> None:
+    """Writes what stdout still holds, if anybody reads it. Raises OSError for what a full disk doesn't take."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python flushes once more at its end, and would say what it meets there.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_ascii, error.object[error.start : error.end])), error.end
+
+
+def _ascii(character: str) -> str:
+    near = character.translate(_NEAREST)
+    if near.isascii():
+        return near
+    if greek := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (FINAL )?(\w+)", unicodedata.name(character, "")):
+        return greek[3].capitalize() if greek[1] == "CAPITAL" else greek[3].lower()
+    if "\N{BOX DRAWINGS LIGHT HORIZONTAL}" <= character <= "\N{BOX DRAWINGS HEAVY LEFT AND LIGHT RIGHT}":
+        return "-"
+    return character.encode("ascii", "backslashreplace").decode()

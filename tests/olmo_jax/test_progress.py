@@ -1,0 +1,82 @@
+"""The time left is told once there is a rate, is what the work then takes, and is never nonsense."""
+
+import errno
+import io
+import sys
+
+import pytest
+
+from olmo_jax import progress as progresses
+from olmo_jax.progress import Rate, progress, say
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def left_after(seconds, total, done=0):
+    """What is said to be left after each of some units, of these lengths."""
+    clock = 50.0
+    rate, found = Rate(total, done, clock), []
+    for unit, length in enumerate(seconds, done + 1):
+        clock += length
+        rate.add(unit, clock)
+        found.append(rate.seconds_left())
+    return found
+
+
+def test_compilation_in_the_first_unit_is_not_taken_for_its_length():
+    assert left_after([25.0, 0.1, 0.1, 0.1], total=100) == [None, None, pytest.approx(9.7), pytest.approx(9.6)]
+
+
+def test_after_a_resume_only_what_is_done_since_counts():
+    assert left_after([30.0, 2.0, 2.0], total=1000, done=900) == [None, None, pytest.approx(2.0 * 97)]
+
+
+def test_units_that_become_longer_are_told_by_the_last_of_them():
+    quick, slow = left_after([1.0] * 200 + [100.0] * 10, total=300)[199::10]
+    assert quick == pytest.approx(100.0)
+    assert slow == pytest.approx(100.0 * 90)
+
+
+def test_several_units_at_once_and_none_at_all():
+    rate = Rate(100, 0, 0.0)
+    for done, now in ((10, 5.0), (10, 6.0), (30, 7.0), (50, 9.0)):
+        rate.add(done, now)
+    assert rate.seconds_left() == pytest.approx(4.0 / 40 * 50)
+    rate.add(20, 10.0)  # begun anew at an earlier checkpoint
+    assert rate.seconds_left() is None
+
+
+@pytest.mark.parametrize(("total", "done"), [(0, 0), (5, 5), (5, 6)])
+def test_nothing_to_do_takes_no_time(total, done):
+    rate = Rate(total, done, 0.0)
+    assert rate.seconds_left() == 0.0
+    rate.add(done, 1.0)
+    assert rate.seconds_left() == 0.0
+
+
+def test_lines_tell_a_time_once_there_is_one(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(progresses.time, "monotonic", clock)
+    with progress("train c", 70) as show:
+        for step in range(1, 71):
+            clock.now += 40.0 if step == 1 else 1.0
+            show(step, "loss 5" if step > 1 else "")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train c: 1/70 40s"
+    assert lines[1] == "train c: 11/70 loss 5 50s, 59s left"
+    assert lines[-1] == "train c: 70/70 loss 5 109s, 0s left"
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_reader_that_left_does_not_end_the_work(monkeypatch, number):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(number, "gone")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    say("a line")

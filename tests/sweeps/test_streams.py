@@ -1,0 +1,188 @@
+"""Any text to any terminal or pipe: nothing that is written raises, and a reader that leaves ends nothing badly."""
+
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sweeps import cli
+from sweeps.streams import take_any_text
+
+ROOT = pathlib.Path(__file__).parents[2]
+GENERATED = "\N{MINUS SIGN}1 \N{EN DASH} \N{RIGHT DOUBLE QUOTATION MARK}x\N{HORIZONTAL ELLIPSIS} \N{SUPERSCRIPT TWO}"
+
+
+def stream(encoding):
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "written"),
+    [
+        ("ascii", GENERATED, b'-1 - "x... ^2'),
+        ("ascii", "\N{GREEK SMALL LETTER RHO} \N{GREEK CAPITAL LETTER DELTA}loss", b"rho Deltaloss"),
+        ("ascii", "\N{BOX DRAWINGS HEAVY HORIZONTAL}" * 3, b"---"),
+        ("ascii", "caf\xe9 \u4e2d \U0001f600", rb"caf\xe9 \u4e2d \U0001f600"),
+        ("latin-1", "caf\xe9 \u2212", b"caf\xe9 -"),
+        ("utf-8", "caf\xe9 \udcff \ud800", b"caf\xc3\xa9 " + rb"\udcff \ud800"),
+        ("utf-16-le", "\udcff", rb"\udcff".decode().encode("utf-16-le")),
+    ],
+)
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_text_is_written_as_near_as_can_be(monkeypatch, name, encoding, text, written):
+    monkeypatch.setattr(sys, name, stream(encoding))
+    take_any_text()
+    print(text, end="", file=getattr(sys, name))
+    assert getattr(sys, name).buffer.getvalue() == written
+
+
+def test_every_character_can_be_written(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", stream("ascii"))
+    take_any_text()
+    print("".join(map(chr, range(0x11000))))
+
+
+def test_a_bar_is_drawn_where_only_ascii_can_be(monkeypatch):
+    """As rich does on a terminal; what the note holds is anybody's."""
+    from olmo_jax.progress import progress
+
+    monkeypatch.setattr(sys, "stderr", stream("ascii"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    take_any_text()
+    with progress("train \N{EN DASH}", 3) as show:
+        show(2, "\udcff\N{MINUS SIGN}")
+    assert rb"train -" in sys.stderr.buffer.getvalue()
+
+
+class Left(io.TextIOWrapper):
+    """A pipe whose reader has gone."""
+
+    def __init__(self):
+        reader, writer = os.pipe()
+        super().__init__(os.fdopen(writer, "wb"), encoding="utf-8")
+        os.close(reader)
+
+
+def test_a_reader_that_left_has_what_it_wanted(monkeypatch, capfd):
+    """Whatever is printed after that; the pipe of something else that breaks is another matter."""
+
+    def breaks(*arguments):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    for length in (10, 10**6):
+        monkeypatch.setattr(cli, "_carry_out", lambda *arguments, length=length: print("x" * length) or 0)
+        monkeypatch.setattr(sys, "stdout", Left())
+        assert cli.main(["geometry", "x.npy"]) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "_carry_out", breaks)
+    assert cli.main(["geometry", "x.npy"]) == 1
+    assert capfd.readouterr().err == "olmo-jax: x.npy: Broken pipe\n"
+    monkeypatch.setattr(sys, "stdout", Left())
+
+
+def environment(**variables):
+    """Of a process that knows no UTF-8 mode, as one that cron starts."""
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    return base | {"PYTHONPATH": str(ROOT)} | variables
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def run(arguments, redirection="", **variables):
+    """A command in a shell of its own: its exit code, stdout and stderr."""
+    line = f'"$@" {redirection}'
+    command = ["bash", "-c", f"set -o pipefail; {line}", "bash", sys.executable, "-m", "sweeps.cli", *arguments]
+    ended = subprocess.run(command, env=environment(**variables), capture_output=True)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    """A matrix in a file whose name is neither ASCII nor UTF-8."""
+    path = os.fsencode(tmp_path_factory.mktemp("streams")) + b"/\xe2\x88\x92 \xff.npy"
+    with open(path, "wb") as file:
+        np.save(file, np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32))
+    return path
+
+
+def test_a_verb_names_any_file_where_only_ascii_can_be_written(matrix, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream("ascii"))
+    path = os.fsdecode(matrix)
+    for arguments in ([], ["--json"]):
+        assert cli.main(["geometry", path, "--metrics=mean_cosine", *arguments]) == 0
+    table, _, found = sys.stdout.buffer.getvalue().partition(b"{")
+    assert rb"- \udcff" in table
+    assert json.loads(b"{" + found)
+    assert cli.main(["geometry", path + ".gone"]) == 1
+    (line,) = sys.stderr.buffer.getvalue().splitlines()
+    assert line.startswith(b"olmo-jax: ") and rb"- \udcff.npy.gone" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [ASCII, {"PYTHONIOENCODING": "ascii"}], ids=["cron", "PYTHONIOENCODING"])
+def test_a_process_in_an_ascii_locale_names_any_file(matrix, variables):
+    code, out, err = run(["geometry", matrix, "--json"], **variables)
+    assert code == 0, err
+    assert json.loads(out)
+
+
+def test_who_leaves_a_pipe_early_sees_no_error():
+    for redirection in ("| true", ">&-", "2>&- >&-"):
+        code, _, err = run(["--help"], redirection)
+        assert (code, err) == (0, b""), redirection
+    code, _, err = run(["--help"], ">/dev/full")
+    assert (code, err) == (1, b"olmo-jax: standard output: No space left on device\n")
+    code, out, _ = run(["nonsense"], "2>&-")
+    assert (code, out) == (2, b"")
+
+
+def test_messages_are_one_line_but_for_lists(capsys):
+    from olmo_jax.errors import UserError
+    from sweeps.task import LaunchError
+
+    assert cli._fail(1, str(UserError("a  b:\n   c\n\nd"))) == 1
+    assert capsys.readouterr().err == "olmo-jax: a  b: c d\n"
+    assert LaunchError("2 failed\na\nb").lines
+    cli._fail(1, "2 failed\na\nb", lines=True)
+    assert capsys.readouterr().err == "olmo-jax: 2 failed\na\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left", b"/w/\xff"), 1, "olmo-jax: /w/\\udcff: No space left\n"),
+        (OSError("what\nhappened"), 1, "olmo-jax: x.npy: what happened\n"),
+        (MemoryError(), 1, "olmo-jax: not enough memory: none is left; do less at a time, or take more of it\n"),
+        (KeyboardInterrupt(), 75, "olmo-jax: left at once; the same command goes on from what is safe\n"),
+    ],
+)
+def test_what_any_verb_can_meet_is_one_line(monkeypatch, capsys, error, code, message):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "_carry_out", fails)
+    assert cli.main(["geometry", "x.npy"]) == code
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_and_after_the_stages_is_one_line_and_75(name):
+    """Sent while the verb's libraries are imported."""
+    program = (
+        "import builtins, os, signal, sys; from sweeps import cli\n"
+        "def import_(name, *rest, real=builtins.__import__):\n"
+        f"    if name == 'jax': os.kill(os.getpid(), signal.{name})\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = import_\n"
+        "sys.exit(cli.main(['plan', '--config=x.py']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
+    assert ended.stderr == "olmo-jax: left at once; the same command goes on from what is safe\n"
+    assert ended.returncode == 75
