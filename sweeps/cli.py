@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from olmo_jax.errors import UserError
-from olmo_jax.progress import say
+from olmo_jax.progress import say, shortened
 from sweeps.arguments import parse
 from sweeps.streams import finish_stdout, reader_left, take_any_text
 
@@ -274,13 +274,19 @@ def _folder(option: str, given: str) -> Any:
 
 
 def _quiet() -> None:
-    """Orbax and absl tell much at INFO that is no news to users; warnings and errors stay."""
+    """Orbax and absl tell much at INFO that is no news to users; warnings and errors stay, in lines of usual length."""
     import logging
 
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").addFilter(_shorten)
+
+
+def _shorten(record: Any) -> bool:
+    record.msg, record.args = shortened(record.getMessage()), ()
+    return True
 
 
 def _fail(code: int, message: str, lines: bool = False) -> int:
