@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -178,10 +178,8 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
         "device": jax.devices()[0].device_kind,
     }
     path = directory(workdir, cohort.folder).parent / "compute.json"
-    if path.exists():
-        kept = _kept(path)
-        if kept.get("asked") == asked:
-            return Compute(**kept["chosen"])
+    if path.exists() and (kept := _kept(path, asked)):
+        return kept
     chosen = decide.decide(shape, len(cohort.runs), mesh)
     chosen = decide.fit(shape, cohort.runs, mesh, chosen, decide.device_memory())
     if hosts.is_first():
@@ -190,12 +188,20 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     return chosen
 
 
-def _kept(path: epath.Path) -> dict[str, Any]:
+def _kept(path: epath.Path, asked: Mapping[str, Any]) -> Compute | None:
+    """What was decided for what is `asked`; None where that was something else, or the file is damaged (told)."""
+    remedy = "how steps are carried out is decided anew"
     try:
-        return read_json(path, "how steps are carried out is decided anew")
+        kept = read_json(path, remedy)
     except DamagedFileError as error:
         say(str(error))
-        return {}
+        return None
+    if kept.get("asked") != asked:
+        return None
+    chosen = Compute.of_record(kept.get("chosen"))
+    if chosen is None:
+        say(f"{path}: isn't what was written; {remedy}")
+    return chosen
 
 
 def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> None:
