@@ -7,7 +7,6 @@ one chunk a member, so that one run is read without the others. The stack may ho
 
 import contextlib
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,12 +24,16 @@ from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict, require
 from olmo_jax.errors import UserError
 from olmo_jax.files import DamagedFileError, read_json
 from olmo_jax.lock import lacks_locks
+from olmo_jax.progress import say
 
 _ITEMS = {
     "params": ocp.PyTreeCheckpointHandler,
     "moments": ocp.PyTreeCheckpointHandler,
     "members": ocp.JsonCheckpointHandler,
 }
+
+
+_TOLD = "_CHECKPOINT_METADATA"
 
 
 class CheckpointError(UserError):
@@ -69,6 +72,8 @@ class Checkpoints:
         if "://" not in str(path) and lacks_locks(path):
             _lock_by_files()
         self._path = path
+        if hosts.is_first():
+            _drop_damaged(path)
         with _reading(path):
             self._manager = _open(path)
 
@@ -355,28 +360,39 @@ def _lock_by_files() -> None:
 def _open(path: epath.Path) -> ocp.CheckpointManager:
     """Raises CheckpointError where Orbax would fail on what it says of a checkpoint itself."""
     for step in (p for p in path.iterdir() if p.name.isdigit()):
-        _check_told(step / "_CHECKPOINT_METADATA")
+        _check_told(step / _TOLD)
     handlers = {name: handler() for name, handler in _ITEMS.items()}
     return ocp.CheckpointManager(path, item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False))
 
 
 def _check_told(path: epath.Path) -> None:
-    """A file that isn't JSON at all Orbax passes over, and nothing in it is needed here."""
+    """Raises CheckpointError for what Orbax says of a checkpoint itself, if it is damaged; nothing in it is needed."""
+    remedy = "delete that file, the checkpoint is read without it"
     try:
-        told = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, FileNotFoundError):
+        told = read_json(path, remedy)
+    except FileNotFoundError:
         return
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from error
     sections = ("item_handlers", "metrics", "performance_metrics", "custom_metadata")
     stamps = ("init_timestamp_nsecs", "commit_timestamp_nsecs")
     whole = (
-        isinstance(told, dict)
-        and all(isinstance(told.get(key, {}), dict) for key in sections)
+        all(isinstance(told.get(key, {}), dict) for key in sections)
         and all(isinstance(of, str) for of in told.get("item_handlers", {}).values())
         and all(told.get(key) is None or type(told[key]) is int for key in stamps)
         and not told.get("performance_metrics")
     )
     if not whole:
-        raise CheckpointError(f"{path}: isn't what Orbax wrote; delete that file, the checkpoint is read without it")
+        raise CheckpointError(f"{path}: isn't what Orbax wrote; {remedy}")
+
+
+def _drop_damaged(path: epath.Path) -> None:
+    for step in (p for p in path.iterdir() if p.name.isdigit()):
+        try:
+            _check_told(step / _TOLD)
+        except CheckpointError as error:
+            (step / _TOLD).unlink()
+            say(f"{error}; done")
 
 
 def _read_member(path: epath.Path, step: int, place: int, item: str = "params", only: Sequence[str] = ()) -> Any:

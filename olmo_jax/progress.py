@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 _SECONDS_BETWEEN_LINES = 10.0
-_LONGEST_LINE = 2000
+_LONGEST_LINE = 1000
 _SECONDS_OF_A_RATE = 60.0
 _UNITS_OF_A_RATE = 3
 
