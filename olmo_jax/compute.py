@@ -1,7 +1,7 @@
 """How a step is carried out: choices of speed and memory, which change results by rounding alone."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -65,6 +65,19 @@ class Compute(NamedTuple):
     members: int = 1
     whole_vocabulary: bool = False
     gathered: bool = False
+
+    @classmethod
+    def of_record(cls, record: Any) -> "Compute | None":
+        """The choices that a record of them (`_asdict`) holds; None where it can't be one."""
+        if not isinstance(record, dict) or not {"attention"} <= record.keys() <= set(cls._fields):
+            return None
+        found = cls(**record)
+        whole = (
+            all(type(value) is type(like) for value, like in zip(found, cls("dense"), strict=True))
+            and min(found.microbatches, found.steps_per_call, found.members) > 0
+            and (found.attention in FORMS and found.layers in LAYERS and found.mapping in MAPPINGS)
+        )
+        return found if whole else None
 
     def __str__(self) -> str:
         shown = [f"members by {self.mapping}", f"{self.attention} attention", f"{self.layers} layers"]

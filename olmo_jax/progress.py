@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 _SECONDS_BETWEEN_LINES = 10.0
+_LONGEST_LINE = 1000
 _SECONDS_OF_A_RATE = 60.0
 _UNITS_OF_A_RATE = 3
 
@@ -18,7 +19,15 @@ def say(text: str) -> None:
     written (RuntimeError: reentrant call): such a line is lost.
     """
     with contextlib.suppress(OSError, RuntimeError):
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(shortened, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def shortened(line: str) -> str:
+    """A line without its middle where it is longer than anybody reads, such as one that quotes a damaged file."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    half = _LONGEST_LINE // 2
+    return f"{line[:half]} [{len(line) - 2 * half:,} characters left out] {line[-half:]}"
 
 
 @contextlib.contextmanager

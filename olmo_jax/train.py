@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -178,7 +178,7 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
         "device": jax.devices()[0].device_kind,
     }
     path = directory(workdir, cohort.folder).parent / "compute.json"
-    if (kept := _kept(path, asked)) is not None:
+    if path.exists() and (kept := _kept(path, asked)):
         return kept
     chosen = decide.decide(shape, len(cohort.runs), mesh)
     chosen = decide.fit(shape, cohort.runs, mesh, chosen, decide.device_memory())
@@ -188,10 +188,8 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     return chosen
 
 
-def _kept(path: epath.Path, asked: dict[str, Any]) -> Compute | None:
-    """What was chosen for what is asked; None where nothing was, or where it can't be read."""
-    if not path.exists():
-        return None
+def _kept(path: epath.Path, asked: Mapping[str, Any]) -> Compute | None:
+    """What was decided for what is `asked`; None where that was something else, or the file is damaged (told)."""
     remedy = "how steps are carried out is decided anew"
     try:
         kept = read_json(path, remedy)
@@ -200,15 +198,10 @@ def _kept(path: epath.Path, asked: dict[str, Any]) -> Compute | None:
         return None
     if kept.get("asked") != asked:
         return None
-    chosen, kinds = kept.get("chosen"), Compute.__annotations__
-    if (
-        not isinstance(chosen, dict)
-        or "attention" not in chosen
-        or any(type(value) is not kinds.get(key) for key, value in chosen.items())
-    ):
-        say(f"{path}: isn't what was chosen; {remedy}")
-        return None
-    return Compute(**chosen)
+    chosen = Compute.of_record(kept.get("chosen"))
+    if chosen is None:
+        say(f"{path}: isn't what was written; {remedy}")
+    return chosen
 
 
 def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> None:

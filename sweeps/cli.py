@@ -18,12 +18,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from olmo_jax.errors import UserError
-from olmo_jax.progress import say
+from olmo_jax.progress import say, shortened
 from sweeps.arguments import parse
 from sweeps.streams import finish_stdout, reader_left, take_any_text
 
 DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
-_LONGEST_MESSAGE = 1000  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,22 +273,24 @@ def _workdir(arguments: argparse.Namespace) -> Any:
 
 
 def _quiet() -> None:
-    """Orbax and absl tell much at INFO that is no news to users; warnings and errors stay."""
+    """Orbax and absl tell much at INFO that is no news to users; warnings and errors stay, in lines of usual length."""
     import logging
 
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").addFilter(_shorten)
+
+
+def _shorten(record: Any) -> bool:
+    record.msg, record.args = shortened(record.getMessage()), ()
+    return True
 
 
 def _fail(code: int, message: str, lines: bool = False) -> int:
-    """Says what went wrong in one line of bounded length, or in the message's own lines; returns the code."""
-    if not lines:
-        message = " ".join(filter(None, map(str.strip, message.splitlines())))
-        if len(message) > _LONGEST_MESSAGE:  # the place and the remedy stand at its ends
-            message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
-    say(f"olmo-jax: {message}")
+    """Says what went wrong in one line, or in the message's own; returns the code."""
+    say(f"olmo-jax: {message if lines else ' '.join(filter(None, map(str.strip, message.splitlines())))}")
     return code
 
 

@@ -121,13 +121,26 @@ class TokenIndex:
         return self.directory / self.shard(split, domain).file, np.dtype(self.dtype).newbyteorder("<")
 
     def documents(self, split: str, domain: str) -> Iterator[np.ndarray]:
-        """The tokens of each document in stored order, without its eos: slices of the memory map."""
+        """The tokens of each document in stored order, without its eos: slices of the memory map.
+
+        Raises DataError for offsets and, document by document, for tokens that can't be what was written.
+        """
         tokens = self.tokens(split, domain)
         path = self.directory / self.shard(split, domain).offsets
         offsets = map_numbers(path, np.dtype("<u8"))
         if offsets[0] != 0 or offsets[-1] != len(tokens) or not (offsets[:-1] < offsets[1:]).all():
-            raise DataError(f"{path}: isn't what was written; delete {self.directory} and prepare it again")
-        return (tokens[int(begin) : int(end) - 1] for begin, end in zip(offsets[:-1], offsets[1:], strict=True))
+            raise self._damaged(path)
+        return self._slices(split, domain, tokens, offsets)
+
+    def _slices(self, split: str, domain: str, tokens: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
+        for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+            document = tokens[int(begin) : int(end) - 1]
+            if document.size and int(document.max()) >= self.vocab_size:
+                raise self._damaged(self.token_file(split, domain)[0])
+            yield document
+
+    def _damaged(self, path: Path) -> DataError:
+        return DataError(f"{path}: isn't what was written; delete {self.directory} and prepare it again")
 
     def text_bytes(self, split: str, domain: str) -> np.ndarray | None:
         """The bytes of each document's text in stored order, [documents], 0 where it has no text; None: not stored."""

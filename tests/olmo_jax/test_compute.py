@@ -114,6 +114,21 @@ def test_what_was_decided_is_told_in_words():
     )
 
 
+def test_what_was_decided_comes_back_from_its_record():
+    chosen = Compute("blocked", microbatches=2, mapping="map")
+    assert Compute.of_record(chosen._asdict()) == chosen
+    assert Compute.of_record({"attention": "dense"}) == Compute("dense")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"attention": "x"}, {"remat": 1}, {"members": 0}, {"steps_per_call": 1.0}, {"mapping": None}, {"unknown": 1}],
+)
+def test_a_damaged_record_of_what_was_decided_is_none(damage):
+    assert Compute.of_record(Compute("dense")._asdict() | damage) is None
+    assert Compute.of_record([damage]) is None
+
+
 def test_the_last_position_alone_goes_with_every_way():
     params = model.init(SMALL, jax.random.key(0))
     expected = model.hidden(SMALL, params, TOKENS_BL).final_BLD[:, -1:]

@@ -82,3 +82,11 @@ def test_a_line_that_cannot_be_written_does_not_end_the_work(monkeypatch, error)
 
     monkeypatch.setattr(sys, "stderr", Gone())
     say("a line")
+
+
+def test_a_line_longer_than_is_read_loses_its_middle(capsys):
+    say(f"model/config.json: {'x' * 10**6}; get it again\nand a short one")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("model/config.json: xxx") and first.endswith("xxx; get it again")
+    assert "[999,033 characters left out]" in first and len(first) < 1100
+    assert second == "and a short one"

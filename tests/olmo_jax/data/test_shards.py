@@ -44,6 +44,16 @@ def test_tokens_outside_the_vocabulary_are_not_written(tmp_path):
         written(tmp_path, 100, [("train", "a", [3, 100])])
 
 
+def test_a_token_outside_the_vocabulary_is_a_damaged_file(tmp_path):
+    index = written(tmp_path, 100, [("train", "a", [5, 6]), ("train", "a", [7])])
+    file = index.token_file("train", "a")[0]
+    np.array([5, 6, 0, 100, 0], "<u2").tofile(file)
+    documents = index.documents("train", "a")
+    assert next(documents).tolist() == [5, 6]
+    with pytest.raises(DataError, match=r"train\.a\.npy: isn't what was written"):
+        next(documents)
+
+
 def test_domains_of_any_name_have_files_of_their_own(tmp_path):
     domains = ["a/b", "a_b", "../a", "東京", "x" * 300]
     index = written(tmp_path, 100, [("train", domain, [i]) for i, domain in enumerate(domains)])
