@@ -63,8 +63,8 @@ def waited_for(call: Callable[[Callable[[], None]], T]) -> T:
         finally:
             done.set()
 
-    threading.Thread(target=work, daemon=True).start()
     try:
+        threading.Thread(target=work, daemon=True).start()
         done.wait()
     except KeyboardInterrupt:
         given_up.set()
