@@ -300,6 +300,8 @@ def _load(path: epath.Path, step: int) -> tuple[list[str], Any]:
         restored = manager.restore(step, args=args)
     of = _members(path / str(step))
     runs, saved = of["runs"], of["checksums"]
+    if len(runs) > min(len(x) for x in jax.tree.leaves(restored["params"])):
+        raise CheckpointError(f"{path / str(step)}: lists more runs than it holds; put it back from a copy")
     for place in range(len(runs)):
         one = jax.tree.map(lambda x, m=place: x[m], restored["params"])
         _check_member(path / str(step), {"params": one}, saved, place)

@@ -278,6 +278,7 @@ def _quiet() -> None:
 
     from absl import logging as absl_logging
 
+    sys.unraisablehook = _untold
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("absl").addFilter(_shorten)
@@ -286,6 +287,12 @@ def _quiet() -> None:
 def _shorten(record: Any) -> bool:
     record.msg, record.args = shortened(record.getMessage()), ()
     return True
+
+
+def _untold(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Passes over what Orbax's other reads say once one has failed: their event loop is closed by then."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(code: int, message: str, lines: bool = False) -> int:

@@ -165,7 +165,8 @@ def test_what_can_be_found_again_is(old, capsys):
     out, err = capsys.readouterr()
     assert out.count("done") == 2
     assert err == ""
-    assert json.loads(config.read_bytes()) == json.loads(as_it_was[config])
+    before, after = (plans.leaves(json.loads(content)) for content in (as_it_was[config], config.read_bytes()))
+    assert {key: after[key] for key in before} == before
     assert cli.main(["report", "--workdir=work"]) == 0
     assert "damaged results are left out: lm_loss; `olmo-jax evaluate` makes them anew" in capsys.readouterr().err
     assert cli.main(["run", "--config=small.py", "--workdir=work"]) == 0
