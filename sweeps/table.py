@@ -104,7 +104,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
     metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
     steps = _steps_of(workdir, record["folder"], run, config, metrics)
     settings = {
-        f"config.{key}": list(value) if isinstance(value, tuple) else value
+        f"config.{key}": _setting(value)
         for key, value in leaves(dataclasses.asdict(config)).items()
         if not config.imported or re.match(_KNOWN_OF_IMPORTED, key)
     }
@@ -138,6 +138,13 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
         | _losses(read_results(workdir, run, step, evaluation))
         for step in steps
     ]
+
+
+def _setting(value: Any) -> Any:
+    """A configuration's value as a table holds it: text in UTF-8, also of a file whose name isn't."""
+    if isinstance(value, tuple):
+        return [_setting(one) for one in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, metrics: Mapping[int, Any]) -> list[int]:

@@ -1,6 +1,7 @@
 """The table of a directory with a diverged run and an unfinished one; tables of several sweeps."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -202,3 +203,11 @@ def test_a_folder_without_a_table_is_one_clear_line(tmp_path):
         read_table(tmp_path)
     with pytest.raises(AnalysisError, match="no folder"):
         read_table()
+
+
+def test_settings_are_text_that_any_file_takes():
+    """A file of the user's may have a name that isn't UTF-8; Parquet would refuse it once all the work is done."""
+    from sweeps.table import _setting
+
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    assert _setting((name, "plain\n", 3)) == ["caf\\udce9.jsonl", "plain\n", 3]
