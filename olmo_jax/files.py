@@ -24,12 +24,15 @@ def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True
     """
     path = epath.Path(path)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     if durable:
         flush_folder(path.parent)
     return path

@@ -1,6 +1,7 @@
 """The user's own text: .txt, .jsonl, .json (.gz and .zst of these) and .parquet, as a stream of examples."""
 
 import codecs
+import collections
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -239,6 +240,8 @@ def _check_splits(files: Sequence[Source], validation_fraction: float) -> None:
         problem = f"data.files: each of the {len(files)} .txt files is one document, all of the {splits.pop()} split"
     else:
         problem = f"data.files: {files[0]} is one document, which can't be split into training and validation"
+    for source in files:  # what can't be read at all is said first
+        collections.deque(examples(source, "", ""), maxlen=0)
     separator = _USUAL_SEPARATOR if _USUAL_SEPARATOR.encode() in _begins(files[0], _AT_ONCE) else r"\n\n"
     raise DataError(
         f"{problem}; divide it by data.document_separator = '{separator}' or data.block_characters = 2000, or add files"

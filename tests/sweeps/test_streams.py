@@ -177,6 +177,7 @@ def test_a_signal_before_and_after_the_stages_is_one_line_and_75(name):
     """Sent while the verb's libraries are imported."""
     program = (
         "import builtins, os, signal, sys; from sweeps import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored below a shell's background job
         "def import_(name, *rest, real=builtins.__import__):\n"
         f"    if name == 'jax': os.kill(os.getpid(), signal.{name})\n"
         "    return real(name, *rest)\n"
