@@ -111,7 +111,8 @@ def _convert(kind: Any, value: Any, at: str) -> Any:
         item = typing.get_args(kind)[0]
         return tuple(_convert(item, v, f"{at}[{i}]") for i, v in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        # A whole number may be larger than any float.
+        value = float(value) if value.bit_length() <= 1023 else math.inf
     right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     require(right, at, value, f"needs a value of type {kind.__name__}, not {type(value).__name__}")
     if kind is float:

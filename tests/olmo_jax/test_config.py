@@ -30,6 +30,7 @@ def test_the_config_dict_round_trip_keeps_every_field():
         ({"model": {"d_model": 6, "n_heads": 2}}, ["config.model.n_heads", "even"]),
         ({"model": {"compute_dtype": "float16"}}, ["config.model.compute_dtype", "bfloat16"]),
         ({"optimizer": {"learning_rate": float("nan")}}, ["config.optimizer.learning_rate", "finite"]),
+        ({"optimizer": {"learning_rate": 10**400}}, ["config.optimizer.learning_rate", "finite"]),
         ({"optimizer": {"final_fraction": 10}}, ["config.optimizer.final_fraction", "[0, 1]"]),
         ({"data": {"train_domains": "prose"}}, ["config.data.train_domains", "tuple"]),
         ({"tokens": 1}, ["config.tokens", "less than one step"]),
