@@ -1,4 +1,4 @@
-"""runs/<run>/results/: a JSON file an evaluation and step, written whole or not at all."""
+"""runs/<run>/results/: one JSON file per evaluation and step, written whole or not at all."""
 
 import math
 import os

@@ -11,13 +11,14 @@ import math
 import reprlib
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from olmo_jax.errors import UserError
-from olmo_jax.names import LONGEST
+from olmo_jax.names import LONGEST_BEGINNING
 
 T = TypeVar("T")
 
@@ -58,9 +59,10 @@ def folder_name(value: str, key: str) -> None:
         value,
         "is the name of a folder, or its beginning: not empty, no '/', no leading '.'",
     )
-    require(value.isprintable(), key, value, "is the name of a folder: no control or undecodable characters")
-    size = len(value.encode())
-    require(size <= LONGEST, key, value, f"is the name of a folder and has {size} bytes; use at most {LONGEST}")
+    odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+    require(not odd, key, value, "is the name of a folder: no control or undecodable characters")
+    size, most = len(value.encode()), LONGEST_BEGINNING
+    require(size <= most, key, value, f"begins the name of a folder and has {size} bytes; use at most {most}")
 
 
 def to_config_dict(config: Any) -> ConfigDict:

@@ -33,7 +33,7 @@ _ITEMS = {
 }
 
 
-_TOLD = "_CHECKPOINT_METADATA"
+_METADATA = "_CHECKPOINT_METADATA"
 
 
 class CheckpointError(UserError):
@@ -74,6 +74,7 @@ class Checkpoints:
         self._path = path
         if hosts.is_first():
             _drop_damaged(path)
+        hosts.meet("damaged metadata dropped")
         with _reading(path):
             self._manager = _open(path)
 
@@ -99,8 +100,8 @@ class Checkpoints:
     def save_params(self, step: int, params_M: Any, members: Sequence[str]) -> None:
         """Writes a stack that nothing will train on from, without moments; returns once it is on disk."""
         params = ocp.args.PyTreeSave(params_M, save_args=_chunk_a_member(params_M))
-        told = {"runs": list(members), "checksums": _checksums({"params": params_M})}
-        composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave(told))
+        listed = {"runs": list(members), "checksums": _checksums({"params": params_M})}
+        composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave(listed))
         with self._writing():
             # Forced, for Orbax leaves out a step before the last one that is there.
             self._manager.save(step, args=composite, force=True)
@@ -136,7 +137,8 @@ class Checkpoints:
         failed = None
         try:
             if hosts.is_first():
-                _load(self._path, step)
+                for item in ("params", "moments"):
+                    _load(self._path, step, item)
         except CheckpointError as error:
             failed = error
         if hosts.anyone(failed is not None):
@@ -258,6 +260,8 @@ def read_end(workdir: epath.PathLike, run_id: str, step: int) -> tuple[int, int]
     Of an imported one, which has no moments, it isn't known: -1 and 0. Raises CheckpointError.
     """
     _, path, places = _find(workdir, run_id)
+    if step not in places:
+        raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint at step {step}")
     if not (path / str(step) / "moments").exists():
         return -1, 0
     marks = _read_member(path, step, places[step], "moments", ("diverged_at", "reason"))
@@ -268,6 +272,11 @@ def known_runs(workdir: epath.PathLike) -> list[str]:
     """Ids of a working directory's runs, sorted."""
     runs = epath.Path(workdir) / "runs"
     return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
+
+
+def is_run(workdir: epath.PathLike, run_id: str) -> bool:
+    """Whether a working directory has a run of that id."""
+    return "\0" not in run_id and (epath.Path(workdir) / "runs" / run_id / "config.json").exists()
 
 
 def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
@@ -292,20 +301,20 @@ def load_stack(workdir: epath.PathLike, folder: str, step: int) -> tuple[list[st
     return _load(directory(workdir, folder), step)
 
 
-def _load(path: epath.Path, step: int) -> tuple[list[str], Any]:
+def _load(path: epath.Path, step: int, item: str = "params") -> tuple[list[str], Any]:
+    """Run ids and an item's stacked arrays, checked against what was saved."""
     with _reading(path / str(step)), contextlib.closing(_open(path)) as manager:
-        tree = manager.item_metadata(step)["params"].tree
+        members = _members(path / str(step))
+        tree = manager.item_metadata(step)[item].tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        args = ocp.args.Composite(params=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        restored = manager.restore(step, args=args)
-    of = _members(path / str(step))
-    runs, saved = of["runs"], of["checksums"]
-    if len(runs) > min(len(x) for x in jax.tree.leaves(restored["params"])):
+        args = ocp.args.Composite(**{item: ocp.args.PyTreeRestore(restore_args=as_numpy)})
+        arrays = manager.restore(step, args=args)[item]
+    runs, saved = members["runs"], members["checksums"]
+    if len(runs) > min(len(x) for x in jax.tree.leaves(arrays)):
         raise CheckpointError(f"{path / str(step)}: lists more runs than it holds; put it back from a copy")
     for place in range(len(runs)):
-        one = jax.tree.map(lambda x, m=place: x[m], restored["params"])
-        _check_member(path / str(step), {"params": one}, saved, place)
-    return runs, jax.tree.map(lambda x: x[: len(runs)], restored["params"])
+        _check_member(path / str(step), item, jax.tree.map(lambda x, m=place: x[m], arrays), saved, place)
+    return runs, jax.tree.map(lambda x: x[: len(runs)], arrays)
 
 
 def member_lists(path: epath.Path) -> dict[int, list[str]]:
@@ -336,7 +345,7 @@ def _members(checkpoint: epath.Path) -> dict[str, Any]:
 def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.Path, dict[int, int]]:
     """A run's config.json, its cohort's checkpoints, and its place in the stack of each that holds it, by step."""
     workdir = epath.Path(workdir)
-    if run_id not in known_runs(workdir):
+    if not is_run(workdir, run_id):
         known = ", ".join(known_runs(workdir)) or "none"
         raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {known}")
     record = run_record(workdir, run_id)
@@ -362,16 +371,16 @@ def _lock_by_files() -> None:
 def _open(path: epath.Path) -> ocp.CheckpointManager:
     """Raises CheckpointError where Orbax would fail on what it says of a checkpoint itself."""
     for step in (p for p in path.iterdir() if p.name.isdigit()):
-        _check_told(step / _TOLD)
+        _check_metadata(step / _METADATA)
     handlers = {name: handler() for name, handler in _ITEMS.items()}
     return ocp.CheckpointManager(path, item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False))
 
 
-def _check_told(path: epath.Path) -> None:
+def _check_metadata(path: epath.Path) -> None:
     """Raises CheckpointError for what Orbax says of a checkpoint itself, if it is damaged; nothing in it is needed."""
     remedy = "delete that file, the checkpoint is read without it"
     try:
-        told = read_json(path, remedy)
+        metadata = read_json(path, remedy)
     except FileNotFoundError:
         return
     except DamagedFileError as error:
@@ -379,10 +388,10 @@ def _check_told(path: epath.Path) -> None:
     sections = ("item_handlers", "metrics", "performance_metrics", "custom_metadata")
     stamps = ("init_timestamp_nsecs", "commit_timestamp_nsecs")
     whole = (
-        all(isinstance(told.get(key, {}), dict) for key in sections)
-        and all(isinstance(of, str) for of in told.get("item_handlers", {}).values())
-        and all(told.get(key) is None or type(told[key]) is int for key in stamps)
-        and not told.get("performance_metrics")
+        all(isinstance(metadata.get(key, {}), dict) for key in sections)
+        and all(isinstance(of, str) for of in metadata.get("item_handlers", {}).values())
+        and all(metadata.get(key) is None or type(metadata[key]) is int for key in stamps)
+        and not metadata.get("performance_metrics")
     )
     if not whole:
         raise CheckpointError(f"{path}: isn't what Orbax wrote; {remedy}")
@@ -391,9 +400,9 @@ def _check_told(path: epath.Path) -> None:
 def _drop_damaged(path: epath.Path) -> None:
     for step in (p for p in path.iterdir() if p.name.isdigit()):
         try:
-            _check_told(step / _TOLD)
+            _check_metadata(step / _METADATA)
         except CheckpointError as error:
-            (step / _TOLD).unlink()
+            (step / _METADATA).unlink()
             say(f"{error}; done")
 
 
@@ -415,8 +424,8 @@ def _read_member(path: epath.Path, step: int, place: int, item: str = "params", 
         opened = jax.tree.map(read, tree)
         pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
         member = jax.tree.map(lambda f: np.asarray(f.result()), pending)
-    saved = _members(path / str(step))["checksums"]
-    _check_member(path / str(step), {"params": member} if item == "params" else member, saved, place)
+        saved = _members(path / str(step))["checksums"]
+    _check_member(path / str(step), item, member, saved, place)
     return member
 
 
@@ -459,9 +468,10 @@ def _checksum_each(stack: Any) -> Any:
     return jax.tree.map(of_members, stack)
 
 
-def _check_member(checkpoint: epath.Path, arrays: Any, saved: dict[str, list[int]], place: int) -> None:
-    """Raises CheckpointError if one member's arrays aren't those that were saved."""
-    for path, x in jax.tree_util.tree_leaves_with_path(arrays):
+def _check_member(checkpoint: epath.Path, item: str, arrays: Any, saved: dict[str, list[int]], place: int) -> None:
+    """Raises CheckpointError if one member's arrays of an item aren't those that were saved."""
+    # Checksums are by path in the state, of which the item "moments" is all but the parameters.
+    for path, x in jax.tree_util.tree_leaves_with_path({"params": arrays} if item == "params" else arrays):
         words = np.ascontiguousarray(x).view(f"uint{8 * x.dtype.itemsize}").reshape(-1).astype(np.uint32)
         total = np.sum(words * (2 * np.arange(words.size, dtype=np.uint32) + 1), dtype=np.uint32)
         if saved.get(sharding.path_name(path), [])[place : place + 1] != [total]:

@@ -64,7 +64,7 @@ class ArithmeticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What text the run sees, and in what portions.
+    r"""What text the run sees, and in what portions.
 
     Attributes:
       name: folder of the prepared data below the root; runs of a sweep with different data need different names.

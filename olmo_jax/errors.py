@@ -1,5 +1,13 @@
 """What users can fix: errors whose message is the whole of what they are shown, in one line."""
 
+_LONGEST = 300  # characters
+
+
+def brief(cause: BaseException | str) -> str:
+    """A library's message, or the name of its error, as part of a line; it may quote a file, and so is bounded."""
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+
 
 class UserError(Exception):
     """Something that the user can fix; the message says what is wrong, where (file, key, run) and what to do.

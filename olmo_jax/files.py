@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True
         name and length may come back filled with NUL.
     """
     path = epath.Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # another process may be writing the same file
     try:
         with open(partial, "wb") as file:
             file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
@@ -31,8 +32,9 @@ def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
     if durable:
         flush_folder(path.parent)
     return path

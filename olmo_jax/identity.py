@@ -16,7 +16,8 @@ from olmo_jax.config import TrainConfig
 # Where things lie and how often they are looked at: none of it reaches a parameter.
 _NOT_IDENTITY = {"name", "tensorboard", "wandb", "probe", "checkpoint", "mesh", "mapping", "compute"}
 
-# The fields that enter at any value: those that there were when ids were fixed. This list is complete for good.
+# By class, the fields that enter at any value: those that there were when ids were fixed. It is complete for good, and
+# a class that is renamed has to keep its entry.
 _FIRST_FIELDS = {
     kind: frozenset(names.split())
     for kind, names in {
@@ -66,9 +67,15 @@ def identity_fields(config: Any) -> dict[str, Any]:
     values = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in first or value != field.metadata.get("neutral", field.default):
+        if field.name in first or value != _neutral(field):
             values[field.name] = identity_fields(value) if dataclasses.is_dataclass(value) else value
     return values
+
+
+def _neutral(field: dataclasses.Field) -> Any:
+    if "neutral" in field.metadata:
+        return field.metadata["neutral"]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:

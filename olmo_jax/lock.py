@@ -203,7 +203,8 @@ def _flock(descriptor: int, wait: bool = True) -> bool:
 def _created(path: Path, stale: float, clock: Callable[[], float]) -> Iterator[None]:
     """Holds a file that only one process can create, for a moment: it has no beat.
 
-    It is taken from an owner that is dead, or that has held it for `stale` seconds by one's own clock.
+    It is taken from an owner that is dead, or that has held it for `stale` seconds by one's own clock. Of several that
+    take it from such an owner in the same instant, a quicker one's file may be lost.
     """
     mine = json.dumps(_myself()).encode()
     seen, since = b"", clock()

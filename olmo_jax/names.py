@@ -5,8 +5,10 @@ import hashlib
 import urllib.parse
 from collections.abc import Iterable
 
-# Of the 255 bytes that file systems allow a name, what leaves room for a step, a suffix and a partial's ending.
-LONGEST = 180
+# Of the 255 bytes that file systems allow a name: what leaves room for the kind of a result, a rate, a step and a
+# suffix; and for the hash of a run's id.
+LONGEST = 215
+LONGEST_BEGINNING = 255 - 13
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
@@ -20,7 +22,7 @@ def file_name(text: str) -> str:
 
     Where quoting would make it longer, its beginning with a hash of the whole.
     """
-    quoted = urllib.parse.quote(text, safe=" +")
+    quoted = urllib.parse.quote(text, safe=" +", errors="surrogatepass")
     if len(quoted) <= LONGEST:
         return quoted
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]

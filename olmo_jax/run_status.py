@@ -7,7 +7,7 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import hosts
-from olmo_jax.checkpoint import CheckpointError, known_runs, read_end, run_config, run_steps
+from olmo_jax.checkpoint import CheckpointError, is_run, read_end, run_config, run_steps
 from olmo_jax.cohort import Run, State
 from olmo_jax.files import DamagedFileError, read_json, write_json
 
@@ -61,7 +61,7 @@ def _stored(workdir: epath.Path, run_id: str) -> dict[str, Any] | None:
 
 
 def _from_checkpoints(workdir: epath.Path, run_id: str) -> dict[str, Any]:
-    steps = run_steps(workdir, run_id) if run_id in known_runs(workdir) else []
+    steps = run_steps(workdir, run_id) if is_run(workdir, run_id) else []
     if not steps:
         return {"state": "waiting", "step": 0}
     total = run_config(workdir, run_id).total_steps

@@ -12,11 +12,11 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide, hosts, sharding
-from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints, run_config
+from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints, run_record
 from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
 from olmo_jax.compute import Compute
-from olmo_jax.config import ConfigError, require
+from olmo_jax.config import ConfigError, TrainConfig, from_config_dict, require
 from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.files import DamagedFileError, read_json, write_json
@@ -138,7 +138,7 @@ def _resume(
     if broken:
         folder = directory(workdir, cohort.folder).parent
         raise CheckpointError(
-            f"none of {len(broken)} checkpoint(s) can be gone on from: {broken[max(broken)]}; put it back from a copy, "
+            f"none of {len(broken)} checkpoints can be resumed from: {broken[max(broken)]}; put it back from a copy, "
             f"or move {folder} away to train these runs anew"
         )
     return 0, cohorts.initial_state(shape, cohort.runs, mesh)
@@ -216,8 +216,8 @@ def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> 
 
 def _is_recorded(workdir: epath.Path, run: Run) -> bool:
     try:
-        run_config(workdir, run.id)
-    except (CheckpointError, DamagedFileError, ConfigError):
+        from_config_dict(TrainConfig, run_record(workdir, run.id)["config"])
+    except (FileNotFoundError, DamagedFileError, ConfigError):
         return False
     return True
 

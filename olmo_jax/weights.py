@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from olmo_jax import lfs
 from olmo_jax.checkpoint import known_runs, load_run, run_steps
-from olmo_jax.errors import UserError
+from olmo_jax.errors import UserError, brief
 from olmo_jax.paths import local
 from olmo_jax.progress import say
 from olmo_jax.sharding import path_name
@@ -225,12 +225,6 @@ def _file_name(name: Any) -> str:
 def unreadable(file: epath.Path, what: str, cause: Exception | str, remedy: str) -> WeightsError:
     """The error for a file that isn't what its name says: a Git LFS pointer, or `what`."""
     return WeightsError(f"{file}: {lfs.REMEDY if lfs.pointer(file) else f'{what} ({brief(cause)}); {remedy}'}")
-
-
-def brief(cause: Exception | str) -> str:
-    """A library's message on one line of bounded length; it may hold what the file does."""
-    line = " ".join(str(cause).split()) or type(cause).__name__
-    return line if len(line) < 400 else f"{line[:400]}..."
 
 
 def _sharded(folder: epath.Path, weight_map: dict[str, str]) -> list[Tensor]:

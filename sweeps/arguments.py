@@ -33,7 +33,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
         "--flops",
         type=float,
         metavar="F",
-        help="FLOP/s that hours are reckoned with (default: the matmul peak of this machine, measured)",
+        help="FLOP/s used to estimate hours (default: the matmul peak of this machine, measured)",
     )
     _json(parser)
 
@@ -98,7 +98,7 @@ def _launch(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="for sbatch (KEY alone: a flag, KEY=: leave it out), or SkyPilot's resources; again",
+        help="for sbatch (KEY alone: a flag, KEY=: leave it out), or SkyPilot's resources (may be repeated)",
     )
     _mirror(parser)
 

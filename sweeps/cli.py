@@ -127,7 +127,7 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     if verb == "report":
         from sweeps import reporting
 
-        records.join(workdir, plan)
+        records.join(workdir, plan)  # for what it refuses
         records.mend_run_files(workdir)
         if arguments.figure:
             print("\n".join(map(str, reporting.report_figure(workdir, arguments.figure))))
@@ -278,18 +278,21 @@ def _quiet() -> None:
 
     from absl import logging as absl_logging
 
-    sys.unraisablehook = _untold
+    sys.unraisablehook = _without_given_up_reads
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("absl").addFilter(_shorten)
 
 
 def _shorten(record: Any) -> bool:
-    record.msg, record.args = shortened(record.getMessage()), ()
+    try:
+        record.msg, record.args = shortened(record.getMessage()), ()
+    except (TypeError, ValueError):  # a message that doesn't fit its arguments: logging itself says so
+        return True
     return True
 
 
-def _untold(unraisable: "sys.UnraisableHookArgs") -> None:
+def _without_given_up_reads(unraisable: "sys.UnraisableHookArgs") -> None:
     """Passes over what Orbax's other reads say once one has failed: their event loop is closed by then."""
     if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)

@@ -198,7 +198,7 @@ def _whole(text: str) -> int | None:
         number = Decimal(text)
     except InvalidOperation:
         return None
-    if not number.is_finite() or number.adjusted() > _LONGEST_WHOLE or number % 1:
+    if not number.is_finite() or number.adjusted() > _LONGEST_WHOLE or number != number.to_integral_value():
         return None
     return int(number)
 

@@ -21,11 +21,12 @@ from olmo_jax.checkpoint import check_place, directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
 from olmo_jax.data.prepare import prepare
-from olmo_jax.files import read_json, write_json, write_whole
+from olmo_jax.files import DamagedFileError, read_json, write_json, write_whole
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.identity import run_id
 from olmo_jax.lock import exclusive_lock
 from olmo_jax.metrics import METRICS, read_jsonl, write_jsonl
+from olmo_jax.names import LONGEST_BEGINNING
 from olmo_jax.probe import Probe, check_probe
 from olmo_jax.progress import progress, say
 from olmo_jax.sharding import path_name
@@ -43,7 +44,6 @@ _REVISION = re.compile(
     r"(?:(stage\d+(?:-ingredient\d+)?)-)?step(\d+)(?:-tokens(\d+(?:\.\d+)?)([KMBT]?))?(?:-unsharded|-hf)?"
 )
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_LONGEST_NAME = 255 - 13  # bytes; a run's id has a hash behind
 # Where the run came from: the folder, and by step the revision and a hash of its parameters.
 ORIGIN = "imported.json"
 
@@ -97,7 +97,7 @@ def import_run(
     with exclusive_lock(Path(workdir / ".sweep.lock"), say):
         origin: dict[str, Any] = {"source": str(source), "revisions": {}}
         if (place / ORIGIN).exists():
-            origin = read_json(place / ORIGIN, "put it back from a copy, or import under another --name")
+            origin = _origin(place / ORIGIN)
         if origin["source"] != str(source):
             raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")
         last = max(found[-1].step, *map(int, origin["revisions"]), 0)
@@ -111,6 +111,15 @@ def import_run(
         write_json(workdir / "sweep.json", records.record(plan, versions()))
         _import_revisions(workdir, cohort, probes, found, origin)
     return id_
+
+
+def _origin(path: epath.Path) -> dict[str, Any]:
+    remedy = "put it back from a copy, or import under another --name"
+    origin = read_json(path, remedy)
+    steps = origin.get("revisions")
+    if not (isinstance(origin.get("source"), str) and isinstance(steps, dict) and all(map(str.isdecimal, steps))):
+        raise DamagedFileError(f"{path}: isn't what an import writes; {remedy}")
+    return origin
 
 
 def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
@@ -195,9 +204,9 @@ def _configure(
 def _plain(name: str) -> str:
     """A name as a run's, without what file names can't hold; where its id would be too long for one, its beginning."""
     plain = re.sub(r"[^\w.-]", "_", name).lstrip(".").encode()
-    if len(plain) <= _LONGEST_NAME:
+    if len(plain) <= LONGEST_BEGINNING:
         return plain.decode()
-    return f"{plain[: _LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(plain).hexdigest()[:8]}"
+    return f"{plain[: LONGEST_BEGINNING - 9].decode(errors='ignore')}-{hashlib.sha256(plain).hexdigest()[:8]}"
 
 
 def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.Path, str]:

@@ -53,7 +53,7 @@ def one_process_a_stack(
             if not hosts.first_says(hosts.is_first() and lock.acquire()):
                 held.append((stack, lock))
                 if stack.folder not in told:
-                    say(f"{stack.folder}: {lock.holder()} is at it")
+                    say(f"{stack.folder}: {lock.holder()} is working on it; waiting")
                 told.add(stack.folder)
                 continue
             try:

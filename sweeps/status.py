@@ -2,6 +2,7 @@
 
 import collections
 import time
+from typing import Any
 
 from etils import epath
 
@@ -28,7 +29,7 @@ def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
     with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             live.update(Text("\n".join(status_lines(workdir, plan))), refresh=True)
-            if all(_state(workdir, stack, run) in ENDED for stack in plan.stacks for run in stack.runs):
+            if all(read_status(workdir, run.id)["state"] in ENDED for run in plan.runs):
                 return
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -58,7 +59,8 @@ def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
 def _line(
     workdir: epath.Path, stack: Cohort, run: Run, written: dict[int, list[str]], seconds_a_step: float | None
 ) -> str:
-    status, state = read_status(workdir, run.id), _state(workdir, stack, run)
+    status = read_status(workdir, run.id)
+    state = _state(workdir, stack, status)
     row = last_row(workdir / "runs" / run.id / METRICS) or {"step": status["step"]}
     total = run.config.total_steps
     # Beside those that the configuration names there are those of a stop, or of an import.
@@ -74,9 +76,9 @@ def _line(
     return f"{state:<9} {done:>13} {shown:>8} {to_go:>7}  {marks}{why}"
 
 
-def _state(workdir: epath.Path, stack: Cohort, run: Run) -> str:
-    """waiting, training, stopped (nobody is at it), failed, done or diverged."""
-    state = str(read_status(workdir, run.id)["state"])
+def _state(workdir: epath.Path, stack: Cohort, status: dict[str, Any]) -> str:
+    """The state of a run of a stack: waiting, training, stopped (by whoever trained it), failed, done or diverged."""
+    state = str(status["state"])
     if state in ENDED or lock_of(workdir, stack).held():
         return state
     if failure(workdir, stack):

@@ -1,12 +1,14 @@
 """Working directories of earlier layouts, brought to today's by whatever verb meets them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from olmo_jax.config import ConfigError
-from olmo_jax.files import write_json, write_whole
+from olmo_jax.files import read_json, write_json, write_whole
+from olmo_jax.lock import exclusive_lock
 from olmo_jax.progress import say
 
 # Of sweep.json and all that lies beside it. What changes it adds one and an entry to UPGRADES.
@@ -26,19 +28,25 @@ def upgraded(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
     path, layout = workdir / "sweep.json", record.get("layout")
     if layout == LAYOUT:
         return record
-    if not isinstance(layout, int) or layout > LAYOUT:
+    if type(layout) is not int:
+        raise ConfigError(f"{path}: isn't what a sweep records (layout {layout!r}); put it back from a copy")
+    if layout > LAYOUT:
         raise ConfigError(f"{path} was written by newer code (its layout is {layout!r}, not {LAYOUT}); update olmo-jax")
     if not all(number in UPGRADES for number in range(layout, LAYOUT)):
         raise ConfigError(
             f"{path}: has layout {layout}, of code before the first release; this code reads layouts from "
             f"{min([LAYOUT, *UPGRADES])} on, so use the commit that wrote it: {_writer(record)}"
         )
-    copy = path.with_name(f"{path.name}.layout-{layout}")
-    if not copy.exists():
-        write_whole(copy, path.read_bytes())
-    for number in range(layout, LAYOUT):
-        record = UPGRADES[number](workdir, record) | {"layout": number + 1}
-    write_json(path, record)
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # of several processes that meet it, one does it
+        record = read_json(path, "put it back from a copy")
+        if record["layout"] != layout:
+            return upgraded(workdir, record)
+        copy = path.with_name(f"{path.name}.layout-{layout}")
+        if not copy.exists():
+            write_whole(copy, path.read_bytes())
+        for number in range(layout, LAYOUT):
+            record = UPGRADES[number](workdir, record) | {"layout": number + 1}
+        write_json(path, record)
     say(f"{path}: brought from layout {layout} to {LAYOUT}; as it was, it is kept as {copy.name}")
     return record
 

@@ -9,12 +9,6 @@ class DataError(UserError):
     """Data that can't be used; one line says what is wrong, where it lies and what to do."""
 
 
-def brief(error: BaseException, longest: int = 200) -> str:
-    """An error's message, or else its name, as part of a line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= longest else text[:longest] + "..."
-
-
 def some_of(names: Iterable[str], at_most: int = 20, longest: int = 60) -> str:
     """Names as part of a line, however many there are and however long: "a, b and 7 more"; "none" for none."""
     cut = [name if len(name) <= longest else name[:longest] + "..." for name in names]

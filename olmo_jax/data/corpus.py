@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, brief, built_in, debian_prose, olmo_tasks, python_packages, text_files
+from olmo_jax.data import DataError, built_in, debian_prose, olmo_tasks, python_packages, text_files
 from olmo_jax.data.built_in import BUILT_IN
+from olmo_jax.errors import brief
 from olmo_jax.paths import local, printable
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from olmo_jax.data import DataError, brief
+from olmo_jax.data import DataError
+from olmo_jax.errors import brief
 from olmo_jax.paths import printable
 
 PACKED = ("", ".gz", ".zst")
@@ -22,7 +23,7 @@ PACKED = ("", ".gz", ".zst")
 _AT_ONCE = 1 << 14
 _LARGEST_WINDOW = 1 << 31  # of `zstd --long=31`, the most there is
 # In this order: UTF-32's little-endian mark begins with UTF-16's.
-_MARKS = (
+MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -61,16 +62,17 @@ def opened(path: Path, name: str) -> Iterator[Opened]:
             stream = _unpacked(file, name.lower())
             _check_beginning(stream.peek(), path)
             yield Opened(_as_utf8(stream), file)
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{printable(path)}: isn't {e.encoding.upper()}, which its byte-order mark names ({e.reason}); "
-            "fetch or write it again"
-        ) from None
+    except _UndecodableError as e:
+        raise DataError(f"{printable(path)}: {e}; fetch or write it again") from None
     except (gzip.BadGzipFile, EOFError, zlib.error, _UnpackableError) as e:
         raise DataError(f"{printable(path)}: can't be unpacked ({brief(e)}); fetch or compress it again") from None
 
 
-class _UnpackableError(ValueError):
+class _UnpackableError(Exception):
+    pass
+
+
+class _UndecodableError(Exception):
     pass
 
 
@@ -136,7 +138,7 @@ def _check_beginning(beginning: bytes, path: Path) -> None:
 
 
 def _encoding(beginning: bytes) -> str | None:
-    return next((name for mark, name in _MARKS if beginning.startswith(mark)), None)
+    return next((name for mark, name in MARKS if beginning.startswith(mark)), None)
 
 
 def _as_utf8(stream: io.BufferedReader) -> io.BufferedReader:
@@ -146,6 +148,9 @@ def _as_utf8(stream: io.BufferedReader) -> io.BufferedReader:
 
 def _converted(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder(encoding)()
-    while chunk := stream.read(_AT_ONCE):
-        yield decoder.decode(chunk).encode()
-    yield decoder.decode(b"", final=True).encode()
+    try:
+        while chunk := stream.read(_AT_ONCE):
+            yield decoder.decode(chunk).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeDecodeError as e:
+        raise _UndecodableError(f"isn't {e.encoding.upper()}, which its byte-order mark names ({e.reason})") from None

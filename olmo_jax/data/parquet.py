@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from olmo_jax.data import DataError, brief
+from olmo_jax.data import DataError
 from olmo_jax.data.rows import value
+from olmo_jax.errors import brief
 from olmo_jax.paths import printable
 
 _ROWS_AT_ONCE = 1024

@@ -29,7 +29,7 @@ def blocks(text: str, most: int) -> Iterator[str]:
     while most and len(text) - start > most:
         end = start + most
         halfway = start + (most + 1) // 2
-        cut = max(text.rfind("\n", halfway, end), -1)
+        cut = text.rfind("\n", halfway, end)
         if cut < 0:
             cut = text.rfind(" ", halfway, end)
         end = cut + 1 if cut >= 0 else end

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from olmo_jax.data.corpus import Corpus, Joined
     from olmo_jax.data.tokenizer import Tokenizer
 
-__all__ = ["Fingerprint", "fingerprint", "prepare", "split_of", "summary"]
+__all__ = ["Fingerprint", "fingerprint", "prepare", "summary"]
 
 _DOCUMENTS_AT_ONCE = 256
 _REPORT_EVERY = 64e6  # bytes of text

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from olmo_jax.data import DataError, brief, some_of
+from olmo_jax.data import DataError, some_of
+from olmo_jax.errors import brief
 
 
 def json_rows(stream: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:

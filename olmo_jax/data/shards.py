@@ -117,7 +117,7 @@ class TokenIndex:
         return map_numbers(*self.token_file(split, domain))
 
     def token_file(self, split: str, domain: str) -> tuple[Path, np.dtype]:
-        """Where these lie, and as what."""
+        """The path and the dtype of the tokens."""
         return self.directory / self.shard(split, domain).file, np.dtype(self.dtype).newbyteorder("<")
 
     def documents(self, split: str, domain: str) -> Iterator[np.ndarray]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from olmo_jax import lfs
-from olmo_jax.data import DataError, brief, downloads, some_of
+from olmo_jax.data import DataError, downloads, some_of
 from olmo_jax.data.lines import PACKED, opened
+from olmo_jax.errors import brief
 from olmo_jax.paths import local, printable
 
 VERSION = "1.0.0"  # of what is made of the files; raise it where other items come out

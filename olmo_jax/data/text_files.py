@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from olmo_jax import lfs
-from olmo_jax.data import DataError, parquet, rows
+from olmo_jax.data import DataError, lines, parquet, rows
 from olmo_jax.data.example import Example
 from olmo_jax.data.lines import PACKED, opened
 from olmo_jax.data.named_files import named_files
@@ -25,7 +25,7 @@ _NAMED_BY_TARGET = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _AT_ONCE = 1 << 20
 _SAMPLE_BYTES = 8_000_000
 _NUL_RUN = "\0" * 64
-_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_MARKS = (codecs.BOM_UTF8, *(mark for mark, _ in lines.MARKS))
 _USUAL_SEPARATOR = "<|endoftext|>"
 
 
@@ -248,7 +248,7 @@ def _check_splits(files: Sequence[Source], validation_fraction: float) -> None:
     )
 
 
-def _begins(source: Source, size: int = 3) -> bytes:
+def _begins(source: Source, size: int = 4) -> bytes:
     with source.path.open("rb") as file:
         return file.read(size)
 

@@ -13,10 +13,11 @@ from etils import epath
 
 from olmo_jax import lfs
 from olmo_jax.checked import ConfigError
+from olmo_jax.errors import brief
 from olmo_jax.hf.families import AI2_OLMO, FAMILIES, OLMO, Family
 from olmo_jax.model_config import ModelConfig
 from olmo_jax.progress import say
-from olmo_jax.weights import WeightsError, brief
+from olmo_jax.weights import WeightsError
 
 TOKENIZER = "tokenizer.json"
 # Our own settings in config.json: which rows are padding, which theirs don't tell.

@@ -254,9 +254,7 @@ def test_metrics_cut_short_send_training_back_to_what_they_reach(cohort, trained
 def test_where_no_checkpoint_will_do_nothing_is_touched(cohort, trained, index, tmp_path):
     workdir = copy_of(trained, tmp_path)
     (workdir / "runs" / "run1" / "metrics.jsonl").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"none of 4 checkpoint\(s\) can be gone on from.*run1.*0 rows.*move .* away"
-    ):
+    with pytest.raises(CheckpointError, match=r"none of 4 checkpoints can be resumed from.*run1.*0 rows.*move .* away"):
         train(workdir, cohort, index)
     assert set(member_lists(checkpoint.directory(workdir, cohort.id))) == {5, 7, 10, 12}
     assert metrics_of(workdir, "run0") == metrics_of(trained, "run0")

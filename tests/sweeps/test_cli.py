@@ -497,3 +497,10 @@ def test_an_engine_or_processes_that_are_none_are_refused(config, capsys, tmp_pa
     assert "--minutes" in refused(capsys, ["launch", *where, "--engine=slurm", "--minutes=0"], 2)
     assert "HOST:PORT,COUNT,PLACE" in refused(capsys, ["train", *where, "--hosts=here"], 2)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_whole_number_of_many_digits_is_written_out():
+    from sweeps.config_file import _whole
+
+    assert _whole("1e28") == 10**28
+    assert _whole("1e999999") is None

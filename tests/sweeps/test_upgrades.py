@@ -15,6 +15,7 @@ from etils import epath
 
 from olmo_jax import config as configs
 from olmo_jax.identity import identity_fields
+from olmo_jax.metrics import last_row, read_jsonl
 from sweeps import cli, upgrades
 from sweeps import plan as plans
 from sweeps import record as records
@@ -173,7 +174,7 @@ def test_what_can_be_found_again_is(old, capsys):
     assert json.loads(status.read_bytes()) == json.loads(as_it_was[status])
     kept, made = json.loads(as_it_was[result]), json.loads(result.read_bytes())
     assert made["metrics"] == pytest.approx(kept["metrics"], rel=1e-3)  # other programs than it was made by
-    assert metrics.read_bytes() == as_it_was[metrics]
+    assert [row["step"] for row in read_jsonl(epath.Path(metrics))] == list(range(9)), "without the tail"
 
 
 @pytest.mark.parametrize(
@@ -181,8 +182,6 @@ def test_what_can_be_found_again_is(old, capsys):
     [(b"\0" * 50, 9), (b'{"step": 9, "lo', 9), (b'{"step": 9, "loss": 1.5}\n', 10), (b"\xff\xfe\n", 9), (b"[1]\n", 9)],
 )
 def test_a_torn_tail_is_cut_off(old, line, found):
-    from olmo_jax.metrics import last_row, read_jsonl
-
     path = epath.Path("work/runs") / FINISHED[0] / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + line)
     assert len(read_jsonl(path)) == found

@@ -1,0 +1,64 @@
+"""Files are written whole or not at all, by however many at once, and read with a clear word where they are damaged."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from olmo_jax.files import DamagedFileError, read_json, write_json, write_whole
+
+
+def test_several_that_write_one_file_are_in_nobodys_way(tmp_path):
+    path, failed = tmp_path / "a.json", []
+
+    def write(number):
+        try:
+            for _ in range(100):
+                write_json(path, {"number": number}, durable=False)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert json.loads(path.read_text())["number"] in range(4)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_fails_leaves_the_file_as_it_was(tmp_path):
+    path = write_whole(tmp_path / "a.txt", "before")
+    os.mkdir(tmp_path / "folder")
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "folder", "after")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"x": float("nan")})
+    assert path.read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
+
+
+def test_half_a_surrogate_pair_is_written_as_an_escape(tmp_path):
+    assert write_whole(tmp_path / "a.txt", os.fsdecode(b"caf\xe9")).read_bytes() == b"caf\\udce9"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\0" * 50, "is filled with NUL, as after a power cut"),
+        (b'{"a": 1', "is not JSON"),
+        (b'{"a": "\xff"}', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "holds a JSON list, not an object"),
+        (b"1" * 5000, "is not JSON"),
+    ],
+)
+def test_damaged_json_is_one_line_with_a_remedy(tmp_path, content, words):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError) as raised:
+        read_json(path, "put it back")
+    assert str(raised.value) == f"{path}: {words}; put it back"
