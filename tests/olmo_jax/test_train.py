@@ -282,7 +282,7 @@ def test_what_a_stop_left_stays_while_the_checkpoint_that_takes_its_place_cant_b
     workdir = epath.Path(tmp_path / "w")
     assert not train(workdir, cohort, index, stopper(5))  # a checkpoint at step 6
 
-    def unreadable(path, step):
+    def unreadable(path, step, item):
         raise CheckpointError(f"{path / str(step)}: can't be read")
 
     monkeypatch.setattr(checkpoint, "_load", unreadable)
