@@ -97,9 +97,19 @@ class _Chunks(io.RawIOBase):
         return size
 
 
+class _NotAhead:
+    """A file that gives little at a time, so that its position tells what has been unpacked: gzip asks for much."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(_AT_ONCE if size < 0 else min(size, _AT_ONCE))
+
+
 def _unpacked(file: IO[bytes], name: str) -> io.BufferedReader:
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"))  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=_NotAhead(file), mode="rb"))  # type: ignore[arg-type, call-overload]
     if name.endswith(".zst"):
         return io.BufferedReader(_Chunks(_frames(file)), _AT_ONCE)
     return file  # type: ignore[return-value]
