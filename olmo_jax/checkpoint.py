@@ -49,7 +49,7 @@ def directory(workdir: epath.PathLike, folder: str) -> epath.Path:
 def check_place(workdir: epath.PathLike) -> None:
     """Raises ConfigError for a working directory below which checkpoints would be written and never read.
 
-    Orbax looks for the parts of a checkpoint by a pattern below its folder, whose own name it doesn't quote in it.
+    Orbax finds the parts of a checkpoint with a glob in which it doesn't escape the folder's own name.
     """
     path = directory(workdir, "")
     require(
@@ -358,7 +358,7 @@ def _moments(state: State) -> dict[str, Any]:
 
 
 def _lock_by_files() -> None:
-    """Has tensorstore lock what it writes by files of its own, in this process from now on.
+    """Makes tensorstore use lock files, in this process from now on.
 
     Where the file system has no locks it can't write an OCDBT manifest else ("Function not implemented"). Orbax has
     no option for it: all of its contexts are made from this one.
@@ -369,7 +369,7 @@ def _lock_by_files() -> None:
 
 
 def _open(path: epath.Path) -> ocp.CheckpointManager:
-    """Raises CheckpointError where Orbax would fail on what it says of a checkpoint itself."""
+    """Opens Orbax's manager. Raises CheckpointError for damaged checkpoint metadata, on which Orbax would fail."""
     for step in (p for p in path.iterdir() if p.name.isdigit()):
         _check_metadata(step / _METADATA)
     handlers = {name: handler() for name, handler in _ITEMS.items()}
@@ -377,7 +377,7 @@ def _open(path: epath.Path) -> ocp.CheckpointManager:
 
 
 def _check_metadata(path: epath.Path) -> None:
-    """Raises CheckpointError for what Orbax says of a checkpoint itself, if it is damaged; nothing in it is needed."""
+    """Raises CheckpointError if Orbax's own metadata of a checkpoint are damaged; nothing in them is needed here."""
     remedy = "delete that file, the checkpoint is read without it"
     try:
         metadata = read_json(path, remedy)

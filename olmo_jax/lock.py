@@ -6,8 +6,8 @@ The owner writes a beat into the file every few seconds. Another process that se
 clock, or knows the owner to be dead for it ran on this machine, takes the lock over; clocks of two machines are never
 compared. Where the owner was only asleep, it finds by `mine` that the lock is lost.
 
-`exclusive_lock` is the system's flock where there is one, and such a `Lock` elsewhere: Lustre has no flock unless it is
-mounted with it, and NFS none while its lock daemon is away.
+`exclusive_lock` is the system's flock where there is one, and such a `Lock` elsewhere: Lustre has no flock unless
+mounted with it, and NFS has none without its lock daemon.
 """
 
 import contextlib
@@ -231,7 +231,7 @@ def _created(path: Path, stale: float, clock: Callable[[], float]) -> Iterator[N
 
 
 def _take_away(path: Path, content: bytes) -> None:
-    """Removes a file if it still holds what it held; by a rename, for of two that try only one has it then."""
+    """Removes a file if its content is still `content`. By a rename, so that only one of two processes succeeds."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.rename(aside)

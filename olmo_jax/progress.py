@@ -77,7 +77,7 @@ class Rate:
             self._marks.popleft()
 
     def seconds_left(self) -> float | None:
-        """0 once all is done; None before there is a rate to tell it by."""
+        """Return the estimated seconds left: 0 when all is done, None while there is no rate yet."""
         last = self._marks[-1] if self._marks else (self._first, 0.0)
         if last[0] >= self._total:
             return 0.0

@@ -20,7 +20,10 @@ def read_status(workdir: epath.Path, run_id: str) -> dict[str, Any]:
 
 
 def has_ended(workdir: epath.Path, run_id: str) -> bool:
-    """Whether its status.json says so; training looks at the checkpoints themselves where that is lost."""
+    """Return whether the run's status.json says that it is done or diverged.
+
+    Without a readable status.json the answer is False: training then checks the checkpoints themselves.
+    """
     status = _stored(workdir, run_id)
     return status is not None and status["state"] in ENDED
 
@@ -34,8 +37,8 @@ def write_statuses(workdir: epath.Path, members: Sequence[Run], state: State, st
         write_json(_path(workdir, run.id), _status(step, run.config.total_steps, diverged_at, reason))
 
 
-def mend_statuses(workdir: epath.Path, runs: Sequence[Run]) -> None:
-    """Writes status.json anew, in the process that writes, for the runs that have lost it and have checkpoints."""
+def restore_statuses(workdir: epath.Path, runs: Sequence[Run]) -> None:
+    """Rewrites status.json, in the process that writes, of the runs whose file is lost and that have checkpoints."""
     for run in runs if hosts.is_first() else ():
         if _stored(workdir, run.id) is None and (found := _from_checkpoints(workdir, run.id))["state"] != "waiting":
             write_json(_path(workdir, run.id), found)
@@ -67,7 +70,7 @@ def _from_checkpoints(workdir: epath.Path, run_id: str) -> dict[str, Any]:
     total = run_config(workdir, run_id).total_steps
     try:
         diverged_at, reason = read_end(workdir, run_id, steps[-1])
-    except CheckpointError:  # training decides which checkpoint it goes on from
+    except CheckpointError:  # training decides which checkpoint to resume from
         return {"state": "training", "step": steps[-1], "total_steps": total, "diverged_at": None, "reason": ""}
     return _status(steps[-1], total, diverged_at, reason)
 

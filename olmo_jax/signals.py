@@ -1,4 +1,4 @@
-"""Signals that end work at once, also while a library is at it that doesn't look for them."""
+"""SIGINT and SIGTERM stop work immediately, even inside a library call that doesn't check for signals."""
 
 import atexit
 import contextlib
@@ -35,7 +35,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 class _GivenUpError(Exception):
-    """Raised in a call that nobody waits for any more."""
+    """Raised in the worker thread once the main thread has stopped waiting for it."""
 
 
 def waited_for(call: Callable[[Callable[[], None]], T]) -> T:

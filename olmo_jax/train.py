@@ -24,7 +24,7 @@ from olmo_jax.identity import identity_fields
 from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, resume_at
 from olmo_jax.probe import Documents, Probe, choose_documents, make_probes
 from olmo_jax.progress import progress, say
-from olmo_jax.run_status import has_ended, mend_statuses, write_statuses
+from olmo_jax.run_status import has_ended, restore_statuses, write_statuses
 from olmo_jax.texts import passages
 from olmo_jax.writers import check_writers, writers
 
@@ -67,7 +67,7 @@ def train_cohort(
         places = cohort.active(step)
         _tidy(checkpoints, cohort, step, due)
         write_statuses(workdir, [runs[i] for i in places], state, step)
-        mend_statuses(workdir, [run for run in runs if run.config.total_steps < step])
+        restore_statuses(workdir, [run for run in runs if run.config.total_steps < step])
         stopped = False
 
         with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as show:

@@ -50,7 +50,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
-        type=lambda text: tuple(filter(None, text.split(","))),
+        type=_names,
         default=(),
         metavar="KINDS",
         help="such as gptq,tasks: kinds, or names of results, with * and ? (default: all of the configuration)",
@@ -64,6 +64,10 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="final, all, or some such as 100,200 (default: loss at all, if so configured, and the rest at the last)",
     )
     _mirror(parser)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 def _checkpoints(text: str) -> str | tuple[int, ...]:
@@ -198,7 +202,7 @@ def _compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pair_by",
-        type=lambda text: tuple(filter(None, text.split(","))),
+        type=_names,
         default=(),
         metavar="KEYS",
         help="settings to pair runs by, such as model.d_model,optimizer.weight_decay (default: those that vary)",

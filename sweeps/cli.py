@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finish_stdout()
             return code
     except KeyboardInterrupt:
-        return _fail(STOPPED, "left at once; the same command goes on from what is safe")
+        return _fail(STOPPED, "stopped immediately; run the same command again to resume")
     except OSError as error:
         return _fail(FAILED, f"standard output: {error.strerror or error}")
 
@@ -121,14 +121,14 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         from sweeps.status import show
 
         plan = records.join(workdir, plan)
-        records.mend_run_files(workdir)
+        records.restore_run_files(workdir)
         show(workdir, records.with_stacks(workdir, plan), arguments.watch)
         return DONE
     if verb == "report":
         from sweeps import reporting
 
-        records.join(workdir, plan)  # for what it refuses
-        records.mend_run_files(workdir)
+        records.join(workdir, plan)  # raises where the plan doesn't fit the directory
+        records.restore_run_files(workdir)
         if arguments.figure:
             print("\n".join(map(str, reporting.report_figure(workdir, arguments.figure))))
         else:
@@ -293,7 +293,7 @@ def _shorten(record: Any) -> bool:
 
 
 def _without_given_up_reads(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Passes over what Orbax's other reads say once one has failed: their event loop is closed by then."""
+    """Drops the errors that Orbax's pending reads report after one read has failed and their event loop is closed."""
     if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)
 

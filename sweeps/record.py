@@ -69,8 +69,8 @@ def with_stacks(workdir: epath.Path, plan: Plan) -> Plan:
     return dataclasses.replace(plan, stacks=tuple(stacks))
 
 
-def mend_run_files(workdir: epath.Path) -> None:
-    """Writes the config.json of recorded runs anew where it is lost or damaged."""
+def restore_run_files(workdir: epath.Path) -> None:
+    """Rewrites the config.json of recorded runs from sweep.json where it is missing or damaged."""
     for stack in recorded_plan(workdir).stacks:
         write_run_files(workdir, stack)
 
@@ -116,7 +116,7 @@ def recorded_plan(workdir: epath.Path) -> Plan:
 
 
 def join(workdir: epath.Path, plan: Plan) -> Plan:
-    """The plan as this directory has it: runs and cohorts that it holds under the ids that it records.
+    """Return the plan with the ids that this directory records for the runs and cohorts that it holds.
 
     They are recognised by what decides their numbers. Raises ConfigError if the directory holds runs that the plan
     lacks (saying how they differ), or another layout. A plan with more runs than the directory holds extends it. A

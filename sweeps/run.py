@@ -78,7 +78,7 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
     sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
     ConfigError and DataError.
     """
-    join(workdir, plan)  # for what it refuses
+    join(workdir, plan)  # raises where the plan doesn't fit the directory
     if to_train:
         check_place(workdir)
     for cohort in plan.cohorts if to_train else ():

@@ -60,7 +60,7 @@ def take_any_text() -> None:
 
 
 def reader_left() -> bool:
-    """Whether nobody reads stdout any more, as once `head` has all that it wants."""
+    """Return whether the reader of stdout has closed it, as `head` does once it has its lines."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
@@ -71,7 +71,7 @@ def finish_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Python flushes once more at its end, and would say what it meets there.
+        # Python flushes stdout again at exit and would report the same error.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)

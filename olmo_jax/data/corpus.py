@@ -129,7 +129,7 @@ class Corpus:
     def _examples(self) -> Iterator[dict[str, Any]]:
         try:
             yield from self._builder.as_data_source("train")
-        except Exception as e:  # noqa: BLE001  of a damaged file array_record raises whatever it stumbles on
+        except Exception as e:  # noqa: BLE001  array_record raises many kinds of error for a damaged file
             raise _unreadable(self._builder.data_path, e) from None
 
     def _decoded(self, example: dict[str, Any], field: str) -> str:
@@ -217,7 +217,7 @@ def _builder_on_disk(data: DataConfig) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError:
         raise DataError(f"data.corpus = {data.corpus!r}: no such data set in {place}, and it is none of {known}; "
                         "correct the name or data.tfds_dir")  from None  # fmt: skip
-    except Exception as e:  # noqa: BLE001  of a damaged file TFDS raises whatever it stumbles on
+    except Exception as e:  # noqa: BLE001  TFDS raises many kinds of error for a damaged file
         raise _unreadable(place, e) from None
 
 

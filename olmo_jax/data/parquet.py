@@ -48,5 +48,5 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except DataError:
         raise
-    except Exception as e:  # noqa: BLE001  of a damaged file pyarrow raises whatever it stumbles on
+    except Exception as e:  # noqa: BLE001  pyarrow raises many kinds of error for a damaged file
         raise DataError(f"{printable(path)}: can't be read as Parquet ({brief(e)}); fetch or write it again") from None

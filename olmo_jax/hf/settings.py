@@ -109,7 +109,7 @@ def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
     known = type(number) is int and 0 <= number < tokens_of(tokenizer)
     backend = _backend(tokenizer)
     token = backend.id_to_token(number) if known else None
-    # Known to be wrong in what AI2's trainer wrote, and mended by transformers' converter of its checkpoints.
+    # A known mistake in what AI2's trainer wrote, corrected by transformers' converter of its checkpoints.
     wrong = number == 0 and token != _END_OF_TEXT and _family(settings, file) in (OLMO, AI2_OLMO)
     if wrong and backend.token_to_id(_END_OF_TEXT) is not None:
         _say_once(

@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+Mutation = Callable[[bytes, random.Random], tuple[str, bytes]]
+
 KINDS = ("bytes", "text", "json", "jsonl", "yaml", "gz", "zst", "parquet", "safetensors")
 
 _HUGE = (10**400, -(10**30), 2**63, 2**31, 10**9, -1, 0, 1e308, float("nan"), float("inf"), -float("inf"), 5e-324, 0.5)
@@ -195,27 +197,29 @@ def _other(value: Any, rng: random.Random) -> Any:
     return rng.choice([other for other in others if type(other) is not type(value)])
 
 
+def _or_text(change: Mutation) -> Mutation:
+    """A change of what the text says, and in a quarter of cases of the text itself."""
+    return lambda content, rng: (_text if rng.random() < 0.25 else change)(content, rng)
+
+
+@_or_text
 def _json(content: bytes, rng: random.Random) -> tuple[str, bytes]:
-    if rng.random() < 0.25:
-        return _text(content, rng)
     name, value = _value(json.loads(content), rng)
     return name, json.dumps(value).encode()
 
 
+@_or_text
 def _jsonl(content: bytes, rng: random.Random) -> tuple[str, bytes]:
-    if rng.random() < 0.25:
-        return _text(content, rng)
     lines = content.splitlines(keepends=True)
     at = rng.randrange(len(lines))
     name, value = _value(json.loads(lines[at]), rng)
     return name, b"".join([*lines[:at], json.dumps(value).encode() + b"\n", *lines[at + 1 :]])
 
 
+@_or_text
 def _yaml(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     import yaml
 
-    if rng.random() < 0.25:
-        return _text(content, rng)
     name, value = _value(yaml.safe_load(content), rng)
     return name, yaml.safe_dump(value).encode()
 
@@ -288,7 +292,7 @@ def _safetensors(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     return f"header_{name}", struct.pack("<Q", len(header)) + header + weights
 
 
-_INSIDE: dict[str, Callable[[bytes, random.Random], tuple[str, bytes]]] = {
+_INSIDE: dict[str, Mutation] = {
     "text": _text,
     "json": _json,
     "jsonl": _jsonl,

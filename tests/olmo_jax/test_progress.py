@@ -76,12 +76,16 @@ def test_lines_tell_a_time_once_there_is_one(monkeypatch, capsys):
     "error", [*(OSError(n, "gone") for n in (errno.EPIPE, errno.EIO, errno.ENOSPC)), RuntimeError("reentrant call")]
 )
 def test_a_line_that_cannot_be_written_does_not_end_the_work(monkeypatch, error):
+    attempted = []
+
     class Gone(io.StringIO):
         def write(self, text):
+            attempted.append(text)
             raise error
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    say("a line")
+    assert say("a line") is None
+    assert attempted == ["a line"], "it was tried, and the error didn't get out"
 
 
 def test_a_line_longer_than_is_read_loses_its_middle(capsys):

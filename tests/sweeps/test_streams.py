@@ -44,7 +44,12 @@ def test_text_is_written_as_near_as_can_be(monkeypatch, name, encoding, text, wr
 def test_every_character_can_be_written(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream("ascii"))
     take_any_text()
-    print("".join(map(chr, range(0x11000))))
+    text = "".join(map(chr, range(0x11000)))
+    print(text, end="")
+    written = sys.stdout.buffer.getvalue()
+    assert written.isascii()
+    assert written[:128].decode() == text[:128], "ASCII stays as it is"
+    assert len(written) >= len(text), "no character is dropped"
 
 
 def test_a_bar_is_drawn_where_only_ascii_can_be(monkeypatch):
@@ -160,7 +165,7 @@ def test_messages_are_one_line_but_for_lists(capsys):
         (OSError(28, "No space left", b"/w/\xff"), 1, "olmo-jax: /w/\\udcff: No space left\n"),
         (OSError("what\nhappened"), 1, "olmo-jax: x.npy: what happened\n"),
         (MemoryError(), 1, "olmo-jax: not enough memory: none is left; do less at a time, or take more of it\n"),
-        (KeyboardInterrupt(), 75, "olmo-jax: left at once; the same command goes on from what is safe\n"),
+        (KeyboardInterrupt(), 75, "olmo-jax: stopped immediately; run the same command again to resume\n"),
     ],
 )
 def test_what_any_verb_can_meet_is_one_line(monkeypatch, capsys, error, code, message):
@@ -185,5 +190,5 @@ def test_a_signal_before_and_after_the_stages_is_one_line_and_75(name):
         "sys.exit(cli.main(['plan', '--config=x.py']))"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
-    assert ended.stderr == "olmo-jax: left at once; the same command goes on from what is safe\n"
+    assert ended.stderr == "olmo-jax: stopped immediately; run the same command again to resume\n"
     assert ended.returncode == 75
