@@ -18,13 +18,15 @@ import tensorstore
 from etils import epath
 from jax.sharding import Mesh
 
-from olmo_jax import hosts, names, sharding
+from olmo_jax import hosts, sharding
+from olmo_jax.checksums import check_member, checksums
 from olmo_jax.cohort import State, params_structs
-from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict, require
-from olmo_jax.errors import UserError
+from olmo_jax.config import ModelConfig, from_config_dict, require
+from olmo_jax.errors import CheckpointError as CheckpointError
 from olmo_jax.files import DamagedFileError, read_json
 from olmo_jax.lock import lacks_locks
 from olmo_jax.progress import say
+from olmo_jax.run_files import run_record
 
 _ITEMS = {
     "params": ocp.PyTreeCheckpointHandler,
@@ -34,10 +36,6 @@ _ITEMS = {
 
 
 _METADATA = "_CHECKPOINT_METADATA"
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing or can't be read; the message says which and what to do."""
 
 
 def directory(workdir: epath.PathLike, folder: str) -> epath.Path:
@@ -93,14 +91,14 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.PyTreeSave(state.params, save_args=_chunk_a_member(state.params)),
                     moments=ocp.args.PyTreeSave(moments, save_args=_chunk_a_member(moments)),
-                    members=ocp.args.JsonSave({"runs": list(members), "checksums": _checksums(state)}),
+                    members=ocp.args.JsonSave({"runs": list(members), "checksums": checksums(state)}),
                 ),
             )
 
     def save_params(self, step: int, params_M: Any, members: Sequence[str]) -> None:
         """Writes a stack that nothing will train on from, without moments; returns once it is on disk."""
         params = ocp.args.PyTreeSave(params_M, save_args=_chunk_a_member(params_M))
-        listed = {"runs": list(members), "checksums": _checksums({"params": params_M})}
+        listed = {"runs": list(members), "checksums": checksums({"params": params_M})}
         composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave(listed))
         with self._writing():
             # Forced, for Orbax leaves out a step before the last one that is there.
@@ -128,7 +126,7 @@ class Checkpoints:
         if hosts.anyone(failed is not None) or restored is None:
             raise failed or CheckpointError(f"{place}: another process can't read it")
         state = State(params=restored["params"], **restored["moments"])
-        if changed := [name for name, value in _checksums(state).items() if saved.get(name) != value]:
+        if changed := [name for name, value in checksums(state).items() if saved.get(name) != value]:
             raise CheckpointError(f"{place}: {', '.join(changed[:3])} isn't what was saved")
         return state
 
@@ -234,26 +232,6 @@ def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: boo
             )
 
 
-def run_record(workdir: epath.PathLike, run_id: str) -> dict[str, Any]:
-    """runs/<run>/config.json: run_id, cohort, folder (of its stack) and config. Raises DamagedFileError."""
-    path = epath.Path(workdir) / "runs" / run_id / "config.json"
-    remedy = f"`olmo-jax status --workdir={workdir}` writes it anew from sweep.json"
-    record = read_json(path, remedy)
-    config, texts = record.get("config"), [record.get(key) for key in ("run_id", "cohort", "folder")]
-    if (
-        not (isinstance(config, dict) and isinstance(config.get("model"), dict))
-        or not all(isinstance(text, str) and text for text in texts)
-        or record["run_id"] != run_id
-    ):
-        raise DamagedFileError(f"{path}: isn't what a run's configuration is recorded as; {remedy}")
-    return record
-
-
-def run_config(workdir: epath.PathLike, run_id: str) -> TrainConfig:
-    """A run's configuration. Raises CheckpointError: no such run."""
-    return from_config_dict(TrainConfig, _find(workdir, run_id)[0]["config"], "config")
-
-
 def read_end(workdir: epath.PathLike, run_id: str, step: int) -> tuple[int, int]:
     """Of a run at a checkpoint, the step at which it diverged, or -1, and the place in cohort.REASONS of why.
 
@@ -266,26 +244,6 @@ def read_end(workdir: epath.PathLike, run_id: str, step: int) -> tuple[int, int]
         return -1, 0
     marks = _read_member(path, step, places[step], "moments", ("diverged_at", "reason"))
     return int(marks["diverged_at"]), int(marks["reason"])
-
-
-def known_runs(workdir: epath.PathLike) -> list[str]:
-    """Ids of a working directory's runs, sorted."""
-    runs = epath.Path(workdir) / "runs"
-    return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
-
-
-def is_run(workdir: epath.PathLike, run_id: str) -> bool:
-    """Whether a working directory has a run of that id."""
-    return "\0" not in run_id and (epath.Path(workdir) / "runs" / run_id / "config.json").exists()
-
-
-def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
-    """Ids of the runs that an id or a pattern like "olmo-4m-*" names, sorted. Raises CheckpointError: none does."""
-    known = known_runs(workdir)
-    found = names.matching(known, pattern)
-    if not found:
-        raise CheckpointError(f"no run '{pattern}' in {workdir}; there are: {', '.join(known) or 'none'}")
-    return found
 
 
 def run_steps(workdir: epath.PathLike, run_id: str) -> list[int]:
@@ -313,7 +271,7 @@ def _load(path: epath.Path, step: int, item: str = "params") -> tuple[list[str],
     if len(runs) > min(len(x) for x in jax.tree.leaves(arrays)):
         raise CheckpointError(f"{path / str(step)}: lists more runs than it holds; put it back from a copy")
     for place in range(len(runs)):
-        _check_member(path / str(step), item, jax.tree.map(lambda x, m=place: x[m], arrays), saved, place)
+        check_member(path / str(step), item, jax.tree.map(lambda x, m=place: x[m], arrays), saved, place)
     return runs, jax.tree.map(lambda x: x[: len(runs)], arrays)
 
 
@@ -344,10 +302,6 @@ def _members(checkpoint: epath.Path) -> dict[str, Any]:
 
 def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.Path, dict[int, int]]:
     """A run's config.json, its cohort's checkpoints, and its place in the stack of each that holds it, by step."""
-    workdir = epath.Path(workdir)
-    if not is_run(workdir, run_id):
-        known = ", ".join(known_runs(workdir)) or "none"
-        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {known}")
     record = run_record(workdir, run_id)
     path = directory(workdir, record["folder"])
     return record, path, {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}
@@ -425,7 +379,7 @@ def _read_member(path: epath.Path, step: int, place: int, item: str = "params", 
         pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
         member = jax.tree.map(lambda f: np.asarray(f.result()), pending)
         saved = _members(path / str(step))["checksums"]
-    _check_member(path / str(step), item, member, saved, place)
+    check_member(path / str(step), item, member, saved, place)
     return member
 
 
@@ -450,35 +404,6 @@ _PASSING = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
-
-
-def _checksums(stack: Any) -> dict[str, list[int]]:
-    """A number of each array and member that a changed bit changes, whatever devices the stack lies on."""
-    found = hosts.fetch(_checksum_each(stack))
-    return {sharding.path_name(path): x_M.tolist() for path, x_M in jax.tree_util.tree_leaves_with_path(found)}
-
-
-@jax.jit
-def _checksum_each(stack: Any) -> Any:
-    def of_members(x: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").reshape(len(x), -1).astype("uint32")
-        # Odd factors: no change of a single word is lost, and words that changed places are told.
-        return jax.numpy.sum(words * (2 * jax.lax.iota("uint32", words.shape[1]) + 1)[None], axis=1, dtype="uint32")
-
-    return jax.tree.map(of_members, stack)
-
-
-def _check_member(checkpoint: epath.Path, item: str, arrays: Any, saved: dict[str, list[int]], place: int) -> None:
-    """Raises CheckpointError if one member's arrays of an item aren't those that were saved."""
-    # Checksums are by path in the state, of which the item "moments" is all but the parameters.
-    for path, x in jax.tree_util.tree_leaves_with_path({"params": arrays} if item == "params" else arrays):
-        words = np.ascontiguousarray(x).view(f"uint{8 * x.dtype.itemsize}").reshape(-1).astype(np.uint32)
-        total = np.sum(words * (2 * np.arange(words.size, dtype=np.uint32) + 1), dtype=np.uint32)
-        if saved.get(sharding.path_name(path), [])[place : place + 1] != [total]:
-            raise CheckpointError(
-                f"{checkpoint}: {sharding.path_name(path)} isn't what was saved; put it back from a copy, or move it "
-                "away and delete status.json of its runs to have it trained again"
-            )
 
 
 def _chunk_a_member(tree: Any) -> Any:

@@ -19,3 +19,7 @@ class UserError(Exception):
 
     exit_code = 1
     lines = False
+
+
+class CheckpointError(UserError):
+    """A run or checkpoint that is missing or can't be read; the message says which and what to do."""

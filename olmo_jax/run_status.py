@@ -7,9 +7,10 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import hosts
-from olmo_jax.checkpoint import CheckpointError, is_run, read_end, run_config, run_steps
+from olmo_jax.checkpoint import CheckpointError, read_end, run_steps
 from olmo_jax.cohort import Run, State
 from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.run_files import is_run, run_config
 
 ENDED = ("done", "diverged")
 

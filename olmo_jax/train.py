@@ -12,11 +12,11 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide, hosts, sharding
-from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints, run_record
+from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
 from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
 from olmo_jax.compute import Compute
-from olmo_jax.config import ConfigError, TrainConfig, from_config_dict, require
+from olmo_jax.config import ConfigError, require
 from olmo_jax.data.feed import Feed
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.files import DamagedFileError, read_json, write_json
@@ -24,6 +24,7 @@ from olmo_jax.identity import identity_fields
 from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, resume_at
 from olmo_jax.probe import Documents, Probe, choose_documents, make_probes
 from olmo_jax.progress import progress, say
+from olmo_jax.run_files import run_config
 from olmo_jax.run_status import has_ended, restore_statuses, write_statuses
 from olmo_jax.texts import passages
 from olmo_jax.writers import check_writers, writers
@@ -216,8 +217,8 @@ def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> 
 
 def _is_recorded(workdir: epath.Path, run: Run) -> bool:
     try:
-        from_config_dict(TrainConfig, run_record(workdir, run.id)["config"])
-    except (FileNotFoundError, DamagedFileError, ConfigError):
+        run_config(workdir, run.id)
+    except (CheckpointError, DamagedFileError, ConfigError):
         return False
     return True
 

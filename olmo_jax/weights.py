@@ -19,10 +19,11 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from olmo_jax import lfs
-from olmo_jax.checkpoint import known_runs, load_run, run_steps
+from olmo_jax.checkpoint import load_run, run_steps
 from olmo_jax.errors import UserError, brief
 from olmo_jax.paths import local
 from olmo_jax.progress import say
+from olmo_jax.run_files import known_runs
 from olmo_jax.sharding import path_name
 
 _SINGLE = "model.safetensors"

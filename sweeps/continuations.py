@@ -11,11 +11,12 @@ import numpy as np
 from etils import epath
 
 from olmo_jax import hf, weights
-from olmo_jax.checkpoint import CheckpointError, load_run, matching_runs, run_config, run_steps
+from olmo_jax.checkpoint import CheckpointError, load_run, run_steps
 from olmo_jax.config import ConfigError, ModelConfig, require
 from olmo_jax.data import tokenizer as tokenizers
 from olmo_jax.generate import check_sampling, generate_members
 from olmo_jax.hf.settings import TOKENIZER, eos_of
+from olmo_jax.run_files import matching_runs, run_config
 from sweeps.run import data_root
 
 # Runs of one architecture go through the device together, this many at a time.

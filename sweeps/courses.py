@@ -9,7 +9,7 @@ from etils import epath
 from eval import results
 from eval.config import EvalConfig
 from eval.evaluate import read_results
-from olmo_jax import checkpoint
+from olmo_jax.run_files import known_runs
 
 _COURSE = re.compile(r"finetune_(?P<target>.+)_lr(?P<rate>[^_]+)$")
 COLUMNS = ("run_id", "step", "evaluation", "target", "learning_rate", "seed", "at")
@@ -22,7 +22,7 @@ def read_courses(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     `<target>/<metric>`. Empty, but with COLUMNS, where nothing was fine-tuned.
     """
     rows: list[dict[str, Any]] = []
-    for run in checkpoint.known_runs(workdir):
+    for run in known_runs(workdir):
         for step in results.steps(workdir, run):
             for name, result in read_results(workdir, run, step, config).items():
                 found = _COURSE.match(name)

@@ -3,8 +3,9 @@
 from etils import epath
 
 from olmo_jax import hf
-from olmo_jax.checkpoint import CheckpointError, load_run, matching_runs, run_config
+from olmo_jax.checkpoint import CheckpointError, load_run
 from olmo_jax.hf.settings import TOKENIZER
+from olmo_jax.run_files import matching_runs, run_config
 from sweeps.run import data_root
 
 

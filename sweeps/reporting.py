@@ -8,11 +8,11 @@ from etils import epath
 
 from eval import evaluate as evaluation
 from eval import results
-from olmo_jax.checkpoint import known_runs
 from olmo_jax.config import require
 from olmo_jax.files import DamagedFileError, read_json, write_json
 from olmo_jax.metrics import METRICS, TIMINGS, read_timings
 from olmo_jax.progress import say
+from olmo_jax.run_files import known_runs
 from sweeps.analysis import final_rows
 from sweeps.analysis.answers import Answers, answer
 from sweeps.analysis.claims import claims

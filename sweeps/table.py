@@ -26,6 +26,7 @@ from olmo_jax.files import write_whole
 from olmo_jax.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import weight_decay_dose
+from olmo_jax.run_files import known_runs, run_record
 from olmo_jax.run_status import read_status
 from sweeps.analysis.estimate import AnalysisError
 from sweeps.plan import configuration, leaves
@@ -44,7 +45,7 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     `<evaluation>/<name>` in nats per token; sweeps.schema says what each is. What wasn't measured is missing, and so is
     how an imported run was trained; its tokens are those of its revision's name, rounded as they are there.
     """
-    rows = [row for run in checkpoint.known_runs(workdir) for row in _rows_of(workdir, run, config)]
+    rows = [row for run in known_runs(workdir) for row in _rows_of(workdir, run, config)]
     table = pd.DataFrame(rows)
     if "diverged_at" in table:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
@@ -93,12 +94,12 @@ def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
 
 def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
     """Every run's metrics over training, by run id."""
-    runs = checkpoint.known_runs(workdir)
+    runs = known_runs(workdir)
     return {run: pd.DataFrame(read_jsonl(workdir / "runs" / run / METRICS)) for run in runs}
 
 
 def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict[str, Any]]:
-    record = checkpoint.run_record(workdir, run)
+    record = run_record(workdir, run)
     config = from_config_dict(TrainConfig, record["config"])
     total, inner = parameter_count(config.model)
     metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}

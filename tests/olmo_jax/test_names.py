@@ -8,8 +8,9 @@ from etils import epath
 from eval import results
 from olmo_jax import names, paths
 from olmo_jax.checked import ConfigError, folder_name
-from olmo_jax.checkpoint import CheckpointError, matching_runs
+from olmo_jax.checkpoint import CheckpointError
 from olmo_jax.files import write_json
+from olmo_jax.run_files import matching_runs
 
 LOOKS_LIKE_A_PATTERN = "lr[1e-2]*-0a1b"
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from olmo_jax.checkpoint import known_runs, load_run, run_steps
+from olmo_jax.checkpoint import load_run, run_steps
+from olmo_jax.run_files import known_runs
 from tests.olmo_jax import nolocks
 from tests.sweeps.test_interruption import CONFIG
 
