@@ -8,7 +8,6 @@ on against off; then each of the demo's probe programs by itself, as a share of 
 
 import argparse
 import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -16,11 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from olmo_jax import cohort as cohorts
 from olmo_jax import sharding
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.decide import decide
 from olmo_jax.probe import Probe, choose_documents, make_probes
+from olmo_jax.program import compile_steps, initial_state
 from sweeps.configs import demo
 from sweeps.plan import point_config, read_sweep
 
@@ -40,17 +39,16 @@ def cohorts_of_the_demo() -> list[Cohort]:
 def ask(cohort: Cohort) -> None:
     shape, runs = cohort.shape, cohort.runs
     mesh = sharding.make_mesh(dataclasses.replace(shape.mesh, member=1), len(runs))
-    state = cohorts.initial_state(shape, runs, mesh)
+    state = initial_state(shape, runs, mesh)
     compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1)
-    program = cohorts.compile_steps(shape, runs, state, mesh, compute)
+    program = compile_steps(shape, runs, mesh, compute)
     rng = np.random.default_rng(0)
     vocabulary = shape.model.vocab_size
     size = (1, len(runs), shape.batch_size, shape.sequence_length + 1)
     tokens = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), rng.integers(0, vocabulary, size, dtype=np.int32))
     text = [rng.integers(0, vocabulary, 64) for _ in range(shape.probe.sets * shape.probe.documents)]
     documents = choose_documents(shape.probe, text, 0)
-    over_members = functools.partial(cohorts.over_members, mapping=shape.mapping, mesh=mesh)
-    probes = make_probes(shape.probe, shape.model, vocabulary, documents, over_members)
+    probes = make_probes(shape.probe, shape.model, vocabulary, documents, shape.mapping, mesh)
     often = shape.probe.interval(shape.probe.unembedding)
 
     def steps(with_probe: Probe | None) -> float:

@@ -26,6 +26,7 @@ from olmo_jax.config import MeshConfig, ModelConfig, TrainConfig  # noqa: E402
 from olmo_jax.decide import decide  # noqa: E402
 from olmo_jax.model import parameter_count  # noqa: E402
 from olmo_jax.presets import OLMO, OLMO2, PYTHIA  # noqa: E402
+from olmo_jax.program import compile_steps  # noqa: E402
 
 MESHES = {
     "whole on each": MeshConfig(1, DEVICES, 1),
@@ -41,12 +42,10 @@ def measure(model: ModelConfig, mesh: MeshConfig, length: int) -> dict[str, floa
     data = dataclasses.replace(base.data, batch_size=DEVICES, sequence_length=length)
     run = Run("1b", dataclasses.replace(base, data=data))
     shape = cohorts.shape_of(run.config, "text")
-    member = cohorts.member_structs(shape)
-    stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
     start = time.monotonic()
     devices = sharding.make_mesh(mesh, 1)
     compute = decide(shape, 1, devices)._replace(steps_per_call=1)
-    steps = cohorts.compile_steps(shape, [run], stack, devices, compute).steps
+    steps = compile_steps(shape, [run], devices, compute).steps
     memory = steps.memory_analysis()
     assert memory is not None
     return {

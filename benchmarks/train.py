@@ -33,6 +33,7 @@ from olmo_jax.clock import matmul_seconds
 from olmo_jax.cohort import Run
 from olmo_jax.config import ComputeConfig, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from olmo_jax.presets import STAND_INS
+from olmo_jax.program import compile_steps, initial_state
 
 # Threads of torch's pool spin on their cores for a while after their work; whoever is next would pay for it.
 _REST = 0.4
@@ -87,8 +88,8 @@ class Ours:
         compute = decide.fit(shape, runs, mesh, compute, decide.device_memory())
         self.microbatches = compute.microbatches
         start = time.perf_counter()
-        self._state = cohorts.initial_state(shape, runs, mesh)
-        self._program = cohorts.compile_steps(shape, runs, self._state, mesh, compute)
+        self._state = initial_state(shape, runs, mesh)
+        self._program = compile_steps(shape, runs, mesh, compute)
         self.compile_seconds = time.perf_counter() - start
         size = (compute.steps_per_call, case.members, case.batch, case.length + 1)
         tokens = np.random.default_rng(0).integers(0, case.model.vocab_size, size).astype(np.int32)

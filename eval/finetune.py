@@ -68,7 +68,7 @@ def finetune(
     runs = [_run(config, shape, rate, seed) for rate, seed in places]
     hyper = jax.tree.map(lambda *xs: jnp.repeat(jnp.stack(xs), models), *map(optimizer.hyper, runs))
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
-    state = jax.jit(jax.vmap(cohort.init_member))(start)
+    state = _initial(start)
     # What else the training was told is of its machine and batch.
     compute = computing.forward(shape.model)._replace(remat=shape.compute.remat, members=models * len(places))
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
@@ -90,6 +90,11 @@ def finetune(
     diverged_M = np.asarray(state.diverged_at).tolist()
     courses = [Course(of, diverged_at) for of, diverged_at in zip(rows, diverged_M, strict=True)]
     return {place: courses[p * models : (p + 1) * models] for p, place in enumerate(places)}
+
+
+@jax.jit
+def _initial(params_M: Any) -> cohort.State:
+    return jax.vmap(cohort.init_member)(params_M)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "compute"), donate_argnames="state")
@@ -232,9 +237,9 @@ def _courses(
     batches = item_batches(material, task, config) if task else text_batches(material, target, config)
     shape = dataclasses.replace(material.shape, batch_size=config.batch_size, sequence_length=length)
     documents = probe_documents(material.cohort, material.index)
-    over_members = functools.partial(cohort.over_members, mapping=shape.mapping)
     read = item_passages(material, task, config) if task else domain_passages(shape, material.index, target)
-    probes = make_probes(shape.probe, shape.model, material.index.vocab_size, documents, over_members, read)
+    vocabulary = material.index.vocab_size
+    probes = make_probes(shape.probe, shape.model, vocabulary, documents, shape.mapping, passages=read)
 
     def measure_all(params: Any) -> list[Row]:
         losses = stack.losses if params is stack.params_M else stack.losses_of(params)

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+from jax import Array
 
 from eval.config import EvalConfig
 from eval.material import Stack
@@ -33,21 +35,42 @@ def measure(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     ]
     ids = [run.id for run in cohort.runs]
     places = [ids.index(run) for run, _ in stack.models]
-    found: list[dict[str, float]] = [{} for _ in places]
+    rows: list[dict[str, float]] = [{} for _ in places]
     for passage in passages(configs, stack.material.index):
         at_once = members_at_once(texts, cohort.shape.model, [passage])
-        how = functools.partial(over_members, mapping=cohort.shape.mapping, at_once=at_once)
-        read = functools.partial(_read, texts, cohort.shape.model, passage)
-        states = jax.jit(how(read))(stack.params_M, passage.of(places)[1])
+        mapping = Mapping(cohort.shape.mapping, at_once)
+        states = _states(texts, cohort.shape.model, mapping, passage, stack.params_M, passage.of(places)[1])
         for (name, states_MKTD), (k, text) in itertools.product(states.items(), enumerate(passage.names)):
             for points, neighbors in itertools.product(settings["points"], settings["neighbors"]):
-                of = dataclasses.replace(texts, points=points, neighbors=neighbors)
-                values = jax.jit(how(functools.partial(states_geometry, of)))(states_MKTD[:, k])
+                sized = dataclasses.replace(texts, points=points, neighbors=neighbors)
+                values = _geometry(sized, mapping, states_MKTD[:, k])
                 at = f"{name}.{text}/n{points}_l{neighbors}"
-                for m, row in enumerate(found):
+                for m, row in enumerate(rows):
                     row |= {f"{at}/{metric}": float(x_M[m]) for metric, x_M in values.items()}
-    return [Measured(row, {}) for row in found]
+    return [Measured(row, {}) for row in rows]
 
 
-def _read(texts: TextsConfig, architecture: ModelConfig, passage: Passage, params: Any, points_KT: Any) -> Any:
-    return read_states(texts, architecture, passage, params, points_KT)
+class Mapping(NamedTuple):
+    """How members go through the device, as members.over_members takes it."""
+
+    mapping: str
+    at_once: int
+
+    def over(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f` of one member over a stack."""
+        return over_members(f, self.mapping, at_once=self.at_once)
+
+
+@functools.partial(jax.jit, static_argnames=("texts", "architecture", "mapping"))
+def _states(
+    texts: TextsConfig, architecture: ModelConfig, mapping: Mapping, passage: Passage, params_M: Any, points_MKT: Any
+) -> dict[str, Array]:
+    """States `[M, K, T, D]` of the tokens drawn from a passage, by name."""
+    read = functools.partial(read_states, texts, architecture, passage)
+    return mapping.over(read)(params_M, points_MKT)
+
+
+@functools.partial(jax.jit, static_argnames=("texts", "mapping"))
+def _geometry(texts: TextsConfig, mapping: Mapping, states_MTD: Array) -> dict[str, Array]:
+    """Each metric `[M]` of the states of one text."""
+    return mapping.over(functools.partial(states_geometry, texts))(states_MTD)

@@ -5,7 +5,7 @@ Everything that acts on one member is written for one (`member_step`); `over_mem
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from olmo_jax import compute as computing
 from olmo_jax import loss, model, optimizer, sharding
 from olmo_jax.compute import Compute, ComputeConfig
 from olmo_jax.config import CheckpointConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
-from olmo_jax.data import arithmetic, feed
+from olmo_jax.data import arithmetic
 from olmo_jax.identity import digest, identity_fields
 from olmo_jax.members import over_members as over_members
 from olmo_jax.optimizer import Hyper
@@ -56,6 +56,19 @@ class Shape:
     def window_stride(self) -> int:
         """Tokens from one window's first to the next one's: text windows share a token, equations end in eos."""
         return arithmetic.STRIDE if self.arithmetic else self.sequence_length
+
+    @property
+    def compiled(self) -> "Shape":
+        """Without what no step's program depends on, so that cohorts which differ in that alone share one."""
+        return dataclasses.replace(
+            self.lasting,
+            data_name="",
+            data_fingerprint="",
+            train_domains=(),
+            probe=ProbeConfig(),
+            checkpoint=CheckpointConfig(),
+            mesh=MeshConfig(fsdp=self.mesh.fsdp),
+        )
 
     @property
     def lasting(self) -> "Shape":
@@ -273,36 +286,6 @@ def _select(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-class Program(NamedTuple):
-    """A segment's steps, compiled.
-
-    `steps(state, hyper, table, fed, count)` takes the first `count` of the K batches in `fed` (see feed.py) and returns
-    the state, in place of the donated one, and Metrics `[K, M]`, those beyond `count` meaningless.
-    """
-
-    steps: jax.stages.Compiled
-    hyper: Hyper
-
-
-def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
-    """Members' numbers stacked to `size`; places beyond the runs repeat the last with no steps to take."""
-    members = [optimizer.hyper(run.config) for run in runs]
-    members += [members[-1]._replace(total_steps=np.int32(0))] * (size - len(runs))
-    return jax.tree.map(lambda *xs: np.stack(xs), *members)
-
-
-def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
-    """The stack before its first step: each member as `model.init` makes it from its own seed, bit for bit."""
-
-    def one(seed: Array) -> State:
-        return init_member(model.init(shape.model, jax.random.key(seed)))
-
-    stack = jax.vmap(one)
-    seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
-    shardings = sharding.stack_shardings(mesh, jax.eval_shape(stack, seeds_M), shape.mesh.fsdp)
-    return jax.jit(stack, out_shardings=shardings)(seeds_M)
-
-
 def params_structs(config: ModelConfig) -> Any:
     """Shapes and dtypes of one model's parameters."""
     return _structs(config).params
@@ -316,61 +299,3 @@ def member_structs(shape: Shape) -> State:
 @functools.cache
 def _structs(config: ModelConfig) -> State:
     return jax.eval_shape(lambda: init_member(model.init(config, jax.random.key(0))))
-
-
-def compile_steps(
-    shape: Shape,
-    runs: Sequence[Run],
-    state: State,
-    mesh: Mesh,
-    compute: Compute,
-    table: Array | None = None,
-) -> Program:
-    """Compiles the steps of a segment for the stack `state`, or one of its shapes, once and ahead of time.
-
-    Args:
-      compute: how they are carried out (see decide.py).
-      table: the tokens that batches name windows of; None where they bring their own (see feed.py).
-    """
-    size = sharding.padded(len(runs), mesh)
-    hyper = jax.tree.map(lambda x: sharding.put(mesh, sharding.MEMBERS, x), stack_hyper(runs, size))
-    fed = feed.struct(mesh, compute.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None)
-    state_shardings = sharding.stack_shardings(mesh, state, shape.mesh.fsdp)
-    members, of_steps = (NamedSharding(mesh, spec) for spec in (sharding.MEMBERS, PartitionSpec(None, "member")))
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def train_steps(state: State, hyper: Hyper, table: Array | None, fed: Array, count: Array) -> tuple[State, Metrics]:
-        def one(state: State, h: Hyper, batch: Array) -> tuple[State, Metrics]:
-            tokens_BL = feed.tokens(table, batch, shape.sequence_length, shape.window_stride)
-            return member_step(shape, state, h, tokens_BL, mesh, compute)
-
-        def step(i: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
-            state, rows = carry
-            state, row = over_members(one, compute.mapping, mesh)(state, hyper, fed[i])
-            return state, jax.tree.map(lambda all_KM, x_M: all_KM.at[i].set(x_M), rows, row)
-
-        if compute.steps_per_call == 1:
-            state, row = over_members(one, compute.mapping, mesh)(state, hyper, fed[0])
-            return state, jax.tree.map(lambda x_M: x_M[None], row)
-        rows = Metrics(*(jnp.full(fed.shape[:2], jnp.nan) for _ in Metrics._fields))
-        return jax.lax.fori_loop(0, count, step, (state, rows))
-
-    steps = jax.jit(
-        train_steps,
-        in_shardings=(state_shardings, members, None if table is None else whole, fed.sharding, whole),
-        out_shardings=(state_shardings, of_steps),
-        donate_argnums=0,
-    )
-    return Program(steps.lower(state, hyper, table, fed, jnp.int32(0)).compile(), hyper)
-
-
-def pick(state: State, places: Sequence[int], mesh: Mesh, fsdp: bool = False) -> State:
-    """The members at `places`, padded to the mesh's member axis with inert copies of the last.
-
-    The stack itself where it begins with just these and has the right size: what stands beyond them is inert.
-    """
-    if list(places) == list(range(len(places))) and len(state.step) == sharding.padded(len(places), mesh):
-        return state
-    take = functools.partial(jax.tree.map, lambda x: x[np.asarray(sharding.pad(places, mesh))])
-    shardings = sharding.stack_shardings(mesh, jax.eval_shape(take, state), fsdp)
-    return jax.jit(take, out_shardings=shardings)(state)

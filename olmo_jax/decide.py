@@ -13,6 +13,7 @@ from olmo_jax import sharding
 from olmo_jax.checked import ConfigError
 from olmo_jax.cohort import Run, Shape
 from olmo_jax.compute import Compute
+from olmo_jax.program import compile_steps
 
 
 def decide(shape: Shape, members: int, mesh: Mesh) -> Compute:
@@ -45,12 +46,11 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: f
 
     if rough(compute.microbatches) < room / 4 or shape.compute.microbatches:
         return compute
-    stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
     divisors = [n for n in range(1, each + 1) if each % n == 0]
     # Each try compiles a program: not for what the estimate, right within a factor of two, rules out.
     for parts in [n for n in divisors if rough(n) < 2 * room] or divisors[-1:]:
         tried = compute._replace(microbatches=parts)
-        memory = cohorts.compile_steps(shape, runs, stack, mesh, tried).steps.memory_analysis()
+        memory = compile_steps(shape, runs, mesh, tried).steps.memory_analysis()
         if memory is None:
             return compute
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes

@@ -3,6 +3,8 @@
 What is measured is configuration (ProbeConfig). The targets of one interval are one compiled program.
 """
 
+import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from geometry.gauge import centred, gauge_fix
-from geometry.probe import COUNTS, SPECTRUM_PLACES, check_names, summarize
+from geometry.probe import COUNTS, METRICS, SPECTRUM_PLACES, Metric, check_names, summarize
 from olmo_jax import model, sharding
 from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig, require
+from olmo_jax.members import over_members
 from olmo_jax.texts import Passage, measure_texts, members_at_once
 
 
@@ -26,12 +30,13 @@ class Documents(NamedTuple):
     tokens_SNL; points_SP are places in a set's N x L tokens, row by row.
     """
 
-    tokens_SNL: np.ndarray
-    points_SP: np.ndarray
+    tokens_SNL: Any
+    points_SP: Any
 
 
-# Of one member, from its parameters and what of each passage is its own (texts.Passage.of).
-Measure = Callable[[Any, Any], dict[str, Array]]
+STATES = ("final_states", "layers")
+TARGETS = ("unembedding", "embedding", "parameters", *STATES)
+
 # Of a stack, from its parameters and the places of its members in the cohort; None: all, in order.
 Probe = Callable[..., dict[str, Array]]
 
@@ -81,7 +86,7 @@ def _points(config: ProbeConfig, length_SN: np.ndarray) -> np.ndarray:
 
 def check_probe(config: ProbeConfig, member: Any) -> None:
     """Raises ConfigError for a metric that isn't registered and a pattern that is in no matrix's path in `member`."""
-    for name in ("unembedding", "embedding", "parameters", "final_states", "layers"):
+    for name in TARGETS:
         try:
             check_names(getattr(config, name).metrics)
         except ValueError as error:
@@ -96,25 +101,52 @@ def check_probe(config: ProbeConfig, member: Any) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class ProbeProgram:
+    """What a probe's compiled program is made from beside its arguments; equal ones share one program.
+
+    Attributes:
+      targets: those that are measured, by name. functions: of all their metrics, so that one defined anew is compiled
+        anew. texts: whether passages are read. mapping, mesh, at_once: of the members (members.over_members).
+    """
+
+    config: ProbeConfig
+    targets: tuple[tuple[str, TargetConfig], ...]
+    functions: tuple[Metric, ...]
+    texts: bool
+    architecture: ModelConfig
+    vocabulary: int
+    mapping: str
+    mesh: Mesh | None
+    at_once: int | None
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether a target is measured of states on the probe's documents."""
+        return any(name in STATES for name, _ in self.targets)
+
+
 def make_probes(
     config: ProbeConfig,
     architecture: ModelConfig,
     vocabulary: int,
     documents: Documents | None,
-    over_members: Callable[..., Any],
+    mapping: str = "auto",
+    mesh: Mesh | None = None,
     passages: Sequence[Passage] = (),
+    at_once: int | None = None,
 ) -> dict[int, Probe]:
     """`{interval: probe}` with `probe(params_M, places=None) -> {"target/metric": [M]}`, one program an interval.
 
     Args:
       vocabulary: tokens of the tokenizer; rows beyond pad the embedding and the unembedding.
       documents: None where no target reads states.
-      over_members: makes of a function of one member that of a stack; takes `at_once` as cohort.over_members does.
-      passages: that config.texts names.
+      mapping, mesh: how members go through the devices (members.over_members).
+      passages: that config.texts names. at_once: bounds how many members read them side by side; None: by memory.
     """
-    targets = {n: getattr(config, n) for n in ("unembedding", "embedding", "parameters", "final_states", "layers")}
     groups: dict[int, dict[str, TargetConfig]] = {}
-    for name, target in targets.items():
+    for name in TARGETS:
+        target = getattr(config, name)
         if target.metrics and (interval := config.interval(target)):
             groups.setdefault(interval, {})[name] = target
     reading = (config.texts.every or config.every) if passages else 0
@@ -122,27 +154,48 @@ def make_probes(
         groups.setdefault(reading, {})
 
     def probe_of(interval: int, group: dict[str, TargetConfig]) -> Probe:
-        read = passages if interval == reading else ()
-
-        def measure(params: Any, own: Any) -> dict[str, Array]:
-            found = measure_parameters(config, group, architecture, vocabulary, params)
-            if documents is not None and not group.keys().isdisjoint(("final_states", "layers")):
-                found |= measure_states(config, group, architecture, documents, params)
-            for passage, (documents_KN, points_KT) in zip(read, own, strict=True):
-                found |= measure_texts(config.texts, architecture, passage, params, documents_KN, points_KT)
-            return found
-
-        at_once = members_at_once(config.texts, architecture, read) if read else None
-        stack = jax.jit(over_members(measure, at_once=at_once))
+        read = list(passages) if interval == reading else []
+        names = {name for target in group.values() for name in target.metrics}
+        names |= set(config.texts.metrics) if read else set()
+        program = ProbeProgram(
+            config,
+            tuple(group.items()),
+            tuple(METRICS[name] for name in sorted(names)),
+            bool(read),
+            architecture,
+            vocabulary,
+            mapping,
+            mesh,
+            (at_once or members_at_once(config.texts, architecture, read)) if read else None,
+        )
+        of_states = documents if program.reads_states else None
 
         def probe(params_M: Any, places: Sequence[int] | None = None) -> dict[str, Array]:
             if places is None:
                 places = range(len(jax.tree.leaves(params_M)[0]))
-            return stack(params_M, [passage.of(places) for passage in read])
+            return _measure_members(program, params_M, of_states, read, [passage.of(places) for passage in read])
 
         return probe
 
     return {interval: probe_of(interval, group) for interval, group in sorted(groups.items())}
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def _measure_members(
+    program: ProbeProgram, params_M: Any, documents: Documents | None, passages: list[Passage], counted_M: list[Any]
+) -> dict[str, Array]:
+    """`{"target/metric": [M]}` of a stack; `counted_M` has of each passage what counts for each member (Passage.of)."""
+    config, architecture, targets = program.config, program.architecture, dict(program.targets)
+
+    def measure(params: Any, counted: list[Any]) -> dict[str, Array]:
+        values = measure_parameters(config, targets, architecture, program.vocabulary, params)
+        if documents is not None:
+            values |= measure_states(config, targets, architecture, documents, params)
+        for passage, (documents_KN, points_KT) in zip(passages, counted, strict=True):
+            values |= measure_texts(config.texts, architecture, passage, params, documents_KN, points_KT)
+        return values
+
+    return over_members(measure, program.mapping, program.mesh, program.at_once)(params_M, counted_M)
 
 
 def measure_parameters(

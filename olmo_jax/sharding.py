@@ -134,7 +134,7 @@ def put(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:
 
 
 def padded(members: int, mesh: Mesh) -> int:
-    """Members rounded up to the mesh's member axis; those beyond are inert (see cohort.stack_hyper)."""
+    """Members rounded up to the mesh's member axis; those beyond are inert (see program.stack_hyper)."""
     axis = mesh.shape["member"]
     return -(-members // axis) * axis
 

@@ -6,6 +6,8 @@ part for each member. Measured are `texts.<text>/loss`, `texts.<text>/accuracy` 
 Shapes: N documents of L tokens, K texts of a passage, T drawn tokens, M members.
 """
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,20 +31,29 @@ _MOST_BYTES = 4e9
 _OF_DRAWING = ("points", "duplicates")
 
 
-class Passage(NamedTuple):
-    """Documents read at once, and what of them counts for each text and member.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    meta_fields=("names", "scored_places"),
+    data_fields=("inputs_NL", "targets_NL", "scored_NL", "documents_MKN", "points_MKT"),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Passage:
+    """Documents read at once, and what of them counts for each text and member; an argument of compiled programs.
 
-    names: of the K texts. inputs_NL, targets_NL: tokens, and those that follow. scored_NL: what of these is predicted.
-    documents_MKN: whose loss counts. points_MKT: places in N x L of the tokens whose states are measured. An M of 1
-    stands for any number of members.
+    Attributes:
+      names: of the K texts. scored_places: those of 0 to L - 1 at which a prediction of any document counts.
+      inputs_NL, targets_NL: tokens, and those that follow. scored_NL: which predictions count.
+      documents_MKN: whose loss counts. points_MKT: places in N x L of the tokens whose states are measured. An M of 1
+        stands for any number of members.
     """
 
     names: tuple[str, ...]
-    inputs_NL: np.ndarray
-    targets_NL: np.ndarray
-    scored_NL: np.ndarray
-    documents_MKN: np.ndarray
-    points_MKT: np.ndarray
+    scored_places: tuple[int, ...]
+    inputs_NL: Any
+    targets_NL: Any
+    scored_NL: Any
+    documents_MKN: Any
+    points_MKT: Any
 
     def of(self, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """`documents_MKN` and `points_MKT` of the members at these places."""
@@ -140,7 +151,7 @@ def scored_passage(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored
     points_T = _drawn(config, np.flatnonzero(read_NL))
     _check_points(config, name, tokens_Nl[:, :-1], points_T)
     everything = np.ones((1, 1, len(tokens_Nl)), bool)
-    return Passage((name,), tokens_Nl[:, :-1], tokens_Nl[:, 1:], scored_NL, everything, points_T[None, None])
+    return _laid_out((name,), tokens_Nl, scored_NL, everything, points_T[None, None])
 
 
 def _equations(configs: Sequence[TrainConfig]) -> Passage:
@@ -170,7 +181,18 @@ def _equations(configs: Sequence[TrainConfig]) -> Passage:
         share = f"config.data.arithmetic.train_fraction = {member.data.arithmetic.train_fraction:g}"
         for name, points_T in zip(config.names, points_KT, strict=True):
             _check_points(config, f"{name} ({share})", tokens_NL[:, :-1], points_T)
-    return Passage(config.names, tokens_NL[:, :-1], tokens_NL[:, 1:], scored_NL, documents_MKN, points_MKT)
+    return _laid_out(config.names, tokens_NL, scored_NL, documents_MKN, points_MKT)
+
+
+def _laid_out(
+    names: tuple[str, ...],
+    tokens_Nl: np.ndarray,
+    scored_NL: np.ndarray,
+    documents_MKN: np.ndarray,
+    points_MKT: np.ndarray,
+) -> Passage:
+    places = tuple(np.flatnonzero(scored_NL.any(axis=0)).tolist())
+    return Passage(names, places, tokens_Nl[:, :-1], tokens_Nl[:, 1:], scored_NL, documents_MKN, points_MKT)
 
 
 def _drawn(config: TextsConfig, places: np.ndarray) -> np.ndarray:
@@ -281,11 +303,10 @@ def _read(config: TextsConfig, architecture: ModelConfig, passage: Passage, para
     wanted = config.states if config.metrics else ()
     w_VD = model.unembedding(params)
     # Where but one position is predicted, as in equations, logits of the others aren't made.
-    columns_L = np.flatnonzero(passage.scored_NL.any(axis=0))
+    columns_L = np.array(passage.scored_places)
 
-    def split(x_NL: np.ndarray) -> Array:
-        x_NL = np.concatenate([x_NL, np.zeros((batches * size - count, length), x_NL.dtype)])
-        return jnp.asarray(x_NL.reshape(batches, size, length))
+    def split(x_NL: Any) -> Array:
+        return jnp.pad(x_NL, [(0, batches * size - count), (0, 0)]).reshape(batches, size, length)
 
     def read(states: dict[str, Array], batch: tuple[Array, Array, Array]) -> tuple[dict[str, Array], Any]:
         i, inputs_BL, targets_BL = batch

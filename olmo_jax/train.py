@@ -1,7 +1,6 @@
 """Trains one cohort: from token windows to checkpoints and metrics, resumable at any point by the same call."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide, hosts, sharding
+from olmo_jax import program as programs
 from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
 from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
@@ -57,8 +57,7 @@ def train_cohort(
     compute = _kept_or_decided(workdir, cohort, mesh)
     say(f"{cohort.folder}: {compute}")
     feed = Feed(index, [run.config for run in runs], mesh, compute.steps_per_call)
-    over_members = functools.partial(cohorts.over_members, mapping=compute.mapping, mesh=mesh)
-    probes = cohort_probes(cohort, index, over_members)
+    probes = cohort_probes(cohort, index, compute.mapping, mesh)
     due, total = cohorts.checkpoint_steps(cohort), cohort.segment_ends[-1]
     trace = Trace(workdir / "profile" / cohort.folder, traced)
 
@@ -74,13 +73,13 @@ def train_cohort(
         with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as show:
             for end in (e for e in cohort.segment_ends if e > step):
                 staying = cohort.active(end)
-                state = cohorts.pick(state, [places.index(i) for i in staying], mesh, shape.mesh.fsdp)
+                state = programs.pick(state, [places.index(i) for i in staying], mesh, shape.mesh.fsdp)
                 places = staying
                 members = [runs[i] for i in places]
                 padded = sharding.pad(places, mesh)
                 log = _open_log(workdir, members, step)
                 clock = Clock(log, shape, len(members), mesh.size, step)
-                program = cohorts.compile_steps(shape, members, state, mesh, compute, feed.table)
+                program = programs.compile_steps(shape, members, mesh, compute, feed.table)
                 clock.event("compile", step)
                 if step == 0:
                     log.later([{"step": 0, "tokens": 0}], {})
@@ -142,7 +141,7 @@ def _resume(
             f"none of {len(broken)} checkpoints can be resumed from: {broken[max(broken)]}; put it back from a copy, "
             f"or move {folder} away to train these runs anew"
         )
-    return 0, cohorts.initial_state(shape, cohort.runs, mesh)
+    return 0, programs.initial_state(shape, cohort.runs, mesh)
 
 
 def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
@@ -265,12 +264,14 @@ def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> Metrics
     return MetricsLog(directories, [writers(run.config, d, step) for run, d in zip(members, directories, strict=False)])
 
 
-def cohort_probes(cohort: Cohort, index: TokenIndex, over_members: Callable[..., Any]) -> dict[int, Probe]:
+def cohort_probes(
+    cohort: Cohort, index: TokenIndex, mapping: str = "auto", mesh: jax.sharding.Mesh | None = None
+) -> dict[int, Probe]:
     """The probes of a cohort, by interval (see make_probes). Raises ConfigError for texts that aren't there."""
     shape = cohort.shape
     read = passages([run.config for run in cohort.runs], index)
     documents = probe_documents(cohort, index)
-    return make_probes(shape.probe, shape.model, index.vocab_size, documents, over_members, read)
+    return make_probes(shape.probe, shape.model, index.vocab_size, documents, mapping, mesh, read)
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
@@ -302,9 +303,7 @@ def check_mesh(cohort: Cohort) -> None:
     decide.decide(shape, len(cohort.runs), mesh)
     for run in cohort.runs:
         check_writers(run.config)
-    member = cohorts.member_structs(shape)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), member)
-    sharding.stack_shardings(mesh, one, shape.mesh.fsdp)
+    sharding.stack_shardings(mesh, programs.stack_structs(shape, 1), shape.mesh.fsdp)
 
 
 def check_vocabulary(vocab_size: int, index: TokenIndex) -> None:

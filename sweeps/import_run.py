@@ -105,7 +105,7 @@ def import_run(
         cohort = _in_its_place(workdir, Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),)))
         check_probe(train.probe, cohorts.member_structs(cohort.shape).params)
         check_texts(train.probe.texts, train.model)
-        probes = cohort_probes(cohort, index, cohorts.over_members)
+        probes = cohort_probes(cohort, index)
         plan = _joined(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
         write_run_files(workdir, cohort, anew=True)
         write_json(workdir / "sweep.json", records.record(plan, versions()))

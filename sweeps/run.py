@@ -13,7 +13,6 @@ from etils import epath
 
 from eval import evaluate as evaluation
 from eval.check import check_evaluation
-from olmo_jax import cohort as cohorts
 from olmo_jax.checkpoint import check_place, directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
@@ -90,7 +89,7 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
         if not cohort.shape.arithmetic:
             lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
             require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
-        cohort_probes(cohort, index, cohorts.over_members)
+        cohort_probes(cohort, index)
         if to_train:
             _check_epochs(cohort, index)
         check_evaluation(plan.evaluation, cohort, index)

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,6 @@ import pytest
 
 from geometry.probe import METRICS
 from olmo_jax import model
-from olmo_jax.cohort import over_members
 from olmo_jax.config import ConfigError, ModelConfig, ParametersConfig, ProbeConfig, TargetConfig
 from olmo_jax.probe import check_probe, choose_documents, make_probes
 
@@ -29,14 +26,11 @@ def params():
     return model.init(CONFIG, jax.random.key(0))
 
 
-def one(f, at_once=None):
-    return f
-
-
 def measured(config, documents, params):
     """All that the probes of a configuration say of one member."""
-    probes = make_probes(config, CONFIG, VOCABULARY, choose_documents(config, documents, BOS), one)
-    return {name: float(value) for probe in probes.values() for name, value in probe(params).items()}
+    probes = make_probes(config, CONFIG, VOCABULARY, choose_documents(config, documents, BOS))
+    params_M = jax.tree.map(lambda x: x[None], params)
+    return {name: float(value_M[0]) for probe in probes.values() for name, value_M in probe(params_M).items()}
 
 
 def roy_and_vetterli(w):
@@ -174,10 +168,10 @@ def test_targets_of_one_interval_are_one_program_and_0_is_never(documents):
         final_states=TargetConfig(metrics=("stable_rank",), every=20),
         layers=TargetConfig(metrics=("stable_rank",)),
     )
-    assert list(make_probes(config, CONFIG, VOCABULARY, chosen, one)) == [5, 20]
+    assert list(make_probes(config, CONFIG, VOCABULARY, chosen)) == [5, 20]
     assert config.reads_states
     assert not ProbeConfig(every=0).reads_states
-    assert make_probes(ProbeConfig(every=0), CONFIG, VOCABULARY, None, one) == {}
+    assert make_probes(ProbeConfig(every=0), CONFIG, VOCABULARY, None) == {}
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
@@ -185,9 +179,7 @@ def test_members_are_measured_each_for_itself(params, documents, mapping):
     others = [model.init(CONFIG, jax.random.key(seed)) for seed in (1, 2)]
     stack = jax.tree.map(lambda *xs: jnp.stack(xs), params, *others)
     chosen = choose_documents(ONE_SET, documents, BOS)
-    (probe,) = make_probes(
-        ONE_SET, CONFIG, VOCABULARY, chosen, functools.partial(over_members, mapping=mapping)
-    ).values()
+    (probe,) = make_probes(ONE_SET, CONFIG, VOCABULARY, chosen, mapping).values()
     together = probe(stack)
     for m, member in enumerate([params, *others]):
         alone = measured(ONE_SET, documents, member)

@@ -17,6 +17,7 @@ from olmo_jax import model, sharding
 from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig, TrainConfig
 from olmo_jax.decide import decide
+from olmo_jax.program import compile_steps, initial_state
 from tests.olmo_jax.variants import VARIANTS
 
 MEMBERS, BATCH, LENGTH, STEPS = 8, 8, 12, 2
@@ -31,9 +32,9 @@ def program(architecture, mesh_config, members, mapping="vmap"):
     runs = [Run(f"r{seed}", dataclasses.replace(base, init_seed=seed, data_seed=seed)) for seed in range(members)]
     shape = cohorts.shape_of(base, "text")
     mesh = sharding.make_mesh(mesh_config, members)
-    state = cohorts.initial_state(shape, runs, mesh)
+    state = initial_state(shape, runs, mesh)
     compute = decide(shape, members, mesh)._replace(steps_per_call=1)
-    return cohorts.compile_steps(shape, runs, state, mesh, compute), state, mesh
+    return compile_steps(shape, runs, mesh, compute), state, mesh
 
 
 def train(architecture, mesh_config, members=MEMBERS):

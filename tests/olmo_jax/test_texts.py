@@ -10,7 +10,6 @@ import pytest
 from geometry.dimension import local_two_nn
 from geometry.probe import summarize
 from olmo_jax import model
-from olmo_jax.cohort import over_members
 from olmo_jax.config import (
     ArithmeticConfig,
     ConfigError,
@@ -53,12 +52,9 @@ def measured(config, runs, index, params_M, mapping="map", at_once=None, places=
     """All that the texts probe says, `{name: [M]}`."""
     only = ProbeConfig(every=1, unembedding=TargetConfig(), final_states=TargetConfig(), texts=config)
 
-    def mapped(f, **_):
-        return over_members(f, mapping, at_once=at_once)
-
     runs = [dataclasses.replace(r, probe=only) for r in runs]
     read = passages(runs, index)
-    (probe,) = make_probes(only, runs[0].model, index.vocab_size, None, mapped, read).values()
+    (probe,) = make_probes(only, runs[0].model, index.vocab_size, None, mapping, None, read, at_once).values()
     return {name: np.asarray(x_M) for name, x_M in probe(params_M, places).items()}
 
 

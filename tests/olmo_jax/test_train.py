@@ -14,7 +14,6 @@ import pytest
 from etils import epath
 
 from olmo_jax import checkpoint, model, sharding
-from olmo_jax import cohort as cohorts
 from olmo_jax import decide as deciding
 from olmo_jax.checkpoint import CheckpointError, load_run, load_stack, member_lists
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
@@ -22,6 +21,7 @@ from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
 from olmo_jax.decide import decide
 from olmo_jax.lock import LockError
 from olmo_jax.metrics import read_jsonl
+from olmo_jax.program import compile_steps
 from olmo_jax.run_status import read_status
 from olmo_jax.train import train_cohort, write_run_files
 
@@ -338,11 +338,16 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_pa
         train(epath.Path(tmp_path), Cohort(small, cohort.runs), index)
 
 
-def test_each_segment_of_a_cohort_compiles_its_step_once(cohort, index, tmp_path, caplog):
+def test_a_second_cohort_of_the_same_shape_compiles_nothing(cohort, trained, index, vary, tmp_path, caplog):
+    """Steps of both segments, initial state, probes, checkpoints: all are those of the cohort that was trained."""
+    changes = {"init_seed": 7, "data_seed": 3, "optimizer.learning_rate": 1e-4, "optimizer.beta2": 0.9}
+    runs = [Run(f"other{i}", vary(run.config, changes)) for i, run in enumerate(cohort.runs)]
+    shape = dataclasses.replace(cohort.shape, data_name="another")
     with jax.log_compiles(True), caplog.at_level(logging.WARNING):
-        assert train(epath.Path(tmp_path), cohort, index)
-    steps = [r.message for r in caplog.records if "Compiling jit(train_steps)" in r.message]
-    assert len(steps) == len(cohort.segment_ends) == 2
+        jax.jit(lambda x: x + 1)(1)
+        assert train(epath.Path(tmp_path), Cohort(shape, tuple(runs)), index)
+    compiled = [r.message.split(" with ")[0] for r in caplog.records if r.message.startswith("Compiling jit(")]
+    assert compiled == ["Compiling jit(<lambda>)"]
 
 
 def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others(tiny, index, vary, tmp_path):
@@ -370,8 +375,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(cohort, trained, index,
     """What the compiled steps need of memory decides, once: a resumed training has more room and does as it did."""
     mesh = sharding.make_mesh(cohort.shape.mesh, len(cohort.runs))
     chosen = decide(cohort.shape, len(cohort.runs), mesh)
-    stack = jax.eval_shape(lambda: cohorts.initial_state(cohort.shape, cohort.runs, mesh))
-    memory = cohorts.compile_steps(cohort.shape, cohort.runs, stack, mesh, chosen).steps.memory_analysis()
+    memory = compile_steps(cohort.shape, cohort.runs, mesh, chosen).steps.memory_analysis()
     whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     workdir = epath.Path(tmp_path)
     monkeypatch.setattr(deciding, "device_memory", lambda: whole - 1.0)
