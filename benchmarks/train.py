@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide, flops, loss, sharding
 from olmo_jax.clock import matmul_seconds
-from olmo_jax.cohort import Run
+from olmo_jax.cohort import Program, Run, State
 from olmo_jax.config import ComputeConfig, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from olmo_jax.presets import STAND_INS
 
@@ -94,6 +94,28 @@ class Ours:
         tokens = np.random.default_rng(0).integers(0, case.model.vocab_size, size).astype(np.int32)
         self._fed = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens)
         self._calls = case.steps // compute.steps_per_call
+
+    @property
+    def state(self) -> State:
+        """The stack as the last steps left it, or as it began."""
+        return self._state
+
+    @property
+    def program(self) -> Program:
+        return self._program
+
+    @property
+    def fed(self) -> jax.Array:
+        """The random tokens that each call takes, `[K, M, B, L + 1]`."""
+        return self._fed
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the compiled steps need of a device: state, text, results and temporaries."""
+        memory = self._program.steps.memory_analysis()
+        assert memory is not None
+        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        return needed - memory.alias_size_in_bytes
 
     def seconds(self) -> float:
         """Seconds of the case's steps."""
