@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec
 from olmo_jax import cohort as cohorts
 from olmo_jax import decide, flops, loss, sharding
 from olmo_jax.clock import matmul_seconds
-from olmo_jax.cohort import Program, Run, State
+from olmo_jax.cohort import Run
 from olmo_jax.config import ComputeConfig, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from olmo_jax.presets import STAND_INS
 
@@ -96,12 +96,13 @@ class Ours:
         self._calls = case.steps // compute.steps_per_call
 
     @property
-    def state(self) -> State:
+    def state(self) -> Any:
         """The stack as the last steps left it, or as it began."""
         return self._state
 
     @property
-    def program(self) -> Program:
+    def program(self) -> Any:
+        """The compiled steps, and their members' numbers as `hyper`."""
         return self._program
 
     @property
