@@ -111,8 +111,8 @@ def table(shape: Shape, matmul: float, bandwidth: float) -> str:
         cells = f"{part.flops / 1e9:,.0f} | {part.bytes / 1e9:.2f} | {intensity}"
         lines.append(f"| {name} | {cells} | {1e3 * by_flops:.2f} | {1e3 * by_bytes:.2f} |")
     rate = shape.tokens / longest
-    said = f"{1e3 * longest:.2f} ms, {rate:,.0f} tokens/s; {matmul_kernels(shape)} matmuls"
-    lines.append(f"\nSum of the longer ones: {said}")
+    total = f"{1e3 * longest:.2f} ms, {rate:,.0f} tokens/s; {matmul_kernels(shape)} matmuls"
+    lines.append(f"\nSum of the longer ones: {total}")
     return "\n".join(lines)
 
 
@@ -124,13 +124,17 @@ def main() -> None:
     defaults = {"vocabulary": 50280, "layers": 4, "heads": 8, "batch": 32, "length": 1024, "members": 1}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     shapes = SHAPES
-    if given.width:
-        model = model_of(given.vocabulary, given.width, given.layers, given.heads)
-        shapes = {f"d {given.width}, {given.members} members": Shape(model, given.batch, given.length, given.members)}
+    if arguments.width:
+        model = model_of(arguments.vocabulary, arguments.width, arguments.layers, arguments.heads)
+        shapes = {
+            f"d {arguments.width}, {arguments.members} members": Shape(
+                model, arguments.batch, arguments.length, arguments.members
+            )
+        }
     for name, shape in shapes.items():
-        print(f"{name}\n\n{table(shape, given.matmul, given.bandwidth)}\n")
+        print(f"{name}\n\n{table(shape, arguments.matmul, arguments.bandwidth)}\n")
 
 
 if __name__ == "__main__":

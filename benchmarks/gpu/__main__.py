@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.gpu import results, table
-from benchmarks.gpu.child import DONE, FAILED, UNFINISHED, tell
+from benchmarks.gpu.child import DONE, FAILED, UNFINISHED, print_line
 from benchmarks.gpu.part import SCALES, Part, UsageError, chosen_parts
 from olmo_jax.errors import UserError
 
@@ -74,7 +74,7 @@ def _command(arguments: argparse.Namespace) -> int:
     parts = chosen_parts(arguments.only)
     if arguments.list:
         for part in parts.values():
-            tell(f"{part.NAME}: {part.TITLE}\n  {' '.join(part.cases(arguments.scale))}")
+            print_line(f"{part.NAME}: {part.TITLE}\n  {' '.join(part.cases(arguments.scale))}")
         return DONE
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seconds = 60 * arguments.minutes if arguments.minutes else float("inf")
@@ -102,7 +102,7 @@ def _measure_all(
             "--scale=full: JAX has no accelerator here (its backend is the CPU); install jax[cuda12] or jax[tpu], or "
             "try the command with --scale=dry"
         )
-    tell(f"{machine['device']}, jax {machine['jax']}, commit {machine['commit']}")
+    print_line(f"{machine['device']}, jax {machine['jax']}, commit {machine['commit']}")
     codes, queue = [], list(parts.values())
     while queue:
         part = queue.pop(0)
@@ -112,7 +112,7 @@ def _measure_all(
         else:
             codes.append(code)
     if scale == "dry":
-        tell(table.of_parts(parts, folder, scale))
+        print_line(table.of_parts(parts, folder, scale))
     if document:
         table.rewrite()
     return FAILED if FAILED in codes else UNFINISHED if UNFINISHED in codes else DONE
@@ -148,7 +148,7 @@ def _measure(
 ) -> int:
     seconds = min(_PART_SECONDS, end - time.monotonic())
     if seconds <= 0:
-        tell(f"{part.NAME}: time is up; the same command goes on with it")
+        print_line(f"{part.NAME}: time is up; the same command goes on with it")
         return UNFINISHED
     request = {
         "part": part.NAME,
@@ -162,14 +162,14 @@ def _measure(
     try:
         process.communicate(json.dumps(request), timeout=seconds + _GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        tell(f"{part.NAME}: a case took {_GRACE_SECONDS:.0f} s more than the part has, and was ended")
+        print_line(f"{part.NAME}: a case took {_GRACE_SECONDS:.0f} s more than the part has, and was ended")
         return FAILED
     finally:
         process.terminate()
         process.wait()
     if process.returncode in (DONE, FAILED, UNFINISHED):
         return process.returncode
-    tell(f"{part.NAME}: its process ended with {process.returncode}; results written before stay")
+    print_line(f"{part.NAME}: its process ended with {process.returncode}; results written before stay")
     return FAILED
 
 

@@ -27,19 +27,21 @@ def measure_part(part: Part, scale: str, folder: Path, machine: dict[str, Any], 
     keys = {name: results.key_of(part, case, machine) for name, case in cases.items()}
     left = [name for name in cases if not results.is_done(entries.get(name), keys[name])]
     if len(left) < len(cases):
-        tell(f"{part.NAME}: {len(cases) - len(left)} of {len(cases)} cases have results in {path}")
+        print_line(f"{part.NAME}: {len(cases) - len(left)} of {len(cases)} cases have results in {path}")
     for done, name in enumerate(left):
         if time.monotonic() - start > seconds:
-            tell(f"{part.NAME}: time is up with {len(left) - done} cases left; the same command goes on with them")
+            print_line(
+                f"{part.NAME}: time is up with {len(left) - done} cases left; the same command goes on with them"
+            )
             return UNFINISHED
         began = time.monotonic()
-        found = measured(part, cases[name])
-        taken = time.monotonic() - began
-        tell(f"{part.NAME} {name}: {line(part, found)} ({taken:.0f} s)")
-        if "error" in found:
+        outcome = measured(part, cases[name])
+        lasted = time.monotonic() - began
+        print_line(f"{part.NAME} {name}: {line(part, outcome)} ({lasted:.0f} s)")
+        if "error" in outcome:
             failed = True
         else:
-            results.record(path, part, name, results.entry_of(part, keys[name], machine, scale) | found)
+            results.record(path, part, name, results.entry_of(part, keys[name], machine, scale) | outcome)
     return FAILED if failed else DONE
 
 
@@ -56,17 +58,17 @@ def measured(part: Part, case: dict[str, Any]) -> dict[str, Any]:
         return {"does_not_fit" if out_of_memory else "error": brief(error)}
 
 
-def line(part: Part, found: dict[str, Any]) -> str:
+def line(part: Part, outcome: dict[str, Any]) -> str:
     """What is said of a case once it ends."""
-    if "error" in found:
-        return f"failed: {found['error']}"
-    if "does_not_fit" in found:
-        return f"doesn't fit: {found['does_not_fit']}"
-    shown = {column.heading: column.shown(found["measured"]) for column in part.COLUMNS}
+    if "error" in outcome:
+        return f"failed: {outcome['error']}"
+    if "does_not_fit" in outcome:
+        return f"doesn't fit: {outcome['does_not_fit']}"
+    shown = {column.heading: column.shown(outcome["measured"]) for column in part.COLUMNS}
     return ", ".join(f"{value} {heading}" for heading, value in shown.items() if value)
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     """One line on stdout, at once."""
     print(text, flush=True)
 
@@ -75,7 +77,7 @@ def main() -> int:
     request = json.load(sys.stdin)
     part = all_parts()[request["part"]]
     if missing := missing_modules(part):
-        tell(f"{part.NAME}: not measured, this Python lacks {', '.join(missing)}; `make setup` installs them")
+        print_line(f"{part.NAME}: not measured, this Python lacks {', '.join(missing)}; `make setup` installs them")
         return FAILED
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -83,7 +85,7 @@ def main() -> int:
             part, request["scale"], Path(request["results"]), request["machine"], float(request["seconds"])
         )
     except KeyboardInterrupt:
-        tell(f"{part.NAME}: stopped; the same command goes on with the case that it was at")
+        print_line(f"{part.NAME}: stopped; the same command goes on with the case that it was at")
         return UNFINISHED
 
 

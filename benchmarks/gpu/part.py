@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -54,17 +55,19 @@ class Part(Protocol):
 
 def all_parts() -> dict[str, Part]:
     """The parts by name, in the order of their names. Raises UsageError for a module that isn't one."""
-    found: dict[str, Part] = {}
+    by_name: dict[str, Part] = {}
     for info in pkgutil.iter_modules(parts.__path__):
         module = importlib.import_module(f"{parts.__name__}.{info.name}")
         needed = [*Part.__annotations__, "cases", "measure"]
         if missing := [name for name in needed if not hasattr(module, name)]:
             raise UsageError(f"{module.__file__}: lacks {', '.join(missing)}, which a part has; add it")
         part = cast(Part, module)
-        if part.NAME in found:
+        if not re.fullmatch("[a-z0-9_]+", part.NAME):  # a file's name ends it with a hyphen
+            raise UsageError(f"{module.__file__}: NAME = {part.NAME!r} may have small letters, digits and _ alone")
+        if part.NAME in by_name:
             raise UsageError(f"{module.__file__}: another part has the name {part.NAME!r}; choose another")
-        found[part.NAME] = part
-    return dict(sorted(found.items()))
+        by_name[part.NAME] = part
+    return dict(sorted(by_name.items()))
 
 
 def chosen_parts(names: Sequence[str]) -> dict[str, Part]:

@@ -56,6 +56,8 @@ def read(path: Path, warn: bool = True) -> dict[str, dict[str, Any]]:
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("key"), dict):
         return False
+    if not {"case", "part_version", "device"} <= entry["key"].keys():
+        return False
     place = isinstance(entry.get("machine"), dict) and isinstance(entry.get("date"), str)
     return place and (isinstance(entry.get("measured"), dict) or isinstance(entry.get("does_not_fit"), str))
 

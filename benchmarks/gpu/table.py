@@ -56,19 +56,19 @@ def updated(text: str, folder: Path) -> str:
     if not begin or not end:
         raise ValueError(f"{DOCUMENT.name}: lacks the lines {BEGIN!r} and {END!r}")
     parts = all_parts()
-    made = "\n\n".join((_goals(folder), _side_by_side(folder), of_parts(parts, folder, "full")))
-    return f"{before}{begin}\n\n{made}\n\n{end}{after}"
+    tables = "\n\n".join((_goals(parts, folder), _side_by_side(parts, folder), of_parts(parts, folder, "full")))
+    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
 def of_parts(parts: dict[str, Part], folder: Path, scale: str) -> str:
     """A table of every part and device; one of "not measured" for a part without a file."""
-    made = []
+    blocks = []
     for part in parts.values():
         headings = ["case", *(column.heading for column in part.COLUMNS)]
-        for entries in _devices(folder, part.NAME) or [{}]:
+        for entries in _devices(folder, part, scale) or [{}]:
             rows = [[name, *_cells(part, entries.get(name))] for name in part.cases(scale)]
-            made += [f"### {part.NAME}: {_where(entries)}\n\n{part.TITLE}\n\n{_markdown(headings, rows)}"]
-    return "\n\n".join(made)
+            blocks += [f"### {part.NAME}: {_where(entries)}\n\n{part.TITLE}\n\n{_markdown(headings, rows)}"]
+    return "\n\n".join(blocks)
 
 
 def _cells(part: Part, entry: dict[str, Any] | None) -> list[str]:
@@ -80,49 +80,55 @@ def _cells(part: Part, entry: dict[str, Any] | None) -> list[str]:
     return [column.shown(entry["measured"]) for column in part.COLUMNS]
 
 
-def _goals(folder: Path) -> str:
+def _goals(parts: dict[str, Part], folder: Path) -> str:
     rows = []
     for goal in GOALS:
         reached = []
-        for entries in _devices(folder, goal.part):
+        for entries in _devices(folder, parts[goal.part], "full"):
             value, base = _value(entries, goal.case, goal.key), _value(entries, goal.over, goal.key)
             if value is not None and (base or not goal.over):
                 value = value / base if base else value
-                said = "reached" if value >= goal.least else "missed"
-                reached.append(f"{value:{goal.form}} ({said}, {_device(entries)})")
+                verdict = "reached" if value >= goal.least else "missed"
+                reached.append(f"{value:{goal.form}} ({verdict}, {_device(entries)})")
         rows.append([goal.text, f"`{goal.part} {goal.case}`", ", ".join(reached) or NOT_MEASURED])
     return "### Goals\n\n" + _markdown(["goal", "case", "measured"], rows)
 
 
-def _side_by_side(folder: Path) -> str:
+def _side_by_side(parts: dict[str, Part], folder: Path) -> str:
     """Tokens a second of the same models by how they share a device, a table for each kind of device."""
-    parts = (cohorts.NAME, loop.NAME, processes.NAME)
+    names = (cohorts.NAME, loop.NAME, processes.NAME)
     by_device: dict[str, dict[str, Entries]] = {}
-    for name in parts:
-        for entries in _devices(folder, name):
+    for name in names:
+        for entries in _devices(folder, parts[name], "full"):
             by_device.setdefault(_device(entries), {})[name] = entries
     headings = ["width", "members", "cohort", "loop, 1 step a call", "loop, several", "cohort over one alone"]
     headings += ["2 processes", "8 processes"]
-    made = []
-    for device, of in (by_device or {NOT_MEASURED: {}}).items():
-        together, alone, apart = (of.get(name, {}) for name in parts)
+    blocks = []
+    for device, by_part in (by_device or {NOT_MEASURED: {}}).items():
+        together, alone, apart = (by_part.get(name, {}) for name in names)
         rows = []
         for width, (_, steps) in cohorts.WIDTHS.items():
             for m in cohorts.MEMBERS:
-                found = _value(together, f"d{width}_M{m}", "tokens_per_s")
+                rate = _value(together, f"d{width}_M{m}", "tokens_per_s")
                 one = _value(together, f"d{width}_M1", "tokens_per_s")
                 loops = [_rate(alone, f"d{width}_M{m}_K{k}") for k in (1, steps)]
-                ratio = f"{found / one:.2f}" if found and one else NOT_MEASURED
+                ratio = f"{rate / one:.2f}" if rate and one else NOT_MEASURED
                 side = [_rate(apart, f"d{width}_P{p}") if m == cohorts.MEMBERS[0] else "" for p in (2, 8)]
                 rows.append([str(width), str(m), _rate(together, f"d{width}_M{m}"), *loops, ratio, *side])
-        made.append(f"### Side by side, tokens a second: {device}\n\n{_markdown(headings, rows)}")
-    return "\n\n".join(made)
+        blocks.append(f"### Side by side, tokens a second: {device}\n\n{_markdown(headings, rows)}")
+    return "\n\n".join(blocks)
 
 
-def _devices(folder: Path, part: str) -> list[Entries]:
-    """The entries of a part, those of each device's file."""
-    files = sorted(path for path in folder.glob(f"{part}-*.json"))
-    return [entries for path in files if (entries := results.read(path))]
+def _devices(folder: Path, part: Part, scale: str) -> list[Entries]:
+    """The entries of a part, those of each device's file; without what an earlier version of the part measured."""
+    cases = part.cases(scale)
+
+    def current(name: str, key: dict[str, Any]) -> bool:
+        return key["case"] == cases.get(name) and key["part_version"] == part.VERSION
+
+    files = (results.read(path) for path in sorted(folder.glob(f"{part.NAME}-*.json")))
+    kept = ({name: entry for name, entry in entries.items() if current(name, entry["key"])} for entries in files)
+    return [entries for entries in kept if entries]
 
 
 def _value(entries: Entries, case: str, key: str) -> float | None:
@@ -149,10 +155,11 @@ def _where(entries: Entries) -> str:
     def each(values: Iterable[Any]) -> str:
         return ", ".join(sorted({str(value) for value in values}))
 
-    of = {name: each(machine.get(name) for machine in machines) for name in ("jax", "python", "driver", "commit")}
+    versions = {name: each(machine.get(name) for machine in machines) for name in ("jax", "python", "driver", "commit")}
     dates = each(entry["date"] for entry in entries.values())
-    driver = "" if of["driver"] == "None" else f", driver {of['driver']}"
-    return f"{_device(entries)}, jax {of['jax']}, Python {of['python']}{driver}, commit {of['commit']}, {dates}"
+    driver = "" if versions["driver"] == "None" else f", driver {versions['driver']}"
+    software = f"jax {versions['jax']}, Python {versions['python']}{driver}"
+    return f"{_device(entries)}, {software}, commit {versions['commit']}, {dates}"
 
 
 def _markdown(headings: list[str], rows: list[list[str]]) -> str:

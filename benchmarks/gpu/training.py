@@ -57,8 +57,8 @@ def work(case: dict[str, Any], members: int | None = None) -> int:
     """FLOPs in matmuls of a step of the whole stack; see flops.train_step."""
     from olmo_jax import flops
 
-    made = _train_case(case, case["members"] if members is None else members)
-    return flops.train_step(made.model, made.batch, made.length) * made.members
+    whole = _train_case(case, case["members"] if members is None else members)
+    return flops.train_step(whole.model, whole.batch, whole.length) * whole.members
 
 
 def tokens(case: dict[str, Any]) -> int:

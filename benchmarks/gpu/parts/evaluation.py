@@ -66,11 +66,11 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     def choices() -> Any:
         return tasks.score(model, params_M, rows, case["batch"]).log_likelihood_MC
 
-    found: dict[str, Any] = {}
+    seconds: dict[str, Any] = {}
     for name, call in {"loss": loss, "tasks": choices}.items():
-        found[f"{name}_first_s"] = training.finished(call)
-        found[f"{name}_s"], found[f"{name}_repeats"] = training.timed(functools.partial(training.finished, call))
-    return found
+        seconds[f"{name}_first_s"] = training.finished(call)
+        seconds[f"{name}_s"], seconds[f"{name}_repeats"] = training.timed(functools.partial(training.finished, call))
+    return seconds
 
 
 # Each is one token of the tokenizer below, with the space before it.
@@ -85,9 +85,9 @@ def _tokenizer() -> Any:
 
 def _documents(case: dict[str, Any], random: Any) -> list[Any]:
     """Documents of a domain, of random lengths up to a window and together of as many tokens as the case says."""
-    found, left = [], case["tokens"]
+    documents, left = [], case["tokens"]
     while left:
         length = min(left, int(random.integers(2, case["length"] + 1)))
-        found.append(random.integers(1, case["vocabulary"], length))
+        documents.append(random.integers(1, case["vocabulary"], length))
         left -= length
-    return found
+    return documents

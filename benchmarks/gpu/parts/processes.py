@@ -70,12 +70,12 @@ class _Worker:
     def __init__(self, case: dict[str, Any]):
         environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY / case['processes']:.3f}"}
         # A pipe that nobody reads would stop it once it is full.
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu.worker", json.dumps(case)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
             env=environment,
             cwd=_ROOT,
@@ -88,16 +88,16 @@ class _Worker:
             self._process.stdin.flush()
 
     def wait(self) -> None:
-        """Until its calls are done; raises MemoryError or RuntimeError with what it said last if it has ended."""
+        """Until its calls are done; raises MemoryError or RuntimeError with what it text last if it has ended."""
         assert self._process.stdout is not None
         if self._process.stdout.readline():
             return
-        self._said.seek(0)
-        said = self._said.read()
-        last = said.strip().splitlines()[-1:] or ["nothing on stderr"]
-        raise (MemoryError if "RESOURCE_EXHAUSTED" in said else RuntimeError)(f"a process ended: {last[0]}")
+        self._stderr.seek(0)
+        text = self._stderr.read()
+        last = text.strip().splitlines()[-1:] or ["nothing on stderr"]
+        raise (MemoryError if "RESOURCE_EXHAUSTED" in text else RuntimeError)(f"a process ended: {last[0]}")
 
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
-        self._said.close()
+        self._stderr.close()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import results
+from benchmarks.gpu import child, results
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,19 @@ def test_a_part_is_measured_in_a_process_of_its_own_and_then_resumed(capfd, tmp_
     assert command.main(arguments) == 0
     assert "cohorts: 1 of 1 cases have results in" in capfd.readouterr().out
     assert sorted(results.FOLDER.iterdir()) == before
+
+
+def test_a_part_that_had_its_share_goes_on_after_the_others(monkeypatch, tmp_path):
+    calls = []
+
+    def measure(part, *_):
+        calls.append(part.NAME)
+        return child.UNFINISHED if calls == ["cohorts"] else child.DONE
+
+    monkeypatch.setattr(command, "_measure", measure)
+    monkeypatch.setattr(command, "_machine", lambda _: {"platform": "gpu", "device": "x", "jax": "1", "commit": "c"})
+    assert command.main([f"--results={tmp_path}", "--only=cohorts", "--only=loop"]) == 0
+    assert calls == ["cohorts", "loop", "cohorts"]
 
 
 def test_time_that_is_up_is_said_and_ends_with_75(capfd, tmp_path):

@@ -77,6 +77,12 @@ def test_every_goal_is_of_a_case_that_there_is():
         assert goal.over in (*parts[goal.part].cases("full"), "")
 
 
+def test_what_another_version_of_a_part_measured_is_not_shown(tmp_path, monkeypatch):
+    write(tmp_path, cohorts, "d64_M1", {"measured": {"tokens_per_s": 1000.0}})
+    monkeypatch.setattr(cohorts, "VERSION", cohorts.VERSION + 1)
+    assert rows(made(tmp_path), "cohorts: not measured")["d64_M1"][0] == "not measured"
+
+
 def test_a_document_without_markers_is_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks the lines"):
         table.updated("nothing", tmp_path)
