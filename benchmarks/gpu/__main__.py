@@ -120,7 +120,8 @@ def _measure_all(
 
 def _full_environment() -> dict[str, str]:
     """Of the processes that measure: nearly all of the device's memory, and no compiled programs of earlier ones."""
-    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"} | os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    fixed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_TRACEBACK_FILTERING": "off"}
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"} | os.environ | fixed
 
 
 def _dry_environment(scratch: Path) -> dict[str, str]:

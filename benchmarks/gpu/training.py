@@ -121,15 +121,15 @@ def timed(call: Callable[[], float], seconds: float = 2.0, least: int = 3) -> tu
     """The median of what `call` says it took, and of how many times.
 
     It is called once before, and then at least `least` times, if that takes no more than three times `seconds`, and
-    until `seconds` have passed; on a CPU twice.
+    until `seconds` have passed; on a CPU once.
     """
     import jax
 
     if jax.default_backend() == "cpu":
-        seconds, least = 1e-9, 2
+        seconds, least = 0.0, 0
     call()
     taken: list[float] = []
-    while sum(taken) < seconds or (len(taken) < least and sum(taken) < 3 * seconds):
+    while not taken or sum(taken) < seconds or (len(taken) < least and sum(taken) < 3 * seconds):
         taken.append(call())
     return statistics.median(taken), len(taken)
 

@@ -68,7 +68,9 @@ class _Worker:
     """benchmarks/gpu/worker.py in a process of its own, compiled and warm once it has been made."""
 
     def __init__(self, case: dict[str, Any]):
-        environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY / case['processes']:.3f}"}
+        share = f"{_MEMORY / case['processes']:.3f}"
+        # Without filtering the last line of stderr is what went wrong.
+        environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": share, "JAX_TRACEBACK_FILTERING": "off"}
         # A pipe that nobody reads would stop it once it is full.
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
@@ -77,7 +79,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env=environment,
+            env=os.environ | environment,
             cwd=_ROOT,
         )
 
