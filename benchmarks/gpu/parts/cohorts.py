@@ -40,6 +40,7 @@ def tiny(members: int = 1) -> dict[str, Any]:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
+    training.matmul_flops(case["dtype"])  # while there is room beside the stack
     ours = training.stack(case)
     seconds, repeats = training.timed(ours.seconds)
     return training.rates(case, seconds / case["steps"]) | {
