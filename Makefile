@@ -1,8 +1,11 @@
-# make setup | demo | test | check | slow | fuzz | oracles | bench.
+# make setup | demo | test | check | slow | fuzz | oracles | bench | gpu.
 # PYTHON=python3.12 picks another interpreter, VENV=DIR another environment, TESTS=tests/eval some of the tests.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLES ?= .venv-oracles
+GPU ?= .venv-gpu
+SCALE ?=
+PART ?=
 SIZE ?=
 SECONDS ?= 120
 SEED ?= 0
@@ -15,7 +18,7 @@ BIN := $(VENV)/bin
 # A file's tests stay in one process, for they share what is made once.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=25 --durations-min=5
 
-.PHONY: setup demo test slow fuzz check oracles oracles-setup bench lock
+.PHONY: setup demo test slow fuzz check oracles oracles-setup bench gpu gpu-setup lock
 
 # Made anew only when the lock or the interpreter's version is another than what was installed.
 setup:
@@ -53,6 +56,17 @@ oracles: oracles-setup
 bench: oracles-setup
 	$(ORACLES)/bin/python -m benchmarks.geometry_metrics
 	$(ORACLES)/bin/python -m benchmarks.train
+
+# JAX for CUDA beside the locked one, in an environment of its own.
+gpu-setup:
+	@$(MAKE) --no-print-directory setup VENV=$(GPU)
+	@$(GPU)/bin/python -c "import jax_cuda12_plugin" 2> /dev/null || $(GPU)/bin/python -m pip install --quiet \
+	  --no-compile --disable-pip-version-check \
+	  "jax[cuda12]==$$($(GPU)/bin/python -c 'from importlib.metadata import version; print(version("jax"))')"
+
+# What a GPU does, in parts that resume where they stopped; PART=cohorts for one, SCALE=dry to try it without a GPU.
+gpu: $(if $(filter dry,$(SCALE)),setup,gpu-setup)
+	$(if $(filter dry,$(SCALE)),$(BIN),$(GPU)/bin)/python -m benchmarks.gpu $(addprefix --scale=,$(SCALE)) $(addprefix --only=,$(PART))
 
 check: setup
 	$(BIN)/ruff check .

@@ -96,6 +96,29 @@ class Ours:
         self._fed = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens)
         self._calls = case.steps // compute.steps_per_call
 
+    @property
+    def state(self) -> Any:
+        """The stack as the last steps left it, or as it began."""
+        return self._state
+
+    @property
+    def program(self) -> Any:
+        """The compiled steps, and their members' numbers as `hyper`."""
+        return self._program
+
+    @property
+    def fed(self) -> jax.Array:
+        """The random tokens that each call takes, `[K, M, B, L + 1]`."""
+        return self._fed
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the compiled steps need of a device: state, text, results and temporaries."""
+        memory = self._program.steps.memory_analysis()
+        assert memory is not None
+        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        return needed - memory.alias_size_in_bytes
+
     def seconds(self) -> float:
         """Seconds of the case's steps."""
         start = time.perf_counter()

@@ -1,0 +1,1 @@
+"""The parts of `make gpu`, a module each; see benchmarks/gpu/__init__.py for what a part has."""

@@ -1,0 +1,64 @@
+"""What the in-loop probe takes of training at its defaults: every 100 steps, unembedding and final states."""
+
+from typing import Any
+
+from benchmarks.gpu import training
+from benchmarks.gpu.part import Column
+from benchmarks.gpu.parts import cohorts
+
+NAME = "geometry"
+TITLE = "The in-loop probe at its defaults, every 100 steps (`ProbeConfig()`)."
+VERSION = 1
+NEEDS: tuple[str, ...] = ()
+COLUMNS = (
+    Column("ms a probe", "probe_ms", ".1f"),
+    Column("ms a step", "step_ms", ".2f"),
+    Column("of the time", "share", ".1%"),
+    Column("s compiling", "compile_s", ".0f"),
+)
+
+
+def cases(scale: str) -> dict[str, dict[str, Any]]:
+    if scale == "dry":
+        return {"d16_M2": cohorts.tiny(members=2) | {"documents": 4, "document_tokens": 8}}
+    paper = {"vocabulary": 50280, "batch": 32, "length": 1024}
+    documents = {"documents": 128, "document_tokens": 64}
+    return {
+        "d64_M32": cohorts.of_width(64, 32) | documents,
+        "d256_M8_V50280": cohorts.of_width(256, 8) | paper | {"steps": 2} | documents,
+        "d768_M1_V50280": cohorts.of_width(768, 1) | paper | {"layers": 8} | documents,
+    }
+
+
+def measure(case: dict[str, Any]) -> dict[str, Any]:
+    """Steps and probe are timed apart; the share is of a probe after each interval's steps."""
+    import dataclasses
+    import functools
+
+    import jax
+    import numpy as np
+
+    from olmo_jax.members import over_members
+    from olmo_jax.probe import choose_documents, make_probes
+    from olmo_jax.probe_config import ProbeConfig
+
+    ours = training.stack(case)
+    step_seconds = training.timed(ours.seconds)[0] / case["steps"]
+    config = dataclasses.replace(ProbeConfig(), documents=case["documents"], document_tokens=case["document_tokens"])
+    random = np.random.default_rng(0)
+    size = config.sets * config.documents, config.document_tokens
+    documents = choose_documents(config, random.integers(1, case["vocabulary"], size), 0)
+    mapping = "map" if jax.default_backend() == "cpu" else "vmap"
+    model = training.model_of(case)
+    probes = make_probes(config, model, case["vocabulary"], documents, functools.partial(over_members, mapping=mapping))
+    (interval, probe), *_ = probes.items()
+    first = training.finished(lambda: probe(ours.state.params))
+    seconds, repeats = training.timed(lambda: training.finished(lambda: probe(ours.state.params)))
+    return {
+        "probe_ms": 1e3 * seconds,
+        "step_ms": 1e3 * step_seconds,
+        "share": seconds / (seconds + interval * step_seconds),
+        "compile_s": first - seconds,
+        "interval": interval,
+        "repeats": repeats,
+    }
