@@ -149,7 +149,7 @@ def scored_passage(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored
     last_N1 = np.minimum(length - np.argmax(scored_NL[:, ::-1], axis=1), length - 1)[:, None]
     read_NL = place_L == last_N1 if config.tokens == "last" else place_L <= last_N1
     points_T = _drawn(config, np.flatnonzero(read_NL))
-    _check_points(config, name, tokens_Nl[:, :-1], points_T)
+    _check_points(config, name, _beginnings(tokens_Nl[:, :-1]), points_T)
     everything = np.ones((1, 1, len(tokens_Nl)), bool)
     return _laid_out((name,), tokens_Nl, scored_NL, everything, points_T[None, None])
 
@@ -177,10 +177,11 @@ def _equations(configs: Sequence[TrainConfig]) -> Passage:
             points.append(_drawn(config, (split[name][:, None] * length + place_L).ravel()))
     fewest = min(map(len, points))
     points_MKT = np.array([points_T[:fewest] for points_T in points]).reshape(len(configs), len(config.names), -1)
+    beginnings_NL = _beginnings(tokens_NL[:, :-1])
     for member, points_KT in zip(configs, points_MKT, strict=True):
         share = f"config.data.arithmetic.train_fraction = {member.data.arithmetic.train_fraction:g}"
         for name, points_T in zip(config.names, points_KT, strict=True):
-            _check_points(config, f"{name} ({share})", tokens_NL[:, :-1], points_T)
+            _check_points(config, f"{name} ({share})", beginnings_NL, points_T)
     return _laid_out(config.names, tokens_NL, scored_NL, documents_MKN, points_MKT)
 
 
@@ -200,11 +201,11 @@ def _drawn(config: TextsConfig, places: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).permutation(places)[: config.drawn or None].astype(np.int32)
 
 
-def _check_points(config: TextsConfig, name: str, tokens_NL: np.ndarray, points_T: np.ndarray) -> None:
+def _check_points(config: TextsConfig, name: str, beginnings_NL: np.ndarray, points_T: np.ndarray) -> None:
     """Raises ConfigError for fewer than config.points that can have states of their own: equal beginnings don't."""
     if not config.metrics:
         return
-    distinct = len(np.unique(_beginnings(tokens_NL).ravel()[points_T]))
+    distinct = len(np.unique(beginnings_NL.ravel()[points_T]))
     require(
         distinct >= config.points,
         "config.probe.texts.points",
@@ -217,11 +218,9 @@ def _check_points(config: TextsConfig, name: str, tokens_NL: np.ndarray, points_
 def _beginnings(tokens_NL: np.ndarray) -> np.ndarray:
     """A number for each token, the same where all tokens up to it are: `[N, L]`."""
     numbers, before_N = [], np.zeros(len(tokens_NL), np.int64)
-    count = 0
+    count, vocabulary = 0, int(tokens_NL.max(initial=0)) + 1
     for tokens_N in tokens_NL.T:
-        pairs = np.stack([before_N, tokens_N], axis=1)
-        _, before_N = np.unique(pairs, axis=0, return_inverse=True)
-        before_N = before_N.ravel()
+        _, before_N = np.unique(before_N * vocabulary + tokens_N, return_inverse=True)
         numbers.append(before_N + count)
         count += before_N.max(initial=-1) + 1
     return np.stack(numbers, axis=1)

@@ -17,10 +17,23 @@ def written_out(q_BLHK, k_BLGK, v_BLGK):
     return jnp.einsum("bhls,bshk->blhk", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
 
 
+attend = jax.jit(lambda *x: attention.causal_attention(*x, "blocked"))
+
+
 def heads(length, n_heads, kv_heads, width=8, dtype=np.float64):
     rng = np.random.default_rng(length)
     shapes = (2, length, n_heads, width), (2, length, kv_heads, width), (2, length, kv_heads, width)
     return tuple(jnp.asarray(3 * rng.normal(size=shape), dtype) for shape in shapes)
+
+
+def value_and_pulled_back(attend, inputs, to_pull_back):
+    """What `attend` gives, and the cotangents of its inputs; one program."""
+
+    def both(inputs, to_pull_back):
+        value, pull_back = jax.vjp(attend, *inputs)
+        return value, pull_back(to_pull_back)
+
+    return jax.jit(both)(inputs, to_pull_back)
 
 
 @pytest.mark.parametrize(("form", "length"), [("dense", 65), ("blocked", 1), ("blocked", 65), ("blocked", 200)])
@@ -28,35 +41,34 @@ def test_value_and_gradients_are_those_written_out_in_float64(form, length):
     with jax.enable_x64(True):
         inputs = heads(length, 4, 2)
         to_pull_back = jnp.asarray(np.random.default_rng(0).normal(size=inputs[0].shape))
-        value, pull_back = jax.vjp(lambda *x: attention.causal_attention(*x, form), *inputs)
-        expected, expected_pull_back = jax.vjp(written_out, *inputs)
+        value, pulled = value_and_pulled_back(lambda *x: attention.causal_attention(*x, form), inputs, to_pull_back)
+        expected, expected_pulled = value_and_pulled_back(written_out, inputs, to_pull_back)
         # jax's own form takes its softmax in float32.
         precision = 1e-12 if form == "blocked" else 1e-5
         np.testing.assert_allclose(value, expected, atol=precision)
-        for ours, theirs in zip(pull_back(to_pull_back), expected_pull_back(to_pull_back), strict=True):
+        for ours, theirs in zip(pulled, expected_pulled, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=20 * precision)
 
 
 def test_large_scores_do_not_overflow():
     q, k, v = heads(70, 2, 2, dtype=np.float32)
-    gradient = jax.grad(lambda q: jnp.sum(attention.causal_attention(1e4 * q, k, v, "blocked")))(q)
+    gradient = jax.jit(jax.grad(lambda q: jnp.sum(attention.causal_attention(1e4 * q, k, v, "blocked"))))(q)
     assert np.isfinite(gradient).all()
 
 
 def test_bfloat16_heads_have_a_float32_softmax():
     q, k, v = heads(130, 2, 2, dtype=np.float32)
-    half = attention.causal_attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), "blocked")
+    half = attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
     assert half.dtype == jnp.bfloat16
     rounded = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (q, k, v))
-    np.testing.assert_allclose(np.float32(half), written_out(*rounded), atol=0.05)
+    np.testing.assert_allclose(np.float32(half), jax.jit(written_out)(*rounded), atol=0.05)
 
 
 def test_members_under_vmap_attend_as_they_do_alone():
     stack = tuple(jnp.stack([x, 2 * x]) for x in heads(100, 2, 2, dtype=np.float32))
-    together = jax.vmap(lambda *x: attention.causal_attention(*x, "blocked"))(*stack)
+    together = jax.jit(jax.vmap(attend))(*stack)
     for m in range(2):
-        alone = attention.causal_attention(*(x[m] for x in stack), "blocked")
-        np.testing.assert_allclose(together[m], alone, atol=1e-6)
+        np.testing.assert_allclose(together[m], attend(*(x[m] for x in stack)), atol=1e-6)
 
 
 def test_blocks_compute_little_more_than_half_of_what_the_dense_form_does():
@@ -72,5 +84,5 @@ def test_blocks_compute_little_more_than_half_of_what_the_dense_form_does():
 @pytest.mark.parametrize("width", [8, 64])
 def test_one_key_alone_has_no_gradient_at_all(width):
     q, k, v = heads(1, 4, 4, width, np.float32)
-    dq, dk, _ = jax.grad(lambda *x: jnp.sum(attention.causal_attention(*x, "blocked") ** 3), (0, 1, 2))(q, k, v)
+    dq, dk, _ = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x) ** 3), (0, 1, 2)))(q, k, v)
     assert not np.any(dq) and not np.any(dk)

@@ -9,6 +9,9 @@ from sweeps.analysis.correlation import partial_spearman, spearman
 from sweeps.analysis.mixed import mixed_effects
 from sweeps.analysis.r2 import incremental_r2, increments
 
+# Monte-Carlo calibrations; what each statistic is on one table is tested beside it.
+pytestmark = pytest.mark.slow
+
 SIZES = [4e6, 8e6, 13e6, 19e6, 34e6, 75e6]
 BASELINE = ["parameters_non_embedding", "tokens", "training_flops"]
 SETTINGS = ["parameters_non_embedding", "tokens", "batch", "decay"]
@@ -127,13 +130,11 @@ def test_mixed_effects_given_the_settings_tell_the_causes_apart(cause, effect):
     assert found.covered.mean() >= 0.85
 
 
-@pytest.mark.slow
 def test_a_little_of_what_lies_between_sizes_stays_in_a_mixed_effect_unless_a_control_follows_size():
     leaked, sound = (over_tables("size", mixed_off(0.0, c)).off.mean() for c in (SETTINGS[1:], SETTINGS))
     assert -0.15 < leaked < sound - 0.04
 
 
-@pytest.mark.slow
 def test_false_positives_of_the_test_of_a_coefficient_over_2000_null_tables(monkeypatch):
     """Loss and metric follow size and decay, loss is U-shaped in batch; batch and decay are in the baseline by name."""
     monkeypatch.setattr(r2, "DRAWS", 20)  # of the interval of R2, and splits of R2 itself; the test has neither
