@@ -20,7 +20,7 @@ TOKENS = np.random.default_rng(0).integers(0, 61, (12, 16)).astype(np.int32)
 
 
 def stack(config: ModelConfig, members: int = 2):
-    return jax.vmap(lambda seed: model.init(config, jax.random.key(seed)))(np.arange(members, dtype=np.uint32))
+    return jax.jit(jax.vmap(lambda seed: model.init(config, jax.random.key(seed))))(np.arange(members, dtype=np.uint32))
 
 
 def member(params_M, m):
@@ -34,7 +34,7 @@ def test_every_projection_of_every_architecture_is_quantised_and_nothing_else(na
     config = VARIANTS[name]
     before = stack(config)
     after, errors = gptq_params(config, before, TOKENS, SCOPES["blocks"], Method(3), batch_size=4)
-    rounded = jax.vmap(lambda p: quantize_params(p, 3))(before)
+    rounded = jax.jit(jax.vmap(lambda p: quantize_params(p, 3)))(before)
     for path, w_M in jax.tree_util.tree_leaves_with_path(before):
         at = functools.reduce(lambda tree, key: tree[key.key], path, after)
         nearest = functools.reduce(lambda tree, key: tree[key.key], path, rounded)
@@ -90,7 +90,7 @@ def test_an_unembedding_is_calibrated_on_final_states_and_an_embedding_rounded()
     after, errors = gptq_params(config, params_M, TOKENS, "embedding|unembedding", Method(3), batch_size=4)
     assert set(errors) == {"unembedding"}
     assert errors["unembedding"].output[0] < errors["unembedding"].output_rounded[0]
-    rounded = jax.vmap(lambda p: quantize_params(p, 3, "embedding"))(params_M)
+    rounded = jax.jit(jax.vmap(lambda p: quantize_params(p, 3, "embedding")))(params_M)
     np.testing.assert_array_equal(after["embedding"], rounded["embedding"])
     assert jnp.array_equal(after["blocks_0"]["mlp"]["up"], params_M["blocks_0"]["mlp"]["up"])
 

@@ -26,7 +26,7 @@ L = 16
 @pytest.fixture(scope="module")
 def stack(tiny):
     seeds = np.arange(3, dtype=np.uint32)
-    return jax.vmap(lambda seed: model.init(tiny.model, jax.random.key(seed)))(seeds)
+    return jax.jit(jax.vmap(lambda seed: model.init(tiny.model, jax.random.key(seed))))(seeds)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_matrices_get_different_noise_and_models_of_a_stack_the_same(params):
     assert len(same_shape) > 1
     assert np.abs(same_shape[0] - same_shape[1]).max() > 0.1
     stack = jax.tree.map(lambda x: jax.numpy.stack([x, 2 * x]), params)
-    noisy = jax.vmap(lambda p: add_noise(p, KEY, 1.0))(stack)
+    noisy = jax.jit(jax.vmap(lambda p: add_noise(p, KEY, 1.0)))(stack)
     for a, b in zip(jax.tree.leaves(stack), jax.tree.leaves(noisy), strict=True):
         np.testing.assert_allclose(b[0] - a[0], b[1] - a[1], atol=1e-5)
 

@@ -39,7 +39,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def stack(tiny):
-    return jax.vmap(lambda seed: model.init(tiny.model, jax.random.key(seed)))(np.arange(MEMBERS, dtype=np.uint32))
+    return jax.jit(jax.vmap(lambda seed: model.init(tiny.model, jax.random.key(seed))))(
+        np.arange(MEMBERS, dtype=np.uint32)
+    )
 
 
 def scored(tiny, stack, items, tokenizer, batch_size=4, length=L):

@@ -31,8 +31,9 @@ def test_value_and_gradients_equal_the_naive_loss_in_float64(arrays, chunk, tile
         def ours(x, w):
             return loss.cross_entropy(x, w, targets_BL, weights_BL, z_loss, chunk, tile).objective
 
-        value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(x_BLD, w_VD)
-        expected = jax.value_and_grad(naive, argnums=(0, 1))(x_BLD, w_VD, targets_BL, weights_BL, z_loss)
+        value, gradients = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(x_BLD, w_VD)
+        of_naive = jax.jit(jax.value_and_grad(naive, argnums=(0, 1)))
+        expected = of_naive(x_BLD, w_VD, targets_BL, weights_BL, z_loss)
         assert float(value) == pytest.approx(float(expected[0]), rel=1e-12)
         for ours_, theirs in zip(gradients, expected[1], strict=True):
             np.testing.assert_allclose(ours_, theirs, atol=1e-12)
@@ -48,7 +49,7 @@ def test_cross_entropy_is_reported_without_the_z_loss(arrays):
 
 def test_members_under_vmap_have_the_gradients_they_have_alone(arrays):
     x_BLD, w_VD, targets_BL, _ = (jnp.asarray(a, jnp.int32 if a.dtype.kind == "i" else jnp.float32) for a in arrays)
-    grad = jax.grad(lambda w: loss.cross_entropy(x_BLD, w, targets_BL, chunk=4).objective)
+    grad = jax.jit(jax.grad(lambda w: loss.cross_entropy(x_BLD, w, targets_BL, chunk=4).objective))
     stack_MVD = jnp.stack([w_VD, 2 * w_VD])
     for together, w in zip(jax.vmap(grad)(stack_MVD), stack_MVD, strict=True):
         np.testing.assert_allclose(together, grad(w), atol=1e-6)

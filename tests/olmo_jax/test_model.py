@@ -44,7 +44,7 @@ def test_no_position_depends_on_a_later_token(name):
         changed = params | {"embedding": embedding_VD}
         return jnp.sum(jnp.sin(model.hidden(config, changed, tokens_BL).final_BLD[0, at]))
 
-    size_L = np.abs(np.asarray(jax.grad(states_at)(params["embedding"]))).sum(axis=1)[:length]
+    size_L = np.abs(np.asarray(jax.jit(jax.grad(states_at))(params["embedding"]))).sum(axis=1)[:length]
     assert (size_L[: at + 1] > 0).all()
     assert (size_L[at + 1 :] == 0).all()
 
@@ -117,7 +117,7 @@ def test_every_variant_starts_near_ln_v_and_every_parameter_learns(name):
         final_BLD = model.hidden(config, params, tokens_BL[:, :-1]).final_BLD
         return loss.cross_entropy(final_BLD, model.unembedding(params), tokens_BL[:, 1:]).objective
 
-    value, gradient = jax.value_and_grad(objective)(params)
+    value, gradient = jax.jit(jax.value_and_grad(objective))(params)
     # Rows that pad the vocabulary are part of the softmax.
     assert float(value) == pytest.approx(np.log(config.padded_vocab_size), rel=0.04)
     sizes = {jax.tree_util.keystr(p): float(jnp.abs(g).max()) for p, g in jax.tree_util.tree_leaves_with_path(gradient)}

@@ -64,7 +64,7 @@ def test_logits_loss_and_gradient_are_those_of_transformers(name, tmp_path):
         final_BLD = model.hidden(config, params, tokens[:, :-1]).final_BLD
         return loss.cross_entropy(final_BLD, model.unembedding(params), tokens[:, 1:]).objective
 
-    value, ours = jax.value_and_grad(objective)(jax.tree.map(jax.numpy.asarray, params))
+    value, ours = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jax.numpy.asarray, params))
     assert float(value) == pytest.approx(float(expected["loss"][0]), rel=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), ours, theirs)
 
