@@ -38,7 +38,10 @@ class Tokenizer:
         backend.encode_special_tokens = True  # a text that spells out "<|endoftext|>" doesn't end there
         self.eos_id: int = eos_id
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self._backend = backend
+        self._backend, self._eos_token = backend, eos_token
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _of_json, (self._json(), self._eos_token)
 
     @property
     def sha256(self) -> str:
@@ -84,6 +87,10 @@ class Tokenizer:
 
     def _json(self) -> str:
         return self._backend.to_str(pretty=True)
+
+
+def _of_json(content: str, eos_token: str) -> Tokenizer:
+    return Tokenizer(Backend.from_str(content), eos_token, "the tokenizer")
 
 
 def _keeps_bytes(parts: dict[str, Any]) -> bool:
