@@ -63,7 +63,7 @@ class Sample:
     It holds up to twice as much while documents are added.
     """
 
-    def __init__(self, most: float):
+    def __init__(self, most: int):
         self._most = most
         self._held: list[tuple[bytes, bytes]] = []
         self._size = 0
@@ -80,9 +80,10 @@ class Sample:
     def texts(self) -> Iterator[str]:
         """The documents; of the last one only as much, in whole characters, as there is room for."""
         self._trim()
+        self._held.sort()
         left = self._most
         for _, raw in self._held:
-            yield raw.decode() if len(raw) <= left else raw[: int(left)].decode(errors="ignore")
+            yield raw[:left].decode(errors="ignore")
             left -= len(raw)
 
     def _trim(self) -> None:
@@ -104,7 +105,7 @@ def scan(corpus: Corpus, data: DataConfig, processes: int | None = None) -> tupl
 
     Where that learns from no sample, or isn't trained, the sample is empty. Raises DataError for what can't be read.
     """
-    sample = Sample(data.bpe_megabytes * 1e6)
+    sample = Sample(round(data.bpe_megabytes * 1e6))
     job = Scan(data.validation_fraction, data.train_domains, data.tokenizer == "bpe" and data.bpe_megabytes > 0)
     counting = Counting(data.text_field, lambda line: None)
     bytes_of: Counter[str] = Counter()

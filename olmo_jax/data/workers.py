@@ -43,7 +43,7 @@ def cores() -> int:
 
 
 def in_order(
-    job: Callable[[Item], Result], items: Iterable[Item], processes: int | None = None, few: int = _FEW
+    job: Callable[[Item], Result], items: Iterable[Item], processes: int | None = None, few: int | None = None
 ) -> Generator[Result, None, None]:
     """`job(item)` of each item, in order; a generator, to be closed by whoever doesn't read it to its end.
 
@@ -53,11 +53,13 @@ def in_order(
     Args:
       job: picklable, a pure function; it goes to each process once.
       items: picklable; read as they are needed, a few for each process.
-      processes: how many at most; None for as many as there are cores. One, or `few` items: this process does the work.
+      processes: how many at most; None for as many as there are cores.
+      few: with fewer items than this, or one process, no other process is started; None for a sensible number.
 
     Raises DataError where a process was killed.
     """
     processes = cores() if processes is None else processes
+    few = _FEW if few is None else few
     stream = _with_failure(items)
     first = list(itertools.islice(stream, few))
     if processes == 1 or len(first) < few:
