@@ -6,10 +6,12 @@ fail where there is none, and its pools outlive a parent that is killed. These e
 
 import collections
 import contextlib
+import fcntl
 import functools
 import itertools
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from queue import SimpleQueue
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeVar
 
 from olmo_jax.data import DataError
@@ -28,10 +30,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _FEW = 32  # items that aren't worth starting processes for
-_IN_FLIGHT = 2  # items of a process: one that it works on, and the next
+_IN_FLIGHT = 2  # items of a process: one that it works on, and the next, which waits in the pipe
+# Bytes that pipes are asked to hold. What users may have of all pipes together is limited, to 64 MiB by default.
+_PIPE_OF_ITEMS, _PIPE_OF_RESULTS = 1 << 19, 1 << 18
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from olmo_jax.data.workers import serve; serve(int(sys.argv[1]))"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from olmo_jax.data.workers import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 # Each process works on one core: the tokenizer's threads would only compete with the other processes.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -98,37 +102,46 @@ class _Process:
     """A running process and the numbers of the items that it has been sent and hasn't answered."""
 
     def __init__(self, job: Callable[[Any], Any]):
-        self.connection, its_end = Pipe()
-        with its_end:
+        its_items, self._items = Pipe(duplex=False)
+        self.results, its_results = Pipe(duplex=False)
+        self._capacity = _enlarged(self._items, _PIPE_OF_ITEMS)
+        _enlarged(self.results, _PIPE_OF_RESULTS)
+        with its_items, its_results:
+            ends = (its_items.fileno(), its_results.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(its_end.fileno()), json.dumps(list(map(str, sys.path)))],
-                pass_fds=(its_end.fileno(),),
+                [sys.executable, "-c", _START, json.dumps(list(map(str, sys.path))), *map(str, ends)],
+                pass_fds=ends,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=os.environ | _ONE_THREAD,
             )
         self.numbers: collections.deque[int] = collections.deque()
-        self._send(job)
+        self._send(ForkingPickler.dumps(job))
 
-    def work_on(self, number: int, item: Any) -> None:
+    def takes(self, item: memoryview) -> bool:
+        """Whether it can be sent a pickled item without waiting for it, which may itself be waiting to be read from."""
+        return not self.numbers or (len(self.numbers) < _IN_FLIGHT and 2 * len(item) <= self._capacity)
+
+    def work_on(self, number: int, item: memoryview) -> None:
         self._send(item)
         self.numbers.append(number)
 
     def answer(self) -> tuple[int, Any]:
         """The number of the item that was sent first, and its result or _Failure."""
         try:
-            return self.numbers.popleft(), self.connection.recv()
+            return self.numbers.popleft(), self.results.recv()
         except (EOFError, OSError):
             raise self._ended() from None
 
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-        self.connection.close()
+        self._items.close()
+        self.results.close()
 
-    def _send(self, value: Any) -> None:
+    def _send(self, pickled: memoryview) -> None:
         try:
-            self.connection.send(value)
+            self._items.send_bytes(pickled)
         except OSError:
             raise self._ended() from None
 
@@ -141,6 +154,15 @@ class _Process:
         )
 
 
+def _enlarged(end: Connection, size: int) -> int:
+    """Asks for a pipe that holds more; returns what it holds."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has this, and a limit for each user
+        fcntl.fcntl(end.fileno(), fcntl.F_SETPIPE_SZ, size)
+    with contextlib.suppress(OSError, AttributeError):
+        return fcntl.fcntl(end.fileno(), fcntl.F_GETPIPE_SZ)
+    return select.PIPE_BUF
+
+
 class _Pool:
     def __init__(self, job: Callable[[Any], Any], most: int):
         self._job, self._most = job, most
@@ -148,20 +170,27 @@ class _Pool:
 
     def map(self, items: Iterator[Any]) -> Iterator[Any]:
         results: dict[int, Any] = {}
-        sent, done, ended = 0, 0, False
+        sent, done, pickled = 0, 0, None
         while True:
             # A slow item mustn't let the others' results pile up.
-            while not ended and sent - done < 2 * _IN_FLIGHT * self._most and (process := self._free()):
-                item = next(items, self)
-                ended = item is self or isinstance(item, _Failure)
-                if isinstance(item, _Failure):
-                    results[sent] = item
-                elif not ended:
-                    process.work_on(sent, item)
-                sent += item is not self
+            while sent - done < 2 * _IN_FLIGHT * self._most:
+                if pickled is None:
+                    item = next(items, None)
+                    if item is None:
+                        break
+                    if isinstance(item, _Failure):
+                        results[sent] = item
+                        sent += 1
+                        continue
+                    pickled = ForkingPickler.dumps(item)
+                process = self._free()
+                if not process.takes(pickled):
+                    break
+                process.work_on(sent, pickled)
+                sent, pickled = sent + 1, None
             if done == sent:
                 return
-            busy = {process.connection: process for process in self._processes if process.numbers}
+            busy = {process.results: process for process in self._processes if process.numbers}
             for connection in wait(list(busy), 0 if done in results else None):
                 number, result = busy[connection].answer()  # type: ignore[index]
                 results[number] = result
@@ -173,43 +202,41 @@ class _Pool:
         for process in self._processes:
             process.end()
 
-    def _free(self) -> _Process | None:
-        """A process that can be sent an item, started if need be."""
+    def _free(self) -> _Process:
+        """The process with the least to do, started if all have something."""
         free = min(self._processes, key=lambda process: len(process.numbers), default=None)
         if (free is None or free.numbers) and len(self._processes) < self._most:
             free = _Process(self._job)
             self._processes.append(free)
-        return free if free is not None and len(free.numbers) < _IN_FLIGHT else None
+        assert free is not None
+        return free
 
 
-def serve(descriptor: int) -> None:
-    """What a process does: takes a job, then items, from the other end of a pipe, and sends the results.
+def serve(items: int, results: int) -> None:
+    """What a process does: takes a job, then items, from one pipe, and sends the results into another.
 
     Signals to all processes of a terminal or a batch job are its parent's matter.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    connection = Connection(descriptor)
-    received: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_end_with_parent, args=(items,), daemon=True).start()
+    received, answers = Connection(items, writable=False), Connection(results, readable=False)
+    with contextlib.suppress(EOFError, OSError):
+        job = received.recv()
+        while True:
+            item = received.recv()
+            try:
+                result = job(item)
+            except Exception as error:  # noqa: BLE001  raised by the parent
+                if not isinstance(error, DataError):
+                    error.add_note("".join(traceback.format_exception(error)))
+                result = _Failure(error)
+            answers.send(result)
 
-    def receive() -> None:
-        try:
-            while True:
-                received.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)  # the parent has ended or wants no more, so that what is being worked on is of no use
 
-    threading.Thread(target=receive, daemon=True).start()
-    job = received.get()
-    while True:
-        item = received.get()
-        try:
-            result = job(item)
-        except Exception as error:  # noqa: BLE001  raised by the parent
-            if not isinstance(error, DataError):
-                error.add_note("".join(traceback.format_exception(error)))
-            result = _Failure(error)
-        try:
-            connection.send(result)
-        except OSError:
-            os._exit(0)
+def _end_with_parent(descriptor: int) -> None:
+    """Ends this process, whatever it is doing, once nobody holds the other end of a pipe."""
+    closed = select.poll()
+    closed.register(descriptor, 0)  # reports a hang-up in any case
+    closed.poll()
+    os._exit(0)
