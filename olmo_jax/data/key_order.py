@@ -16,6 +16,8 @@ _RECORD = np.dtype([("key", "<u8", (2,)), ("group", "<u4"), ("length", "<u8"), (
 class KeyOrder:
     """Takes documents in any order and returns them by their keys; what it writes below `directory` it deletes.
 
+    Memory is bounded up to 64 GB of text; of more, a thousandth of the tokens is held at a time.
+
     Args:
       text_bytes: about how much text there will be.
       dtype: of the tokens.

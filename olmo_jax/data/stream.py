@@ -32,8 +32,8 @@ def write(
 ) -> None:
     """Writes all documents, in the order of their keys where they have any; else in the order of the corpus.
 
-    Memory doesn't grow with the corpus, but with its longest document; files in `directory` hold what waits for its
-    turn. What is written doesn't depend on the number of processes.
+    Memory grows with the longest document, not with the corpus, but see KeyOrder; files in `directory` hold what waits
+    for its turn. What is written doesn't depend on the number of processes.
 
     Args:
       text_bytes: about how much text there is; 0 if that isn't known.
