@@ -9,23 +9,25 @@ import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, downloads, some_of, stream, text_files
-from olmo_jax.data import tokenizer as tokenizers
+from olmo_jax.data import DataError, downloads, some_of, text_files
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
 from olmo_jax.data.portions import Corpus
 from olmo_jax.data.sample import Sample, scan
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.splits import split_of
 from olmo_jax.data.text_corpus import Counting, TextCorpus
-from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.data.words import bounded
 from olmo_jax.files import flush_folder, flush_tree
 from olmo_jax.lock import exclusive_lock
 from olmo_jax.paths import local
 from olmo_jax.signals import ended_by_signals, waited_for
+
+if TYPE_CHECKING:
+    from olmo_jax.data.tokenizer import Tokenizer
 
 __all__ = ["Fingerprint", "fingerprint", "prepare", "summary"]
 
@@ -40,7 +42,7 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
 
     Raises DataError for sources that can't be read, for prepared data of other sources under this name (both
     fingerprints are shown, nothing is touched), for unknown `train_domains`, for a train domain without validation
-    text, and for a training split shorter than one window.
+    text, for a sample too small for the tokenizer's vocabulary, and for a training split shorter than one window.
     """
     final = root / data.name
     root.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,8 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         tokenizer = arithmetic.tokenizer(data.arithmetic)
         write_shards = functools.partial(_write_equations, data)
     else:
+        from olmo_jax.data import stream  # the tokenizer library, which most calls don't need: they find all done
+
         corpus = _corpus(data, directory, files)
         text_bytes, sample = _scanned(data, corpus)
         tokenizer = _tokenizer(data, corpus, sample, say)
@@ -137,7 +141,9 @@ def _scanned(data: DataConfig, corpus: Corpus) -> tuple[float, Sample | None]:
     return float(bytes_of.total()), sample if sampled else None
 
 
-def _tokenizer(data: DataConfig, corpus: Corpus, sample: Sample | None, say: Callable[[str], None]) -> Tokenizer:
+def _tokenizer(data: DataConfig, corpus: Corpus, sample: Sample | None, say: Callable[[str], None]) -> "Tokenizer":
+    from olmo_jax.data import tokenizer as tokenizers
+
     if data.tokenizer in downloads.OLMO_TOKENIZERS:
         return tokenizers.of_olmo(data.tokenizer, data.eos_token)
     if data.tokenizer != "bpe":
