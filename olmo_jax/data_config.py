@@ -88,6 +88,8 @@ class DataConfig:
       tokenizer: "bpe" trains a byte-level BPE of `bpe_vocab_size` on the training documents; "olmo" is OLMo-1's (50280
         tokens) and "olmo2" OLMo-2's (100278), fetched with pip; else the path of a tokenizer.json, with a "/" in it or
         ".json" at its end.
+      bpe_megabytes: train the BPE on at most so many 1e6 bytes, the training documents whose SHA-256 come first: a
+        sample of the whole corpus. 0: on all of them.
       eos_token: the tokenizer's token that ends, and in evaluation begins, a document.
       train_domains: domains that training draws from; () takes all.
       validation_fraction: share of documents, by hash, that training never sees.
@@ -109,6 +111,7 @@ class DataConfig:
     max_megabytes: float = 24.0
     tokenizer: str = "bpe"
     bpe_vocab_size: int = 4096
+    bpe_megabytes: float = 0.0
     eos_token: str = "<|endoftext|>"
     train_domains: tuple[str, ...] = ()
     validation_fraction: float = 0.1
@@ -144,6 +147,12 @@ class DataConfig:
             f"{at}.bpe_vocab_size",
             self.bpe_vocab_size,
             "a byte-level BPE has 256 bytes and the end-of-text token, so at least 257",
+        )
+        require(
+            0 <= self.bpe_megabytes < math.inf,
+            f"{at}.bpe_megabytes",
+            self.bpe_megabytes,
+            "needs a positive number of megabytes, or 0 to train the tokenizer on all of the text",
         )
         for name in ("max_megabytes", "max_epochs"):
             require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive number")

@@ -108,6 +108,7 @@ _UNITS = {
     "steps_per_call": "steps",
     "vocab_size": "tokens",
     "bpe_vocab_size": "tokens",
+    "bpe_megabytes": "1e6 bytes",
 }
 # Where the class says it too shortly, or of several at once.
 _SETTINGS = {

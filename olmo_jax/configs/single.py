@@ -14,6 +14,7 @@ def single_run(family: str, size: str, presets: Mapping[str, ModelConfig], optim
     run = TrainConfig(name=f"{family}-{size}", tokens=2_000_000, model=presets[size], optimizer=optimizer)
     config = to_config_dict(run)
     config.data.train_domains = ("prose",)
+    config.data.bpe_megabytes = 20.0
     config.data.sequence_length = 512
     config.data.batch_size = 32
     config.probe.every = 20

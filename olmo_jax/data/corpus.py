@@ -10,20 +10,16 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from olmo_jax.config import DataConfig
 from olmo_jax.data import DataError, built_in, debian_prose, olmo_tasks, python_packages, text_files
 from olmo_jax.data.built_in import BUILT_IN
+from olmo_jax.data.portions import Document, Portion, stored
 from olmo_jax.errors import brief
 from olmo_jax.paths import local, printable
-
-
-class Document(NamedTuple):
-    domain: str
-    text: str
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -78,7 +74,7 @@ _OWN_BUILDERS = {builder.corpus: builder for builder in (PythonPackages, DebianP
 
 
 class TextFiles(_TextBuilder):
-    """Documents of `text_files.examples`, file after file."""
+    """Documents of `text_files.examples`, file after file, for programs that read TFDS; `prepare` reads the files."""
 
     VERSION = tfds.core.Version(text_files.VERSION)
 
@@ -121,6 +117,15 @@ class Corpus:
     def __len__(self) -> int:
         return self._builder.info.splits["train"].num_examples
 
+    def portions(self, note: Callable[[str], None] = lambda line: None) -> Iterator[Portion]:
+        """All of it; there is nothing to note."""
+        del note
+        return stored(self)
+
+    def rough_bytes(self) -> float:
+        """About how much text there is; 0 where TFDS didn't record it."""
+        return float(self._builder.info.splits["train"].num_bytes or 0)
+
     def __iter__(self) -> Iterator[Document]:
         for example in self._examples():
             domain = self._decoded(example, self._domain_field) if self._domain_field else text_files.DEFAULT_DOMAIN
@@ -155,12 +160,18 @@ class Joined:
     def __iter__(self) -> Iterator[Document]:
         return itertools.chain.from_iterable(self._corpora)
 
+    def portions(self, note: Callable[[str], None] = lambda line: None) -> Iterator[Portion]:
+        """All of it; there is nothing to note."""
+        del note
+        return stored(self)
 
-def build(data: DataConfig, directory: Path, progress: Callable[[str], None] = lambda line: None) -> Corpus | Joined:
-    """The corpus of a configuration: written below `directory` if it is a built-in one, else as it lies in tfds_dir.
+    def rough_bytes(self) -> float:
+        """About how much text there is; 0 where TFDS didn't record it."""
+        return sum(corpus.rough_bytes() for corpus in self._corpora)
 
-    Args:
-      progress: takes a line of text at a time.
+
+def build(data: DataConfig, directory: Path) -> Corpus | Joined:
+    """The corpus of a configuration: written below `directory` if it is one of built_in.OWN, else as in tfds_dir.
 
     Raises DataError for sources that can't be read or fetched, for names that can't be joined and for a data set that
     isn't there.
@@ -171,19 +182,6 @@ def build(data: DataConfig, directory: Path, progress: Callable[[str], None] = l
         builders = [_OWN_BUILDERS[name](max_megabytes=data.max_megabytes, **place) for name in names]
         corpora = [_written(builder) for builder in builders]
         return corpora[0] if len(corpora) == 1 else Joined(corpora)
-    if data.corpus == "text_files":
-        builder = TextFiles(
-            files=data.files,
-            text_field=data.text_field,
-            domain_field=data.domain_field,
-            separator=data.separator,
-            block_characters=data.block_characters,
-            **place,
-        )
-        corpus = _written(builder)
-        for note in builder.notes:
-            progress(f"prepare {data.name}: {note}")
-        return corpus
     return Corpus(_builder_on_disk(data), data.text_field, data.domain_field)
 
 

@@ -1,6 +1,7 @@
 """What prepared data are made from, told from the sources alone; where they lie doesn't enter."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from olmo_jax import lfs
@@ -45,8 +46,12 @@ def of(found: Sources) -> Fingerprint:
     return Fingerprint(corpus, tokenizer)
 
 
-def sources(data: DataConfig) -> Sources:
-    """What the two halves of the fingerprint stand for, by name, so that a change can be named too."""
+def sources(data: DataConfig, files: Sequence[text_files.Source] | None = None) -> Sources:
+    """What the two halves of the fingerprint stand for, by name, so that a change can be named too.
+
+    Args:
+      files: what text_files.find returns for data.files, where that is known.
+    """
     if data.is_arithmetic:
         from olmo_jax.data import arithmetic  # the tokenizer library, which the others don't need here
 
@@ -65,6 +70,7 @@ def sources(data: DataConfig) -> Sources:
             data.separator,
             data.block_characters,
             data.validation_fraction,
+            files,
         )
     else:
         from olmo_jax.data.corpus import sources_on_disk  # imports TFDS, half a second that the others don't need
@@ -87,11 +93,12 @@ def changes(before: Sources, now: Sources, at_most: int = 4) -> str:
 
 def _tokenizer(data: DataConfig) -> dict[str, str]:
     if data.tokenizer == "bpe":
+        sampled = {"bpe_megabytes": repr(float(data.bpe_megabytes))} if data.bpe_megabytes else {}
         return {
             "eos_token": data.eos_token,
             "bpe_vocab_size": str(data.bpe_vocab_size),
             "bpe trained on": ", ".join(sorted(set(data.train_domains))) or "all domains",
-        }
+        } | sampled
     if data.tokenizer in downloads.OLMO_TOKENIZERS:
         name, version, sha256 = downloads.OLMO_WHEEL
         member = downloads.OLMO_TOKENIZERS[data.tokenizer]

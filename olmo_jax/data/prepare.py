@@ -1,22 +1,24 @@
 """prepare: from the sources of a corpus to token shards, once.
 
-`<root>/<name>/` holds corpus/ (the TFDS data set), tokenizer.json, the shards and index.json. All of it is written in a
-sibling folder and appears by one rename: what a kill leaves behind is that sibling, which the next call clears away.
+`<root>/<name>/` holds tokenizer.json, the shards, index.json and, of a corpus that comes with the library, corpus/ (the
+TFDS data set). All of it is written in a sibling folder and appears by one rename: what a kill leaves behind is that
+sibling, which the next call clears away.
 """
 
 import functools
-import itertools
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import DataError, downloads, some_of
+from olmo_jax.data import DataError, downloads, some_of, text_files
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
+from olmo_jax.data.portions import Corpus
+from olmo_jax.data.sample import Sample, scan
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.splits import split_of
+from olmo_jax.data.text_corpus import Counting, TextCorpus
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.data.words import bounded
 from olmo_jax.files import flush_folder, flush_tree
@@ -25,13 +27,9 @@ from olmo_jax.paths import local
 from olmo_jax.signals import ended_by_signals, waited_for
 
 if TYPE_CHECKING:
-    from olmo_jax.data.corpus import Corpus, Joined
     from olmo_jax.data.tokenizer import Tokenizer
 
 __all__ = ["Fingerprint", "fingerprint", "prepare", "summary"]
-
-_DOCUMENTS_AT_ONCE = 256
-_REPORT_EVERY = 64e6  # bytes of text
 
 
 def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> TokenIndex:
@@ -44,7 +42,7 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
 
     Raises DataError for sources that can't be read, for prepared data of other sources under this name (both
     fingerprints are shown, nothing is touched), for unknown `train_domains`, for a train domain without validation
-    text, and for a training split shorter than one window.
+    text, for a sample too small for the tokenizer's vocabulary, and for a training split shorter than one window.
     """
     final = root / data.name
     root.mkdir(parents=True, exist_ok=True)
@@ -84,8 +82,12 @@ def summary(index: TokenIndex) -> list[str]:
 
 
 def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -> None:
-    found = sources(data)
-    progress(f"prepare {data.name}: reading the corpus {data.corpus}")
+    def say(line: str) -> None:
+        progress(f"prepare {data.name}: {line}")
+
+    files = text_files.find(data.files) if data.corpus == "text_files" else ()
+    found = sources(data, files)
+    say(f"reading the corpus {data.corpus}")
     write_shards: Callable[[ShardWriter], None]
     if data.is_arithmetic:
         from olmo_jax.data import arithmetic
@@ -93,12 +95,13 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         tokenizer = arithmetic.tokenizer(data.arithmetic)
         write_shards = functools.partial(_write_equations, data)
     else:
-        from olmo_jax.data.corpus import build  # TFDS takes half a second to import, and most calls find all done
+        from olmo_jax.data import stream  # the tokenizer library, which most calls don't need: they find all done
 
-        corpus = build(data, directory / "corpus", progress)
-        _check_domains(data, corpus)
-        tokenizer = _tokenizer(data, corpus, progress)
-        write_shards = functools.partial(_write_shards, data, corpus, tokenizer, progress=progress)
+        corpus = _corpus(data, directory, files)
+        text_bytes, sample = _scanned(data, corpus)
+        tokenizer = _tokenizer(data, corpus, sample, say)
+        text_bytes = text_bytes or corpus.rough_bytes()
+        write_shards = functools.partial(stream.write, corpus, data, tokenizer, text_bytes, directory, say)
     tokenizer.save(directory / "tokenizer.json")
     with ShardWriter(directory, tokenizer.vocab_size, tokenizer.eos_id) as writer:
         write_shards(writer)
@@ -118,56 +121,63 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         progress(line)
 
 
-def _check_domains(data: DataConfig, corpus: "Corpus | Joined") -> None:
-    if not data.train_domains:
-        return
-    count = Counter(document.domain for document in corpus)
-    unknown = [name for name in data.train_domains if name not in count]
-    if unknown:
+def _corpus(data: DataConfig, directory: Path, files: Sequence[text_files.Source]) -> Corpus:
+    if data.corpus == "text_files":
+        return TextCorpus(data, files)
+    from olmo_jax.data.corpus import build  # TFDS takes half a second to import, and text files don't need it
+
+    return build(data, directory / "corpus")
+
+
+def _scanned(data: DataConfig, corpus: Corpus) -> tuple[float, Sample | None]:
+    """Bytes of text, 0 if they needn't be counted, and the sample for the tokenizer; None for all documents."""
+    sampled = data.tokenizer == "bpe" and data.bpe_megabytes > 0
+    if not data.train_domains and not sampled:
+        return 0.0, None
+    bytes_of, sample = scan(corpus, data)
+    if unknown := [name for name in data.train_domains if name not in bytes_of]:
         raise DataError(f"data.train_domains: the corpus {data.corpus} has no domain {some_of(map(repr, unknown))}; "
-                        f"it has {some_of(sorted(count))}")  # fmt: skip
+                        f"it has {some_of(sorted(bytes_of))}")  # fmt: skip
+    return float(bytes_of.total()), sample if sampled else None
 
 
-def _tokenizer(data: DataConfig, corpus: "Corpus | Joined", progress: Callable[[str], None]) -> "Tokenizer":
-    from olmo_jax.data import tokenizer
+def _tokenizer(data: DataConfig, corpus: Corpus, sample: Sample | None, say: Callable[[str], None]) -> "Tokenizer":
+    from olmo_jax.data import tokenizer as tokenizers
 
     if data.tokenizer in downloads.OLMO_TOKENIZERS:
-        return tokenizer.of_olmo(data.tokenizer, data.eos_token)
+        return tokenizers.of_olmo(data.tokenizer, data.eos_token)
     if data.tokenizer != "bpe":
-        return tokenizer.load(local(data.tokenizer), data.eos_token)
-    progress(f"prepare {data.name}: training a BPE of {data.bpe_vocab_size} tokens")
+        return tokenizers.load(local(data.tokenizer), data.eos_token)
+    of_sample = "" if sample is None or sample.whole else f" on {data.bpe_megabytes:,g} MB"
+    say(f"training a BPE of {data.bpe_vocab_size} tokens{of_sample}")
+    texts = _training_texts(data, corpus) if sample is None else sample.texts()
 
-    def training(check: Callable[[], None]) -> Iterator[str]:
-        for document in corpus:
+    def checked(check: Callable[[], None]) -> Iterator[str]:
+        for text in texts:
             check()
+            for part in bounded(text):
+                check()
+                yield part
+
+    trained = waited_for(lambda check: tokenizers.train_bpe(checked(check), data.bpe_vocab_size, data.eos_token))
+    if sample is not None and not sample.whole and trained.vocab_size < data.bpe_vocab_size:
+        raise DataError(
+            f"data.bpe_megabytes = {data.bpe_megabytes}: so little of the text gives a tokenizer of only "
+            f"{trained.vocab_size} tokens where data.bpe_vocab_size = {data.bpe_vocab_size}; raise data.bpe_megabytes, "
+            "or set it to 0 for all of the text"
+        )
+    return trained
+
+
+def _training_texts(data: DataConfig, corpus: Corpus) -> Iterator[str]:
+    counting = Counting(data.text_field, lambda line: None)
+    for portion in corpus.portions(lambda line: None):
+        content = portion.content()
+        counting.add(content.tally)
+        for document in content.documents:
             chosen = not data.train_domains or document.domain in data.train_domains
             if chosen and split_of(document.text, data.validation_fraction) == "train":
-                for part in bounded(document.text):
-                    check()
-                    yield part
-
-    return waited_for(lambda check: tokenizer.train_bpe(training(check), data.bpe_vocab_size, data.eos_token))
-
-
-def _write_shards(
-    data: DataConfig,
-    corpus: "Corpus | Joined",
-    tokenizer: "Tokenizer",
-    writer: ShardWriter,
-    progress: Callable[[str], None],
-) -> None:
-    done, reported = 0, 0.0
-    for documents in _portions(corpus, _DOCUMENTS_AT_ONCE):
-        texts = [document.text for document in documents]
-        tokens = waited_for(lambda check, texts=texts: tokenizer.encode(texts))  # type: ignore[misc]
-        for document, tokens_L in zip(documents, tokens, strict=True):
-            split = split_of(document.text, data.validation_fraction)
-            size = len(document.text.encode())
-            writer.add(split, document.domain, tokens_L, size)
-            done += size
-        if done - reported >= _REPORT_EVERY:
-            reported = done
-            progress(f"prepare {data.name}: {done / 1e6:,.0f} MB tokenised")
+                yield document.text
 
 
 def _write_equations(data: DataConfig, writer: ShardWriter) -> None:
@@ -210,9 +220,3 @@ def _check_same(index: TokenIndex, data: DataConfig) -> None:
             f"{index.directory}: prepared from {index.fingerprint}, but the sources now are {of(now)} "
             f"({changes(index.sources, now)}); choose another data.name or --workdir, or restore the sources"
         )
-
-
-def _portions(documents: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(documents)
-    while portion := list(itertools.islice(iterator, size)):
-        yield portion

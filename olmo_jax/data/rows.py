@@ -8,13 +8,17 @@ from olmo_jax.data import DataError, some_of
 from olmo_jax.errors import brief
 
 
-def json_rows(stream: Iterable[bytes], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects in lines of JSON in UTF-8, with the number of each line, from 1; empty lines are passed over.
+def json_rows(
+    stream: Iterable[bytes], where: str, first: int = 1, offset: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in lines of JSON in UTF-8, with the number of each line; empty lines are passed over.
+
+    Args:
+      first, offset: number and place in the file of the first line.
 
     Raises DataError, naming `where` and the line, for a line that holds anything else.
     """
-    offset = 0
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(stream, start=first):
         at = f"{where}: line {number}"
         line = decoded(raw, f"{at},", offset)
         offset += len(raw)

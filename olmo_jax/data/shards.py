@@ -178,20 +178,29 @@ class ShardWriter:
 
         `text_bytes` is the length of its text in UTF-8; 0 for a document that was made as tokens.
         """
-        if tokens_L.size and not 0 <= int(tokens_L.min()) <= int(tokens_L.max()) < self._vocab_size:
-            raise DataError(f"domain {domain!r}: token {tokens_L.max()} lies outside the vocabulary of "
-                            f"{self._vocab_size}; the tokenizer.json contradicts itself")  # fmt: skip
+        check_tokens(tokens_L, self._vocab_size, domain)
+        with_eos = np.append(tokens_L, self._eos_id)
+        self.extend(split, domain, with_eos, np.array([len(with_eos)]), np.array([text_bytes]))
+
+    def extend(self, split: str, domain: str, tokens_T: np.ndarray, lengths_N: np.ndarray, sizes_N: np.ndarray) -> None:
+        """Appends documents. Raises DataError for a token outside the vocabulary.
+
+        Args:
+          tokens_T: of all documents, one after another, each ended by eos.
+          lengths_N: tokens of each, eos included. sizes_N: bytes of its text in UTF-8.
+        """
+        check_tokens(tokens_T, self._vocab_size, domain)
         for each in SPLITS:
             if (each, domain) not in self._begun:
                 self._begun[each, domain] = self._begin(each, domain)
         shard = self._begun[split, domain]
-        shard.tokens += len(tokens_L) + 1
-        shard.documents += 1
-        shard.bytes += text_bytes
-        dtype = np.dtype(self.dtype).newbyteorder("<")
-        self._buffered += shard.append(".npy", np.append(tokens_L, self._eos_id).astype(dtype))
-        self._buffered += shard.append(".offsets", np.array(shard.tokens, "<u8"))
-        self._buffered += shard.append(".bytes", np.array(text_bytes, "<u8"))
+        offsets_N = shard.tokens + np.cumsum(lengths_N, dtype=np.uint64)
+        shard.tokens += len(tokens_T)
+        shard.documents += len(lengths_N)
+        shard.bytes += int(sizes_N.sum())
+        self._buffered += shard.append(".npy", tokens_T.astype(np.dtype(self.dtype).newbyteorder("<")))
+        self._buffered += shard.append(".offsets", offsets_N.astype("<u8"))
+        self._buffered += shard.append(".bytes", sizes_N.astype("<u8"))
         if self._buffered > _BUFFERED:
             self._flush()
 
@@ -241,6 +250,13 @@ class _BegunShard:
         """Adds to what waits; returns its bytes."""
         self.waiting[suffix] += numbers.tobytes()
         return numbers.nbytes
+
+
+def check_tokens(tokens: np.ndarray, vocab_size: int, domain: str) -> None:
+    """Raises DataError for a token outside the vocabulary."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise DataError(f"domain {domain!r}: token {tokens.max()} lies outside the vocabulary of "
+                        f"{vocab_size}; the tokenizer.json contradicts itself")  # fmt: skip
 
 
 def _check_types(record: Any) -> None:

@@ -2,6 +2,7 @@
 
 import codecs
 import collections
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,14 @@ class Source(NamedTuple):
         return printable(self.path)
 
 
+@dataclasses.dataclass
+class Counted:
+    """Rows of a file: the number of the last one read, and how many were passed over for their text is null."""
+
+    rows: int = 0
+    passed_over: int = 0
+
+
 def kind(name: str) -> str:
     """The one of SUFFIXES, in any case, that a name ends in; "" for none."""
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
@@ -79,13 +88,17 @@ def sources(
     separator: str = "",
     block_characters: int = 0,
     validation_fraction: float | None = None,
+    files: Sequence[Source] | None = None,
 ) -> dict[str, str]:
     """What the corpus is made from: names and contents of the files, and how they are read.
+
+    Args:
+      files: what `find` returns for the patterns, where that is known: it takes the time to read all of them.
 
     With `validation_fraction`, raises DataError for files that hold no document of one of the splits, as far as that
     can be told before they are read.
     """
-    files = find(patterns)
+    files = find(patterns) if files is None else files
     if validation_fraction is not None and not separator and not block_characters:
         _check_splits(files, validation_fraction)
     found = {"text_files": VERSION, "text_field": text_field, "domain_field": domain_field}
@@ -123,14 +136,47 @@ def examples(
         documents = _txt(source, separator)
     else:
         documents = _rows(source, text_field, domain_field, note)
-    empty = True
-    for document in documents:
-        parts = [part for part in blocks(document.text, block_characters) if part.strip()]
-        for number, part in enumerate(parts, start=1):
-            empty = False
-            yield document._replace(id=f"{document.id}:{number}", text=part) if block_characters else document
-    if empty:
-        raise DataError(f"{source}: holds no text; fill it or leave it out of data.files")
+    without_text = True
+    for example in _in_blocks(documents, block_characters):
+        without_text = False
+        yield example
+    if without_text:
+        raise empty(source)
+
+
+def examples_of_lines(
+    source: Source,
+    stream: Iterable[bytes],
+    text_field: str,
+    domain_field: str,
+    block_characters: int,
+    counted: Counted,
+    first: int = 1,
+    offset: int = 0,
+) -> Iterator[Example]:
+    """The documents in some lines of a file of JSON, unpacked already; else as `examples`, but there may be none.
+
+    Args:
+      counted: counts the rows.
+      first, offset: number and place in the file of the first line.
+    """
+    found = rows.json_rows(stream, str(source), first, offset)
+    return _in_blocks(_documents(found, "line", source, text_field, domain_field, counted), block_characters)
+
+
+def is_json(source: Source) -> bool:
+    """Whether a file is lines of JSON, packed or not."""
+    return kind(source.name).startswith(".json")
+
+
+def empty(source: Source) -> DataError:
+    """What to raise for a file without a document."""
+    return DataError(f"{source}: holds no text; fill it or leave it out of data.files")
+
+
+def on_nulls(source: Source, word: str, text_field: str, passed_over: int, number: int) -> str:
+    """A line on rows that were passed over for their text is null, of `number` in all."""
+    return f"{source}: passed over {passed_over:,} {word}s of {number:,} whose field {text_field!r} is null"
 
 
 def rough_bytes(source: Source, text_field: str) -> float:
@@ -196,14 +242,25 @@ def _without_damage(text: str, source: Source) -> str:
     return text
 
 
+def _in_blocks(documents: Iterable[Example], block_characters: int) -> Iterator[Example]:
+    for document in documents:
+        parts = [part for part in blocks(document.text, block_characters) if part.strip()]
+        for number, part in enumerate(parts, start=1):
+            yield document._replace(id=f"{document.id}:{number}", text=part) if block_characters else document
+
+
 def _rows(source: Source, text_field: str, domain_field: str, note: Callable[[str], None]) -> Iterator[Example]:
-    fields = (text_field, domain_field)
+    fields, counted = (text_field, domain_field), Counted()
     if kind(source.name) == ".parquet":
+        word = "row"
         found = enumerate(parquet.rows(source.path, [field for field in fields if field]), start=1)
-        yield from _documents(found, "row", source, *fields, note)
+        yield from _documents(found, word, source, *fields, counted)
     else:
+        word = "line"
         with opened(source.path, source.name) as (stream, _):
-            yield from _documents(rows.json_rows(stream, str(source)), "line", source, *fields, note)
+            yield from _documents(rows.json_rows(stream, str(source)), word, source, *fields, counted)
+    if counted.passed_over:
+        note(on_nulls(source, word, text_field, counted.passed_over, counted.rows))
 
 
 def _documents(
@@ -212,21 +269,19 @@ def _documents(
     source: Source,
     text_field: str,
     domain_field: str,
-    note: Callable[[str], None],
+    counted: Counted,
 ) -> Iterator[Example]:
-    number, passed_over = 0, 0
     for number, row in found:
+        counted.rows = number
         at = f"{source}: {word} {number}"
         text = rows.text(row, text_field, at)
         if text is None:
-            passed_over += 1
+            counted.passed_over += 1
             continue
         domain = rows.text(row, domain_field, at) if domain_field else DEFAULT_DOMAIN
         if domain is None:
             raise DataError(f"{at}: field {domain_field!r} is null; give the row a domain")
         yield Example(f"{source.name}:{number}", domain, text)
-    if passed_over:
-        note(f"{source}: passed over {passed_over:,} {word}s of {number:,} whose field {text_field!r} is null")
 
 
 def _check_splits(files: Sequence[Source], validation_fraction: float) -> None:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from olmo_jax import lfs
-from olmo_jax.data import DataError, downloads
+from olmo_jax.data import DataError, downloads, word_cache
 
 # Bytes that no UTF-8 holds, as byte-level vocabularies write them.
 _NO_UTF8 = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
@@ -38,7 +38,10 @@ class Tokenizer:
         backend.encode_special_tokens = True  # a text that spells out "<|endoftext|>" doesn't end there
         self.eos_id: int = eos_id
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self._backend = backend
+        self._backend, self._eos_token = backend, eos_token
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _of_json, (self._json(), self._eos_token)
 
     @property
     def sha256(self) -> str:
@@ -67,6 +70,13 @@ class Tokenizer:
         """
         for text in texts:
             text.encode()
+        return self._encode_whole(texts) if self._words is None else self._words.encode(texts)
+
+    @functools.cached_property
+    def _words(self) -> word_cache.WordCache | None:
+        return word_cache.WordCache(self._encode_whole) if word_cache.suits(json.loads(self._json())) else None
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
         ids = (np.array(e.ids, np.uint32) for e in self._backend.encode_batch_fast(texts, add_special_tokens=False))
         return [ids_L[ids_L != self.eos_id] for ids_L in ids]
 
@@ -84,6 +94,10 @@ class Tokenizer:
 
     def _json(self) -> str:
         return self._backend.to_str(pretty=True)
+
+
+def _of_json(content: str, eos_token: str) -> Tokenizer:
+    return Tokenizer(Backend.from_str(content), eos_token, "the tokenizer")
 
 
 def _keeps_bytes(parts: dict[str, Any]) -> bool:

@@ -26,7 +26,14 @@ def get_config(files: str = "texts/*") -> ConfigDict:
         tokens=500_000,
         model=ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=4, d_ff=256),
         optimizer=OptimizerConfig(warmup_fraction=0.05),
-        data=DataConfig(corpus="text_files", files=(files,), bpe_vocab_size=2048, sequence_length=128, batch_size=16),
+        data=DataConfig(
+            corpus="text_files",
+            files=(files,),
+            bpe_vocab_size=2048,
+            bpe_megabytes=20.0,
+            sequence_length=128,
+            batch_size=16,
+        ),
         checkpoint=CheckpointConfig(log_spaced=4),
     )
     grid = cross(

@@ -51,6 +51,8 @@ _FINAL_FRACTIONS = (0.0, 0.01)
 _BUDGET, _BATCH, _DECAY, _RATE = 32_000_000_000, 128, 0.1, 3e-4  # the peak [ours]
 _CONTEXT = 1024  # [ours]
 
+_BPE_MEGABYTES = 20.0  # [ours]; text that can't exceed it is taken whole
+
 _LR_RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}
 _OPTIONS = ("seeds", "all_seeds", "lr_rule", "text", "other", "tokenizer")
 _FLAGS = ("steps_matched", "pythia", "tied", "corpus")
@@ -179,6 +181,7 @@ def _train(scale: Scale, options: dict[str, str]) -> TrainConfig:
             max_megabytes=scale.megabytes,
             tokenizer=options.get("tokenizer", "bpe"),
             bpe_vocab_size=scale.vocabulary,
+            bpe_megabytes=_BPE_MEGABYTES if text or scale.megabytes > _BPE_MEGABYTES else 0.0,
             max_epochs=scale.epochs,
             sequence_length=scale.context,
             batch_size=_BATCH // scale.batch,

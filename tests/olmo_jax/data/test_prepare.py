@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from olmo_jax.config import DataConfig
+from olmo_jax.config import ConfigError, DataConfig
 from olmo_jax.data import DataError
 from olmo_jax.data.corpus import TextFiles
+from olmo_jax.data.fingerprint import sources
 from olmo_jax.data.prepare import fingerprint, prepare
 from olmo_jax.data.shards import TokenIndex
 
@@ -170,22 +171,32 @@ def test_a_tokenizer_file_in_place_of_training(stories, story_config, tmp_path):
     assert (index.tokens("train", "news") == stories.tokens("train", "news")).all()
 
 
-def test_a_data_set_that_tfds_has_on_disk(story_config, story_file, tmp_path):
+@pytest.fixture(scope="module")
+def tfds_folder(story_file, tmp_path_factory):
+    """The stories as a TFDS data set."""
     builder = TextFiles(
         files=[str(story_file)],
         text_field="body",
         domain_field="kind",
-        data_dir=tmp_path / "tfds",
+        data_dir=tmp_path_factory.mktemp("tfds"),
         file_format="array_record",
     )
     builder.download_and_prepare(file_format="array_record")
+    return builder.data_path
+
+
+def test_a_data_set_that_tfds_has_on_disk(stories, story_config, tfds_folder, tmp_path):
+    shutil.copytree(tfds_folder, tmp_path / "tfds" / "text_files" / tfds_folder.name)
     config = replace(
-        story_config, corpus="text_files_copy", tfds_dir=str(builder.data_path), text_field="text", domain_field=""
+        story_config, corpus="text_files_copy", tfds_dir=str(tfds_folder), text_field="text", domain_field=""
     )
     assert prepare(config, tmp_path / "a", quiet).domains == ("text",)
     (tmp_path / "tfds" / "text_files").rename(tmp_path / "tfds" / "renamed")
     by_name = replace(config, corpus="renamed", tfds_dir=str(tmp_path / "tfds"), domain_field="domain")
-    assert prepare(by_name, tmp_path / "b", quiet).domains == ("fable", "news")
+    by_domain = prepare(by_name, tmp_path / "b", quiet)
+    assert by_domain.domains == ("fable", "news")
+    same = contents(stories.directory)
+    assert {**contents(by_domain.directory), "index.json": same["index.json"]} == same
     with pytest.raises(DataError, match="no field 'body', only domain, id, text"):
         prepare(replace(by_name, text_field="body"), tmp_path / "c", quiet)
 
@@ -227,9 +238,9 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["cut", "zero", "other"])
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "*.array_record*"])
-def test_a_damaged_data_set_of_tfds(stories, story_config, tmp_path, file, how):
-    shutil.copytree(stories.directory / "corpus" / "text_files", tmp_path / "text_files_copy")
-    (place,) = (tmp_path / "text_files_copy").iterdir()
+def test_a_damaged_data_set_of_tfds(tfds_folder, story_config, tmp_path, file, how):
+    place = tmp_path / "text_files_copy" / tfds_folder.name
+    shutil.copytree(tfds_folder, place)
     (damaged,) = place.glob(file)
     damage(damaged, how)
     config = replace(
@@ -271,6 +282,87 @@ def test_one_large_text_can_be_split(story_config, story_file, tmp_path, change,
     key = next(iter(change))
     with pytest.raises(DataError, match=f"{key} was .*, is "):
         prepare(replace(whole, **{key: "\n" if key == "document_separator" else 9}), tmp_path, quiet)
+
+
+_IN_SMALL_PORTIONS = (
+    "import json, sys; from pathlib import Path; from olmo_jax.config import *; "
+    "from olmo_jax.data import stream, text_corpus, workers; from olmo_jax.data.prepare import prepare; "
+    "text_corpus.AT_ONCE, workers._FEW, workers.cores, stream._SECONDS_BETWEEN_LINES = 2000, 1, lambda: 2, 0; "
+    "config = from_config_dict(DataConfig, json.loads(sys.argv[1])); "
+    "prepare(config, Path(sys.argv[2]), lambda line: print(line, flush=True))"
+)
+
+
+@pytest.fixture(scope="module")
+def long_stories(story_config, story_file, tmp_path_factory):
+    """A configuration of more text, and the contents of what is prepared of it."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "long.jsonl").write_bytes(story_file.read_bytes() * 30)
+    config = replace(story_config, files=(str(folder / "long.jsonl"),), bpe_megabytes=0.01)
+    return config, contents(prepare(config, folder, quiet).directory)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_while_several_processes_tokenise(long_stories, tmp_path, number):
+    config, expected = long_stories
+    arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "data")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _IN_SMALL_PORTIONS, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+    )
+    while "MB tokenised, " not in process.stdout.readline():
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
+    assert process.wait(timeout=20) != 0
+    process.stdout.close()
+    assert len(children) == 2 and all(ended(pid) for pid in children)
+    left = {".stories.lock"} | ({".stories.partial"} if number == signal.SIGKILL else set())
+    assert {p.name for p in (tmp_path / "data").iterdir()} == left
+
+    index = prepare(config, tmp_path / "data", quiet)
+    assert {p.name for p in (tmp_path / "data").iterdir()} == {".stories.lock", "stories"}
+    assert contents(index.directory) == expected
+
+
+def ended(pid):
+    """Whether a process ends within 20 seconds; a zombie, which waits for some init to collect it, has ended."""
+    for _ in range(200):
+        try:
+            if "(zombie)" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_sample_that_holds_all_gives_the_same_tokenizer(stories, story_config, tmp_path):
+    config = replace(story_config, bpe_megabytes=0.5)
+    index = prepare(config, tmp_path, quiet)
+    assert fingerprint(config).corpus == fingerprint(story_config).corpus
+    assert fingerprint(config).tokenizer != fingerprint(story_config).tokenizer
+    same = contents(stories.directory)
+    assert {**contents(index.directory), "index.json": same["index.json"]} == same
+
+
+def test_a_sample_gives_a_tokenizer_of_the_size_asked_for(stories, story_config, tmp_path):
+    lines = []
+    index = prepare(replace(story_config, bpe_megabytes=0.005), tmp_path, lines.append)
+    assert index.vocab_size == 300 and index.tokenizer_sha256 != stories.tokenizer_sha256
+    assert sum("training a BPE of 300 tokens on 0.005 MB" in line for line in lines) == 1
+
+
+def test_too_small_a_sample_is_refused(story_config, tmp_path):
+    with pytest.raises(DataError, match=r"only 2\d\d tokens where data.bpe_vocab_size = 300; raise data") as raised:
+        prepare(replace(story_config, bpe_megabytes=5e-5), tmp_path, quiet)
+    assert "\n" not in str(raised.value)
+    assert [p.name for p in tmp_path.iterdir()] == [".stories.lock"]
+    with pytest.raises(ConfigError, match="bpe_megabytes"):
+        replace(story_config, bpe_megabytes=-1.0).check("data")
+
+
+def test_without_a_sample_the_fingerprint_is_what_it_was(story_config):
+    assert sources(story_config)["tokenizer"].keys() == {"eos_token", "bpe_vocab_size", "bpe trained on"}
 
 
 @pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.7)])
