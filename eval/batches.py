@@ -1,12 +1,11 @@
-"""Batches through compiled programs: on a CPU as many at a time as it has cores."""
+"""Batches through a compiled function: on a CPU as many at a time as it has cores."""
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 
 from olmo_jax.config import ModelConfig
 
@@ -15,27 +14,16 @@ _MOST_ACTIVATIONS = 2**27
 
 
 def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What a compiled function gives for each batch, in order, as numpy arrays.
+    """Return what a compiled function of arrays gives for each batch, in order, as numpy arrays.
 
-    XLA runs the loop over members on about one core, so a CPU takes several batches at a time. The first batch of each
-    shape runs on its own, so that nothing is compiled twice. The first array of a batch has its rows, `[B, L]`.
+    XLA runs the loop over members on about one core, so a CPU takes several batches at a time; of those that meet a
+    shape for the first time one compiles, and the others wait. The first array of a batch has its tokens, `[B, L]`.
     """
     at_once = _at_once(config, max(batch[0].size for batch in batches))
     if at_once == 1:
         return jax.device_get([call(*batch) for batch in batches])
-    results: list[Future[Any]] = []
-    compiled: set[Any] = set()
     with ThreadPoolExecutor(at_once) as pool:
-        try:
-            for batch in batches:
-                shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
-                results.append(pool.submit(lambda batch: jax.device_get(call(*batch)), batch))
-                if shapes not in compiled:
-                    results[-1].result()
-                    compiled.add(shapes)
-            return [result.result() for result in results]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        return list(pool.map(lambda batch: jax.device_get(call(*batch)), batches))
 
 
 def _at_once(config: ModelConfig, tokens: int) -> int:
