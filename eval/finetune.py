@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from eval import results, tasks
+from eval import results, task_rows, tasks
 from eval.config import EvalConfig, FinetuneConfig
 from eval.material import Material, Stack, StoppedError
 from eval.results import Evaluation, Measured
@@ -157,7 +157,7 @@ def _right_answers(material: Material, task: str, config: FinetuneConfig, split:
         drawn = np.random.default_rng(0).permutation(len(items))[: config.train_items]
         items = [items[i] for i in sorted(drawn)]
     right = [item._replace(contexts=(item.context,), choices=(item.choices[item.gold],), gold=0) for item in items]
-    return _in_one_length(tasks.prepare(right, material.tokenizer, config.item_tokens), config.item_tokens)
+    return _in_one_length(task_rows.pieces(right, material.tokenizer, config.item_tokens), config.item_tokens)
 
 
 def item_batches(material: Material, task: str, config: FinetuneConfig) -> Batches:
@@ -172,20 +172,28 @@ def item_batches(material: Material, task: str, config: FinetuneConfig) -> Batch
     return of_step
 
 
-def _in_one_length(rows: tasks.Rows, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all buckets as `[N, L + 1]` tokens and the weights `[N, L]` of what they predict."""
-    tokens, weights = [], []
-    for bucket in rows.buckets:
-        count, width = bucket.inputs_NL.shape
-        tokens_Nl, weights_NL = np.zeros((count, length + 1), np.int32), np.zeros((count, length), np.float32)
-        tokens_Nl[:, :width] = bucket.inputs_NL
-        row_N, place_S = np.nonzero(bucket.weights_NS)
-        at = bucket.first_N[row_N] + place_S
-        tokens_Nl[row_N, at + 1] = bucket.targets_NS[row_N, place_S]
-        weights_NL[row_N, at] = 1
-        tokens.append(tokens_Nl)
-        weights.append(weights_NL)
-    return np.concatenate(tokens), np.concatenate(weights)
+def _in_one_length(pieces: Sequence[task_rows.Piece], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces as `[N, L + 1]` tokens and the weights `[N, L]` of what they predict, a row each, by length."""
+
+    def sizes(piece: task_rows.Piece) -> tuple[int, int]:
+        """Which of few lengths a row has: the order of rows decides which of them a seed draws, and in what order."""
+        read = min(_doubled(32, len(piece.before) + len(piece.targets) - 1), length)
+        return read, min(_doubled(8, len(piece.targets)), read)
+
+    tokens_Nl = np.zeros((len(pieces), length + 1), np.int32)
+    weights_NL = np.zeros((len(pieces), length), np.float32)
+    for n, piece in enumerate(sorted(pieces, key=sizes)):
+        start, stop = len(piece.before), len(piece.before) + len(piece.targets)
+        tokens_Nl[n, :stop] = np.concatenate([piece.before, piece.targets])
+        weights_NL[n, start - 1 : stop - 1] = 1
+    return tokens_Nl, weights_NL
+
+
+def _doubled(number: int, least: int) -> int:
+    """The first of number, 2 number, 4 number, ... that isn't below `least`."""
+    while number < least:
+        number *= 2
+    return number
 
 
 def evaluations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:

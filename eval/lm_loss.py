@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,12 +12,17 @@ import jax
 import numpy as np
 from jax import Array
 
+from eval.batches import over_batches
 from olmo_jax import loss, model
 from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig
 from olmo_jax.data.shards import SPLITS, TokenIndex
 from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.data.windows import evaluation_windows, validation_documents
+
+# Windows are cut to so many lengths at most, which are eighths of the longest. Each is one more program to compile, so
+# it has to save a tenth of what is read without any.
+_MOST_WIDTHS, _WORTH = 4, 0.1
 
 
 class Text(NamedTuple):
@@ -167,16 +173,44 @@ def lay_out(
 
 
 def lm_loss(config: ModelConfig, params_M: Any, text: Text, batch_size: int) -> Losses:
-    """Loss of each member of a stack on each document; independent of the batch size but for rounding."""
-    sums_MN = np.concatenate(
-        [
-            np.asarray(_row_sums(config, params_M, *(_rows(a, start, batch_size) for a in text[:3])))
-            for start in range(0, len(text.document_N), batch_size)
-        ],
-        axis=1,
-    )[:, : len(text.document_N)].astype(np.float64)
+    """Loss of each member of a stack on each document; independent of the batch size but for rounding.
+
+    Windows of like length go through the models together, so that little of what these read is padding.
+    """
+    batches = list(_batches(text, batch_size))
+    results = over_batches(
+        config,
+        functools.partial(_row_sums, config, params_M),
+        [tuple(_rows(a_NL[rows, :width], batch_size) for a_NL in text[:3]) for rows, width in batches],
+    )
+    sums_MN = np.zeros((len(jax.tree.leaves(params_M)[0]), len(text.document_N)))
+    for (rows, _), sums_MB in zip(batches, results, strict=True):
+        sums_MN[:, rows] = sums_MB[:, : len(rows)]
     starts_K = np.searchsorted(text.document_N, np.arange(len(text.tokens_K)))  # the rows of a document lie together
     return Losses(text, np.add.reduceat(sums_MN, starts_K, axis=1))
+
+
+def _batches(text: Text, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Which windows go together, and how many of their places are read, at least as many as count in each."""
+    length_N = text.weights_NL.sum(axis=1).astype(int)
+    widths = _widths(length_N, text.inputs_NL.shape[1], batch_size)
+    width_N = np.array(widths)[np.searchsorted(widths, length_N)]
+    for width in widths:
+        of_width = np.flatnonzero(width_N == width)
+        yield from ((of_width[i : i + batch_size], width) for i in range(0, len(of_width), batch_size))
+
+
+def _widths(length_N: np.ndarray, longest: int, batch_size: int) -> tuple[int, ...]:
+    """The few lengths, ascending, that windows are best cut to; the last is `longest`."""
+    eighths = sorted({-(-longest * share // 8) for share in range(1, 8)} - {longest})
+
+    def cost(widths: tuple[int, ...]) -> float:
+        width_N = np.array(widths)[np.searchsorted(widths, length_N)]
+        rows = [-(-int((width_N == width).sum()) // batch_size) * batch_size for width in widths]
+        return sum(map(operator.mul, rows, widths)) + len(widths) * _WORTH * len(length_N) * longest
+
+    some = itertools.chain.from_iterable(itertools.combinations(eighths, n) for n in range(_MOST_WIDTHS))
+    return min(((*widths, longest) for widths in some), key=cost)
 
 
 def averages(domains: Sequence[str], train_domains: Sequence[str], set_apart: Sequence[str]) -> dict[str, list[str]]:
@@ -216,7 +250,6 @@ def _row_sums(config: ModelConfig, params_M: Any, inputs_NL: Array, targets_NL: 
     return over_members(one)(params_M)
 
 
-def _rows(a_NL: np.ndarray, start: int, size: int) -> np.ndarray:
-    """`size` rows from `start`, with rows of zeros (so of weight 0) beyond the end: one shape, one program."""
-    rows = a_NL[start : start + size]
-    return np.pad(rows, [(0, size - len(rows)), (0, 0)])
+def _rows(a_NL: np.ndarray, size: int) -> np.ndarray:
+    """The rows with rows of zeros (so of weight 0) up to `size`: one shape, one program."""
+    return np.pad(a_NL, [(0, size - len(a_NL)), (0, 0)])

@@ -37,6 +37,16 @@ class StoppedError(Exception):
     """`Material.stop` answered True in the middle of an evaluation."""
 
 
+def _validation_items(task: str) -> list[task_items.Item]:
+    """As `task_items.items`; those of a published package, which doesn't change, are read once for all cohorts."""
+    return _published_items(task) if task in task_items.TASKS else task_items.items(task, "validation")
+
+
+@functools.cache
+def _published_items(task: str) -> list[task_items.Item]:
+    return task_items.items(task, "validation")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Material:
     """Of one cohort, read when first asked for. `stop`: whether to leave, asked in the middle of long work."""
@@ -97,7 +107,7 @@ class Material:
 
         @functools.cache
         def rows(task: str, most: int, tokens: int) -> tasks.Rows:
-            items = task_items.items(task, "validation")
+            items = _validation_items(task)
             drawn = np.random.default_rng(0).permutation(len(items))[: most or None]
             return tasks.prepare([items[i] for i in drawn], self.tokenizer, tokens)
 

@@ -1,17 +1,13 @@
 """Rank classification as OLMo does it: the continuation that a model finds likeliest, for a stack of models at once.
 
-A row is a choice after its context: BOS (the eos token), the context's tokens, the continuation's. The two are encoded
-apart, as in olmo_eval/tasks.py (OEEvalTask; lm-eval encodes them as one text), and white space that ends a context
-goes over to the continuation, as in lm-eval, since a token for a word has the space before it. OLMo's own items have
-none there. Three differences from OLMo: BOS is there for every tokenizer, and stays where the context is cut; and a
-continuation longer than the window is scored in pieces, of which each but the last has nothing but BOS before it.
+What is read before a continuation, and how it is laid out: see task_rows.py.
 
-Shapes: C choices of all I items, S places that are scored in a row.
+Shapes: C choices of all I items, P places that are scored, in all rows together.
 """
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,50 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from eval.batches import over_batches
+from eval.task_rows import Bucket
+from eval.task_rows import Rows as Rows
+from eval.task_rows import prepare as prepare
 from olmo_jax import loss, model
+from olmo_jax.attention import Spans
 from olmo_jax.cohort import over_members
-from olmo_jax.config import ModelConfig
-from olmo_jax.data import DataError
-from olmo_jax.data.task_items import Item
-from olmo_jax.data.tokenizer import Tokenizer
+from olmo_jax.config import ModelConfig, require
 
-# Rows are padded to the first times a power of 2, the places that are scored to the second times one: few programs for
-# all tasks, less than half of what they read is padding, and logits are made for little more than the continuations.
-_SHORTEST, _FEWEST = 32, 8
-
-
-class Bucket(NamedTuple):
-    """Rows of one padded length; `first_N` is the place that predicts the first target, `choice_N` whose row it is.
-
-    `weights_NS` is 1 where a token of the continuation is predicted and 0 on padding.
-    """
-
-    inputs_NL: np.ndarray
-    first_N: np.ndarray
-    targets_NS: np.ndarray
-    weights_NS: np.ndarray
-    choice_N: np.ndarray
-
-
-class Rows(NamedTuple):
-    """Items laid out to be scored.
-
-    Of each choice: the item, its place there, and its length in tokens, characters and UTF-8 bytes, leading space
-    included. Of each item: the place of the right choice.
-    """
-
-    buckets: tuple[Bucket, ...]
-    item_C: np.ndarray
-    place_C: np.ndarray
-    tokens_C: np.ndarray
-    characters_C: np.ndarray
-    bytes_C: np.ndarray
-    gold_I: np.ndarray
-
-    @property
-    def single(self) -> bool:
-        """Whether each item has one continuation, so that there is nothing to choose."""
-        return len(self.item_C) == len(self.gold_I)
+# Logits held at a time: 4 MiB in float32, which stay in a CPU's caches; an accelerator wants larger matmuls.
+_CPU_LOGITS, _LOGITS = 2**20, 2**22
+_FEWEST_PLACES = 64  # at a time, whatever the vocabulary
 
 
 class Scores(NamedTuple):
@@ -75,54 +39,29 @@ class Scores(NamedTuple):
     greedy_MC: np.ndarray | None
 
 
-def prepare(items: Sequence[Item], tokenizer: Tokenizer, length: int) -> Rows:
-    """Lays out items in rows of at most `length` tokens, contexts cut on the left to fit.
-
-    Raises DataError for a choice that the tokenizer makes no tokens of.
-    """
-    pairs = [_divided(*pair) for item in items for pair in zip(item.contexts, item.choices, strict=True)]
-    contexts, continuations = (tokenizer.encode(texts) for texts in zip(*pairs, strict=True))
-    item_C = np.repeat(np.arange(len(items)), [len(item.choices) for item in items])
-    tokens_C = np.array([len(tokens) for tokens in continuations])
-    if not tokens_C.all():
-        c = int(tokens_C.argmin())
-        raise DataError(f"item {items[item_C[c]].id}: the tokenizer makes no tokens of {pairs[c][1]!r}; change it")
-    rows: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray, int]]] = {}
-    for c, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
-        for inputs, targets in _rows(context, continuation, tokenizer.eos_id, length):
-            padded = min(_rung(len(inputs), _SHORTEST), length)
-            scored = min(_rung(len(targets), _FEWEST), padded)
-            rows.setdefault((padded, scored), []).append((inputs, targets, c))
-    return Rows(
-        tuple(_bucket(rows[shape], *shape, tokenizer.eos_id) for shape in sorted(rows)),
-        item_C,
-        np.concatenate([np.arange(len(item.choices)) for item in items]),
-        tokens_C,
-        np.array([len(continuation) for _, continuation in pairs]),
-        np.array([len(continuation.encode()) for _, continuation in pairs]),
-        np.array([item.gold for item in items]),
-    )
-
-
 def score(config: ModelConfig, params_M: Any, rows: Rows, batch_size: int) -> Scores:
     """Scores each choice under each member of a stack; independent of the batch size but for rounding.
 
-    Every bucket is one compiled program at most, whatever the number of its rows, and logits are held for
-    `batch_size` rows in some of their places at a time.
+    Every bucket is one compiled program at most, whatever the number of its rows, and logits are held for a few of the
+    places that are scored at a time. Raises ConfigError for rows with more positions than a model has learned.
     """
-    sums = [
-        (bucket.choice_N[start : start + batch_size], _row_scores(config, params_M, rows.single, *batch))
-        for bucket in rows.buckets
-        for start, batch in _batches(bucket, batch_size)
-    ]
-    members = len(jax.tree.leaves(params_M)[0])
-    log_likelihood_CM = np.zeros((len(rows.item_C), members))
-    greedy_CM = np.ones((len(rows.item_C), members), bool)
-    for choice_N, (log_likelihood_MB, greedy_MB) in sums:
-        of_rows = slice(len(choice_N))
-        np.add.at(log_likelihood_CM, choice_N, np.asarray(log_likelihood_MB, np.float64).T[of_rows])
-        np.logical_and.at(greedy_CM, choice_N, np.asarray(greedy_MB).T[of_rows])
-    return Scores(log_likelihood_CM.T, greedy_CM.T if rows.single else None)
+    if config.positions == "learned":
+        longest = max(int(bucket.spans.position_BL.max()) + 1 for bucket in rows.buckets)
+        problem = f"is how many positions were learned, and an item has {longest} tokens; cut it, or raise this"
+        require(longest <= config.context_length, "config.model.context_length", config.context_length, problem)
+    batches = [batch for bucket in rows.buckets for batch in _batches(config, bucket, batch_size)]
+    call = functools.partial(_place_scores, config, params_M, rows.single)
+    results = over_batches(config, call, [(b.tokens_BL, b.spans, b.place_P, b.target_P, b.chunks) for b in batches])
+    members, count = len(jax.tree.leaves(params_M)[0]), len(rows.item_C)
+    log_likelihood_MC = np.zeros((members, count))
+    wrong_MC = np.zeros((members, count))
+    for batch, (nats_MP, right_MP) in zip(batches, results, strict=True):
+        choice_P = batch.choice_P
+        for m in range(members):
+            nats_P, right_P = (x_MP[m, : len(choice_P)] for x_MP in (nats_MP, right_MP))
+            log_likelihood_MC[m] -= np.bincount(choice_P, nats_P, count)
+            wrong_MC[m] += np.bincount(choice_P, right_P == 0, count)
+    return Scores(log_likelihood_MC, wrong_MC == 0 if rows.single else None)
 
 
 def metrics(rows: Rows, scores: Scores) -> list[dict[str, float]]:
@@ -180,75 +119,80 @@ def _error(values_I: np.ndarray) -> float:
     return float(np.std(values_I, ddof=1) / math.sqrt(len(values_I))) if len(values_I) > 1 else math.nan
 
 
-def _divided(context: str, continuation: str) -> tuple[str, str]:
-    """The two with the white space between them all in the latter."""
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation
+class _Batch(NamedTuple):
+    """Rows of a bucket, the places scored in them counted through all rows, padded; `choice_P` isn't.
+
+    chunks: how many of the equal parts of P have a place in them that isn't padding.
+    """
+
+    tokens_BL: np.ndarray
+    spans: Spans
+    place_P: np.ndarray
+    target_P: np.ndarray
+    chunks: np.int32
+    choice_P: np.ndarray
 
 
-def _rows(
-    context: np.ndarray, continuation: np.ndarray, bos: int, length: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What is read and, at the end of that, what is predicted: one row where the continuation fits into `length`."""
-    text = np.concatenate([[bos], context, continuation]).astype(np.int32)
-    for start in range(1 + len(context), len(text), length):
-        stop = min(start + length, len(text))
-        inputs = text[max(0, stop - 1 - length) : stop - 1].copy()
-        inputs[0] = bos
-        yield inputs, text[start:stop]
+def _batches(config: ModelConfig, bucket: Bucket, size: int) -> Iterator[_Batch]:
+    """`size` rows at a time, with rows of zeros beyond the end, and as many places in each."""
+    count, length = bucket.tokens_NL.shape
+    starts = range(0, count, size)
+    ends = np.searchsorted(bucket.row_P, [start + size for start in starts])
+    firsts = np.concatenate([[0], ends[:-1]])
+    # By powers of two, so that tasks of one length of rows mostly share a program.
+    chunk = _chunk(config)
+    places = max(chunk, 1 << int(max(ends - firsts) - 1).bit_length())
+    for start, first, end in zip(starts, firsts, ends, strict=True):
+        tokens_BL, *spans = (
+            np.pad(a[start : start + size], [(0, max(0, start + size - count)), (0, 0)])
+            for a in (bucket.tokens_NL, *bucket.spans)
+        )
+        place_P = (bucket.row_P[first:end] - start) * length + bucket.place_P[first:end]
+        place_P, target_P = (
+            np.pad(a, (0, places - len(a))).astype(np.int32) for a in (place_P, bucket.target_P[first:end])
+        )
+        chunks = np.int32(-(-(end - first) // chunk))
+        yield _Batch(tokens_BL, Spans(*spans), place_P, target_P, chunks, bucket.choice_P[first:end])
 
 
-def _rung(number: int, first: int) -> int:
-    """The smallest of first, 2 first, 4 first, ... that isn't below `number`."""
-    while first < number:
-        first *= 2
-    return first
-
-
-def _bucket(rows: list[tuple[np.ndarray, np.ndarray, int]], length: int, scored: int, pad: int) -> Bucket:
-    inputs_NL = np.full((len(rows), length), pad, np.int32)
-    targets_NS = np.full((len(rows), scored), pad, np.int32)
-    weights_NS = np.zeros((len(rows), scored), np.float32)
-    for n, (inputs, targets, _) in enumerate(rows):
-        inputs_NL[n, : len(inputs)] = inputs
-        targets_NS[n, : len(targets)] = targets
-        weights_NS[n, : len(targets)] = 1
-    first_N = np.array([len(inputs) - len(targets) for inputs, targets, _ in rows], np.int32)
-    return Bucket(inputs_NL, first_N, targets_NS, weights_NS, np.array([choice for _, _, choice in rows]))
-
-
-def _batches(bucket: Bucket, size: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """The arrays of `size` rows at a time, with rows of zeros (so of weight 0) beyond the end."""
-    for start in range(0, len(bucket.choice_N), size):
-        rows = [a[start : start + size] for a in bucket[:4]]
-        yield start, [np.pad(a, [(0, size - len(a))] + [(0, 0)] * (a.ndim - 1)) for a in rows]
+def _chunk(config: ModelConfig) -> int:
+    """Places whose logits are held at a time, a power of two."""
+    logits = _CPU_LOGITS if jax.default_backend() == "cpu" else _LOGITS
+    return max(_FEWEST_PLACES, 1 << (logits // config.padded_vocab_size).bit_length() - 1)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "greedy"))
-def _row_scores(
+def _place_scores(
     config: ModelConfig,
     params_M: Any,
     greedy: bool,
-    inputs_BL: Array,
-    first_B: Array,
-    targets_BS: Array,
-    weights_BS: Array,
+    tokens_BL: Array,
+    spans: Spans,
+    place_P: Array,
+    target_P: Array,
+    chunks: Array,
 ) -> tuple[Array, Array]:
-    """Log-likelihood of each row's targets and, with `greedy`, whether all are the likeliest; `[M, B]` each."""
-    place_BS = first_B[:, None] + jnp.arange(targets_BS.shape[1])[None]
-    place_BS = jnp.minimum(place_BS, inputs_BL.shape[1] - 1)
+    """Loss of each target and, with `greedy`, 1 where it is the likeliest token; `[M, P]` each, 0 beyond the chunks."""
+    chunk = _chunk(config)
 
     def one(params: Any) -> tuple[Array, Array]:
-        final_BLD, w_VD = model.hidden(config, params, inputs_BL).final_BLD, model.unembedding(params)
-        x_BSD = jnp.take_along_axis(final_BLD, place_BS[..., None], axis=1)
-        nats_BS = loss.token_losses(x_BSD, w_VD, targets_BS)
-        log_likelihood_B = -jnp.sum(nats_BS * weights_BS, axis=1)
-        if not greedy:
-            return log_likelihood_B, jnp.zeros(len(first_B), bool)
-        # A place at a time, so that no more logits are held than for the losses.
-        likeliest_SB = jax.lax.map(
-            lambda x_BD: jnp.argmax(model.unembed(x_BD[:, None], w_VD)[:, 0], axis=-1), jnp.moveaxis(x_BSD, 1, 0)
-        )
-        return log_likelihood_B, jnp.all((targets_BS == likeliest_SB.T) | (weights_BS == 0), axis=1)
+        final_BLD, w_VD = model.hidden(config, params, tokens_BL, spans=spans).final_BLD, model.unembedding(params)
+        final_ND = final_BLD.reshape(-1, final_BLD.shape[-1])
+
+        def add(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            place_1C, target_1C = (jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk)[None] for a in (place_P, target_P))
+            x_1CD = final_ND[place_1C]
+            if greedy:
+                scores = loss.token_scores(x_1CD, w_VD, target_1C, chunk)
+            else:
+                nats_1C = loss.token_losses(x_1CD, w_VD, target_1C, chunk)
+                scores = nats_1C, jnp.zeros_like(nats_1C)
+            nats_P, right_P = (
+                jax.lax.dynamic_update_slice_in_dim(a, x[0], i * chunk, 0) for a, x in zip(found, scores, strict=True)
+            )
+            return nats_P, right_P
+
+        zeros_P = jnp.zeros(place_P.shape, jnp.promote_types(final_BLD.dtype, jnp.float32))
+        return jax.lax.fori_loop(0, chunks, add, (zeros_P, zeros_P))
 
     return over_members(one)(params_M)

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from olmo_jax import compute as computing
-from olmo_jax.attention import causal_attention
+from olmo_jax.attention import Spans, causal_attention
 from olmo_jax.checked import require
 from olmo_jax.compute import Compute
-from olmo_jax.matmul import linear
+from olmo_jax.matmul import linear, settled
 from olmo_jax.model_config import ModelConfig
 
 Params = dict[str, Any]
@@ -41,6 +41,13 @@ class Output(NamedTuple):
 
     logits_BLV: Array
     hidden: Hidden
+
+
+class _Packing(NamedTuple):
+    """Of packed sequences, what spans say: the position of each token, and whether it attends to each place."""
+
+    position_BL: Array
+    seen_B1LL: Array
 
 
 class Cache(NamedTuple):
@@ -71,20 +78,24 @@ def hidden(
     dropout_key: Array | None = None,
     compute: Compute | None = None,
     last: bool = False,
+    spans: Spans | None = None,
 ) -> Hidden:
     """States after the final norm and, with `layers`, after each block.
 
     `last` gives of the final states, and of the last block's, the last position's alone, L being 1: the last block is
     then spared most of its work. Dropout only where a key for it is given. `compute` says by which of several ways to
-    the same numbers; None chooses.
+    the same numbers; None chooses. `spans` is of sequences that several texts are packed into: what each token attends
+    to, and so its position, which mustn't exceed those that were learned; not together with `last`.
     """
     compute = computing.forward(config) if compute is None else compute
-    x_BLD, block_keys = embed(config, params, tokens_BL), None
+    # Made once for all blocks, or a CPU would make them anew in each.
+    packing = None if spans is None else _Packing(*map(settled, (spans.position_BL, spans.seen_B1LL)))
+    x_BLD, block_keys = embed(config, params, tokens_BL, packing=packing), None
     if dropout_key is not None:
         embedding_key, *block_keys = jax.random.split(dropout_key, config.n_layers + 1)
         drop = nn.Dropout(config.dropout, deterministic=False)
         x_BLD = drop.apply({}, x_BLD, rngs={"dropout": embedding_key})  # type: ignore[assignment]
-    x_BLD, states = _blocks(config, params, x_BLD, block_keys, layers, compute, last)
+    x_BLD, states = _blocks(config, params, x_BLD, block_keys, layers, compute, last, packing)
     return Hidden(final_norm(config, params, x_BLD), states)
 
 
@@ -157,18 +168,27 @@ def rms_norm(x_BLD: Array, eps: float) -> Array:
     return (x32_BLD * jax.lax.rsqrt(square_BL1 + eps)).astype(x_BLD.dtype)
 
 
-def rotary(x_BLHK: Array, theta: float, width: int | None = None, start: Array | int = 0) -> Array:
+def rotary(
+    x_BLHK: Array,
+    theta: float,
+    width: int | None = None,
+    start: Array | int = 0,
+    position_BL: Array | None = None,
+) -> Array:
     """Rotary position embedding (Su 2021), halves of a head paired as GPT-NeoX and OLMo do, angles in float32.
 
     Args:
       width: how many of the K dimensions are turned, the first ones; None for all.
       start: position of the first of the L tokens.
+      position_BL: of each token, below L, where they don't follow one another; `start` is then 0.
     """
     length, width = x_BLHK.shape[1], width or x_BLHK.shape[3]
     frequency_k = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     position_L = (start + jnp.arange(length)).astype(jnp.float32)
     angle_1L1k = jnp.outer(position_L, frequency_k)[None, :, None, :]
     sin, cos = jnp.sin(angle_1L1k), jnp.cos(angle_1L1k)
+    if position_BL is not None:  # below L: taken from a table, for sines of all tokens would take a CPU long
+        sin, cos = (x_1L1k[0][position_BL] for x_1L1k in (sin, cos))
     low_BLHk, high_BLHk = jnp.split(x_BLHK[..., :width].astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([low_BLHk * cos - high_BLHk * sin, high_BLHk * cos + low_BLHk * sin], axis=-1)
     return jnp.concatenate([turned.astype(x_BLHK.dtype), x_BLHK[..., width:]], axis=-1)
@@ -183,10 +203,14 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     return total, total - sum(sizes.get(name, 0) for name in ("embedding", "positions", "unembedding"))
 
 
-def embed(config: ModelConfig, params: Params, tokens_BL: Array, start: Array | int = 0) -> Array:
-    """What the first block reads of tokens that begin at position `start`."""
+def embed(
+    config: ModelConfig, params: Params, tokens_BL: Array, start: Array | int = 0, packing: _Packing | None = None
+) -> Array:
+    """What the first block reads of tokens that begin at position `start`, or lie at the positions of `packing`."""
     x_BLD = params["embedding"][tokens_BL]
-    if config.positions == "learned":
+    if config.positions == "learned" and packing is not None:
+        x_BLD += params["positions"][packing.position_BL]
+    elif config.positions == "learned":
         require(
             tokens_BL.shape[1] <= config.context_length,
             "config.model.context_length",
@@ -205,6 +229,7 @@ def _blocks(
     layers: bool,
     compute: Compute,
     last: bool,
+    packing: _Packing | None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """The states after all blocks and, with `layers`, after each; `keys`: of dropout, one a block."""
 
@@ -214,7 +239,9 @@ def _blocks(
         def block(x_BLD: Array, layer: tuple[Params, Array | None]) -> tuple[Array, Array | None]:
             block_params, key = layer
             rngs = None if key is None else {"dropout": key}
-            x_BLD, _ = module.apply({"params": block_params}, x_BLD, 0, None, rngs=rngs)  # type: ignore[misc]
+            x_BLD, _ = module.apply(  # type: ignore[misc]
+                {"params": block_params}, x_BLD, 0, None, packing, rngs=rngs
+            )
             return x_BLD, x_BLD if layers else None
 
         return jax.checkpoint(block) if compute.remat else block
@@ -274,7 +301,7 @@ class _Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: Array, start: Array | int, past: tuple[Array, Array] | None
+        self, x_BLD: Array, start: Array | int, past: tuple[Array, Array] | None, packing: _Packing | None
     ) -> tuple[Array, tuple[Array, Array]]:
         """What attention adds, and the keys and values read: those of x or, with `past`, the filled-up cache."""
         c = self.config
@@ -292,14 +319,16 @@ class _Attention(nn.Module):
         k_BLGK, v_BLGK = heads("key", c.kv_heads), heads("value", c.kv_heads)
         if c.positions == "rotary":
             asking_from = start + x_BLD.shape[1] - asking_BLD.shape[1]
-            q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, asking_from)
-            k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, start)
+            position_BL = None if packing is None else packing.position_BL
+            q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, asking_from, position_BL)
+            k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, start, position_BL)
         if past is None:
             kept = k_BLGK, v_BLGK
             if self.last:  # which sees all
                 mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK)
             else:
-                mixed_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, self.compute.attention)
+                seen_B1LL = None if packing is None else packing.seen_B1LL
+                mixed_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, self.compute.attention, seen_B1LL)
         else:
             k_BSGK, v_BSGK = (
                 jax.lax.dynamic_update_slice_in_dim(room_BSGK, new_BLGK, start, axis=1)
@@ -337,7 +366,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: Array, start: Array | int, past: tuple[Array, Array] | None
+        self, x_BLD: Array, start: Array | int, past: tuple[Array, Array] | None, packing: _Packing | None = None
     ) -> tuple[Array, tuple[Array, Array]]:
         c = self.config
         before = c.norm_at == "before"
@@ -345,7 +374,7 @@ class _Block(nn.Module):
         drop = nn.Dropout(c.dropout, deterministic=not self.train)
 
         added_BLD, kept = _Attention(c, self.compute, self.last, name="attention")(
-            attention_norm(x_BLD) if before else x_BLD, start, past
+            attention_norm(x_BLD) if before else x_BLD, start, past, packing
         )
         x_BLD = x_BLD[:, -1:] if self.last else x_BLD
         attended_BLD = x_BLD + drop(added_BLD if before else attention_norm(added_BLD))

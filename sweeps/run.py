@@ -135,12 +135,18 @@ def evaluate_all(
 ) -> bool:
     """Evaluates what of `choice` isn't evaluated; False if a signal ended it.
 
-    Raises ConfigError where nothing is trained, and for a choice that nothing there answers to.
+    Stacks that another process is at are left to it, and waited for; what it has done counts as done. Raises
+    ConfigError where nothing is trained, and for a choice that nothing there answers to.
     """
     steps = sorted({s for stack in plan.stacks for s in member_lists(directory(workdir, stack.folder))})
     require(bool(steps), "--workdir", str(workdir), _why_no_checkpoint(workdir, plan))
     choice.check(plan.evaluation, [run.id for run in plan.runs], steps)
-    total = sum(len(evaluation.jobs(workdir, stack, plan.evaluation, choice)) for stack in plan.stacks)
+
+    def left(stack: Cohort) -> int:
+        return len(evaluation.jobs(workdir, stack, plan.evaluation, choice))
+
+    at_first = {stack.folder: left(stack) for stack in plan.stacks}
+    total = sum(at_first.values())
     if not total:
         say("evaluate: nothing is left to do")
         return True
@@ -148,6 +154,12 @@ def evaluate_all(
         finished = 0
 
         def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:
+            nonlocal finished
+            elsewhere = at_first[stack.folder] - left(stack)
+            if elsewhere > 0:
+                finished += elsewhere
+                show(finished, f"{elsewhere} of them by another process")
+
             def go_on(job: evaluation.Job) -> bool:
                 nonlocal finished
                 finished += 1

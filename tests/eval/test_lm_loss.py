@@ -1,10 +1,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from eval.batches import over_batches
 from eval.lm_loss import (
     Losses,
     lay_out,
@@ -59,6 +61,30 @@ def test_the_batch_size_changes_nothing(tiny, index, stack, documents):
     for domain in documents:
         for other in losses[1:]:
             np.testing.assert_allclose(other[domain], losses[0][domain], rtol=1e-6)
+
+
+def test_documents_of_like_length_share_a_batch_and_few_shapes(tiny, index, stack, monkeypatch):
+    """Losses against those of windows that are all read to their full length."""
+    rng = np.random.default_rng(0)
+    lengths = [*rng.integers(1, 9, 100), *rng.integers(9, 17, 20), 64, 64, 50, 3]
+    documents = {"notes": [rng.integers(0, index.vocab_size, n).astype(np.int32) for n in rng.permutation(lengths)]}
+    text = lay_out(documents, index.eos_id, 64)
+    shapes = []
+
+    def seen(config, call, batches):
+        shapes.extend(batch[0].shape for batch in batches)
+        return over_batches(config, call, batches)
+
+    monkeypatch.setattr("eval.lm_loss.over_batches", seen)
+    losses = lm_loss(tiny.model, stack, text, 8)
+    assert len({*shapes}) <= 4
+    assert sum(rows * width for rows, width in shapes) < 0.4 * text.inputs_NL.size
+    final_BLD = jax.vmap(lambda params: model.hidden(tiny.model, params, text.inputs_NL).final_BLD)(stack)
+    logits = jnp.einsum("mnld,mvd->mnlv", final_BLD, stack["unembedding"])
+    hits = jnp.take_along_axis(jax.nn.log_softmax(logits), text.targets_NL[None, ..., None], axis=-1)[..., 0]
+    nats_MN = -(np.asarray(hits, np.float64) * text.weights_NL[None]).sum(axis=2)
+    expected = [[nats_N[text.document_N == k].sum() for k in range(len(lengths))] for nats_N in nats_MN]
+    np.testing.assert_allclose(losses.nats_MK, expected, rtol=1e-6)
 
 
 def test_domains_trained_on_are_scored_on_validation_text_alone(index):

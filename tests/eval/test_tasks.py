@@ -1,3 +1,5 @@
+import collections
+import dataclasses
 import math
 
 import jax
@@ -6,9 +8,11 @@ import pytest
 
 from eval import tasks
 from olmo_jax import model
+from olmo_jax.config import ConfigError
 from olmo_jax.data import DataError
 from olmo_jax.data.task_items import Item
 from olmo_jax.data.tokenizer import train_bpe
+from tests.olmo_jax.variants import FAMILIES, VARIANTS
 
 L = 24
 MEMBERS = 3
@@ -49,35 +53,61 @@ def scored(tiny, stack, items, tokenizer, batch_size=4, length=L):
     return rows, tasks.score(tiny.model, stack, rows, batch_size)
 
 
-def one_by_one(config, params, tokenizer, context, choice, length=L):
-    """Log-likelihood of a choice and whether it is the greedy one, a token at a time, each on a text of its own."""
+def predictions(tokenizer, context, choice, length=L):
+    """What is read before each token of a choice, as a text of its own, and the token."""
     spaces = context[len(context.rstrip()) :]
     context, choice = tokenizer.encode([context.rstrip(), spaces + choice])
-    total, greedy = 0.0, True
+    found = []
     for start in range(0, len(choice), length):
         piece = choice[start : start + length]
         before = np.concatenate([context, choice[:start]])
         before = before[max(0, len(before) + len(piece) - length) :]
         for i, token in enumerate(piece):
-            text = np.concatenate([[tokenizer.eos_id], before, piece[:i]]).astype(np.int32)
-            log_p = jax.nn.log_softmax(model.apply(config, params, text[None]).logits_BLV[0, -1])
-            total += float(log_p[token])
-            greedy &= int(np.argmax(log_p)) == token
-    return total, greedy
+            found.append(((tokenizer.eos_id, *before.tolist(), *piece[:i].tolist()), int(token)))
+    return found
 
 
-@pytest.mark.slow
-def test_log_likelihoods_are_those_of_scoring_each_choice_alone(tiny, stack, tokenizer):
-    rows, scores = scored(tiny, stack, ITEMS, tokenizer)
+def one_by_one(config, params, tokenizer, items, length=L):
+    """Of each choice of the items its log-likelihood and whether it is the greedy one, a token at a time."""
+    pairs = [pair for i in items for pair in zip(i.contexts, i.choices, strict=True)]
+    of_choices = [predictions(tokenizer, *pair, length) for pair in pairs]
+    texts = sorted({text for of_choice in of_choices for text, _ in of_choice})
+    padded = np.array([text + (0,) * (length - len(text)) for text in texts], np.int32)
+    logits_NLV = model.apply(config, params, padded).logits_BLV
+    log_p = dict(
+        zip(texts, jax.nn.log_softmax(logits_NLV[np.arange(len(texts)), [len(t) - 1 for t in texts]]), strict=True)
+    )
+    return [
+        (
+            sum(float(log_p[text][token]) for text, token in of_choice),
+            all(int(np.argmax(log_p[text])) == token for text, token in of_choice),
+        )
+        for of_choice in of_choices
+    ]
+
+
+@pytest.mark.parametrize("family", [None, *FAMILIES, "learned positions"])
+def test_log_likelihoods_are_those_of_scoring_each_choice_alone(tiny, stack, tokenizer, family):
+    config = tiny.model
+    if family is not None:
+        config = dataclasses.replace(VARIANTS[family], vocab_size=300, context_length=L, n_layers=1)
+        stack = jax.vmap(lambda seed: model.init(config, jax.random.key(seed)))(np.arange(1, dtype=np.uint32))
+    rows = tasks.prepare(ITEMS, tokenizer, L)
+    scores = tasks.score(config, stack, rows, 4)
     assert scores.greedy_MC is None
-    for m in range(MEMBERS):
+    for m in range(len(scores.log_likelihood_MC)):
         params = jax.tree.map(lambda x, m=m: x[m], stack)
-        alone = [
-            one_by_one(tiny.model, params, tokenizer, *pair)[0]
-            for i in ITEMS
-            for pair in zip(i.contexts, i.choices, strict=True)
-        ]
+        alone = [total for total, _ in one_by_one(config, params, tokenizer, ITEMS)]
         np.testing.assert_allclose(scores.log_likelihood_MC[m], alone, rtol=1e-5)
+
+
+def test_more_positions_than_were_learned_are_an_error(tokenizer):
+    config = dataclasses.replace(VARIANTS["learned positions"], vocab_size=300, context_length=L - 1)
+    rows = tasks.prepare(ITEMS, tokenizer, L)
+    with pytest.raises(
+        ConfigError, match=f"context_length = {L - 1}: is how many positions were learned, .* {L} tokens"
+    ):
+        tasks.score(config, jax.eval_shape(model.init, config, jax.random.key(0)), rows, 4)
 
 
 def test_metrics_are_those_of_a_plain_loop(tiny, stack, tokenizer):
@@ -127,15 +157,15 @@ def test_one_continuation_is_right_where_it_is_the_greedy_one(tiny, stack, token
         (context,) = tokenizer.encode([i.context])
         text = [tokenizer.eos_id, *context[-(L - 2) :]]
         for _ in range(2):
-            logits = model.apply(tiny.model, params, np.array([text], np.int32)).logits_BLV[0, -1]
-            text.append(int(np.argmax(logits)))
+            padded = np.array([text + [0] * (L - len(text))], np.int32)
+            text.append(int(np.argmax(model.apply(tiny.model, params, padded).logits_BLV[0, len(text) - 1])))
         said.append(tokenizer.decode(text[-2:]))
     items = [item(i.context, (words,)) for i, words in zip(SINGLE, said, strict=False)] + SINGLE
     rows, scores = scored(tiny, stack, items, tokenizer)
     found = tasks.metrics(rows, scores)
     for m in range(MEMBERS):
         params = jax.tree.map(lambda x, m=m: x[m], stack)
-        alone = [one_by_one(tiny.model, params, tokenizer, i.context, i.choices[0]) for i in items]
+        alone = one_by_one(tiny.model, params, tokenizer, items)
         np.testing.assert_array_equal(scores.greedy_MC[m], [greedy for _, greedy in alone])
         assert found[m]["accuracy"] == pytest.approx(np.mean([greedy for _, greedy in alone]))
         assert found[m]["nats"] == pytest.approx(-np.mean([total for total, _ in alone]), rel=1e-5)
@@ -185,29 +215,62 @@ def test_a_single_item_has_no_standard_error():
     assert math.isnan(found["accuracy_standard_error"])
 
 
-def test_every_token_of_a_continuation_is_a_target_once_and_no_other(tokenizer):
+def test_each_token_of_a_continuation_is_predicted_once_from_what_stands_before_it(tokenizer):
     rows = tasks.prepare(ITEMS, tokenizer, L)
-    targets = [[] for _ in rows.item_C]
+    found = collections.defaultdict(list)
     for bucket in rows.buckets:
-        assert bucket.inputs_NL.shape[1] <= L
-        assert (bucket.inputs_NL[:, 0] == tokenizer.eos_id).all()
-        for first, row, weights, c in zip(*bucket[1:], strict=True):
-            assert first + weights.sum() <= bucket.inputs_NL.shape[1]
-            targets[c] += row[weights > 0].tolist()
+        assert bucket.tokens_NL.shape[1] <= L
+        position_NL = np.asarray(bucket.spans.position_BL)
+        for n, place, target, c in zip(bucket.row_P, bucket.place_P, bucket.target_P, bucket.choice_P, strict=True):
+            context, end, start = (span_NL[n, place] for span_NL in bucket.spans)
+            seen = [*range(context, end), *range(start, place + 1)]
+            assert position_NL[n, seen].tolist() == list(range(len(seen)))
+            found[c].append((tuple(bucket.tokens_NL[n, seen].tolist()), int(target)))
     pairs = [pair for i in ITEMS for pair in zip(i.contexts, i.choices, strict=True)]
     for c, (context, choice) in enumerate(pairs):
+        # Pieces of a long one may lie in several rows.
+        assert sorted(found[c]) == sorted(predictions(tokenizer, context, choice))
         choice = context[len(context.rstrip()) :] + choice
-        (tokens,) = tokenizer.encode([choice])
-        assert sorted(targets[c]) == sorted(tokens)  # pieces of a long one may lie in several buckets
         assert (rows.characters_C[c], rows.bytes_C[c]) == (len(choice), len(choice.encode()))
-        assert rows.tokens_C[c] == len(targets[c])
+        assert rows.tokens_C[c] == len(found[c])
 
 
-def test_rows_of_all_lengths_come_in_few_shapes(tokenizer):
+def tokens_read(rows):
+    """Tokens that aren't padding: a padded place is a text of its own, of one token that predicts nothing."""
+    total = 0
+    for bucket in rows.buckets:
+        context_NL, end_NL, start_NL = bucket.spans
+        place_NL = np.broadcast_to(np.arange(context_NL.shape[1])[None], context_NL.shape)
+        alone_NL = (context_NL == end_NL) & (start_NL == place_NL)
+        alone_NL[:, :-1] &= start_NL[:, 1:] != place_NL[:, :-1]
+        alone_NL[bucket.row_P, bucket.place_P] = False
+        total += int((~alone_NL).sum())
+    return total
+
+
+def test_a_context_is_read_once_for_the_choices_that_fit_into_a_row(tokenizer):
+    words = ("the cat sat on the mat",)
+    (context,) = tokenizer.encode(words)
+    choices = (" the mat", " a dog", " the loss is the rank")
+    read = 1 + len(context) + sum(len(tokens) - 1 for tokens in tokenizer.encode(choices))
+    assert tokens_read(tasks.prepare([item(*words, choices)], tokenizer, 128)) == read
+    # Every context is read again for a row of its own choices where all of them are more than a row holds.
+    many = tasks.prepare([item(*words, choices * 20)], tokenizer, 128)
+    (bucket,) = many.buckets
+    each = read - 1 - len(context)
+    assert len(bucket.tokens_NL) == -(-20 * each // (127 - len(context)))
+    assert tokens_read(many) == 20 * each + len(bucket.tokens_NL) * (1 + len(context))
+
+
+def test_rows_of_all_lengths_come_in_few_shapes_with_little_padding(tokenizer):
     items = [item("the " * n, (" mat" * k, " dog")) for n in range(1, 60) for k in (1, 5, 30)]
-    rows = tasks.prepare(items, tokenizer, 128)
-    assert len({(b.inputs_NL.shape[1], b.targets_NS.shape[1]) for b in rows.buckets}) == len(rows.buckets) <= 10
-    assert sum(len(b.choice_N) for b in rows.buckets) == 2 * len(items)
+    for length, shapes, used in ((24, {24}, 0.7), (128, {128}, 0.8), (300, {128, 256}, 0.8), (1000, {128, 256}, 0.8)):
+        rows = tasks.prepare(items, tokenizer, length)
+        lengths = [bucket.tokens_NL.shape[1] for bucket in rows.buckets]
+        assert len(lengths) == len({*lengths})
+        assert {*lengths} <= shapes
+        assert np.unique(np.concatenate([b.choice_P for b in rows.buckets])).tolist() == list(range(2 * len(items)))
+        assert tokens_read(rows) > used * sum(bucket.tokens_NL.size for bucket in rows.buckets)
 
 
 def test_a_choice_of_no_tokens_is_an_error():

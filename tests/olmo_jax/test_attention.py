@@ -8,12 +8,12 @@ import pytest
 from olmo_jax import attention
 
 
-def written_out(q_BLHK, k_BLGK, v_BLGK):
+def written_out(q_BLHK, k_BLGK, v_BLGK, seen=None):
     """In the widest type there is, all heads and pairs at once."""
     repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
     k, v = (jnp.repeat(x, repeats, axis=2) for x in (k_BLGK, v_BLGK))
     scores = jnp.einsum("blhk,bshk->bhls", q_BLHK, k) / np.sqrt(q_BLHK.shape[-1])
-    seen = np.tril(np.ones(scores.shape[-2:], bool))[None, None]
+    seen = np.tril(np.ones(scores.shape[-2:], bool))[None, None] if seen is None else seen
     return jnp.einsum("bhls,bshk->blhk", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
 
 
@@ -48,6 +48,27 @@ def test_value_and_gradients_are_those_written_out_in_float64(form, length):
         np.testing.assert_allclose(value, expected, atol=precision)
         for ours, theirs in zip(pulled, expected_pulled, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=20 * precision)
+
+
+@pytest.mark.parametrize(("form", "length"), [("dense", 65), ("blocked", 65), ("blocked", 200)])
+def test_packed_sequences_attend_to_what_their_spans_name(form, length):
+    """A context of a third, two continuations of it, and another text of the last quarter."""
+    first, second, other = length // 3, length // 2, 3 * length // 4
+    seen = np.zeros((2, 1, length, length), bool)
+    context, end, start = (np.zeros((2, length), np.int32) for _ in range(3))
+    for i in range(length):
+        begin = max(b for b in (0, first, second, other) if b <= i)
+        context[:, i] = end[:, i] = start[:, i] = begin
+        seen[:, 0, i, begin : i + 1] = True
+        if first <= i < other:
+            context[:, i], end[:, i] = 0, first
+            seen[:, 0, i, :first] = True
+    spans = attention.Spans(context, end, start)
+    np.testing.assert_array_equal(spans.seen_B1LL, seen)
+    np.testing.assert_array_equal(spans.position_BL, seen.sum(axis=(1, 3)) - 1)
+    inputs = heads(length, 4, 2, dtype=np.float32)
+    ours = attention.causal_attention(*inputs, form, spans.seen_B1LL)
+    np.testing.assert_allclose(ours, written_out(*inputs, seen), atol=2e-5)
 
 
 def test_large_scores_do_not_overflow():

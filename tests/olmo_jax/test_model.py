@@ -3,11 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from olmo_jax import compute as computing
 from olmo_jax import loss, model
+from olmo_jax.attention import Spans
 from olmo_jax.config import ConfigError, ModelConfig
 from tests.olmo_jax.variants import FAMILIES, VARIANTS
 
 CONFIG = ModelConfig(vocab_size=97, pad_vocab_to=1, d_model=32, n_layers=2, n_heads=4, d_ff=64)
+
+SCANNED = computing.Compute("dense", layers="scanned")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,25 @@ def test_no_position_depends_on_a_later_token(name):
     size_L = np.abs(np.asarray(jax.jit(jax.grad(states_at))(params["embedding"]))).sum(axis=1)[:length]
     assert (size_L[: at + 1] > 0).all()
     assert (size_L[at + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "compute"), [*((name, None) for name in VARIANTS), ("olmo2", SCANNED)])
+def test_packed_texts_have_the_states_of_texts_in_rows_of_their_own(name, compute):
+    """Two continuations of one context, then another text, in a row of 65 places, so that attention has two blocks."""
+    config = VARIANTS[name]
+    params = model.init(config, jax.random.key(0))
+    ends = np.array([0, 5, 40, 58, 65])  # of the context, of each continuation, and of the other text
+    tokens_L = np.asarray(jax.random.randint(jax.random.key(3), (65,), 0, config.vocab_size))
+    place_L = np.arange(65)
+    start_L = np.repeat(ends[:-1], np.diff(ends))
+    after_L = (place_L >= 5) & (place_L < 58)
+    context_L, end_L = np.where(after_L, 0, start_L), np.where(after_L, 5, start_L)
+    spans = Spans(*(jnp.asarray(x_L)[None] for x_L in (context_L, end_L, start_L)))
+    packed_LD = model.hidden(config, params, tokens_L[None], compute=compute, spans=spans).final_BLD[0]
+    alone = [[*range(5), *range(5, 40)], [*range(5), *range(40, 58)], [*range(58, 65)]]
+    padded = np.array([np.pad(tokens_L[places], (0, 40 - len(places))) for places in alone])
+    for places, states_LD in zip(alone, model.hidden(config, params, padded).final_BLD, strict=True):
+        np.testing.assert_allclose(packed_LD[np.array(places)], states_LD[: len(places)], atol=2e-5)
 
 
 def test_logits_are_final_states_times_unembedding_and_layers_come_on_request(params):

@@ -1,0 +1,34 @@
+"""Batches through a compiled function: on a CPU as many at a time as it has cores."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from olmo_jax.config import ModelConfig
+
+# Of the widest activations of the batches that run at a time, in numbers: half a GiB in float32.
+_MOST_ACTIVATIONS = 2**27
+
+
+def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Return what a compiled function of arrays gives for each batch, in order, as numpy arrays.
+
+    XLA runs the loop over members on about one core, so a CPU takes several batches at a time; of those that meet a
+    shape for the first time one compiles, and the others wait. The first array of a batch has its tokens, `[B, L]`.
+    """
+    at_once = _at_once(config, max(batch[0].size for batch in batches))
+    if at_once == 1:
+        return jax.device_get([call(*batch) for batch in batches])
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda batch: jax.device_get(call(*batch)), batches))
+
+
+def _at_once(config: ModelConfig, tokens: int) -> int:
+    """How many batches of so many tokens run at a time."""
+    if jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _MOST_ACTIVATIONS // (tokens * config.d_ff)))

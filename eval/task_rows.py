@@ -1,0 +1,218 @@
+"""Items of tasks laid out in rows of tokens: a context once, before all of its continuations, and short texts together.
+
+A continuation is read after BOS (the eos token) and the tokens of its context. The two are encoded apart, as in
+olmo_eval/tasks.py (OEEvalTask; lm-eval encodes them as one text), and white space that ends a context goes over to the
+continuation, as in lm-eval, since a token for a word has the space before it. OLMo's own items have none there. Three
+differences from OLMo: BOS is there for every tokenizer, and stays where the context is cut; and a continuation longer
+than the window is scored in pieces, of which each but the last has nothing but BOS before it.
+
+Continuations with the same tokens before them share these: each attends to them and to itself alone, at the positions
+that it would have in a row of its own (see attention.Spans). A context that is cut to make room for its continuation is
+shared by those of the same number of tokens. Several contexts lie in one row where they fit.
+
+Shapes: C choices of all I items, N rows, L length, P places that are scored, in all rows together.
+"""
+
+import bisect
+import collections
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from olmo_jax.attention import Spans
+from olmo_jax.data import DataError
+from olmo_jax.data.task_items import Item
+from olmo_jax.data.tokenizer import Tokenizer
+
+# Rows are this long, or 2, 3, 4, 6, 8, 12, ... times as long where a text needs it: few programs for all tasks. Shorter
+# rows would gain nothing, for attention takes a small part of the time at this length.
+_SHORTEST = 128
+
+
+class Piece(NamedTuple):
+    """A continuation, or a part of one that is longer than the window.
+
+    before: the tokens that it is read after, BOS first. targets: its own. choice: whose it is.
+    """
+
+    before: np.ndarray
+    targets: np.ndarray
+    choice: int
+
+
+class Bucket(NamedTuple):
+    """Rows of one length and, row by row, the places whose states predict the tokens of continuations.
+
+    `spans` says what each token attends to, `[N, L]` arrays; padding attends to itself alone. `target_P` is the token
+    after place `place_P` of row `row_P`, one of those of `choice_P`.
+    """
+
+    tokens_NL: np.ndarray
+    spans: Spans
+    row_P: np.ndarray
+    place_P: np.ndarray
+    target_P: np.ndarray
+    choice_P: np.ndarray
+
+
+class Rows(NamedTuple):
+    """Items laid out to be scored.
+
+    Of each choice: the item, its place there, and its length in tokens, characters and UTF-8 bytes, leading space
+    included. Of each item: the place of the right choice.
+    """
+
+    buckets: tuple[Bucket, ...]
+    item_C: np.ndarray
+    place_C: np.ndarray
+    tokens_C: np.ndarray
+    characters_C: np.ndarray
+    bytes_C: np.ndarray
+    gold_I: np.ndarray
+
+    @property
+    def single(self) -> bool:
+        """Whether each item has one continuation, so that there is nothing to choose."""
+        return len(self.item_C) == len(self.gold_I)
+
+
+class _Text(NamedTuple):
+    """Tokens with the continuations that are read after them."""
+
+    before: np.ndarray
+    pieces: tuple[Piece, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens that are read; the last of a continuation isn't, for nothing follows it."""
+        return len(self.before) + sum(len(piece.targets) - 1 for piece in self.pieces)
+
+
+def prepare(items: Sequence[Item], tokenizer: Tokenizer, length: int) -> Rows:
+    """Lays out items in rows of at most `length` tokens, contexts cut on the left to fit.
+
+    Raises DataError for a choice that the tokenizer makes no tokens of.
+    """
+    found = pieces(items, tokenizer, length)
+    texts = list(_texts(found, length))
+    rows: dict[int, list[list[_Text]]] = collections.defaultdict(list)
+    for row_length, members in _filled([text.length for text in texts], _lengths(length)):
+        rows[row_length].append([texts[i] for i in members])
+    choices = [choice for item in items for choice in _choices(item)]
+    item_C = np.repeat(np.arange(len(items)), [len(item.choices) for item in items])
+    choice_K = np.array([piece.choice for piece in found])
+    return Rows(
+        tuple(_bucket(rows[row_length], row_length, tokenizer.eos_id) for row_length in sorted(rows)),
+        item_C,
+        np.concatenate([np.arange(len(item.choices)) for item in items]),
+        np.bincount(choice_K, weights=[len(piece.targets) for piece in found]).astype(int),
+        np.array([len(continuation) for _, continuation in choices]),
+        np.array([len(continuation.encode()) for _, continuation in choices]),
+        np.array([item.gold for item in items]),
+    )
+
+
+def pieces(items: Sequence[Item], tokenizer: Tokenizer, length: int) -> list[Piece]:
+    """The continuations of all items, in order, each as it is scored in a window of `length` tokens.
+
+    Raises DataError as `prepare` does.
+    """
+    pairs = [pair for item in items for pair in _choices(item)]
+    contexts, continuations = (tokenizer.encode(texts) for texts in zip(*pairs, strict=True))
+    names = [item.id for item in items for _ in item.choices]
+    found: list[Piece] = []
+    for c, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        if not len(continuation):
+            problem = f"item {names[c]}: the tokenizer makes no tokens of {pairs[c][1]!r}"
+            raise DataError(f"{problem}; change it")
+        found += [Piece(*parts, c) for parts in _parts(context, continuation, tokenizer.eos_id, length)]
+    return found
+
+
+def _choices(item: Item) -> Iterator[tuple[str, str]]:
+    """Context and continuation of each choice, the white space between the two all in the latter."""
+    for context, continuation in zip(item.contexts, item.choices, strict=True):
+        kept = context.rstrip()
+        yield kept, context[len(kept) :] + continuation
+
+
+def _parts(
+    context: np.ndarray, continuation: np.ndarray, bos: int, length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is read and, after it, what is predicted: once where the continuation fits into `length`."""
+    text = np.concatenate([[bos], context, continuation]).astype(np.int32)
+    for start in range(1 + len(context), len(text), length):
+        stop = min(start + length, len(text))
+        before = text[max(0, stop - 1 - length) : start].copy()
+        before[0] = bos
+        yield before, text[start:stop]
+
+
+def _texts(found: Sequence[Piece], length: int) -> Iterator[_Text]:
+    """The pieces by what they are read after; in several texts where they don't fit into one of `length` tokens."""
+    alike: dict[bytes, list[Piece]] = collections.defaultdict(list)
+    for piece in found:
+        alike[piece.before.tobytes()].append(piece)
+    for group in alike.values():
+        before = group[0].before
+        sizes = [len(piece.targets) - 1 for piece in group]
+        for _, members in _filled(sizes, (length - len(before),)):
+            yield _Text(before, tuple(group[i] for i in members))
+
+
+def _filled(sizes: Sequence[int], capacities: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Which of the sizes go together, as (capacity, places): the largest first, each where it leaves the least room.
+
+    One that fits nowhere has the first of the capacities that holds it.
+    """
+    bins: list[tuple[int, list[int]]] = []
+    with_room: dict[int, list[int]] = collections.defaultdict(list)
+    rooms: list[int] = []  # those that some bin has, ascending
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        k = bisect.bisect_left(rooms, sizes[i])
+        if k == len(rooms):
+            room, b = next(n for n in capacities if n >= sizes[i]), len(bins)
+            bins.append((room, []))
+        else:
+            room = rooms[k]
+            b = with_room[room].pop()
+            if not with_room[room]:
+                del rooms[k]
+        bins[b][1].append(i)
+        left = room - sizes[i]
+        if not with_room[left]:
+            bisect.insort(rooms, left)
+        with_room[left].append(b)
+    return bins
+
+
+def _lengths(longest: int) -> list[int]:
+    """Lengths that rows have, ascending."""
+    powers = [2**k for k in range(longest.bit_length())]
+    multiples = sorted({*powers, *(3 * n for n in powers)})
+    return [n for n in (_SHORTEST * k for k in multiples) if n < longest] + [longest]
+
+
+def _bucket(rows: Sequence[Sequence[_Text]], length: int, pad: int) -> Bucket:
+    tokens_NL = np.full((len(rows), length), pad, np.int32)
+    alone_NL = np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))
+    spans = Spans(alone_NL, alone_NL.copy(), alone_NL.copy())
+    scored: list[tuple[np.ndarray, ...]] = []
+    for n, texts in enumerate(rows):
+        end = 0
+        for text in texts:
+            first, after = end, end + len(text.before)
+            tokens_NL[n, first:after] = text.before
+            for span_NL in spans:
+                span_NL[n, first:after] = first
+            end = after
+            for piece in text.pieces:
+                start, end = end, end + len(piece.targets) - 1
+                tokens_NL[n, start:end] = piece.targets[:-1]
+                for span_NL, place in zip(spans, (first, after, start), strict=True):
+                    span_NL[n, start:end] = place
+                place_S = np.concatenate([[after - 1], np.arange(start, end)])
+                of_row, of_choice = np.full(len(place_S), n), np.full(len(place_S), piece.choice)
+                scored.append((of_row, place_S, piece.targets, of_choice))
+    return Bucket(tokens_NL, spans, *(np.concatenate(columns) for columns in zip(*scored, strict=True)))
