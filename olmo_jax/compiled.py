@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a later start of a stage compiles nothing that an earlier one has compiled."""
+"""Compiled programs kept on disk, so that a later start of a stage compiles nothing that an earlier one has."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ _MACHINE_FILE = "machine.txt"
 def keep_compiled(folder: Path) -> None:
     """Keeps compiled programs in `folder`, or in the one that JAX_COMPILATION_CACHE_DIR names, from the first on.
 
-    A folder that can't be written, or whose programs were compiled for another machine, is left alone: one line says so,
-    and this process compiles its programs itself.
+    A folder that can't be written, or whose programs were compiled for another machine, is left alone: one line says
+    so, and this process compiles its programs itself.
     """
     configured = jax.config.values["jax_compilation_cache_dir"]
     if configured and "://" in configured:

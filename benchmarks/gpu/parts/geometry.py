@@ -33,12 +33,9 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Steps and probe are timed apart; the share is of a probe after each interval's steps."""
     import dataclasses
-    import functools
 
-    import jax
     import numpy as np
 
-    from olmo_jax.members import over_members
     from olmo_jax.probe import choose_documents, make_probes
     from olmo_jax.probe_config import ProbeConfig
 
@@ -48,9 +45,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     random = np.random.default_rng(0)
     size = config.sets * config.documents, config.document_tokens
     documents = choose_documents(config, random.integers(1, case["vocabulary"], size), 0)
-    mapping = "map" if jax.default_backend() == "cpu" else "vmap"
-    model = training.model_of(case)
-    probes = make_probes(config, model, case["vocabulary"], documents, functools.partial(over_members, mapping=mapping))
+    probes = make_probes(config, training.model_of(case), case["vocabulary"], documents)
     (interval, probe), *_ = probes.items()
     first = training.finished(lambda: probe(ours.state.params))
     seconds, repeats = training.timed(lambda: training.finished(lambda: probe(ours.state.params)))
