@@ -51,9 +51,6 @@ FIGURES: "dict[str, Callable[[Answers], Figure]]" = {
     "claim_sensitivity": claim_sensitivity,
 }
 
-# Without dates, so that a figure is the same file whenever it is made.
-_FORMATS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-
 
 def write_figures(
     folder: epath.PathLike, answers: "Answers", only: str | Sequence[str] | None = None
@@ -87,12 +84,18 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _rendered(figure: "Figure") -> dict[str, bytes]:
-    """The files' contents by their ending."""
-    found = {}
-    for ending, metadata in _FORMATS.items():
-        content = io.BytesIO()
-        with style():  # how text and ids are written is settled here, not where the figure is drawn
-            figure.savefig(content, format=ending, metadata=metadata)
-        figure.set_layout_engine("none")  # which was half of the work: where things lie is known now
-        found[ending] = content.getvalue()
-    return found
+    """The files' contents by their ending.
+
+    The canvases' methods, not savefig: that draws twice for each file, once for the layout, which the first draw finds
+    by itself and the second keeps.
+    """
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    svg, pdf, dpi = io.BytesIO(), io.BytesIO(), figure.dpi
+    with style():  # how text and ids are written is settled here, not where the figure is drawn
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        figure.set_layout_engine("none")
+        figure.dpi = dpi  # the canvases set their own
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}
