@@ -22,6 +22,7 @@ from sweeps.report.answer_figures import (
     variance_split,
 )
 from sweeps.report.claim_figures import claim_curves, claim_leads, claim_sensitivity, claim_shift
+from sweeps.report.figure_font import in_small_font, small_font
 from sweeps.report.figure_parts import style
 from sweeps.report.html import write_whole
 from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
@@ -69,9 +70,10 @@ def write_figures(
     check_names(names)
     folder = epath.Path(folder)
     paths = []
-    for name in names:
-        drawn = _rendered(FIGURES[name](answers))
-        paths += [write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
+    with small_font():
+        for name in names:
+            drawn = _rendered(FIGURES[name](answers))
+            paths += [write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
     return paths
 
 
@@ -97,5 +99,6 @@ def _rendered(figure: "Figure") -> dict[str, bytes]:
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
         figure.set_layout_engine("none")
         figure.dpi = dpi  # the canvases set their own
+        in_small_font(figure)
         FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
     return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}
