@@ -25,7 +25,9 @@ from olmo_jax.data.windows import training_tokens as training_tokens_of
 from olmo_jax.lock import exclusive_lock
 from olmo_jax.paths import local
 from olmo_jax.progress import progress, say
+from olmo_jax.run_status import has_ended
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
+from sweeps import stage_times
 from sweeps.plan import Plan
 from sweeps.record import join, pin
 from sweeps.stacks import one_process_a_stack
@@ -79,6 +81,12 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
     ConfigError and DataError.
     """
     join(workdir, plan)  # raises where the plan doesn't fit the directory
+    places = [data_root(workdir, config) / name for name, config in plan.data.items()]
+    with stage_times.timed(workdir, "prepare", not all((place / INDEX_FILE).exists() for place in places)):
+        return _prepared(workdir, plan, to_train)
+
+
+def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, TokenIndex]:
     if to_train:
         check_place(workdir)
     for cohort in plan.cohorts if to_train else ():
@@ -124,7 +132,9 @@ def train_all(
     def train(stack: Cohort, stop: Callable[[], bool]) -> bool:
         return train_cohort(workdir, stack, indexes[stack.shape.data_name], stop, traced, owned=stop)
 
-    return one_process_a_stack(workdir, plan.stacks, stop, train)
+    untrained = not all(has_ended(workdir, run.id) for stack in plan.stacks for run in stack.runs)
+    with stage_times.timed(workdir, "train", untrained):
+        return one_process_a_stack(workdir, plan.stacks, stop, train)
 
 
 def evaluate_all(
@@ -145,7 +155,7 @@ def evaluate_all(
     if not total:
         say("evaluate: nothing is left to do")
         return True
-    with progress("evaluate", total) as show:
+    with stage_times.timed(workdir, "evaluate", True), progress("evaluate", total) as show:
         finished = 0
 
         def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:
