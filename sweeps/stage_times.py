@@ -124,17 +124,17 @@ def _training(workdir: epath.Path, plan: Plan) -> dict[str, float]:
 def _evaluation(workdir: epath.Path, plan: Plan) -> dict[str, float]:
     """Seconds by kind of evaluation, the longest first. The models that were measured together all hold their time."""
     kinds = {evaluation.name: evaluation.kind for evaluation in evaluations(plan.evaluation)}
-    jobs = set()
+    jobs: set[tuple[str, str, float]] = set()
     for stack in plan.stacks:
         for run in stack.runs:
             for step in results.steps(workdir, run.id):
                 for name, result in results.read_all(workdir, run.id, step).items():
                     if _is_time(seconds := result.get("seconds")):
                         jobs.add((stack.folder, name, seconds))
-    found: collections.Counter[str] = collections.Counter()
+    found: dict[str, float] = collections.defaultdict(float)
     for _, name, seconds in jobs:
         found[kinds.get(name, name)] += seconds
-    return dict(found.most_common())
+    return dict(sorted(found.items(), key=lambda of: -of[1]))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
