@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from geometry import dimension, isotropy, spectrum, svd
+from geometry.counts import COUNTS as COUNTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,9 +56,6 @@ class Measured:
 Metric = Callable[[Measured], Array]
 
 METRICS: dict[str, Metric] = {}
-
-# Those of METRICS that tell about the measurement, not about the matrix: nothing to relate to a loss.
-COUNTS: set[str] = set()
 
 # Places in the spectrum, counted from 1, that together draw it on a log scale.
 SPECTRUM_PLACES = (

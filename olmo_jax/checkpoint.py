@@ -13,9 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
-from etils import epath
+from etils import epath, epy
 from jax.sharding import Mesh
 
 from olmo_jax import hosts, sharding
@@ -28,11 +26,9 @@ from olmo_jax.lock import lacks_locks
 from olmo_jax.progress import say
 from olmo_jax.run_files import run_record
 
-_ITEMS = {
-    "params": ocp.PyTreeCheckpointHandler,
-    "moments": ocp.PyTreeCheckpointHandler,
-    "members": ocp.JsonCheckpointHandler,
-}
+with epy.lazy_imports():  # a third of a second, for commands that only list checkpoints
+    import orbax.checkpoint as ocp
+    import tensorstore
 
 
 _METADATA = "_CHECKPOINT_METADATA"
@@ -322,11 +318,15 @@ def _lock_by_files() -> None:
     tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT["file_io_locking"] = {"mode": "lockfile"}
 
 
-def _open(path: epath.Path) -> ocp.CheckpointManager:
+def _open(path: epath.Path) -> "ocp.CheckpointManager":
     """Opens Orbax's manager. Raises CheckpointError for damaged checkpoint metadata, on which Orbax would fail."""
     for step in (p for p in path.iterdir() if p.name.isdigit()):
         _check_metadata(step / _METADATA)
-    handlers = {name: handler() for name, handler in _ITEMS.items()}
+    handlers = {
+        "params": ocp.PyTreeCheckpointHandler(),
+        "moments": ocp.PyTreeCheckpointHandler(),
+        "members": ocp.JsonCheckpointHandler(),
+    }
     return ocp.CheckpointManager(path, item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False))
 
 
@@ -407,7 +407,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _chunk_a_member(tree: Any) -> Any:
-    def of(x: jax.Array) -> ocp.SaveArgs:
+    def of(x: jax.Array) -> "ocp.SaveArgs":
         share = x.nbytes // x.shape[0]
         # Below this Orbax warns, for small chunks read slowly; and then reading all members costs next to nothing.
         return ocp.SaveArgs(chunk_byte_size=share, shard_axes=(0,)) if share >= 2**20 else ocp.SaveArgs()

@@ -15,7 +15,8 @@ from olmo_jax.cohort import Shape
 from olmo_jax.metrics import MetricsLog
 
 _PEAK_SIZE = {"cpu": 2048}
-_PEAK_REPEATS = 5
+# So many matmuls, or at least two and as many as fit into so many seconds.
+_PEAK_REPEATS, _PEAK_SECONDS = 5, 0.4
 
 
 @functools.cache
@@ -28,8 +29,8 @@ def matmul_seconds(dtype: str) -> float:
     """Seconds a FLOP takes in the fastest of some large square matmuls; the first of them may compile."""
     size = _PEAK_SIZE.get(jax.default_backend(), 8192)
     x_NN = jnp.ones((size, size), dtype)
-    taken = []
-    for _ in range(_PEAK_REPEATS):
+    taken: list[float] = []
+    while len(taken) < 2 or (len(taken) < _PEAK_REPEATS and sum(taken) < _PEAK_SECONDS):
         start = time.perf_counter()
         jax.block_until_ready(jnp.matmul(x_NN, x_NN))
         taken.append(time.perf_counter() - start)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from etils import epy
 from jax import Array
 from jax.sharding import Mesh
 
@@ -23,6 +23,9 @@ from olmo_jax.data import arithmetic
 from olmo_jax.identity import digest, identity_fields
 from olmo_jax.members import over_members as over_members
 from olmo_jax.optimizer import Hyper
+
+with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
+    import optax
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from olmo_jax.checked import require
 from olmo_jax.compute import Compute
 from olmo_jax.matmul import linear, settled
 from olmo_jax.model_config import ModelConfig
+from olmo_jax.model_config import parameter_count as parameter_count
 
 Params = dict[str, Any]
 
@@ -192,15 +193,6 @@ def rotary(
     low_BLHk, high_BLHk = jnp.split(x_BLHK[..., :width].astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([low_BLHk * cos - high_BLHk * sin, high_BLHk * cos + low_BLHk * sin], axis=-1)
     return jnp.concatenate([turned.astype(x_BLHK.dtype), x_BLHK[..., width:]], axis=-1)
-
-
-@functools.cache
-def parameter_count(config: ModelConfig) -> tuple[int, int]:
-    """Parameters in all, and those without the embedding, learned positions and the unembedding."""
-    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
-    sizes = {k: sum(math.prod(x.shape) for x in jax.tree.leaves(v)) for k, v in shapes.items()}
-    total = sum(sizes.values())
-    return total, total - sum(sizes.get(name, 0) for name in ("embedding", "positions", "unembedding"))
 
 
 def embed(

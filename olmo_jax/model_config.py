@@ -121,3 +121,21 @@ class ModelConfig:
             self.rotary_fraction,
             f"turns {self.rotary_width} of a head's {self.d_head} dimensions; needs an even number of them, at least 2",
         )
+
+
+def parameter_count(config: ModelConfig) -> tuple[int, int]:
+    """Return the parameters in all, and those without the embedding, learned positions and the unembedding."""
+    c, wide = config, config.n_heads * config.d_head
+    narrow = c.kv_heads * c.d_head
+    attention = c.d_model * (wide + 2 * narrow) + wide * c.d_model
+    attention += (wide + 2 * narrow + c.d_model) * c.attention_bias
+    attention += c.qk_norm * (_norm_parameters(c, wide) + _norm_parameters(c, narrow))
+    into = 2 if c.mlp == "swiglu" else 1
+    mlp = (into + 1) * c.d_model * c.d_ff + (into * c.d_ff + c.d_model) * c.mlp_bias
+    inner = c.n_layers * (attention + mlp + 2 * _norm_parameters(c, c.d_model)) + _norm_parameters(c, c.d_model)
+    rows = c.padded_vocab_size * (1 if c.tied else 2) + c.context_length * (c.positions == "learned")
+    return inner + rows * c.d_model, inner
+
+
+def _norm_parameters(config: ModelConfig, width: int) -> int:
+    return {"layer_norm": 0, "rms_norm": 1, "affine_layer_norm": 2}[config.norm] * width

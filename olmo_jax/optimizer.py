@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from etils import epy
 from jax import Array
 
 from olmo_jax.config import SCHEDULES, TrainConfig
+
+with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
+    import optax
 
 
 class Hyper(NamedTuple):
@@ -70,7 +73,7 @@ def learning_rate(h: Hyper, step: Array | np.ndarray) -> Array:
 _EMBEDDINGS = ("embedding", "unembedding", "positions")
 
 
-def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bool) -> optax.GradientTransformation:
+def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bool) -> "optax.GradientTransformation":
     """Clipping, Adam, decoupled weight decay, the rate: built inside the step from a member's traced numbers."""
 
     def decayed(params: Any) -> Any:

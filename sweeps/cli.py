@@ -93,9 +93,7 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
 def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
     from sweeps import plan as plans
     from sweeps import record as records
-    from sweeps import run as stages
     from sweeps.config_file import load_config, override_evaluation
-    from sweeps.mirror import fetch, mirrored
 
     verb, workdir = arguments.verb, _workdir(arguments)
     if several := getattr(arguments, "hosts", ""):
@@ -103,6 +101,8 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
 
         hosts.initialize(several)
     if mirror := getattr(arguments, "mirror", "") if verb != "launch" else "":
+        from sweeps.mirror import fetch
+
         fetch(mirror, workdir)
     if overrides and (verb != "evaluate" or any(o.startswith("--config=") for o in overrides)):
         plan = plans.resolve(plans.read_sweep(load_config(overrides)))
@@ -113,9 +113,6 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
             plan = dataclasses.replace(plan, evaluation=evaluation)
     if verb == "plan":
         print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(_plan_lines(arguments, plan)))
-        return DONE
-    if verb == "prepare":
-        stages.prepare_all(workdir, plan)
         return DONE
     if verb == "status":
         from sweeps.status import show
@@ -136,6 +133,12 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         return DONE
     if verb == "launch":
         return _launch(arguments, overrides, plan)
+    from sweeps import run as stages
+    from sweeps.mirror import mirrored
+
+    if verb == "prepare":
+        stages.prepare_all(workdir, plan)
+        return DONE
     stages.keep_compiled(workdir)
     with stages.stop_on_signals() as stop, mirrored(workdir, mirror):
         if verb == "run":

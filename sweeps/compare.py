@@ -156,7 +156,7 @@ def _setting(column: str) -> str:
 # The page.
 
 
-def _page(found: Sequence[Comparison], facts: dict[str, str]) -> str:
+def _page(found: Sequence[Comparison], facts: dict[str, str]) -> bytes:
     title = f"{', '.join(one.second for one in found)} against {found[0].first}"
     figures = [_figure(one) for one in found]
     sections = [f"<header>\n<h1>{escape(title)}</h1>\n{_about()}\n</header>"]

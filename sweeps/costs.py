@@ -70,12 +70,12 @@ def detectable(replicates: Sequence[int]) -> float:
     Args:
       replicates: runs of each configuration.
     """
-    import scipy.optimize  # a second's import, for this alone
-    import scipy.stats
-
     freedom = sum(n - 1 for n in replicates)
     if freedom == 0:
         return math.inf
+    import scipy.optimize  # a second's import, for this alone
+    import scipy.stats
+
     n = sorted(replicates)[len(replicates) // 2]
     critical = scipy.stats.t.ppf(1 - _ALPHA / 2, freedom)
 

@@ -124,7 +124,9 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
         groups[shape_of(config, prints[config.data.name]).lasting].append((i, run))
     cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
     for cohort in cohorts:
-        check_probe(cohort.shape.probe, member_structs(cohort.shape).params)
+        # The parameters' paths take a trace of the model, and are looked at by patterns of parameters alone.
+        patterns = bool(cohort.shape.probe.parameters.metrics)
+        check_probe(cohort.shape.probe, member_structs(cohort.shape).params if patterns else None)
         check_texts(cohort.shape.probe.texts, cohort.shape.model)
     return Plan(cohorts, prints, sweep.evaluation, sweep.parts, sweep.notes)
 

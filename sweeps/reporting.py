@@ -13,6 +13,7 @@ from olmo_jax.files import DamagedFileError, read_json, write_json
 from olmo_jax.metrics import METRICS, TIMINGS, read_timings
 from olmo_jax.progress import say
 from olmo_jax.run_files import known_runs
+from sweeps import stage_times
 from sweeps.analysis import final_rows
 from sweeps.analysis.answers import Answers, answer
 from sweeps.analysis.claims import claims
@@ -53,6 +54,7 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
     page = write_all(folder, answers, facts | old["versions"] | later)
     write_json(folder / _SHOWN, shown)
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
+    stage_times.add(workdir, "report", time.monotonic() - started)
     return page, table
 
 

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 from etils import epath
 
 from eval import evaluate as evaluation
 from eval.check import check_evaluation
+from olmo_jax import compiled
 from olmo_jax.checkpoint import check_place, directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
@@ -24,7 +24,9 @@ from olmo_jax.data.windows import training_tokens as training_tokens_of
 from olmo_jax.lock import exclusive_lock
 from olmo_jax.paths import local
 from olmo_jax.progress import progress, say
+from olmo_jax.run_status import has_ended
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
+from sweeps import stage_times
 from sweeps.plan import Plan
 from sweeps.record import join, pin
 from sweeps.stacks import one_process_a_stack
@@ -53,14 +55,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def keep_compiled(workdir: epath.Path) -> None:
-    """Compiled programs are kept in the working directory: cohorts share them, and a start after a stop finds them.
-
-    By host, since a CPU's are made for its kind alone. A directory that jax was told of by JAX_COMPILATION_CACHE_DIR
-    stays in use.
-    """
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled" / platform.node()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """Compiled programs are kept in the working directory, by host: stages share them, and a later start finds them."""
+    compiled.keep_compiled(Path(workdir) / "compiled" / platform.node())
 
 
 def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
@@ -78,6 +74,12 @@ def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[
     ConfigError and DataError.
     """
     join(workdir, plan)  # raises where the plan doesn't fit the directory
+    places = [data_root(workdir, config) / name for name, config in plan.data.items()]
+    with stage_times.timed(workdir, "prepare", not all((place / INDEX_FILE).exists() for place in places)):
+        return _prepared(workdir, plan, to_train)
+
+
+def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, TokenIndex]:
     if to_train:
         check_place(workdir)
     for cohort in plan.cohorts if to_train else ():
@@ -123,7 +125,9 @@ def train_all(
     def train(stack: Cohort, stop: Callable[[], bool]) -> bool:
         return train_cohort(workdir, stack, indexes[stack.shape.data_name], stop, traced, owned=stop)
 
-    return one_process_a_stack(workdir, plan.stacks, stop, train)
+    untrained = not all(has_ended(workdir, run.id) for stack in plan.stacks for run in stack.runs)
+    with stage_times.timed(workdir, "train", untrained):
+        return one_process_a_stack(workdir, plan.stacks, stop, train)
 
 
 def evaluate_all(
@@ -150,7 +154,7 @@ def evaluate_all(
     if not total:
         say("evaluate: nothing is left to do")
         return True
-    with progress("evaluate", total) as show:
+    with stage_times.timed(workdir, "evaluate", True), progress("evaluate", total) as show:
         finished = 0
 
         def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:

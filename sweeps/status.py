@@ -11,10 +11,12 @@ from olmo_jax.checkpoint import directory, member_lists
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps
 from olmo_jax.metrics import METRICS, TIMINGS, last_row, read_timings
 from olmo_jax.run_status import ENDED, read_status
+from sweeps import stage_times
 from sweeps.plan import Plan
 from sweeps.stacks import failure, lock_of
 
 _SECONDS_BETWEEN_LOOKS = 5.0
+_RECENT_ROWS = 20
 
 
 def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
@@ -35,7 +37,7 @@ def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
 
 
 def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
-    """Runs with state, step, loss, time left and checkpoints (x written, . to come), then what is left to evaluate."""
+    """Runs with state, step, loss, time left and checkpoints (x written, . to come); what is left; seconds by stage."""
     width = max(len(run.id) for run in plan.runs)
     lines = [f"{'run':<{width}}  {'state':<9} {'step':>13} {'loss':>8} {'left':>7}  checkpoints"]
     left, written_at_all = 0, False
@@ -43,7 +45,7 @@ def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
         written = member_lists(directory(workdir, stack.folder))
         left += len(jobs(workdir, stack, plan.evaluation))
         written_at_all |= bool(written)
-        steps = _step_seconds(workdir, stack)
+        steps = step_seconds(workdir, stack)
         lines += [f"{run.id:<{width}}  {_line(workdir, stack, run, written, steps)}" for run in stack.runs]
         if why := failure(workdir, stack):
             lines.append(f"{stack.folder} failed: {why}")
@@ -53,6 +55,7 @@ def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
         *lines,
         *(text for stack in plan.stacks if (text := _time(workdir, stack))),
         f"{left} evaluations of cohorts' checkpoints are left" if left else "all that is trained is evaluated",
+        *stage_times.lines(workdir, plan),
     ]
 
 
@@ -86,11 +89,21 @@ def _state(workdir: epath.Path, stack: Cohort, status: dict[str, Any]) -> str:
     return "stopped" if state == "training" else state
 
 
-def _step_seconds(workdir: epath.Path, stack: Cohort) -> float | None:
-    """Seconds that a step took lately, with what comes between steps."""
-    rows = [row for run in stack.runs for row in read_timings(workdir / "runs" / run.id / TIMINGS)[-20:]]
-    steps = [row["step_seconds"] for row in rows if row["event"] == "steps"]
-    return sum(steps) / len(steps) if steps else None
+def step_seconds(workdir: epath.Path, stack: Cohort) -> float | None:
+    """Seconds that a step took lately, with the probes and checkpoints between steps; None before there is any.
+
+    Only the rows since the last compilation count, of which the first says where the others begin.
+    """
+    rows = read_timings(workdir / "runs" / _longest(stack).id / TIMINGS)
+    begun = max((i for i, row in enumerate(rows) if row["event"] == "compile"), default=-1)
+    recent = rows[begun + 1 :][-_RECENT_ROWS:]
+    steps = recent[-1]["step"] - recent[0]["step"] if recent else 0
+    return sum(row["seconds"] for row in recent[1:]) / steps if steps > 0 else None
+
+
+def _longest(stack: Cohort) -> Run:
+    """The run that is there throughout, whose timings are the stack's."""
+    return max(stack.runs, key=lambda run: run.config.total_steps)
 
 
 def _duration(seconds: float) -> str:
@@ -101,8 +114,7 @@ def _duration(seconds: float) -> str:
 
 def _time(workdir: epath.Path, stack: Cohort) -> str:
     """Where a stack's training time went, over all starts; "" before there is any."""
-    longest = max(stack.runs, key=lambda run: run.config.total_steps)
-    rows = read_timings(workdir / "runs" / longest.id / TIMINGS)
+    rows = read_timings(workdir / "runs" / _longest(stack).id / TIMINGS)
     spent: collections.Counter[str] = collections.Counter()
     for row in rows:
         spent[row["event"]] += row["seconds"]

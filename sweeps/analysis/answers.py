@@ -55,6 +55,15 @@ def answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.
       curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A run may be lacking.
       courses: of fine-tuning; see sweeps.courses.
     """
+    # Here and not above: the command line imports this package at each command.
+    from threadpoolctl import threadpool_limits
+
+    # The matrices are small: several threads of BLAS take longer to meet than one takes to multiply.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _answer(table, curves, courses)
+
+
+def _answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None) -> Answers:
     if table.empty:
         table = table.reindex(columns=list(dict.fromkeys([*_LEAST, *table.columns])))
     final = final_rows(table)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from geometry.probe import COUNTS
+from geometry.counts import COUNTS
 
 # Targets of the probe that come before all others.
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")

@@ -4,6 +4,7 @@ Letters: N rows, K regressors, E targets, P permutations, X sets of columns, V v
 fold, B draws, G groups.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -65,14 +66,22 @@ def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.nda
     result_X3[:, 0] = part_XN.sum(axis=1) / np.sum((y_N - y_N.mean()) ** 2)
     if n_groups < MIN_GROUPS:
         return result_X3
-    counts_BG = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
-    weights_BN = counts_BG[:, groups_N].astype(float)
+    weights_BN = _draws(n_groups, DRAWS)[:, groups_N]
     rows_B = weights_BN.sum(axis=1)
     total_B = weights_BN @ y_N**2 - (weights_BN @ y_N) ** 2 / rows_B
     given_B = total_B > ROUNDING * rows_B * y_N.var()
     drawn_BX = weights_BN[given_B] @ part_XN.T / total_B[given_B, None]
     result_X3[:, 1:] = np.quantile(drawn_BX, [0.025, 0.975], axis=0).T
     return result_X3
+
+
+@functools.lru_cache(maxsize=2)
+def _draws(n_groups: int, n_draws: int) -> np.ndarray:
+    """How often each group comes up in draws with replacement of as many groups, always the same: [B, G]."""
+    shares_G = np.full(n_groups, 1 / n_groups)
+    counts_BG = np.random.default_rng(0).multinomial(n_groups, shares_G, size=n_draws).astype(float)
+    counts_BG.setflags(write=False)
+    return counts_BG
 
 
 def too_few(n: int, n_groups: int, groups: str) -> str:

@@ -3,6 +3,7 @@
 Letters: N rows, K control regressors, Q columns (intercept, controls, metric, target), G configurations, B draws.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -127,8 +128,8 @@ def mixed_fit(
     # Both columns have variance 1 in the fit; back to the target's units, and to a deviation with n - 1.
     scale = float(pair_N2[:, 1].std() * np.sqrt(n / (n - 1)))
     n_clusters = int(clusters_N.max()) + 1
-    once_1G = np.ones((1, n_clusters))
-    b = float(_coefficients(_products(z_NQ, sizes_N, clusters_N, once_1G, ratio))[0] * scale)
+    sums, once_1G = _sums(z_NQ, sizes_N, clusters_N), np.ones((1, n_clusters))
+    b = float(_coefficients(_products(sums, once_1G, ratio))[0] * scale)
     between = ratio / (1 + ratio)
 
     k_between, alone = rank_between(held_NK, clusters_N), groups_alone(clusters_N)
@@ -136,8 +137,8 @@ def mixed_fit(
         given = f"{n_sizes} sizes" + (f" and {len(controls)} control{'s'[: len(controls) > 1]}" if controls else "")
         note = f"{n_clusters} configurations are too few for a p-value or an interval with {given}"
         return MixedFit(Estimate(b, np.nan, np.nan, np.nan, n), note, between, in_logs)
-    counts_BG = _draws(sizes_N, clusters_N)
-    draws_B = _coefficients(_products(z_NQ, sizes_N, clusters_N, counts_BG, ratio)) * scale
+    counts_BG = _draws(tuple(sums.size_G.tolist()), DRAWS)
+    draws_B = _coefficients(_products(sums, counts_BG, ratio)) * scale
     # Fitted values follow the rows, so draws spread too little: by the degrees of freedom that they take.
     draws_B = b + (draws_B[np.isfinite(draws_B)] - b) * np.sqrt(n_clusters / (n_clusters - 1 - k_between))
     low, high = np.quantile(draws_B, [0.025, 0.975])
@@ -177,11 +178,11 @@ def _variance_ratio(z_NQ: np.ndarray, sizes_N: np.ndarray) -> float:
 
     n, n_fixed = len(z_NQ), z_NQ.shape[1] - 1
     rows_J = np.bincount(sizes_N)
-    once_1G = np.ones((1, len(rows_J)))
+    sums, once_1G = _sums(z_NQ, sizes_N, sizes_N), np.ones((1, len(rows_J)))
 
     def criterion(ratio: float) -> float:
         """-2 log likelihood, less a constant."""
-        products_QQ = _products(z_NQ, sizes_N, sizes_N, once_1G, ratio)[0]
+        products_QQ = _products(sums, once_1G, ratio)[0]
         fixed_QQ, with_target_Q = products_QQ[:-1, :-1], products_QQ[:-1, -1]
         squares = products_QQ[-1, -1] - with_target_Q @ np.linalg.solve(fixed_QQ, with_target_Q)
         squares = max(squares, np.finfo(float).tiny)
@@ -195,23 +196,41 @@ def _variance_ratio(z_NQ: np.ndarray, sizes_N: np.ndarray) -> float:
     return float(np.exp(found.x)) if found.fun < criterion(0.0) else 0.0
 
 
-def _products(
-    z_NQ: np.ndarray, sizes_N: np.ndarray, clusters_N: np.ndarray, counts_BG: np.ndarray, ratio: float
-) -> np.ndarray:
-    """Z' V^-1 Z of draws in which each cluster is there so many times, `[B, Q, Q]`; a cluster lies in one size.
+class _Sums(NamedTuple):
+    """Sums over the rows of each cluster; a cluster lies in one size.
+
+    Attributes:
+      squares_GQQ: of the products of its columns. of_columns_GQ: of its columns. rows_G: how many there are.
+      size_G: the size that each cluster is of.
+    """
+
+    squares_GQQ: np.ndarray
+    of_columns_GQ: np.ndarray
+    rows_G: np.ndarray
+    size_G: np.ndarray
+
+
+def _sums(z_NQ: np.ndarray, sizes_N: np.ndarray, clusters_N: np.ndarray) -> _Sums:
+    n_clusters, n_columns = int(clusters_N.max()) + 1, z_NQ.shape[1]
+    squares_GQQ, of_columns_GQ = np.zeros((n_clusters, n_columns, n_columns)), np.zeros((n_clusters, n_columns))
+    np.add.at(squares_GQQ, clusters_N, z_NQ[:, :, None] * z_NQ[:, None, :])
+    np.add.at(of_columns_GQ, clusters_N, z_NQ)
+    size_G = np.zeros(n_clusters, dtype=int)
+    size_G[clusters_N] = sizes_N
+    return _Sums(squares_GQQ, of_columns_GQ, np.bincount(clusters_N), size_G)
+
+
+def _products(sums: _Sums, counts_BG: np.ndarray, ratio: float) -> np.ndarray:
+    """Z' V^-1 Z of draws in which each cluster is there so many times, `[B, Q, Q]`.
 
     V is I + ratio 11' within a size, and its inverse I - ratio / (1 + m ratio) 11' for m rows.
     """
-    n_clusters, n_columns = counts_BG.shape[1], z_NQ.shape[1]
-    own_GQQ, sums_GQ = np.zeros((n_clusters, n_columns, n_columns)), np.zeros((n_clusters, n_columns))
-    np.add.at(own_GQQ, clusters_N, z_NQ[:, :, None] * z_NQ[:, None, :])
-    np.add.at(sums_GQ, clusters_N, z_NQ)
-    rows_G, size_G = np.bincount(clusters_N), np.zeros(n_clusters, dtype=int)
-    size_G[clusters_N] = sizes_N
-    products_BQQ = (counts_BG @ own_GQQ.reshape(n_clusters, -1)).reshape(-1, n_columns, n_columns)
-    for size in range(int(sizes_N.max()) + 1):
-        of_size_BG = counts_BG[:, size_G == size]
-        sums_BQ, rows_B = of_size_BG @ sums_GQ[size_G == size], of_size_BG @ rows_G[size_G == size]
+    n_clusters, n_columns = sums.of_columns_GQ.shape
+    products_BQQ = (counts_BG @ sums.squares_GQQ.reshape(n_clusters, -1)).reshape(-1, n_columns, n_columns)
+    for size in range(int(sums.size_G.max()) + 1):
+        of_size_G = sums.size_G == size
+        of_size_BG = counts_BG[:, of_size_G]
+        sums_BQ, rows_B = of_size_BG @ sums.of_columns_GQ[of_size_G], of_size_BG @ sums.rows_G[of_size_G]
         shrunk_BQ = sums_BQ * (ratio / (1 + rows_B * ratio))[:, None]
         products_BQQ -= shrunk_BQ[:, :, None] * sums_BQ[:, None, :]
     return products_BQQ
@@ -231,11 +250,13 @@ def _coefficients(products_BQQ: np.ndarray) -> np.ndarray:
     return (products_BQQ[:, -2, -1] - np.sum(fitted_BX * pair_BX2[:, :, 1], axis=1)) / left_B
 
 
-def _draws(sizes_N: np.ndarray, clusters_N: np.ndarray) -> np.ndarray:
+@functools.lru_cache(maxsize=2)  # the same for all pairs that are there in the same rows
+def _draws(size_G: tuple[int, ...], n_draws: int) -> np.ndarray:
     """How often each configuration is drawn, `[B, G]`: within each size as many as it has, with replacement."""
     rng = np.random.default_rng(0)
-    counts_BG = np.zeros((DRAWS, int(clusters_N.max()) + 1))
-    for size in range(int(sizes_N.max()) + 1):
-        own = np.unique(clusters_N[sizes_N == size])
-        counts_BG[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=DRAWS)
+    counts_BG = np.zeros((n_draws, len(size_G)))
+    for size in range(max(size_G) + 1):
+        own = np.flatnonzero(np.asarray(size_G) == size)
+        counts_BG[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=n_draws)
+    counts_BG.setflags(write=False)
     return counts_BG

@@ -127,17 +127,20 @@ def _fill_in(runs: pd.DataFrame, table: pd.DataFrame) -> str:
     if _LOSS not in table.columns or lacking.empty:
         return ""
     checkpoints = table[["run_id", "step"]].assign(loss=_numbers(table, _LOSS), error=_numbers(table, _ERROR))
-    by_run = dict(list(checkpoints.sort_values("step").groupby("run_id")))
+    by_run = {
+        run: of.to_numpy(dtype=float)
+        for run, of in checkpoints.sort_values("step").groupby("run_id")[["step", "loss", "error"]]
+    }
+    found = {}
     for i in lacking:
-        of = by_run[runs.at[i, "run_id"]]
-        last = of.iloc[-1]
-        of = of[np.isfinite(of["loss"])]
-        if len(of) < 2 or not np.isfinite(last["loss"]):
+        rows_C3 = by_run[runs.at[i, "run_id"]]
+        last_step, last_loss, last_error = rows_C3[-1]
+        rows_C3 = rows_C3[np.isfinite(rows_C3[:, 1])]
+        if len(rows_C3) < 2 or not np.isfinite(last_loss):
             continue
-        best = of.loc[of["loss"].idxmin()]
-        error = np.hypot(best["error"], last["error"]) if best["step"] < last["step"] else 0.0
-        found = best["step"], last["loss"] - best["loss"], error
-        runs.loc[i, ["best_step", "rise", "standard_error"]] = found
+        step, loss, error = rows_C3[rows_C3[:, 1].argmin()]
+        found[i] = step, last_loss - loss, np.hypot(error, last_error) if step < last_step else 0.0
+    runs.loc[[*found], ["best_step", "rise", "standard_error"]] = np.reshape([*found.values()], (-1, 3))
     filled = int(runs.loc[lacking, "rise"].notna().sum())
     return (
         f"the rise is from the table's losses, with unpaired errors, in {filled} of {len(runs)} runs" if filled else ""

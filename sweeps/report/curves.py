@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geometry.probe import COUNTS
+from geometry.counts import COUNTS
 from sweeps import analysis
 
 # A curve is drawn by at most this many points, each the mean of as many steps.

@@ -22,6 +22,7 @@ from sweeps.report.answer_figures import (
     variance_split,
 )
 from sweeps.report.claim_figures import claim_curves, claim_leads, claim_sensitivity, claim_shift
+from sweeps.report.figure_font import in_small_font, small_font
 from sweeps.report.figure_parts import style
 from sweeps.report.html import write_whole
 from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
@@ -51,9 +52,6 @@ FIGURES: "dict[str, Callable[[Answers], Figure]]" = {
     "claim_sensitivity": claim_sensitivity,
 }
 
-# Without dates, so that a figure is the same file whenever it is made.
-_FORMATS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-
 
 def write_figures(
     folder: epath.PathLike, answers: "Answers", only: str | Sequence[str] | None = None
@@ -72,9 +70,10 @@ def write_figures(
     check_names(names)
     folder = epath.Path(folder)
     paths = []
-    for name in names:
-        drawn = _rendered(FIGURES[name](answers))
-        paths += [write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
+    with small_font():
+        for name in names:
+            drawn = _rendered(FIGURES[name](answers))
+            paths += [write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
     return paths
 
 
@@ -87,12 +86,19 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _rendered(figure: "Figure") -> dict[str, bytes]:
-    """The files' contents by their ending."""
-    found = {}
-    for ending, metadata in _FORMATS.items():
-        content = io.BytesIO()
-        with style():  # how text and ids are written is settled here, not where the figure is drawn
-            figure.savefig(content, format=ending, metadata=metadata)
-        figure.set_layout_engine("none")  # which was half of the work: where things lie is known now
-        found[ending] = content.getvalue()
-    return found
+    """The files' contents by their ending.
+
+    The canvases' methods, not savefig: that draws twice for each file, once for the layout, which the first draw finds
+    by itself and the second keeps.
+    """
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    svg, pdf, dpi = io.BytesIO(), io.BytesIO(), figure.dpi
+    with style():  # how text and ids are written is settled here, not where the figure is drawn
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+        figure.set_layout_engine("none")
+        figure.dpi = dpi  # the canvases set their own
+        in_small_font(figure)
+        FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}

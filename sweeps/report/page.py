@@ -38,7 +38,7 @@ def write_report(
     return write_whole(epath.Path(path_dir) / "index.html", _page(answers, facts, title))
 
 
-def _page(answers: Answers, facts: Mapping[str, str], title: str) -> str:
+def _page(answers: Answers, facts: Mapping[str, str], title: str) -> bytes:
     data = page_data(answers)
     parts = [
         sections.head(answers, findings(answers), title),

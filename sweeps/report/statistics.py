@@ -65,9 +65,11 @@ is the pair declared beforehand, its p-values aren't corrected. SD: the effect i
 def _associations_table(name: str, target: str, associations: pd.DataFrame) -> str:
     methods = [m for m in METHODS if (associations["method"] == m).any()]
     heads = ["metric", "loss", "n", *(METHODS[m] for m in methods), "note"]
+    by_pair: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in associations.itertuples(index=False):
+        by_pair.setdefault((row.metric, row.target), {})[row.method] = row
     rows = []
-    for (metric, loss), pair in associations.groupby(["metric", "target"], sort=False):
-        by_method = {row.method: row for row in pair.itertuples(index=False)}
+    for (metric, loss), by_method in by_pair.items():
         notes = "; ".join(dict.fromkeys(f"{METHODS[r.method]}: {r.note}" for r in by_method.values() if r.note))
         cells = [cell(metric, metric_name(metric), "name"), cell(loss, loss, "name")]
         cells += [cell(int(max(row.n for row in by_method.values())))]

@@ -1,14 +1,16 @@
 """Presets by the numbers that their publishers give."""
 
 import dataclasses
+import functools
 import importlib
 
 import jax
 import pytest
 
+from geometry.gauge import NORMS
 from olmo_jax import model
 from olmo_jax.checked import ConfigError
-from olmo_jax.config import TrainConfig, from_config_dict
+from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
 from olmo_jax.presets import OLMO, OLMO2, PUBLIC_OLMO, PYTHIA, STAND_INS
 
 # In all, and without embeddings, as the Pythia suite's table and the safetensors of the released models have them.
@@ -27,6 +29,28 @@ PRESETS = {f"{family} {size}": config for family, of in (("olmo", OLMO), ("olmo2
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_the_published_ones(name):
     assert model.parameter_count(PRESETS[name]) == PUBLISHED[name]
+
+
+SMALL = ModelConfig(vocab_size=100, pad_vocab_to=16, d_model=24, n_layers=2, n_heads=4, d_ff=40, context_length=9)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mlp": "gelu", "positions": "learned", "parallel": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"n_kv_heads": 2, "attention_bias": True, "qk_norm": True, "tied": True},
+        {"mlp": "gelu", "mlp_bias": True, "norm_at": "after", "positions": "learned", "tied": True},
+    ],
+)
+def test_counts_are_those_of_the_parameters_that_are_made(options, norm):
+    config = dataclasses.replace(SMALL, norm=norm, **options)
+    made = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+    sizes = {name: sum(x.size for x in jax.tree.leaves(of)) for name, of in made.items()}
+    outside = sum(sizes.get(name, 0) for name in ("embedding", "positions", "unembedding"))
+    assert model.parameter_count(config) == (sum(sizes.values()), sum(sizes.values()) - outside)
 
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if n not in PUBLISHED and "sequential" not in n])

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from eval.config import EvalConfig
-from sweeps import cli
+from sweeps import cli, stage_times
 from sweeps.arguments import parse
 from sweeps.config_file import load_config, override_evaluation
 
@@ -264,6 +264,13 @@ def test_a_sweep_ends_with_a_table_of_everything_and_a_page(finished):
     assert table["configuration"].nunique() == 2
     page = (finished / "report" / "index.html").read_text()
     assert all(run in page for run in table["run_id"])
+
+
+def test_each_stage_of_a_sweep_is_timed_once(finished):
+    rows = stage_times.read(epath.Path(finished))
+    assert [row["stage"] for row in rows] == ["prepare", "train", "evaluate", "report"]
+    ends = [row["time"] for row in rows]
+    assert all(end - row["seconds"] >= before - 0.1 for row, end, before in zip(rows[1:], ends[1:], ends, strict=False))
 
 
 def test_the_same_command_again_does_nothing_over(config, finished, capsys):

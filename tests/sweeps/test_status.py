@@ -6,11 +6,11 @@ from etils import epath
 from eval.config import EvalConfig
 from olmo_jax.checkpoint import CheckpointError
 from olmo_jax.cohort import Cohort, Run, shape_of
-from olmo_jax.metrics import last_row
+from olmo_jax.metrics import last_row, write_jsonl
 from olmo_jax.train import train_cohort, write_run_files
 from sweeps.plan import Plan
 from sweeps.stacks import lock_of, one_process_a_stack
-from sweeps.status import show, status_lines
+from sweeps.status import show, status_lines, step_seconds
 
 
 @pytest.fixture
@@ -95,6 +95,25 @@ def test_what_failed_says_why_until_it_is_tried_again(plan, tmp_path):
     assert not lock_of(workdir, plan.stacks[0]).held()
     assert one_process_a_stack(workdir, plan.stacks, lambda: False, lambda stack, stop: True)
     assert states(workdir, plan)["calm"][0] == "waiting"
+
+
+def test_the_time_of_a_step_is_that_of_all_since_the_last_compilation(plan, tmp_path):
+    workdir, stack = epath.Path(tmp_path), plan.stacks[0]
+    begin(workdir, plan)
+    timings = workdir / "runs" / "calm" / "timings.jsonl"
+    stepping = {"tokens_per_second": 1.0, "step_seconds": 1.0, "data_seconds": 0.0, "mfu": 0.1}
+
+    def row(event, step, seconds):
+        return {"event": event, "step": step, "seconds": seconds} | (stepping if event == "steps" else {})
+
+    before = [row("compile", 0, 30.0), row("steps", 1, 9.0), row("steps", 13, 300.0)]
+    assert step_seconds(workdir, stack) is None
+    write_jsonl(timings, [*before[:1], row("steps", 1, 9.0)])
+    assert step_seconds(workdir, stack) is None  # it waited for what is done once
+    again = [row("compile", 4, 20.0), row("probe", 4, 5.0), row("steps", 16, 6.0), row("checkpoint", 16, 4.0),
+             row("steps", 17, 0.5)]  # fmt: skip
+    write_jsonl(timings, [*before, *again])
+    assert step_seconds(workdir, stack) == pytest.approx((6.0 + 4.0 + 0.5) / (17 - 4))
 
 
 def test_watching_ends_when_all_have_ended(plan, index, tmp_path, capsys):

@@ -105,7 +105,7 @@ def test_it_opens_from_disk_alone_quickly_and_without_a_complaint(page):
     assert messages == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in asked if url.startswith("file:")]) == 1
-    assert seconds < 3
+    assert seconds < 2
 
 
 def test_every_figure_is_drawn_and_names_stay_text(page):

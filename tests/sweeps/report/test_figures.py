@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from sweeps.analysis.columns import PRIMARY_PAIR
@@ -310,12 +312,11 @@ def test_what_was_there_stays_if_drawing_fails(answers, tmp_path, monkeypatch):
     paths = write_figures(tmp_path, answers, "variance_split")
     before = [path.read_bytes() for path in paths]
 
-    def full(self, file, format, **more):
-        if format == "pdf":
-            raise OSError("disk full")
-        file.write(b"<svg/>")
+    def full(self, file, **more):
+        raise OSError("disk full")
 
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda self, file, **more: file.write(b"<svg/>"))
+    monkeypatch.setattr(FigureCanvasPdf, "print_pdf", full)
     with pytest.raises(OSError, match="disk full"):
         write_figures(tmp_path, answers, "variance_split")
     assert [path.read_bytes() for path in paths] == before
