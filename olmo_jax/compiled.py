@@ -56,7 +56,7 @@ def _problem(folder: Path, check_machine: bool) -> str:
         if not check_machine:
             return ""
         note = folder / _MACHINE_FILE
-        if not note.exists():
+        if not (note.exists() and note.read_bytes().strip(b"\0")):  # empty or NUL after a power cut
             write_whole(note, machine(), durable=False)
         compiled_for = note.read_text(errors="replace")
     except OSError as error:

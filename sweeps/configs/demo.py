@@ -1,6 +1,6 @@
 """The demonstration: 12 small models, 2 batch sizes x 3 weight decays x 2 seeds, from text to report on a laptop.
 
-    olmo-jax run --config=sweeps/configs/demo.py --workdir=demo          (`make demo`; 8 to 13 minutes on 2 cores)
+    olmo-jax run --config=sweeps/configs/demo.py --workdir=demo          (`make demo`; 6 minutes on 2 cores)
     olmo-jax run --config=sweeps/configs/demo.py:smoke --workdir=/tmp/x  (every stage, under a minute; means nothing)
 
 Two cohorts, one a batch size. The weight decays span a dose, the sum over the steps of learning rate x weight decay,

@@ -27,6 +27,14 @@ def test_a_folder_is_made_and_used(tmp_path, cache, capsys):
     assert cache() == str(folder) and capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("left", [b"", bytes(40)], ids=["empty", "nul"])
+def test_a_note_lost_to_a_power_cut_is_written_anew(tmp_path, cache, capsys, left):
+    (tmp_path / "machine.txt").write_bytes(left)
+    keep_compiled(tmp_path)
+    assert cache() == str(tmp_path) and capsys.readouterr().err == ""
+    assert (tmp_path / "machine.txt").read_text() == machine()
+
+
 def test_a_folder_that_cannot_be_written_is_said_once_and_done_without(tmp_path, cache, capsys):
     (tmp_path / "compiled").write_text("a file")
     keep_compiled(tmp_path / "compiled" / "host")
