@@ -56,7 +56,7 @@ class Corpus(Protocol):
     """A corpus, which is read as often as needed."""
 
     def portions(self, note: Callable[[str], None]) -> Iterator[Portion]:
-        """All of it; `note` takes a line on what is passed over, unless the portions' tallies say it."""
+        """All portions, in order; `note` is called with a line on skipped rows where the tallies don't count them."""
 
     def rough_bytes(self) -> float:
         """About how much text there is; 0 where that can't be told."""

@@ -6,7 +6,7 @@ GPT-2's byte-level BPE divides a text by a regular expression and tokenises each
 
 A text may therefore be cut wherever a match always ends, whatever stands around it. Between two characters of ASCII
 that is so after a letter and before what isn't one; after a digit and before what isn't one; after punctuation and
-before white space, a letter or a digit, unless the punctuation ends in an apostrophe ('s); and before the last
+before white space, a letter or a digit, except where the punctuation ends in an apostrophe ('s); and before the last
 character of white space that precedes anything else. Nowhere else is a text cut here, so that words with other
 letters, or in scripts without spaces, stay together with what is next to them.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 _SPACE = r"[ \n\t\r]"
 _OTHER = r"[^ -~\n\t\r]"  # not ASCII, or a control character
-_PUNCTUATION = r"[!-&(-/:-@\[-`{-~]"  # less the apostrophe
+_PUNCTUATION = r"[!-&(-/:-@\[-`{-~]"  # without the apostrophe
 _PIECES = re.compile(
     rf"{_SPACE}?(?:[A-Za-z]++(?!{_OTHER})|[0-9]++(?!{_OTHER})|{_PUNCTUATION}++(?!{_OTHER}|'))"
     rf"|{_SPACE}+(?={_SPACE}[!-~])"

@@ -21,6 +21,7 @@ from olmo_jax.data.corpus import TextFiles
 from olmo_jax.data.fingerprint import sources
 from olmo_jax.data.prepare import fingerprint, prepare
 from olmo_jax.data.shards import TokenIndex
+from tests.olmo_jax.data.processes import ended
 
 replace = dataclasses.replace
 CHECKOUT = Path(__file__).parents[3]
@@ -322,18 +323,6 @@ def test_killed_while_several_processes_tokenise(long_stories, tmp_path, number)
     index = prepare(config, tmp_path / "data", quiet)
     assert {p.name for p in (tmp_path / "data").iterdir()} == {".stories.lock", "stories"}
     assert contents(index.directory) == expected
-
-
-def ended(pid):
-    """Whether a process ends within 20 seconds; a zombie, which waits for some init to collect it, has ended."""
-    for _ in range(200):
-        try:
-            if "(zombie)" in Path(f"/proc/{pid}/status").read_text():
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_a_sample_that_holds_all_gives_the_same_tokenizer(stories, story_config, tmp_path):

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from olmo_jax.data import DataError
 from olmo_jax.data.workers import cores, in_order
+from tests.olmo_jax.data.processes import ended
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -102,15 +102,3 @@ def test_processes_end_with_their_parent_in_the_middle_of_work(number):
     parent.send_signal(number)
     parent.wait()
     assert ended(pid)
-
-
-def ended(pid):
-    """Whether a process ends within 20 seconds; a zombie, which waits for some init to collect it, has ended."""
-    for _ in range(200):
-        try:
-            if "(zombie)" in Path(f"/proc/{pid}/status").read_text():
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.1)
-    return False
