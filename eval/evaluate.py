@@ -165,9 +165,11 @@ def evaluate(
     """Does what `jobs` lists and writes each model's result whole.
 
     `go_on` is asked after each job, `stop` after each step of a fine-tuning, which may be long and is then lost.
-    Returns True if all is done, False if one of them ended it. Raises CheckpointError, and DataError for text or items
-    that aren't there.
+    Only for whoever holds the cohort's lock. Returns True if all is done, False if one of them ended it. Raises
+    CheckpointError, and DataError for text or items that aren't there.
     """
+    for run in cohort.runs:
+        results.clean(workdir, run.id)
     # Jobs for the same models share a stack: it is read once, and one shape is one compiled program.
     groups: dict[tuple[Any, ...], list[Job]] = collections.defaultdict(list)
     for job in jobs(workdir, cohort, config, choice):

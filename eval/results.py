@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.files import DamagedFileError, read_json, remove_unfinished, write_json
 
 
 class Evaluation(NamedTuple):
@@ -64,6 +64,11 @@ def write(
     write_json(path, told)
 
 
+def clean(workdir: epath.Path, run: str) -> None:
+    """Removes what killed evaluations left half-written; for whoever holds the lock of the run's stack."""
+    remove_unfinished(_folder(workdir, run))
+
+
 def read(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> dict[str, Any] | None:
     """A stored result that was made with the evaluation's settings, else None."""
     result = _whole(path_of(workdir, run, step, evaluation.name))
@@ -89,7 +94,7 @@ def damaged(workdir: epath.Path, run: str) -> list[str]:
 
 def _stored(workdir: epath.Path, run: str) -> list[tuple[str, int]]:
     """Name and step of every result of a run, sorted."""
-    folder = workdir / "runs" / run / "results"
+    folder = _folder(workdir, run)
     files = os.listdir(folder) if folder.is_dir() else []
     return sorted((of[1], int(of[2])) for file in files if (of := re.fullmatch(r"(.+)@(\d{1,12})\.json", file)))
 
@@ -131,7 +136,11 @@ _MORE = {"documents": _are_documents, "along": _are_rows, "before": _are_numbers
 
 def path_of(workdir: epath.Path, run: str, step: int, name: str) -> epath.Path:
     """Where a result lies."""
-    return workdir / "runs" / run / "results" / f"{name}@{step}.json"
+    return _folder(workdir, run) / f"{name}@{step}.json"
+
+
+def _folder(workdir: epath.Path, run: str) -> epath.Path:
+    return workdir / "runs" / run / "results"
 
 
 def finite(value: Any) -> Any:

@@ -11,6 +11,9 @@ from etils import epath
 from olmo_jax.errors import UserError
 
 
+_PARTIAL = ".partial"
+
+
 class DamagedFileError(UserError):
     """A file that isn't what was written: cut, empty, filled with NUL, of another kind. Names the file and a remedy."""
 
@@ -24,7 +27,7 @@ def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True
         name and length may come back filled with NUL.
     """
     path = epath.Path(path)
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # another process may be writing the same file
+    partial = path.with_name(f".{uuid.uuid4().hex}{_PARTIAL}")  # another process may be writing the same file
     try:
         with open(partial, "wb") as file:
             file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
@@ -38,6 +41,15 @@ def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True
     if durable:
         flush_folder(path.parent)
     return path
+
+
+def remove_unfinished(folder: epath.PathLike) -> None:
+    """Removes what killed processes left of files that `write_whole` was writing into a folder.
+
+    For whoever alone may write there: a file that another process is writing at this moment would be removed too.
+    """
+    for path in Path(folder).glob(f".*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: epath.PathLike) -> None:

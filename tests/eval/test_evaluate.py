@@ -91,6 +91,7 @@ def test_done_is_not_done_again_and_what_is_missing_is(cohort, evaluated, index,
     before = {p: p.stat().st_mtime_ns for p in path.iterdir()}
     kept = (path / "round_to_nearest_8@12.json").read_bytes()
     (path / "round_to_nearest_8@12.json").unlink()
+    (path / ".0123456789abcdef.partial").write_text('{"metrics": {')  # of a process killed while it wrote a result
     (job,) = jobs(evaluated, cohort, light)
     assert (job.evaluation.name, job.models) == ("round_to_nearest_8", (("run0", 12),))
     assert evaluate(evaluated, cohort, index, light, lambda job: True)
@@ -98,6 +99,7 @@ def test_done_is_not_done_again_and_what_is_missing_is(cohort, evaluated, index,
     for name, value in json.loads(kept)["metrics"].items():
         assert again["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6)
     after = {p: p.stat().st_mtime_ns for p in path.iterdir()}
+    assert after.keys() == before.keys()
     assert [p.name for p in before if before[p] != after[p]] == ["round_to_nearest_8@12.json"]
 
 
