@@ -10,7 +10,6 @@ from etils import epath
 
 from olmo_jax.errors import UserError
 
-
 _PARTIAL = ".partial"
 
 
