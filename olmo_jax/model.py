@@ -86,7 +86,7 @@ def hidden(
     `last` gives of the final states, and of the last block's, the last position's alone, L being 1: the last block is
     then spared most of its work. Dropout only where a key for it is given. `compute` says by which of several ways to
     the same numbers; None chooses. `spans` is of sequences that several texts are packed into: what each token attends
-    to, and so its position, which mustn't exceed those that were learned; not together with `last`.
+    to, and so its position, which mustn't exceed those that were learned.
     """
     compute = computing.forward(config) if compute is None else compute
     # Made once for all blocks, or a CPU would make them anew in each.
@@ -175,20 +175,22 @@ def rotary(
     width: int | None = None,
     start: Array | int = 0,
     position_BL: Array | None = None,
+    positions: int | None = None,
 ) -> Array:
     """Rotary position embedding (Su 2021), halves of a head paired as GPT-NeoX and OLMo do, angles in float32.
 
     Args:
       width: how many of the K dimensions are turned, the first ones; None for all.
       start: position of the first of the L tokens.
-      position_BL: of each token, below L, where they don't follow one another; `start` is then 0.
+      position_BL: of each token, where they don't follow one another; `start` is then 0. They lie below `positions`,
+        or below L for None.
     """
-    length, width = x_BLHK.shape[1], width or x_BLHK.shape[3]
+    length, width = positions or x_BLHK.shape[1], width or x_BLHK.shape[3]
     frequency_k = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     position_L = (start + jnp.arange(length)).astype(jnp.float32)
     angle_1L1k = jnp.outer(position_L, frequency_k)[None, :, None, :]
     sin, cos = jnp.sin(angle_1L1k), jnp.cos(angle_1L1k)
-    if position_BL is not None:  # below L: taken from a table, for sines of all tokens would take a CPU long
+    if position_BL is not None:  # taken from a table, for sines of all tokens would take a CPU long
         sin, cos = (x_1L1k[0][position_BL] for x_1L1k in (sin, cos))
     low_BLHk, high_BLHk = jnp.split(x_BLHK[..., :width].astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([low_BLHk * cos - high_BLHk * sin, high_BLHk * cos + low_BLHk * sin], axis=-1)
@@ -310,16 +312,21 @@ class _Attention(nn.Module):
         q_BLHK = heads("query", c.n_heads, asking_BLD)
         k_BLGK, v_BLGK = heads("key", c.kv_heads), heads("value", c.kv_heads)
         if c.positions == "rotary":
-            asking_from = start + x_BLD.shape[1] - asking_BLD.shape[1]
-            position_BL = None if packing is None else packing.position_BL
-            q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, asking_from, position_BL)
-            k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, start, position_BL)
+            length, asking = x_BLD.shape[1], asking_BLD.shape[1]
+            if packing is None:
+                q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, start + length - asking)
+                k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, start)
+            else:
+                position_BL = packing.position_BL
+                q_BLHK = rotary(q_BLHK, c.rope_theta, c.rotary_width, 0, position_BL[:, -asking:], length)
+                k_BLGK = rotary(k_BLGK, c.rope_theta, c.rotary_width, 0, position_BL, length)
         if past is None:
             kept = k_BLGK, v_BLGK
-            if self.last:  # which sees all
-                mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK)
+            seen_B1LL = None if packing is None else packing.seen_B1LL
+            if self.last:  # which sees all but what spans leave out
+                seen_B11L = None if seen_B1LL is None else seen_B1LL[:, :, -1:]
+                mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, mask=seen_B11L)
             else:
-                seen_B1LL = None if packing is None else packing.seen_B1LL
                 mixed_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, self.compute.attention, seen_B1LL)
         else:
             k_BSGK, v_BSGK = (

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from geometry.gauge import centred, gauge_fix
 from geometry.probe import COUNTS, METRICS, SPECTRUM_PLACES, Metric, check_names, summarize
 from olmo_jax import model, sharding
+from olmo_jax.attention import Spans
 from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig, require
 from olmo_jax.members import over_members
 from olmo_jax.texts import Passage, measure_texts, members_at_once
@@ -225,15 +226,21 @@ def measure_states(
 ) -> dict[str, Array]:
     """Metrics of one member's states: the mean over the sets and, as `<target>_spread`, the standard deviation."""
 
+    last = config.tokens == "last"
+
     def measure_set(batch: tuple[Array, Array]) -> dict[str, Array]:
         tokens_NL, points_P = batch
-        hidden = model.hidden(architecture, params, tokens_NL, layers="layers" in group)
+        spans = None
+        if last:  # the last block then reads every token and computes the state of one
+            tokens_NL, spans = _ending_together(tokens_NL, points_P)
+        hidden = model.hidden(architecture, params, tokens_NL, layers="layers" in group, last=last, spans=spans)
         states = {"final_states": hidden.final_BLD} if "final_states" in group else {}
         states |= {f"layer_{i}": layer_BLD for i, layer_BLD in enumerate(hidden.layers)}
         found: dict[str, Array] = {}
         for name, x_NLD in states.items():
-            h_PD = x_NLD.reshape(-1, x_NLD.shape[-1])[points_P].astype(jnp.float32)
-            found |= _measure(config, name, group["final_states" if name == "final_states" else "layers"], h_PD)
+            h_PD = x_NLD[:, -1] if last else x_NLD.reshape(-1, x_NLD.shape[-1])[points_P]
+            target = group["final_states" if name == "final_states" else "layers"]
+            found |= _measure(config, name, target, h_PD.astype(jnp.float32))
         return found
 
     # One set after another: of the states of all layers only one set's are held.
@@ -245,6 +252,19 @@ def measure_states(
             if metric not in COUNTS:
                 found[f"{target}_spread/{metric}"] = jnp.std(x_S, ddof=1)
     return found
+
+
+def _ending_together(tokens_NL: Array, points_N: Array) -> tuple[Array, Spans]:
+    """Documents moved to the right, so that each ends in the last column, and what their tokens attend to.
+
+    What pads them comes first and attends to itself alone.
+    """
+    place_L = jnp.arange(tokens_NL.shape[1])
+    padding_N1 = (tokens_NL.shape[1] - 1 - points_N % tokens_NL.shape[1])[:, None]
+    moved_NL = jnp.take_along_axis(tokens_NL, (place_L[None] - padding_N1) % tokens_NL.shape[1], axis=1)
+    start_NL = jnp.where(place_L[None] < padding_N1, 0, padding_N1)
+    nothing_NL = jnp.zeros_like(start_NL)
+    return moved_NL, Spans(nothing_NL, nothing_NL, start_NL)
 
 
 def _measure(config: ProbeConfig, name: str, target: TargetConfig, x_ND: Array, vary: bool = True) -> dict[str, Array]:

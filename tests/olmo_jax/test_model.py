@@ -70,6 +70,8 @@ def test_packed_texts_have_the_states_of_texts_in_rows_of_their_own(name, comput
     padded = np.array([np.pad(tokens_L[places], (0, 40 - len(places))) for places in alone])
     for places, states_LD in zip(alone, model.hidden(config, params, padded).final_BLD, strict=True):
         np.testing.assert_allclose(packed_LD[np.array(places)], states_LD[: len(places)], atol=2e-5)
+    last_1D = model.hidden(config, params, tokens_L[None], compute=compute, last=True, spans=spans).final_BLD[0]
+    np.testing.assert_allclose(last_1D, packed_LD[-1:], atol=2e-5)
 
 
 def test_logits_are_final_states_times_unembedding_and_layers_come_on_request(params):
