@@ -168,8 +168,8 @@ def evaluate(
     Only for whoever holds the cohort's lock. Returns True if all is done, False if one of them ended it. Raises
     CheckpointError, and DataError for text or items that aren't there.
     """
-    for run in cohort.runs:
-        results.clean(workdir, run.id)
+    for member in cohort.runs:
+        results.clean(workdir, member.id)
     # Jobs for the same models share a stack: it is read once, and one shape is one compiled program.
     groups: dict[tuple[Any, ...], list[Job]] = collections.defaultdict(list)
     for job in jobs(workdir, cohort, config, choice):

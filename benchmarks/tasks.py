@@ -1,0 +1,117 @@
+"""How long multiple choice takes for all models of a sweep, and whether its scores are those of one row a choice.
+
+    python -m benchmarks.tasks demo                          (HellaSwag, 500 items; a minute for the demo's 12 models)
+    python -m benchmarks.tasks demo --task=piqa --items=200 --compared=50
+
+Timed is what `olmo-jax evaluate` does with a task once its items are laid out: the first time, programs compiled, and
+again. Compared are the log-likelihoods of some items with those of each choice after its context in a row of its own,
+without packing and in one batch a choice.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from eval import tasks
+from eval.config import EvalConfig
+from eval.material import Material, Stack
+from olmo_jax import model
+from olmo_jax.config import ModelConfig
+from olmo_jax.data import task_items
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.tokenizer import Tokenizer
+from olmo_jax.errors import UserError
+from sweeps.record import recorded_plan
+from sweeps.run import data_root
+
+
+def stacks(workdir: epath.Path) -> Iterator[Stack]:
+    """The last checkpoints of all runs, a stack for each cohort."""
+    plan = recorded_plan(workdir)
+    for cohort in plan.stacks:
+        index = TokenIndex.load(data_root(workdir, cohort.runs[0].config) / cohort.shape.data_name)
+        models = tuple((run.id, run.config.total_steps) for run in cohort.runs)
+        yield Stack(Material(workdir, cohort, index, EvalConfig()), models)
+
+
+def drawn_items(task: str, most: int) -> list[task_items.Item]:
+    """The validation items that an evaluation of so many takes, in its order."""
+    items = task_items.items(task, "validation")
+    return [items[i] for i in np.random.default_rng(0).permutation(len(items))[:most]]
+
+
+def in_rows_of_their_own(
+    config: ModelConfig, params_M: Any, items: list[task_items.Item], tokenizer: Tokenizer, length: int
+) -> np.ndarray:
+    """Log-likelihoods `[M, C]` in nats of all choices, each read in a row of its own of `length` tokens."""
+    nats_CM = []
+    for item in items:
+        for context, choice in zip(item.contexts, item.choices, strict=True):
+            kept = context.rstrip()  # a token for a word has the space before it
+            before, targets = tokenizer.encode([kept, context[len(kept) :] + choice])
+            if len(targets) > length:
+                raise UserError(f"item {item.id}: a choice has {len(targets)} tokens, more than {length}")
+            before = before[max(0, len(before) + len(targets) - length) :]
+            nats_CM.append(_nats(config, params_M, np.array([tokenizer.eos_id, *before]), targets, length))
+    return -np.array(nats_CM).T
+
+
+def _nats(config: ModelConfig, params_M: Any, before: np.ndarray, targets: np.ndarray, length: int) -> np.ndarray:
+    read = np.concatenate([before, targets[:-1]]).astype(np.int32)
+    log_p_MLV = _log_probabilities(config, params_M, np.pad(read, (0, length - len(read)))[None])
+    log_p_MT = np.asarray(log_p_MLV)[:, np.arange(len(before) - 1, len(read)), targets]
+    return -log_p_MT.astype(float).sum(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_probabilities(config: ModelConfig, params_M: Any, tokens_1L: Any) -> jax.Array:
+    def one(params: Any) -> jax.Array:
+        return jax.nn.log_softmax(model.apply(config, params, tokens_1L).logits_BLV[0])
+
+    return jax.lax.map(one, params_M)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=epath.Path, help="of a sweep that is trained")
+    parser.add_argument("--task", default="hellaswag", help="a task that config.evaluation.tasks.names may name")
+    parser.add_argument("--items", type=int, default=500, help="of its validation items")
+    parser.add_argument("--compared", type=int, default=20, help="items that are scored in rows of their own too")
+    asked = parser.parse_args()
+    try:
+        measure(asked.workdir, asked.task, asked.items, asked.compared)
+    except UserError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def measure(workdir: epath.Path, task: str, items: int, compared: int) -> None:
+    """Prints seconds for all models, and how far the scores are from those of rows of their own."""
+    models, seconds, apart, chosen = 0, np.zeros(2), 0.0, []
+    for stack in stacks(workdir):
+        shape, params_M = stack.material.shape, stack.params_M
+        rows = stack.material.rows(task, items, shape.sequence_length)
+        for again in range(2):
+            start = time.perf_counter()
+            scores = tasks.score(shape.model, params_M, rows, stack.material.config.batch_size)
+            seconds[again] += time.perf_counter() - start
+        models += len(stack.models)
+        chosen += [of["accuracy"] for of in tasks.metrics(rows, scores)]
+        some = drawn_items(task, items)[:compared]
+        tokenizer, length = stack.material.tokenizer, shape.sequence_length
+        expected_MC = in_rows_of_their_own(shape.model, params_M, some, tokenizer, length)
+        found_MC = scores.log_likelihood_MC[:, : expected_MC.shape[1]]
+        apart = max(apart, float(np.abs(found_MC - expected_MC).max()))
+    print(f"{task}: {items} items x {models} models on {jax.devices()[0].device_kind}")
+    print(f"{seconds[0]:.1f} s, programs compiled; {seconds[1]:.1f} s again")
+    print(f"log-likelihoods are within {apart:.1e} nats of those in rows of their own ({compared} items)")
+    print(f"accuracy {np.mean(chosen):.4f} over all models, from {min(chosen):.3f} to {max(chosen):.3f}")
+
+
+if __name__ == "__main__":
+    main()
