@@ -18,14 +18,14 @@ FASTER_COMPILING = [
 ]
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) >= (0, 11):
     del FASTER_COMPILING[2:]
-flags = [
+FLAGS = [
     "--xla_force_host_platform_device_count=8",
     *FASTER_COMPILING,
     # Eight devices take turns on few cores: one that waits 40 s for the others hasn't failed.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 ]
 # Processes that inherit the flags don't repeat them: a compiled program is kept by the flags as they are written.
-os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), *flags]))
+os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), *FLAGS]))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
