@@ -6,6 +6,8 @@ import json
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# There is a process for each core; the threads of BLAS and OpenMP would only wait for one another, busily.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Tests compile many small programs and run each a few times: unoptimised code, in one piece and without the emitters of
 # fusions, is compiled eight times faster. Later versions of jaxlib have other flags and end at one they don't know.
 FASTER_COMPILING = [
@@ -16,15 +18,14 @@ FASTER_COMPILING = [
 ]
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) >= (0, 11):
     del FASTER_COMPILING[2:]
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        *FASTER_COMPILING,
-        # Eight devices take turns on few cores: one that waits 40 s for the others hasn't failed.
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-    ]
-)
+FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    *FASTER_COMPILING,
+    # Eight devices take turns on few cores: one that waits 40 s for the others hasn't failed.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+]
+# Processes that inherit the flags don't repeat them: a compiled program is kept by the flags as they are written.
+os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), *FLAGS]))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -41,6 +42,16 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 WORDS = (
     "the", "of", "and", "loss", "rank", "weight", "model", "token", "is", "in", "we", "measure", "matrix", "value",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_matmul_peak():
+    """Training measures the peak of matmuls, which MFU is a fraction of, on small ones."""
+    from olmo_jax import clock
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(clock._PEAK_SIZE, "cpu", 256)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from olmo_jax.config import DataConfig
 from olmo_jax.data import DataError, built_in, debian_prose, olmo_tasks, python_packages, text_files
 from olmo_jax.data.built_in import BUILT_IN
 from olmo_jax.data.portions import Document, Portion, stored
+from olmo_jax.data_config import DataConfig
 from olmo_jax.errors import brief
 from olmo_jax.paths import local, printable
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from olmo_jax import lfs
-from olmo_jax.config import DataConfig
 from olmo_jax.data import DataError, built_in, downloads, text_files
+from olmo_jax.data_config import DataConfig
 from olmo_jax.identity import canonical_json
 from olmo_jax.paths import local, printable
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from olmo_jax.config import DataConfig
 from olmo_jax.data import DataError, downloads, some_of, text_files
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
 from olmo_jax.data.portions import Corpus
@@ -21,6 +20,7 @@ from olmo_jax.data.splits import split_of
 from olmo_jax.data.text_corpus import Counting, TextCorpus
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.data.words import bounded
+from olmo_jax.data_config import DataConfig
 from olmo_jax.files import flush_folder, flush_tree
 from olmo_jax.lock import exclusive_lock
 from olmo_jax.paths import local

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from olmo_jax.config import DataConfig
 from olmo_jax.data.portions import Corpus, Portion, Tally
 from olmo_jax.data.splits import split_of_digest
 from olmo_jax.data.text_corpus import Counting
 from olmo_jax.data.workers import in_order
+from olmo_jax.data_config import DataConfig
 
 _LAST = b"\xff" * 32
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from olmo_jax.config import DataConfig
 from olmo_jax.data.encoded import Encode, Encoded, in_groups
 from olmo_jax.data.key_order import KeyOrder
 from olmo_jax.data.portions import Corpus
@@ -15,6 +14,7 @@ from olmo_jax.data.shards import ShardWriter
 from olmo_jax.data.text_corpus import Counting
 from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.data.workers import in_order
+from olmo_jax.data_config import DataConfig
 from olmo_jax.progress import Rate
 
 _SECONDS_BETWEEN_LINES = 10.0

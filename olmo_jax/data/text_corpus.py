@@ -8,12 +8,12 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from olmo_jax.config import DataConfig
 from olmo_jax.data import text_files
 from olmo_jax.data.example import Example
 from olmo_jax.data.lines import opened
 from olmo_jax.data.portions import AT_ONCE, Content, Document, Portion, Tally, in_parts, keys
 from olmo_jax.data.text_files import Source
+from olmo_jax.data_config import DataConfig
 
 _SAMPLED_FILES = 8
 

@@ -11,7 +11,7 @@ from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.train import train_cohort, write_run_files
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quiz(tmp_path_factory):
     """A task of the user's own: which of two words follows; one of them never does."""
     path = tmp_path_factory.mktemp("quiz") / "quiz.jsonl"
@@ -24,7 +24,7 @@ def quiz(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def config(quiz):
     return EvalConfig(
         tokens_per_domain=300,
@@ -44,15 +44,15 @@ def config(quiz):
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cohort(tiny, index, vary):
     runs = [Run(f"run{i}", vary(tiny, {"init_seed": i})) for i in range(2)]
     return Cohort(shape_of(tiny, index.fingerprint), tuple(runs))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoints(cohort, index, tmp_path_factory):
-    """The working directory of the cohort, trained."""
+    """The working directory of the cohort, trained once and left as it is."""
     workdir = epath.Path(tmp_path_factory.mktemp("trained"))
     write_run_files(workdir, cohort)
     assert train_cohort(workdir, cohort, index, lambda: False)

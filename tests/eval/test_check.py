@@ -16,17 +16,15 @@ from olmo_jax.config import ConfigError, from_config_dict, to_config_dict
 from tests.eval.stored import metrics, stored
 
 
-def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, checkpoints, index, config, vary):
+def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, trained, index, config, vary):
     wider = [Run(run.id, vary(run.config, {"model.d_ff": 64})) for run in cohort.runs]
     other = Cohort(shape_of(wider[0].config, index.fingerprint), tuple(wider))
-    material = Material(checkpoints, dataclasses.replace(other), index, config)
-    moved = pathlib.Path(checkpoint.directory(checkpoints, other.folder))
+    material = Material(trained, dataclasses.replace(other), index, config)
+    moved = pathlib.Path(checkpoint.directory(trained, other.folder))
     moved.parent.mkdir(parents=True)
-    moved.symlink_to(checkpoint.directory(checkpoints, cohort.folder))
+    moved.symlink_to(checkpoint.directory(trained, cohort.folder))
     with pytest.raises(CheckpointError, match=r"blocks_0/mlp/down is \(32, 16\), and .* makes it \(64, 16\)"):
         Stack(material, (("run0", 12),)).params_M  # noqa: B018
-    moved.unlink()
-    moved.parent.rmdir()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """What each evaluation finds in a small trained cohort."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from eval.evaluate import evaluate, read_results
 from eval.material import Material, Stack
@@ -12,9 +14,11 @@ from tests.eval.stored import metrics, stored, task_name
 
 
 @pytest.fixture(scope="module")
-def evaluated(cohort, index, config, checkpoints):
-    assert evaluate(checkpoints, cohort, index, config, lambda job: True)
-    return checkpoints
+def evaluated(cohort, index, config, checkpoints, tmp_path_factory):
+    workdir = epath.Path(tmp_path_factory.mktemp("evaluated")) / "work"
+    shutil.copytree(checkpoints, workdir)
+    assert evaluate(workdir, cohort, index, config, lambda job: True)
+    return workdir
 
 
 def test_every_evaluation_of_every_checkpoint_has_its_file(evaluated, config):

@@ -16,6 +16,7 @@ def registry(monkeypatch):
     return probe.METRICS
 
 
+@jax.jit
 def values_of(w_VD):
     """Every built-in metric by the library's own functions."""
     s_D = spectrum.singular_values(w_VD)

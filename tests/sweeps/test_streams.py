@@ -1,5 +1,6 @@
 """Any text to any terminal or pipe: nothing that is written raises, and a reader that leaves ends nothing badly."""
 
+import contextlib
 import io
 import json
 import os
@@ -73,7 +74,24 @@ class Left(io.TextIOWrapper):
         os.close(reader)
 
 
-def test_a_reader_that_left_has_what_it_wanted(monkeypatch, capfd):
+@pytest.fixture
+def left():
+    """`left()`: a pipe as stdout whose reader has gone."""
+    with contextlib.ExitStack() as opened:
+
+        def close(pipe):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+        def new():
+            pipe = Left()
+            opened.callback(close, pipe)
+            return pipe
+
+        yield new
+
+
+def test_a_reader_that_left_has_what_it_wanted(monkeypatch, capfd, left):
     """Whatever is printed after that; the pipe of something else that breaks is another matter."""
 
     def breaks(*arguments):
@@ -81,13 +99,12 @@ def test_a_reader_that_left_has_what_it_wanted(monkeypatch, capfd):
 
     for length in (10, 10**6):
         monkeypatch.setattr(cli, "_carry_out", lambda *arguments, length=length: print("x" * length) or 0)
-        monkeypatch.setattr(sys, "stdout", Left())
+        monkeypatch.setattr(sys, "stdout", left())
         assert cli.main(["geometry", "x.npy"]) == 0
     monkeypatch.undo()
     monkeypatch.setattr(cli, "_carry_out", breaks)
     assert cli.main(["geometry", "x.npy"]) == 1
     assert capfd.readouterr().err == "olmo-jax: x.npy: Broken pipe\n"
-    monkeypatch.setattr(sys, "stdout", Left())
 
 
 def environment(**variables):

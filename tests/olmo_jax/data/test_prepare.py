@@ -218,7 +218,7 @@ def test_killed_it_is_done_by_running_it_again(stories, story_config, tmp_path, 
     while moment not in process.stdout.readline():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert (tmp_path / ".stories.partial").is_dir()
     assert not (tmp_path / "stories").exists()
 
@@ -377,7 +377,8 @@ def test_a_signal_ends_the_training_of_the_tokenizer(story_config, tmp_path, num
         assert process.poll() is None
     time.sleep(after)
     process.send_signal(number)
-    assert process.wait(timeout=10) == 75  # in less than two seconds where no other process has the cores
+    process.communicate(timeout=10)  # in less than two seconds where no other process has the cores
+    assert process.returncode == 75
     assert [p.name for p in (tmp_path / "data").iterdir()] == [".stories.lock"]
 
 

@@ -100,5 +100,5 @@ def test_processes_end_with_their_parent_in_the_middle_of_work(number):
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
     parent.send_signal(number)
-    parent.wait()
+    parent.communicate()
     assert ended(pid)

@@ -52,19 +52,19 @@ def test_logits_loss_and_gradient_are_those_of_transformers(name, tmp_path):
     expected = load_file(STORED / f"{name}.safetensors")
     config, params = hf.import_checkpoint(STORED / name)
     tokens = expected["tokens"]
-    logits = model.apply(config, params, tokens).logits_BLV
-    np.testing.assert_allclose(logits, expected["logits"], atol=2e-4 * np.ptp(expected["logits"]))
-
     gradients = {n.removeprefix("gradient/"): g for n, g in expected.items() if n.startswith("gradient/")}
     shutil.copytree(STORED / name, tmp_path / "gradient")
     save_file(gradients, tmp_path / "gradient" / "model.safetensors")
     _, theirs = hf.import_checkpoint(tmp_path / "gradient")
 
     def objective(params):
-        final_BLD = model.hidden(config, params, tokens[:, :-1]).final_BLD
-        return loss.cross_entropy(final_BLD, model.unembedding(params), tokens[:, 1:]).objective
+        logits_BLV, hidden = model.apply(config, params, tokens)
+        final_BLD = hidden.final_BLD[:, :-1]
+        return loss.cross_entropy(final_BLD, model.unembedding(params), tokens[:, 1:]).objective, logits_BLV
 
-    value, ours = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jax.numpy.asarray, params))
+    gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (value, logits), ours = gradient(jax.tree.map(jax.numpy.asarray, params))
+    np.testing.assert_allclose(logits, expected["logits"], atol=2e-4 * np.ptp(expected["logits"]))
     assert float(value) == pytest.approx(float(expected["loss"][0]), rel=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()), ours, theirs)
 
