@@ -25,6 +25,13 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]
 )
+# The same small programs come back from test to test, in the processes that tests start, and from one call of pytest to
+# the next.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Tests run side by side, on matrices so small that more threads only wait for each other.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -33,10 +40,6 @@ import pytest  # noqa: E402
 from olmo_jax import config as configs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The same small programs come back from test to test and from one call of pytest to the next.
-jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 WORDS = (
     "the", "of", "and", "loss", "rank", "weight", "model", "token", "is", "in", "we", "measure", "matrix", "value",

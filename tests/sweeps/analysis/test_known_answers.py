@@ -1,5 +1,7 @@
 """Sweeps in which it is known what moves the loss: size alone, the metric alone, or weight decay that moves both."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -138,7 +140,7 @@ def test_a_little_of_what_lies_between_sizes_stays_in_a_mixed_effect_unless_a_co
 def test_false_positives_of_the_test_of_a_coefficient_over_2000_null_tables(monkeypatch):
     """Loss and metric follow size and decay, loss is U-shaped in batch; batch and decay are in the baseline by name."""
     monkeypatch.setattr(r2, "DRAWS", 20)  # of the interval of R2, and splits of R2 itself; the test has neither
-    monkeypatch.setattr(r2, "SPLITS", 1)
+    monkeypatch.setattr(r2, "shuffled_folds", functools.partial(r2.shuffled_folds, splits=1))
     called = []
     for seed in range(2000):
         table = sweep("decay", seed).astype({"batch": str, "decay": str})
