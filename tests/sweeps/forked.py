@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import os
 
-HEAVY = ["sweeps.cli", "jax", "orbax.checkpoint", "sweeps.run", "sweeps.config_file", "grain"]
+HEAVY = ["sweeps.cli", "jax", "orbax.checkpoint", "optax", "sweeps.run", "sweeps.config_file", "sweeps.mirror", "grain"]
 
 
 @contextlib.contextmanager

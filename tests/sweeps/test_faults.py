@@ -31,7 +31,9 @@ def get_config():
         model=dict(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32),
         data=dict(corpus="text_files", files=({corpus!r},), domain_field="domain", bpe_vocab_size=300,
                   train_domains=("prose",), sequence_length=16, batch_size=4, max_epochs=99.0, root={root!r}),
-        probe=dict(every=40, documents=10, document_tokens=12), checkpoint=dict(every=10), mesh=dict(member=1)))
+        probe=dict(every=40, documents=10, document_tokens=12,
+                   unembedding=dict(metrics=("mean_cosine",)), final_states=dict(metrics=("mean_cosine",))),
+        checkpoint=dict(every=10), mesh=dict(member=1)))
     grid = product({{"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 5.0], "tokens": [240 * 64, 130 * 64]}})
     return sweep_config(train, grid, parts=PartsConfig(most_members=2))
 """
