@@ -26,8 +26,11 @@ print(json.dumps({"code": code} | names))
 
 
 def counted(workdir, cache):
-    config = ["--config=sweeps/configs/demo.py:smoke", f"--config.train.data.root={workdir.parent / 'data'}"]
-    command = [sys.executable, "-c", COUNT, *config, f"--workdir={workdir}"]
+    little = [
+        f"--config.train.data.root={workdir.parent / 'data'}",
+        "--config.evaluation.quantize.calibration_tokens=512",
+    ]
+    command = [sys.executable, "-c", COUNT, "--config=sweeps/configs/demo.py:smoke", *little, f"--workdir={workdir}"]
     flags = " ".join(f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f)
     env = os.environ | {
         "XLA_FLAGS": flags,
