@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile many small programs and run each a few times: unoptimised code, in one piece and without the emitters of
@@ -27,7 +28,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 # The same small programs come back from test to test, in the processes that tests start, and from one call of pytest to
 # the next.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Tests run side by side, on matrices so small that more threads only wait for each other.
