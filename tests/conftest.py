@@ -32,7 +32,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] 
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Tests run side by side, on matrices so small that more threads only wait for each other.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
