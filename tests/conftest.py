@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile many small programs and run each a few times: unoptimised code, in one piece and without the emitters of
@@ -26,13 +25,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]
 )
-# The same small programs come back from test to test, in the processes that tests start, and from one call of pytest to
-# the next.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Tests run side by side, on matrices so small that more threads only wait for each other.
-os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -41,6 +33,16 @@ import pytest  # noqa: E402
 from olmo_jax import config as configs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same small programs come back from test to test, in the processes that tests start, and from one call of pytest to
+# the next.
+KEPT_PROGRAMS = {
+    "compilation_cache_dir": os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"),
+    "persistent_cache_min_compile_time_secs": 0.0,
+    "persistent_cache_min_entry_size_bytes": -1,
+}
+for option, value in KEPT_PROGRAMS.items():
+    jax.config.update(f"jax_{option}", value)
+    os.environ[f"JAX_{option.upper()}"] = str(value)
 
 WORDS = (
     "the", "of", "and", "loss", "rank", "weight", "model", "token", "is", "in", "we", "measure", "matrix", "value",
