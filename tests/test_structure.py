@@ -89,8 +89,10 @@ SMALLER = {
     "olmo_jax/configs/olmo.py:4m": [
         "--config.tokens=8192",
         "--config.data.max_megabytes=0.5",
+        "--config.data.bpe_vocab_size=512",
         "--config.data.batch_size=8",
         "--config.data.sequence_length=128",
+        "--config.model.vocab_size=512",
         "--config.model.d_model=32",
         "--config.model.n_layers=1",
         "--config.probe.documents=16",
