@@ -37,9 +37,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not oracle" $(TESTS)
 
-# Whole processes, killed and gone on with.
+# Whole processes, killed and gone on with. Files of long tests come first, so that no process is left with one at the end.
+LONG := $(wildcard tests/test_*.py) tests/sweeps/
 slow: setup
-	$(BIN)/python -m pytest $(PARALLEL) -m slow
+	$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder -m slow \
+	  $(LONG) $(filter-out $(LONG) %__pycache__/,$(wildcard tests/*/))
 
 # Damaged files to the commands that read them; SECONDS=3600 for an hour of it, SEED=1 for others.
 fuzz: setup
@@ -54,7 +56,7 @@ oracles-setup:
 	  cp requirements/oracles.txt $(ORACLES)/oracles.txt; }
 
 oracles: oracles-setup
-	$(ORACLES)/bin/python -m pytest -m oracle
+	$(ORACLES)/bin/python -m pytest $(PARALLEL) -m oracle
 
 bench: oracles-setup
 	$(ORACLES)/bin/python -m benchmarks.geometry_metrics

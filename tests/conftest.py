@@ -34,10 +34,16 @@ import pytest  # noqa: E402
 from olmo_jax import config as configs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The same small programs come back from test to test and from one call of pytest to the next.
-jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# The same small programs come back from test to test, in the processes that tests start, and from one call of pytest to
+# the next.
+KEPT_PROGRAMS = {
+    "compilation_cache_dir": os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"),
+    "persistent_cache_min_compile_time_secs": 0.0,
+    "persistent_cache_min_entry_size_bytes": -1,
+}
+for option, value in KEPT_PROGRAMS.items():
+    jax.config.update(f"jax_{option}", value)
+    os.environ[f"JAX_{option.upper()}"] = str(value)
 
 WORDS = (
     "the", "of", "and", "loss", "rank", "weight", "model", "token", "is", "in", "we", "measure", "matrix", "value",

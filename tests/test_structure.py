@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from olmo_jax import hf, model
 from olmo_jax.data.tokenizer import train_bpe
 from olmo_jax.presets import PYTHIA
+from tests.sweeps.test_experiments import GROKKING, TEXT
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = ["geometry", "olmo_jax", "eval", "sweeps"]
@@ -66,18 +67,37 @@ def test_ci_runs_the_readmes_make_commands():
         assert f"\n{command.split()[1]}: setup\n" in makefile
 
 
-# Makes the README's commands small enough for a test; what they do stays the same.
+# Make the README's commands small enough for a test; what they do stays the same.
+LITTLE_EVALUATION = [
+    "--config.evaluation.tokens_per_domain=512",
+    "--config.evaluation.quantize.bits=(4,)",
+    "--config.evaluation.quantize.calibration_tokens=512",
+]
 SMALLER = {
-    "sweeps/configs/own_text.py": ["--config.train.tokens=4096", "--config.train.model.n_layers=1"],
-    "import pythia-14m": ["--config.train.data.max_megabytes=0.5"],
+    "sweeps/configs/own_text.py": [
+        "--config.train.tokens=4096",
+        "--config.train.data.bpe_vocab_size=512",
+        "--config.train.model.vocab_size=512",
+        "--config.train.model.d_model=32",
+        "--config.train.model.d_ff=64",
+        "--config.train.model.n_layers=1",
+        "--config.train.probe.documents=16",
+        "--config.train.probe.document_tokens=16",
+        *LITTLE_EVALUATION,
+    ],
+    "import pythia-14m": ["--config.train.data.max_megabytes=0.5", *LITTLE_EVALUATION],
     "olmo_jax/configs/olmo.py:4m": [
         "--config.tokens=8192",
         "--config.data.max_megabytes=0.5",
+        "--config.data.bpe_vocab_size=512",
         "--config.data.batch_size=8",
         "--config.data.sequence_length=128",
+        "--config.model.vocab_size=512",
         "--config.model.d_model=32",
         "--config.model.n_layers=1",
+        "--config.probe.documents=16",
     ],
+    "evaluate --workdir=runs/4m": LITTLE_EVALUATION,
 }
 
 
@@ -113,11 +133,16 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
     assert len(lines) == 28
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
+    experiments = {
+        f"olmo-jax run --config={GROKKING}:cpu --workdir=runs/grokking",
+        f"olmo-jax run --config={TEXT}:shift --workdir=runs/shift",
+    }
+    assert experiments < {*lines}, "test_experiments.py carries them out at their scale smoke"
     commands = []
     for line in lines:
-        more = next((extra for file, extra in SMALLER.items() if file in line), [])
-        line = line.replace("grokking.py:cpu", "grokking.py:smoke").replace("y:shift", "y:shift,smoke")
-        commands.append([*shlex.split(line)[1:], *more])
+        if line not in experiments:
+            more = next((extra for file, extra in SMALLER.items() if file in line), [])
+            commands.append([*shlex.split(line)[1:], *more])
     flags = re.sub("--xla_force_host_platform_device_count=[0-9]+", "", os.environ["XLA_FLAGS"])
     done = subprocess.run(
         [sys.executable, "-c", CARRY_OUT],

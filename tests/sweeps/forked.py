@@ -1,33 +1,32 @@
 """Commands in processes of their own that start at once: what is heavy to import was imported before they forked."""
 
-import contextlib
 import multiprocessing
 import os
+import sys
 
-HEAVY = ["sweeps.cli", "jax", "orbax.checkpoint", "sweeps.run", "sweeps.config_file", "grain"]
+HEAVY = ["sweeps.cli", "jax", "orbax.checkpoint", "optax", "sweeps.run", "sweeps.config_file", "sweeps.mirror", "grain"]
 
 
-@contextlib.contextmanager
-def forked(folder):
-    """Yields `start(arguments)`, which runs `olmo-jax` with them and returns the process.
+def start(arguments, compiled, stderr=None, **environment):
+    """Runs `olmo-jax` and returns the process, whose exit code is the command's.
 
-    Compiled programs, the smallest too, are kept in `folder`.
+    Compiled programs are kept in the folder `compiled`: a killed process leaves some of them half written. What the
+    command says goes to the file `stderr`, if given; `environment` are variables that it has beside those of the tests.
     """
-    from sweeps import cli
-
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    before = {name: os.environ.get(name) for name in kept}
-    os.environ.update(kept)
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(HEAVY)
+    process = server.Process(target=_carry_out, args=(arguments, str(compiled), stderr, environment))
+    process.start()
+    return process
 
-    def start(arguments):
-        process = server.Process(target=cli.main, args=(arguments,))
-        process.start()
-        return process
 
-    try:
-        yield start
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+def _carry_out(arguments, compiled, stderr, environment):
+    import jax
+
+    from sweeps import cli
+
+    os.environ.update(environment)
+    jax.config.update("jax_compilation_cache_dir", compiled)
+    if stderr is not None:
+        os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.exit(cli.main(arguments))

@@ -5,13 +5,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from tests.sweeps.forked import forked
+from tests.sweeps import forked
 
 KILLS = 12
 CONFIG = """
@@ -45,18 +43,23 @@ def config(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluation(config):
-    """Starts `olmo-jax evaluate` in a process of its own."""
-    with forked(config.parent / "cache") as run:
-        yield lambda workdir: run(["evaluate", f"--workdir={workdir}"])
+def start(config):
+    """Starts `olmo-jax` in a process of its own."""
+    return lambda arguments: forked.start(arguments, config.parent / "cache")
 
 
 @pytest.fixture(scope="module")
-def trained(config):
+def evaluation(start):
+    """Starts `olmo-jax evaluate` in a process of its own."""
+    return lambda workdir: start(["evaluate", f"--workdir={workdir}"])
+
+
+@pytest.fixture(scope="module")
+def trained(config, start):
     workdir = config.parent / "trained"
-    command = [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    process = start(["train", f"--config={config}", f"--workdir={workdir}"])
+    process.join(300)
+    assert process.exitcode == 0
     return workdir
 
 
@@ -111,7 +114,7 @@ def test_what_is_killed_goes_on_and_repeats_nothing(trained, evaluation, tmp_pat
     assert not [p for p in killed.glob("runs/*/results/*") if p.suffix != ".json"]
 
     times = {name: moment for name, (moment, _) in now.items()}
-    done = subprocess.run([sys.executable, "-m", "sweeps.cli", "evaluate", f"--workdir={killed}"],
-                          capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    process = evaluation(killed)
+    process.join(300)
+    assert process.exitcode == 0
     assert {name: moment for name, (moment, _) in written(killed).items()} == times

@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import chex
@@ -16,7 +15,7 @@ import pytest
 
 from olmo_jax.checkpoint import load_run, run_steps
 from olmo_jax.metrics import read_jsonl
-from tests.sweeps.forked import forked
+from tests.sweeps import forked
 
 KILLS = 30
 CONFIG = """
@@ -31,7 +30,9 @@ def get_config():
         model=dict(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32),
         data=dict(corpus="text_files", files=({corpus!r},), domain_field="domain", bpe_vocab_size=300,
                   train_domains=("prose",), sequence_length=16, batch_size=4, max_epochs=99.0, root={root!r}),
-        probe=dict(every=40, documents=10, document_tokens=12), checkpoint=dict(every=10), mesh=dict(member=1)))
+        probe=dict(every=40, documents=10, document_tokens=12,
+                   unembedding=dict(metrics=("mean_cosine",)), final_states=dict(metrics=("mean_cosine",))),
+        checkpoint=dict(every=10), mesh=dict(member=1)))
     grid = product({{"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 5.0], "tokens": [240 * 64, 130 * 64]}})
     return sweep_config(train, grid, parts=PartsConfig(most_members=2))
 """
@@ -48,18 +49,35 @@ def config(corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(config):
     """Starts `olmo-jax train` in a process of its own."""
-    with forked(config.parent / "cache") as run:
-        yield lambda workdir: run(["train", f"--config={config}", f"--workdir={workdir}"])
+
+    def train(workdir, stderr=None):
+        return forked.start(["train", f"--config={config}", f"--workdir={workdir}"], config.parent / "cache", stderr)
+
+    return train
 
 
-def command(config, workdir):
-    return [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
+@pytest.fixture
+def run_to_end(start, tmp_path):
+    """`run_to_end(workdir)`: the exit code of `olmo-jax train` and what it said."""
+
+    def code_and_message(workdir):
+        process = start(workdir, tmp_path / "stderr")
+        process.join(300)
+        return process.exitcode, (tmp_path / "stderr").read_text()
+
+    return code_and_message
 
 
-def finish(config, workdir):
-    done = subprocess.run(command(config, workdir), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+@pytest.fixture
+def finish(run_to_end):
+    """`finish(workdir)`: what `olmo-jax train` says, which has to end well."""
+
+    def message(workdir):
+        code, err = run_to_end(workdir)
+        assert code == 0, err
+        return err
+
+    return message
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +110,14 @@ def assert_same(workdir, undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_as_if_it_never_was(config, start, undisturbed, tmp_path):
+def test_killed_at_random_moments_it_ends_as_if_it_never_was(start, finish, undisturbed, tmp_path):
     """Kills fall while it starts, prepares, compiles, trains and writes: by time, or after some more checkpoints."""
-    rng = np.random.default_rng(0)
+    rng, workdir = np.random.default_rng(0), tmp_path / "w"
     killed = 0
     while killed < KILLS:
-        process, before, since = start(tmp_path), len(committed(tmp_path)), time.monotonic()
+        process, before, since = start(workdir), len(committed(workdir)), time.monotonic()
         more, wait = (rng.integers(0, 3), rng.uniform(0, 0.4)) if killed % 4 else (0, rng.uniform(0, 4))
-        while len(committed(tmp_path)) < before + more and process.is_alive() and time.monotonic() - since < 120:
+        while len(committed(workdir)) < before + more and process.is_alive() and time.monotonic() - since < 120:
             time.sleep(0.005)
         time.sleep(wait)
         if not process.is_alive():
@@ -108,8 +126,8 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(config, start, undi
         process.join()
         killed += 1
     assert killed == KILLS, "the sweep ended before it was killed often enough; make it longer"
-    finish(config, tmp_path)
-    assert_same(tmp_path, undisturbed)
+    finish(workdir)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.mark.slow
@@ -125,20 +143,21 @@ def test_two_processes_on_one_sweep_share_its_stacks(start, undisturbed, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_process_that_was_asleep_leaves_its_stack_to_who_took_it(config, start, undisturbed, tmp_path):
+def test_a_process_that_was_asleep_leaves_its_stack_to_who_took_it(start, finish, undisturbed, tmp_path):
     """The first is stopped in its sleep, not dead: the second waits for a minute without a beat, here cut short."""
-    first = start(tmp_path)
-    while not committed(tmp_path):
+    workdir = tmp_path / "w"
+    first = start(workdir)
+    while not committed(workdir):
         assert first.is_alive()
         time.sleep(0.005)
     os.kill(first.pid, signal.SIGSTOP)
-    (lock,) = tmp_path.glob("cohorts/*/lock.json")
+    (lock,) = workdir.glob("cohorts/*/lock.json")
     lock.unlink()  # as the second does once the minute is over
-    finish(config, tmp_path)
+    finish(workdir)
     os.kill(first.pid, signal.SIGCONT)
     first.join(120)
     assert first.exitcode is not None
-    assert_same(tmp_path, undisturbed)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.fixture
@@ -155,36 +174,36 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_in_a_line_and_with_room_it_goes_on(config, undisturbed, small_disk):
+def test_a_full_disk_is_said_in_a_line_and_with_room_it_goes_on(run_to_end, finish, undisturbed, small_disk):
     workdir = small_disk / "sweep"
-    done = subprocess.run(command(config, workdir), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1, done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("olmo-jax: "))
+    code, err = run_to_end(workdir)
+    assert code == 1, err
+    (line,) = (line for line in err.splitlines() if line.startswith("olmo-jax: "))
     assert "space" in line.lower()
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    finish(config, workdir)
+    finish(workdir)
     assert_same(workdir, undisturbed)
 
 
 @pytest.mark.slow
-def test_broken_files_are_set_aside_or_named(config, undisturbed, tmp_path):
+def test_broken_files_are_set_aside_or_named(config, start, run_to_end, finish, undisturbed, tmp_path):
     """A checkpoint with changed bytes, metrics cut in a line, a shard that went: each after a stop in the middle."""
     workdir = tmp_path / "w"
-    process = subprocess.Popen(command(config, workdir), stderr=subprocess.PIPE, text=True)
+    process = start(workdir)
     while len(committed(workdir)) < 4:
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive()
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(120)
+    assert process.exitcode == 75
 
     shard = next((config.parent / "data").glob("**/train*prose*"))
     shutil.move(shard, tmp_path / "shard")
     with contextlib.ExitStack() as back:
         back.callback(shutil.move, tmp_path / "shard", shard)
-        done = subprocess.run(command(config, workdir), capture_output=True, text=True, timeout=300, check=False)
-        (line,) = (line for line in done.stderr.splitlines() if line.startswith("olmo-jax: "))
-        assert done.returncode == 1
+        code, err = run_to_end(workdir)
+        (line,) = (line for line in err.splitlines() if line.startswith("olmo-jax: "))
+        assert code == 1
         assert shard.name in line
 
     last = max(committed(workdir), key=lambda p: (p.stat().st_mtime_ns, int(p.name)))
@@ -193,7 +212,7 @@ def test_broken_files_are_set_aside_or_named(config, undisturbed, tmp_path):
     run = next(p for p in (workdir / "runs").iterdir() if (p / "metrics.jsonl").exists())
     text = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(text + '{"step": 999, "los')
-    err = finish(config, workdir)
+    err = finish(workdir)
     assert "set aside" in err
     assert list(workdir.glob("cohorts/*/broken/*"))
     assert_same(workdir, undisturbed)

@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import chex
 import pytest
@@ -13,6 +11,7 @@ from olmo_jax import hosts
 from olmo_jax.checkpoint import load_run, run_steps
 from olmo_jax.config import ConfigError
 from olmo_jax.metrics import read_jsonl
+from tests.sweeps import forked
 
 CONFIG = """
 from olmo_jax.config import TrainConfig, from_config_dict
@@ -39,37 +38,44 @@ def config(corpus, tmp_path_factory):
     return path
 
 
-def train(config, mesh, workdir, processes, devices):
-    """Exit codes and messages of so many processes of one training."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
-    command = [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}:{mesh}", f"--workdir={workdir}"]
-    where = [[f"--hosts=127.0.0.1:{port},{processes},{i}"] if processes > 1 else [] for i in range(processes)]
-    started = [
-        subprocess.Popen([*command, *there], env=os.environ | {"XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True)
-        for there in where
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in started]
-    return [process.returncode for process in started], "\n".join(errors)
+@pytest.fixture(scope="module")
+def train(config):
+    """`train(mesh, workdir, processes, devices)`: exit codes and messages of so many processes of one training."""
+
+    def codes_and_messages(mesh, workdir, processes, devices):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+        command = ["train", f"--config={config}:{mesh}", f"--workdir={workdir}"]
+        started = []
+        for i in range(processes):
+            at = [f"--hosts=127.0.0.1:{port},{processes},{i}"] if processes > 1 else []
+            stderr = config.parent / f"stderr-{i}"
+            started.append(forked.start(command + at, config.parent / "cache", stderr, XLA_FLAGS=flags))
+        for process in started:
+            process.join(300)
+        messages = [(config.parent / f"stderr-{i}").read_text() for i in range(processes)]
+        return [process.exitcode for process in started], "\n".join(messages)
+
+    return codes_and_messages
 
 
 @pytest.fixture(scope="module")
-def alone(config):
+def alone(config, train):
     """The working directory of one process."""
     workdir = config.parent / "alone"
-    codes, errors = train(config, "1x1", workdir, 1, 1)
+    codes, errors = train("1x1", workdir, 1, 1)
     assert codes == [0], errors
     return workdir
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["4x1", "2x2"])
-def test_two_processes_train_as_one_does(config, alone, tmp_path, mesh):
+def test_two_processes_train_as_one_does(train, alone, tmp_path, mesh):
     """Members lie over both processes, or batches do as well."""
     both = tmp_path / "both"
-    codes, errors = train(config, mesh, both, 2, 2)
+    codes, errors = train(mesh, both, 2, 2)
     assert codes == [0, 0], errors
     runs = sorted(p.name for p in (alone / "runs").iterdir())
     assert runs == sorted(p.name for p in (both / "runs").iterdir())

@@ -12,6 +12,7 @@ import chex
 import pytest
 
 from olmo_jax.checkpoint import load_run
+from tests.sweeps import forked
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -39,19 +40,14 @@ def config(corpus, tmp_path_factory):
     return path
 
 
-def start(config, workdir):
-    command = [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.Popen(command, env=os.environ | cache, stderr=subprocess.PIPE, text=True)
+def start(config, workdir, stderr=None):
+    return forked.start(["train", f"--config={config}", f"--workdir={workdir}"], config.parent / "cache", stderr)
 
 
 def finish(config, workdir):
     process = start(config, workdir)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    process.join(300)
+    assert process.exitcode == 0
 
 
 def wait_for_step(workdir, process, step):
@@ -61,7 +57,7 @@ def wait_for_step(workdir, process, step):
         written = [int(p.name) for p in pathlib.Path(workdir).glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
         if max(written, default=0) >= step:
             return
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive()
         time.sleep(0.01)
     raise AssertionError(f"no checkpoint at step {step}")
 
@@ -86,16 +82,17 @@ def assert_same(workdir, undisturbed):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_leaves_with_75_after_a_checkpoint(config, undisturbed, tmp_path, number):
-    process = start(config, tmp_path)
-    wait_for_step(tmp_path, process, 60)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    rows = [len((p / "metrics.jsonl").read_text().splitlines()) for p in (tmp_path / "runs").iterdir()]
-    steps = [int(p.name) for p in tmp_path.glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
+    workdir, stderr = tmp_path / "w", tmp_path / "stderr"
+    process = start(config, workdir, stderr)
+    wait_for_step(workdir, process, 60)
+    os.kill(process.pid, number)
+    process.join(120)
+    assert process.exitcode == 75, stderr.read_text()
+    rows = [len((p / "metrics.jsonl").read_text().splitlines()) for p in (workdir / "runs").iterdir()]
+    steps = [int(p.name) for p in workdir.glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
     assert set(rows) == {max(steps) + 1}, "nothing trained is lost"
-    finish(config, tmp_path)
-    assert_same(tmp_path, undisturbed)
+    finish(config, workdir)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.mark.slow

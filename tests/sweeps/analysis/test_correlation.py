@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from sweeps import analysis
-from sweeps.analysis import bootstrap, partial_spearman, spearman
+from sweeps.analysis import bootstrap, correlation, partial_spearman, spearman
 
 
 def noise(n, seed=0):
@@ -222,13 +222,28 @@ def null_table(seed, seeds, alike):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "alike"), [(1, 0.0), (2, 0.0), (2, 0.5), (3, 1.0)])
-def test_false_positives_of_the_factor_form_over_2000_null_tables(seeds, alike, monkeypatch):
-    monkeypatch.setattr(bootstrap, "DRAWS", 20)  # of the interval alone
-    called = [
-        partial_spearman(null_table(i, seeds, alike), "x", "y", list("sdbt"), "factor", "configuration").p_value < 0.05
-        for i in range(2000)
-    ]
-    assert 0.04 <= np.mean(called) <= 0.07
+def test_false_positives_of_the_factor_form_over_2025_null_pairs(seeds, alike, monkeypatch):
+    """Each of 45 metrics with each of 45 losses: given its settings no pair has anything in common."""
+
+    def no_interval(columns_NC, n_metrics, *_):
+        return np.full((2, n_metrics, columns_NC.shape[1] - n_metrics), np.nan)
+
+    monkeypatch.setattr(correlation, "interval_of_groups", no_interval)
+    tables = [null_table(i, seeds, alike) for i in range(45)]
+    pairs = {f"{name}{i}": table[name] for name in "xy" for i, table in enumerate(tables)}
+    table = tables[0].drop(columns=["x", "y"]).assign(**pairs)
+    metrics, losses = ([f"{name}{i}" for i in range(45)] for name in "xy")
+    results = correlation.many(table, metrics, losses, tuple("sdbt"), "factor", "configuration")
+    assert len(results) == 2025
+    assert 0.04 <= np.mean([estimate.p_value < 0.05 for estimate, _ in results.values()]) <= 0.07
+
+
+def test_many_pairs_are_those_of_one_at_a_time():
+    table = null_table(0, 2, 0.5).assign(z=null_table(1, 2, 0.5).x)
+    results = correlation.many(table, ["x", "z"], ["y"], tuple("sdbt"), "factor", "configuration")
+    for metric in "xz":
+        one = partial_spearman(table, metric, "y", list("sdbt"), "factor", "configuration")
+        assert results[metric, "y"][0] == pytest.approx(one, rel=1e-9)
 
 
 @pytest.mark.slow
