@@ -27,7 +27,7 @@ COLLAPSE = ("collapse", "collapse_after")
 def saturation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     """Of runs at their end: whether the in-domain loss rose after its best, and when the unembedding's rank fell.
 
-    `rise` is the final loss less the best of all checkpoints, with its paired standard error by document; `saturated`
+    `rise` is the final loss minus the best of all checkpoints, with its paired standard error by document; `saturated`
     is 1 where it is more than two of these, else 0 (methods.md section 5). The best is found on the same documents, so
     that the rise is at least 0 and a little too large: two errors are no test at 5 %. Beside it the learning rate over
     its peak at the best step.

@@ -46,7 +46,7 @@ def gauge_fix(w_VD: ArrayLike, norm: str) -> Array:
 
 
 def centred(x_ND: ArrayLike) -> Array:
-    """The matrix less its mean row; a metric of this is the metric's centred variant, and its rank is N - 1 at most.
+    """The matrix without its mean row; a metric of this is the metric's centred variant, and its rank is N - 1 at most.
 
     The first row is taken off before the mean is, so that equal rows leave zeros and not rounding.
     """

@@ -204,7 +204,7 @@ def measure_parameters(
 ) -> dict[str, Array]:
     """Metrics of one member's matrices, float32 scalars by "target/metric"; of the targets in `group` that are such.
 
-    `unembedding_gauge_fixed` is W less what the logits can't see behind the model's norm (methods.md section 2).
+    `unembedding_gauge_fixed` is W without what the logits can't see behind the model's norm (methods.md section 2).
     """
     found: dict[str, Array] = {}
     for name in ("unembedding", "embedding"):

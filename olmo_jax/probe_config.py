@@ -13,7 +13,7 @@ class TargetConfig:
     Attributes:
       metrics: names registered in geometry.probe; () leaves the target out.
       every: steps between two measurements, counted from 0; 0: as the probe's `every` says.
-      centred: measure the target less its mean row too, as `<target>_centred`.
+      centred: measure the target without its mean row too, as `<target>_centred`.
       spectrum: beside the metrics, singular values at places 1, 2, 3, 4, 6, 8, 12 and so on, as `<target>_spectrum`.
     """
 
@@ -116,7 +116,7 @@ class ProbeConfig:
 
     Attributes:
       every: steps between two measurements, counted from 0, of targets that say nothing else; 0 never measures them.
-      unembedding: W without the rows that pad the vocabulary; raw, and as `unembedding_gauge_fixed` less what the
+      unembedding: W without the rows that pad the vocabulary; raw, and as `unembedding_gauge_fixed` without what the
         logits can't see. embedding: likewise without padding, raw alone. parameters: other matrices, by path.
       final_states: states after the final norm. layers: states after each block, as `layer_0`, `layer_1` and so on.
       texts: loss, accuracy and geometry on texts by name, such as what is trained on against what isn't.

@@ -163,7 +163,7 @@ def _geometry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gauge",
         metavar="NORM",
-        help="measure also less what the logits can't see behind this norm: none, layer_norm, affine_layer_norm, "
+        help="measure also without what the logits can't see behind this norm: none, layer_norm, affine_layer_norm, "
         "rms_norm (default: the model's norm for the unembedding of our own runs, else none)",
     )
     _json(parser)

@@ -34,8 +34,8 @@ _SIZES = ("4m", "8m", "13m", "19m", "34m", "75m")
 class Direction(NamedTuple):
     """One row: what is said, and what was found of it.
 
-    effect, low, high: in the metric's units, of the higher value less the lower one; NaN where there is nothing to tell
-    from. n: sizes. in_seeds: the effect in standard deviations over seeds. verdict: agrees, disagrees, unclear or
+    effect, low, high: in the metric's units, of the higher value minus the lower one; NaN where nothing tells it.
+    n: sizes. in_seeds: the effect in standard deviations over seeds. verdict: agrees, disagrees, unclear or
     untestable.
     """
 
@@ -160,7 +160,7 @@ def _batch_valley(suite: _Suite, size: str, metric: str) -> float:
 
 
 def _difference(name: str) -> Callable[[_Suite, str, str], float]:
-    """A factor's highest value less its lowest."""
+    """A factor's highest value minus its lowest."""
 
     def of_size(suite: _Suite, size: str, metric: str) -> float:
         low, high = suite.ends[_NAMES[name]]
@@ -190,12 +190,12 @@ def _sign_change(suite: _Suite) -> Direction:
 _NAMES = {"tokens": _TOKENS, "batch": _BATCH, "decay": _DECAY, "rate": _RATE, "final": _FINAL}
 _CLAIMS = (
     _Claim("a larger batch raises R(W)", RANK, +1, _batch_difference),
-    _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _batch_difference),
+    _Claim("the same, without what the logits can't see", FIXED_RANK, +1, _batch_difference),
     _Claim("loss is U-shaped in batch size", LOSS, +1, _batch_valley),
     _Claim("stronger weight decay keeps R(W) high", RANK, +1, _difference("decay")),
-    _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _difference("decay")),
+    _Claim("the same, without what the logits can't see", FIXED_RANK, +1, _difference("decay")),
     _Claim("weaker annealing keeps R(W) high", RANK, +1, _difference("final")),
-    _Claim("the same, less what the logits can't see", FIXED_RANK, +1, _difference("final")),
+    _Claim("the same, without what the logits can't see", FIXED_RANK, +1, _difference("final")),
     _Claim("weaker annealing gives a worse loss", LOSS, +1, _difference("final")),
 )
 _NOTHING = (math.nan, math.nan, math.nan, 0, math.nan, "untestable")

@@ -179,7 +179,7 @@ def _as_whole(config: ConfigDict, key: str, value: Any) -> Any:
 
 
 def configuration(config: TrainConfig) -> str:
-    """Name of a run's configuration, which it shares with its replicates: what decides its numbers, less the seeds."""
+    """Name of a run's configuration, which it shares with its replicates: what decides its numbers but the seeds."""
     values = identity(config, config.data.name)
     return f"{config.name}-{digest({k: v for k, v in values.items() if k not in ('init_seed', 'data_seed')})}"
 

@@ -63,7 +63,7 @@ _FIXED = {
     "sweep": Column("The sweep that the run is of, named by its folder.", "", "identity"),
     "run_id": Column("The run: its name and a hash of its configuration.", "", "identity"),
     "cohort": Column("The cohort that the run was trained in, as one program with others.", "", "identity"),
-    "configuration": Column("The run less its seeds: runs that share it are replicates.", "", "identity"),
+    "configuration": Column("The run without its seeds: runs that share it are replicates.", "", "identity"),
     "step": Column("The step of training after which the checkpoint was taken.", "steps", "identity"),
     "final": Column("Whether it is the run's last step.", "", "identity"),
     "tokens": Column("Tokens seen by then.", "tokens", "count"),
@@ -166,7 +166,7 @@ def attributes(of: type) -> dict[str, str]:
 
 _TARGETS = {
     "unembedding": "the unembedding",
-    "unembedding_gauge_fixed": "the unembedding less what the logits can't see",
+    "unembedding_gauge_fixed": "the unembedding without what the logits can't see",
     "embedding": "the embedding",
     "final_states": "the states after the final norm",
 }
@@ -219,7 +219,7 @@ def _target(target: str) -> str:
         return f"{_target(found[1])}, on the text {found[2]}"
     layer = re.fullmatch(r"layer_(\d+)", plain)
     words = f"the states after block {layer[1]}" if layer else _TARGETS.get(plain, f"the parameter {plain}")
-    return words if plain == target else f"{words}, less the mean row"
+    return words if plain == target else f"{words}, without the mean row"
 
 
 # Evaluations.
@@ -275,12 +275,12 @@ _DIMENSION = (
 _SATURATION = (
     (r"saturated", "1 where the rise is more than two standard errors, else 0", "", "evaluation"),
     (r"best_step", "Step of the least in-domain loss of all checkpoints", "steps", "evaluation"),
-    (r"rise", "Final in-domain loss less the least of all checkpoints", NATS, "evaluation"),
+    (r"rise", "Final in-domain loss minus the least of all checkpoints", NATS, "evaluation"),
     (r"rise_standard_error", "Paired standard error, by document, of the rise", NATS, "evaluation"),
     (r"highest_rank", "Highest effective rank of the unembedding after the first part of training", "", "evaluation"),
     (r"highest_rank_step", "Step of the highest effective rank", "steps", "evaluation"),
     (r"collapse_step", "Step at which that rank first lay below a share of its highest", "steps", "evaluation"),
-    (r"rank_fall", "1 less the last effective rank over the highest", "", "evaluation"),
+    (r"rank_fall", "1 minus the last effective rank over the highest", "", "evaluation"),
     (r"learning_rate_at_best", "Learning rate at the best step, over its peak", "", "evaluation"),
 )
 # The evaluation's name, what it is in words, and its results: name, meaning, unit, kind; of several the first.

@@ -39,7 +39,7 @@ _KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|se
 def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     """The table of a working directory, from its files alone; of the evaluations, those of `config`.
 
-    Columns: run_id, cohort, configuration (the run less its seeds), step, final, tokens (seen by then), diverged_at,
+    Columns: run_id, cohort, configuration (the run without its seeds), step, final, tokens (seen by then), diverged_at,
     parameters, parameters_non_embedding, training_flops and weight_decay_dose (by then); `config.<dotted key>`;
     `train/<metric>` of that step; `<target>/<metric>` of the probe, and `<target>_spread/<metric>` over its probe sets;
     `<evaluation>/<name>` in nats per token; sweeps.schema says what each is. What wasn't measured is missing, and so is

@@ -181,7 +181,7 @@ def _variance_ratio(z_NQ: np.ndarray, sizes_N: np.ndarray) -> float:
     sums, once_1G = _sums(z_NQ, sizes_N, sizes_N), np.ones((1, len(rows_J)))
 
     def criterion(ratio: float) -> float:
-        """-2 log likelihood, less a constant."""
+        """-2 log likelihood, minus a constant."""
         products_QQ = _products(sums, once_1G, ratio)[0]
         fixed_QQ, with_target_Q = products_QQ[:-1, :-1], products_QQ[:-1, -1]
         squares = products_QQ[-1, -1] - with_target_Q @ np.linalg.solve(fixed_QQ, with_target_Q)

@@ -32,7 +32,7 @@ def variance_split(
 
     The variance is that of one run of a configuration drawn from those of the table, each as likely; so more seeds of
     one don't change what is estimated [ours]. It is the variance between configurations, estimated from their means
-    less the seeds' part of it, and the variance between seeds. The former is split by regressions of the means on the
+    minus the seeds' part of it, and the variance between seeds. The former is split by regressions of the means on the
     settings as factors, main effects only. What a setting adds to the sum of squares depends on which are in before it:
     the average over all orders is taken (Shapley value; Lindeman, Merenda & Gold 1980), with more than 8 factors over
     128 orders, always the same. Each level adds by chance what a degree of freedom of the full model's residuals holds,

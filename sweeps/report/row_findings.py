@@ -161,7 +161,7 @@ def _against_rank(rows: pd.DataFrame, effect: np.ndarray, name: str) -> str:
 
 
 def _explained(rows: pd.DataFrame, setting: str, column: str) -> float:
-    """Share of the variance of configurations between a setting's levels, less what as many random levels would take.
+    """Share of the variance of configurations between a setting's levels, minus what as many random levels would take.
 
     That is epsilon squared, 1 - (1 - eta^2)(n - 1)/(n - levels), over configurations, over runs where each level has
     one configuration; NaN where each has one run or nothing varies.

@@ -157,7 +157,7 @@ def after_training(data: dict[str, Any]) -> str:
 <div class="pair"><div class="figure" id="figure-effect"></div>
 {'<div class="figure" id="figure-bits"></div>' if bits else ""}</div>
 <p class="note">Final rows, one point a run; nats a token. {told}
-A rise is the loss after quantisation less the loss before, on the same documents.</p>""",
+A rise is the loss after quantisation minus the loss before, on the same documents.</p>""",
     )
 
 

@@ -57,7 +57,7 @@ def test_several_fields_of_a_line_and_of_a_sentence_are_told_apart():
     assert attributes(DataConfig)["root"] == 'where prepared data lie; "" is WORKDIR/data.'
     assert attributes(DataConfig)["max_megabytes"].endswith("training prose, held-out prose, code.")
     assert "Devices along each axis" in attributes(MeshConfig)["data"]
-    assert attributes(ParametersConfig)["centred"].startswith("measure the target less its mean row too")
+    assert attributes(ParametersConfig)["centred"].startswith("measure the target without its mean row too")
 
 
 def test_a_field_that_says_nothing_is_not_given_anothers_words():

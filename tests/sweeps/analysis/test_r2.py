@@ -26,7 +26,7 @@ def sweep(seeds=2, seed=0):
 
 
 def by_hand_design(table):
-    """The regressors of BASELINE, written out: compute is the sum of the logs of the other two, less a constant."""
+    """The regressors of BASELINE, written out: compute is the sum of the logs of the other two, minus a constant."""
     final = np.equal.outer(table.final.to_numpy(), [0.01, 0.1]).astype(float)
     return np.c_[np.log(table["size"]), np.log(table.tokens), np.log(table.flops), final]
 
