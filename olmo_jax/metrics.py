@@ -5,6 +5,7 @@ and `resume_at` cuts what lies beyond the checkpoint that a resumed run starts f
 timings.jsonl, so that metrics.jsonl is the same, byte for byte, for the same run.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -129,11 +130,22 @@ class MetricsLog:
         self._flush_files()
 
     def close(self) -> None:
-        self.flush()
-        for file in (*self._files, *self._timings):
-            file.close()
-        for writer in itertools.chain.from_iterable(self._writers):
-            writer.close()
+        """Everything taken so far is in the files, which are closed."""
+        with self:
+            pass
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """As `close`; where something was raised the files are closed without what was taken last."""
+        with contextlib.ExitStack() as closing:
+            for file in (*self._files, *self._timings):
+                closing.callback(file.close)
+            if kind is None:
+                self.flush()
+                for writer in itertools.chain.from_iterable(self._writers):
+                    writer.close()
 
     def _flush_files(self) -> None:
         self._flushed = time.monotonic()

@@ -77,38 +77,37 @@ def train_cohort(
                 places = staying
                 members = [runs[i] for i in places]
                 padded = sharding.pad(places, mesh)
-                log = _open_log(workdir, members, step)
-                clock = Clock(log, shape, len(members), mesh.size, step)
-                program = programs.compile_steps(shape, members, mesh, compute, feed.table)
-                clock.event("compile", step)
-                if step == 0:
-                    log.later([{"step": 0, "tokens": 0}], {})
-                    for probe in probes.values():
-                        log.also(jax.block_until_ready(probe(state.params, padded)))
-                    clock.event("probe", step)
-                while step < end and not stopped:
-                    trace.at(step)
-                    last = _next_stop(step, compute.steps_per_call, {end, *due, *trace.steps}, probes)
-                    with clock.waiting():
-                        fed = feed(step, last - step, places)
-                    state, metrics = program.steps(state, program.hyper, feed.table, fed, np.int32(last - step))
-                    log.later(_rows(shape, step, last), metrics._asdict())
-                    step = last
-                    to_probe = [probe for k, probe in probes.items() if step % k == 0 or step in due]
-                    if to_probe or step in trace.steps:
-                        jax.block_until_ready(state)
-                        clock.event("steps", step)
-                    for probe in to_probe:
-                        log.also(jax.block_until_ready(probe(state.params, padded)))
+                with _open_log(workdir, members, step) as log:
+                    clock = Clock(log, shape, len(members), mesh.size, step)
+                    program = programs.compile_steps(shape, members, mesh, compute, feed.table)
+                    clock.event("compile", step)
+                    if step == 0:
+                        log.later([{"step": 0, "tokens": 0}], {})
+                        for probe in probes.values():
+                            log.also(jax.block_until_ready(probe(state.params, padded)))
                         clock.event("probe", step)
-                    stopped = hosts.anyone(stop())
-                    if step in due or stopped:
-                        jax.block_until_ready(state)
-                        clock.event("steps", step)
-                        _save(workdir, cohort, checkpoints, log, members, state, step, due, owned)
-                        clock.event("checkpoint", step)
-                    show(step, clock.note)
-                log.close()
+                    while step < end and not stopped:
+                        trace.at(step)
+                        last = _next_stop(step, compute.steps_per_call, {end, *due, *trace.steps}, probes)
+                        with clock.waiting():
+                            fed = feed(step, last - step, places)
+                        state, metrics = program.steps(state, program.hyper, feed.table, fed, np.int32(last - step))
+                        log.later(_rows(shape, step, last), metrics._asdict())
+                        step = last
+                        to_probe = [probe for k, probe in probes.items() if step % k == 0 or step in due]
+                        if to_probe or step in trace.steps:
+                            jax.block_until_ready(state)
+                            clock.event("steps", step)
+                        for probe in to_probe:
+                            log.also(jax.block_until_ready(probe(state.params, padded)))
+                            clock.event("probe", step)
+                        stopped = hosts.anyone(stop())
+                        if step in due or stopped:
+                            jax.block_until_ready(state)
+                            clock.event("steps", step)
+                            _save(workdir, cohort, checkpoints, log, members, state, step, due, owned)
+                            clock.event("checkpoint", step)
+                        show(step, clock.note)
                 if stopped and step < total:
                     trace.end()
                     return False

@@ -71,3 +71,14 @@ def test_resuming_cuts_what_lies_beyond_and_refuses_a_gap(directories):
     assert path.read_text() == ""
     metrics.resume_at(directories[1], -1)
     assert metrics.read_jsonl(directories[1] / "metrics.jsonl") == []
+
+
+def test_where_something_is_raised_files_are_closed_without_what_was_taken_last(tmp_path):
+    with pytest.raises(KeyError), metrics.MetricsLog([epath.Path(tmp_path)], [()]) as log:
+        log.later([{"step": 0}], {"loss": jnp.array([[1.0]])})
+        log.flush()
+        log.later([{"step": 1}], {"loss": jnp.array([[2.0]])})
+        raise KeyError
+    assert [row["step"] for row in metrics.read_jsonl(epath.Path(tmp_path) / metrics.METRICS)] == [0]
+    with pytest.raises(ValueError, match="closed file"):
+        log.flush()
