@@ -28,7 +28,7 @@ setup:
 	@(echo "# python $(VERSION)"; cat $(LOCK)) | cmp -s - $(VENV)/installed.txt || { \
 	  echo "setting up $(VENV) with Python $(VERSION) from $(LOCK)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
 	  { $(PIP) uv && $(UV) -r $(LOCK) && $(UV) --no-deps --editable . || \
-	    { echo "uv can not: pip installs, which takes longer" && $(PIP) -r $(LOCK) && $(PIP) --no-deps --editable .; }; } && \
+	    { echo "uv failed: installing with pip, which takes longer" && $(PIP) -r $(LOCK) && $(PIP) --no-deps --editable .; }; } && \
 	  (echo "# python $(VERSION)"; cat $(LOCK)) > $(VENV)/installed.txt; }
 
 demo: setup
