@@ -20,7 +20,7 @@ from etils import epath
 
 from eval import tasks
 from eval.config import EvalConfig
-from eval.material import Material, Stack
+from eval.material import Material, Stack, drawn_items
 from olmo_jax import model
 from olmo_jax.config import ModelConfig
 from olmo_jax.data import task_items
@@ -38,12 +38,6 @@ def stacks(workdir: epath.Path) -> Iterator[Stack]:
         index = TokenIndex.load(data_root(workdir, cohort.runs[0].config) / cohort.shape.data_name)
         models = tuple((run.id, run.config.total_steps) for run in cohort.runs)
         yield Stack(Material(workdir, cohort, index, EvalConfig()), models)
-
-
-def drawn_items(task: str, most: int) -> list[task_items.Item]:
-    """The validation items that an evaluation of so many takes, in its order."""
-    items = task_items.items(task, "validation")
-    return [items[i] for i in np.random.default_rng(0).permutation(len(items))[:most]]
 
 
 def in_rows_of_their_own(

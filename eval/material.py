@@ -42,6 +42,12 @@ def _validation_items(task: str) -> list[task_items.Item]:
     return _published_items(task) if task in task_items.TASKS else task_items.items(task, "validation")
 
 
+def drawn_items(task: str, most: int) -> list[task_items.Item]:
+    """So many validation items of a task in the order drawn, the same for all models; all of them for 0."""
+    items = _validation_items(task)
+    return [items[i] for i in np.random.default_rng(0).permutation(len(items))[: most or None]]
+
+
 @functools.cache
 def _published_items(task: str) -> list[task_items.Item]:
     return task_items.items(task, "validation")
@@ -107,9 +113,7 @@ class Material:
 
         @functools.cache
         def rows(task: str, most: int, tokens: int) -> tasks.Rows:
-            items = _validation_items(task)
-            drawn = np.random.default_rng(0).permutation(len(items))[: most or None]
-            return tasks.prepare([items[i] for i in drawn], self.tokenizer, tokens)
+            return tasks.prepare(drawn_items(task, most), self.tokenizer, tokens)
 
         return rows
 

@@ -142,7 +142,7 @@ def _levels(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def _shortest(grid: list[str], one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """The settings of the grid without those without which both sweeps still have as many different points.
+    """The settings of the grid, without those that both sweeps can drop and still have as many different points.
 
     No pair is lost by that. Of settings with equal shares of common values the later column goes first.
     """
