@@ -32,7 +32,7 @@ setup:
 	  (echo "# python $(VERSION)"; cat $(LOCK)) > $(VENV)/installed.txt; }
 
 demo: setup
-	$(BIN)/olmo-jax run --config=sweeps/configs/demo.py$(addprefix :,$(SIZE)) --workdir=$(WORKDIR)
+	$(BIN)/olmo-jax run --config=demo$(addprefix :,$(SIZE)) --workdir=$(WORKDIR)
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not oracle" $(TESTS)

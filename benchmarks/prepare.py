@@ -25,12 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from olmo_jax.config import DataConfig
-from olmo_jax.data import stream, text_files, workers
-from olmo_jax.data.encoded import Encode
 from olmo_jax.data.prepare import prepare
 from olmo_jax.data.shards import ShardWriter
-from olmo_jax.data.text_corpus import TextCorpus
+from olmo_jax.data.sources import text_files
+from olmo_jax.data.sources.text_corpus import TextCorpus
 from olmo_jax.data.tokenizer import Tokenizer, of_prepared
+from olmo_jax.data.tokenizing import stream, workers
+from olmo_jax.data.tokenizing.encoded import Encode
 from olmo_jax.files import write_json
 
 _LATER_BYTES, _LATER_CORES = 800e9, 64

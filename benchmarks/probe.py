@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from olmo_jax import sharding
 from olmo_jax.cohort import Cohort, Run, shape_of
-from olmo_jax.decide import decide
-from olmo_jax.probe import Probe, choose_documents, make_probes
-from olmo_jax.program import compile_steps, initial_state
+from olmo_jax.execution import sharding
+from olmo_jax.execution.memory import decide
+from olmo_jax.execution.program import compile_steps, initial_state
+from olmo_jax.probes.geometry import Probe, choose_documents, make_probes
 from sweeps.configs import demo
-from sweeps.plan import point_config, read_sweep
+from sweeps.planning.plan import point_config, read_sweep
 
 ROUNDS, STEPS = 5, 10
 

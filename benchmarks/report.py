@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.answers import answer
+from sweeps.analysis.results import answer
 from sweeps.report import write_all
 
 LIMITS = {"seconds": 15.0, "gigabytes": 0.4}

@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).parents[1]))  # where `benchmarks` is, if this file is run by its path
 
-from olmo_jax import flops, loss
+from olmo_jax import loss
 from olmo_jax.config import ModelConfig
+from olmo_jax.execution import flops
 from olmo_jax.model import parameter_count
 
 _HELD_LOGITS = 2**28  # see loss.py

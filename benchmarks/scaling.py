@@ -19,11 +19,11 @@ from scipy.optimize import nnls
 sys.path.append(str(Path(__file__).parents[1]))  # where `benchmarks` is, if this file is run by its path
 
 from benchmarks.train import Case, Ours, in_turn, olmo
-from olmo_jax import flops
-from olmo_jax.clock import matmul_peak
 from olmo_jax.config import ModelConfig
+from olmo_jax.config.presets import STAND_INS
+from olmo_jax.execution import flops
+from olmo_jax.logs.timing import matmul_peak
 from olmo_jax.model import parameter_count
-from olmo_jax.presets import STAND_INS
 
 BASE = Case(olmo(4096, 128), steps=4)
 GRID = {

@@ -20,13 +20,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 
 from olmo_jax import cohort as cohorts  # noqa: E402
-from olmo_jax import sharding  # noqa: E402
 from olmo_jax.cohort import Run  # noqa: E402
 from olmo_jax.config import MeshConfig, ModelConfig, TrainConfig  # noqa: E402
-from olmo_jax.decide import decide  # noqa: E402
+from olmo_jax.config.presets import OLMO, OLMO2, PYTHIA  # noqa: E402
+from olmo_jax.execution import sharding  # noqa: E402
+from olmo_jax.execution.memory import decide  # noqa: E402
+from olmo_jax.execution.program import compile_steps  # noqa: E402
 from olmo_jax.model import parameter_count  # noqa: E402
-from olmo_jax.presets import OLMO, OLMO2, PYTHIA  # noqa: E402
-from olmo_jax.program import compile_steps  # noqa: E402
 
 MESHES = {
     "whole on each": MeshConfig(1, DEVICES, 1),

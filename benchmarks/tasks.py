@@ -23,12 +23,12 @@ from eval.config import EvalConfig
 from eval.material import Material, Stack, drawn_items
 from olmo_jax import model
 from olmo_jax.config import ModelConfig
-from olmo_jax.data import task_items
 from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.sources import task_items
 from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.errors import UserError
-from sweeps.record import recorded_plan
-from sweeps.run import data_root
+from sweeps.planning.record import recorded_plan
+from sweeps.running.stages import data_root
 
 
 def stacks(workdir: epath.Path) -> Iterator[Stack]:

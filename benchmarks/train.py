@@ -28,12 +28,14 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from olmo_jax import cohort as cohorts
-from olmo_jax import decide, flops, loss, sharding
-from olmo_jax.clock import matmul_seconds
+from olmo_jax import loss
 from olmo_jax.cohort import Run
 from olmo_jax.config import ComputeConfig, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
-from olmo_jax.presets import STAND_INS
-from olmo_jax.program import compile_steps, initial_state
+from olmo_jax.config.presets import STAND_INS
+from olmo_jax.execution import flops, sharding
+from olmo_jax.execution import memory as decide
+from olmo_jax.execution.program import compile_steps, initial_state
+from olmo_jax.logs.timing import matmul_seconds
 
 # Threads of torch's pool spin on their cores for a while after their work; whoever is next would pay for it.
 _REST = 0.4

@@ -7,15 +7,16 @@ import jax
 from etils import epath
 
 from eval.config import SCOPES, EvalConfig
-from eval.finetune import domain_passages, item_passages
+from eval.evaluators.finetuning import domain_passages, item_passages
 from eval.material import Material
 from olmo_jax.cohort import Cohort, member_structs
 from olmo_jax.config import ConfigError, require
-from olmo_jax.data import DataError, task_items
+from olmo_jax.data import DataError
 from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import too_few_tokens
-from olmo_jax.sharding import path_name
-from olmo_jax.texts import passages
+from olmo_jax.execution.sharding import path_name
+from olmo_jax.probes.texts import passages
 
 _AT = "config.evaluation"
 # What results say beside the losses by domain.

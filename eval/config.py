@@ -175,7 +175,7 @@ class TasksConfig:
     """Multiple choice by rank classification, and LAMBADA.
 
     Attributes:
-      names: of tasks, see olmo_jax/data/task_items.py, or paths of .jsonl files of your own; () for none.
+      names: of tasks, see olmo_jax/data/sources/task_items.py, or paths of .jsonl files of your own; () for none.
       most_items: of each task's validation set, drawn once for all models; 0 for all.
       tokens: longest context with its answer, cut on the left; 0: as long as the training's sequences.
     """

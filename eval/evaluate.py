@@ -11,16 +11,16 @@ from etils import epath
 
 from eval import results
 from eval.config import EvalConfig
-from eval.dynamics import losses_behind
+from eval.evaluators.dynamics import losses_behind
 from eval.material import Material, Model, Stack, StoppedError
 from eval.results import Evaluation
 from eval.suite import KINDS, WITHOUT_TEXT, evaluations
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import require
+from olmo_jax.console import say
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.names import matching
-from olmo_jax.progress import say
+from olmo_jax.storage.names import matching
 
 
 class Job(NamedTuple):

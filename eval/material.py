@@ -25,10 +25,11 @@ from eval.lm_loss import (
 from eval.results import Measured
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Shape
-from olmo_jax.data import task_items, tokenizer
+from olmo_jax.console import say
+from olmo_jax.data import tokenizer
 from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import train_windows
-from olmo_jax.progress import say
 
 Model = tuple[str, int]  # run id and step
 

@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from eval import dynamics, finetune, local_dimension, perturb, quantizations, tasks
+from eval import tasks
 from eval.config import EvalConfig
+from eval.evaluators import dynamics, finetuning, local_dimension, perturbation, quantization
 from eval.lm_loss import Losses
 from eval.material import Stack
 from eval.results import Evaluation, Measured
 from olmo_jax.cohort import over_members
-from olmo_jax.data import task_items
+from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import unigram_loss
-from olmo_jax.names import file_name
+from olmo_jax.storage.names import file_name
 
 
 def evaluations(config: EvalConfig) -> list[Evaluation]:
@@ -26,7 +27,7 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
         "set_apart": list(config.finetune.domains),
     }
     found = [Evaluation("lm_loss", "lm_loss", text, config.all_checkpoints), Evaluation("unigram", "unigram", text)]
-    found += quantizations.evaluations(config.quantize, text)
+    found += quantization.evaluations(config.quantize, text)
     found += _perturbations(config, text)
     for name in config.tasks.names:
         settings = {"task": name, "items": config.tasks.most_items, "tokens": config.tasks.tokens}
@@ -37,7 +38,7 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
     if config.dynamics.saturation and config.all_checkpoints:
         settings = text | {name: getattr(config.dynamics, name) for name in dynamics.COLLAPSE}
         found.append(Evaluation("saturation", "saturation", settings, at_the_end=True))
-    return found + local_dimension.evaluations(config) + finetune.evaluations(config, text)
+    return found + local_dimension.evaluations(config) + finetuning.evaluations(config, text)
 
 
 def _perturbations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
@@ -104,12 +105,12 @@ def _noise(stack: Stack, evaluation: Evaluation) -> list[Measured]:
 
 @functools.partial(jax.jit, static_argnames=("relative", "pattern"))
 def _noisy(params_M: Any, key: jax.Array, scale: float, relative: bool, pattern: str) -> Any:
-    return over_members(lambda params: perturb.add_noise(params, key, scale, relative, pattern))(params_M)
+    return over_members(lambda params: perturbation.add_noise(params, key, scale, relative, pattern))(params_M)
 
 
 def _truncation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     shape = stack.material.shape
-    rank = perturb.kept_dimensions(evaluation.settings["kept"], shape.model.d_model)
+    rank = perturbation.kept_dimensions(evaluation.settings["kept"], shape.model.d_model)
     params_M = _truncated(stack.params_M, rank, stack.material.index.vocab_size)
     told = stack.told_with_rise(stack.losses_of(params_M))
     return [Measured(measured.metrics | {"kept_rank": float(rank)}, measured.more) for measured in told]
@@ -117,7 +118,7 @@ def _truncation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
 
 @functools.partial(jax.jit, static_argnames=("rank", "vocabulary"))
 def _truncated(params_M: Any, rank: int, vocabulary: int) -> Any:
-    return over_members(lambda params: perturb.truncate_unembedding(params, rank, vocabulary))(params_M)
+    return over_members(lambda params: perturbation.truncate_unembedding(params, rank, vocabulary))(params_M)
 
 
 def _tasks(stack: Stack, evaluation: Evaluation) -> list[Measured]:
@@ -142,16 +143,16 @@ def _each(measure: Callable[[Stack, Evaluation], list[Measured]]) -> Callable:
 KINDS: dict[str, Callable[[Stack, Sequence[Evaluation]], Iterator[list[Measured]]]] = {
     "lm_loss": _each(_lm_loss),
     "unigram": _each(_unigram),
-    "round_to_nearest": _each(quantizations.round_to_nearest),
-    "gptq": _each(quantizations.gptq),
+    "round_to_nearest": _each(quantization.round_to_nearest),
+    "gptq": _each(quantization.gptq),
     "noise": _each(_noise),
     "truncation": _each(_truncation),
     "tasks": _each(_tasks),
     "cka": _each(dynamics.cka),
     "saturation": _each(dynamics.saturation),
     "local_dimension": _each(local_dimension.measure),
-    "finetune": finetune.measure,
-    "finetune_best": _each(finetune.best),
+    "finetune": finetuning.measure,
+    "finetune_best": _each(finetuning.best),
 }
 
 # Those of KINDS that can be done to models that learnt equations.

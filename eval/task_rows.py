@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from olmo_jax.attention import Spans
 from olmo_jax.data import DataError
-from olmo_jax.data.task_items import Item
+from olmo_jax.data.sources.task_items import Item
 from olmo_jax.data.tokenizer import Tokenizer
+from olmo_jax.execution.attention import Spans
 
 # Rows are this long, or 2, 3, 4, 6, 8, 12, ... times as long where a text needs it: few programs for all tasks. Shorter
 # rows would gain nothing, for attention takes a small part of the time at this length.

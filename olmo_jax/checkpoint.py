@@ -16,15 +16,15 @@ import numpy as np
 from etils import epath, epy
 from jax.sharding import Mesh
 
-from olmo_jax import hosts, sharding
-from olmo_jax.checksums import check_member, checksums
 from olmo_jax.cohort import State, params_structs
 from olmo_jax.config import ModelConfig, from_config_dict, require
+from olmo_jax.console import say
 from olmo_jax.errors import CheckpointError as CheckpointError
+from olmo_jax.execution import processes, sharding
 from olmo_jax.files import DamagedFileError, read_json
-from olmo_jax.lock import lacks_locks
-from olmo_jax.progress import say
-from olmo_jax.run_files import run_record
+from olmo_jax.storage.checksums import check_member, checksums
+from olmo_jax.storage.lock import lacks_locks
+from olmo_jax.storage.run_files import run_record
 
 with epy.lazy_imports():  # a third of a second, for commands that only list checkpoints
     import orbax.checkpoint as ocp
@@ -61,14 +61,14 @@ class Checkpoints:
     def __init__(self, path: epath.Path):
         path.mkdir(parents=True, exist_ok=True)
         self._deleted = path.parent / "deleted"
-        if hosts.is_first() and self._deleted.exists():
+        if processes.is_first() and self._deleted.exists():
             self._deleted.rmtree()
         if "://" not in str(path) and lacks_locks(path):
             _lock_by_files()
         self._path = path
-        if hosts.is_first():
+        if processes.is_first():
             _drop_damaged(path)
-        hosts.meet("damaged metadata dropped")
+        processes.meet("damaged metadata dropped")
         with _reading(path):
             self._manager = _open(path)
 
@@ -119,7 +119,7 @@ class Checkpoints:
             failed = None
         except CheckpointError as error:
             failed = error
-        if hosts.anyone(failed is not None) or restored is None:
+        if processes.anyone(failed is not None) or restored is None:
             raise failed or CheckpointError(f"{place}: another process can't read it")
         state = State(params=restored["params"], **restored["moments"])
         if changed := [name for name, value in checksums(state).items() if saved.get(name) != value]:
@@ -130,12 +130,12 @@ class Checkpoints:
         """Raises CheckpointError, in every process, unless a checkpoint can be read and is what was saved."""
         failed = None
         try:
-            if hosts.is_first():
+            if processes.is_first():
                 for item in ("params", "moments"):
                     _load(self._path, step, item)
         except CheckpointError as error:
             failed = error
-        if hosts.anyone(failed is not None):
+        if processes.anyone(failed is not None):
             raise failed or CheckpointError(f"{self._path / str(step)}: the first process can't read it")
 
     def set_aside(self, step: int) -> epath.Path:
@@ -145,21 +145,21 @@ class Checkpoints:
         taken = {p.name for p in folder.iterdir()}
         free = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
         place = folder / next(name for name in free if name not in taken)
-        hosts.meet("set aside")  # all have seen what is taken
-        if hosts.is_first():
+        processes.meet("set aside")  # all have seen what is taken
+        if processes.is_first():
             (self._path / str(step)).rename(place)
-        hosts.meet("set aside, done")
+        processes.meet("set aside, done")
         self._manager.reload()
         return place
 
     def delete(self, step: int) -> None:
         """Deletes a checkpoint; cut short, nothing is left where checkpoints are looked for."""
-        hosts.meet("delete")
-        if hosts.is_first():
+        processes.meet("delete")
+        if processes.is_first():
             self._deleted.mkdir(exist_ok=True)
             (self._path / str(step)).rename(self._deleted / str(step))
             self._deleted.rmtree()
-        hosts.meet("delete, done")
+        processes.meet("delete, done")
         self._manager.reload()
 
     def wait(self) -> None:

@@ -15,13 +15,14 @@ from etils import epy
 from jax import Array
 from jax.sharding import Mesh
 
-from olmo_jax import compute as computing
-from olmo_jax import loss, model, optimizer, sharding
-from olmo_jax.compute import Compute, ComputeConfig
+from olmo_jax import loss, model, optimizer
 from olmo_jax.config import CheckpointConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
-from olmo_jax.data import arithmetic
-from olmo_jax.identity import digest, identity_fields
-from olmo_jax.members import over_members as over_members
+from olmo_jax.config.identity import digest, identity_fields
+from olmo_jax.data.sources import arithmetic
+from olmo_jax.execution import plan as computing
+from olmo_jax.execution import sharding
+from olmo_jax.execution.members import over_members as over_members
+from olmo_jax.execution.plan import Compute, ComputeConfig
 from olmo_jax.optimizer import Hyper
 
 with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
@@ -91,7 +92,7 @@ class Run:
 class Cohort:
     """The runs of one program, in the order of their places on the member axis.
 
-    part: where they are only some of the runs of their shape, which of the stacks these are in; see sweeps/parts.py.
+    part: where they are only some of the runs of their shape, which of its stacks these are in: see planning/stacks.py.
     recorded_id: the id under which a working directory has it; "" for one that isn't recorded yet.
     """
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from olmo_jax.matmul import settled, transposed
+from olmo_jax.execution.matmul import settled, transposed
 from olmo_jax.model import unembed
 
 # Logits that are held at a time in training: on a CPU 32 MiB in float32, of which tiles of 4,096 rows of W go through

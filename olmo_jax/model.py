@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from olmo_jax import compute as computing
-from olmo_jax.attention import Spans, causal_attention
-from olmo_jax.checked import require
-from olmo_jax.compute import Compute
-from olmo_jax.matmul import linear, settled
-from olmo_jax.model_config import ModelConfig
-from olmo_jax.model_config import parameter_count as parameter_count
+from olmo_jax.config.model import ModelConfig
+from olmo_jax.config.model import parameter_count as parameter_count
+from olmo_jax.config.validation import require
+from olmo_jax.execution import plan as computing
+from olmo_jax.execution.attention import Spans, causal_attention
+from olmo_jax.execution.matmul import linear, settled
+from olmo_jax.execution.plan import Compute
 
 Params = dict[str, Any]
 

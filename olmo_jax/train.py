@@ -10,24 +10,24 @@ import numpy as np
 from etils import epath
 
 from olmo_jax import cohort as cohorts
-from olmo_jax import decide, hosts, sharding
-from olmo_jax import program as programs
 from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
-from olmo_jax.clock import Clock, Trace
 from olmo_jax.cohort import Cohort, Run, Shape, State
-from olmo_jax.compute import Compute
 from olmo_jax.config import ConfigError, require
-from olmo_jax.data.feed import Feed
+from olmo_jax.config.identity import identity_fields
+from olmo_jax.console import progress, say
+from olmo_jax.data.batches import Feed
 from olmo_jax.data.shards import TokenIndex
+from olmo_jax.execution import memory, processes, sharding
+from olmo_jax.execution import program as programs
+from olmo_jax.execution.plan import Compute
 from olmo_jax.files import DamagedFileError, read_json, write_json
-from olmo_jax.identity import identity_fields
-from olmo_jax.metrics import MetricsError, MetricsLog, check_rows, resume_at
-from olmo_jax.probe import Documents, Probe, choose_documents, make_probes
-from olmo_jax.progress import progress, say
-from olmo_jax.run_files import run_config
-from olmo_jax.run_status import has_ended, restore_statuses, write_statuses
-from olmo_jax.texts import passages
-from olmo_jax.writers import check_writers, writers
+from olmo_jax.logs.metrics import MetricsError, MetricsLog, check_rows, resume_at
+from olmo_jax.logs.timing import Clock, Trace
+from olmo_jax.logs.writers import check_writers, writers
+from olmo_jax.probes.geometry import Documents, Probe, choose_documents, make_probes
+from olmo_jax.probes.texts import passages
+from olmo_jax.storage.run_files import run_config
+from olmo_jax.storage.run_status import has_ended, restore_statuses, write_statuses
 
 
 def train_cohort(
@@ -50,7 +50,7 @@ def train_cohort(
       True if every member is done, False if `stop` ended it.
     """
     shape, runs = cohort.shape, cohort.runs
-    if hosts.first_says(all(has_ended(workdir, run.id) for run in runs)):
+    if processes.first_says(all(has_ended(workdir, run.id) for run in runs)):
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.mesh, len(runs))
@@ -101,7 +101,7 @@ def train_cohort(
                         for probe in to_probe:
                             log.also(jax.block_until_ready(probe(state.params, padded)))
                             clock.event("probe", step)
-                        stopped = hosts.anyone(stop())
+                        stopped = processes.anyone(stop())
                         if step in due or stopped:
                             jax.block_until_ready(state)
                             clock.event("steps", step)
@@ -151,7 +151,7 @@ def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
             check_rows(workdir / "runs" / cohort.runs[i].id, step)
     except MetricsError as error:
         failed = error
-    if hosts.anyone(failed is not None):
+    if processes.anyone(failed is not None):
         raise failed or MetricsError(f"another process can't read the metrics up to step {step}")
 
 
@@ -179,9 +179,9 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     path = directory(workdir, cohort.folder).parent / "compute.json"
     if path.exists() and (kept := _kept(path, asked)):
         return kept
-    chosen = decide.decide(shape, len(cohort.runs), mesh)
-    chosen = decide.fit(shape, cohort.runs, mesh, chosen, decide.device_memory())
-    if hosts.is_first():
+    chosen = memory.decide(shape, len(cohort.runs), mesh)
+    chosen = memory.fit(shape, cohort.runs, mesh, chosen, memory.device_memory())
+    if processes.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"asked": asked, "chosen": chosen._asdict()})
     return chosen
@@ -257,7 +257,7 @@ def _save(
 
 
 def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> MetricsLog:
-    directories = [workdir / "runs" / run.id for run in members] if hosts.is_first() else []
+    directories = [workdir / "runs" / run.id for run in members] if processes.is_first() else []
     for path in directories:
         resume_at(path, step if step else -1)
     return MetricsLog(directories, [writers(run.config, d, step) for run, d in zip(members, directories, strict=False)])
@@ -299,7 +299,7 @@ def check_mesh(cohort: Cohort) -> None:
         mesh.shape["data"],
         f"doesn't divide config.data.batch_size = {shape.batch_size}; choose a divisor",
     )
-    decide.decide(shape, len(cohort.runs), mesh)
+    memory.decide(shape, len(cohort.runs), mesh)
     for run in cohort.runs:
         check_writers(run.config)
     sharding.stack_shardings(mesh, programs.stack_structs(shape, 1), shape.mesh.fsdp)

@@ -18,13 +18,13 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
-from olmo_jax import lfs
 from olmo_jax.checkpoint import load_run, run_steps
+from olmo_jax.console import say
 from olmo_jax.errors import UserError, brief
-from olmo_jax.paths import local
-from olmo_jax.progress import say
-from olmo_jax.run_files import known_runs
-from olmo_jax.sharding import path_name
+from olmo_jax.execution.sharding import path_name
+from olmo_jax.storage import lfs
+from olmo_jax.storage.paths import local
+from olmo_jax.storage.run_files import known_runs
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -254,7 +254,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if overrides and not verb.config:
         raise UsageError(f"olmo-jax {arguments.verb} takes no --config")
     if verb.config == "needed" and not overrides:
-        raise UsageError(f"olmo-jax {arguments.verb} needs --config=FILE, such as --config=sweeps/configs/demo.py")
+        raise UsageError(f"olmo-jax {arguments.verb} needs --config=FILE, such as --config=demo")
     if verb.workdir == "needed" and not workdir:
         raise UsageError(f"olmo-jax {arguments.verb} needs --workdir=DIR")
     return arguments, overrides
@@ -279,7 +279,11 @@ def _parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False)
         if verb.config:
             # Read by ml_collections from the file itself; here only for --help.
-            one.add_argument("--config", metavar="FILE[:arg]", help="a get_config file; --config.a.b=value overrides")
+            one.add_argument(
+                "--config",
+                metavar="FILE[:arg]",
+                help="a get_config file, or a name such as demo or paper; --config.a.b=value overrides",
+            )
         if verb.workdir:
             one.add_argument(
                 "--workdir",

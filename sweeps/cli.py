@@ -17,8 +17,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from olmo_jax.console import say, shortened
 from olmo_jax.errors import UserError
-from olmo_jax.progress import say, shortened
 from sweeps.arguments import parse
 from sweeps.streams import finish_stdout, reader_left, take_any_text
 
@@ -91,17 +91,17 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
 
 
 def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    from sweeps import plan as plans
-    from sweeps import record as records
-    from sweeps.config_file import load_config, override_evaluation
+    from sweeps.planning import plan as plans
+    from sweeps.planning import record as records
+    from sweeps.planning.config_file import load_config, override_evaluation
 
     verb, workdir = arguments.verb, _workdir(arguments)
     if several := getattr(arguments, "hosts", ""):
-        from olmo_jax import hosts
+        from olmo_jax.execution import processes
 
-        hosts.initialize(several)
+        processes.initialize(several)
     if mirror := getattr(arguments, "mirror", "") if verb != "launch" else "":
-        from sweeps.mirror import fetch
+        from sweeps.remote.mirror import fetch
 
         fetch(mirror, workdir)
     if overrides and (verb != "evaluate" or any(o.startswith("--config=") for o in overrides)):
@@ -115,26 +115,26 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(_plan_lines(arguments, plan)))
         return DONE
     if verb == "status":
-        from sweeps.status import show
+        from sweeps.running.status import show
 
         plan = records.join(workdir, plan)
         records.restore_run_files(workdir)
         show(workdir, records.with_stacks(workdir, plan), arguments.watch)
         return DONE
     if verb == "report":
-        from sweeps import reporting
+        from sweeps.report import stage
 
         records.join(workdir, plan)  # raises where the plan doesn't fit the directory
         records.restore_run_files(workdir)
         if arguments.figure:
-            print("\n".join(map(str, reporting.report_figure(workdir, arguments.figure))))
+            print("\n".join(map(str, stage.report_figure(workdir, arguments.figure))))
         else:
-            print(f"Report: {reporting.report(workdir, command)[0]}")
+            print(f"Report: {stage.report(workdir, command)[0]}")
         return DONE
     if verb == "launch":
         return _launch(arguments, overrides, plan)
-    from sweeps import run as stages
-    from sweeps.mirror import mirrored
+    from sweeps.remote.mirror import mirrored
+    from sweeps.running import stages
 
     if verb == "prepare":
         stages.prepare_all(workdir, plan)
@@ -157,8 +157,8 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
 
 def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> int:
     from olmo_jax.checkpoint import check_place
-    from sweeps import record as records
-    from sweeps.launch import Options, StoppedError, launch
+    from sweeps.planning import record as records
+    from sweeps.remote.launch import Options, StoppedError, launch
 
     workdir = _workdir(arguments)
     check_place(workdir)
@@ -176,11 +176,11 @@ def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> i
 
 def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:
     from olmo_jax.checkpoint import check_place
-    from olmo_jax.clock import matmul_peak
     from olmo_jax.config import require
-    from sweeps import costs
-    from sweeps import record as records
-    from sweeps import run as stages
+    from olmo_jax.logs.timing import matmul_peak
+    from sweeps.planning import costs
+    from sweeps.planning import record as records
+    from sweeps.running import stages
 
     rate, told = arguments.flops, "as stated"
     if rate is None:
@@ -195,21 +195,19 @@ def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:
 
 
 def _geometry(arguments: argparse.Namespace) -> int:
-    from sweeps import weights_table
+    from sweeps.models import geometry
 
-    metrics = weights_table.DEFAULT_METRICS if arguments.metrics is None else arguments.metrics.split(",")
-    rows = weights_table.measure(
-        arguments.path, arguments.run, arguments.step, arguments.tensors, metrics, arguments.gauge
-    )
+    metrics = geometry.DEFAULT_METRICS if arguments.metrics is None else arguments.metrics.split(",")
+    rows = geometry.measure(arguments.path, arguments.run, arguments.step, arguments.tensors, metrics, arguments.gauge)
     if arguments.json:
-        print(json.dumps(weights_table.as_json(arguments.path, rows), allow_nan=False))
+        print(json.dumps(geometry.as_json(arguments.path, rows), allow_nan=False))
     else:
-        print("\n".join(weights_table.lines(rows)))
+        print("\n".join(geometry.lines(rows)))
     return DONE
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from sweeps.continuations import Sampling, continuations
+    from sweeps.models.generate import Sampling, continuations
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in Sampling._fields})
     workdir = _workdir(arguments) if arguments.workdir else None
@@ -224,7 +222,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from sweeps.export_run import export_run
+    from sweeps.models.export_run import export_run
 
     size = arguments.shard_mb * 1e6
     architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, size)
@@ -233,7 +231,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace, command: str) -> int:
-    from sweeps.compare import write_comparison
+    from sweeps.report.compare import write_comparison
 
     print("\n".join(write_comparison(arguments.workdirs, arguments.to, arguments.pair_by or None, command)))
     return DONE
@@ -241,10 +239,10 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
 
 def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from olmo_jax.config import ConfigError
-    from sweeps import run as stages
-    from sweeps.config_file import load_config, override_keys
     from sweeps.configs import imported
-    from sweeps.import_run import import_run
+    from sweeps.models.import_run import import_run
+    from sweeps.planning.config_file import load_config, override_keys
+    from sweeps.running import stages
 
     for key in override_keys(overrides):
         if re.match(r"(train\.)?(model|optimizer|tokens|name|checkpoint|init_seed|data_seed)\b|grid\b", key):

@@ -53,10 +53,10 @@ WORDS = (
 @pytest.fixture(scope="session", autouse=True)
 def small_matmul_peak():
     """Training measures the peak of matmuls, which MFU is a fraction of, on small ones."""
-    from olmo_jax import clock
+    from olmo_jax.logs import timing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(clock._PEAK_SIZE, "cpu", 256)
+        patch.setitem(timing._PEAK_SIZE, "cpu", 256)
         yield
 
 

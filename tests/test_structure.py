@@ -18,9 +18,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from olmo_jax import hf, model
+from olmo_jax.config.presets import PYTHIA
 from olmo_jax.data.tokenizer import train_bpe
-from olmo_jax.presets import PYTHIA
-from tests.sweeps.test_experiments import GROKKING, TEXT
+from tests.sweeps.studies.paper_b.test_experiments import GROKKING, TEXT
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = ["geometry", "olmo_jax", "eval", "sweeps"]

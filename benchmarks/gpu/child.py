@@ -47,7 +47,7 @@ def measure_part(part: Part, scale: str, folder: Path, machine: dict[str, Any], 
 
 def measured(part: Part, case: dict[str, Any]) -> dict[str, Any]:
     """{"measured": ...}, or {"does_not_fit": why} for a device without the memory, or {"error": what went wrong}."""
-    from olmo_jax.checked import ConfigError  # once it is known that what it imports can be imported
+    from olmo_jax.config.validation import ConfigError  # once it is known that what it imports can be imported
 
     try:
         return {"measured": part.measure(case)}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.part import Part, UsageError
+from olmo_jax.console import say
 from olmo_jax.errors import brief
 from olmo_jax.files import DamagedFileError, read_json, write_json
-from olmo_jax.progress import say
 
 FOLDER = Path(__file__).parents[1] / "results"
 

@@ -55,7 +55,7 @@ def stack(case: dict[str, Any], members: int | None = None) -> Any:
 
 def work(case: dict[str, Any], members: int | None = None) -> int:
     """FLOPs in matmuls of a step of the whole stack; see flops.train_step."""
-    from olmo_jax import flops
+    from olmo_jax.execution import flops
 
     whole = _train_case(case, case["members"] if members is None else members)
     return flops.train_step(whole.model, whole.batch, whole.length) * whole.members

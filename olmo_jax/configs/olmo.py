@@ -14,8 +14,8 @@ smaller than published: 512, 32 and 2 million. For OLMo-1's own tokenizer and co
 from ml_collections import ConfigDict
 
 from olmo_jax.config import OptimizerConfig
+from olmo_jax.config.presets import OLMO, STAND_INS
 from olmo_jax.configs.single import single_run
-from olmo_jax.presets import OLMO, STAND_INS
 
 _LEARNING_RATES = {"20m": 1e-3, "60m": 1e-3, "150m": 6e-4, "300m": 6e-4, "1b": 4e-4}
 

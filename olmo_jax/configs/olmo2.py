@@ -9,8 +9,8 @@ alone there, and here the unembedding too [ours]. Context, batch and budget are 
 from ml_collections import ConfigDict
 
 from olmo_jax.config import OptimizerConfig
+from olmo_jax.config.presets import OLMO2
 from olmo_jax.configs.single import single_run
-from olmo_jax.presets import OLMO2
 
 
 def get_config(size: str = "14m") -> ConfigDict:

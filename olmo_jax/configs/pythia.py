@@ -10,8 +10,8 @@ and budget are smaller than published.
 from ml_collections import ConfigDict
 
 from olmo_jax.config import OptimizerConfig
+from olmo_jax.config.presets import PYTHIA
 from olmo_jax.configs.single import single_run
-from olmo_jax.presets import PYTHIA
 
 
 def get_config(size: str = "14m") -> ConfigDict:

@@ -14,12 +14,13 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from olmo_jax.data import DataError, built_in, debian_prose, olmo_tasks, python_packages, text_files
-from olmo_jax.data.built_in import BUILT_IN
-from olmo_jax.data.portions import Document, Portion, stored
-from olmo_jax.data_config import DataConfig
+from olmo_jax.config.data import DataConfig
+from olmo_jax.data import DataError
+from olmo_jax.data.sources import debian_prose, olmo_tasks, python_packages, registry, text_files
+from olmo_jax.data.sources.registry import BUILT_IN
+from olmo_jax.data.tokenizing.portions import Document, Portion, stored
 from olmo_jax.errors import brief
-from olmo_jax.paths import local, printable
+from olmo_jax.storage.paths import local, printable
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -51,7 +52,7 @@ class _OwnBuilder(_TextBuilder, skip_registration=True):  # type: ignore[call-ar
         super().__init__(**kwargs)
 
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        for example in built_in.OWN[self.corpus].examples(self._max_megabytes):
+        for example in registry.OWN[self.corpus].examples(self._max_megabytes):
             yield example.id, example._asdict()
 
 
@@ -177,7 +178,7 @@ def build(data: DataConfig, directory: Path) -> Corpus | Joined:
     isn't there.
     """
     place: dict[str, Any] = {"data_dir": directory, "file_format": "array_record"}
-    names = built_in.parts(data.corpus)
+    names = registry.parts(data.corpus)
     if names:
         builders = [_OWN_BUILDERS[name](max_megabytes=data.max_megabytes, **place) for name in names]
         corpora = [_written(builder) for builder in builders]

@@ -4,11 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from olmo_jax import lfs
-from olmo_jax.data import DataError, built_in, downloads, text_files
-from olmo_jax.data_config import DataConfig
-from olmo_jax.identity import canonical_json
-from olmo_jax.paths import local, printable
+from olmo_jax.config.data import DataConfig
+from olmo_jax.config.identity import canonical_json
+from olmo_jax.data import DataError
+from olmo_jax.data.sources import downloads, registry, text_files
+from olmo_jax.storage import lfs
+from olmo_jax.storage.paths import local, printable
 
 Sources = dict[str, dict[str, str]]
 
@@ -34,8 +35,8 @@ def rough_bytes(data: DataConfig) -> float:
         return 0.0
     if data.corpus == "text_files":
         return sum(text_files.rough_bytes(source, data.text_field) for source in text_files.find(data.files))
-    names = built_in.parts(data.corpus)
-    return sum(built_in.rough_bytes(name, data.max_megabytes, data.train_domains) for name in names)
+    names = registry.parts(data.corpus)
+    return sum(registry.rough_bytes(name, data.max_megabytes, data.train_domains) for name in names)
 
 
 def of(found: Sources) -> Fingerprint:
@@ -53,11 +54,11 @@ def sources(data: DataConfig, files: Sequence[text_files.Source] | None = None) 
       files: what text_files.find returns for data.files, where that is known.
     """
     if data.is_arithmetic:
-        from olmo_jax.data import arithmetic  # the tokenizer library, which the others don't need here
+        from olmo_jax.data.sources import arithmetic  # the tokenizer library, which the others don't need here
 
         return {"corpus": arithmetic.sources(data.arithmetic), "tokenizer": {"words": arithmetic.VERSION}}
-    if names := built_in.parts(data.corpus):
-        each = {name: built_in.OWN[name].sources(data.max_megabytes) for name in names}
+    if names := registry.parts(data.corpus):
+        each = {name: registry.OWN[name].sources(data.max_megabytes) for name in names}
         if len(names) == 1:
             corpus = each[names[0]]
         else:

@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from olmo_jax.data import DataError, downloads, some_of, text_files
+from olmo_jax.config.data import DataConfig
+from olmo_jax.data import DataError, some_of
 from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
-from olmo_jax.data.portions import Corpus
-from olmo_jax.data.sample import Sample, scan
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
+from olmo_jax.data.sources import downloads, text_files
+from olmo_jax.data.sources.text_corpus import Counting, TextCorpus
 from olmo_jax.data.splits import split_of
-from olmo_jax.data.text_corpus import Counting, TextCorpus
+from olmo_jax.data.tokenizing.portions import Corpus
+from olmo_jax.data.tokenizing.sample import Sample, scan
+from olmo_jax.data.tokenizing.words import bounded
 from olmo_jax.data.windows import too_few_tokens
-from olmo_jax.data.words import bounded
-from olmo_jax.data_config import DataConfig
 from olmo_jax.files import flush_folder, flush_tree
-from olmo_jax.lock import exclusive_lock
-from olmo_jax.paths import local
 from olmo_jax.signals import ended_by_signals, waited_for
+from olmo_jax.storage.lock import exclusive_lock
+from olmo_jax.storage.paths import local
 
 if TYPE_CHECKING:
     from olmo_jax.data.tokenizer import Tokenizer
@@ -90,12 +91,14 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
     say(f"reading the corpus {data.corpus}")
     write_shards: Callable[[ShardWriter], None]
     if data.is_arithmetic:
-        from olmo_jax.data import arithmetic
+        from olmo_jax.data.sources import arithmetic
 
         tokenizer = arithmetic.tokenizer(data.arithmetic)
         write_shards = functools.partial(_write_equations, data)
     else:
-        from olmo_jax.data import stream  # the tokenizer library, which most calls don't need: they find all done
+        from olmo_jax.data.tokenizing import (
+            stream,  # the tokenizer library, which most calls don't need: they find all done
+        )
 
         corpus = _corpus(data, directory, files)
         text_bytes, sample = _scanned(data, corpus)
@@ -181,7 +184,7 @@ def _training_texts(data: DataConfig, corpus: Corpus) -> Iterator[str]:
 
 
 def _write_equations(data: DataConfig, writer: ShardWriter) -> None:
-    from olmo_jax.data import arithmetic
+    from olmo_jax.data.sources import arithmetic
 
     for tokens_L in arithmetic.documents(data.arithmetic):
         writer.add("train", arithmetic.DOMAIN, tokens_L, 0)

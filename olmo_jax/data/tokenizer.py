@@ -12,8 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from olmo_jax import lfs
-from olmo_jax.data import DataError, downloads, word_cache
+from olmo_jax.data import DataError
+from olmo_jax.data.sources import downloads
+from olmo_jax.data.tokenizing import word_cache
+from olmo_jax.storage import lfs
 
 # Bytes that no UTF-8 holds, as byte-level vocabularies write them.
 _NO_UTF8 = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}

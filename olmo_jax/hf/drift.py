@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from olmo_jax import model
-from olmo_jax.model_config import ModelConfig
+from olmo_jax.config.model import ModelConfig
 
 
 def first_drift(

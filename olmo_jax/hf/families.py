@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from olmo_jax.checked import ConfigError, from_config_dict, require
+from olmo_jax.config.model import ModelConfig
+from olmo_jax.config.validation import ConfigError, from_config_dict, require
 from olmo_jax.errors import brief
-from olmo_jax.model_config import ModelConfig
 
 _WRONG_KIND = (TypeError, ValueError, AttributeError, ArithmeticError)
 

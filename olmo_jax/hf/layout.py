@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from olmo_jax import model
+from olmo_jax.config.model import ModelConfig
+from olmo_jax.execution.sharding import path_name
 from olmo_jax.hf.families import Family
-from olmo_jax.model_config import ModelConfig
-from olmo_jax.sharding import path_name
 
 # A row a token, embedded or unembedded: these lie the same way round in both.
 _BY_TOKEN = ("embedding", "unembedding")

@@ -10,10 +10,10 @@ import numpy as np
 from etils import epath
 
 from olmo_jax import model, weights
+from olmo_jax.config.model import ModelConfig
 from olmo_jax.hf.families import AI2_OLMO, Family
 from olmo_jax.hf.layout import holders_of, nested, our_shapes, split, their_shape
 from olmo_jax.hf.settings import read_config
-from olmo_jax.model_config import ModelConfig
 from olmo_jax.weights import WeightsError
 
 _NAMED_IN_ERRORS = 6

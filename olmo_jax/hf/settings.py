@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from etils import epath
 
-from olmo_jax import lfs
-from olmo_jax.checked import ConfigError
+from olmo_jax.config.model import ModelConfig
+from olmo_jax.config.validation import ConfigError
+from olmo_jax.console import say
 from olmo_jax.errors import brief
 from olmo_jax.hf.families import AI2_OLMO, FAMILIES, OLMO, Family
-from olmo_jax.model_config import ModelConfig
-from olmo_jax.progress import say
+from olmo_jax.storage import lfs
 from olmo_jax.weights import WeightsError
 
 TOKENIZER = "tokenizer.json"

@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from olmo_jax.checked import ConfigError, one_of, require
+from olmo_jax.config.model import ModelConfig
+from olmo_jax.config.validation import ConfigError, one_of, require
 from olmo_jax.hf.families import FAMILIES, Family
 from olmo_jax.hf.layout import their_tensors
 from olmo_jax.hf.settings import OURS, TOKENIZER, check_tokenizer
-from olmo_jax.model_config import ModelConfig
-from olmo_jax.paths import local
+from olmo_jax.storage.paths import local
 from olmo_jax.weights import WeightsError
 
 DTYPES = ("float32", "bfloat16")

@@ -5,7 +5,15 @@ functions take `groups`, the column that names the cluster. Definitions and trap
 """
 
 from sweeps.analysis.association import associations
-from sweeps.analysis.columns import (
+from sweeps.analysis.correlation import partial_spearman, spearman
+from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, UnknownColumnError
+from sweeps.analysis.leads import LeadLag, change_point, lead_lag
+from sweeps.analysis.mixed import mixed_effects
+from sweeps.analysis.r2 import incremental_r2
+from sweeps.analysis.saturation import Saturation, saturation_of
+from sweeps.analysis.seed_noise import seed_deviation, seed_deviations
+from sweeps.analysis.variance import variance_split
+from sweeps.table.columns import (
     FIRST_TARGETS,
     LOSS_PREFIXES,
     PRIMARY_PAIR,
@@ -21,14 +29,6 @@ from sweeps.analysis.columns import (
     spread_column,
     target_of,
 )
-from sweeps.analysis.correlation import partial_spearman, spearman
-from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, UnknownColumnError
-from sweeps.analysis.leads import LeadLag, change_point, lead_lag
-from sweeps.analysis.mixed import mixed_effects
-from sweeps.analysis.noise import seed_deviation, seed_deviations
-from sweeps.analysis.r2 import incremental_r2
-from sweeps.analysis.saturation import Saturation, saturation_of
-from sweeps.analysis.variance import variance_split
 
 __all__ = [
     "FIRST_TARGETS",

@@ -6,7 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.columns import (
+from sweeps.analysis.correlation import Form, many, partial_slopes
+from sweeps.analysis.estimate import Estimate, nothing
+from sweeps.analysis.mixed import mixed_table
+from sweeps.analysis.r2 import baseline_columns, increments
+from sweeps.analysis.seed_noise import seed_deviations
+from sweeps.table.columns import (
     FIRST_TARGETS,
     PRIMARY_PAIR,
     controls_of,
@@ -17,11 +22,6 @@ from sweeps.analysis.columns import (
     missing_as_level,
     target_of,
 )
-from sweeps.analysis.correlation import Form, many, partial_slopes
-from sweeps.analysis.estimate import Estimate, nothing
-from sweeps.analysis.mixed import mixed_table
-from sweeps.analysis.noise import seed_deviations
-from sweeps.analysis.r2 import baseline_columns, increments
 
 FORMS: dict[str, Form] = {"raw": "rank", "partial rank": "rank", "partial factor": "factor"}
 METHODS = (*FORMS, "incremental R2", "mixed effects")

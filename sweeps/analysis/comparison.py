@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sweeps.analysis.columns import PRIMARY_PAIR, geometry_columns, loss_columns
 from sweeps.analysis.estimate import numbers
-from sweeps.analysis.noise import seed_deviations
 from sweeps.analysis.pairing import Pairing, as_level, pair
+from sweeps.analysis.seed_noise import seed_deviations
+from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns
 
 # With so many pairs or fewer every choice of signs is taken, with more SAMPLED random ones.
 EXACT_PAIRS = 12
@@ -173,6 +173,6 @@ def _signs(n_pairs: int) -> np.ndarray:
 
 
 def _unit(column: str) -> str:
-    from sweeps.schema import describe  # which imports this package
+    from sweeps.table.catalog import describe  # which imports this package
 
     return describe(column).unit

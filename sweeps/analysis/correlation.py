@@ -11,10 +11,10 @@ import pandas as pd
 
 from sweeps.analysis.bootstrap import ROUNDING, interval_of_groups
 from sweeps.analysis.clusters import partial_correlation
-from sweeps.analysis.columns import as_levels
 from sweeps.analysis.encode import usable
 from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, nothing, numbers, require_column
 from sweeps.analysis.ranks import fisher_interval, p_values, ranks, unit
+from sweeps.table.columns import as_levels
 
 Form = Literal["rank", "factor"]
 

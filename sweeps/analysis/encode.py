@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.columns import as_levels
 from sweeps.analysis.estimate import numbers
+from sweeps.table.columns import as_levels
 
 # Where max is this many times min, equal steps of the column are no longer alike.
 DECADE = 10.0

@@ -1,7 +1,7 @@
 """The demonstration: 12 small models, 2 batch sizes x 3 weight decays x 2 seeds, from text to report on a laptop.
 
-    olmo-jax run --config=sweeps/configs/demo.py --workdir=demo          (`make demo`; 6 minutes on 2 cores)
-    olmo-jax run --config=sweeps/configs/demo.py:smoke --workdir=/tmp/x  (every stage, under a minute; means nothing)
+    olmo-jax run --config=demo --workdir=demo          (`make demo`; 6 minutes on 2 cores)
+    olmo-jax run --config=demo:smoke --workdir=/tmp/x  (every stage, under a minute; means nothing)
 
 Two cohorts, one a batch size. The weight decays span a dose, the sum over the steps of learning rate x weight decay,
 of .05 to 4 (methods.md section 5), the range in which decay can act as it does in paper A's suite. All values are ours.
@@ -21,8 +21,8 @@ from olmo_jax.config import (
     ProbeConfig,
     TrainConfig,
 )
-from sweeps.grid import product
-from sweeps.plan import sweep_config
+from sweeps.planning.grid import product
+from sweeps.planning.plan import sweep_config
 
 
 def get_config(size: str = "") -> ConfigDict:

@@ -10,7 +10,7 @@ longer than the model's context.
 from ml_collections import ConfigDict
 
 from olmo_jax.config import DataConfig, TrainConfig
-from sweeps.plan import sweep_config
+from sweeps.planning.plan import sweep_config
 
 
 def get_config() -> ConfigDict:

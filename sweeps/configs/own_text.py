@@ -16,8 +16,8 @@ other domains are out of domain, and `--config.evaluation.finetune.targets=('law
 from ml_collections import ConfigDict
 
 from olmo_jax.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, ProbeConfig, TrainConfig
-from sweeps.grid import cross, product, together
-from sweeps.plan import sweep_config
+from sweeps.planning.grid import cross, product, together
+from sweeps.planning.plan import sweep_config
 
 
 def get_config(files: str = "texts/*") -> ConfigDict:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from sweeps.analysis.answers import Answers
+from sweeps.analysis.results import Answers
 from sweeps.report.page import TITLE, write_report
 
 __all__ = ["write_all", "write_report"]
@@ -19,7 +19,7 @@ def write_all(folder: epath.PathLike, answers: Answers, facts: Mapping[str, str]
     """
     # matplotlib is heavy, and the command line imports this package at each command.
     from sweeps.report.figures import write_figures
-    from sweeps.report.papers import write_tables
+    from sweeps.report.latex import write_tables
 
     write_figures(epath.Path(folder) / FIGURES, answers)
     write_tables(epath.Path(folder) / TABLES, answers)

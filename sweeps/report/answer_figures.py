@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.columns import PRIMARY_PAIR, loss_columns
 from sweeps.analysis.prediction import GAIN
 from sweeps.report import figure_parts as parts
 from sweeps.report.words import setting_name
+from sweeps.table.columns import PRIMARY_PAIR, loss_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from sweeps.analysis.answers import Answers
+    from sweeps.analysis.results import Answers
 
 _MOST_METRICS, _MOST_LOSSES, _MOST_BARS, _MOST_TARGETS, _MOST_FEATURES = 30, 16, 16, 6, 12
 _NUMBERS_IN_CELLS = 150  # with more cells than this the colours alone are legible

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.answers import Answers
-from sweeps.analysis.columns import PRIMARY_PAIR, SPECTRUM, as_levels, geometry_columns, loss_columns
-from sweeps.report.claims_section import claims_data
+from sweeps.analysis.results import Answers
 from sweeps.report.curves import by_target, curve_data, metric_name, target_name, to_json
 from sweeps.report.html import format_value, is_missing
 from sweeps.report.words import setting_name
+from sweeps.studies.paper_b.section import claims_data
+from sweeps.table.columns import PRIMARY_PAIR, SPECTRUM, as_levels, geometry_columns, loss_columns
 
 # Of one run's spectra over training so many are drawn, equally far apart among those measured.
 MAX_SPECTRA = 8

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.columns import as_levels
 from sweeps.report import names
 from sweeps.report.words import setting_name
+from sweeps.table.columns import as_levels
 
 if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this package at each command
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.answers import Answers
+    from sweeps.analysis.results import Answers
 
 SINGLE, DOUBLE = 3.3, 6.9
 LOSS_LABEL = "In-domain loss, nats a token"

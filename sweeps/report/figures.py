@@ -21,17 +21,17 @@ from sweeps.report.answer_figures import (
     saturation_quadrants,
     variance_split,
 )
-from sweeps.report.claim_figures import claim_curves, claim_leads, claim_sensitivity, claim_shift
 from sweeps.report.figure_font import in_small_font, small_font
 from sweeps.report.figure_parts import style
 from sweeps.report.html import write_whole
 from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
 from sweeps.report.training_figures import geometry_over_training, spectra, training_loss
+from sweeps.studies.paper_b.figures import claim_curves, claim_leads, claim_sensitivity, claim_shift
 
 if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this package at each command
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.answers import Answers
+    from sweeps.analysis.results import Answers
 
 FIGURES: "dict[str, Callable[[Answers], Figure]]" = {
     "training_loss": training_loss,

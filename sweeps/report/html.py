@@ -35,9 +35,9 @@ def document(title: str, sections: Sequence[str], data: Mapping[str, Any], scrip
     Args:
       title: of the window. sections: HTML, already escaped.
       data: what the scripts read, as JSON in the element `data`.
-      scripts: files of this folder, run in this order.
+      scripts: files of templates/, run in this order.
     """
-    folder = importlib.resources.files("sweeps.report")
+    folder = importlib.resources.files("sweeps.report") / "templates"
     # Encoded piece by piece, for one text of all of it takes four times the memory of the page.
     return b"\n".join(
         piece.encode(errors="backslashreplace")

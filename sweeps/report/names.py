@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from sweeps.analysis.columns import target_of
 from sweeps.report.curves import metric_name, target_name
+from sweeps.table.columns import target_of
 
 
 def column_name(column: str) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from sweeps.analysis.answers import Answers
+from sweeps.analysis.results import Answers
 from sweeps.report import sections, statistics
-from sweeps.report.claims_section import claims_section
 from sweeps.report.data import page_data
-from sweeps.report.findings import findings
 from sweeps.report.html import document, write_whole
 from sweeps.report.results import facts_section, results_section
+from sweeps.report.sentences import findings
+from sweeps.studies.paper_b.section import claims_section
 
 TITLE = "Geometry, performance and training"
 SCRIPTS = ("base.js", "tables.js", "training.js", "relations.js", "answers.js", "claims.js", "start.js")
@@ -28,7 +28,7 @@ def write_report(
 
     Args:
       path_dir: folder of the report, made if it isn't there.
-      answers: of the sweep; see sweeps.analysis.answers.
+      answers: of the sweep; see sweeps.analysis.results.
       facts: how the page was made, shown in this order: command, versions, hashes, seconds.
       title: the page's heading.
 

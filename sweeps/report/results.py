@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from sweeps.analysis.answers import Answers
-from sweeps.analysis.columns import as_levels
+from sweeps.analysis.results import Answers
 from sweeps.report.html import escape, format_value, section, sortable_table, value_cell
 from sweeps.report.words import setting_name
+from sweeps.table.columns import as_levels
 
 # With more rows or cells than this only final rows stand in the page; all are in results.csv and results.parquet.
 MAX_TABLE_ROWS = 500

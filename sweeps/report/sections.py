@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sweeps.analysis.answers import Answers
-from sweeps.report import claims_section
+from sweeps.analysis.results import Answers
 from sweeps.report.curves import by_target, target_name
-from sweeps.report.findings import Finding
 from sweeps.report.html import escape, options, section
-from sweeps.report.row_findings import against_unigram, caveat
+from sweeps.report.row_sentences import against_unigram, caveat
+from sweeps.report.sentences import Finding
+from sweeps.studies.paper_b import section as claims_section
 
 # Sections by their ids, in the page's order, as its contents name them; that on local dimension comes after training
 # where a sweep has an experiment on it.

@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis.answers import Answers
-from sweeps.analysis.columns import PRIMARY_PAIR, target_of
+from sweeps.analysis.results import Answers
 from sweeps.analysis.saturation import Saturation
 from sweeps.report.curves import metric_name, target_name
 from sweeps.report.html import cell, escape, estimate_cell, section, sortable_table
 from sweeps.report.words import counted, describe, setting_name, signed
+from sweeps.table.columns import PRIMARY_PAIR, target_of
 
 # So many targets of the probe show their correlations at once, the others when asked.
 OPEN_TARGETS = 1

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.columns import PRIMARY_PAIR
 from sweeps.report import figure_parts as parts
 from sweeps.report.words import setting_name
+from sweeps.table.columns import PRIMARY_PAIR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.answers import Answers
+    from sweeps.analysis.results import Answers
 
 _METRIC, _LOSS = PRIMARY_PAIR
 _RANK_LABEL = "Effective rank of W, % of D"

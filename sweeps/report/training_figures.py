@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.columns import FIRST_TARGETS, SPECTRUM, geometry_columns
 from sweeps.report import figure_parts as parts
 from sweeps.report.curves import LOSS, MAX_POINTS, by_target, metric_name, target_name, thinned
+from sweeps.table.columns import FIRST_TARGETS, SPECTRUM, geometry_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.answers import Answers
+    from sweeps.analysis.results import Answers
 
 # Of a target so many metrics are drawn, of a sweep so many spectra, each at so many steps.
 _MOST_METRICS, _MOST_RUNS, _MOST_STEPS = 3, 4, 8

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import roofline
 from benchmarks.roofline import SHAPES, Shape
-from olmo_jax import flops, optimizer
+from olmo_jax import optimizer
+from olmo_jax.execution import flops
 from olmo_jax.optimizer import Hyper
 
 

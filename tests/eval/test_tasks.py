@@ -10,7 +10,7 @@ from eval import tasks
 from olmo_jax import model
 from olmo_jax.config import ConfigError
 from olmo_jax.data import DataError
-from olmo_jax.data.task_items import Item
+from olmo_jax.data.sources.task_items import Item
 from olmo_jax.data.tokenizer import train_bpe
 from tests.olmo_jax.variants import FAMILIES, VARIANTS
 

@@ -22,8 +22,9 @@ from tests.fuzz.subjects import SUBJECTS, make
 ROOT = Path(__file__).parents[2]
 # Imported once, before processes are forked; none of it may touch JAX's backend, which doesn't outlive a fork.
 HEAVY = (
-    "sweeps.cli", "sweeps.run", "sweeps.config_file", "sweeps.record", "sweeps.status", "sweeps.reporting",
-    "sweeps.weights_table", "sweeps.continuations", "sweeps.export_run", "sweeps.import_run", "sweeps.compare",
+    "sweeps.cli", "sweeps.running.stages", "sweeps.planning.config_file", "sweeps.planning.record",
+    "sweeps.running.status", "sweeps.report.stage", "sweeps.models.geometry", "sweeps.models.generate",
+    "sweeps.models.export_run", "sweeps.models.import_run", "sweeps.report.compare",
     "sweeps.configs.imported", "olmo_jax.data.corpus", "olmo_jax.data.tokenizer", "jax", "orbax.checkpoint", "grain",
     "tensorflow_datasets", "pandas", "pyarrow.parquet", "zstandard", "yaml", "tokenizers", "safetensors.numpy",
     "matplotlib.pyplot", "plotly.graph_objects", "scipy.stats", "sklearn.linear_model", "statsmodels.api",

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from olmo_jax.config import CheckpointConfig, DataConfig, ModelConfig, TrainConfig
-from sweeps.plan import sweep_config
+from sweeps.planning.plan import sweep_config
 
 
 def get_config(file: str = "corpus.jsonl") -> ConfigDict:

@@ -215,7 +215,7 @@ def _model(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     import jax
 
     from olmo_jax import hf, model
-    from olmo_jax.presets import OLMO, OLMO2, PYTHIA
+    from olmo_jax.config.presets import OLMO, OLMO2, PYTHIA
 
     folder.mkdir()
     published = {"olmo": OLMO["4m"], "ai2": OLMO["4m"], "olmo2": OLMO2["14m"], "neox": PYTHIA["14m"]}[name]
@@ -264,8 +264,8 @@ def _tables(folder: Path, workdir: Path) -> None:
     """Two sweeps' tables alone, the second's losses a little higher."""
     from etils import epath
 
-    from sweeps.record import recorded_plan
-    from sweeps.table import build_table, write_table
+    from sweeps.planning.record import recorded_plan
+    from sweeps.table.table import build_table, write_table
 
     table = build_table(epath.Path(workdir), recorded_plan(epath.Path(workdir)).evaluation)
     for name, by in (("first", 0.0), ("second", 0.125)):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from olmo_jax import cohort as cohorts
-from olmo_jax import model, sharding
+from olmo_jax import model
 from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig
-from olmo_jax.data import feed as feeds
-from olmo_jax.data.feed import Feed
-from olmo_jax.decide import decide
-from olmo_jax.program import compile_steps, initial_state
+from olmo_jax.data import batches as feeds
+from olmo_jax.data.batches import Feed
+from olmo_jax.execution import sharding
+from olmo_jax.execution.memory import decide
+from olmo_jax.execution.program import compile_steps, initial_state
 
 STEPS = 8
 ONE_DEVICE = MeshConfig(member=1)
@@ -215,8 +216,8 @@ def test_a_member_that_turns_non_finite_moves_no_bit_of_its_neighbours(runs, ind
 @pytest.mark.slow
 def test_64_members_train_as_64_runs_do(runs, index, vary):
     """The smallest model of the paper's suite at CPU scale; each member's losses are those of the run alone."""
-    from sweeps.configs import paper
-    from sweeps.plan import point_config, read_sweep
+    from sweeps.planning.plan import point_config, read_sweep
+    from sweeps.studies.paper_a import paper
 
     smallest = point_config(read_sweep(paper.get_config("cpu")), 4).model
     settings = {"model": smallest, "data": runs[0].config.data, "tokens": 20 * 64}

@@ -21,9 +21,9 @@ from olmo_jax.config import (
     TextsConfig,
     TrainConfig,
 )
-from olmo_jax.data import arithmetic
 from olmo_jax.data.prepare import prepare
-from olmo_jax.metrics import read_jsonl
+from olmo_jax.data.sources import arithmetic
+from olmo_jax.logs.metrics import read_jsonl
 from olmo_jax.train import train_cohort, write_run_files
 
 BATCH, STEPS = 16, 40

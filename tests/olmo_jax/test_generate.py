@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from olmo_jax import generate, model
-from olmo_jax.checked import ConfigError
+from olmo_jax.config.validation import ConfigError
 from tests.olmo_jax.variants import FAMILIES, VARIANTS
 
 

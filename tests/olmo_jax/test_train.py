@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from etils import epath
 
-from olmo_jax import checkpoint, model, sharding
-from olmo_jax import decide as deciding
+from olmo_jax import checkpoint, model
 from olmo_jax.checkpoint import CheckpointError, load_run, load_stack, member_lists
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
-from olmo_jax.decide import decide
-from olmo_jax.lock import LockError
-from olmo_jax.metrics import read_jsonl
-from olmo_jax.program import compile_steps
-from olmo_jax.run_status import read_status
+from olmo_jax.execution import memory as deciding
+from olmo_jax.execution import sharding
+from olmo_jax.execution.memory import decide
+from olmo_jax.execution.program import compile_steps
+from olmo_jax.logs.metrics import read_jsonl
+from olmo_jax.storage.lock import LockError
+from olmo_jax.storage.run_status import read_status
 from olmo_jax.train import train_cohort, write_run_files
 
 

@@ -21,10 +21,10 @@ from olmo_jax.config import (
     TextsConfig,
     TrainConfig,
 )
+from olmo_jax.config.presets import GROKKING
 from olmo_jax.data.prepare import prepare
-from olmo_jax.metrics import read_jsonl
-from olmo_jax.presets import GROKKING
-from olmo_jax.texts import passages, read_states
+from olmo_jax.logs.metrics import read_jsonl
+from olmo_jax.probes.texts import passages, read_states
 from olmo_jax.train import train_cohort, write_run_files
 
 pytestmark = pytest.mark.oracle

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from olmo_jax import generate, hf, loss, model
-from olmo_jax.presets import OLMO, OLMO2, PYTHIA
+from olmo_jax.config.presets import OLMO, OLMO2, PYTHIA
 from tests.oracles import models
 
 pytestmark = pytest.mark.oracle

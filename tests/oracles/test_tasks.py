@@ -9,8 +9,8 @@ import pytest
 
 from eval import tasks
 from olmo_jax import hf
-from olmo_jax.data import downloads, task_items
 from olmo_jax.data import tokenizer as tokenizers
+from olmo_jax.data.sources import downloads, task_items
 from tests.oracles import models
 
 pytestmark = pytest.mark.oracle

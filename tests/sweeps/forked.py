@@ -4,7 +4,16 @@ import multiprocessing
 import os
 import sys
 
-HEAVY = ["sweeps.cli", "jax", "orbax.checkpoint", "optax", "sweeps.run", "sweeps.config_file", "sweeps.mirror", "grain"]
+HEAVY = [
+    "sweeps.cli",
+    "jax",
+    "orbax.checkpoint",
+    "optax",
+    "sweeps.running.stages",
+    "sweeps.planning.config_file",
+    "sweeps.remote.mirror",
+    "grain",
+]
 
 
 def start(arguments, compiled, stderr=None, **environment):

@@ -11,15 +11,16 @@ import pytest
 from etils import epath
 
 from eval.config import EvalConfig
-from sweeps import cli, stage_times
+from sweeps import cli
 from sweeps.arguments import parse
-from sweeps.config_file import load_config, override_evaluation
+from sweeps.planning.config_file import load_config, override_evaluation
 from sweeps.report import figures
+from sweeps.running import stage_times
 
 RUN = """
 from ml_collections import ConfigDict
 from olmo_jax.config import TrainConfig, to_config_dict
-from sweeps.grid import product, together
+from sweeps.planning.grid import product, together
 
 def get_config(arg=""):
     train = to_config_dict(TrainConfig(name="cli", tokens=8 * 64))
@@ -376,8 +377,8 @@ def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_pa
 
 
 def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path):
-    from sweeps import plan as plans
-    from sweeps import record as records
+    from sweeps.planning import plan as plans
+    from sweeps.planning import record as records
 
     plan = plans.resolve(plans.read_sweep(load_config([f"--config={config}:one"])))
     records.pin(epath.Path(tmp_path), plan, {})
@@ -508,7 +509,7 @@ def test_an_engine_or_processes_that_are_none_are_refused(config, capsys, tmp_pa
 
 
 def test_a_whole_number_of_many_digits_is_written_out():
-    from sweeps.config_file import _whole
+    from sweeps.planning.config_file import _whole
 
     assert _whole("1e28") == 10**28
     assert _whole("1e999999") is None

@@ -55,7 +55,7 @@ def test_every_character_can_be_written(monkeypatch):
 
 def test_a_bar_is_drawn_where_only_ascii_can_be(monkeypatch):
     """As rich does on a terminal; what the note holds is anybody's."""
-    from olmo_jax.progress import progress
+    from olmo_jax.console import progress
 
     monkeypatch.setattr(sys, "stderr", stream("ascii"))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
@@ -167,7 +167,7 @@ def test_who_leaves_a_pipe_early_sees_no_error():
 
 def test_messages_are_one_line_but_for_lists(capsys):
     from olmo_jax.errors import UserError
-    from sweeps.task import LaunchError
+    from sweeps.remote.task import LaunchError
 
     assert cli._fail(1, str(UserError("a  b:\n   c\n\nd"))) == 1
     assert capsys.readouterr().err == "olmo-jax: a  b: c d\n"

@@ -13,7 +13,7 @@ import dataclasses
 from eval.config import EvalConfig, QuantizeConfig
 from olmo_jax.config import ProbeConfig, TrainConfig, from_config_dict
 from sweeps.configs import demo
-from sweeps.plan import sweep_config
+from sweeps.planning.plan import sweep_config
 
 def get_config():
     train = from_config_dict(TrainConfig, demo.get_config().train)

@@ -38,7 +38,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from eval import lm_loss, tasks
-    from olmo_jax.data.task_items import Item
+    from olmo_jax.data.sources.task_items import Item
 
     model, params_M = training.models(case)
     random = np.random.default_rng(0)

@@ -36,8 +36,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
     import numpy as np
 
-    from olmo_jax.probe import choose_documents, make_probes
-    from olmo_jax.probe_config import ProbeConfig
+    from olmo_jax.config.probe import ProbeConfig
+    from olmo_jax.probes.geometry import choose_documents, make_probes
 
     ours = training.stack(case)
     step_seconds = training.timed(ours.seconds)[0] / case["steps"]

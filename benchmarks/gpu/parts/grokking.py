@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.gpu.part import Column
 
 NAME = "grokking"
-TITLE = "`olmo-jax run --config=sweeps/configs/grokking.py:gpu --config.train.optimizer.weight_decay=0.1`, 45 models."
+TITLE = "`olmo-jax run --config=grokking:gpu --config.train.optimizer.weight_decay=0.1`, 45 models."
 VERSION = 1
 NEEDS = ("grain", "tensorflow_datasets", "orbax", "tokenizers", "pandas", "statsmodels", "sklearn", "plotly")
 COLUMNS = (
@@ -41,7 +41,7 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 
 
 def _case(verb: str, scale: str, overrides: list[str]) -> dict[str, Any]:
-    return {"command": [verb, f"--config=sweeps/configs/grokking.py:{scale}", *overrides]}
+    return {"command": [verb, f"--config=sweeps/studies/paper_b/grokking.py:{scale}", *overrides]}
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:

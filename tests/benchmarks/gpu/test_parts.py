@@ -5,8 +5,8 @@ import pytest
 from benchmarks.gpu import training
 from benchmarks.gpu.part import all_parts
 from benchmarks.gpu.parts import cohorts, processes
-from olmo_jax import compute
 from olmo_jax.config import ComputeConfig
+from olmo_jax.execution import plan
 
 TRAINING = [
     pytest.param(case, id=f"{part.NAME}-{name}")
@@ -21,7 +21,7 @@ def test_a_case_is_a_model_that_cudnns_attention_takes(case):
     model = training.model_of(case)
     model.check("model")
     config = ComputeConfig(steps_per_call=case["steps"])
-    chosen = compute.decide(config, model, case["batch"], case["length"], "auto", case["members"], "gpu")
+    chosen = plan.decide(config, model, case["batch"], case["length"], "auto", case["members"], "gpu")
     assert chosen.attention == "cudnn"
     assert chosen.mapping == "vmap"
     assert case["length"] <= model.context_length

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.gpu import child, results
 from benchmarks.gpu.part import Column, UsageError, all_parts, chosen_parts, missing_modules
-from olmo_jax.checked import ConfigError
+from olmo_jax.config.validation import ConfigError
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "jax": "0.11.2", "jaxlib": "0.11.2", "commit": "abc", "driver": "1"}
 FILE = "squares-nvidia-h100-80gb-hbm3.json"

@@ -21,7 +21,7 @@ from olmo_jax.data.corpus import TextFiles
 from olmo_jax.data.fingerprint import sources
 from olmo_jax.data.prepare import fingerprint, prepare
 from olmo_jax.data.shards import TokenIndex
-from tests.olmo_jax.data.processes import ended
+from tests.olmo_jax.data.tokenizing.processes import ended
 
 replace = dataclasses.replace
 CHECKOUT = Path(__file__).parents[3]
@@ -287,7 +287,8 @@ def test_one_large_text_can_be_split(story_config, story_file, tmp_path, change,
 
 _IN_SMALL_PORTIONS = (
     "import json, sys; from pathlib import Path; from olmo_jax.config import *; "
-    "from olmo_jax.data import stream, text_corpus, workers; from olmo_jax.data.prepare import prepare; "
+    "from olmo_jax.data.tokenizing import stream, workers; from olmo_jax.data.sources import text_corpus; "
+    "from olmo_jax.data.prepare import prepare; "
     "text_corpus.AT_ONCE, workers._FEW, workers.cores, stream._SECONDS_BETWEEN_LINES = 2000, 1, lambda: 2, 0; "
     "config = from_config_dict(DataConfig, json.loads(sys.argv[1])); "
     "prepare(config, Path(sys.argv[2]), lambda line: print(line, flush=True))"

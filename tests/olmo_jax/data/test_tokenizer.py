@@ -6,8 +6,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from olmo_jax.config import ConfigError, DataConfig
-from olmo_jax.data import DataError, downloads
+from olmo_jax.data import DataError
 from olmo_jax.data.fingerprint import fingerprint
+from olmo_jax.data.sources import downloads
 from olmo_jax.data.tokenizer import load, of_olmo, of_prepared, train_bpe
 
 EOS = "<|endoftext|>"

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from olmo_jax import hf, loss, model
 from olmo_jax.config import ConfigError
+from olmo_jax.config.presets import OLMO, OLMO2, PYTHIA
 from olmo_jax.data.tokenizer import train_bpe
 from olmo_jax.hf.settings import eos_of, read_config
-from olmo_jax.presets import OLMO, OLMO2, PYTHIA
 from olmo_jax.weights import WeightsError
 
 STORED = pathlib.Path(__file__).parent / "stored"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.columns import controls_of, final_rows
+from sweeps.table.columns import controls_of, final_rows
 
 EVIL = "a_$b$^{\\x}<b>&\"'%#~"
 METRICS = ["unembedding/effective_rank_percent", "unembedding/mean_cosine", "final_states/effective_rank"]

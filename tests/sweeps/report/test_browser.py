@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.report import made_up
-from sweeps.analysis.answers import answer
+from sweeps.analysis.results import answer
 from sweeps.report import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

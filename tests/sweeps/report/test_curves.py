@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 
 from geometry.probe import COUNTS
-from sweeps.analysis import columns as table_columns
 from sweeps.report import curves
 from sweeps.report.curves import MAX_POINTS, curve_data, metric_name, target_name
+from sweeps.table import columns as table_columns
 
 
 def run(steps=1000, **columns):

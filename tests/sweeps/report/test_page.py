@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.analysis.answers import answer
+from sweeps.analysis.results import answer
 from sweeps.report import page as pages
 from sweeps.report import statistics, write_report
 from sweeps.report.curves import MAX_POINTS

@@ -1,0 +1,1 @@
+"""One file per evaluation of a checkpoint."""

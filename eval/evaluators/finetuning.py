@@ -1,0 +1,317 @@
+"""Fine-tuning of a stack of models: each learning rate and each seed a member beside the others."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from eval import results, task_rows, tasks
+from eval.config import EvalConfig, FinetuneConfig
+from eval.material import Material, Stack, StoppedError
+from eval.results import Evaluation, Measured
+from olmo_jax import cohort, optimizer
+from olmo_jax.cohort import Shape
+from olmo_jax.config import OptimizerConfig, TrainConfig
+from olmo_jax.config.identity import identity_fields
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.data.sources import task_items
+from olmo_jax.data.windows import in_order, train_windows
+from olmo_jax.execution import plan as computing
+from olmo_jax.probes.geometry import make_probes
+from olmo_jax.probes.texts import Passage, scored_passage, text_passages, texts_by_name
+from olmo_jax.storage.names import file_name
+from olmo_jax.train import probe_documents
+
+Row = dict[str, float]
+# The tokens `[S, B, L + 1]` of a step, for each seed, and the weights `[S, B, L]` of its predictions or None.
+Batches = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+
+
+class Course(NamedTuple):
+    """What became of one model at one learning rate and seed: a row of numbers a point on the way, and the step at
+    which it turned non-finite, or -1.
+
+    A model that did keeps its last finite parameters, which say nothing of fine-tuning: leave it out.
+    """
+
+    rows: list[Row]
+    diverged_at: int
+
+
+def finetune(
+    config: FinetuneConfig,
+    shape: Shape,
+    params_M: Any,
+    batches: Batches,
+    measure: Callable[[Any], list[Row]],
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[tuple[float, int], list[Course]]:
+    """Continues every model of a stack at every learning rate and seed, as one cohort of rates x seeds x models.
+
+    Args:
+      shape: of the cohort that the models come from, with the batch size and sequence length of `batches`.
+      params_M: their parameters, stacked. batches: by step, counted from 0.
+      measure: from a stack of parameters to a row of numbers each; asked at `config.points` steps.
+      stop: whether to leave, asked at each step.
+
+    Returns:
+      The course of each model, by (learning rate, seed). Raises StoppedError if `stop` says so.
+    """
+    models = len(jax.tree.leaves(params_M)[0])
+    places = [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
+    runs = [_run(config, shape, rate, seed) for rate, seed in places]
+    hyper = jax.tree.map(lambda *xs: jnp.repeat(jnp.stack(xs), models), *map(optimizer.hyper, runs))
+    start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
+    state = _initial(start)
+    # What else the training was told is of its machine and batch.
+    compute = computing.forward(shape.model)._replace(remat=shape.compute.remat, members=models * len(places))
+    seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
+
+    rows: list[list[Row]] = [[] for _ in seed_M]
+    total = runs[0].total_steps
+    due = {round(total * (k + 1) / config.points) for k in range(config.points)} - {0}
+    for i in range(total):
+        if stop():
+            raise StoppedError
+        tokens_SBL, weights_SBl = batches(i)
+        weights_MBl = None if weights_SBl is None else weights_SBl[seed_M]
+        state, metrics = _step(shape, compute, state, hyper, tokens_SBL[seed_M], weights_MBl)
+        if i + 1 in due:
+            at = {"step": float(i + 1), "tokens": float((i + 1) * shape.tokens_per_step)}
+            trained_M = np.asarray(metrics.loss)
+            for m, row in enumerate(measure(state.params)):
+                rows[m].append(at | {"train_loss": float(trained_M[m])} | row)
+    diverged_M = np.asarray(state.diverged_at).tolist()
+    courses = [Course(of, diverged_at) for of, diverged_at in zip(rows, diverged_M, strict=True)]
+    return {place: courses[p * models : (p + 1) * models] for p, place in enumerate(places)}
+
+
+@jax.jit
+def _initial(params_M: Any) -> cohort.State:
+    return jax.vmap(cohort.init_member)(params_M)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "compute"), donate_argnames="state")
+def _step(shape: Shape, compute: Any, state: Any, hyper: Any, tokens_MBL: Any, weights_MBl: Any) -> Any:
+    def one(state: Any, h: Any, tokens_BL: Any, *weights_Bl: Any) -> Any:
+        return cohort.member_step(shape, state, h, tokens_BL, None, compute, *weights_Bl)
+
+    given = () if weights_MBl is None else (weights_MBl,)
+    return cohort.over_members(one, shape.mapping)(state, hyper, tokens_MBL, *given)
+
+
+def _run(config: FinetuneConfig, shape: Shape, rate: float, seed: int) -> TrainConfig:
+    """The run that one learning rate and seed of the fine-tuning amount to."""
+    adamw = OptimizerConfig(
+        learning_rate=rate,
+        weight_decay=config.weight_decay,
+        warmup_fraction=config.warmup_fraction,
+        final_fraction=0.0,
+        schedule="linear",
+    )
+    base = TrainConfig(tokens=max(config.tokens, shape.tokens_per_step), data_seed=seed, optimizer=adamw)
+    data = dataclasses.replace(base.data, batch_size=shape.batch_size, sequence_length=shape.sequence_length)
+    return dataclasses.replace(base, data=data)
+
+
+def text_batches(material: Material, domain: str, config: FinetuneConfig) -> Batches:
+    """Windows of a domain's training text, in the order of each seed."""
+    length = material.shape.sequence_length
+    streams = [train_windows(material.index, (domain,), length, config.batch_size, seed) for seed in config.seeds]
+    return lambda step: (np.stack([stream[step] for stream in streams]), None)
+
+
+def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[Passage]:
+    """What config.probe.texts names, "train" and "validation" being those of the domain that is trained on.
+
+    Raises ConfigError for a text that isn't there or is too short.
+    """
+    config = shape.probe.texts
+    return text_passages(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
+
+
+def item_passages(material: Material, task: str, config: FinetuneConfig) -> list[Passage]:
+    """The same where a task is trained on: "train" and "validation" are its items with their right answers."""
+    texts, index = material.shape.probe.texts, material.index
+    found = []
+    for name in texts.names:
+        if name in ("train", "validation"):
+            tokens_Nl, weights_NL = _right_answers(material, task, config, name)
+            drawn = np.random.default_rng(0).permutation(len(tokens_Nl))[: texts.documents]  # they come by length
+            found.append(scored_passage(texts, name, tokens_Nl[drawn], weights_NL[drawn] > 0))
+        else:
+            found += text_passages(texts, {name: index.documents("validation", name)}, index.eos_id)
+    return found
+
+
+def _right_answers(material: Material, task: str, config: FinetuneConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Items with their right answers: tokens `[N, L + 1]`, and the weights `[N, L]` of what they predict."""
+    items = task_items.items(task, split)
+    if split == "train" and config.train_items:
+        drawn = np.random.default_rng(0).permutation(len(items))[: config.train_items]
+        items = [items[i] for i in sorted(drawn)]
+    right = [item._replace(contexts=(item.context,), choices=(item.choices[item.gold],), gold=0) for item in items]
+    return _in_one_length(task_rows.pieces(right, material.tokenizer, config.item_tokens), config.item_tokens)
+
+
+def item_batches(material: Material, task: str, config: FinetuneConfig) -> Batches:
+    """Training items with their right answers, whose tokens alone bear loss, in the order of each seed."""
+    tokens_Nl, weights_NL = _right_answers(material, task, config, "train")
+    orders = [in_order(range(len(tokens_Nl)), config.batch_size, seed) for seed in config.seeds]
+
+    def of_step(step: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen_SB = np.stack([order[step] for order in orders])
+        return tokens_Nl[chosen_SB], weights_NL[chosen_SB]
+
+    return of_step
+
+
+def _in_one_length(pieces: Sequence[task_rows.Piece], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces as `[N, L + 1]` tokens and the weights `[N, L]` of what they predict, a row each, by length."""
+
+    def sizes(piece: task_rows.Piece) -> tuple[int, int]:
+        """Which of few lengths a row has: the order of rows decides which of them a seed draws, and in what order."""
+        read = min(_doubled(32, len(piece.before) + len(piece.targets) - 1), length)
+        return read, min(_doubled(8, len(piece.targets)), read)
+
+    tokens_Nl = np.zeros((len(pieces), length + 1), np.int32)
+    weights_NL = np.zeros((len(pieces), length), np.float32)
+    for n, piece in enumerate(sorted(pieces, key=sizes)):
+        start, stop = len(piece.before), len(piece.before) + len(piece.targets)
+        tokens_Nl[n, :stop] = np.concatenate([piece.before, piece.targets])
+        weights_NL[n, start - 1 : stop - 1] = 1
+    return tokens_Nl, weights_NL
+
+
+def _doubled(number: int, least: int) -> int:
+    """The first of number, 2 number, 4 number, ... that isn't below `least`."""
+    while number < least:
+        number *= 2
+    return number
+
+
+def evaluations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
+    """One for each target and learning rate; then for each target the best of these."""
+    tuning = config.finetune
+    shared = {
+        k: list(v) if isinstance(v, tuple) else v
+        for k, v in identity_fields(tuning).items()
+        if k not in ("targets", "learning_rates", "most_members") and (k != "train_items" or v)
+    }
+    found = []
+    for target in tuning.targets:
+        settings = text | shared | {"target": target}
+        for rate in tuning.learning_rates:
+            found.append(Evaluation("finetune", f"{_name(target)}_lr{rate:g}", settings | {"learning_rate": rate}))
+        rates = {"learning_rates": list(tuning.learning_rates)}
+        found.append(Evaluation("finetune_best", f"{_name(target)}_best", settings | rates))
+    return found
+
+
+def measure(stack: Stack, chosen: Sequence[Evaluation]) -> Iterator[list[Measured]]:
+    """What `chosen`, evaluations as above, say of each model: their learning rates are trained together.
+
+    Loss by domain after fine-tuning as of any model, mean over seeds, and with it:
+      target: nats per token on the target's validation text, or of the right answers; target_accuracy of a task.
+      forgetting: the in-domain loss less that before.
+      best/...: step, target, forgetting and the averages at the point with the least target loss.
+      spread/...: standard deviation over seeds, if there are several.
+      geometry/...: what the run's probe measures.
+    NaN where a seed diverged. The point is chosen on the validation text that its loss is reported of, so that the best
+    of few points and rates is a little too good.
+    """
+    for target in dict.fromkeys(e.settings["target"] for e in chosen):
+        rates = tuple(e.settings["learning_rate"] for e in chosen if e.settings["target"] == target)
+        before, courses = _courses(stack, target, rates)
+        for rate in rates:
+            by_seed = [courses[rate, seed] for seed in stack.material.config.finetune.seeds]
+            yield [_told(stack, before[m], [of[m] for of in by_seed]) for m in range(len(stack.models))]
+
+
+def _courses(
+    stack: Stack, target: str, rates: tuple[float, ...]
+) -> tuple[list[Row], dict[tuple[float, int], list[Course]]]:
+    """A row for each model before fine-tuning, and the courses of all."""
+    material = stack.material
+    config = dataclasses.replace(material.config.finetune, learning_rates=rates)
+    task = target.removeprefix("task:") if target.startswith("task:") else ""
+    length = config.item_tokens if task else material.shape.sequence_length
+    batches = item_batches(material, task, config) if task else text_batches(material, target, config)
+    shape = dataclasses.replace(material.shape, batch_size=config.batch_size, sequence_length=length)
+    documents = probe_documents(material.cohort, material.index)
+    read = item_passages(material, task, config) if task else domain_passages(shape, material.index, target)
+    vocabulary = material.index.vocab_size
+    probes = make_probes(shape.probe, shape.model, vocabulary, documents, shape.mapping, passages=read)
+
+    def measure_all(params: Any) -> list[Row]:
+        losses = stack.losses if params is stack.params_M else stack.losses_of(params)
+        rows: list[Row] = [dict(row) for row in stack.summaries(losses.by_domain)]
+        if task:
+            rows_of_task = material.rows(task, config.task_items, config.item_tokens)
+            scores = tasks.score(shape.model, params, rows_of_task, material.config.batch_size)
+            right_C = rows_of_task.place_C == rows_of_task.gold_I[rows_of_task.item_C]
+            nats_M = -scores.log_likelihood_MC[:, right_C].sum(axis=1) / rows_of_task.tokens_C[right_C].sum()
+            for row, of_task, nats in zip(rows, tasks.metrics(rows_of_task, scores), nats_M, strict=True):
+                row |= {"target": float(nats), "target_accuracy": of_task["accuracy"]}
+        else:
+            for row in rows:
+                row["target"] = row[target]
+        for probe in probes.values():
+            found = {k: np.asarray(v) for k, v in probe(params).items()}
+            for m, row in enumerate(rows):
+                row |= {f"geometry/{name}": float(x_M[m]) for name, x_M in found.items()}
+        return rows
+
+    return measure_all(stack.params_M), finetune(config, shape, stack.params_M, batches, measure_all, material.stop)
+
+
+def _told(stack: Stack, before: Row, courses: Sequence[Course]) -> Measured:
+    """One model at one learning rate, over seeds."""
+    along, ends, bests = [], [], []
+    for seed, course in zip(stack.material.config.finetune.seeds, courses, strict=True):
+        rows = [row | {"forgetting": row["in_domain"] - before["in_domain"]} for row in course.rows]
+        if course.diverged_at >= 0:  # the parameters before it blew up would pass for a gentle fine-tuning
+            rows = [row | dict.fromkeys(row.keys() - {"step", "tokens"}, math.nan) for row in rows]
+        along += [{"seed": float(seed)} | row for row in rows]
+        ends.append(rows[-1])
+        bests.append(min(rows, key=lambda row: row["target"] if math.isfinite(row["target"]) else math.inf))
+    shown = ("target", "target_accuracy", "forgetting", *stack.averages)
+    metrics = {name: float(np.mean([row[name] for row in ends])) for name in ends[0] if name not in ("step", "tokens")}
+    metrics |= {f"best/{n}": float(np.mean([row[n] for row in bests])) for n in ("step", *shown) if n in bests[0]}
+    if len(courses) > 1:
+        metrics |= {f"spread/{n}": float(np.std([row[n] for row in ends], ddof=1)) for n in shown if n in ends[0]}
+    if not math.isfinite(metrics.get("best/target", math.nan)):
+        metrics["best/step"] = math.nan
+    metrics["diverged"] = float(sum(course.diverged_at >= 0 for course in courses))
+    return Measured(metrics, {"before": before, "along": along})
+
+
+def best(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+    """The learning rate with the least target loss at its best point, from the stored results of all of them."""
+    return [_best(stack.material.workdir, run, step, evaluation) for run, step in stack.models]
+
+
+def _best(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> Measured:
+    shared = {k: v for k, v in evaluation.settings.items() if k != "learning_rates"}
+    found = {}
+    for rate in evaluation.settings["learning_rates"]:
+        name = f"{_name(evaluation.settings['target'])}_lr{rate:g}"
+        stored = results.read(workdir, run, step, Evaluation("finetune", name, shared | {"learning_rate": rate}))
+        if stored is not None and stored["metrics"]["best/target"] is not None:
+            found[rate] = stored["metrics"]
+    if not found:
+        return Measured({"learning_rate": math.nan}, {})
+    rate = min(found, key=lambda r: found[r]["best/target"])
+    at_best = {k.removeprefix("best/"): v for k, v in found[rate].items() if k.startswith("best/")}
+    return Measured({"learning_rate": rate} | at_best, {})
+
+
+def _name(target: str) -> str:
+    """The target in a result's name."""
+    return "finetune_" + file_name(target.replace("task:", "task_", 1))

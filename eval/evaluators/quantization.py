@@ -1,0 +1,112 @@
+"""Bits x methods x scopes: a stack of models after quantisation, and how far its matrices are from what they were."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.config import SCOPES, QuantizeConfig
+from eval.evaluators.calibrate import Method, gptq_params
+from eval.material import Stack
+from eval.quantize import quantize_params
+from eval.results import Evaluation, Measured
+from olmo_jax.console import say
+from olmo_jax.execution.sharding import path_name
+from olmo_jax.storage.names import file_name
+
+
+def evaluations(config: QuantizeConfig, text: dict[str, Any]) -> list[Evaluation]:
+    """One for each method, scope and width; `text` are the settings of the losses."""
+    how = {name: getattr(config, name) for name in ("granularity", "group_size", "symmetric", "grid")}
+    found = []
+    for method in config.methods:
+        for scope in config.scopes:
+            for bits in config.bits:
+                settings = text | how | {"bits": bits, "pattern": SCOPES.get(scope, scope)}
+                if method == "gptq":
+                    settings |= {k: getattr(config, k) for k in ("act_order", "damping", "calibration_tokens")}
+                name = f"{method}_{bits}" + ("" if scope == "blocks" else f"_{file_name(scope)}")
+                found.append(Evaluation(method, name, settings))
+    return found
+
+
+def round_to_nearest(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+    """Loss after rounding to nearest with its rise, and the errors of weights."""
+    settings = evaluation.settings
+    bits, *how = _method(settings).rounding
+    rounded_M = _rounded(stack.params_M, bits, settings["pattern"], tuple(how))
+    told = stack.told_with_rise(stack.losses_of(rounded_M))
+    return _with_errors(told, _weight_errors(stack.params_M, rounded_M))
+
+
+def gptq(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+    """The same by GPTQ, with the errors of outputs on the calibration tokens; says so where damping was raised."""
+    settings, material = evaluation.settings, stack.material
+    method = _method(settings)._replace(act_order=settings["act_order"], damping=settings["damping"])
+    quantized_M, errors = gptq_params(
+        material.shape.model,
+        stack.params_M,
+        material.calibration,
+        settings["pattern"],
+        method,
+        material.config.batch_size,
+    )
+    told = stack.told_with_rise(stack.losses_of(quantized_M))
+    by_path: dict[str, dict[str, Any]] = _weight_errors(stack.params_M, quantized_M)
+    for path, of in jax.device_get(errors).items():
+        by_path[path] |= of._asdict()
+    found = _with_errors(told, by_path)
+    asked = np.float32(method.damping)  # as it was computed with
+    raised = {path: np.nanmax(e.damping) for path, e in errors.items() if np.any(np.asarray(e.damping) > asked)}
+    if raised:
+        _say_raised(evaluation.name, method.damping, raised)
+    return found
+
+
+def _say_raised(name: str, asked: float, raised: dict[str, float]) -> None:
+    path = max(raised, key=lambda p: raised[p])
+    say(
+        f"{name}: with damping = {asked:g} the Hessians of {len(raised)} matrices aren't positive definite; it was "
+        f"raised to {raised[path]:g} at most ({path}); raise config.evaluation.quantize.damping or calibration_tokens"
+    )
+
+
+def _method(settings: dict[str, Any]) -> Method:
+    return Method(
+        settings["bits"],
+        settings["granularity"],
+        settings["group_size"] or None,
+        settings["symmetric"],
+        settings["grid"],
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("pattern", "how"))
+def _rounded(params_M: Any, bits: jax.Array, pattern: str, how: tuple) -> Any:
+    return jax.vmap(lambda params: quantize_params(params, bits, pattern, *how))(params_M)
+
+
+@jax.jit
+def _weight_errors(before_M: Any, after_M: Any) -> dict[str, dict[str, jax.Array]]:
+    """|W - Q|_F / |W|_F of each matrix `[M]` as "weight", by path."""
+
+    def error(w: jax.Array, q: jax.Array) -> jax.Array:
+        size = jnp.sqrt(jnp.sum(w * w, axis=(1, 2)))
+        return jnp.sqrt(jnp.sum((w - q) ** 2, axis=(1, 2))) / jnp.where(size > 0, size, 1.0)
+
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before_M), jax.tree.leaves(after_M), strict=True)
+    return {path_name(path): {"weight": error(w, q)} for (path, w), q in pairs if w.ndim == 3}
+
+
+def _with_errors(told: list[Measured], errors: dict[str, dict[str, Any]]) -> list[Measured]:
+    """With the errors of each matrix that has changed, and their means over matrices as `error/<name>`."""
+    found = []
+    for m, measured in enumerate(told):
+        matrices = {path: {k: float(v[m]) for k, v in of.items()} for path, of in errors.items()}
+        matrices = {path: of for path, of in matrices.items() if of["weight"] != 0}
+        names = {name for of in matrices.values() for name in of}
+        means = {f"error/{n}": float(np.mean([of[n] for of in matrices.values() if n in of])) for n in sorted(names)}
+        found.append(Measured(measured.metrics | means, measured.more | {"matrices": matrices}))
+    return found

@@ -1,0 +1,39 @@
+"""The configuration of one run: frozen dataclasses, checked once, at the start (see validation.py)."""
+
+from olmo_jax.config.compute import ComputeConfig
+from olmo_jax.config.data import ArithmeticConfig, DataConfig
+from olmo_jax.config.model import ModelConfig
+from olmo_jax.config.probe import ParametersConfig, ProbeConfig, TargetConfig, TextsConfig
+from olmo_jax.config.train import SCHEDULES, CheckpointConfig, MeshConfig, OptimizerConfig, TrainConfig
+from olmo_jax.config.validation import (
+    ConfigError,
+    folder_name,
+    from_config_dict,
+    one_of,
+    require,
+    to_config_dict,
+    unknown_key,
+)
+
+__all__ = [
+    "SCHEDULES",
+    "ArithmeticConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "ConfigError",
+    "DataConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParametersConfig",
+    "ProbeConfig",
+    "TargetConfig",
+    "TextsConfig",
+    "TrainConfig",
+    "folder_name",
+    "from_config_dict",
+    "one_of",
+    "require",
+    "to_config_dict",
+    "unknown_key",
+]

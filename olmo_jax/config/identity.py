@@ -1,0 +1,106 @@
+"""What decides a run's numbers, as canonical JSON, and the run's id made of it.
+
+Ids name folders that are on people's disks, so a field that is added to a configuration changes none of them: it is
+left out wherever it has the value at which it does nothing. That is its default, or another value that it declares:
+
+    new_option: float = dataclasses.field(default=0.5, metadata={"neutral": 0.0})
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from olmo_jax.config.train import TrainConfig
+
+# Where things lie and how often they are looked at: none of it reaches a parameter.
+_NOT_IDENTITY = {"name", "tensorboard", "wandb", "probe", "checkpoint", "mesh", "mapping", "compute"}
+
+# By class, the fields that enter at any value: those that there were when ids were fixed. It is complete for good, and
+# a class that is renamed has to keep its entry.
+_FIRST_FIELDS = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        "TrainConfig": "name tokens init_seed data_seed tensorboard wandb mapping imported model optimizer data probe "
+        "checkpoint mesh compute",
+        "OptimizerConfig": "learning_rate weight_decay beta1 beta2 eps clip_norm warmup_fraction warmup_from "
+        "final_fraction schedule decay_embeddings decay_norms z_loss",
+        "CheckpointConfig": "every log_spaced",
+        "MeshConfig": "member data model fsdp",
+        "ModelConfig": "vocab_size pad_vocab_to d_model n_layers n_heads d_ff rope_theta norm_eps init_std "
+        "compute_dtype n_kv_heads context_length norm norm_at qk_norm clip_qkv parallel mlp attention_bias mlp_bias "
+        "positions rotary_fraction tied dropout",
+        "ComputeConfig": "attention layers remat microbatches steps_per_call",
+        "ArithmeticConfig": "operation modulus train_fraction",
+        "DataConfig": "name root corpus tfds_dir files text_field domain_field max_megabytes tokenizer bpe_vocab_size "
+        "eos_token train_domains validation_fraction sequence_length batch_size max_epochs arithmetic",
+        "TargetConfig": "metrics every centred spectrum",
+        "ParametersConfig": "metrics every centred spectrum pattern",
+        "TextsConfig": "names every states metrics documents document_tokens tokens drawn points neighbors",
+        "ProbeConfig": "every unembedding embedding parameters final_states layers texts documents sets "
+        "document_tokens tokens sampled_tokens neighbors",
+        "Shape": "model batch_size sequence_length decay_embeddings decay_norms z_loss data_name data_fingerprint "
+        "train_domains arithmetic probe checkpoint mesh mapping compute",
+        "FinetuneConfig": "targets learning_rates seeds tokens batch_size warmup_fraction weight_decay points "
+        "train_items task_items item_tokens most_members",
+        "DimensionConfig": "points neighbors",
+    }.items()
+}
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no white space, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
+
+
+def identity_fields(config: Any) -> dict[str, Any]:
+    """A configuration's values as a nested dict, without the later fields that do nothing: what ids are made of.
+
+    What is stored and compared with the configuration later, such as the settings of a result, is made of it too.
+    """
+    first = _FIRST_FIELDS.get(type(config).__name__, frozenset())
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in first or value != _neutral(field):
+            values[field.name] = identity_fields(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
+def _neutral(field: dataclasses.Field) -> Any:
+    if "neutral" in field.metadata:
+        return field.metadata["neutral"]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
+    """The part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds.
+
+    Of an imported run it is the model, its name and the text that it is looked at with.
+    """
+    values = {k: v for k, v in identity_fields(config).items() if k not in _NOT_IDENTITY}
+    # The fingerprint stands for the corpus and the tokenizer; the rest says how the run walks through the tokens.
+    values["data"] = {
+        "fingerprint": data_fingerprint,
+        "train_domains": sorted(set(config.data.train_domains)),
+        "sequence_length": config.data.sequence_length,
+        "batch_size": config.data.batch_size,
+    }
+    if config.data.is_arithmetic:
+        values["data"]["train_fraction"] = config.data.arithmetic.train_fraction
+    if config.imported:
+        del values["data"]["batch_size"]
+        return {"name": config.name} | {key: values[key] for key in ("imported", "model", "data")}
+    del values["imported"]
+    values["tokens"] = config.total_steps * config.tokens_per_step
+    return values
+
+
+def run_id(config: TrainConfig, data_fingerprint: str) -> str:
+    """`<name>-<hash>`, the same wherever and however the run is carried out."""
+    return f"{config.name}-{digest(identity(config, data_fingerprint))}"

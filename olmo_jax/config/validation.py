@@ -1,0 +1,122 @@
+"""Configurations as frozen dataclasses that are checked when they are built.
+
+At the edge a configuration is an ml_collections ConfigDict (`to_config_dict`), so that every field can be overridden
+on the command line. Inside it is a frozen dataclass with a method `check` (`from_config_dict`): what isn't a field
+doesn't exist.
+"""
+
+import dataclasses
+import difflib
+import math
+import reprlib
+import types
+import typing
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from olmo_jax.errors import UserError
+from olmo_jax.storage.names import LONGEST_BEGINNING
+
+T = TypeVar("T")
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that can't be run; the message names the key, the value and the remedy."""
+
+    exit_code = 2
+
+
+def require(condition: bool, key: str, value: object, remedy: str) -> None:
+    """Raises ConfigError unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{key} = {_shown(value)}: {remedy}")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 300
+_SHORT.maxtuple = _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxset = 20
+
+
+def _shown(value: object) -> str:
+    """As repr, but of a bounded length: a value may come from a file, and be of any size."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 400 else f"{text[:400]}..."
+
+
+def one_of(value: str, known: tuple[str, ...], key: str) -> None:
+    """Raises ConfigError unless `value` is one of those known."""
+    require(value in known, key, value, f"needs one of {', '.join(known)}")
+
+
+def folder_name(value: str, key: str) -> None:
+    """Raises ConfigError unless `value` can begin a folder's name on any file system that we write to."""
+    require(
+        bool(value) and "/" not in value and not value.startswith("."),
+        key,
+        value,
+        "is the name of a folder, or its beginning: not empty, no '/', no leading '.'",
+    )
+    odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+    require(not odd, key, value, "is the name of a folder: no control or undecodable characters")
+    size, most = len(value.encode()), LONGEST_BEGINNING
+    require(size <= most, key, value, f"begins the name of a folder and has {size} bytes; use at most {most}")
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    """The ml_collections form of a dataclass configuration, nested as it is."""
+    result = ConfigDict()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        result[field.name] = to_config_dict(value) if dataclasses.is_dataclass(value) else value
+    return result
+
+
+def from_config_dict(kind: type[T], values: Mapping[str, Any] | ConfigDict, at: str = "config") -> T:
+    """Builds the frozen, checked dataclass `kind` from a (nested) mapping.
+
+    Fields that `values` lacks keep their defaults. Raises ConfigError for an unknown key (naming the nearest one), a
+    value of the wrong type, and whatever `kind.check` finds.
+    """
+    fields = {f.name: t for f, t in _typed_fields(kind)}
+    built = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(unknown_key(at, key, fields))
+        built[key] = _convert(fields[key], value, f"{at}.{key}")
+    config = kind(**built)
+    config.check(at)  # type: ignore[attr-defined]
+    return config
+
+
+def unknown_key(at: str, key: str, known: typing.Iterable[str]) -> str:
+    """The message for a key that isn't a field: where, what, and the nearest name."""
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
+    return f"{at} has no key '{key}'; {hint}"
+
+
+def _typed_fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
+    hints = typing.get_type_hints(kind)
+    return [(f, hints[f.name]) for f in dataclasses.fields(kind)]
+
+
+def _convert(kind: Any, value: Any, at: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        require(isinstance(value, Mapping | ConfigDict), at, value, "needs a section with keys of its own")
+        return from_config_dict(kind, value, at)  # type: ignore[arg-type]
+    if isinstance(kind, types.GenericAlias):
+        require(isinstance(value, tuple | list), at, value, "needs a tuple, such as ('a', 'b')")
+        item = typing.get_args(kind)[0]
+        return tuple(_convert(item, v, f"{at}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        # A whole number may be larger than any float.
+        value = float(value) if value.bit_length() <= 1023 else math.inf
+    right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    require(right, at, value, f"needs a value of type {kind.__name__}, not {type(value).__name__}")
+    if kind is float:
+        require(math.isfinite(value), at, value, "needs a finite number")
+    return value

@@ -1,0 +1,1 @@
+"""Readers of file formats: lines, JSON, Parquet; plain or packed."""

@@ -1,0 +1,60 @@
+"""The files that a user's path or pattern stands for."""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from olmo_jax.data import DataError
+from olmo_jax.storage import paths
+from olmo_jax.storage.paths import printable
+
+_LOOKED_AT = 10_000  # entries of a folder, to see what is in it
+
+
+def named_files(pattern: str, kind: Callable[[str], str]) -> list[Path]:
+    """The files that a path or a pattern (see paths.matching) stands for; `kind` is "" for names that can't be read.
+
+    Of a pattern, what other tools leave among the data is passed over where it can't be read: hidden files, names that
+    begin with "_" (Spark's _SUCCESS) and checksums. So are folders. Raises DataError for a path that is a folder or no
+    file, for a link to nothing, and for a pattern without a file.
+    """
+    found = paths.matching(pattern)
+    key = f"data.files: {printable(pattern)!r}"
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            target = printable(os.readlink(path))
+            raise DataError(f"{printable(path)}: is a link to {target}, which isn't there; fetch it or mend the link")
+    exact = found == [paths.local(pattern)]
+    if exact and found[0].is_dir():
+        raise DataError(f"{key} is a folder; {_remedy(found[0], kind)}")
+    files = [path for path in found if path.is_file()]
+    kept = [path for path in files if exact or kind(path.name) or not _left_by_tools(path.name)]
+    if kept:
+        return kept
+    if not found:
+        raise DataError(f"{key} matches no file (seen from {printable(Path.cwd())}); correct the path")
+    if files:
+        raise DataError(f"{key} matches only files such as {printable(files[0].name)}, which hold no text; correct it")
+    folder = next((path for path in found if path.is_dir()), None)
+    if folder is None:
+        raise DataError(f"{key} is neither a file nor a folder; write what it gives to a file and name that")
+    raise DataError(f"{key} matches no file, only folders such as {printable(folder)}; {_remedy(folder, kind)}")
+
+
+def _left_by_tools(name: str) -> bool:
+    return name.startswith((".", "_")) or name.endswith(".crc")
+
+
+def _remedy(folder: Path, kind: Callable[[str], str]) -> str:
+    """What to give in place of a folder: the pattern for most of what is in it."""
+    walk = ((Path(place), name) for place, _, names in os.walk(folder) for name in names)
+    entries = list(itertools.islice(walk, _LOOKED_AT))
+    if not entries:
+        return "it is empty, so give another"
+    endings = Counter((place != folder, name[-len(kind(name)) :]) for place, name in entries if kind(name))
+    if not endings:
+        return "it holds no file that can be read (.txt, .jsonl, .json or .parquet), so give another"
+    (deeper, ending), _ = endings.most_common(1)[0]
+    return f"give {printable(folder / ('**/*' if deeper else '*'))}{ending}"

@@ -1,0 +1,147 @@
+"""Causal attention in the forms that backends are fast at; all give the same within rounding.
+
+Shapes: B batch, L length, H heads, G heads of keys and values (H a multiple of G), K head width, T rows of a block, S
+the keys that a block sees. Scores and softmax are float32 (or wider), whatever the dtype of the heads.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from olmo_jax.execution.matmul import settled, transposed
+
+# Fewer rows than this make matmuls too small to be fast; more blocks than this take long to compile.
+_LEAST_ROWS, _MOST_BLOCKS = 64, 8
+
+
+class Spans(NamedTuple):
+    """What each token of a packed sequence attends to: integers `[B, L]`, places of the sequence.
+
+    A token attends to the places from `context` up to, but without, `context_end`, and to those from `start` up to its
+    own. Several continuations of one context have the context's places and each its own start; several texts in one
+    sequence have nothing in common. Where there is no context, `context_end` equals `context`.
+    """
+
+    context_BL: Array | np.ndarray
+    context_end_BL: Array | np.ndarray
+    start_BL: Array | np.ndarray
+
+    @property
+    def position_BL(self) -> Array:
+        """The position of each token in its own text: the number of tokens before it that it attends to."""
+        context_BL, end_BL, start_BL = map(jnp.asarray, self)
+        return end_BL - context_BL + jnp.arange(start_BL.shape[1])[None] - start_BL
+
+    @property
+    def seen_B1LL(self) -> Array:
+        """Whether each token attends to each place."""
+        context_BL1, end_BL1, start_BL1 = (jnp.asarray(x_BL)[..., None] for x_BL in self)
+        place_11L = jnp.arange(start_BL1.shape[1])[None, None]
+        of_context_BLL = (context_BL1 <= place_11L) & (place_11L < end_BL1)
+        of_its_own_BLL = (start_BL1 <= place_11L) & (place_11L <= jnp.swapaxes(place_11L, 1, 2))
+        return (of_context_BLL | of_its_own_BLL)[:, None]
+
+
+def causal_attention(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, form: str, seen_B1LL: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(K)) v over the positions up to each one's own, `[B, L, H, K]`.
+
+    Args:
+      form: "dense" forms all scores; "blocked" takes rows in blocks against the keys that they see, which is about
+        half of the work, with a gradient of its own (a CPU's best); "cudnn" is cuDNN's fused kernel.
+      seen_B1LL: what each position attends to, where that isn't all up to its own: none after it, and itself always.
+        cuDNN's kernel is then not used.
+    """
+    if form == "blocked":
+        repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
+        k_BLHK, v_BLHK = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (k_BLGK, v_BLGK))
+        if seen_B1LL is not None:
+            return _blocked_forward(q_BLHK, k_BLHK, v_BLHK, seen_B1LL)[0]
+        return _blocked(q_BLHK, k_BLHK, v_BLHK)
+    if seen_B1LL is not None:
+        return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, mask=seen_B1LL)
+    implementation: Literal["cudnn", "xla"] = "cudnn" if form == "cudnn" else "xla"
+    return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, is_causal=True, implementation=implementation)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """First row and end of each block of L rows."""
+    rows = max(_LEAST_ROWS, -(-length // _MOST_BLOCKS))
+    return [(start, min(start + rows, length)) for start in range(0, length, rows)]
+
+
+@jax.custom_vjp
+def _blocked(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array) -> Array:
+    return _blocked_forward(q_BLHK, k_BLHK, v_BLHK)[0]
+
+
+def _blocked_forward(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, seen_B1LL: Array | None = None):
+    q_BHLK, k_BHLK, v_BHLK = map(_heads_first, (q_BLHK, k_BLHK, v_BLHK))
+    mixed, weights = [], []
+    for start, stop in _blocks(q_BLHK.shape[1]):
+        seen = _causal(start, stop) if seen_B1LL is None else seen_B1LL[:, :, start:stop, :stop]
+        e_BHTS, over_BHT1 = _weights(q_BHLK[:, :, start:stop], k_BHLK[:, :, :stop], seen)
+        mixed.append(_matmul(e_BHTS, v_BHLK[:, :, :stop]) * over_BHT1)
+        weights.append((e_BHTS, over_BHT1))
+    mixed_BHLK = jnp.concatenate(mixed, axis=2).astype(q_BLHK.dtype)
+    return jnp.swapaxes(mixed_BHLK, 1, 2), (q_BHLK, k_BHLK, v_BHLK, weights)
+
+
+def _causal(start: int, stop: int) -> Array:
+    """Whether each row of a block attends to each of the keys up to the block's end, `[1, 1, T, S]`."""
+    own_T, place_S = start + jnp.arange(stop - start), jnp.arange(stop)
+    return (place_S[None] <= own_T[:, None])[None, None]
+
+
+def _weights(q_BHTK: Array, k_BHSK: Array, seen: Array) -> tuple[Array, Array]:
+    """Weights of the keys for each row of a block, not normalised, and one over their sum."""
+    scores_BHTS = _matmul(q_BHTK, transposed(k_BHSK)) * _scale(q_BHTK)
+    scores_BHTS = jnp.where(seen, scores_BHTS, -jnp.inf)
+    e_BHTS = settled(jnp.exp(scores_BHTS - jnp.max(scores_BHTS, axis=-1, keepdims=True)))
+    return e_BHTS, 1.0 / jnp.sum(e_BHTS, axis=-1, keepdims=True)
+
+
+def _blocked_backward(saved, dmixed_BLHK: Array) -> tuple[Array, Array, Array]:
+    q_BHLK, k_BHLK, v_BHLK, weights = saved
+    dmixed_BHLK = _heads_first(dmixed_BLHK)
+    scale = _scale(q_BHLK)
+    dq, dk, dv = [], [], []
+    for (start, stop), (e_BHTS, over_BHT1) in zip(_blocks(q_BHLK.shape[2]), weights, strict=True):
+        rows = (slice(None), slice(None), slice(start, stop))
+        dweights_BHTS = _matmul(dmixed_BHLK[rows], transposed(v_BHLK[:, :, :stop]))
+        # Of these very products, not as mixed . dmixed, their sum by another way: of one key this is exactly 0.
+        along_BHT1 = jnp.sum(e_BHTS * dweights_BHTS, axis=-1, keepdims=True) * over_BHT1
+        ds_BHTS = settled((e_BHTS * (dweights_BHTS - along_BHT1)) * (over_BHT1 * scale))
+        dq.append(_matmul(ds_BHTS, k_BHLK[:, :, :stop]))
+        dk.append(_matmul(transposed(ds_BHTS), q_BHLK[rows]))
+        dv.append(_matmul(transposed(e_BHTS), dmixed_BHLK[rows] * over_BHT1.astype(dmixed_BHLK.dtype)))
+    gradients_BHLK = jnp.concatenate(dq, axis=2), _sum_over_blocks(dk), _sum_over_blocks(dv)
+    return tuple(jnp.swapaxes(d.astype(q_BHLK.dtype), 1, 2) for d in gradients_BHLK)  # type: ignore[return-value]
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _sum_over_blocks(parts: Sequence[Array]) -> Array:
+    """The sum of `[B, H, S, K]` of growing S, each counted from the first key."""
+    total_BHSK, *longer = parts
+    for part_BHSK in longer:
+        total_BHSK = part_BHSK.at[:, :, : total_BHSK.shape[2]].add(total_BHSK)
+    return total_BHSK
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    """Batched matmul in the dtype of b, at least float32 coming out."""
+    return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=jnp.promote_types(b.dtype, jnp.float32))
+
+
+def _heads_first(x_BLHK: Array) -> Array:
+    return settled(jnp.swapaxes(x_BLHK, 1, 2))
+
+
+def _scale(q: Array) -> float:
+    return 1.0 / math.sqrt(q.shape[-1])

@@ -1,0 +1,1 @@
+"""What training writes beside checkpoints: metrics, timings, and other writers of them."""

@@ -1,0 +1,56 @@
+"""The runs of a working directory: which there are, and what config.json records of each."""
+
+from typing import Any
+
+from etils import epath
+
+from olmo_jax.config import TrainConfig, from_config_dict
+from olmo_jax.errors import CheckpointError
+from olmo_jax.files import DamagedFileError, read_json
+from olmo_jax.storage import names
+
+
+def known_runs(workdir: epath.PathLike) -> list[str]:
+    """Ids of a working directory's runs, sorted."""
+    runs = epath.Path(workdir) / "runs"
+    return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
+
+
+def is_run(workdir: epath.PathLike, run_id: str) -> bool:
+    """Whether a working directory has a run of that id."""
+    return "\0" not in run_id and (epath.Path(workdir) / "runs" / run_id / "config.json").exists()
+
+
+def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
+    """Ids of the runs that an id or a pattern like "olmo-4m-*" names, sorted. Raises CheckpointError: none does."""
+    known = known_runs(workdir)
+    found = names.matching(known, pattern)
+    if not found:
+        raise CheckpointError(f"no run '{pattern}' in {workdir}; there are: {', '.join(known) or 'none'}")
+    return found
+
+
+def run_record(workdir: epath.PathLike, run_id: str) -> dict[str, Any]:
+    """Return a run's config.json: run_id, cohort, folder (of its stack) and config.
+
+    Raises CheckpointError where there is no such run, DamagedFileError where the file isn't whole.
+    """
+    if not is_run(workdir, run_id):
+        known = ", ".join(known_runs(workdir)) or "none"
+        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {known}")
+    path = epath.Path(workdir) / "runs" / run_id / "config.json"
+    remedy = f"`olmo-jax status --workdir={workdir}` writes it anew from sweep.json"
+    record = read_json(path, remedy)
+    config, texts = record.get("config"), [record.get(key) for key in ("run_id", "cohort", "folder")]
+    if (
+        not (isinstance(config, dict) and isinstance(config.get("model"), dict))
+        or not all(isinstance(text, str) and text for text in texts)
+        or record["run_id"] != run_id
+    ):
+        raise DamagedFileError(f"{path}: isn't what a run's configuration is recorded as; {remedy}")
+    return record
+
+
+def run_config(workdir: epath.PathLike, run_id: str) -> TrainConfig:
+    """Return a run's configuration. Raises what `run_record` raises."""
+    return from_config_dict(TrainConfig, run_record(workdir, run_id)["config"], "config")

@@ -1,0 +1,1 @@
+"""Verbs on single models: import, export, generate, geometry."""

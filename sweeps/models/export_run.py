@@ -1,0 +1,39 @@
+"""A run of a working directory as a Hugging Face folder: `olmo-jax export`."""
+
+from etils import epath
+
+from olmo_jax import hf
+from olmo_jax.checkpoint import CheckpointError, load_run
+from olmo_jax.hf.settings import TOKENIZER
+from olmo_jax.storage.run_files import matching_runs, run_config
+from sweeps.running.stages import data_root
+
+
+def export_run(
+    workdir: epath.Path,
+    run: str,
+    folder: epath.PathLike,
+    step: int | None = None,
+    dtype: str = "float32",
+    shard_bytes: float = 5e9,
+) -> str:
+    """Writes a run's last checkpoint, or the one at `step`, with its tokenizer; returns the architecture's name.
+
+    `run` is its id, or a pattern that no other's matches. Raises CheckpointError for no such run or step, or several
+    runs, and what `hf.export_checkpoint` raises.
+    """
+    run_id, *others = matching_runs(workdir, run)
+    if others:
+        raise CheckpointError(f"'{run}' names {len(others) + 1} runs of {workdir} ({run_id}, {others[0]}); name one")
+    train = run_config(workdir, run_id)
+    config, params = load_run(workdir, run_id, step)
+    tokenizer = data_root(workdir, train) / train.data.name / TOKENIZER
+    return hf.export_checkpoint(
+        config,
+        params,
+        folder,
+        tokenizer=tokenizer,
+        eos_token=train.data.eos_token,
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+    )

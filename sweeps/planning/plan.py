@@ -1,0 +1,206 @@
+"""The plan: a sweep resolved into runs and cohorts, all of it checked before anything runs."""
+
+import collections
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from eval.config import EvalConfig
+from olmo_jax.cohort import Cohort, Run, Shape, member_structs, shape_of
+from olmo_jax.config import ConfigError, DataConfig, TrainConfig, from_config_dict, to_config_dict, unknown_key
+from olmo_jax.config.identity import digest, identity, run_id
+from olmo_jax.data.prepare import fingerprint
+from olmo_jax.probes.geometry import check_probe
+from olmo_jax.probes.texts import check_texts
+from sweeps.planning.grid import Grid
+from sweeps.planning.stacks import PartsConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep's configuration says.
+
+    Attributes:
+      train: the run that all are variations of. grid: the variations.
+      notes: what the sweep's author says of it, a line each, such as what it can't answer; shown with the plan.
+    """
+
+    train: ConfigDict
+    grid: Grid
+    evaluation: EvalConfig = EvalConfig()
+    parts: PartsConfig = PartsConfig()
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, resolved.
+
+    Attributes:
+      cohorts: the runs that share every static shape, in the order of the grid.
+      fingerprints: of each data set, by data.name.
+      stacks: the cohorts as they are trained, each whole or in parts (record.with_stacks); () before that is decided.
+    """
+
+    cohorts: tuple[Cohort, ...]
+    fingerprints: dict[str, str]
+    evaluation: EvalConfig
+    parts: PartsConfig = PartsConfig()
+    notes: tuple[str, ...] = ()
+    stacks: tuple[Cohort, ...] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for cohort in self.cohorts for run in cohort.runs]
+
+    @property
+    def data(self) -> dict[str, TrainConfig]:
+        """For each data set the configuration of one run that uses it."""
+        return {run.config.data.name: run.config for run in reversed(self.runs)}
+
+
+def sweep_config(
+    train: TrainConfig,
+    grid: Grid,
+    evaluation: EvalConfig = Sweep.evaluation,
+    parts: PartsConfig = Sweep.parts,
+    notes: Sequence[str] = (),
+) -> ConfigDict:
+    """A sweep as the `get_config` of a file returns it; meanings as in Sweep."""
+    sections = {"train": train, "evaluation": evaluation, "parts": parts}
+    return ConfigDict({k: to_config_dict(v) for k, v in sections.items()} | {"grid": grid, "notes": tuple(notes)})
+
+
+def read_sweep(config: ConfigDict) -> Sweep:
+    """A sweep from the ConfigDict of a file: its sections (Sweep), or one run's configuration alone."""
+    known = tuple(field.name for field in dataclasses.fields(Sweep))
+    if not any(key in config for key in ("train", "grid", "evaluation")):
+        return Sweep(config, [{}])
+    for key in ("train", "grid"):
+        if key not in config:
+            raise ConfigError(f"config has no '{key}'; a sweep has train and grid, and may have {', '.join(known[2:])}")
+    for key in config:
+        if key not in known:
+            raise ConfigError(unknown_key("config", key, known))
+    if not config.grid:
+        raise ConfigError("config.grid has no points; give it at least one, such as [{}]")
+    return Sweep(
+        config.train,
+        [dict(point) for point in config.grid],
+        from_config_dict(EvalConfig, config.get("evaluation", {}), "config.evaluation"),
+        from_config_dict(PartsConfig, config.get("parts", {}), "config.parts"),
+        tuple(config.get("notes", ())),
+    )
+
+
+def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint) -> Plan:
+    """Every point as a checked run, the runs grouped into cohorts in the order of the grid.
+
+    Args:
+      fingerprint: what identifies a data set.
+
+    Raises ConfigError for an unknown key or a bad value (with the grid point), a run that is there twice, two data
+    sets under one name, and members of one cohort that would be computed in different ways.
+    """
+    configs = [point_config(sweep, i) for i in range(len(sweep.grid))]
+    prints: dict[str, str] = {}
+    sets: dict[str, Any] = {}
+    for config in configs:
+        data = config.data.source
+        if sets.setdefault(data.name, data) != data:
+            raise ConfigError(f"two different data sets are named '{data.name}'; give each its own config.data.name")
+        if data.name not in prints:
+            prints[data.name] = str(fingerprint(config.data))
+    groups: dict[Shape, list[tuple[int, Run]]] = collections.defaultdict(list)
+    seen: dict[str, int] = {}
+    for i, config in enumerate(configs):
+        run = Run(run_id(config, prints[config.data.name]), config)
+        if run.id in seen:
+            raise ConfigError(f"grid points {seen[run.id]} and {i} are the same run ({run.id}); drop one")
+        seen[run.id] = i
+        groups[shape_of(config, prints[config.data.name]).lasting].append((i, run))
+    cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
+    for cohort in cohorts:
+        # The parameters' paths take a trace of the model, and are looked at by patterns of parameters alone.
+        patterns = bool(cohort.shape.probe.parameters.metrics)
+        check_probe(cohort.shape.probe, member_structs(cohort.shape).params if patterns else None)
+        check_texts(cohort.shape.probe.texts, cohort.shape.model)
+    return Plan(cohorts, prints, sweep.evaluation, sweep.parts, sweep.notes)
+
+
+def _cohort(numbered: list[tuple[int, Run]], prints: Mapping[str, str]) -> Cohort:
+    """The cohort of grid points that share their lasting shape."""
+    shapes = {i: shape_of(run.config, prints[run.config.data.name]) for i, run in numbered}
+    (first, shape), *others = shapes.items()
+    for i, other in others:
+        for name in ("mesh", "mapping", "compute"):
+            here, there = getattr(shape, name), getattr(other, name)
+            if here != there:
+                raise ConfigError(
+                    f"grid points {first} and {i} are members of one cohort, one program, and differ in config.train."
+                    f"{name} ({here} and {there}); set it once for both"
+                )
+    return Cohort(shape, tuple(run for _, run in numbered))
+
+
+def point_config(sweep: Sweep, i: int) -> TrainConfig:
+    """The checked configuration of grid point `i`."""
+    config = copy.deepcopy(sweep.train)  # references within it stay; ConfigDict(...) would share its sections
+    point = sweep.grid[i]
+    for key in point:
+        at: Any = config
+        for place, part in enumerate(key.split(".")):
+            if not isinstance(at, ConfigDict) or part not in at:
+                where = ".".join(["config", "train", *key.split(".")[:place]])
+                known = at if isinstance(at, ConfigDict) else ()
+                raise ConfigError(f"grid point {i}: {unknown_key(where, part, known)}")
+            at = at[part]
+    try:
+        config.update_from_flattened_dict({key: _as_whole(config, key, value) for key, value in point.items()})
+        resolved = from_config_dict(TrainConfig, config, "config.train" if sweep.grid != [{}] else "config")
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"grid point {i} {point}: {error}" if point else str(error)) from error
+    values = leaves(dataclasses.asdict(resolved))
+    for key, value in point.items():
+        if key in values and values[key] != (tuple(value) if isinstance(value, list) else value):
+            raise ConfigError(f"grid point {i}: config.train.{key} = {value!r} became {values[key]!r}")
+    return resolved
+
+
+def _as_whole(config: ConfigDict, key: str, value: Any) -> Any:
+    """1e6 as 1000000 where a whole number is wanted."""
+    at = config
+    for part in key.split("."):
+        at = at[part]
+    return int(value) if type(at) is int and isinstance(value, float) and value.is_integer() else value
+
+
+def configuration(config: TrainConfig) -> str:
+    """Name of a run's configuration, which it shares with its replicates: what decides its numbers but the seeds."""
+    values = identity(config, config.data.name)
+    return f"{config.name}-{digest({k: v for k, v in values.items() if k not in ('init_seed', 'data_seed')})}"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """What `olmo-jax plan --json` prints."""
+    return {
+        "cohorts": [
+            {
+                "cohort": cohort.id,
+                "segments": len(cohort.segment_ends),
+                "runs": [{"run_id": run.id, "config": dataclasses.asdict(run.config)} for run in cohort.runs],
+            }
+            for cohort in plan.cohorts
+        ]
+    }
+
+
+def leaves(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """The values of a nested mapping by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= leaves(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
+    return found

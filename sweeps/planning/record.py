@@ -1,0 +1,191 @@
+"""sweep.json: what a working directory was made with, what may join it, and what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etils import epath
+
+from eval.config import EvalConfig
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.config import ConfigError, TrainConfig, from_config_dict
+from olmo_jax.config.identity import canonical_json, identity
+from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.train import write_run_files
+from sweeps.planning import stacks as parts
+from sweeps.planning import upgrades
+from sweeps.planning.plan import Plan, as_json, leaves
+from sweeps.planning.upgrades import upgraded
+
+_REMEDY = "put it back from a copy"
+
+
+def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The contents of sweep.json: the plan as `olmo-jax plan --json` prints it, and what was decided for it."""
+    cohorts = as_json(plan)["cohorts"]
+    for cohort in cohorts:
+        cohort["parts"] = parts.runs_of([stack for stack in plan.stacks if stack.id == cohort["cohort"]])
+    return {
+        "layout": upgrades.LAYOUT,
+        "versions": dict(versions),
+        "later_versions": [],
+        "evaluation": dataclasses.asdict(plan.evaluation),
+        "fingerprints": plan.fingerprints,
+        "cohorts": cohorts,
+    }
+
+
+def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
+    """Writes sweep.json, or extends it by the plan's further runs; returns the plan with its stacks.
+
+    For one process at a time.
+
+    Stacks that are recorded stay as they are; further runs come in stacks of their own, cut for this machine. Other
+    evaluations replace the recorded ones. Raises what `join` raises, and ConfigError for what has no room here.
+    """
+    plan = with_stacks(workdir, join(workdir, plan))
+    path = workdir / "sweep.json"
+    new = json.loads(json.dumps(record(plan, versions)))
+    old = read_record(workdir) if path.exists() else None
+    if old is not None:
+        made = [old["versions"], *old["later_versions"]]
+        joined = {run["run_id"] for cohort in new["cohorts"] for run in cohort["runs"]} - {
+            run["run_id"] for cohort in old["cohorts"] for run in cohort["runs"]
+        }
+        if joined and new["versions"] not in made:
+            made.append(new["versions"])
+        new["versions"], new["later_versions"] = made[0], made[1:]
+    if new != old:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, new)
+    return plan
+
+
+def with_stacks(workdir: epath.Path, plan: Plan) -> Plan:
+    """The plan with the stacks that the directory's sweep.json pins; the rest cut for this machine."""
+    there = read_record(workdir)["cohorts"] if (workdir / "sweep.json").exists() else []
+    pinned = {cohort["cohort"]: cohort["parts"] for cohort in there}
+    stacks = [s for cohort in plan.cohorts for s in parts.cut(cohort, plan.parts, pinned.get(cohort.id, ()))]
+    return dataclasses.replace(plan, stacks=tuple(stacks))
+
+
+def restore_run_files(workdir: epath.Path) -> None:
+    """Rewrites the config.json of recorded runs from sweep.json where it is missing or damaged."""
+    for stack in recorded_plan(workdir).stacks:
+        write_run_files(workdir, stack)
+
+
+def read_record(workdir: epath.Path) -> dict[str, Any]:
+    """sweep.json of a working directory, brought to today's layout where it is older (see upgrades.py).
+
+    Raises ConfigError if there is none, it isn't whole, or newer code wrote it.
+    """
+    path = workdir / "sweep.json"
+    if not path.exists():
+        raise ConfigError(f"{workdir} is not the working directory of a sweep (no sweep.json); check --workdir")
+    try:
+        return upgraded(workdir, read_json(path, _REMEDY))
+    except DamagedFileError as error:
+        raise ConfigError(str(error)) from error
+
+
+def recorded_plan(workdir: epath.Path) -> Plan:
+    """The plan that a sweep.json records, whatever has become of the configuration file and the sources since.
+
+    Ids are those that are recorded, whatever they would be made of today.
+    """
+    old, path = read_record(workdir), workdir / "sweep.json"
+    cohorts, stacks = [], []
+    try:
+        for cohort in old["cohorts"]:
+            runs = [
+                Run(run["run_id"], from_config_dict(TrainConfig, run["config"], run["run_id"]))
+                for run in cohort["runs"]
+            ]
+            shape = shape_of(runs[0].config, old["fingerprints"][runs[0].config.data.name])
+            cohorts.append(Cohort(shape, tuple(runs), recorded_id=cohort["cohort"]))
+            stacks += parts.cut(cohorts[-1], parts.PartsConfig(), cohort["parts"])
+        evaluation = from_config_dict(EvalConfig, old["evaluation"], "evaluation")
+        if not cohorts or not all(isinstance(cohort.id, str) for cohort in cohorts):
+            raise TypeError("cohorts")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; {_REMEDY}, or update olmo-jax if newer code wrote it") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: isn't what a sweep records ({type(error).__name__}: {error}); {_REMEDY}") from error
+    return Plan(tuple(cohorts), old["fingerprints"], evaluation, stacks=tuple(stacks))
+
+
+def join(workdir: epath.Path, plan: Plan) -> Plan:
+    """Return the plan with the ids that this directory records for the runs and cohorts that it holds.
+
+    They are recognised by what decides their numbers. Raises ConfigError if the directory holds runs that the plan
+    lacks (saying how they differ), or another layout. A plan with more runs than the directory holds extends it. A
+    directory without a sweep.json passes, unless there are runs in it. Other evaluations of the same runs, another mesh
+    or mapping make no other sweep; other steps of probes or checkpoints would leave a mixture of both.
+    """
+    if not (workdir / "sweep.json").exists():
+        if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
+            raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
+        return plan
+    old = recorded_plan(workdir)
+    plan = _with_recorded_ids(plan, old)
+    have, want = {run.id: run.config for run in old.runs}, {run.id: run.config for run in plan.runs}
+    if gone := have.keys() - want.keys():
+        new = want.keys() - have.keys()
+        raise ConfigError(
+            f"{workdir} holds a sweep that this one doesn't contain: {len(gone)} of its {len(have)} runs aren't in "
+            f"this one ({_some(gone)}), {len(new)} of this one's aren't in it ({_some(new)}). {_difference(old, plan)}"
+            "Choose another --workdir, or a configuration whose grid holds those runs too"
+        )
+    for name, config in have.items():
+        if (config.probe, config.checkpoint) != (want[name].probe, want[name].checkpoint):
+            raise ConfigError(
+                f"{workdir} was begun with other steps for probes or checkpoints. {_difference(old, plan)}"
+                "Choose another --workdir, or set them back"
+            )
+    return plan
+
+
+def _with_recorded_ids(plan: Plan, old: Plan) -> Plan:
+    def what(run: Run, of: Plan) -> tuple[str, str]:
+        return run.config.name, canonical_json(identity(run.config, of.fingerprints.get(run.config.data.name, "")))
+
+    runs = {what(run, old): run.id for run in old.runs}
+    cohorts = {cohort.shape.lasting: cohort.id for cohort in old.cohorts}
+
+    def recorded(cohort: Cohort) -> Cohort:
+        known = tuple(Run(runs.get(what(run, plan), run.id), run.config) for run in cohort.runs)
+        return dataclasses.replace(cohort, runs=known, recorded_id=cohorts.get(cohort.shape.lasting, ""))
+
+    return dataclasses.replace(
+        plan, cohorts=tuple(map(recorded, plan.cohorts)), stacks=tuple(map(recorded, plan.stacks))
+    )
+
+
+def _some(ids: Iterable[str]) -> str:
+    found = sorted(ids)
+    return ", ".join(found[:3]) + (", ..." if len(found) > 3 else "") or "none"
+
+
+def _difference(old: Plan, new: Plan) -> str:
+    """A word on why two sweeps differ: the data, or the values that a key takes over their runs."""
+    if changed := {k: v for k, v in old.fingerprints.items() if new.fingerprints.get(k) != v}:
+        return f"Its data are {changed}, this sweep's {new.fingerprints}. "
+    there, here = _values(old), _values(new)
+    keys = [k for k in here if there[k] != here[k]]
+    shown = [f"{k}: {_several(there[k])} there, {_several(here[k])} here" for k in keys[:5]]
+    return f"Changed: {'; '.join(shown)}. " if shown else ""
+
+
+def _values(plan: Plan) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = {}
+    for run in plan.runs:
+        for key, value in leaves(dataclasses.asdict(run.config)).items():
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    return values
+
+
+def _several(values: list[Any]) -> str:
+    return " and ".join(map(repr, values))

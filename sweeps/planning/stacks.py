@@ -1,0 +1,89 @@
+"""A cohort that one device can't hold at once, cut into stacks that it can: decided once, pinned in sweep.json."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+
+from olmo_jax.cohort import Cohort, Shape
+from olmo_jax.config import ConfigError, require
+from olmo_jax.execution import memory, sharding
+from olmo_jax.execution import plan as computing
+from olmo_jax.model import parameter_count
+
+# Of a device's memory, by an estimate that is right within a factor of two.
+_FILLED = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class PartsConfig:
+    """How large a stack may be; no part of any id, nor of what is trained. Stacks share the steps of their checkpoints.
+
+    Attributes:
+      most_members: of a stack; 0: as many as memory allows.
+      memory_gb: of a device, in 10^9 bytes; 0: what the device says it has.
+    """
+
+    most_members: int = 0
+    memory_gb: float = 0.0
+
+    def check(self, at: str) -> None:
+        for name in ("most_members", "memory_gb"):
+            require(
+                getattr(self, name) >= 0, f"{at}.{name}", getattr(self, name), "needs 0 (auto) or a positive number"
+            )
+
+
+def cut(cohort: Cohort, config: PartsConfig, pinned: Sequence[Sequence[str]] = ()) -> list[Cohort]:
+    """The stacks that a cohort is trained in, each with its `part`.
+
+    Args:
+      pinned: run ids of stacks that are decided already; the runs in none of them come in stacks of their own.
+
+    Raises ConfigError where the device can't hold one member, saying how much it needs.
+    """
+    by_id = {run.id: run for run in cohort.runs}
+    stacks = [tuple(by_id[name] for name in names) for names in pinned]
+    there = {name for names in pinned for name in names}
+    new = [run for run in cohort.runs if run.id not in there]
+    if new:
+        most = most_members(cohort.shape, len(new), config)
+        size = math.ceil(len(new) / math.ceil(len(new) / most))  # stacks of about one size rather than a small last one
+        stacks += [tuple(new[i : i + size]) for i in range(0, len(new), size)]
+    return [dataclasses.replace(cohort, runs=runs, part=part) for part, runs in enumerate(stacks)]
+
+
+def most_members(shape: Shape, members: int, config: PartsConfig) -> int:
+    """How many of so many members a stack may have, by an estimate of what they need of each device."""
+    mesh = sharding.make_mesh(shape.mesh, members)
+    room = config.memory_gb * 1e9 or memory.device_memory()
+    most = min(members, config.most_members or members)
+    while most > 1 and _bytes(shape, most, mesh) > room * _FILLED:
+        most -= 1
+    if most == 1:
+        # As little as it can do with: single sequences at a time.
+        least = _bytes(shape, 1, mesh, microbatches=max(1, shape.batch_size // mesh.shape["data"]))
+        if least > room:
+            raise ConfigError(
+                f"config.model.d_model = {shape.model.d_model}, n_layers = {shape.model.n_layers}: one member needs "
+                f"about {least / 1e9:.2g} GB of a device and there are {room / 1e9:.2g}; set config.compute.remat, "
+                "config.mesh.fsdp over more devices, or take a smaller model"
+            )
+    return most
+
+
+def _bytes(shape: Shape, members: int, mesh: jax.sharding.Mesh, microbatches: int = 0) -> float:
+    compute = memory.decide(shape, members, mesh)
+    if microbatches and not shape.compute.microbatches:
+        compute = compute._replace(microbatches=microbatches)
+    cut_over = mesh.shape["model"] * (mesh.shape["data"] if shape.mesh.fsdp else 1)
+    parameters = parameter_count(shape.model)[0] // cut_over
+    here = sharding.padded(members, mesh) // mesh.shape["member"]
+    tokens = shape.tokens_per_step // mesh.shape["data"]
+    return computing.rough_bytes(shape.model, tokens, shape.sequence_length, parameters, here, compute)
+
+
+def runs_of(stacks: Sequence[Cohort]) -> list[list[str]]:
+    """Run ids, stack by stack: what `cut` takes as pinned."""
+    return [[run.id for run in stack.runs] for stack in stacks]

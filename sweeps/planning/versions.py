@@ -1,0 +1,43 @@
+"""What numbers are made with: this code, Python, and the packages that compute."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """By name, this code's with its commit."""
+    found = {"olmo-jax": code_version(), "python": sys.version.split()[0]}
+    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def code_version() -> str:
+    """This code's version, and in a checkout of its own repository its commit."""
+    version = importlib.metadata.version("olmo-jax")
+    root = Path(__file__).resolve().parents[2]
+    if shutil.which("git") is None or not _is_our_checkout(root):
+        return version
+    described = _git(root, "describe", "--always", "--dirty")
+    return f"{version} ({described})" if described else version
+
+
+def _is_our_checkout(root: Path) -> bool:
+    """Whether the folder of the packages is a repository's own: one that lies above it may be anybody's."""
+    project = root / "pyproject.toml"
+    if not project.is_file() or 'name = "olmo-jax"' not in project.read_text(encoding="utf-8"):
+        return False
+    top = _git(root, "rev-parse", "--show-toplevel")
+    return top != "" and Path(top).resolve() == root
+
+
+def _git(root: Path, *arguments: str) -> str:
+    # Within a hook of another repository git is told by its environment to look there.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""

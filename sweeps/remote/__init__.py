@@ -1,0 +1,1 @@
+"""A sweep on other machines: Slurm, SkyPilot, a mirror of its working directory."""

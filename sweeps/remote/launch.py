@@ -1,0 +1,169 @@
+"""A sweep beyond one process, on engines that exist: Slurm, processes of this machine, cloud machines.
+
+One task a cohort (task.py). What is done is told by the runs' status.json in the working directory, never by the
+engine.
+"""
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from olmo_jax.config.validation import ConfigError, one_of, require
+from olmo_jax.console import say
+from sweeps.remote.slurm import check_folder, submit
+from sweeps.remote.task import SECONDS_BETWEEN_LOOKS, SECONDS_TO_STOP, LaunchError, Task, held_back, tail
+
+_LEAST_MINUTES = 10
+_ENDLESS_MINUTES = 60 * 24 * 365
+_TAKES = {
+    "slurm": {"parallel", "minutes", "gpus", "cpus", "memory_gb", "partition", "account", "more"},
+    "local": {"parallel", "gpus"},
+    "sky": {"gpus", "cpus", "memory_gb", "more"},
+}
+_OURS = ("array", "signal", "output", "error", "open-mode", "time", "requeue")
+
+
+class StoppedError(Exception):
+    """A signal ended local tasks, each after a checkpoint; the same command goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where tasks run, and what each of them gets.
+
+    Attributes:
+      engine: slurm, local (processes of this machine) or sky (cloud machines by SkyPilot).
+      parallel: most tasks at once, 0: all. None: all of them on Slurm, one at a time on this machine.
+      minutes: time limit of a task on Slurm; one that needs longer stops in time and comes back.
+      gpus, cpus, memory_gb: of a task. 0: what the engine gives unasked; for gpus none, or on this machine all.
+      partition, account: Slurm's.
+      more: further parameters as "key=value", of sbatch (a flag as "key" alone, an option to leave out as "key=") or of
+        SkyPilot's resources.
+    """
+
+    engine: str
+    parallel: int | None = None
+    minutes: int = 24 * 60
+    gpus: int = 0
+    cpus: int = 0
+    memory_gb: int = 0
+    partition: str = ""
+    account: str = ""
+    more: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises ConfigError for a value that can't be, and for one that the engine would not heed."""
+        one_of(self.engine, tuple(_TAKES), "--engine")
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            heeded = field.name in _TAKES[self.engine] or value == field.default
+            require(heeded, f"--{field.name}", value, f"means nothing to --engine={self.engine}; leave it out")
+        for name in ("parallel", "gpus", "cpus", "memory_gb"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"--{name}", value, "needs 0 or more")
+        enough = f"needs {_LEAST_MINUTES} or more; the last {SECONDS_TO_STOP // 60} are kept for a checkpoint"
+        require(self.minutes >= _LEAST_MINUTES, "--minutes", self.minutes, enough)
+        form = r"[A-Za-z][\w-]*=.+" if self.engine == "sky" else r"[A-Za-z][\w-]*(=.*)?"
+        for item in self.more:
+            require(bool(re.fullmatch(form, item)), "--more", item, "needs key=value")
+            require(item.split("=")[0].replace("_", "-") not in _OURS, "--more", item, "is set by launch itself")
+
+
+def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
+    """Starts a task a cohort and returns lines that say where they are, how to look at them and how to stop them.
+
+    Args:
+      workdir: a directory that every task sees; launch/ in it takes logs and submitit's files.
+      command: the arguments of a run; task K appends `--cohort=K`.
+      cohorts: their places in the plan.
+
+    On Slurm it returns once the tasks are in the queue. On this machine it waits for them; after SIGTERM or SIGINT
+    they are asked to stop, and it raises StoppedError once they have. For SkyPilot it writes launch/sky.yaml and
+    starts nothing.
+
+    Raises ConfigError, and LaunchError for what the engine refused or, on this machine, for cohorts that failed.
+    """
+    options.check()
+    where = "needs a directory of a file system; --mirror copies it to a bucket"
+    require("://" not in str(workdir), "--workdir", str(workdir), where)
+    folder = Path(workdir).absolute() / "launch"
+    if options.engine == "sky":
+        from sweeps.remote.sky import write_task
+
+        return write_task(folder, command, cohorts, options)
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        lack = f"--engine={options.engine}: submitit is not installed; pip install 'olmo-jax[slurm]'"
+        raise ConfigError(lack) from error
+    if options.engine == "slurm":
+        for name in ("sbatch", "srun"):
+            if shutil.which(name) is None:
+                lack = f"no {name} on PATH; launch where Slurm is, or here with --engine=local"
+                raise ConfigError(f"--engine=slurm: {lack}")
+    check_folder(workdir, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # submitit hides all GPUs from a process of this machine that asks for none.
+    visible = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),)
+    environment = visible if options.engine == "local" and not options.gpus else ()
+    tasks = [Task(options.engine, k, tuple(command), str(folder / f"cohort-{k}.log"), environment) for k in cohorts]
+    if options.engine == "slurm":
+        lines = submit(folder / "submitit", tasks, options)
+    else:
+        lines = _local(submitit.LocalExecutor(folder / "submitit"), tasks, options)
+    place = f"--workdir={shlex.quote(str(workdir))}"
+    return [*lines, f"to look: olmo-jax status {place} --watch; once all is done: olmo-jax report {place}"]
+
+
+def _local(executor: Any, tasks: Sequence[Task], options: Options) -> list[str]:
+    from sweeps.running.stages import stop_on_signals
+
+    parallel = len(tasks) if options.parallel == 0 else options.parallel or 1
+    waiting, slots, failed = list(tasks), list(range(parallel)), []
+    running: list[tuple[Task, int, Any]] = []
+    with stop_on_signals() as stop:
+        while running or (waiting and not stop()):
+            while waiting and slots and not stop():
+                task, slot = waiting.pop(0), slots.pop(0)
+                gpus = range(slot * options.gpus, (slot + 1) * options.gpus)
+                executor.update_parameters(
+                    timeout_min=_ENDLESS_MINUTES, gpus_per_node=options.gpus, visible_gpus=tuple(gpus)
+                )
+                with held_back(signal.SIGINT):  # a terminal's goes to every process; tasks are asked from here
+                    running.append((task, slot, executor.submit(task)))
+                say(f"cohort {task.cohort}: started, log {task.log}")
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            for entry in list(running):
+                task, slot, job = entry
+                if not job.done():
+                    if stop():
+                        os.kill(int(job.job_id), signal.SIGTERM)  # again and again: it may come too early to be heard
+                    continue
+                running.remove(entry)
+                slots.append(slot)
+                ended = _ended(job)
+                if ended == "failed" or (ended == "lost" and not stop()):
+                    cause = tail(task.log, 0, lines=1) or job.paths.stderr
+                    failed.append(f"cohort {task.cohort}: {ended}, log {task.log}; {cause}")
+                    say(failed[-1])
+                else:
+                    say(f"cohort {task.cohort}: {'done' if ended == 'done' else 'stopped'}")
+        if stop():
+            raise StoppedError("tasks were stopped after a checkpoint; the same command goes on")
+    if failed:
+        raise LaunchError("\n".join([f"{len(failed)} of {len(tasks)} cohorts failed", *failed]))
+    return [f"cohort {task.cohort}: done, log {task.log}" for task in tasks]
+
+
+def _ended(job: Any) -> str:
+    """done, stopped, failed, or lost for a process that ended without a word."""
+    if not job.paths.result_pickle.exists():
+        return "lost"
+    return "failed" if job.exception() is not None else job.result()

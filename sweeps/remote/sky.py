@@ -1,0 +1,91 @@
+"""A sweep as a SkyPilot task, for cloud GPUs and TPU VMs: one file, started once for every cohort."""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from olmo_jax.config.validation import ConfigError, require
+
+if TYPE_CHECKING:
+    from sweeps.remote.launch import Options
+
+# A machine's own Python is often older than 3.11.
+_SETUP = """\
+set -e
+python3 -m pip install --quiet uv
+python3 -m uv python install 3.12
+make setup PYTHON="$(python3 -m uv python find 3.12)"
+"""
+_EXTRA = """\
+.venv/bin/python -m pip install --quiet --editable '.[{extra}]'
+"""
+
+
+def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], options: "Options") -> list[str]:
+    """Writes sky.yaml into `folder` and returns lines that say how to start it; SkyPilot isn't needed for that.
+
+    The current folder, which must be the repository, goes to the machine. Raises ConfigError where it isn't, where the
+    configuration lies outside it, and for GPUs of no named kind.
+    """
+    here = Path.cwd()
+    if not (here / "Makefile").exists() or not (here / "requirements").exists():
+        raise ConfigError("--engine=sky: run it in the repository's folder, which goes to the cloud machine")
+    words = [re.sub(f"=({re.escape(str(here))})/", "=", word) for word in command]
+    for word in words:
+        if word.startswith("--config=/"):
+            raise ConfigError(f"{word}: lies outside {here}, which goes to the cloud machine; copy it there")
+    name = re.sub(r"[^a-z0-9]+", "-", f"olmo-jax-{folder.parent.name}".lower()).strip("-")
+    resources = _resources(options)
+    kind = str(resources.get("accelerators", ""))
+    extra = "tpu" if kind.startswith("tpu") else "gpu"
+    task = {
+        "name": name,
+        "workdir": ".",
+        "resources": resources,
+        "envs": {"COHORT": str(cohorts[0])},
+        "setup": _SETUP + (_EXTRA.format(extra=extra) if kind else ""),
+        "run": f'{shlex.join([".venv/bin/python", *words[1:]])} --cohort="$COHORT"\n',
+    }
+    path = folder / "sky.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.dump(task, Dumper=_Blocks, sort_keys=False, width=1000), encoding="utf-8")
+    place = shlex.quote(os.path.relpath(path))
+    lines = [
+        f"{path}: a SkyPilot task; start it for every cohort with",
+        f"for K in {' '.join(map(str, cohorts))}; do sky jobs launch --yes --detach-run --name={name}-$K "
+        f"--env COHORT=$K {place}; done",
+        "in the queue: sky jobs queue; to stop: sky jobs cancel ID; to go on: the same again",
+    ]
+    if not any(word.startswith("--mirror") for word in words):
+        lines.append("without --mirror=BUCKET results are lost with the machine, and what was cut short begins again")
+    return lines
+
+
+def _resources(options: "Options") -> dict[str, Any]:
+    more = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.more)}
+    kind = more.pop("accelerators", None)
+    need = "needs their kind for --engine=sky, such as --more=accelerators=H100"
+    require(kind is not None or not options.gpus, "--gpus", options.gpus, need)
+    asked = {
+        "accelerators": f"{kind}:{options.gpus}" if options.gpus else kind,
+        "cpus": options.cpus and f"{options.cpus}+",
+        "memory": options.memory_gb and f"{options.memory_gb}+",
+    }
+    recovery = {"job_recovery": {"recover_on_exit_codes": [75]}}  # a run that a signal ended, to be run again
+    return {key: value for key, value in asked.items() if value} | {"use_spot": True} | recovery | more
+
+
+class _Blocks(yaml.SafeDumper):
+    """Text of several lines as a block, for people to read and change."""
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Blocks.add_representer(str, _block)

@@ -1,0 +1,233 @@
+"""Two or more sweeps side by side: a page and a table of their differences, each later sweep against the first."""
+
+import hashlib
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from etils import epath
+
+from olmo_jax.config import ConfigError
+from olmo_jax.storage.paths import local
+from sweeps.analysis.comparison import COLUMNS, differences
+from sweeps.analysis.estimate import AnalysisError, UnknownColumnError
+from sweeps.analysis.pairing import Pairing, pair
+from sweeps.report.html import cell, document, escape, format_value, section, sortable_table, value_cell, write_whole
+from sweeps.report.words import counted
+from sweeps.table.table import TABLE, read_table
+
+PAGE, CSV = "index.html", "comparison.csv"
+SCRIPTS = ("base.js", "tables.js", "compare.js")
+# A difference of more than so many times the median one lies off the figure's axis, or the others could not be told.
+FAR = 10
+
+_SHOWN = tuple(c for c in COLUMNS if c not in ("seed_deviation", "spread"))
+_HEADS = {"p_value": "p", "q_value": "q", "seed_sds": "in SD over seeds", "low": "95 % from", "high": "to"}
+_MINUS = "\N{MINUS SIGN}"
+
+
+class Comparison(NamedTuple):
+    """One sweep against the first: their names, which runs are paired, and a row a metric or loss (`differences`)."""
+
+    first: str
+    second: str
+    pairing: Pairing
+    rows: pd.DataFrame
+
+
+def write_comparison(
+    workdirs: Sequence[str], to: epath.PathLike, pair_by: Sequence[str] | None = None, command: str = ""
+) -> list[str]:
+    """Writes `to`/index.html and `to`/comparison.csv, each whole or not at all.
+
+    Args:
+      workdirs: folders of sweeps that have been reported, all compared with the first.
+      to: a folder, made if it isn't there.
+      pair_by: settings to pair by, instead of those that `sweeps.analysis.pairing.pair` finds.
+      command: told on the page.
+
+    Returns:
+      Lines to print: for each comparison how many pairs, what differs and the largest difference in a loss; the path.
+
+    Raises:
+      ConfigError: fewer than two folders, one folder twice, or a name in pair_by that a table lacks. AnalysisError: a
+      folder without results.parquet, a sweep without a finished run, or sweeps without a pair.
+    """
+    places = [os.path.realpath(local(workdir)) for workdir in workdirs]
+    if len(places) < 2:
+        raise ConfigError(f"{workdirs[0]} alone has nothing to be compared with; name two folders of sweeps, or more")
+    for place, workdir in zip(places, workdirs, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{workdir} is named twice; a sweep has no difference from itself")
+    tables = [read_table(place) for place in places]
+    names = _names(places)
+    found = [
+        _compared(names[0], name, tables[0], table, pair_by) for name, table in zip(names[1:], tables[1:], strict=True)
+    ]
+    facts = {"command": command} | {f"{TABLE} of {n}": _digest(p) for n, p in zip(names, places, strict=True)}
+    folder = epath.Path(local(to))
+    write_whole(folder / CSV, _as_csv(found))
+    path = write_whole(folder / PAGE, _page(found, facts))
+    return [line for one in found for line in _lines(one)] + [f"Comparison: {path}"]
+
+
+def _compared(
+    first: str, second: str, of_first: pd.DataFrame, of_second: pd.DataFrame, pair_by: Sequence[str] | None
+) -> Comparison:
+    try:
+        pairing = pair(of_first, of_second, pair_by)
+        return Comparison(first, second, pairing, differences(pairing))
+    except UnknownColumnError as error:
+        raise ConfigError(f"--pair_by, {second} against {first}: {error}") from error
+    except AnalysisError as error:
+        raise AnalysisError(f"{second} against {first}: {error}") from error
+
+
+def _names(places: Sequence[str]) -> list[str]:
+    """Folders by their names, by their paths if two are called the same."""
+    names = [os.path.basename(place) for place in places]
+    return names if len(set(names)) == len(names) else list(places)
+
+
+def _digest(place: str) -> str:
+    return f"sha256 {hashlib.sha256((epath.Path(place) / TABLE).read_bytes()).hexdigest()[:16]}, in {place}"
+
+
+def _as_csv(found: Sequence[Comparison]) -> str:
+    named = [one.rows.assign(first_sweep=one.first, second_sweep=one.second) for one in found]
+    return pd.concat(named)[["first_sweep", "second_sweep", *COLUMNS]].to_csv(index=False)
+
+
+# Words.
+
+
+def _lines(one: Comparison) -> list[str]:
+    return [f"{one.second} against {one.first}: {_pairs(one)}", _differing(one), _largest(one)]
+
+
+def _pairs(one: Comparison) -> str:
+    """How many pairs, what they agree in, and what was left out."""
+    p = one.pairing
+    text = counted(p.pairs, "pair") + " of configurations"
+    text += f", alike in {', '.join(map(_setting, p.paired_by))}" if p.paired_by else ""
+    if p.averaged:
+        text += f"; {p.averaged} of several configurations each, by their means"
+    if p.same:
+        text += f"; {p.same} {'is' if p.same == 1 else 'are'} the same configuration in both"
+    for name, final, unpaired in zip((one.first, one.second), (p.first, p.second), p.unpaired, strict=True):
+        out = {"unpaired": unpaired, "diverged": final.diverged, "unfinished": final.unfinished}
+        told = [f"{n} {why}" for why, n in out.items() if n]
+        text += f"; left out of {name}: {', '.join(told)}" if told else ""
+    if p.apart:
+        text += f"; some unpaired agree in all but {' or '.join(map(_setting, p.apart))}, see --pair_by"
+    return text
+
+
+def _differing(one: Comparison) -> str:
+    told = [f"{_setting(c)} ({a} in {one.first}, {b} in {one.second})" for c, (a, b) in one.pairing.differs.items()]
+    return f"What differs: {'; '.join(told) or 'no setting'}"
+
+
+def _largest(one: Comparison) -> str:
+    losses = one.rows[(one.rows["kind"] == "loss") & one.rows["difference"].notna()]
+    if losses.empty:
+        return "Largest difference in a loss: no pair has a loss in both sweeps"
+    row = losses.loc[losses["difference"].abs().idxmax()]
+    text = f"Largest difference in a loss: {row['column']} {_signed(row['difference'])} {row['unit']}".rstrip()
+    if math.isnan(row["low"]):
+        text += " (no interval of 1 pair)"
+    else:
+        pairs = counted(row["pairs"], "pair")
+        text += f" (95 % interval {_signed(row['low'])} to {_signed(row['high'])}, {pairs})"
+    return text if math.isnan(row["seed_sds"]) else f"{text}, {_signed(row['seed_sds'])} standard deviations over seeds"
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.3g}".replace("-", _MINUS)
+
+
+def _setting(column: str) -> str:
+    return column.removeprefix("config.")
+
+
+# The page.
+
+
+def _page(found: Sequence[Comparison], facts: dict[str, str]) -> bytes:
+    title = f"{', '.join(one.second for one in found)} against {found[0].first}"
+    figures = [_figure(one) for one in found]
+    sections = [f"<header>\n<h1>{escape(title)}</h1>\n{_about()}\n</header>"]
+    sections += [_section(i, one, figure) for i, (one, figure) in enumerate(zip(found, figures, strict=True))]
+    told = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
+    sections.append(section("made", "How it was made", f"<dl>{told}</dl>"))
+    return document(title, sections, {"runs": {}, "settings": [], "figures": figures}, SCRIPTS)
+
+
+def _about() -> str:
+    return """<p class="caveat">Final rows, runs paired by configuration; the pairs are the sample. Intervals are
+Student's t over the pairs. p: by flipping the signs of differences; q: p corrected for all rows of its table (Benjamini
+and Hochberg). Where each sweep has one seed and not the same one, its luck can't be told from what differs.</p>"""
+
+
+def _section(i: int, one: Comparison, figure: dict[str, Any]) -> str:
+    said = "\n".join(f"<li>{escape(line)}</li>" for line in (_pairs(one), _differing(one), _largest(one)))
+    drawn = "<p>No figure: no difference has a scale, from seeds or from several pairs.</p>"
+    if rows := figure["rows"]:
+        counts = {
+            "Beyond the axis": sum(not figure["range"][0] <= row["value"] <= figure["range"][1] for row in rows),
+            "In the table alone": len(one.rows) - len(rows),
+        }
+        more = "".join(f" {where}: {n}." for where, n in counts.items() if n)
+        drawn = f"""<ul class="legend"><li><span data-kind="loss"></span>loss</li>
+<li><span data-kind="metric"></span>geometry</li></ul>
+<div class="figure" id="figure-{i}" style="height: {90 + 22 * len(rows)}px"></div>
+<p class="note">{escape(one.second)} less {escape(one.first)}, {escape(figure["unit"])}, with 95 % intervals over the
+pairs. Filled where q is under .05.{more}</p>"""
+    heads = [{"first": one.first, "second": one.second, **_HEADS}.get(c, c) for c in _SHOWN]
+    body = ["".join(_cell(c, row[c]) for c in _SHOWN) for _, row in one.rows.iterrows()]
+    label = f"{one.second} against {one.first}"
+    table = sortable_table(f"differences-{i}", f"Differences, {label}", heads, body, columns=_SHOWN)
+    return section(f"comparison-{i}", escape(label), f'<ol class="findings">\n{said}\n</ol>\n{drawn}\n{table}')
+
+
+def _cell(column: str, value: Any) -> str:
+    kinds = {"column": "name", "note": "notes"}
+    if column in ("low", "high", "difference", "seed_sds") and not math.isnan(value):
+        return cell(value, _signed(value))
+    return value_cell(value, kinds.get(column, ""))
+
+
+def _figure(one: Comparison) -> dict[str, Any]:
+    """The differences in standard deviations over seeds; without replicates, over the first's configurations."""
+    rows = one.rows
+    scale, unit = rows["seed_deviation"], "in standard deviations over seeds"
+    if not (scale > 0).any():
+        scale, unit = rows["spread"], f"in standard deviations over the paired configurations of {one.first}"
+    drawn = rows[rows["difference"].notna() & (scale > 0)]
+    points = [
+        {
+            "column": row["column"],
+            "kind": row["kind"],
+            "value": float(row["difference"] / scale[i]),
+            "low": None if math.isnan(row["low"]) else float(row["low"] / scale[i]),
+            "high": None if math.isnan(row["high"]) else float(row["high"] / scale[i]),
+            "sure": bool(row["q_value"] < 0.05),
+            "text": f"{_signed(row['difference'])} {row['unit']}, q {format_value(row['q_value']) or 'unknown'}",
+        }
+        for i, row in drawn.iterrows()
+    ]
+    return {"unit": unit, "rows": points, "range": _range(points)}
+
+
+def _range(points: Sequence[dict[str, Any]]) -> list[float]:
+    """The axis: 0 and the intervals of all differences that aren't FAR."""
+    if not points:
+        return [0.0, 0.0]
+    median = statistics.median(abs(point["value"]) for point in points)
+    near = [point for point in points if abs(point["value"]) <= FAR * median]
+    ends = [0.0, *(point[end] for point in near for end in ("value", "low", "high") if point[end] is not None)]
+    margin = 0.04 * (max(ends) - min(ends)) or 1.0
+    return [min(ends) - margin, max(ends) + margin]

@@ -1,0 +1,117 @@
+"""The last stage of a sweep: its table, its answers and its report, from what the working directory holds."""
+
+import time
+from typing import Any
+
+import pandas as pd
+from etils import epath
+
+from eval import evaluate as evaluation
+from eval import results
+from olmo_jax.config import require
+from olmo_jax.console import say
+from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.logs.metrics import METRICS, TIMINGS, read_timings
+from olmo_jax.storage.run_files import known_runs
+from sweeps.analysis import final_rows
+from sweeps.analysis.results import Answers, answer
+from sweeps.planning.record import read_record, recorded_plan
+from sweeps.planning.versions import code_version
+from sweeps.report import FIGURES, TABLES, write_all
+from sweeps.report.figures import check_names, write_figures
+from sweeps.report.row_sentences import after_training, against_unigram, caveat, primary, strongest_setting
+from sweeps.running import stage_times
+from sweeps.studies.paper_b.claims import claims
+from sweeps.table.columns import PRIMARY_PAIR, TEXTS
+from sweeps.table.curves import read_courses
+from sweeps.table.table import build_table, is_written, read_curves, write_table
+
+_SHOWN = "made_from.json"
+
+
+def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
+    """Writes report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
+
+    Or if this code has. Returns the page's path and the table.
+    """
+    started, old = time.monotonic(), read_record(workdir)
+    table = _table(workdir)
+    folder = workdir / "report"
+    page = folder / "index.html"
+    whole = page.exists() and (folder / FIGURES).exists() and (folder / TABLES).exists()
+    shown = _shown_beside_the_table(workdir)
+    if whole and is_written(workdir, table) and _read(folder / _SHOWN) == shown:
+        return page, table
+    answers = _answers(workdir, table)
+    facts = {
+        "command": command,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
+        **_training_seconds(workdir),
+        "seconds of statistics": f"{time.monotonic() - started:.0f}",
+    }
+    later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
+    page = write_all(folder, answers, facts | old["versions"] | later)
+    write_json(folder / _SHOWN, shown)
+    write_table(workdir, table)  # last: it tells the next call that the page is of this table
+    stage_times.add(workdir, "report", time.monotonic() - started)
+    return page, table
+
+
+def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
+    """Writes one figure of the report again; returns its paths. Raises AnalysisError for a name that isn't one."""
+    check_names([name])
+    answers = _answers(workdir, _table(workdir))
+    return write_figures(workdir / "report" / FIGURES, answers, name)
+
+
+def _shown_beside_the_table(workdir: epath.Path) -> dict[str, Any]:
+    """What else the page follows from: how long each run's metrics are, and by which code they are read."""
+    runs = {run: workdir / "runs" / run / METRICS for run in known_runs(workdir)}
+    sizes = {run: path.stat().length for run, path in runs.items() if path.exists()}
+    return {"olmo-jax": code_version(), "bytes_of_metrics": sizes}
+
+
+def _read(path: epath.Path) -> Any:
+    try:
+        return read_json(path, "the report is made anew")
+    except (FileNotFoundError, DamagedFileError):
+        return None
+
+
+def _answers(workdir: epath.Path, table: pd.DataFrame) -> Answers:
+    return answer(table, read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation))
+
+
+def _table(workdir: epath.Path) -> pd.DataFrame:
+    have_runs, asked = (workdir / "runs").exists(), recorded_plan(workdir).evaluation
+    table = build_table(workdir, asked) if have_runs else pd.DataFrame()
+    if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
+        say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
+            "`olmo-jax evaluate` makes them anew")  # fmt: skip
+    if have_runs and (names := sorted({n for run in known_runs(workdir) for n in results.damaged(workdir, run)})):
+        say(f"report: damaged results are left out: {', '.join(names)}; `olmo-jax evaluate` makes them anew")
+    require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
+    return table
+
+
+def summary(workdir: epath.Path, table: pd.DataFrame) -> list[str]:
+    """What `run` ends with: verdicts on claims, where the sweep tries one; what was found, against what, on what."""
+    final = final_rows(table)
+    tried = []
+    if any(str(column).startswith(TEXTS) for column in table):
+        tried = claims(table, read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation))
+    found = [of(final.rows) for of in (primary, strongest_setting, after_training)] + [against_unigram(table)]
+    # Models of equations have no loss by domain, and these sentences would but say so.
+    usual = found if not tried or PRIMARY_PAIR[1] in table else []
+    return [*(claim.told for claim in tried), *usual, caveat(final)]
+
+
+def _training_seconds(workdir: epath.Path) -> dict[str, str]:
+    """Compiling, steps, probes and checkpoints over all starts, and the part of probes; runs of a stack share time."""
+    longest = [max(stack.runs, key=lambda run: run.config.total_steps).id for stack in recorded_plan(workdir).stacks]
+    rows = [row for run in longest for row in read_timings(workdir / "runs" / run / TIMINGS)]
+    total = sum(row["seconds"] for row in rows)
+    probes = sum(row["seconds"] for row in rows if row["event"] == "probe")
+    share = f"{probes / total:.0%}" if total else "none"
+    return {"seconds of training": f"{total:.0f}", "probes' share of that": share}

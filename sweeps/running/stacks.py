@@ -1,0 +1,100 @@
+"""Stacks worked on by one process each, of however many share a sweep's working directory."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from olmo_jax.cohort import Cohort
+from olmo_jax.console import say
+from olmo_jax.errors import UserError
+from olmo_jax.execution import processes
+from olmo_jax.storage.lock import Lock, LockError
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_FAILURE = "failed.txt"
+
+
+def lock_of(workdir: epath.Path, stack: Cohort) -> Lock:
+    """The lock that whoever works on a stack holds."""
+    return Lock(workdir / "cohorts" / stack.folder / "lock.json")
+
+
+def failure(workdir: epath.Path, stack: Cohort) -> str:
+    """What ended the last work on a stack before its time; "" for nothing."""
+    path = workdir / "cohorts" / stack.folder / _FAILURE
+    return path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
+
+
+def one_process_a_stack(
+    workdir: epath.Path,
+    stacks: Sequence[Cohort],
+    stop: Callable[[], bool],
+    work: Callable[[Cohort, Callable[[], bool]], bool],
+) -> bool:
+    """Does the work on every stack under its lock: first on those that nobody has, then on those waited for.
+
+    Args:
+      stop: whether to leave. work: takes a stack and such a `stop`, which raises LockError too once the lock is lost;
+        returns False if it was stopped.
+
+    Returns:
+      False if a `stop` ended it. What the work raises is kept for `failure` and raised, what users can mend once the
+      other stacks are done.
+    """
+    waiting = [(stack, lock_of(workdir, stack)) for stack in stacks]
+    told: set[str] = set()
+    failed: list[Exception] = []
+    while waiting:
+        held = []
+        for stack, lock in waiting:
+            if processes.anyone(stop()):
+                return False
+            if not processes.first_says(processes.is_first() and lock.acquire()):
+                held.append((stack, lock))
+                if stack.folder not in told:
+                    say(f"{stack.folder}: {lock.holder()} is working on it; waiting")
+                told.add(stack.folder)
+                continue
+            try:
+                if not _with_lock(workdir, stack, lock, stop, work):
+                    return False
+            except LockError:
+                raise
+            except UserError as error:
+                if not failed and stack is not waiting[-1][0]:
+                    say(f"{stack.folder}: {error}; going on with the others")
+                failed.append(error)
+        if len(held) == len(waiting):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        waiting = held
+    if failed:
+        raise failed[0]
+    return True
+
+
+def _with_lock(
+    workdir: epath.Path,
+    stack: Cohort,
+    lock: Lock,
+    stop: Callable[[], bool],
+    work: Callable[[Cohort, Callable[[], bool]], bool],
+) -> bool:
+    def stop_or_lost() -> bool:
+        if processes.anyone(processes.is_first() and not lock.mine()):
+            raise lock.lost()
+        return stop()
+
+    note = workdir / "cohorts" / stack.folder / _FAILURE
+    try:
+        if processes.is_first():
+            note.unlink(missing_ok=True)
+        return work(stack, stop_or_lost)
+    except LockError:
+        raise
+    except Exception as error:
+        note.write_bytes(f"{str(error) or type(error).__name__}\n".encode(errors="backslashreplace"))
+        raise
+    finally:
+        if processes.is_first():
+            lock.release()

@@ -1,0 +1,255 @@
+"""The stages of a sweep, each of which does what is left to do: prepare, train, evaluate, report."""
+
+import contextlib
+import dataclasses
+import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from etils import epath
+
+from eval import evaluate as evaluation
+from eval.check import check_evaluation
+from olmo_jax.checkpoint import check_place, directory, member_lists
+from olmo_jax.cohort import Cohort
+from olmo_jax.config import TrainConfig, require
+from olmo_jax.console import progress, say
+from olmo_jax.data.fingerprint import rough_bytes
+from olmo_jax.data.prepare import prepare
+from olmo_jax.data.shards import INDEX_FILE, TokenIndex
+from olmo_jax.data.windows import epochs, too_few_tokens
+from olmo_jax.data.windows import training_tokens as training_tokens_of
+from olmo_jax.execution import compilation_cache
+from olmo_jax.storage.lock import exclusive_lock
+from olmo_jax.storage.paths import local
+from olmo_jax.storage.run_status import has_ended
+from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
+from sweeps.planning.plan import Plan
+from sweeps.planning.record import join, pin
+from sweeps.planning.versions import versions
+from sweeps.running import stage_times
+from sweeps.running.stacks import one_process_a_stack
+
+_BYTES_A_TOKEN = 4.0
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yields `stop()`, which answers True once SIGTERM or SIGINT has come; a second signal ends the process at once."""
+    asked = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        say(f"{signal.Signals(number).name}: leaving once what is done is safe; once more to leave at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def keep_compiled(workdir: epath.Path) -> None:
+    """Compiled programs are kept in the working directory, by host: stages share them, and a later start finds them."""
+    compilation_cache.keep_compiled(Path(workdir) / "compiled" / platform.node())
+
+
+def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
+    """Where prepared data of a run lie: config.data.root, or data/ in the working directory."""
+    return local(config.data.root) if config.data.root else Path(workdir) / "data"
+
+
+def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
+    """Prepares every data set of the plan; by data.name.
+
+    Only what is `to_train` needs the devices of its mesh, and has to ask for passing its data more than once.
+
+    Everything about the runs that can be refused is refused here, before anything is trained: a directory of another
+    sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
+    ConfigError and DataError.
+    """
+    join(workdir, plan)  # raises where the plan doesn't fit the directory
+    places = [data_root(workdir, config) / name for name, config in plan.data.items()]
+    with stage_times.timed(workdir, "prepare", not all((place / INDEX_FILE).exists() for place in places)):
+        return _prepared(workdir, plan, to_train)
+
+
+def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, TokenIndex]:
+    if to_train:
+        check_place(workdir)
+    for cohort in plan.cohorts if to_train else ():
+        check_mesh(cohort)
+    indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
+    for cohort in plan.cohorts:
+        index = indexes[cohort.shape.data_name]
+        check_vocabulary(cohort.shape.model.vocab_size, index)
+        if not cohort.shape.arithmetic:
+            lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
+            require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
+        cohort_probes(cohort, index)
+        if to_train:
+            _check_epochs(cohort, index)
+        check_evaluation(plan.evaluation, cohort, index)
+    return indexes
+
+
+def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> tuple[Plan, dict[str, TokenIndex]]:
+    """The data, then sweep.json and the runs' config.json. Returns the plan with its stacks, and the data."""
+    plan = join(workdir, plan)
+    indexes = prepare_all(workdir, plan, to_train)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # of several that share the sweep, each comes by here
+        plan = pin(workdir, plan, versions())
+        for stack in plan.stacks:
+            write_run_files(workdir, stack)
+    return plan, indexes
+
+
+def train_all(
+    workdir: epath.Path,
+    plan: Plan,
+    indexes: dict[str, TokenIndex],
+    stop: Callable[[], bool],
+    traced: Sequence[int] = (),
+) -> bool:
+    """Trains what isn't trained of the plan's stacks; False if a signal ended it. `traced`: see train_cohort.
+
+    Stacks that another process is at are left to it, and waited for. Raises LockError if it takes one of this one's.
+    """
+
+    def train(stack: Cohort, stop: Callable[[], bool]) -> bool:
+        return train_cohort(workdir, stack, indexes[stack.shape.data_name], stop, traced, owned=stop)
+
+    untrained = not all(has_ended(workdir, run.id) for stack in plan.stacks for run in stack.runs)
+    with stage_times.timed(workdir, "train", untrained):
+        return one_process_a_stack(workdir, plan.stacks, stop, train)
+
+
+def evaluate_all(
+    workdir: epath.Path,
+    plan: Plan,
+    indexes: dict[str, TokenIndex],
+    stop: Callable[[], bool],
+    choice: evaluation.Choice = evaluation.EVERYTHING,
+) -> bool:
+    """Evaluates what of `choice` isn't evaluated; False if a signal ended it.
+
+    Stacks that another process is at are left to it, and waited for; what it has done counts as done. Raises
+    ConfigError where nothing is trained, and for a choice that nothing there answers to.
+    """
+    steps = sorted({s for stack in plan.stacks for s in member_lists(directory(workdir, stack.folder))})
+    require(bool(steps), "--workdir", str(workdir), _why_no_checkpoint(workdir, plan))
+    choice.check(plan.evaluation, [run.id for run in plan.runs], steps)
+
+    def left(stack: Cohort) -> int:
+        return len(evaluation.jobs(workdir, stack, plan.evaluation, choice))
+
+    at_first = {stack.folder: left(stack) for stack in plan.stacks}
+    total = sum(at_first.values())
+    if not total:
+        say("evaluate: nothing is left to do")
+        return True
+    with stage_times.timed(workdir, "evaluate", True), progress("evaluate", total) as show:
+        finished = 0
+
+        def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:
+            nonlocal finished
+            elsewhere = at_first[stack.folder] - left(stack)
+            if elsewhere > 0:
+                finished += elsewhere
+                show(finished, f"{elsewhere} of them by another process")
+
+            def go_on(job: evaluation.Job) -> bool:
+                nonlocal finished
+                finished += 1
+                show(finished, f"{job.evaluation.name} of {len(job.models)} models")
+                return not stop()
+
+            index = indexes[stack.shape.data_name]
+            return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on, choice, stop)
+
+        return one_process_a_stack(workdir, plan.stacks, stop, evaluate)
+
+
+def _why_no_checkpoint(workdir: epath.Path, plan: Plan) -> str:
+    folders = {p.name for p in (workdir / "cohorts").iterdir()} if (workdir / "cohorts").exists() else set()
+    if unknown := folders - {stack.folder for stack in plan.stacks}:
+        return f"holds {', '.join(sorted(unknown))}, which sweep.json doesn't name; put sweep.json back from a copy"
+    return "holds no checkpoint to evaluate; train first"
+
+
+def run(
+    workdir: epath.Path,
+    plan: Plan,
+    stop: Callable[[], bool],
+    command: str,
+    traced: Sequence[int] = (),
+    cohort: str | None = None,
+) -> bool:
+    """All stages; what is done is not done again. False if a signal ended it. Of one `cohort` alone no report."""
+    chosen = cohort_ids(plan, cohort)
+    plan, indexes = begin(workdir, plan)
+    plan = dataclasses.replace(plan, stacks=tuple(stack for stack in plan.stacks if stack.id in chosen))
+    if not train_all(workdir, plan, indexes, stop, traced) or not evaluate_all(workdir, plan, indexes, stop):
+        return False
+    if cohort is not None:
+        return True
+    from sweeps.report import stage  # statistics and tables, which what went before can do without
+
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):
+        page, table = stage.report(workdir, command)
+    print("\n".join(stage.summary(workdir, table)))
+    print(f"Report: {page}")
+    return True
+
+
+def cohort_ids(plan: Plan, cohort: str | None) -> list[str]:
+    """The cohort named by its place in the plan, counted from 0, or its id; None: all of them. Raises ConfigError."""
+    ids = [c.id for c in plan.cohorts]
+    if cohort is None:
+        return ids
+    chosen = ids[int(cohort)] if cohort.isdigit() and int(cohort) < len(ids) else cohort
+    known = f"0 to {len(ids) - 1}, or an id that `olmo-jax plan` prints"
+    require(chosen in ids, "--cohort", cohort, f"isn't one of the sweep's cohorts, {known}")
+    return [chosen]
+
+
+def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[float, str]]:
+    """Tokens of a pass over each data set, by data.name, and a word on epochs reckoned with it: "" where it is counted.
+
+    Left out where there is nothing to guess from.
+    """
+    found = {}
+    for name, config in plan.data.items():
+        data = config.data
+        if data.is_arithmetic:  # an epoch is another for each run
+            continue
+        place = data_root(workdir or epath.Path("."), config) / name
+        if (place / INDEX_FILE).exists() and (workdir is not None or data.root):
+            index = TokenIndex.load(place)
+            tokens = training_tokens_of(index, data.train_domains)
+            found[name] = float(sum(map(len, tokens))), ""
+        elif text := rough_bytes(data):
+            told = "at least " if "python_packages" in data.corpus else "about "  # its cap may not be reached
+            found[name] = text * (1 - data.validation_fraction) / _BYTES_A_TOKEN, told
+    return found
+
+
+def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
+    if cohort.shape.arithmetic:  # drawn with replacement, again and again: that is what they are for
+        return
+    for run in cohort.runs:
+        data = run.config.data
+        passes = epochs(index, data.train_domains, data.sequence_length, run.config.tokens)
+        require(
+            passes <= data.max_epochs,
+            "config.data.max_epochs",
+            data.max_epochs,
+            f"{run.id}: config.tokens = {run.config.tokens:,} pass its training tokens {passes:.3g} times; ask for "
+            "that by a larger max_epochs, take fewer tokens, or add text",
+        )

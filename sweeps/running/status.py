@@ -1,0 +1,132 @@
+"""What a working directory holds so far: a line a run, with each checkpoint and the evaluations that are left."""
+
+import collections
+import time
+from typing import Any
+
+from etils import epath
+
+from eval.evaluate import jobs
+from olmo_jax.checkpoint import directory, member_lists
+from olmo_jax.cohort import Cohort, Run, checkpoint_steps
+from olmo_jax.logs.metrics import METRICS, TIMINGS, last_row, read_timings
+from olmo_jax.storage.run_status import ENDED, read_status
+from sweeps.planning.plan import Plan
+from sweeps.running import stage_times
+from sweeps.running.stacks import failure, lock_of
+
+_SECONDS_BETWEEN_LOOKS = 5.0
+_RECENT_ROWS = 20
+
+
+def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
+    """Prints the status; with `watch` again every few seconds, until every run has ended or somebody interrupts."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    if not watch:
+        print("\n".join(status_lines(workdir, plan)))
+        return
+    with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            live.update(Text("\n".join(status_lines(workdir, plan))), refresh=True)
+            if all(read_status(workdir, run.id)["state"] in ENDED for run in plan.runs):
+                return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
+    """Runs with state, step, loss, time left and checkpoints (x written, . to come); what is left; seconds by stage."""
+    width = max(len(run.id) for run in plan.runs)
+    lines = [f"{'run':<{width}}  {'state':<9} {'step':>13} {'loss':>8} {'left':>7}  checkpoints"]
+    left, written_at_all = 0, False
+    for stack in plan.stacks:
+        written = member_lists(directory(workdir, stack.folder))
+        left += len(jobs(workdir, stack, plan.evaluation))
+        written_at_all |= bool(written)
+        steps = step_seconds(workdir, stack)
+        lines += [f"{run.id:<{width}}  {_line(workdir, stack, run, written, steps)}" for run in stack.runs]
+        if why := failure(workdir, stack):
+            lines.append(f"{stack.folder} failed: {why}")
+    if not written_at_all:
+        return [*lines, "nothing is trained yet"]
+    return [
+        *lines,
+        *(text for stack in plan.stacks if (text := _time(workdir, stack))),
+        f"{left} evaluations of cohorts' checkpoints are left" if left else "all that is trained is evaluated",
+        *stage_times.lines(workdir, plan),
+    ]
+
+
+def _line(
+    workdir: epath.Path, stack: Cohort, run: Run, written: dict[int, list[str]], seconds_a_step: float | None
+) -> str:
+    status = read_status(workdir, run.id)
+    state = _state(workdir, stack, status)
+    row = last_row(workdir / "runs" / run.id / METRICS) or {"step": status["step"]}
+    total = run.config.total_steps
+    # Beside those that the configuration names there are those of a stop, or of an import.
+    there = {step for step, runs in written.items() if run.id in runs}
+    due = sorted({step for step in checkpoint_steps(stack) if step <= total} | there)
+    marks = "".join("x" if run.id in written.get(step, ()) else "." for step in due)
+    loss = row.get("loss")
+    shown = f"{loss:.3f}" if loss is not None else ""
+    going = state == "training" and seconds_a_step is not None
+    to_go = _duration((total - row["step"]) * seconds_a_step) if going and seconds_a_step else ""
+    why = f"  {status['reason']} not finite at step {status['diverged_at']}" if status.get("diverged_at") else ""
+    done = f"{row['step']}/{total}"
+    return f"{state:<9} {done:>13} {shown:>8} {to_go:>7}  {marks}{why}"
+
+
+def _state(workdir: epath.Path, stack: Cohort, status: dict[str, Any]) -> str:
+    """The state of a run of a stack: waiting, training, stopped (by whoever trained it), failed, done or diverged."""
+    state = str(status["state"])
+    if state in ENDED or lock_of(workdir, stack).held():
+        return state
+    if failure(workdir, stack):
+        return "failed"
+    return "stopped" if state == "training" else state
+
+
+def step_seconds(workdir: epath.Path, stack: Cohort) -> float | None:
+    """Seconds that a step took lately, with the probes and checkpoints between steps; None before there is any.
+
+    Only the rows since the last compilation count, of which the first says where the others begin.
+    """
+    rows = read_timings(workdir / "runs" / _longest(stack).id / TIMINGS)
+    begun = max((i for i, row in enumerate(rows) if row["event"] == "compile"), default=-1)
+    recent = rows[begun + 1 :][-_RECENT_ROWS:]
+    steps = recent[-1]["step"] - recent[0]["step"] if recent else 0
+    return sum(row["seconds"] for row in recent[1:]) / steps if steps > 0 else None
+
+
+def _longest(stack: Cohort) -> Run:
+    """The run that is there throughout, whose timings are the stack's."""
+    return max(stack.runs, key=lambda run: run.config.total_steps)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _time(workdir: epath.Path, stack: Cohort) -> str:
+    """Where a stack's training time went, over all starts; "" before there is any."""
+    rows = read_timings(workdir / "runs" / _longest(stack).id / TIMINGS)
+    spent: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        spent[row["event"]] += row["seconds"]
+    steps = [row for row in rows if row["event"] == "steps" and "mfu" in row]
+    if not sum(row["seconds"] for row in steps):
+        return ""
+    total, stepping = sum(spent.values()), sum(row["seconds"] for row in steps)
+    tokens = sum(row["tokens_per_second"] * row["seconds"] for row in steps) / stepping
+    peak = sum(row["mfu"] * row["seconds"] for row in steps) / stepping
+    shares = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in spent.most_common())
+    waited = sum(row["data_seconds"] for row in steps) / total
+    return (
+        f"{stack.folder}: {tokens:,.0f} tokens/s, {peak:.1%} of the matmul peak; of {total:.0f} s: {shares}; making "
+        f"batches {waited:.1%}"
+    )

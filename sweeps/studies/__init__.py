@@ -1,0 +1,1 @@
+"""One folder per study: its configurations, claims, figures and results."""

@@ -1,0 +1,1 @@
+"""Disentangling Geometry, Performance, and Training in Language Models (arXiv 2602.20433)."""

@@ -1,0 +1,211 @@
+"""The directions that paper A reports (methods.md, section 1), looked for in the table of its suite, whole or reduced.
+
+    python -m sweeps.studies.paper_a.effects WORKDIR        (prints the table of docs/results.md)
+
+A factor is taken from one value to another with everything else alike; the differences are averaged within each size,
+and the sizes are the sample: n of them, a 95 % interval by Student's t. Effects are given in standard deviations over
+seeds too, pooled over the configurations that have replicates.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from sweeps import analysis
+from sweeps.table.table import TABLE
+
+RANK, LOSS = analysis.PRIMARY_PAIR
+FIXED_RANK = "unembedding_gauge_fixed/effective_rank_percent"
+
+_TOKENS, _BATCH = "config.tokens", "config.data.batch_size"
+_DECAY, _RATE = "config.optimizer.weight_decay", "config.optimizer.learning_rate"
+_FINAL = "config.optimizer.final_fraction"
+_FACTORS = (_TOKENS, _BATCH, _DECAY, _RATE, _FINAL)
+_SIZE = "config.name"
+_SIZES = ("4m", "8m", "13m", "19m", "34m", "75m")
+
+
+class Direction(NamedTuple):
+    """One row: what is said, and what was found of it.
+
+    effect, low, high: in the metric's units, of the higher value minus the lower one; NaN where nothing tells it.
+    n: sizes. in_seeds: the effect in standard deviations over seeds. verdict: agrees, disagrees, unclear or
+    untestable.
+    """
+
+    claim: str
+    metric: str
+    effect: float
+    low: float
+    high: float
+    n: int
+    in_seeds: float
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Claim:
+    """`sign`: of the effect as the paper reports it. `of_size`: the effect in one size's final rows, NaN for none."""
+
+    text: str
+    metric: str
+    sign: int
+    of_size: Callable[["_Suite", str, str], float]
+
+
+def directions(table: pd.DataFrame) -> list[Direction]:
+    """What methods.md, section 1, says a re-run should show; "untestable" where this table can't tell.
+
+    Args:
+      table: of a sweep of sweeps/studies/paper_a/paper.py; runs that diverged, ablations and other text are left out.
+
+    Raises AnalysisError where none of the suite's sizes is in the table.
+    """
+    rows = analysis.final_rows(table).rows
+    rows = rows[rows[_SIZE].isin(_SIZES) & (rows["config.data.name"] == "main")]
+    if rows.empty:
+        raise analysis.AnalysisError(
+            f"no finished run of {', '.join(_SIZES)} in the table; run sweeps/studies/paper_a/paper.py"
+        )
+    suite = _suite(rows)
+    noise = {metric: analysis.seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
+    found = [_direction(claim, suite, noise[claim.metric]) for claim in _CLAIMS]
+    return [*found, _sign_change(suite), *_UNTESTABLE]
+
+
+def as_markdown(found: Sequence[Direction]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| paper A says | measured | effect | 95 % interval | in SD over seeds | n (sizes) | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for d in found:
+        known = math.isfinite(d.effect)
+        interval = f"{d.low:+.3g} to {d.high:+.3g}" if math.isfinite(d.low) else ""
+        seeds = f"{d.in_seeds:+.1f}" if math.isfinite(d.in_seeds) else ""
+        effect = f"{d.effect:+.3g}" if known else ""
+        lines.append(f"| {d.claim} | {d.metric} | {effect} | {interval} | {seeds} | {d.n or ''} | {d.verdict} |")
+    return "\n".join(lines)
+
+
+def _direction(claim: _Claim, suite: "_Suite", noise: float) -> Direction:
+    by_size = [claim.of_size(suite, size, claim.metric) for size in _SIZES]
+    values = np.array([v for v in by_size if math.isfinite(v)])
+    n = len(values)
+    if n < 3:
+        return Direction(claim.text, claim.metric, math.nan, math.nan, math.nan, n, math.nan, "untestable")
+    effect, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
+    reach = float(scipy.stats.t.ppf(0.975, n - 1)) * spread
+    low, high = effect - reach, effect + reach
+    sure = low > 0 or high < 0
+    verdict = ("agrees" if effect * claim.sign > 0 else "disagrees") if sure else "unclear"
+    return Direction(claim.text, claim.metric, effect, low, high, n, effect / noise if noise else math.nan, verdict)
+
+
+class _Suite(NamedTuple):
+    """The final rows, their means over seeds by size and factors, each factor's default, lowest and highest value."""
+
+    rows: pd.DataFrame
+    means: pd.DataFrame
+    default: dict[str, float]
+    ends: dict[str, tuple[float, float]]
+
+
+def _suite(rows: pd.DataFrame) -> _Suite:
+    """Learning rates count as multiples of the usual one at their batch size, which may follow it by a rule."""
+    one_each = rows.drop_duplicates("configuration")
+    usual = {batch: of_batch[_RATE].mode().iloc[0] for batch, of_batch in one_each.groupby(_BATCH)}
+    rows = rows.assign(**{_RATE: rows[_RATE] / rows[_BATCH].map(usual)})
+    rows = rows.assign(**{factor: rows[factor].map(_rounded) for factor in _FACTORS})
+    one_each = rows.drop_duplicates("configuration")
+    default = {factor: float(one_each[factor].mode().iloc[0]) for factor in _FACTORS}
+    ends = {factor: (float(one_each[factor].min()), float(one_each[factor].max())) for factor in _FACTORS}
+    means = rows.groupby([_SIZE, *_FACTORS])[[RANK, FIXED_RANK, LOSS]].mean()
+    return _Suite(rows, means, default, ends)
+
+
+def _rounded(value: float) -> float:
+    """What differs by rounding alone is one setting."""
+    return float(f"{value:.6g}")
+
+
+def _mean(suite: _Suite, size: str, metric: str, **changes: float) -> float:
+    """Mean over seeds of a size's configuration, by what of it isn't the default; NaN where there is none."""
+    wanted = suite.default | {_NAMES[name]: value for name, value in changes.items()}
+    key = (size, *(wanted[factor] for factor in _FACTORS))
+    return float(suite.means.at[key, metric]) if key in suite.means.index else math.nan
+
+
+def _batch_difference(suite: _Suite, size: str, metric: str) -> float:
+    """Largest batch less smallest, averaged over the budgets."""
+    low, high = suite.ends[_BATCH]
+    budgets = (suite.ends[_TOKENS][0], suite.default[_TOKENS], suite.ends[_TOKENS][1])
+    found = [
+        _mean(suite, size, metric, batch=high, tokens=t) - _mean(suite, size, metric, batch=low, tokens=t)
+        for t in budgets
+    ]
+    return float(np.mean(found))
+
+
+def _batch_valley(suite: _Suite, size: str, metric: str) -> float:
+    """How far the default batch size lies below the better end, at the default budget."""
+    ends = [_mean(suite, size, metric, batch=end) for end in suite.ends[_BATCH]]
+    return float(np.min(ends)) - _mean(suite, size, metric)
+
+
+def _difference(name: str) -> Callable[[_Suite, str, str], float]:
+    """A factor's highest value minus its lowest."""
+
+    def of_size(suite: _Suite, size: str, metric: str) -> float:
+        low, high = suite.ends[_NAMES[name]]
+        return _mean(suite, size, metric, **{name: high}) - _mean(suite, size, metric, **{name: low})
+
+    return of_size
+
+
+def _sign_change(suite: _Suite) -> Direction:
+    """Slope of weight decay's effect on loss over the doublings of size, and whether its line crosses 0 among them."""
+    claim = "weight decay's effect on loss changes sign with size (slope a doubling)"
+    sizes = suite.rows.groupby(_SIZE)["parameters_non_embedding"].first()
+    effects = {size: _difference("decay")(suite, size, LOSS) for size in sizes.index}
+    known = [size for size, effect in effects.items() if math.isfinite(effect)]
+    x, y = np.log2(sizes[known].astype(float).to_numpy()), np.array([effects[size] for size in known])
+    if len(known) < 4:
+        return Direction(claim, LOSS, math.nan, math.nan, math.nan, len(known), math.nan, "untestable")
+    line = scipy.stats.linregress(x, y)
+    reach = float(scipy.stats.t.ppf(0.975, len(known) - 2)) * line.stderr
+    low, high = line.slope - reach, line.slope + reach
+    ends = line.intercept + line.slope * np.array([x.min(), x.max()])
+    verdict = "unclear" if low < 0 < high else "agrees" if ends[0] * ends[1] < 0 else "disagrees"
+    noise = analysis.seed_deviation(suite.rows, LOSS)
+    return Direction(claim, LOSS, line.slope, low, high, len(known), line.slope / noise, verdict)
+
+
+_NAMES = {"tokens": _TOKENS, "batch": _BATCH, "decay": _DECAY, "rate": _RATE, "final": _FINAL}
+_CLAIMS = (
+    _Claim("a larger batch raises R(W)", RANK, +1, _batch_difference),
+    _Claim("the same, without what the logits can't see", FIXED_RANK, +1, _batch_difference),
+    _Claim("loss is U-shaped in batch size", LOSS, +1, _batch_valley),
+    _Claim("stronger weight decay keeps R(W) high", RANK, +1, _difference("decay")),
+    _Claim("the same, without what the logits can't see", FIXED_RANK, +1, _difference("decay")),
+    _Claim("weaker annealing keeps R(W) high", RANK, +1, _difference("final")),
+    _Claim("the same, without what the logits can't see", FIXED_RANK, +1, _difference("final")),
+    _Claim("weaker annealing gives a worse loss", LOSS, +1, _difference("final")),
+)
+_NOTHING = (math.nan, math.nan, math.nan, 0, math.nan, "untestable")
+# What the suite's table alone can't show.
+_UNTESTABLE = (
+    Direction("Pythia-14M saturates late as its rank collapses, its sequential twin doesn't", RANK, *_NOTHING),
+    Direction("a small model can be low-rank without degrading", LOSS, *_NOTHING),
+    Direction("GPTQ hurts small models of very low rank", LOSS, *_NOTHING),
+)
+
+
+if __name__ == "__main__":
+    print(as_markdown(directions(pd.read_parquet(f"{sys.argv[1]}/{TABLE}"))))

@@ -1,0 +1,1 @@
+"""Less is More: Local Intrinsic Dimensions of Contextual Language Models (arXiv 2506.01034)."""

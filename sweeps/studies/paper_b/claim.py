@@ -1,0 +1,134 @@
+"""A claim of paper B (arXiv 2506.01034) and the verdict on it; what the experiments in claims.py share.
+
+A verdict is "agrees", "disagrees", "unclear" (the interval leaves both open, or there are too few runs for one) or
+"untestable" (what the claim is about didn't happen, or wasn't measured often enough to be seen).
+"""
+
+import collections
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.estimate import Estimate, nothing
+from sweeps.analysis.leads import LEAST_VALUES, change_point, lag_of
+from sweeps.analysis.r2 import incremental_r2
+from sweeps.studies.paper_b.events import TRAIN_LOSS
+from sweeps.studies.paper_b.shift import DIMENSION, dimension_columns
+
+CLAIMS = {
+    "shift": "Fine-tuning lowers the mean local dimension on its own domain and leaves others nearly unchanged.",
+    "exhaustion": "The mean local dimension levels off when training is exhausted.",
+    "overfitting": "The mean local dimension falls, then rises, when a classifier overfits.",
+    "grokking": "The mean local dimension drops when a model groks.",
+}
+SIGNALS = ["signal", "lead", "low", "high", "p_value", "n", "claimed", "adds", "adds_low", "adds_high", "note"]
+# Of each states and text, the rivals of local dimension.
+_METRICS = (DIMENSION, "effective_rank", "isoscore")
+
+# From a column to the change points of each run: run_id, group, metric_step, outcome_step.
+Changes = Callable[[str], pd.DataFrame]
+
+
+class Claim(NamedTuple):
+    """A claim and what this sweep says of it.
+
+    Attributes:
+      name: a key of CLAIMS. evaluation: the fine-tuning that it is of, or "".
+      verdict: see above. sentence: why, with the numbers. estimate: what the verdict rests on.
+      rows: of "shift" a row a column (see `shifts`), else a row a run.
+      signals: a row a rival signal (SIGNALS): by how many steps it changes before the outcome does, and the R2 that its
+        step adds to that of the training loss in predicting the outcome's. column: the first of them.
+    """
+
+    name: str
+    evaluation: str
+    verdict: str
+    sentence: str
+    estimate: Estimate
+    rows: pd.DataFrame
+    signals: pd.DataFrame
+    column: str
+
+    @property
+    def told(self) -> str:
+        """The claim and its verdict in words."""
+        return f"{CLAIMS[self.name]} Here: {self.verdict}. {self.sentence}"
+
+
+def rivals(
+    changes: Changes, curves: Mapping[str, pd.DataFrame], column: str, settings: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """When each signal changes against the outcome, and what its step adds to the training loss's in predicting it.
+
+    The signals are local dimension, effective rank and IsoScore of the same states, where all runs have them, and the
+    training loss.
+    """
+    shared = _shared(curves)
+    states = column.rpartition("/")[0]
+    signals = [f"{states}/{metric}" for metric in _METRICS if f"{states}/{metric}" in shared]
+    signals += [TRAIN_LOSS] if TRAIN_LOSS in shared else []
+    of_loss = changes(TRAIN_LOSS)["metric_step"] if TRAIN_LOSS in shared else None
+    rows = []
+    for signal in signals:
+        found = lag_of(changes(signal), settings)
+        adds = nothing(0)
+        if of_loss is not None and signal != TRAIN_LOSS:
+            table = found.changes.assign(loss_step=of_loss).dropna(subset=["metric_step", "outcome_step", "loss_step"])
+            adds = incremental_r2(table, "metric_step", "outcome_step", ["loss_step"], "group")
+        lead = found.lead
+        rows.append((signal, *lead, found.claimed, adds.estimate, adds.low, adds.high, found.note))
+    return pd.DataFrame(rows, columns=SIGNALS)
+
+
+def _shared(curves: Mapping[str, pd.DataFrame]) -> set[str]:
+    """The columns that all curves have."""
+    return set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
+
+
+def measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> tuple[str, dict[str, pd.DataFrame]] | None:
+    """The mean local dimension on a text, of the deepest states of those that most runs have; and the curves in which
+    it was measured often enough for a change to be seen.
+    """
+    having = collections.Counter(str(c) for curve in curves.values() for c in curve.columns)
+    if not (columns := dimension_columns(set(having), text)):
+        return None
+    column = max(columns, key=having.__getitem__)
+    often = {
+        run: curve
+        for run, curve in curves.items()
+        if column in curve and np.isfinite(curve[column].astype(float)).sum() >= LEAST_VALUES
+    }
+    return column, often
+
+
+def too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.DataFrame]) -> Claim:
+    """Nothing can be said: no run was measured often enough."""
+    most = max(int(curve[column].notna().sum()) for curve in curves.values() if column in curve)
+    remedy = "raise config.evaluation.finetune.points" if evaluation else "lower config.probe.every"
+    sentence = f"Local dimension was measured {most} times in a run at most; a change shows in {LEAST_VALUES} or more: "
+    sentence += f"{remedy}."
+    rows = pd.DataFrame({"run_id": list(curves), "group": list(curves), "metric_step": math.nan})
+    rows = rows.assign(outcome_step=math.nan, lag=math.nan, groks=False, stays=math.nan)
+    signals = pd.DataFrame(columns=SIGNALS)
+    return Claim(name, evaluation, "untestable", sentence, nothing(0), rows, signals, column)
+
+
+def left_out_note(count: int) -> str:
+    return f" Left out, for it was measured fewer than {LEAST_VALUES} times: in {count} more." if count else ""
+
+
+def change_step(curve: pd.DataFrame, column: str, kind: str) -> float:
+    return change_point(curve["step"].to_numpy(float), curve[column].to_numpy(float), kind).step
+
+
+def number(estimate: float, low: float, high: float) -> str:
+    text = f"{estimate:.2f}"
+    return text if math.isnan(low) else f"{text} (95 % interval {low:.2f} to {high:.2f})"
+
+
+def ahead(lead: Estimate) -> str:
+    text = f"{abs(lead.estimate):.0f} steps {'before' if lead.estimate >= 0 else 'after'}"
+    return text if math.isnan(lead.low) else f"{text} (95 % interval of the lead {lead.low:.0f} to {lead.high:.0f})"

@@ -1,0 +1,150 @@
+"""The experiments on local dimension, as the page and the figures draw them: bands over seeds, shifts, leads.
+
+A panel is one quantity over steps, a band for each configuration: the mean over its runs, and their range.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.results import Answers
+from sweeps.report.html import format_value
+from sweeps.report.words import setting_name
+from sweeps.studies.paper_b.claim import Claim
+from sweeps.studies.paper_b.claims import ANSWER_LOSS
+from sweeps.studies.paper_b.events import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS, probe_rows
+from sweeps.studies.paper_b.shift import DIMENSION, course_ends, dimension_columns, text_of
+from sweeps.table.columns import HELD_OUT_LOSS, as_levels, final_rows
+
+TITLES = {
+    "shift": "Fine-tuning",
+    "exhaustion": "Exhaustion",
+    "overfitting": "Overfitting",
+    "grokking": "Grokking",
+}
+# Shares of points below the quantiles that are stored, and the ends of their columns' names.
+_QUANTILES = ((0.05, "_q5"), (0.25, "_q25"), (0.5, "_median"), (0.75, "_q75"), (0.95, "_q95"))
+_SENSITIVITY = re.compile(rf"local_dimension/(?P<of>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)/{DIMENSION}")
+_DRAWN = 101
+
+
+class Band(NamedTuple):
+    """Of the runs of one configuration: mean, least and most at each step."""
+
+    name: str
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    runs: int
+
+
+class Panel(NamedTuple):
+    """One quantity of a claim over steps."""
+
+    title: str
+    across: str
+    bands: list[Band]
+
+
+class Violin(NamedTuple):
+    """Local dimension over the points of one text, at one time; values that draw its distribution."""
+
+    text: str
+    when: str
+    values: np.ndarray
+
+
+def panels(answers: Answers, claim: Claim) -> list[Panel]:
+    """The curves of a claim."""
+    if claim.evaluation:
+        course = _course(answers, claim)
+        curves = {name: of.assign(step=of["at"]) for name, of in course.groupby(["run_id", "seed"])}
+        labels = dict.fromkeys(curves, "all runs")
+        across = "steps of fine-tuning"
+    else:
+        curves = {run: probe_rows(curve) for run, curve in answers.curves.items() if run in {*claim.rows["run_id"]}}
+        labels, across = _labels(answers, curves), "steps"
+    shared = set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
+    found = []
+    for column, title in _columns(claim, shared).items():
+        by_label: dict[str, list[pd.DataFrame]] = {}
+        for name, curve in curves.items():
+            by_label.setdefault(labels[name], []).append(curve[["step", column]].astype(float).dropna())
+        bands = [_band(label, of, column) for label, of in by_label.items()]
+        found.append(Panel(title, across, sorted(bands, key=lambda band: band.name)))
+    return found
+
+
+def _course(answers: Answers, claim: Claim) -> pd.DataFrame:
+    """Of the claim's fine-tuning, that of each run's last checkpoint."""
+    course = answers.courses[answers.courses["evaluation"] == claim.evaluation]
+    return course[course["step"] == course.groupby("run_id")["step"].transform("max")]
+
+
+def _columns(claim: Claim, shared: set[str]) -> dict[str, str]:
+    """What is drawn of a claim, and its title: of local dimensions those of the states that the claim is on."""
+    states = claim.column.partition(".")[0]
+    there = sorted(c for c in dimension_columns(shared) if c.startswith(f"{states}."))
+    dimensions = {c: f"local dimension, {text_of(c)}" for c in there}
+    if claim.name == "grokking":
+        chosen = {ACCURACY: "validation accuracy", TRAIN_ACCURACY: "training accuracy"} | dimensions
+    elif claim.name == "exhaustion":
+        chosen = {HELD_OUT_LOSS: "validation loss", TRAIN_LOSS: "training loss"} | dimensions
+    elif claim.name == "overfitting":
+        chosen = {ANSWER_LOSS: "validation loss of the answers", "train_loss": "training loss"} | dimensions
+    else:
+        chosen = dimensions
+    return {column: title for column, title in chosen.items() if column in shared}
+
+
+def _labels(answers: Answers, runs: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Of each run the settings in which it differs from others, in words."""
+    first = answers.table.drop_duplicates("run_id").set_index("run_id")
+    there = [c for c in answers.settings if as_levels(first.loc[list(runs), c]).nunique() > 1]
+    return {
+        run: ", ".join(f"{setting_name(c)} {format_value(first.at[run, c])}" for c in there) or "all runs"
+        for run in runs
+    }
+
+
+def _band(name: str, curves: Sequence[pd.DataFrame], column: str) -> Band:
+    joined = pd.concat(curves).groupby("step")[column]
+    mean = joined.mean()
+    return Band(
+        name, mean.index.to_numpy(), mean.to_numpy(), joined.min().to_numpy(), joined.max().to_numpy(), len(curves)
+    )
+
+
+def violins(answers: Answers, claim: Claim) -> list[Violin]:
+    """Before and after a fine-tuning, by text, drawn from five quantiles, each averaged over models."""
+    if claim.name != "shift":
+        return []
+    first, last, _ = course_ends(_course(answers, claim))
+    found = []
+    for row in claim.rows.itertuples():
+        columns = [f"{row.column}{end}" for _, end in _QUANTILES]
+        if not set(columns) <= {*first.columns}:
+            continue
+        for when, frame in (("before", first), ("after", last)):
+            quantiles = frame[columns].astype(float).mean().to_numpy()
+            shares = np.linspace(_QUANTILES[0][0], _QUANTILES[-1][0], _DRAWN)
+            found.append(Violin(row.text, when, np.interp(shares, [share for share, _ in _QUANTILES], quantiles)))
+    return found
+
+
+def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean local dimension at the last checkpoints by states and text, points and neighbours; range over runs."""
+    final = final_rows(table).rows
+    rows = []
+    for column in map(str, final.columns):
+        if found := _SENSITIVITY.fullmatch(column):
+            values = pd.to_numeric(final[column]).dropna()
+            if len(values):
+                of = found["of"], int(found["points"]), int(found["neighbors"])
+                rows.append((*of, values.mean(), values.min(), values.max(), len(values)))
+    heads = ["of", "points", "neighbors", "mean", "low", "high", "runs"]
+    return pd.DataFrame(rows, columns=heads).sort_values(["of", "points", "neighbors"], ignore_index=True)

@@ -1,0 +1,118 @@
+"""The page's section on local dimension: each experiment with its claim, its verdict and its figures."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from sweeps.analysis.results import Answers
+from sweeps.report.curves import to_json
+from sweeps.report.html import cell, escape, format_p, section, sortable_table
+from sweeps.report.words import signed
+from sweeps.studies.paper_b.claim import CLAIMS, Claim
+from sweeps.studies.paper_b.panels import TITLES, panels, sensitivity, violins
+
+NAME, HEADING = "local-dimension", "Local dimension"
+_SOURCE = "arXiv 2506.01034"
+
+
+def claims_data(answers: Answers) -> dict[str, Any]:
+    """What the scripts draw the section from."""
+    shown = sensitivity(answers.table) if answers.claims else pd.DataFrame()
+    return {"claims": [_data(answers, claim) for claim in answers.claims], "sensitivity": shown.to_dict("records")}
+
+
+def _data(answers: Answers, claim: Claim) -> dict[str, Any]:
+    leads = (
+        claim.rows if "metric_step" in claim.rows else pd.DataFrame(columns=["run_id", "metric_step", "outcome_step"])
+    )
+    leads = leads.dropna(subset=["metric_step", "outcome_step"])
+    return {
+        "name": claim.name,
+        "panels": [
+            {
+                "title": panel.title,
+                "across": panel.across,
+                "bands": [
+                    {"name": b.name, "runs": b.runs}
+                    | {k: to_json(getattr(b, k)) for k in ("steps", "mean", "low", "high")}
+                    for b in panel.bands
+                ],
+            }
+            for panel in panels(answers, claim)
+        ],
+        "violins": [v._asdict() | {"values": to_json(v.values)} for v in violins(answers, claim)],
+        "leads": {
+            "run": [str(run) for run in leads["run_id"]],
+            "metric": to_json(leads["metric_step"].to_numpy(float)),
+            "outcome": to_json(leads["outcome_step"].to_numpy(float)),
+        },
+    }
+
+
+def claims_section(answers: Answers) -> str:
+    """The section; "" for a sweep without such an experiment."""
+    if not answers.claims:
+        return ""
+    parts = [_experiment(i, claim) for i, claim in enumerate(answers.claims)]
+    if len(sensitivity(answers.table)):
+        parts.append("""<h3>Points and neighbours</h3>
+<div class="figure" id="figure-sensitivity"></div>
+<p class="note">Mean local dimension at the last checkpoints by the size of neighbourhoods, a line a number of points:
+how much of the number is the method's. Compare runs, and times of one run, only where both are the same.</p>""")
+    return section(NAME, HEADING, "\n".join(parts))
+
+
+def _experiment(place: int, claim: Claim) -> str:
+    of = f" ({escape(claim.evaluation.replace('_', ' '))})" if claim.evaluation else ""
+    figures = f'<div class="panels" id="claim-{place}-panels"></div>'
+    if claim.name == "shift":
+        figures += f'\n<div class="figure" id="claim-{place}-violins"></div>'
+    elif len(claim.signals):
+        figures += f'\n<div class="figure" id="claim-{place}-leads"></div>\n{_signals_table(place, claim.signals)}'
+    return f"""<h3>{TITLES[claim.name]}{of}</h3>
+<p><b>Claim</b> ({_SOURCE}): {escape(CLAIMS[claim.name])} <b>Here: {escape(claim.verdict)}.</b>
+{escape(claim.sentence)}</p>
+{figures}
+<p class="note">{_NOTES[claim.name]}</p>"""
+
+
+_BANDS = "Lines are means over the runs of a configuration, bands their range."
+_LEADS = (
+    "Below: each run's step at which local dimension changes against that of the outcome; on the line they change "
+    "together. In the table p is against shuffled runs, each run's metric with another's outcome; a lead is claimed "
+    "where its interval leaves out 0 and p &lt; .05. The last column is the R2 that the step of a signal adds to that "
+    "of the training loss in predicting the outcome's."
+)
+_NOTES = {
+    "shift": f"{_BANDS} The violins are drawn from five quantiles over points, each averaged over models.",
+    "exhaustion": f"{_BANDS} {_LEADS}",
+    "overfitting": f"{_BANDS} {_LEADS}",
+    "grokking": f"{_BANDS} Change points are looked for after a run has memorised. {_LEADS}",
+}
+
+
+def _signals_table(place: int, signals: pd.DataFrame) -> str:
+    heads = ["signal", "steps ahead of the outcome", "p", "runs", "claimed", "adds to training loss, R2", "note"]
+    rows = [
+        "".join(
+            [
+                cell(row.signal, kind="name"),
+                cell(row.lead, _interval(row.lead, row.low, row.high, 0)),
+                cell(row.p_value, "" if math.isnan(row.p_value) else format_p(row.p_value)),
+                cell(row.n),
+                cell("yes" if row.claimed else "no"),
+                cell(row.adds, _interval(row.adds, row.adds_low, row.adds_high, 2)),
+                cell(row.note),
+            ]
+        )
+        for row in signals.itertuples()
+    ]
+    return sortable_table(f"signals-{place}", "Signals and when they change", heads, rows)
+
+
+def _interval(estimate: float, low: float, high: float, digits: int) -> str:
+    if math.isnan(estimate):
+        return ""
+    text = signed(estimate, digits)
+    return text if math.isnan(low) else f"{text} ({signed(low, digits)} to {signed(high, digits)})"

@@ -1,0 +1,231 @@
+"""One tidy table of a sweep: a row a (run, checkpoint), with its configuration, geometry and every loss.
+
+It lies in a working directory as results.parquet, as results.csv and, column by column in words, results.schema.json.
+`read_table` loads it, or those of several sweeps as one.
+"""
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.csv
+from etils import epath
+
+from eval.config import EvalConfig
+from eval.evaluate import read_results
+from olmo_jax import checkpoint
+from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
+from olmo_jax.config import TrainConfig, from_config_dict
+from olmo_jax.execution import flops
+from olmo_jax.files import write_whole
+from olmo_jax.logs.metrics import METRICS, read_jsonl
+from olmo_jax.model import parameter_count
+from olmo_jax.optimizer import weight_decay_dose
+from olmo_jax.storage.run_files import known_runs, run_record
+from olmo_jax.storage.run_status import read_status
+from sweeps.analysis.estimate import AnalysisError
+from sweeps.planning.plan import configuration, leaves
+from sweeps.table.catalog import schema
+
+TABLE, CSV, SCHEMA = "results.parquet", "results.csv", "results.schema.json"
+_KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|sequence_length)"
+
+
+def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
+    """The table of a working directory, from its files alone; of the evaluations, those of `config`.
+
+    Columns: run_id, cohort, configuration (the run without its seeds), step, final, tokens (seen by then), diverged_at,
+    parameters, parameters_non_embedding, training_flops and weight_decay_dose (by then); `config.<dotted key>`;
+    `train/<metric>` of that step; `<target>/<metric>` of the probe, and `<target>_spread/<metric>` over its probe sets;
+    `<evaluation>/<name>` in nats per token; catalog.py says what each is. What wasn't measured is missing, and so is
+    how an imported run was trained; its tokens are those of its revision's name, rounded as they are there.
+    """
+    rows = [row for run in known_runs(workdir) for row in _rows_of(workdir, run, config)]
+    table = pd.DataFrame(rows)
+    if "diverged_at" in table:
+        table["diverged_at"] = table["diverged_at"].astype("Int64")
+    return table
+
+
+def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:
+    """Writes results.csv, results.schema.json and results.parquet, each whole or not at all, the last of them last."""
+    write_whole(workdir / CSV, _as_csv(table))
+    described = {name: column._asdict() for name, column in schema(map(str, table.columns)).items()}
+    write_whole(workdir / SCHEMA, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(workdir / TABLE, table.to_parquet(index=False))
+
+
+def is_written(workdir: epath.Path, table: pd.DataFrame) -> bool:
+    """Whether results.parquet holds this very table, and the files that go with it are there."""
+    there = all((workdir / name).exists() for name in (TABLE, CSV, SCHEMA))
+    return there and (workdir / TABLE).read_bytes() == table.to_parquet(index=False)
+
+
+def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
+    """The tables of one or several sweeps as one.
+
+    A column that some sweep lacks is missing in its rows. Numbers of several types become such that hold them all; what
+    is a number in one sweep and text in another, or a list, becomes text. Runs that several sweeps have are in it more
+    than once: `drop_duplicates(["run_id", "step"])` before statistics of the whole.
+
+    Args:
+      workdirs: folders that hold results.parquet.
+
+    Returns:
+      As `build_table`; of several sweeps with a first column `sweep`, the folder's name, made unique by a number.
+
+    Raises AnalysisError where a folder has no results.parquet, or one that can't be read.
+    """
+    if not workdirs:
+        raise AnalysisError("no folder to read a table from; name one that holds results.parquet")
+    tables = [_read(epath.Path(workdir)) for workdir in workdirs]
+    if len(tables) == 1:
+        return tables[0]
+    names = _unique([epath.Path(workdir).resolve().name for workdir in workdirs])
+    sweeps = np.repeat(names, [len(table) for table in tables])
+    columns = dict.fromkeys(column for table in tables for column in table.columns if column != "sweep")
+    return pd.DataFrame({"sweep": sweeps} | {column: _joined(tables, column) for column in columns})
+
+
+def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
+    """Every run's metrics over training, by run id."""
+    runs = known_runs(workdir)
+    return {run: pd.DataFrame(read_jsonl(workdir / "runs" / run / METRICS)) for run in runs}
+
+
+def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict[str, Any]]:
+    record = run_record(workdir, run)
+    config = from_config_dict(TrainConfig, record["config"])
+    total, inner = parameter_count(config.model)
+    metrics = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
+    steps = _steps_of(workdir, record["folder"], run, config, metrics)
+    settings = {
+        f"config.{key}": _setting(value)
+        for key, value in leaves(dataclasses.asdict(config)).items()
+        if not config.imported or re.match(_KNOWN_OF_IMPORTED, key)
+    }
+
+    size = config.data.batch_size, config.data.sequence_length
+    flops_a_step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
+
+    def trained(step: int) -> dict[str, Any]:
+        if config.imported:  # what its publisher told, if that
+            return {"tokens": metrics.get(step, {}).get("tokens")}
+        return {
+            "tokens": step * config.tokens_per_step,
+            "training_flops": float(flops_a_step) * step,
+            "weight_decay_dose": weight_decay_dose(config, step),
+        }
+
+    return [
+        {
+            "run_id": run,
+            "cohort": record["cohort"],
+            "configuration": configuration(config),
+            "step": step,
+            "final": step == config.total_steps,
+            "diverged_at": read_status(workdir, run).get("diverged_at"),
+            "parameters": total,
+            "parameters_non_embedding": inner,
+        }
+        | trained(step)
+        | settings
+        | _measured(metrics.get(step, {}))
+        | _losses(read_results(workdir, run, step, evaluation))
+        for step in steps
+    ]
+
+
+def _setting(value: Any) -> Any:
+    """A configuration's value as a table holds it: text in UTF-8, also of a file whose name isn't."""
+    if isinstance(value, tuple):
+        return [_setting(one) for one in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, metrics: Mapping[int, Any]) -> list[int]:
+    """Steps of a run's checkpoints; where a copy of the directory came without any, those at which they were due."""
+    path = checkpoint.directory(workdir, folder)
+    if path.exists():
+        return [step for step, runs in checkpoint.member_lists(path).items() if run in runs]
+    if config.imported:
+        return sorted(metrics)
+    return sorted(checkpoint_steps(Cohort(shape_of(config, ""), (Run(run, config),))) & set(metrics))
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl: the probe's columns have a target in their names, the training step's get `train`."""
+    return {k if "/" in k else f"train/{k}": v for k, v in row.items() if k not in ("step", "tokens")}
+
+
+def _losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{e}/{name}": value for e, result in results.items() for name, value in result["metrics"].items()}
+
+
+def _as_csv(table: pd.DataFrame) -> bytes:
+    """Numbers to their last digit, lists as JSON, nothing for what is missing. By pyarrow, ten times sooner."""
+    lists = {c: table[c].map(_list_as_text) for c in table.columns if pd.api.types.is_object_dtype(table[c])}
+    written = io.BytesIO()
+    pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table.assign(**lists), preserve_index=False), written)
+    return written.getvalue()
+
+
+def _list_as_text(value: Any) -> Any:
+    value = _as_list(value)
+    return json.dumps(list(value)) if isinstance(value, list | tuple) else value
+
+
+def _as_list(value: Any) -> Any:
+    """Parquet gives lists back as arrays."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _read(workdir: epath.Path) -> pd.DataFrame:
+    path = workdir / TABLE
+    if not path.exists():
+        raise AnalysisError(f"{workdir} holds no {TABLE}; `olmo-jax report --workdir={workdir}` writes it")
+    try:
+        table = pd.read_parquet(io.BytesIO(path.read_bytes()))
+    except (ValueError, TypeError, KeyError, OSError, pyarrow.ArrowException) as error:
+        raise AnalysisError(f"{path} can't be read: {error}; delete it and report again") from error
+    for column in filter(lambda c: pd.api.types.is_object_dtype(table[c]), table.columns):
+        table[column] = table[column].map(_as_list)
+    return table
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names in order; one that was there before gets the first number, from 2, that makes it new."""
+    found: list[str] = []
+    for name in names:
+        tries = (name, *(f"{name}-{i}" for i in range(2, len(names) + 2)))
+        found.append(next(one for one in tries if one not in found and (one == name or one not in names)))
+    return found
+
+
+def _joined(tables: Sequence[pd.DataFrame], column: str) -> pd.Series:
+    """A column of all the tables below each other; those in which it is missing throughout have no say in its type."""
+    starts = np.cumsum([0, *(len(table) for table in tables)])
+    pieces = [
+        table[column].set_axis(range(start, start + len(table)))
+        for start, table in zip(starts, tables, strict=False)
+        if column in table.columns
+    ]
+    told = [piece for piece in pieces if piece.notna().any()]
+    if len({_kind(piece) for piece in told}) > 1:
+        told = [piece.map(lambda v: str(_list_as_text(v)), na_action="ignore").astype(object) for piece in told]
+    joined = pd.concat(told) if told else pieces[0]
+    return joined.reindex(range(starts[-1]))
+
+
+def _kind(piece: pd.Series) -> str:
+    if pd.api.types.is_bool_dtype(piece):
+        return "bool"
+    if pd.api.types.is_numeric_dtype(piece):
+        return "number"
+    return "list" if isinstance(piece.dropna().iloc[0], list) else "text"

@@ -1,0 +1,108 @@
+"""GPTQ of whole models: every architecture, layer by layer through what is quantised, members each on their own."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.config import SCOPES
+from eval.evaluators.calibrate import Method, gptq_params
+from eval.gptq import gptq
+from eval.quantize import quantize_params
+from olmo_jax import model
+from olmo_jax.config import ModelConfig
+from tests.olmo_jax.variants import FAMILIES, VARIANTS
+
+TOKENS = np.random.default_rng(0).integers(0, 61, (12, 16)).astype(np.int32)
+
+
+def stack(config: ModelConfig, members: int = 2):
+    return jax.jit(jax.vmap(lambda seed: model.init(config, jax.random.key(seed))))(np.arange(members, dtype=np.uint32))
+
+
+def member(params_M, m):
+    return jax.tree.map(lambda x: x[m], params_M)
+
+
+@pytest.mark.parametrize(
+    "name", ["olmo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("olmo2", "gpt_neox", "tied"))]
+)
+def test_every_projection_of_every_architecture_is_quantised_and_nothing_else(name):
+    config = VARIANTS[name]
+    before = stack(config)
+    after, errors = gptq_params(config, before, TOKENS, SCOPES["blocks"], Method(3), batch_size=4)
+    rounded = jax.jit(jax.vmap(lambda p: quantize_params(p, 3)))(before)
+    for path, w_M in jax.tree_util.tree_leaves_with_path(before):
+        at = functools.reduce(lambda tree, key: tree[key.key], path, after)
+        nearest = functools.reduce(lambda tree, key: tree[key.key], path, rounded)
+        assert np.array_equal(at, w_M) == np.array_equal(nearest, w_M), path
+    for path, of in errors.items():
+        assert path.startswith("blocks_")
+        assert (np.asarray(of.output) < np.asarray(of.output_rounded)).all(), path
+
+
+def test_the_first_block_is_gptq_on_what_it_reads():
+    config = FAMILIES["olmo"]
+    params_M = stack(config)
+    after, _ = gptq_params(config, params_M, TOKENS, SCOPES["blocks"], Method(3, act_order=True), batch_size=4)
+    for m in range(2):
+        params = member(params_M, m)
+        x_BLD = model.embed(config, params, TOKENS)
+        _, inputs = model.block_inputs(config, params["blocks_0"], x_BLD)
+        for part, name in (("attention", "query"), ("attention", "out"), ("mlp", "up"), ("mlp", "down")):
+            x_NI = np.asarray(inputs[f"{part}/{name}"]).reshape(-1, inputs[f"{part}/{name}"].shape[-1])
+            expected = gptq(params["blocks_0"][part][name], 2 * x_NI.T @ x_NI, 3, act_order=True)
+            found = after["blocks_0"][part][name][m]
+            assert np.mean(np.abs(found - expected) < 1e-5) > 0.97, (part, name)  # a flip carries on down its column
+
+
+@pytest.mark.slow
+def test_what_a_block_reads_came_through_the_quantised_ones_before_it():
+    config = FAMILIES["olmo"]
+    params_M = stack(config, 1)
+    both, _ = gptq_params(config, params_M, TOKENS, SCOPES["blocks"], Method(2), batch_size=12)
+    half = {**params_M, "blocks_0": both["blocks_0"]}
+    second, _ = gptq_params(config, half, TOKENS, r"blocks_1/.*/\w+", Method(2), batch_size=12)
+    untouched, _ = gptq_params(config, params_M, TOKENS, r"blocks_1/.*/\w+", Method(2), batch_size=12)
+    for part, name in (("attention", "query"), ("mlp", "down")):
+        np.testing.assert_allclose(second["blocks_1"][part][name], both["blocks_1"][part][name], atol=1e-6)
+        assert np.mean(untouched["blocks_1"][part][name] != both["blocks_1"][part][name]) > 0.01
+
+
+@pytest.mark.slow
+def test_members_are_quantised_each_on_its_own_states():
+    config = FAMILIES["gpt_neox"]
+    params_M = stack(config, 3)
+    together, errors = gptq_params(config, params_M, TOKENS, SCOPES["all"], Method(4), batch_size=4)
+    alone, of_one = gptq_params(config, jax.tree.map(lambda x: x[1:2], params_M), TOKENS, SCOPES["all"], Method(4),
+                                batch_size=4)  # fmt: skip
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        assert np.mean(np.abs(a[1] - b[0]) < 1e-5) > 0.97
+    assert errors["unembedding"].output[1] == pytest.approx(float(of_one["unembedding"].output[0]), rel=0.01)
+
+
+def test_an_unembedding_is_calibrated_on_final_states_and_an_embedding_rounded():
+    config = dataclasses.replace(FAMILIES["olmo"], n_layers=1)
+    params_M = stack(config, 1)
+    after, errors = gptq_params(config, params_M, TOKENS, "embedding|unembedding", Method(3), batch_size=4)
+    assert set(errors) == {"unembedding"}
+    assert errors["unembedding"].output[0] < errors["unembedding"].output_rounded[0]
+    rounded = jax.jit(jax.vmap(lambda p: quantize_params(p, 3, "embedding")))(params_M)
+    np.testing.assert_array_equal(after["embedding"], rounded["embedding"])
+    assert jnp.array_equal(after["blocks_0"]["mlp"]["up"], params_M["blocks_0"]["mlp"]["up"])
+
+
+def test_the_inputs_of_a_block_are_what_its_projections_multiply():
+    config = dataclasses.replace(FAMILIES["gpt_neox"], n_layers=1)
+    params = model.init(config, jax.random.key(0))
+    x_BLD = model.embed(config, params, TOKENS)
+    out_BLD, inputs = model.block_inputs(config, params["blocks_0"], x_BLD)
+    np.testing.assert_allclose(
+        model.final_norm(config, params, out_BLD), model.hidden(config, params, TOKENS).final_BLD, atol=1e-5
+    )
+    mlp = params["blocks_0"]["mlp"]
+    h_BLF = jax.nn.gelu(inputs["mlp/up"] @ mlp["up"] + mlp["up_bias"][None, None], approximate=False)
+    np.testing.assert_allclose(inputs["mlp/down"], h_BLF, atol=1e-5)

@@ -1,0 +1,151 @@
+"""Local dimension by points and neighbours of a checkpoint, and of texts before, on the way and after fine-tuning."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from eval.check import check_evaluation
+from eval.config import DimensionConfig, EvalConfig, FinetuneConfig, QuantizeConfig
+from eval.evaluate import Choice, evaluate, jobs
+from eval.evaluators import finetuning
+from eval.material import Material
+from geometry.dimension import local_two_nn
+from olmo_jax.checkpoint import load_run
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.config import ArithmeticConfig, ConfigError, DataConfig, ProbeConfig, TargetConfig, TextsConfig
+from olmo_jax.data.prepare import prepare
+from olmo_jax.logs.metrics import read_jsonl
+from olmo_jax.probes.texts import passages, read_states
+from olmo_jax.train import train_cohort, write_run_files
+from tests.eval.stored import metrics, stored
+
+TEXTS = TextsConfig(
+    names=("validation", "code"), metrics=("local_two_nn", "local_two_nn_std"), documents=12, points=60, neighbors=8
+)
+PLAIN = EvalConfig(
+    tokens_per_domain=300,
+    batch_size=8,
+    quantize=QuantizeConfig(bits=()),
+    dimension=DimensionConfig((40, 60), (8, 16)),
+)
+
+
+@pytest.fixture(scope="module")
+def cohort(tiny, index, vary):
+    probe = ProbeConfig(every=4, final_states=TargetConfig(), texts=TEXTS)
+    runs = [Run(f"run{i}", vary(tiny, {"init_seed": i, "probe": probe})) for i in range(2)]
+    return Cohort(shape_of(runs[0].config, index.fingerprint), tuple(runs))
+
+
+@pytest.fixture(scope="module")
+def workdir(cohort, index, tmp_path_factory):
+    workdir = epath.Path(tmp_path_factory.mktemp("trained"))
+    write_run_files(workdir, cohort)
+    assert train_cohort(workdir, cohort, index, lambda: False)
+    assert evaluate(workdir, cohort, index, PLAIN, lambda job: True, Choice(only=("local_dimension",)))
+    return workdir
+
+
+@pytest.mark.parametrize("points, neighbors", [(40, 8), (60, 16)])
+def test_it_is_that_of_so_many_states_in_such_neighbourhoods(workdir, cohort, index, points, neighbors):
+    found = metrics(workdir, "run1", "local_dimension")
+    config, params = load_run(workdir, "run1")
+    read = passages([run.config for run in cohort.runs], index)
+    for passage in read:
+        states = read_states(TEXTS, config, passage, params, passage.points_MKT[0])["final_states"][0]
+        _, first = np.unique(np.asarray(states), axis=0, return_index=True)
+        x_ND = jnp.asarray(np.asarray(states)[np.sort(first)][:points])
+        expected = jnp.nanmean(local_two_nn(x_ND, neighbors, convention="skdim034"))
+        name = f"final_states.{passage.names[0]}/n{points}_l{neighbors}"
+        assert found[f"{name}/local_two_nn"] == pytest.approx(float(expected), rel=1e-3)
+        assert found[f"{name}/points"] == points
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"points": (10**6,)}, r"dimension.points = \(1000000,\): config.probe.texts.points = 1000000: of the text"),
+        ({"points": (16,), "neighbors": (16,)}, "a point among 16 has fewer than 16 others"),
+        ({"points": (40,), "neighbors": (2,)}, "needs numbers of at least 3"),
+    ],
+)
+def test_more_than_there_is_is_refused_before_training(cohort, index, changes, said):
+    asked = DimensionConfig(**({"neighbors": (8,)} | changes))
+    with pytest.raises(ConfigError, match=said):
+        asked.check("config.evaluation.dimension")
+        check_evaluation(dataclasses.replace(PLAIN, dimension=asked), cohort, index)
+
+
+def test_without_texts_it_is_refused(cohort, index, tiny):
+    plain = Cohort(shape_of(tiny, index.fingerprint), (Run("plain", tiny),))
+    with pytest.raises(ConfigError, match="needs texts; name some in config.train.probe.texts"):
+        check_evaluation(PLAIN, plain, index)
+
+
+def test_fine_tuning_tells_of_each_text_before_and_along(workdir, cohort, index):
+    """ "validation" is that of what is fine-tuned on, so that it is the domain's own."""
+    tuning = FinetuneConfig(targets=("code",), learning_rates=(1e-2,), tokens=8 * 64, batch_size=4, points=2)
+    config = dataclasses.replace(PLAIN, finetune=tuning)
+    assert evaluate(workdir, cohort, index, config, lambda job: True, Choice(only=("finetune_code_lr*",)))
+    result = stored(workdir, "run0", "finetune_code_lr0.01")
+    rows = [result["before"], *result["along"]]
+    for row in rows:
+        own, by_name = (row[f"geometry/final_states.{text}/local_two_nn"] for text in TEXTS.names)
+        assert own == by_name > 0
+    assert rows[0]["geometry/texts.code/loss"] > rows[-1]["geometry/texts.code/loss"]
+    assert rows[0]["geometry/final_states.code/local_two_nn"] != rows[-1]["geometry/final_states.code/local_two_nn"]
+
+
+def test_of_a_task_the_answers_bear_the_loss_and_few_items_are_the_same_for_all(cohort, index, quiz):
+    config = FinetuneConfig(targets=(f"task:{quiz}",), item_tokens=16, train_items=6)
+    texts = dataclasses.replace(TEXTS, names=("train", "code"), documents=20, points=20)
+    shape = dataclasses.replace(cohort.shape, probe=dataclasses.replace(cohort.shape.probe, texts=texts))
+    material = Material(epath.Path(), dataclasses.replace(cohort, shape=shape), index, PLAIN)
+    train, code = finetuning.item_passages(material, str(quiz), config)
+    assert (train.names, code.names) == (("train",), ("code",))
+    assert len(train.inputs_NL) == 6  # of 20
+    answer = material.tokenizer.encode([" the of and"])[0].tolist()
+    for targets_L, scored_L in zip(train.targets_NL, train.scored_NL, strict=True):
+        assert targets_L[scored_L].tolist() == answer
+    batches = finetuning.item_batches(material, str(quiz), dataclasses.replace(config, batch_size=4))
+    seen = {tuple(row) for step in range(9) for row in batches(step)[0][0].tolist()}
+    assert len(seen) == 6
+
+
+def test_equations_have_their_local_dimension_and_nothing_that_needs_text(tiny, vary, tmp_path):
+    texts = TextsConfig(names=("train", "validation"), metrics=("local_two_nn",), points=30, neighbors=8)
+    data = DataConfig(name="sums", corpus="arithmetic", sequence_length=4, arithmetic=ArithmeticConfig("add", 7))
+    changes = {
+        "data": dataclasses.replace(data, batch_size=4),
+        "tokens": 6 * 16,
+        "probe": ProbeConfig(every=3, final_states=TargetConfig(), texts=texts),
+    }
+    runs = [
+        Run(f"run{i}", vary(tiny, changes | {"data_seed": i, "data.arithmetic.train_fraction": share}))
+        for i, share in enumerate((0.4, 0.6))
+    ]
+    index = prepare(data, tmp_path / "data", lambda line: None)
+    cohort = Cohort(shape_of(runs[0].config, index.fingerprint), tuple(runs))
+    workdir = epath.Path(tmp_path / "work")
+    write_run_files(workdir, cohort)
+    assert train_cohort(workdir, cohort, index, lambda: False)
+    config = dataclasses.replace(PLAIN, dimension=DimensionConfig((30,), (8,)))
+    check_evaluation(config, cohort, index)
+    assert {job.evaluation.kind for job in jobs(workdir, cohort, config)} == {"local_dimension"}
+    assert evaluate(workdir, cohort, index, config, lambda job: True)
+    for run in runs:
+        logged = read_jsonl(workdir / "runs" / run.id / "metrics.jsonl")[-1]["final_states.train/local_two_nn"]
+        found = metrics(workdir, run.id, "local_dimension", 6)["final_states.train/n30_l8/local_two_nn"]
+        assert found == pytest.approx(logged, rel=1e-3)
+    with pytest.raises(ConfigError, match="finetune.targets = .*: there is no text but equations"):
+        check_evaluation(dataclasses.replace(config, finetune=FinetuneConfig(targets=("code",))), cohort, index)
+
+
+def test_the_stack_is_measured_each_for_itself(workdir):
+    first, second = (metrics(workdir, run, "local_dimension") for run in ("run0", "run1"))
+    assert first.keys() == second.keys() and first != second
+    assert jax.tree.all(jax.tree.map(np.isfinite, first))

@@ -1,0 +1,209 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geometry.probe import METRICS
+from olmo_jax import model
+from olmo_jax.config import ConfigError, ModelConfig, ParametersConfig, ProbeConfig, TargetConfig
+from olmo_jax.probes.geometry import check_probe, choose_documents, make_probes
+
+CONFIG = ModelConfig(vocab_size=50, pad_vocab_to=64, d_model=16, n_layers=2, n_heads=2, d_ff=32)
+VOCABULARY = 45
+BOS = 0
+RANK = TargetConfig(metrics=("effective_rank", "mean_cosine"))
+ONE_SET = ProbeConfig(every=10, documents=6, document_tokens=10, sets=1, unembedding=RANK, final_states=RANK)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    rng = np.random.default_rng(0)
+    return [rng.integers(1, VOCABULARY, size=n) for n in (5, 1, 30, 3, 8, 12, 2)]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return model.init(CONFIG, jax.random.key(0))
+
+
+def measured(config, documents, params):
+    """All that the probes of a configuration say of one member."""
+    probes = make_probes(config, CONFIG, VOCABULARY, choose_documents(config, documents, BOS))
+    params_M = jax.tree.map(lambda x: x[None], params)
+    return {name: float(value_M[0]) for probe in probes.values() for name, value_M in probe(params_M).items()}
+
+
+def roy_and_vetterli(w):
+    s = np.linalg.svd(np.asarray(w, np.float64), compute_uv=False)
+    p = s[s > 0] / s.sum()
+    return np.exp(-(p * np.log(p)).sum())
+
+
+def cosine(x):
+    u = x / np.linalg.norm(x, axis=1, keepdims=True)
+    together = u @ u.T
+    return (together.sum() - np.trace(together)) / (len(u) * (len(u) - 1))
+
+
+def states(params, document, layer=None):
+    """Of a document read alone, without padding."""
+    hidden = model.hidden(CONFIG, params, np.concatenate([[BOS], document])[None], layers=True)
+    return np.asarray((hidden.final_BLD if layer is None else hidden.layers[layer])[0], np.float64)
+
+
+def test_documents_start_with_a_bos_are_cut_and_one_token_is_none(documents):
+    chosen = choose_documents(ProbeConfig(documents=4, document_tokens=10, sets=1), documents, BOS)
+    assert chosen.tokens_SNL.shape == (1, 4, 10)
+    assert (chosen.points_SP - 10 * np.arange(4)).tolist() == [[5, 9, 3, 8]]
+    assert (chosen.tokens_SNL[0, :, 0] == BOS).all()
+    for row, document in zip(chosen.tokens_SNL[0], [documents[i] for i in (0, 2, 3, 4)], strict=True):
+        np.testing.assert_array_equal(row[1 : 1 + len(document)], document[:9])
+
+
+def test_sets_are_disjoint_and_of_one_size(documents):
+    chosen = choose_documents(ProbeConfig(documents=5, document_tokens=40, sets=3), documents, BOS)
+    assert chosen.tokens_SNL.shape == (3, 2, 40)  # 6 documents of two tokens or more
+    first = {tuple(row) for row in chosen.tokens_SNL.reshape(6, 40)}
+    assert len(first) == 6
+
+
+def test_too_few_documents_give_further_pieces_of_theirs(documents):
+    chosen = choose_documents(ProbeConfig(documents=4, document_tokens=10, sets=2), documents, BOS)
+    pieces = [documents[i][:9] for i in (0, 2, 3, 4, 5, 6)] + [documents[2][9:18], documents[5][9:18]]
+    for row, piece in zip(chosen.tokens_SNL.swapaxes(0, 1).reshape(8, 10), pieces, strict=True):
+        np.testing.assert_array_equal(row[1 : 1 + len(piece)], piece)
+    with pytest.raises(ConfigError, match=r"config.probe.sets = 4.*there are 6"):
+        choose_documents(ProbeConfig(documents=5, document_tokens=40, sets=4), documents, BOS)
+
+
+@pytest.mark.parametrize(("tokens", "counted"), [("all", 5 + 30 + 3 + 8 + 12 + 2), ("sampled", 20)])
+def test_all_tokens_are_those_without_bos_and_padding_and_a_sample_is_of_them(documents, params, tokens, counted):
+    config = ProbeConfig(documents=6, document_tokens=40, sets=1, tokens=tokens, sampled_tokens=20)
+    chosen = choose_documents(config, documents, BOS)
+    there = [40 * row + i for row, d in enumerate(d for d in documents if len(d) > 1) for i in range(1, len(d) + 1)]
+    assert chosen.points_SP.shape == (1, counted)
+    assert len(set(chosen.points_SP[0])) == counted
+    assert set(chosen.points_SP[0]) <= set(there)
+    np.testing.assert_array_equal(chosen.points_SP, choose_documents(config, documents, BOS).points_SP)
+    if tokens == "all":
+        h = np.concatenate([states(params, d)[1:] for d in documents if len(d) > 1])
+        config = ProbeConfig(documents=6, document_tokens=40, sets=1, tokens="all", final_states=RANK)
+        assert measured(config, documents, params)["final_states/effective_rank"] == pytest.approx(
+            roy_and_vetterli(h), rel=1e-3
+        )
+
+
+def test_the_unembedding_is_measured_without_the_rows_that_pad_the_vocabulary(params, documents):
+    w = np.array(params["unembedding"])
+    found = measured(ProbeConfig(documents=2), documents, params)
+    assert found["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w[:VOCABULARY]), rel=1e-4)
+    assert found["unembedding/effective_rank_percent"] == pytest.approx(
+        100 / 16 * roy_and_vetterli(w[:VOCABULARY]), rel=1e-4
+    )
+    fixed = w[:VOCABULARY] - w[:VOCABULARY].mean(axis=0)
+    fixed -= fixed.mean(axis=1, keepdims=True)
+    assert found["unembedding_gauge_fixed/effective_rank"] == pytest.approx(roy_and_vetterli(fixed), rel=1e-4)
+    w[VOCABULARY:] = 1e3
+    again = measured(ProbeConfig(documents=2), documents, params | {"unembedding": jnp.asarray(w)})
+    assert again == found
+
+
+def test_h_is_the_state_of_each_documents_own_last_token(params, documents):
+    found = measured(ONE_SET, documents, params)
+    h = np.array([states(params, document[:9])[-1] for document in documents if len(document) > 1])
+    assert found["final_states/effective_rank"] == pytest.approx(roy_and_vetterli(h), rel=1e-3)
+    assert found["final_states/mean_cosine"] == pytest.approx(cosine(h), rel=1e-3, abs=1e-5)
+
+
+def test_the_mean_over_the_sets_and_their_spread_are_reported(params, documents):
+    config = ProbeConfig(documents=2, document_tokens=10, sets=3, unembedding=TargetConfig())
+    found = measured(config, documents, params)
+    kept = [d[:9] for d in documents if len(d) > 1]
+    ranks = [roy_and_vetterli(np.array([states(params, d)[-1] for d in kept[i::3]])) for i in range(3)]
+    assert found["final_states/effective_rank"] == pytest.approx(np.mean(ranks), rel=1e-3)
+    assert found["final_states_spread/effective_rank"] == pytest.approx(np.std(ranks, ddof=1), rel=1e-3, abs=1e-5)
+    assert found["final_states/points"] == 2
+    assert found["final_states/rank_cap"] == 1
+    assert "final_states_spread/points" not in found
+
+
+def test_every_target_is_configuration(params, documents):
+    some = TargetConfig(metrics=("stable_rank",), centred=True)
+    config = ProbeConfig(
+        documents=6,
+        document_tokens=10,
+        sets=1,
+        unembedding=TargetConfig(),
+        final_states=TargetConfig(),
+        embedding=TargetConfig(metrics=("stable_rank",)),
+        layers=some,
+        parameters=ParametersConfig(metrics=("stable_rank",), pattern=r"blocks_1/mlp/(up|down)$"),
+    )
+    found = measured(config, documents, params)
+    assert set(found) == {
+        f"{target}/stable_rank"
+        for target in (
+            "embedding", "blocks_1.mlp.up", "blocks_1.mlp.down", "layer_0", "layer_0_centred", "layer_1",
+            "layer_1_centred",
+        )
+    }  # fmt: skip
+
+    def stable_rank(x):
+        s = np.linalg.svd(np.asarray(x, np.float64), compute_uv=False)
+        return (s**2).sum() / s[0] ** 2
+
+    h = np.array([states(params, document[:9], layer=0)[-1] for document in documents if len(document) > 1])
+    assert found["layer_0/stable_rank"] == pytest.approx(stable_rank(h), rel=1e-3)
+    assert found["layer_0_centred/stable_rank"] == pytest.approx(stable_rank(h - h.mean(0)), rel=1e-3)
+    assert found["embedding/stable_rank"] == pytest.approx(stable_rank(params["embedding"][:VOCABULARY]), rel=1e-3)
+    assert found["blocks_1.mlp.up/stable_rank"] == pytest.approx(stable_rank(params["blocks_1"]["mlp"]["up"]), rel=1e-3)
+
+
+def test_targets_of_one_interval_are_one_program_and_0_is_never(documents):
+    chosen = choose_documents(ONE_SET, documents, BOS)
+    config = ProbeConfig(
+        every=0,
+        unembedding=TargetConfig(metrics=("stable_rank",), every=5),
+        embedding=TargetConfig(metrics=("stable_rank",), every=5),
+        final_states=TargetConfig(metrics=("stable_rank",), every=20),
+        layers=TargetConfig(metrics=("stable_rank",)),
+    )
+    assert list(make_probes(config, CONFIG, VOCABULARY, chosen)) == [5, 20]
+    assert config.reads_states
+    assert not ProbeConfig(every=0).reads_states
+    assert make_probes(ProbeConfig(every=0), CONFIG, VOCABULARY, None) == {}
+
+
+@pytest.mark.parametrize("mapping", ["vmap", "map"])
+def test_members_are_measured_each_for_itself(params, documents, mapping):
+    others = [model.init(CONFIG, jax.random.key(seed)) for seed in (1, 2)]
+    stack = jax.tree.map(lambda *xs: jnp.stack(xs), params, *others)
+    chosen = choose_documents(ONE_SET, documents, BOS)
+    (probe,) = make_probes(ONE_SET, CONFIG, VOCABULARY, chosen, mapping).values()
+    together = probe(stack)
+    for m, member in enumerate([params, *others]):
+        alone = measured(ONE_SET, documents, member)
+        for name, values_M in together.items():
+            np.testing.assert_allclose(values_M[m], alone[name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_measured_is_refused_with_its_key(params):
+    check_probe(ProbeConfig(layers=TargetConfig(metrics=tuple(METRICS))), params)
+    with pytest.raises(ConfigError, match=r"config.probe.layers.metrics: no metric 'rnak'; the nearest is 'rank"):
+        check_probe(ProbeConfig(layers=TargetConfig(metrics=("rnak",))), params)
+    with pytest.raises(ConfigError, match=r"config.probe.parameters.pattern = 'mpl'.*blocks_0/mlp/up"):
+        check_probe(ProbeConfig(parameters=ParametersConfig(metrics=("per",), pattern="mpl")), params)
+
+
+def test_a_spectrum_is_singular_values_by_their_place_beside_the_metrics(documents, params):
+    config = ProbeConfig(
+        every=10, unembedding=TargetConfig(("effective_rank",), spectrum=True), final_states=TargetConfig()
+    )
+    found = measured(config, documents, params)
+    w_VD = np.asarray(model.unembedding(params), np.float64)[:VOCABULARY]
+    s_D = np.linalg.svd(w_VD, compute_uv=False)
+    drawn = {name: value for name, value in found.items() if name.startswith("unembedding_spectrum/")}
+    assert set(drawn) == {f"unembedding_spectrum/{place}" for place in (1, 2, 3, 4, 6, 8, 12, 16)}
+    assert list(drawn.values()) == pytest.approx([s_D[int(name.split("/")[1]) - 1] for name in drawn], rel=1e-4)
+    assert "unembedding_gauge_fixed_spectrum/16" in found
+    assert found["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w_VD), rel=1e-4)

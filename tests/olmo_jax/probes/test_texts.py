@@ -1,0 +1,240 @@
+"""What is measured on named texts: against the model read document by document, and in paper B's order of sampling."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geometry.dimension import local_two_nn
+from geometry.probe import summarize
+from olmo_jax import model
+from olmo_jax.config import (
+    ArithmeticConfig,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ProbeConfig,
+    TargetConfig,
+    TextsConfig,
+    TrainConfig,
+)
+from olmo_jax.data.prepare import prepare
+from olmo_jax.data.sources import arithmetic
+from olmo_jax.probes.geometry import make_probes
+from olmo_jax.probes.texts import check_texts, passages, read_states, states_geometry, text_passages
+
+MODEL = ModelConfig(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=2, n_heads=2, d_ff=32)
+TEXTS = TextsConfig(
+    names=("train", "validation", "other"),
+    states=("final_states", "layer_0"),
+    metrics=("local_two_nn", "effective_rank", "points", "duplicates"),
+    documents=12,
+    document_tokens=10,
+    points=40,
+    neighbors=8,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    probe = dataclasses.replace(tiny.probe, texts=TEXTS)
+    return dataclasses.replace(tiny, model=MODEL, probe=probe)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return model.init(MODEL, jax.random.key(0))
+
+
+def measured(config, runs, index, params_M, mapping="map", at_once=None, places=None):
+    """All that the texts probe says, `{name: [M]}`."""
+    only = ProbeConfig(every=1, unembedding=TargetConfig(), final_states=TargetConfig(), texts=config)
+
+    runs = [dataclasses.replace(r, probe=only) for r in runs]
+    read = passages(runs, index)
+    (probe,) = make_probes(only, runs[0].model, index.vocab_size, None, mapping, None, read, at_once).values()
+    return {name: np.asarray(x_M) for name, x_M in probe(params_M, places).items()}
+
+
+def stacked(*members):
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *members)
+
+
+def documents_of(index, text, domain="prose"):
+    split = "train" if text == "train" else "validation"
+    name = domain if text in ("train", "validation") else text
+    found = [d[: TEXTS.document_tokens] for d in index.documents(split, name) if len(d) > 1]
+    return found[: TEXTS.documents]
+
+
+@pytest.mark.parametrize("text", TEXTS.names)
+def test_loss_and_accuracy_are_those_of_reading_each_document_alone(run, index, params, text):
+    found = measured(TEXTS, [run], index, stacked(params))
+    nats, right = [], []
+    for document in documents_of(index, text):
+        inputs = np.concatenate([[index.eos_id], document[:-1]])
+        logits = np.asarray(model.apply(MODEL, params, inputs[None]).logits_BLV[0], np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        nats += list(-log_p[np.arange(len(document)), document])
+        right += list(logits.argmax(axis=1) == document)
+    np.testing.assert_allclose(found[f"texts.{text}/loss"], [np.mean(nats)], rtol=1e-5)
+    np.testing.assert_allclose(found[f"texts.{text}/accuracy"], [np.mean(right)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("states", TEXTS.states)
+@pytest.mark.parametrize("tokens", ["all", "last"])
+def test_states_are_drawn_then_rid_of_duplicates_then_cut(run, index, params, states, tokens):
+    """Paper B's order, and the states those of a document alone: every BOS has the same one."""
+    config = dataclasses.replace(TEXTS, names=("train",), tokens=tokens, documents=30, points=20)
+    if tokens == "all":
+        config = dataclasses.replace(config, drawn=150, points=100)
+    (passage, *_) = passages([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
+    drawn = np.asarray(read_states(config, MODEL, passage, params, passage.points_MKT[0])[states][0])
+    alone = []
+    documents = [d[: config.document_tokens] for d in index.documents("train", "prose") if len(d) > 1][:30]
+    for document in documents:
+        inputs = np.concatenate([[index.eos_id], document[:-1]])
+        hidden = model.hidden(MODEL, params, inputs[None], layers=True)
+        of = np.asarray((hidden.final_BLD if states == "final_states" else hidden.layers[0])[0])
+        alone += list(of[-1:] if tokens == "last" else of)
+    order = np.random.default_rng(0).permutation(len(alone))[: config.drawn or None]
+    np.testing.assert_allclose(drawn, np.array(alone)[order], rtol=1e-4, atol=1e-5)
+    kept = []
+    for row in drawn:
+        if not any((row == other).all() for other in kept):
+            kept.append(row)
+    values = {k: float(v) for k, v in states_geometry(config, jnp.asarray(drawn)).items()}
+    assert values["duplicates"] == len(drawn) - len(kept)
+    assert values["points"] == min(config.points, len(kept))
+    if tokens == "all":
+        assert values["duplicates"] > 0
+    cut = jnp.asarray(np.array(kept[: config.points]))
+    expected = jnp.nanmean(local_two_nn(cut, config.neighbors, convention="skdim034"))
+    np.testing.assert_allclose(values["local_two_nn"], expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        values["effective_rank"], summarize(cut, ("effective_rank",))["effective_rank"], rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("tokens, expected", [("all", [0, 0, 11, 12, 13, 21, 22]), ("last", [13, 22])])
+def test_the_last_token_of_a_short_document_has_a_state_and_padding_none(tokens, expected):
+    config = TextsConfig(tokens=tokens, documents=2, document_tokens=8, metrics=())
+    (passage,) = text_passages(config, {"short": iter([np.array([11, 12, 13]), np.array([21, 22])])}, 0)
+    assert sorted(passage.inputs_NL.ravel()[passage.points_MKT.ravel()]) == expected
+
+
+def test_fewer_distinct_states_than_points_are_told_and_measured_once_each():
+    rng = np.random.default_rng(0)
+    x_ND = rng.normal(size=(30, 3)).astype(np.float32)
+    drawn = jnp.asarray(x_ND[[*range(30), *range(20)]])
+    config = TextsConfig(metrics=("local_two_nn", "points", "duplicates"), points=45, neighbors=8)
+    found = states_geometry(config, drawn)
+    assert (float(found["points"]), float(found["duplicates"])) == (30, 20)
+    expected = jnp.nanmean(local_two_nn(jnp.asarray(x_ND), 8, convention="skdim034"))
+    np.testing.assert_allclose(found["local_two_nn"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mapping, at_once", [("map", None), ("vmap", None), ("vmap", 2)])
+def test_members_are_measured_each_for_itself(run, index, params, mapping, at_once):
+    members = [params, *(model.init(MODEL, jax.random.key(seed)) for seed in (1, 2, 3))]
+    together = measured(TEXTS, [run] * 4, index, stacked(*members), mapping, at_once)
+    for m, member in enumerate(members):
+        for name, value in measured(TEXTS, [run], index, stacked(member)).items():
+            np.testing.assert_allclose(together[name][m], value[0], rtol=2e-3, err_msg=name)
+
+
+# Equations.
+
+EQUATIONS = DataConfig(
+    name="sums", corpus="arithmetic", sequence_length=4, batch_size=8, arithmetic=ArithmeticConfig("add", 11)
+)
+SMALL = ModelConfig(vocab_size=14, pad_vocab_to=1, d_model=16, n_layers=1, n_heads=2, d_ff=32, positions="learned")
+OF_EQUATIONS = dataclasses.replace(TEXTS, names=("train", "validation"), points=30)
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory):
+    return prepare(EQUATIONS, tmp_path_factory.mktemp("sums"), lambda line: None)
+
+
+def equation_run(fraction, seed, texts=OF_EQUATIONS):
+    of = dataclasses.replace(EQUATIONS.arithmetic, train_fraction=fraction)
+    data = dataclasses.replace(EQUATIONS, arithmetic=of)
+    return TrainConfig(tokens=3200, data=data, model=SMALL, data_seed=seed, probe=ProbeConfig(texts=texts))
+
+
+def test_of_equations_each_member_has_its_own(sums):
+    runs = [equation_run(0.3, 0), equation_run(0.6, 1), equation_run(0.6, 2)]
+    members = [model.init(SMALL, jax.random.key(seed)) for seed in range(3)]
+    found = measured(OF_EQUATIONS, runs, sums, stacked(*members))
+    again = measured(OF_EQUATIONS, runs, sums, stacked(members[2], members[0]), places=[2, 0])
+    tokens = arithmetic.equations(EQUATIONS.arithmetic)
+    for m, (run, params) in enumerate(zip(runs, members, strict=True)):
+        logits = np.asarray(model.apply(SMALL, params, tokens[:, :4]).logits_BLV[:, -1], np.float64)
+        nats = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(tokens)), tokens[:, 4]]
+        for name, of in arithmetic.split(run.data.arithmetic, run.data_seed)._asdict().items():
+            np.testing.assert_allclose(found[f"texts.{name}/loss"][m], nats[of].mean(), rtol=1e-5)
+            right = (logits[of].argmax(axis=1) == tokens[of, 4]).mean()
+            np.testing.assert_allclose(found[f"texts.{name}/accuracy"][m], right, rtol=1e-5)
+    for name, values in again.items():
+        np.testing.assert_allclose(values, found[name][[2, 0]], rtol=1e-5, err_msg=name)
+
+
+def test_loss_and_accuracy_alone_ask_for_no_states(sums):
+    config = dataclasses.replace(OF_EQUATIONS, metrics=(), points=10**6)
+    found = measured(config, [equation_run(0.5, 0, config)], sums, stacked(model.init(SMALL, jax.random.key(0))))
+    assert set(found) == {f"texts.{t}/{m}" for t in ("train", "validation") for m in ("loss", "accuracy")}
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"names": ("train", "poetry")}, "there is no text 'poetry'; there are train, validation, code, other, prose"),
+        ({"points": 5000}, "config.probe.texts.points = 5000: of the text train 120 tokens are drawn, "),
+        ({"tokens": "last", "points": 13}, "of the text train 12 tokens are drawn, 12 of them with beginnings"),
+    ],
+)
+def test_a_text_that_is_not_there_or_too_short_is_refused(run, index, changes, words):
+    config = dataclasses.replace(TEXTS, **changes)
+    with pytest.raises(ConfigError, match=words):
+        passages([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
+
+
+def test_equations_too_few_for_the_points_are_refused_with_the_share(sums):
+    config = dataclasses.replace(OF_EQUATIONS, points=400)
+    with pytest.raises(ConfigError, match=r"train_fraction = 0.3\) 144 tokens are drawn, "):
+        passages([equation_run(0.3, 0, config)], sums)
+    config = dataclasses.replace(OF_EQUATIONS, names=("prose",))
+    with pytest.raises(ConfigError, match="of equations there is no text 'prose'"):
+        passages([equation_run(0.3, 0, config)], sums)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"states": ("layer_2",)}, "the model has no 'layer_2'; its 2 blocks are layer_0 to layer_1"),
+        ({"metrics": ("local_twonn",)}, "config.probe.texts.metrics: no metric 'local_twonn'"),
+    ],
+)
+def test_states_and_metrics_that_are_none_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        check_texts(dataclasses.replace(TEXTS, **changes), MODEL)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"points": 64, "neighbors": 64}, "config.points = 64: a point among so many has fewer than config.neighbors"),
+        ({"drawn": 50, "points": 100, "neighbors": 8}, "config.drawn = 50: is fewer than config.points = 100"),
+        ({"names": ("train", "train")}, "names a text twice"),
+        ({"tokens": "first"}, "config.tokens = 'first': needs one of all, last"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(TEXTS, **changes).check("config")

@@ -1,0 +1,125 @@
+"""The time left is told once there is a rate, is what the work then takes, and is never nonsense."""
+
+import errno
+import io
+import sys
+
+import pytest
+
+from olmo_jax import console as progresses
+from olmo_jax.console import Rate, progress, say
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def left_after(seconds, total, done=0):
+    """What is said to be left after each of some units, of these lengths."""
+    clock = 50.0
+    rate, found = Rate(total, done, clock), []
+    for unit, length in enumerate(seconds, done + 1):
+        clock += length
+        rate.add(unit, clock)
+        found.append(rate.seconds_left())
+    return found
+
+
+def test_compilation_in_the_first_unit_is_not_taken_for_its_length():
+    assert left_after([25.0, 0.1, 0.1, 0.1], total=100) == [None, None, pytest.approx(9.7), pytest.approx(9.6)]
+
+
+def test_after_a_resume_only_what_is_done_since_counts():
+    assert left_after([30.0, 2.0, 2.0], total=1000, done=900) == [None, None, pytest.approx(2.0 * 97)]
+
+
+def test_units_that_become_longer_are_told_by_the_last_of_them():
+    quick, slow = left_after([1.0] * 200 + [100.0] * 10, total=300)[199::10]
+    assert quick == pytest.approx(100.0)
+    assert slow == pytest.approx(100.0 * 90)
+
+
+def test_several_units_at_once_and_none_at_all():
+    rate = Rate(100, 0, 0.0)
+    for done, now in ((10, 5.0), (10, 6.0), (30, 7.0), (50, 9.0)):
+        rate.add(done, now)
+    assert rate.seconds_left() == pytest.approx(4.0 / 40 * 50)
+    rate.add(20, 10.0)  # begun anew at an earlier checkpoint
+    assert rate.seconds_left() is None
+
+
+def test_units_of_very_different_lengths_say_nothing_of_the_others():
+    # Losses in a moment, then the first fine-tuning: their mean would tell 2,500 s of a minute's work.
+    assert left_after([0.1, 0.1, 0.1, 36.0], total=70) == [None, None, pytest.approx(6.7), None]
+    # One in ten takes 11 s: of the first ten the mean is 2 s and its error 1 s, of which a little more is too much.
+    found = left_after([9.0] + [1.0] * 9 + [11.01] + [1.0] * 9, total=100)
+    assert found[9:11] == [pytest.approx(90.0), None]
+    assert found[11] == pytest.approx(21.01 / 11 * 88)
+
+
+@pytest.mark.parametrize(("second", "told"), [(2.9, True), (3.1, False)])
+def test_a_rate_is_told_while_its_error_is_at_most_half_of_it(second, told):
+    # Of two lengths a and b the mean has the error |a - b| / 2, as a share of it |a - b| / (a + b): half at b = 3 a.
+    assert (left_after([7.0, 1.0, second], total=10)[-1] is not None) == told
+
+
+def test_a_long_pause_in_the_middle_is_forgotten_after_a_minute():
+    found = left_after([1.0] * 10 + [30.0] + [1.0] * 80, total=100)
+    assert found[9] == pytest.approx(90.0)
+    assert found[10] is None
+    assert found[-1] == pytest.approx(9.0)
+
+
+def test_counts_that_jump_are_told_by_the_units_and_not_by_the_calls():
+    rate = Rate(1000, 0, 0.0)
+    for done, now in ((12, 20.0), (24, 23.0), (25, 23.25), (37, 26.25), (100, 42.0)):
+        rate.add(done, now)
+    assert rate.seconds_left() == pytest.approx(0.25 * 900)
+
+
+@pytest.mark.parametrize(("total", "done"), [(0, 0), (5, 5), (5, 6)])
+def test_nothing_to_do_takes_no_time(total, done):
+    rate = Rate(total, done, 0.0)
+    assert rate.seconds_left() == 0.0
+    rate.add(done, 1.0)
+    assert rate.seconds_left() == 0.0
+
+
+def test_lines_tell_a_time_once_there_is_one(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(progresses.time, "monotonic", clock)
+    with progress("train c", 70) as show:
+        for step in range(1, 71):
+            clock.now += 40.0 if step == 1 else 1.0
+            show(step, "loss 5" if step > 1 else "")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train c: 1/70 40s"
+    assert lines[1] == "train c: 11/70 loss 5 50s, 59s left"
+    assert lines[-1] == "train c: 70/70 loss 5 109s, 0s left"
+
+
+@pytest.mark.parametrize(
+    "error", [*(OSError(n, "gone") for n in (errno.EPIPE, errno.EIO, errno.ENOSPC)), RuntimeError("reentrant call")]
+)
+def test_a_line_that_cannot_be_written_does_not_end_the_work(monkeypatch, error):
+    attempted = []
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            attempted.append(text)
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert say("a line") is None
+    assert attempted == ["a line"], "it was tried, and the error didn't get out"
+
+
+def test_a_line_longer_than_is_read_loses_its_middle(capsys):
+    say(f"model/config.json: {'x' * 10**6}; get it again\nand a short one")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("model/config.json: xxx") and first.endswith("xxx; get it again")
+    assert "[999,033 characters left out]" in first and len(first) < 1100
+    assert second == "and a short one"

@@ -1,0 +1,29 @@
+"""Former names of modules: the modules of today, with a warning."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from olmo_jax.moved import MOVED
+
+
+@pytest.mark.parametrize("former", MOVED)
+def test_a_former_name_is_the_module_of_today(former):
+    sys.modules.pop(former, None)
+    with pytest.warns(FutureWarning, match=f"{former} is {MOVED[former]} now"):
+        module = importlib.import_module(former)
+    assert module is importlib.import_module(MOVED[former])
+    assert module.__name__ == module.__spec__.name == MOVED[former]
+
+
+def test_a_user_is_warned_once_where_the_import_stands(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import json\nfrom sweeps.grid import product\n"
+        "from sweeps import grid\nimport sweeps.grid\nprint(product({}))\n"
+    )
+    done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "[{}]\n"
+    assert done.stderr.count("FutureWarning") == 1
+    assert "mine.py:2: FutureWarning: sweeps.grid is sweeps.planning.grid now" in done.stderr

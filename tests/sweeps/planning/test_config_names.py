@@ -1,0 +1,49 @@
+"""Configurations by name, from any folder; paths that had them before."""
+
+import pathlib
+
+import pytest
+
+from sweeps.planning.config_file import load_config
+from sweeps.planning.config_names import config_path, named_configs
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_studies_and_configurations_have_names():
+    assert {"demo", "own_text", "imported", "paper", "grokking", "local_dimension", "olmo", "pythia"} <= set(
+        named_configs()
+    )
+    assert "claims" not in named_configs(), "a study's other files are none"
+
+
+def test_a_name_takes_an_argument_and_overrides():
+    config = load_config(["--config=demo:smoke", "--config.train.optimizer.beta1=0.5"])
+    assert config.train.optimizer.beta1 == 0.5
+    assert config.train.tokens < load_config(["--config=demo"]).train.tokens
+
+
+def test_a_file_of_the_users_own_comes_before_a_name():
+    pathlib.Path("demo").write_text("x")
+    assert config_path("demo") == "demo"
+
+
+def test_a_folder_of_that_name_is_not_in_the_way():
+    pathlib.Path("demo").mkdir()
+    assert config_path("demo").endswith("sweeps/configs/demo.py")
+
+
+@pytest.mark.parametrize(
+    "former, name", [("sweeps/configs/paper.py", "paper"), ("./sweeps/configs/grokking.py", "grokking")]
+)
+def test_the_path_that_it_had_still_works_and_says_what_is_new(former, name, capsys):
+    assert load_config([f"--config={former}:cpu"]) == load_config([f"--config={name}:cpu"])
+    assert capsys.readouterr().err.count(f"use --config={name}") == 1
+
+
+def test_anything_else_is_as_it_was():
+    assert config_path("mine.py") == "mine.py"
+    assert config_path("sweeps/configs/no.py") == "sweeps/configs/no.py"

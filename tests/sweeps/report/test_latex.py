@@ -1,0 +1,164 @@
+"""The tables of papers: .csv with every digit, .tex that LaTeX reads."""
+
+import csv
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sweeps.report.latex import escape, interval, number, tabular, write_tables
+from tests.sweeps.report import made
+
+NAMES = ["associations", "variance", "prediction", "early", "saturation"]
+
+
+def tokens(tex):
+    """LaTeX as its reader sees it: commands, escaped characters, and single characters; comments are gone."""
+    text = re.sub(r"(?<!\\)%.*", "", tex)
+    return re.findall(r"\\[A-Za-z]+|\\.|.", text, flags=re.DOTALL)
+
+
+def cells(tex):
+    """Rows of a tabular as lists of cells; asserts that groups close within their cell."""
+    body = tex.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\midrule", "")
+    rows, depth = [[""]], 0
+    for token in tokens(body):
+        depth += {"{": 1, "}": -1}.get(token, 0)
+        assert depth >= 0
+        if token == "&":
+            assert depth == 0
+            rows[-1].append("")
+        elif token == "\\\\":
+            assert depth == 0
+            rows.append([""])
+        else:
+            rows[-1][-1] += token
+    assert depth == 0 and not "".join(rows.pop()).strip()
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def shown(tex):
+    """A cell's text, as LaTeX prints it."""
+    named = {r"\textbackslash": "\\", r"\textasciitilde": "~", r"\textasciicircum": "^", r"\textless": "<"}
+    named |= {r"\textgreater": ">", r"\textbar": "|"}
+    return "".join(named.get(t, t[1:] if t[0] == "\\" else t) for t in tokens(tex) if t not in "{}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("papers") / "tables"
+    paths = write_tables(folder, made.answers())
+    assert [path.name for path in paths] == [f"{name}.{ending}" for name in NAMES for ending in ("csv", "tex")]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(path.name for path in paths)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tabular_has_as_many_cells_in_each_row_as_columns(folder, name):
+    tex = (folder / f"{name}.tex").read_text()
+    spec = re.search(r"\\begin\{tabular\}\{([lr]+)\}", tex)[1]
+    rows = cells(tex)
+    assert {len(row) for row in rows} == {len(spec)}
+    assert tex.endswith("\\bottomrule\n\\end{tabular}\n")
+    assert "nan" not in tex and len(rows) > 2
+
+
+def test_associations_have_a_row_a_pair_and_the_methods_side_by_side(folder):
+    rows = cells((folder / "associations.tex").read_text())
+    assert rows[0] == [
+        "metric",
+        "loss",
+        "n",
+        "raw",
+        "partial, ranks",
+        "partial, factors",
+        "gain in R2",
+        "mixed effects",
+    ]
+    assert rows[1][:4] == [
+        r"Unembedding W: effective rank, \% of D",
+        "loss, in domain",
+        "24",
+        "$-$0.90 ($-$1.00 to $-$0.80)",
+    ]
+    assert rows[1][5] == "--"
+    assert len(rows) == 1 + len(made.METRICS) * len(made.LOSSES)
+
+    read = pd.read_csv(folder / "associations.csv")
+    given = made.associations()
+    assert read["metric"].tolist() == made.METRICS * 2
+    of = given[given["method"] == "mixed effects"]
+    for column in ("estimate", "low", "p_value", "q_value", "seed_sds", "with_diverged", "left_out"):
+        np.testing.assert_allclose(read[f"mixed effects {column}"], of[column])
+    assert set(read["partial factor note"]) == {"3 configurations are too few for 5 folds"}
+
+
+def test_every_digit_is_in_the_csv(tmp_path):
+    third = made.prediction().assign(r2=1 / 3)
+    write_tables(tmp_path, made.answers(prediction=third))
+    with (tmp_path / "prediction.csv").open() as file:
+        assert {float(row["r2"]) for row in csv.DictReader(file)} == {1 / 3}
+
+
+def test_a_row_of_the_variance_has_the_settings_side_by_side(folder):
+    rows = cells((folder / "variance.tex").read_text())
+    assert rows[0] == ["column", "n", "batch size", "weight decay", "seed", "rest"]
+    assert rows[2][:3] == ["loss, in domain", "24", "0.500 (0.460 to 0.540)"]
+    assert [row[4] for row in rows[1:]] == ["0.150 (0.110 to 0.190)"] * 2
+    assert len(pd.read_csv(folder / "variance.csv")) == 8
+
+
+def test_notes_stand_where_a_number_is_missing(tmp_path):
+    failed = made.early().assign(r2=np.nan, low=np.nan, high=np.nan, n=3, note="3 configurations & 5 folds_")
+    write_tables(tmp_path, made.answers(early=failed))
+    rows = cells((tmp_path / "early.tex").read_text())
+    assert rows[1] == ["loss, in domain", "0.1", "settings", r"3 configurations \& 5 folds\_", "3", "--"]
+
+
+def test_run_names_are_told_as_they_are(tmp_path):
+    quadrants = made.saturation(made.answers().final.rows).quadrants
+    quadrants.at[0, "examples"] = [made.EVIL, "b"]
+    answers = made.answers()
+    answers.saturation.quadrants = quadrants
+    write_tables(tmp_path, answers)
+    assert pd.read_csv(tmp_path / "saturation.csv")["examples"][0] == f"{made.EVIL}, b"
+    assert shown(cells((tmp_path / "saturation.tex").read_text())[1][2]) == f"{made.EVIL}, b"
+
+
+@pytest.mark.parametrize("text", ["_ % & # $ ~ ^ \\ { }", made.EVIL, "\\\\", "}{", "[x]*", "a|<b>", "\\textbf{x}", "%"])
+def test_any_text_is_one_cell_that_reads_as_it_was(text):
+    ((cell, other),) = cells(tabular([text, "x"], [], 1))
+    assert shown(cell) == text and other == "x"
+    assert not re.match(r"[\[*]", escape(text))
+
+
+def test_what_cannot_be_printed_is_a_space():
+    assert escape("a\nb\x00c") == "a b c"
+
+
+@pytest.mark.parametrize(
+    ("estimate", "told"),
+    [
+        ((0.421, 0.31, 0.53), "0.42 (0.31 to 0.53)"),
+        ((0.42134, 0.4201, 0.4225), "0.4213 (0.4201 to 0.4225)"),
+        ((-0.421, -0.9, 0.001), "\N{MINUS SIGN}0.42 (\N{MINUS SIGN}0.90 to 0.00)"),
+        ((0.5, np.nan, np.nan), "0.50"),
+        ((0.5, 0.5, 0.5), "0.50 (0.50 to 0.50)"),
+        ((np.nan, np.nan, np.nan), "--"),
+        ((0.5, -np.inf, 1.0), "0.50"),
+    ],
+)
+def test_numbers_are_rounded_to_what_their_intervals_support(estimate, told):
+    assert interval(*estimate) == told
+
+
+def test_nothing_is_no_negative_number():
+    assert number(-0.0001, 2) == "0.00" and number(-0.01, 2) == "\N{MINUS SIGN}0.01"
+
+
+def test_empty_answers_are_tables_of_heads_alone(tmp_path):
+    write_tables(tmp_path, made.empty_answers())
+    for name in NAMES:
+        assert len(cells((tmp_path / f"{name}.tex").read_text())) == 1
+        assert len((tmp_path / f"{name}.csv").read_text().splitlines()) == 1

@@ -1,0 +1,70 @@
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.report import made_up
+from sweeps.analysis import PRIMARY_PAIR
+from sweeps.analysis.results import answer
+from sweeps.report.sections import CONTENTS
+from sweeps.report.sentences import findings
+
+PLAIN = {"\N{MINUS SIGN}": "-"}
+
+
+@pytest.fixture(scope="module")
+def answers():
+    return answer(*made_up(36, 2, 60))
+
+
+def sentences(answers):
+    return [finding.sentence.replace(*next(iter(PLAIN.items()))) for finding in findings(answers)]
+
+
+def test_each_finding_has_a_number_an_interval_and_a_figure_of_the_page(answers):
+    found = findings(answers)
+    assert {finding.figure for finding in found} <= set(CONTENTS)
+    assert all(re.search(r"\d", finding.sentence) and finding.sentence.endswith(".") for finding in found)
+    assert [bool(re.search(r"interval -?[\d.]+ to", s)) for s in sentences(answers)][3:7:3] == [True, True]
+
+
+def test_what_is_told_of_associations_is_what_the_table_holds(answers):
+    table = answers.associations
+    tested = table[table.q_value.notna()]
+    text = sentences(answers)[4]
+    assert text.startswith(f"Of {len(tested)} other associations")
+    assert f"{(tested.q_value < 0.05).sum() or 'none'} have q < 0.05" in text
+    declared = table[(table.metric == PRIMARY_PAIR[0]) & (table.target == PRIMARY_PAIR[1])]
+    row = declared[declared.method == "incremental R2"].iloc[0]
+    assert f"is {row.estimate:.3f}" in sentences(answers)[3] or f"is {row.estimate:.2f}" in sentences(answers)[3]
+
+
+def test_a_prediction_is_told_without_geometry_with_it_and_the_gain(answers):
+    text = sentences(answers)[5]
+    best = answers.prediction[answers.prediction.features == "settings and geometry"]
+    best = best.loc[best.r2.idxmax()]
+    assert f"Predicting {best.target} from settings by {best.model}" in text
+    assert "with geometry" in text and "a gain of" in text
+
+
+def test_shares_of_variance_name_the_settings(answers):
+    assert re.search(r"\d+ % goes with weight decay", sentences(answers)[7])
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_said_and_never_a_nan():
+    table, curves = made_up(36, 2, 60)
+    geometry = [c for c in table if c.startswith(("unembedding", "final_states"))]
+    for poor in (
+        (table.head(0), {}),
+        (pd.DataFrame(), {}),
+        (table.head(2), {}),
+        (table[table["config.model.d_model"] == 256], curves),
+        (table.assign(final=False), curves),
+        (table.assign(**dict.fromkeys(geometry, np.nan)), curves),
+        (table.assign(**{"lm_loss/in_domain": np.nan}), curves),
+    ):
+        told = sentences(answer(*poor))
+        assert len(told) == 9
+        assert not re.search(r"\b(nan|inf|None)\b", " ".join(told))

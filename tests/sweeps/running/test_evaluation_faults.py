@@ -1,0 +1,120 @@
+"""A sweep's whole evaluation, killed at random moments: what is done is not done again, and all of it is found."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.sweeps import forked
+
+KILLS = 12
+CONFIG = """
+from eval.config import EvalConfig
+from olmo_jax.config import TrainConfig, from_config_dict
+from sweeps.planning.grid import product
+from sweeps.planning.plan import sweep_config
+
+def get_config():
+    train = from_config_dict(TrainConfig, dict(
+        name="fault", tokens=20 * 64,
+        model=dict(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=1, n_heads=2, d_ff=32),
+        data=dict(corpus="text_files", files=({corpus!r},), domain_field="domain", bpe_vocab_size=300,
+                  train_domains=("prose",), sequence_length=16, batch_size=4, root={root!r}),
+        probe=dict(every=10, documents=10, document_tokens=12), checkpoint=dict(every=4), mesh=dict(member=1)))
+    grid = product({{"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 5.0]}})
+    evaluation = from_config_dict(EvalConfig, dict(
+        tokens_per_domain=400, batch_size=8, quantize=dict(bits=(4, 3), calibration_tokens=256),
+        finetune=dict(targets=("code", "other"), learning_rates=(1e-3, 1e-2), tokens=20 * 64, batch_size=4, points=2),
+        perturb=dict(relative=(0.1, 0.5), kept_ranks=(0.5, 0.25), draws=2), dynamics=dict(cka=True, cka_tokens=64)))
+    return sweep_config(train, grid, evaluation)
+"""
+
+
+@pytest.fixture(scope="module")
+def config(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    path = folder / "sweep.py"
+    path.write_text(CONFIG.format(corpus=str(corpus), root=str(folder / "data")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(config):
+    """Starts `olmo-jax` in a process of its own."""
+    return lambda arguments: forked.start(arguments, config.parent / "cache")
+
+
+@pytest.fixture(scope="module")
+def evaluation(start):
+    """Starts `olmo-jax evaluate` in a process of its own."""
+    return lambda workdir: start(["evaluate", f"--workdir={workdir}"])
+
+
+@pytest.fixture(scope="module")
+def trained(config, start):
+    workdir = config.parent / "trained"
+    process = start(["train", f"--config={config}", f"--workdir={workdir}"])
+    process.join(300)
+    assert process.exitcode == 0
+    return workdir
+
+
+def results(workdir):
+    return {str(p.relative_to(workdir)): p for p in workdir.glob("runs/*/results/*.json")}
+
+
+def written(workdir):
+    """When each result was written, and what it says."""
+    return {name: (p.stat().st_mtime_ns, p.read_bytes()) for name, p in results(workdir).items()}
+
+
+@pytest.mark.slow
+def test_what_is_killed_goes_on_and_repeats_nothing(trained, evaluation, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for workdir in (undisturbed, killed):
+        shutil.copytree(trained, workdir)
+    process = evaluation(undisturbed)
+    process.join(600)
+    assert process.exitcode == 0
+    expected = {name: json.loads(p.read_text()) for name, p in results(undisturbed).items()}
+    assert len(expected) > 80
+
+    rng, kills, safe = random.Random(0), 0, {}
+    while kills < KILLS:
+        process = evaluation(killed)
+        least, since = len(safe) + rng.randint(1, len(expected) // (2 * KILLS)), time.monotonic()
+        while len(results(killed)) < least and process.is_alive() and time.monotonic() - since < 120:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        assert process.is_alive(), "the evaluation ended before it was killed often enough; make it longer"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+        now = written(killed)
+        assert {name: now[name] for name in safe} == safe  # whole, and not done again
+        assert all(json.loads(text)["metrics"] for _, text in now.values())
+        safe = now
+    process = evaluation(killed)
+    process.join(600)
+    assert process.exitcode == 0
+    now = written(killed)
+    assert {name: now[name] for name in safe} == safe
+    assert now.keys() == expected.keys()
+    for name, (_, text) in now.items():
+        found = json.loads(text)
+        assert found["settings"] == expected[name]["settings"]
+        for metric, value in expected[name]["metrics"].items():
+            # GPTQ's flips and a fine-tuning's steps pass on what a stack of fewer models rounds otherwise.
+            close = pytest.approx(value, rel=2e-3, abs=2e-3) if value is not None else None
+            assert found["metrics"][metric] == close, (name, metric)
+    assert not [p for p in killed.glob("runs/*/results/*") if p.suffix != ".json"]
+
+    times = {name: moment for name, (moment, _) in now.items()}
+    process = evaluation(killed)
+    process.join(300)
+    assert process.exitcode == 0
+    assert {name: moment for name, (moment, _) in written(killed).items()} == times

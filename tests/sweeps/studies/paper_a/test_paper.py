@@ -1,0 +1,159 @@
+"""Paper A's suite: which runs it has, that reducing it keeps what it says it keeps, and its resolved plans.
+
+`python tests/sweeps/studies/paper_a/test_paper.py` writes the golden files anew: look at what
+changed before you commit it.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from olmo_jax.config import ConfigError
+from sweeps.planning.costs import dose
+from sweeps.planning.plan import leaves, read_sweep, resolve
+from sweeps.studies.paper_a import paper
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+EVERYTHING = "cpu,seeds=5,lr_rule=sqrt,steps_matched,pythia,tied,corpus"
+ARGUMENTS = {"paper": "paper", "gpu": "gpu", "cpu": "cpu", "cpu-everything": EVERYTHING}
+
+
+def plan_of(argument):
+    """The plan, with a fingerprint that doesn't depend on this machine's packages."""
+    return resolve(read_sweep(paper.get_config(argument)), fingerprint=lambda data: f"text-of-{data.name}")
+
+
+def resolved(plan):
+    """Every value of every run: what all share once, then what a cohort's runs share, then what tells them apart."""
+    runs = [[leaves(dataclasses.asdict(run.config)) for run in cohort.runs] for cohort in plan.cohorts]
+    common = shared([values for cohort in runs for values in cohort])
+    cohorts = []
+    for cohort, values in zip(plan.cohorts, runs, strict=True):
+        here = shared([less(v, common) for v in values])
+        own = [less(less(v, common), here) for v in values]
+        steps = [{"steps": run.config.total_steps, "dose": float(f"{dose(run.config):.4g}")} for run in cohort.runs]
+        rows = [o | s for o, s in zip(own, steps, strict=True)]
+        cohorts.append({"segments": len(cohort.segment_ends), "shared": here, "runs": rows})
+    return {"shared": common, "cohorts": cohorts, "notes": list(plan.notes)}
+
+
+def shared(rows):
+    return {k: v for k, v in rows[0].items() if all(row.get(k) == v for row in rows)}
+
+
+def less(values, known):
+    return {k: v for k, v in values.items() if k not in known}
+
+
+def as_text(plan):
+    return json.dumps(resolved(plan), indent=1, sort_keys=True) + "\n"
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return {name: plan_of(argument) for name, argument in ARGUMENTS.items()}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_resolved_plan_is_the_golden_one(plans, name):
+    assert as_text(plans[name]) == (GOLDEN / f"paper-{name}.json").read_text(), "see this file's first lines"
+
+
+@pytest.mark.parametrize("scale", ["paper", "gpu", "cpu"])
+def test_108_distinct_runs_of_6_sizes_and_18_configurations(plans, scale):
+    plan = plans[scale]
+    assert len({run.id for run in plan.runs}) == len(plan.runs) == 108
+    sizes = collections.Counter((run.config.name, run.config.model) for run in plan.runs)
+    assert len(sizes) == 6
+    assert set(sizes.values()) == {18}
+    assert {run.config.optimizer.final_fraction for run in plan.runs} == {0.0, 0.01, 0.1}
+
+
+@pytest.mark.parametrize("scale", ["gpu", "cpu"])
+def test_a_reduced_suite_keeps_ratios_doses_and_steps(plans, scale):
+    """Run by run: the same point of the grid in full and reduced."""
+    full, small = plans["paper"].runs, plans[scale].runs
+    for field in (
+        lambda c: c.tokens,
+        lambda c: c.data.batch_size,
+        lambda c: c.optimizer.learning_rate,
+        lambda c: c.optimizer.weight_decay,
+    ):
+        ratios = [field(a.config) / field(b.config) for a, b in zip(full, small, strict=True)]
+        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
+    doses = [(dose(a.config), dose(b.config)) for a, b in zip(full, small, strict=True)]
+    # Of 20 steps none is warm-up, and the sum of the cosine is coarse.
+    assert all(b == pytest.approx(a, rel=0.05) for a, b in doses)
+    assert min(run.config.total_steps for run in small) >= 20
+    assert any("untestable" in note for note in plans[scale].notes)
+
+
+def test_the_default_dose_is_that_of_methods(plans):
+    assert dose(plans["paper"].runs[4].config) == pytest.approx(4, rel=0.05)
+
+
+def test_options_add_runs(plans):
+    runs = plans["cpu-everything"].runs
+    assert len({run.id for run in runs}) == len(runs) == 108 + 6 * 4 + 6 * 2 + 2 + 1 + 6
+    replicates = [r.config for r in runs if r.config.init_seed]
+    assert {(c.init_seed, c.data_seed) for c in replicates} == {(k, k) for k in range(1, 5)}
+    assert {(c.tokens, c.data.batch_size) for c in replicates} == {(81_920, 4)}
+    rates = {c.data.batch_size: c.optimizer.learning_rate for c in (r.config for r in runs) if c.tokens == 327_680}
+    assert rates[16] / rates[4] == pytest.approx(2, rel=1e-5)
+    (pythia, twin) = (r.config for r in runs if r.config.name.startswith("pythia"))
+    assert dataclasses.replace(pythia.model, parallel=False) == twin.model != pythia.model
+    assert [r.config.model.tied for r in runs if r.config.name == "4m-tied"] == [True]
+    assert {r.config.data.train_domains for r in runs if r.config.data.name == "code"} == {("code",)}
+    steps = collections.Counter(
+        r.config.total_steps for r in runs if r.config.name == "8m" and not r.config.init_seed and r.config.tokens % 3
+    )
+    assert steps[320] >= 5  # 8B at 32, 16B at 64, 32B at 128, 64B at 256, 128B at 512
+
+
+def test_every_option_resolves_in_full():
+    assert len(plan_of("paper,seeds=5,lr_rule=linear,steps_matched,pythia,tied,corpus").runs) == 153
+
+
+def test_all_seeds_replicate_every_configuration():
+    plan = plan_of("cpu,all_seeds=2")
+    assert len(plan.runs) == 216
+    assert collections.Counter(run.config.init_seed for run in plan.runs) == {0: 108, 1: 108}
+    more = plan_of("cpu,all_seeds=2,seeds=5")
+    assert {run.id for run in plan.runs} < {run.id for run in more.runs}
+    assert {run.id for run in plan_of("cpu,seeds=5").runs} < {run.id for run in more.runs}
+    assert len(more.runs) == 216 + 6 * 3
+
+
+def test_a_text_of_ones_own_takes_the_place_of_the_built_in_one():
+    plan = plan_of("gpu,text=pile/*.jsonl.zst,tokenizer=neox.json,corpus,other=code/*.txt")
+    data = {run.config.data.name: run.config.data for run in plan.runs}
+    assert data["main"].files == ("pile/*.jsonl.zst",)
+    assert data["main"].tokenizer == data["other"].tokenizer == "neox.json"
+    assert data["other"].files == ("code/*.txt",)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("tpu", "no scale 'tpu'; scales: paper, gpu, cpu"),
+        ("cpu,sedes=5", "no option 'sedes=5'; options: seeds="),
+        ("cpu,seeds=3", "seeds=3 needs a whole number of 5 or more"),
+        ("cpu,seeds", "no option 'seeds'"),
+        ("cpu,lr_rule=cubic", "no lr_rule=cubic; rules: fixed, sqrt, linear"),
+        ("cpu,corpus,text=a.txt", "needs other=GLOB.*tokenizer=FILE"),
+        ("cpu,corpus,other=a.txt", "needs text=GLOB"),
+        ("cpu,other=a.txt", "is the text of the option corpus"),
+    ],
+)
+def test_an_argument_that_is_none_is_refused(argument, words):
+    with pytest.raises(ConfigError, match=words):
+        paper.get_config(argument)
+
+
+if __name__ == "__main__":
+    for file, given in ARGUMENTS.items():
+        (GOLDEN / f"paper-{file}.json").write_text(as_text(plan_of(given)))

@@ -1,0 +1,125 @@
+"""The experiments on local dimension: what their files resolve to, and each from its text or equations to a verdict."""
+
+import json
+import shutil
+
+import pytest
+
+from olmo_jax.config import ConfigError
+from olmo_jax.probes.texts import passages
+from sweeps import cli
+from sweeps.planning.config_file import load_config
+from sweeps.planning.plan import read_sweep, resolve
+from sweeps.report import figures
+from sweeps.studies.paper_b.claim import CLAIMS
+
+GROKKING, TEXT = "sweeps/studies/paper_b/grokking.py", "sweeps/studies/paper_b/local_dimension.py"
+
+
+def plan_of(path):
+    return resolve(read_sweep(load_config([f"--config={path}"])), fingerprint=lambda data: "x")
+
+
+def test_the_papers_grokking_is_one_cohort_of_45_as_published():
+    (cohort,) = plan_of(f"{GROKKING}:paper").cohorts
+    assert len(cohort.runs) == 45
+    seen = {(run.config.data.arithmetic.train_fraction, run.config.data_seed) for run in cohort.runs}
+    assert seen == {(round(0.05 * k, 2), seed) for k in range(2, 11) for seed in range(5)}
+    run = cohort.runs[0].config
+    model, adamw, texts = run.model, run.optimizer, run.probe.texts
+    assert (run.data.arithmetic.modulus, run.total_steps, run.warmup_steps, run.data.batch_size) == (
+        197,
+        400_000,
+        10,
+        512,
+    )
+    assert (model.n_layers, model.d_model, model.n_heads, model.d_ff, model.dropout) == (2, 128, 4, 512, 0.1)
+    assert (model.mlp, model.positions, model.norm_at) == ("gelu", "learned", "before")
+    assert (adamw.learning_rate, adamw.beta1, adamw.beta2, adamw.weight_decay) == (1e-3, 0.9, 0.98, 0.01)
+    assert (adamw.schedule, adamw.final_fraction) == ("linear", 0.0)
+    assert (run.probe.every, texts.points, texts.neighbors, texts.states) == (500, 3000, 64, ("layer_1",))
+
+
+@pytest.mark.parametrize("operation, words", [("divide", 62), ("subtract", 62), ("permute", 27)])
+def test_other_operations_are_an_option(operation, words):
+    (cohort,) = plan_of(f"{GROKKING}:cpu,operation={operation}").cohorts
+    assert cohort.shape.model.vocab_size == words
+    assert {run.config.data.arithmetic.operation for run in cohort.runs} == {operation}
+
+
+@pytest.mark.parametrize("scale", ["gpu", "cpu", "smoke"])
+@pytest.mark.parametrize("operation", ["add", "divide", "permute"])
+def test_every_scale_has_the_states_that_it_measures(scale, operation):
+    (cohort,) = plan_of(f"{GROKKING}:{scale},operation={operation}").cohorts
+    (passage,) = passages([run.config for run in cohort.runs], None)
+    assert passage.points_MKT.shape[:2] == (len(cohort.runs), 2)
+
+
+@pytest.mark.parametrize("experiment", ["shift", "exhaustion", "overfitting"])
+def test_the_others_are_a_cohort_of_six_that_differ_in_their_seeds(experiment):
+    (cohort,) = plan_of(f"{TEXT}:{experiment}").cohorts
+    assert [(run.config.init_seed, run.config.data_seed) for run in cohort.runs] == [(i, i) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        (f"{GROKKING}:laptop", "grokking.py has no scale 'laptop'; choose paper, gpu, cpu, smoke"),
+        (f"{GROKKING}:cpu,operation=multiply", "'operation=multiply' is no option"),
+        (f"{TEXT}:dropout", "local_dimension.py has no argument 'dropout'; it has shift, exhaustion, overfitting"),
+    ],
+)
+def test_an_argument_that_is_none_is_refused(argument, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config([f"--config={argument}"])
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("--config.train.probe.texts.points=3000", "points = 3000: of the text train"),
+        ("--config.train.probe.texts.neighbors=60", "points = 60: a point among so many has fewer than"),
+        ("--config.train.probe.texts.states=('layer_1',)", "the model has no 'layer_1'"),
+        ("--config.train.probe.texts.names=('train','prose')", "of equations there is no text 'prose'"),
+        ("--config.train.data.sequence_length=8", "sequence_length = 8: must be 4"),
+    ],
+)
+def test_what_can_not_be_measured_is_one_line_before_training(capsys, tmp_path, override, said):
+    code = cli.main(["run", f"--config={GROKKING}:smoke", override, f"--workdir={tmp_path / 'w'}"])
+    err = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and said in err[-1]
+    assert not list(tmp_path.glob("w/cohorts/*"))
+
+
+def data_of(page):
+    return json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "argument, name",
+    [
+        (f"{GROKKING}:smoke", "grokking"),
+        (f"{TEXT}:shift,smoke", "shift"),
+        (f"{TEXT}:exhaustion,smoke", "exhaustion"),
+        (f"{TEXT}:overfitting,smoke", "overfitting"),
+    ],
+)
+def test_each_ends_with_a_verdict_on_its_page(capsys, monkeypatch, tmp_path, argument, name):
+    assert cli.main(["run", f"--config={argument}", f"--workdir={tmp_path / 'w'}"]) == 0
+    assert CLAIMS[name] in capsys.readouterr().out
+    page = (tmp_path / "w/report/index.html").read_text()
+    assert CLAIMS[name] in page
+    data = data_of(page)
+    claim = next(claim for claim in data["claims"] if claim["name"] == name)
+    assert claim["panels"] and all(panel["bands"] for panel in claim["panels"])
+    assert (tmp_path / "w/report/figures/claim_curves.svg").stat().st_size > 10_000
+    left = shutil.ignore_patterns("cohorts", "report", "results.*")
+    shutil.copytree(tmp_path / "w", tmp_path / "copy", ignore=left)
+    monkeypatch.setattr(figures, "write_figures", lambda folder, answers: None)  # the page alone
+    assert cli.main(["report", f"--workdir={tmp_path / 'copy'}"]) == 0
+    copied = data_of((tmp_path / "copy/report/index.html").read_text())
+    assert copied["claims"] == data["claims"], "a copy without checkpoints says the same"
+    if name == "shift":
+        assert {v["when"] for v in claim["violins"]} == {"before", "after"} and data["sensitivity"]
+    assert "probes&#x27; share of that" in page

@@ -1,0 +1,125 @@
+"""The experiments on local dimension on the page and as figures: what is drawn is what was measured, and escaped."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sweeps.analysis.results import answer
+from sweeps.report import write_report
+from sweeps.report.figures import FIGURES, write_figures
+from sweeps.studies.paper_b.panels import panels, sensitivity, violins
+from tests.sweeps.report.made import EVIL
+
+STEPS = np.arange(0, 2001, 50)
+DOMAIN = "<script>alert(1)</script>"
+
+
+def grokking():
+    """Two shares x two seeds; the larger share groks, the smaller one doesn't."""
+    rows, curves = [], {}
+    for i, (share, seed) in enumerate([(0.2, 0), (0.2, 1), (0.5, 0), (0.5, 1)]):
+        run = EVIL if i == 3 else f"run{i}"
+        late = (1000 + 100 * seed if share > 0.3 else 10**9) <= STEPS
+        curves[run] = pd.DataFrame(
+            {
+                "step": STEPS,
+                "tokens": STEPS * 8,
+                "loss": 1.0,
+                "texts.train/loss": np.exp(-STEPS / 100),
+                "texts.train/accuracy": np.where(STEPS > 200, 1.0, 0.5),
+                "texts.validation/accuracy": np.where(late, 1.0, 0.1 * seed),
+                "texts.validation/loss": np.where(late, 0.1, 5.0),
+                "layer_0.train/local_two_nn": np.where(late, 5.0, 9.0) + seed,
+                "layer_0.train/effective_rank": 20.0,
+            }
+        )
+        row = {"run_id": run, "configuration": f"c{share}", "step": 2000, "final": True, "diverged_at": None}
+        row |= {"config.data.arithmetic.train_fraction": share, "config.data.corpus": "arithmetic"}
+        rows.append(row | {f"local_dimension/layer_0.train/n{n}_l{k}/local_two_nn": n / k + seed
+                           for n in (100, 200) for k in (16, 32)})  # fmt: skip
+    return answer(pd.DataFrame(rows), curves)
+
+
+def shift():
+    """One domain's local dimension falls; the other, with a name that is HTML, stays."""
+    courses, rows = [], []
+    for i in range(3):
+        of = {"run_id": f"run{i}", "step": 100, "evaluation": "finetune_code_lr0.001", "target": "code"}
+        course = pd.DataFrame({"at": [0.0, 10.0, 20.0], "seed": 0.0}).assign(learning_rate=1e-3, **of)
+        for text, moved in (("code", -2.0), (DOMAIN, 0.0)):
+            level = np.array([8.0, 8 + moved / 2, 8 + moved]) + 0.1 * i
+            name = f"final_states.{text}/local_two_nn"
+            course[name], course[f"{name}_std"] = level, 2.0
+            for end, away in (("q5", -3), ("q25", -1), ("median", 0), ("q75", 1), ("q95", 3)):
+                course[f"{name}_{end}"] = level + away
+        courses.append(course)
+        rows.append({"run_id": f"run{i}", "configuration": f"c{i}", "step": 100, "final": True, "diverged_at": None})
+    return answer(pd.DataFrame(rows), {}, pd.concat(courses, ignore_index=True))
+
+
+def test_bands_are_means_and_ranges_of_the_runs_of_a_configuration():
+    answers = grokking()
+    by_title = {panel.title: panel for panel in panels(answers, answers.claims[0])}
+    assert list(by_title) == ["validation accuracy", "training accuracy", "local dimension, train"]
+    small, large = by_title["validation accuracy"].bands
+    assert (small.name, large.name, small.runs) == ("train fraction 0.2", "train fraction 0.5", 2)
+    np.testing.assert_allclose(small.mean, 0.05)
+    np.testing.assert_allclose([small.low, small.high], [np.zeros(len(STEPS)), np.full(len(STEPS), 0.1)])
+    assert large.mean[-1] == 1
+    np.testing.assert_array_equal(large.steps, STEPS)
+
+
+def test_violins_are_drawn_from_the_quantiles_averaged_over_models():
+    answers = shift()
+    found = {(v.text, v.when): v.values for v in violins(answers, answers.claims[0])}
+    assert set(found) == {(text, when) for text in ("code", DOMAIN) for when in ("before", "after")}
+    for (text, when), values in found.items():
+        middle = 8.1 - 2 * (text == "code" and when == "after")
+        np.testing.assert_allclose(np.quantile(values, [0, 0.5, 1]), [middle - 3, middle, middle + 3], atol=1e-9)
+
+
+def test_points_and_neighbours_are_told_with_their_range():
+    found = sensitivity(grokking().table)
+    assert list(found["of"].unique()) == ["layer_0.train"] and len(found) == 4
+    row = found[(found["points"] == 200) & (found["neighbors"] == 16)].iloc[0]
+    assert (row["mean"], row["low"], row["high"], row["runs"]) == (13.0, 12.5, 13.5, 4)
+
+
+@pytest.mark.parametrize("made, name", [(grokking, "Grokking"), (shift, "Fine-tuning")])
+def test_the_page_has_the_claim_its_verdict_and_nothing_that_is_not_escaped(tmp_path, made, name):
+    answers = made()
+    source = write_report(tmp_path, answers, {}).read_text()
+    assert f"<h3>{name}" in source and 'href="#local-dimension"' in source
+    assert f"Here: {answers.claims[0].verdict}." in source
+    assert "<script>alert" not in source and "\"&'%#~<b>" not in source
+    data = json.loads(source.split('id="data">')[1].split("</script>")[0])
+    (claim,) = data["claims"]
+    assert claim["panels"] and claim["name"] == answers.claims[0].name
+    assert "nan" not in source.split('id="data">')[1].split("</script>")[0].lower().replace("nan-", "")
+
+
+def test_without_an_experiment_there_is_no_section(tmp_path):
+    answers = shift()._replace(claims=[], courses=pd.DataFrame())
+    source = write_report(tmp_path, answers, {}).read_text()
+    assert "local-dimension" not in source.split("<script")[0]
+
+
+@pytest.mark.parametrize("made", [grokking, shift])
+def test_figures_of_papers_are_drawn_or_say_what_is_missing(tmp_path, made):
+    answers = made()
+    names = [name for name in FIGURES if name.startswith("claim_")]
+    assert len(names) == 4
+    for path in write_figures(tmp_path, answers, names):
+        text = path.read_bytes()
+        assert len(text) > 1000
+        if path.suffix == ".svg":
+            assert b"<script>" not in text
+    drawn = {name: b"No figure" not in (tmp_path / f"{name}.svg").read_bytes() for name in names}
+    expected = {"claim_curves": True, "claim_shift": made is shift, "claim_leads": False, "claim_sensitivity": False}
+    if made is grokking:
+        expected |= {"claim_leads": True, "claim_sensitivity": True}
+    assert drawn == expected
+    assert not math.isnan(answers.claims[0].estimate.n)

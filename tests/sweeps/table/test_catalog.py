@@ -1,0 +1,143 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from geometry.probe import METRICS
+from olmo_jax.config import DataConfig, MeshConfig, OptimizerConfig, ParametersConfig, TrainConfig
+from sweeps.planning.plan import leaves
+from sweeps.table.catalog import NATS, NOT_DESCRIBED, attributes, describe, metric_meaning, schema
+from sweeps.table.columns import loss_columns
+
+KINDS = {"identity", "setting", "geometry", "loss", "evaluation", "training", "count"}
+COLUMNS = [
+    "sweep", "run_id", "cohort", "configuration", "step", "final", "diverged_at", "parameters", "tokens",
+    "parameters_non_embedding", "training_flops", "weight_decay_dose", "train/loss", "train/grad_norm",
+    "train/learning_rate", "unembedding/effective_rank", "unembedding_gauge_fixed_centred/two_nn",
+    "layer_3/local_two_nn_q90", "final_states_spread/isoscore", "blocks_0/mlp/up/stable_rank",
+    "unembedding_spectrum/12", "final_states/points", "lm_loss/in_domain", "lm_loss/my_domain",
+    "lm_loss/perplexity/macro", "lm_loss/bits_per_byte/code", "lm_loss/standard_error/out_of_domain",
+    "unigram/in_domain", "gptq_3/in_domain", "gptq_3_blocks+unembedding/rise/in_domain", "gptq_4/error/damping",
+    "round_to_nearest_8/rise_standard_error/macro", "round_to_nearest_8/error/weight", "noise_relative_0.01/in_domain",
+    "noise_absolute_1e-05/rise/macro", "truncation_0.25/in_domain", "task_hellaswag/accuracy",
+    "task_hellaswag/accuracy_per_token_standard_error", "task_lambada/nats", "task_x/bits_per_byte", "task_x/chance",
+    "task_x/items", "cka/layer_0", "cka/final_states", "saturation/best_step", "saturation/saturated",
+    "saturation/rise_standard_error", "saturation/highest_rank_step", "saturation/collapse_step",
+    "saturation/rank_fall", "saturation/learning_rate_at_best", "finetune_code_lr0.001/forgetting",
+    "finetune_code_lr0.001/target", "finetune_code_lr0.001/train_loss", "finetune_code_lr0.001/diverged",
+    "finetune_code_lr0.001/best/step", "finetune_code_lr0.001/best/in_domain", "finetune_code_lr0.001/spread/target",
+    "finetune_code_lr0.001/geometry/unembedding/effective_rank", "finetune_task_sciq_best/learning_rate",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_column_of_the_table_has_a_sentence_and_a_kind(column):
+    entry = describe(column)
+    assert entry.kind in KINDS
+    assert entry.meaning[0].isupper() or not entry.meaning[0].isalpha()
+    assert entry.meaning.endswith(".") and "{" not in entry.meaning and NOT_DESCRIBED not in entry.meaning
+
+
+def test_every_setting_is_described_by_its_class():
+    for key in leaves(dataclasses.asdict(TrainConfig())):
+        entry = describe(f"config.{key}")
+        words, _, told = entry.meaning.partition(": ")
+        assert entry.kind == "setting" and words.lower() == key.replace(".", " ").replace("_", " ").lower()
+        assert len(told) > 3, key
+    assert describe("config.optimizer.weight_decay").meaning.endswith(": decoupled, multiplied by the learning rate.")
+    assert "matrices whose path" in describe("config.probe.parameters.pattern").meaning
+    assert "names registered" in describe("config.probe.parameters.metrics").meaning
+
+
+def test_several_fields_of_a_line_and_of_a_sentence_are_told_apart():
+    optimizer = attributes(OptimizerConfig)
+    assert optimizer["learning_rate"] == "the peak."
+    assert optimizer["beta1"] == optimizer["eps"] == "Adam's."
+    assert optimizer["clip_norm"] == "the gradient's global norm is cut to this; 0 never cuts."
+    assert attributes(DataConfig)["root"] == 'where prepared data lie; "" is WORKDIR/data.'
+    assert attributes(DataConfig)["max_megabytes"].endswith("training prose, held-out prose, code.")
+    assert "Devices along each axis" in attributes(MeshConfig)["data"]
+    assert attributes(ParametersConfig)["centred"].startswith("measure the target without its mean row too")
+
+
+def test_a_field_that_says_nothing_is_not_given_anothers_words():
+    @dataclasses.dataclass
+    class Own:
+        """Some settings.
+
+        Attributes:
+          rate: of learning, see
+            below. rate_decay, floor: how it falls: slowly.
+            No more.
+        """
+
+        rate: float = 0.0
+        rate_decay: float = 0.0
+        floor: float = 0.0
+        silent: float = 0.0
+
+    assert attributes(Own) == {
+        "rate": "of learning, see below.",
+        "rate_decay": "how it falls: slowly.",
+        "floor": "how it falls: slowly.",
+    }
+
+
+def test_every_metric_of_ours_is_described():
+    assert [name for name in METRICS if metric_meaning(name) == NOT_DESCRIBED] == []
+    assert "entropy of the normalised singular values" in metric_meaning("effective_rank")
+    assert describe("final_states/points").kind == "count"
+
+
+def test_a_metric_of_the_users_own_shows_its_first_line(monkeypatch):
+    def told(measured):
+        """How blue the rows are.  Of all of them.
+
+        And more.
+        """
+
+    def silent(measured):
+        return 0.0
+
+    monkeypatch.setitem(METRICS, "told", told)
+    monkeypatch.setitem(METRICS, "silent", silent)
+    assert describe("layer_0/told").meaning == "Of the states after block 0: how blue the rows are."
+    assert describe("layer_0/silent").meaning == describe("layer_0/from_another_process").meaning == NOT_DESCRIBED
+    # A function of the user's named like one of ours is the user's.
+    monkeypatch.setitem(METRICS, "energy_top_1", silent)
+    assert metric_meaning("energy_top_1") == NOT_DESCRIBED
+
+
+@pytest.mark.parametrize(
+    ("column", "meaning", "unit", "kind"),
+    [
+        ("lm_loss/code", "Loss on code.", NATS, "loss"),
+        ("gptq_3_all/rise/code", "After GPTQ to 3 bits, all: rise of the loss on code.", NATS, "evaluation"),
+        ("unembedding_spectrum/2", "Singular value of the unembedding at place 2, the largest at 1.", "", "geometry"),
+        ("task_a_b/chance", "On the task a_b: accuracy of guessing.", "share", "evaluation"),
+        (
+            "finetune_code_lr0.001/best/forgetting",
+            "After fine-tuning on code at learning rate 0.001, at the step of the least target loss: rise of the "
+            "in-domain loss.",
+            NATS,
+            "evaluation",
+        ),
+        ("final_states/points", "Of the states after the final norm: N, the rows.", "rows", "count"),
+        # A domain may be named as a result of something else is.
+        ("lm_loss/items", "Loss on items.", NATS, "loss"),
+    ],
+)
+def test_meanings_units_and_kinds(column, meaning, unit, kind):
+    assert describe(column) == (meaning, unit, kind)
+
+
+@pytest.mark.parametrize("column", ["config.gone.setting", "config.model.gone", "wild", "lm_loss", "gptq_3/a/b/c", ""])
+def test_what_nobody_described_says_so(column):
+    assert describe(column).meaning == NOT_DESCRIBED
+
+
+def test_losses_are_those_that_the_analysis_takes_for_losses():
+    table = pd.DataFrame(columns=COLUMNS)
+    kinds = {column: entry.kind for column, entry in schema(COLUMNS).items()}
+    assert list(kinds) == COLUMNS
+    assert {c for c in COLUMNS if kinds[c] == "loss"} == {*loss_columns(table), "unigram/in_domain"}
