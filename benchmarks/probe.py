@@ -38,7 +38,7 @@ def cohorts_of_the_demo() -> list[Cohort]:
 
 def ask(cohort: Cohort) -> None:
     shape, runs = cohort.shape, cohort.runs
-    mesh = sharding.make_mesh(dataclasses.replace(shape.mesh, member=1), len(runs))
+    mesh = sharding.make_mesh(dataclasses.replace(shape.config.mesh, member=1), len(runs))
     state = initial_state(shape, runs, mesh)
     compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1)
     program = compile_steps(shape, runs, mesh, compute)
@@ -46,10 +46,10 @@ def ask(cohort: Cohort) -> None:
     vocabulary = shape.model.vocab_size
     size = (1, len(runs), shape.batch_size, shape.sequence_length + 1)
     tokens = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), rng.integers(0, vocabulary, size, dtype=np.int32))
-    text = [rng.integers(0, vocabulary, 64) for _ in range(shape.probe.sets * shape.probe.documents)]
-    documents = choose_documents(shape.probe, text, 0)
-    probes = make_probes(shape.probe, shape.model, vocabulary, documents, shape.mapping, mesh)
-    often = shape.probe.interval(shape.probe.unembedding)
+    text = [rng.integers(0, vocabulary, 64) for _ in range(shape.config.probe.sets * shape.config.probe.documents)]
+    documents = choose_documents(shape.config.probe, text, 0)
+    probes = make_probes(shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, mesh)
+    often = shape.config.probe.interval(shape.config.probe.unembedding)
 
     def steps(with_probe: Probe | None) -> float:
         nonlocal state

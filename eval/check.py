@@ -9,7 +9,7 @@ from etils import epath
 from eval.config import SCOPES, EvalConfig
 from eval.evaluators.finetuning import domain_passages, item_passages
 from eval.material import Material
-from olmo_jax.cohort import Cohort, member_structs
+from olmo_jax.cohort import Cohort
 from olmo_jax.config import ConfigError, require
 from olmo_jax.data import DataError
 from olmo_jax.data.shards import TokenIndex
@@ -17,6 +17,7 @@ from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.execution.sharding import path_name
 from olmo_jax.probes.texts import passages
+from olmo_jax.step import member_structs
 
 _AT = "config.evaluation"
 # What results say beside the losses by domain.
@@ -73,7 +74,9 @@ def _check_dimension(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
     asked = config.dimension.points
     if not asked:
         return
-    texts = dataclasses.replace(cohort.shape.probe.texts, points=max(asked), neighbors=max(config.dimension.neighbors))
+    texts = dataclasses.replace(
+        cohort.shape.config.probe.texts, points=max(asked), neighbors=max(config.dimension.neighbors)
+    )
     require(bool(texts.names), f"{_AT}.dimension.points", asked, "needs texts; name some in config.train.probe.texts")
     try:
         passages(
@@ -89,7 +92,7 @@ def _check_dimension(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
 
 def _check_measured(config: EvalConfig, cohort: Cohort) -> None:
     """What is said of fine-tuning and saturation needs the domains behind it; what is read has to fit the model."""
-    trained = cohort.shape.train_domains
+    trained = cohort.shape.config.data.train_domains
     if config.domains:
         remedy = f"leaves out all that was trained on ({', '.join(trained)}); name one of these too"
         require(not trained or bool({*trained} & {*config.domains}), f"{_AT}.domains", config.domains, remedy)

@@ -1,11 +1,27 @@
 """What is done with a checkpoint, as configuration."""
 
 import dataclasses
-import math
 import re
+from typing import Any
 
 from eval.quantize import BLOCK_PROJECTIONS, GRANULARITIES, SYMMETRIC_GRIDS
 from olmo_jax.config import ConfigError, one_of, require
+from olmo_jax.config.field import (
+    NOT_NEGATIVE,
+    POSITIVE_WHOLE,
+    POSITIVES,
+    SEED,
+    SEEDS,
+    SHARE,
+    Bound,
+    Role,
+    at_least,
+    choice,
+    each,
+    setting,
+    within,
+)
+from olmo_jax.config.validation import Settings
 
 METHODS = ("round_to_nearest", "gptq")
 
@@ -18,32 +34,61 @@ SCOPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizeConfig:
-    """Quantisation of weights, emulated: bits x methods x scopes, the loss by domain after each.
+class QuantizeConfig(Settings):
+    """Quantisation of weights, emulated: bits x methods x scopes, the loss by domain after each."""
 
-    Attributes:
-      bits: widths, 2 to 8; () leaves quantisation out.
-      methods: "round_to_nearest", "gptq".
-      scopes: "blocks" (the blocks' projections), "blocks+unembedding", "all" (the embedding too), or a regular
-        expression that the whole of a parameter's path has to match.
-      granularity, group_size, symmetric, grid: as in quantize.round_to_nearest; group_size 0 for none.
-      act_order, damping: of GPTQ.
-      calibration_tokens: of the training windows (those of data seed 0, whatever a run has seen) that GPTQ reads.
-    """
+    bits: tuple[int, ...] = setting(
+        (8, 4, 3),
+        Role.OBSERVATION,
+        "Widths, 2 to 8; () leaves quantisation out.",
+        bound=each(within(2, 8), "needs widths of 2 to 8 bits"),
+        unit="bits",
+    )
+    methods: tuple[str, ...] = setting(METHODS, Role.OBSERVATION, 'Methods: "round_to_nearest", "gptq".')
+    scopes: tuple[str, ...] = setting(
+        ("blocks",),
+        Role.OBSERVATION,
+        'Parts that are quantised together: "blocks" (the blocks\' projections), "blocks+unembedding", "all" (the '
+        "embedding too), or a regular expression that the whole of a parameter's path has to match.",
+    )
+    granularity: str = setting(
+        "channel",
+        Role.OBSERVATION,
+        "Weights that share a scale, as in quantize.round_to_nearest.",
+        bound=choice(*GRANULARITIES),
+    )
+    group_size: int = setting(
+        0,
+        Role.OBSERVATION,
+        'Inputs of a group where granularity is "group"; else 0.',
+        bound=at_least(0, "needs a number of inputs, or 0 for no groups"),
+    )
+    symmetric: bool = setting(True, Role.OBSERVATION, "The grid is symmetric around 0.")
+    grid: str = setting(
+        "max",
+        Role.OBSERVATION,
+        "Range that the grid covers, as in quantize.round_to_nearest.",
+        bound=choice(*SYMMETRIC_GRIDS),
+    )
+    act_order: bool = setting(
+        False, Role.OBSERVATION, "GPTQ takes inputs in the order of their second moments, the largest first."
+    )
+    damping: float = setting(
+        0.01,
+        Role.OBSERVATION,
+        "Share of the mean of the Hessian's diagonal that GPTQ adds to it.",
+        bound=at_least(0, "needs a share of 0 or more"),
+        unit="share",
+    )
+    calibration_tokens: int = setting(
+        16384,
+        Role.OBSERVATION,
+        "Tokens of the training windows (those of data seed 0, whatever a run has seen) that GPTQ reads.",
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
+    )
 
-    bits: tuple[int, ...] = (8, 4, 3)
-    methods: tuple[str, ...] = METHODS
-    scopes: tuple[str, ...] = ("blocks",)
-    granularity: str = "channel"
-    group_size: int = 0
-    symmetric: bool = True
-    grid: str = "max"
-    act_order: bool = False
-    damping: float = 0.01
-    calibration_tokens: int = 16384
-
-    def check(self, at: str) -> None:
-        require(all(2 <= b <= 8 for b in self.bits), f"{at}.bits", self.bits, "needs widths of 2 to 8 bits")
+    def check_fields(self, at: str) -> None:
         for name in ("bits", "methods", "scopes"):
             _unique(getattr(self, name), f"{at}.{name}")
         for method in self.methods:
@@ -56,11 +101,6 @@ class QuantizeConfig:
                 raise ConfigError(
                     f"{at}.scopes: {scope!r} is none of {known} and no regular expression: {error}"
                 ) from None
-        one_of(self.granularity, GRANULARITIES, f"{at}.granularity")
-        one_of(self.grid, SYMMETRIC_GRIDS, f"{at}.grid")
-        require(
-            self.group_size >= 0, f"{at}.group_size", self.group_size, "needs a number of inputs, or 0 for no groups"
-        )
         require(
             (self.granularity == "group") == (self.group_size > 0),
             f"{at}.group_size",
@@ -68,41 +108,69 @@ class QuantizeConfig:
             f"contradicts {at}.granularity = {self.granularity!r}: 'group' needs the number of inputs of a group, the "
             "others 0",
         )
-        require(self.damping >= 0, f"{at}.damping", self.damping, "needs a share of 0 or more")
-        _positive(self.calibration_tokens, f"{at}.calibration_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Settings):
     """Continued training of a checkpoint, with a fresh optimiser and linear decay to 0.
 
     Betas, eps and clipping are OptimizerConfig's defaults; z-loss and what is decayed are as in the run's training.
     Models, learning rates and seeds are the members of one cohort.
-
-    Attributes:
-      targets: what is trained on, one after another: a domain of the data, or "task:NAME", the training items of a
-        multiple-choice or classification task (its answers' tokens alone bear loss); () leaves fine-tuning out.
-      learning_rates: peaks. seeds: of the order of the text, and of dropout; their mean and spread are reported.
-      tokens: of each target, an item counted with its padding. batch_size: sequences, or items, a step.
-      warmup_fraction, weight_decay: as in OptimizerConfig.
-      points: times along the way, evenly spaced and with the end, at which losses and geometry are measured.
-      train_items: items of a task that are trained on, drawn once for all models; 0 for all. task_items: validation
-        items of a task that are scored. item_tokens: an item's length, cut on the left.
-      most_members: models x learning rates x seeds that are trained at a time.
     """
 
-    targets: tuple[str, ...] = ()
-    learning_rates: tuple[float, ...] = (1e-4, 1e-3)
-    seeds: tuple[int, ...] = (0,)
-    tokens: int = 1_000_000
-    batch_size: int = 32
-    warmup_fraction: float = 0.1
-    weight_decay: float = 0.0
-    points: int = 4
-    train_items: int = 0
-    task_items: int = 500
-    item_tokens: int = 128
-    most_members: int = 64
+    targets: tuple[str, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        'What is trained on, one after another: a domain of the data, or "task:NAME", the training items of a '
+        "multiple-choice or classification task (its answers' tokens alone bear loss); () leaves fine-tuning out.",
+    )
+    learning_rates: tuple[float, ...] = setting(
+        (1e-4, 1e-3), Role.OBSERVATION, "Peaks of the learning rate.", bound=POSITIVES
+    )
+    seeds: tuple[int, ...] = setting(
+        (0,),
+        Role.OBSERVATION,
+        "Seeds of the order of the text, and of dropout; their mean and spread are reported.",
+        bound=SEEDS,
+    )
+    tokens: int = setting(
+        1_000_000,
+        Role.OBSERVATION,
+        "Tokens of each target, an item counted with its padding.",
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
+    )
+    batch_size: int = setting(
+        32, Role.OBSERVATION, "Sequences, or items, of a step.", bound=POSITIVE_WHOLE, unit="sequences"
+    )
+    warmup_fraction: float = setting(
+        0.1, Role.OBSERVATION, "Share of the steps over which the rate rises.", bound=SHARE, unit="share"
+    )
+    weight_decay: float = setting(0.0, Role.OBSERVATION, "Decoupled weight decay.", bound=NOT_NEGATIVE)
+    points: int = setting(
+        4,
+        Role.OBSERVATION,
+        "Times along the way, evenly spaced and with the end, at which losses and geometry are measured.",
+        bound=POSITIVE_WHOLE,
+    )
+    train_items: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Items of a task that are trained on, drawn once for all models; 0 for all.",
+        bound=at_least(0, "needs a number of items, or 0 for all"),
+    )
+    task_items: int = setting(
+        500, Role.OBSERVATION, "Validation items of a task that are scored.", bound=POSITIVE_WHOLE
+    )
+    item_tokens: int = setting(
+        128, Role.OBSERVATION, "Length of an item, cut on the left.", bound=POSITIVE_WHOLE, unit="tokens"
+    )
+    most_members: int = setting(
+        64,
+        Role.OBSERVATION,
+        "Models x learning rates x seeds that are trained at a time.",
+        bound=POSITIVE_WHOLE,
+    )
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -114,56 +182,58 @@ class FinetuneConfig:
         """Names of the targets that are tasks."""
         return tuple(target.removeprefix("task:") for target in self.targets if target.startswith("task:"))
 
-    def check(self, at: str) -> None:
+    def check_fields(self, at: str) -> None:
         rates = self.learning_rates
-        require(all(rate > 0 for rate in rates), f"{at}.learning_rates", rates, "needs positive numbers")
         # The name of a result holds the rate to six digits.
         unique = len({f"{rate:g}" for rate in rates}) == len(rates)
         require(unique, f"{at}.learning_rates", rates, "names a rate twice (to six digits)")
         require(bool(rates) or not self.targets, f"{at}.learning_rates", rates, "needs one at least")
         require(bool(self.seeds), f"{at}.seeds", self.seeds, "needs one at least")
-        require(all(0 <= s < 2**32 for s in self.seeds), f"{at}.seeds", self.seeds, "needs numbers in [0, 2^32)")
         _unique(self.seeds, f"{at}.seeds")
         # A domain may be named as a task is in a file's name.
         _unique(tuple(target.replace("task:", "task_", 1) for target in self.targets), f"{at}.targets")
-        for name in ("tokens", "batch_size", "points", "task_items", "item_tokens", "most_members"):
-            _positive(getattr(self, name), f"{at}.{name}")
-        require(self.train_items >= 0, f"{at}.train_items", self.train_items, "needs a number of items, or 0 for all")
-        require(self.weight_decay >= 0, f"{at}.weight_decay", self.weight_decay, "needs a number of 0 or more")
-        require(
-            0 <= self.warmup_fraction <= 1, f"{at}.warmup_fraction", self.warmup_fraction, "needs a number in [0, 1]"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
-class PerturbConfig:
-    """How the loss takes damage that no training made: noise on the weights, and an unembedding of lower rank.
+class PerturbConfig(Settings):
+    """How the loss takes damage that no training made: noise on the weights, and an unembedding of lower rank."""
 
-    Attributes:
-      absolute: standard deviations of Gaussian noise, in units of weights; () for none.
-      relative: standard deviations over the root mean square of the matrix that the noise is added to.
-      pattern: regular expression that the whole of a matrix's path has to match for it to get noise.
-      draws: of the noise, the same for every model; mean and standard error are over these. seed: of the draws.
-      kept_ranks: shares of its dimensions that the unembedding keeps, by descending singular value; () for none.
-    """
+    absolute: tuple[float, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Standard deviations of Gaussian noise, in units of weights; () for none.",
+        bound=POSITIVES,
+    )
+    relative: tuple[float, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Standard deviations over the root mean square of the matrix that the noise is added to.",
+        bound=POSITIVES,
+    )
+    pattern: str = setting(
+        ".*",
+        Role.OBSERVATION,
+        "Regular expression that the whole of a matrix's path has to match for it to get noise.",
+    )
+    draws: int = setting(
+        3,
+        Role.OBSERVATION,
+        "Draws of the noise, the same for every model; mean and standard error are over these.",
+        bound=POSITIVE_WHOLE,
+    )
+    seed: int = setting(0, Role.OBSERVATION, "Seed of the draws.", bound=SEED)
+    kept_ranks: tuple[float, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Shares of its dimensions that the unembedding keeps, by descending singular value; () for none.",
+        bound=each(Bound("(0, 1]", "needs shares in (0, 1]", lambda share: 0 < share <= 1)),
+        unit="share",
+    )
 
-    absolute: tuple[float, ...] = ()
-    relative: tuple[float, ...] = ()
-    pattern: str = ".*"
-    draws: int = 3
-    seed: int = 0
-    kept_ranks: tuple[float, ...] = ()
-
-    def check(self, at: str) -> None:
+    def check_fields(self, at: str) -> None:
         for name in ("absolute", "relative"):
-            scales = getattr(self, name)
-            require(all(0 < s < math.inf for s in scales), f"{at}.{name}", scales, "needs positive numbers")
-            _unique(tuple(f"{s:g}" for s in scales), f"{at}.{name}")
-        shares = self.kept_ranks
-        require(all(0 < s <= 1 for s in shares), f"{at}.kept_ranks", shares, "needs shares in (0, 1]")
-        _unique(tuple(f"{s:g}" for s in shares), f"{at}.kept_ranks")
-        _positive(self.draws, f"{at}.draws")
-        require(0 <= self.seed < 2**32, f"{at}.seed", self.seed, "needs a number in [0, 2^32)")
+            _unique(tuple(f"{scale:g}" for scale in getattr(self, name)), f"{at}.{name}")
+        _unique(tuple(f"{share:g}" for share in self.kept_ranks), f"{at}.kept_ranks")
         try:
             re.compile(self.pattern)
         except re.error as error:
@@ -171,65 +241,86 @@ class PerturbConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TasksConfig:
-    """Multiple choice by rank classification, and LAMBADA.
+class TasksConfig(Settings):
+    """Multiple choice by rank classification, and LAMBADA."""
 
-    Attributes:
-      names: of tasks, see olmo_jax/data/sources/task_items.py, or paths of .jsonl files of your own; () for none.
-      most_items: of each task's validation set, drawn once for all models; 0 for all.
-      tokens: longest context with its answer, cut on the left; 0: as long as the training's sequences.
-    """
+    names: tuple[str, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Names of tasks, see olmo_jax/data/sources/task_items.py, or paths of .jsonl files of your own; () for none.",
+    )
+    most_items: int = setting(
+        1000,
+        Role.OBSERVATION,
+        "Items of each task's validation set, drawn once for all models; 0 for all.",
+        bound=NOT_NEGATIVE,
+    )
+    tokens: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Longest context with its answer, cut on the left; 0: as long as the training's sequences.",
+        bound=NOT_NEGATIVE,
+        unit="tokens",
+    )
 
-    names: tuple[str, ...] = ()
-    most_items: int = 1000
-    tokens: int = 0
-
-    def check(self, at: str) -> None:
+    def check_fields(self, at: str) -> None:
         _unique(self.names, f"{at}.names")
-        for name in ("most_items", "tokens"):
-            require(getattr(self, name) >= 0, f"{at}.{name}", getattr(self, name), "needs a number of 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicsConfig:
-    """What happened over a run's checkpoints.
+class DynamicsConfig(Settings):
+    """What happened over a run's checkpoints."""
 
-    Attributes:
-      saturation: whether the loss rose after its best, and when the unembedding's rank fell; at the last checkpoint.
-      collapse: the rank has collapsed once it is lower than this share of the highest before; collapse_after: of what
-        was measured after this share of the steps, since every rank falls from that of its random beginning.
-      cka: linear CKA of each layer's states to those of the last checkpoint, at every checkpoint. cka_tokens: states.
-    """
-
-    saturation: bool = True
-    collapse: float = 0.8
-    collapse_after: float = 0.2
-    cka: bool = False
-    cka_tokens: int = 1024
-
-    def check(self, at: str) -> None:
-        require(0 < self.collapse < 1, f"{at}.collapse", self.collapse, "needs a share between 0 and 1")
-        require(0 <= self.collapse_after < 1, f"{at}.collapse_after", self.collapse_after, "needs a share in [0, 1)")
-        require(self.cka_tokens > 1, f"{at}.cka_tokens", self.cka_tokens, "needs at least 2")
+    saturation: bool = setting(
+        True,
+        Role.OBSERVATION,
+        "Whether the loss rose after its best, and when the unembedding's rank fell; at the last checkpoint.",
+    )
+    collapse: float = setting(
+        0.8,
+        Role.OBSERVATION,
+        "The rank has collapsed once it is lower than this share of the highest before.",
+        bound=Bound("(0, 1)", "needs a share between 0 and 1", lambda share: 0 < share < 1),
+        unit="share",
+    )
+    collapse_after: float = setting(
+        0.2,
+        Role.OBSERVATION,
+        "Share of the steps after which a collapse is looked for, since every rank falls from that of its random "
+        "beginning.",
+        bound=Bound("[0, 1)", "needs a share in [0, 1)", lambda share: 0 <= share < 1),
+        unit="share",
+    )
+    cka: bool = setting(
+        False,
+        Role.OBSERVATION,
+        "Linear CKA of each layer's states to those of the last checkpoint, at every checkpoint.",
+    )
+    cka_tokens: int = setting(
+        1024, Role.OBSERVATION, "States that CKA is taken of.", bound=at_least(2, "needs at least 2"), unit="tokens"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class DimensionConfig:
-    """How local dimension depends on how it is measured: of the texts and states of config.train.probe.texts.
+class DimensionConfig(Settings):
+    """How local dimension depends on how it is measured: of the texts and states of config.train.probe.texts."""
 
-    Attributes:
-      points: numbers N of states. neighbors: sizes L of neighbourhoods; all pairs are measured, at the last checkpoint;
-        () for none.
-    """
+    points: tuple[int, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Numbers N of states. All pairs of these and `neighbors` are measured, at the last checkpoint; () for none.",
+    )
+    neighbors: tuple[int, ...] = setting(
+        (32, 64, 128),
+        Role.OBSERVATION,
+        "Sizes L of neighbourhoods.",
+        bound=each(at_least(3, ""), "needs numbers of at least 3"),
+    )
 
-    points: tuple[int, ...] = ()
-    neighbors: tuple[int, ...] = (32, 64, 128)
-
-    def check(self, at: str) -> None:
+    def check_fields(self, at: str) -> None:
         for name in ("points", "neighbors"):
             _unique(getattr(self, name), f"{at}.{name}")
         require(bool(self.neighbors) or not self.points, f"{at}.neighbors", self.neighbors, "needs one at least")
-        require(all(n > 2 for n in self.neighbors), f"{at}.neighbors", self.neighbors, "needs numbers of at least 3")
         require(
             not self.points or min(self.points) > max(self.neighbors),
             f"{at}.points",
@@ -240,20 +331,25 @@ class DimensionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """The evaluations of a sweep.
+class EvalConfig(Settings):
+    """The evaluations of a sweep."""
 
-    Attributes:
-      tokens_per_domain: validation tokens of each domain that losses are taken over.
-      domains: those that losses are taken of; () for all that there are.
-      batch_size: windows that go through the models at a time.
-      all_checkpoints: take the loss by domain at every checkpoint, or else at the last; the rest is at the last only.
-    """
-
-    tokens_per_domain: int = 16384
-    domains: tuple[str, ...] = ()
-    batch_size: int = 32
-    all_checkpoints: bool = True
+    tokens_per_domain: int = setting(
+        16384,
+        Role.OBSERVATION,
+        "Validation tokens of each domain that losses are taken over.",
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
+    )
+    domains: tuple[str, ...] = setting((), Role.OBSERVATION, "Domains that losses are taken of; () for all there are.")
+    batch_size: int = setting(
+        32, Role.OBSERVATION, "Windows that go through the models at a time.", bound=POSITIVE_WHOLE, unit="sequences"
+    )
+    all_checkpoints: bool = setting(
+        True,
+        Role.OBSERVATION,
+        "Take the loss by domain at every checkpoint, or else at the last; the rest is at the last only.",
+    )
     quantize: QuantizeConfig = QuantizeConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     perturb: PerturbConfig = PerturbConfig()
@@ -261,15 +357,9 @@ class EvalConfig:
     dynamics: DynamicsConfig = DynamicsConfig()
     dimension: DimensionConfig = DimensionConfig()
 
-    def check(self, at: str) -> None:
-        for name in ("tokens_per_domain", "batch_size"):
-            _positive(getattr(self, name), f"{at}.{name}")
+    def check_fields(self, at: str) -> None:
         _unique(self.domains, f"{at}.domains")
 
 
-def _positive(value: int, key: str) -> None:
-    require(value > 0, key, value, "needs a positive whole number")
-
-
-def _unique(values: tuple, key: str) -> None:
+def _unique(values: tuple[Any, ...], key: str) -> None:
     require(len(set(values)) == len(values), key, values, "names something twice")

@@ -14,11 +14,11 @@ from jax import Array
 
 from eval.batches import over_batches
 from olmo_jax import loss, model
-from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig
 from olmo_jax.data.shards import SPLITS, TokenIndex
 from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.data.windows import evaluation_windows, validation_documents
+from olmo_jax.execution.members import over_members
 
 # Windows are cut to so many lengths at most, which are eighths of the longest. Each is one more program to compile, so
 # it has to save a tenth of what is read without any.

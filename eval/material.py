@@ -75,7 +75,7 @@ class Material:
 
     @property
     def _learnt(self) -> tuple[str, ...]:
-        trained = self.shape.train_domains
+        trained = self.shape.config.data.train_domains
         return (*trained, *self.config.finetune.domains) if trained else ()
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class Material:
     def calibration(self) -> np.ndarray:
         """Training windows `[N, L]`, the same for every run; says so where they are few."""
         wanted = self.config.quantize.calibration_tokens
-        length, domains = self.shape.sequence_length, self.shape.train_domains
+        length, domains = self.shape.sequence_length, self.shape.config.data.train_domains
         count = max(1, wanted // length)
         tokens = sum(self.index.shard("train", d).tokens for d in domains or self.index.domains)
         count = min(count, (tokens - 1) // length)
@@ -187,4 +187,4 @@ class Stack:
 
     @property
     def _division(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return self.material.shape.train_domains, self.material.config.finetune.domains
+        return self.material.shape.config.data.train_domains, self.material.config.finetune.domains

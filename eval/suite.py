@@ -13,9 +13,9 @@ from eval.evaluators import dynamics, finetuning, local_dimension, perturbation,
 from eval.lm_loss import Losses
 from eval.material import Stack
 from eval.results import Evaluation, Measured
-from olmo_jax.cohort import over_members
 from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import unigram_loss
+from olmo_jax.execution.members import over_members
 from olmo_jax.storage.names import file_name
 
 
@@ -80,7 +80,7 @@ def by_document(losses: Losses, member: int) -> dict[str, dict[str, list[float]]
 def _unigram(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     """Loss of a unigram model of the training tokens on the same validation tokens: what any model should beat."""
     material = stack.material
-    domains = material.shape.train_domains
+    domains = material.shape.config.data.train_domains
     rows = {d: np.array([unigram_loss(material.index, domains, of)]) for d, of in material.documents.items()}
     tokens = {d: sum(map(len, of)) for d, of in material.documents.items()}
     return [Measured(stack.summaries(rows)[0], {"tokens": tokens})] * len(stack.models)

@@ -20,9 +20,9 @@ from eval.task_rows import Bucket
 from eval.task_rows import Rows as Rows
 from eval.task_rows import prepare as prepare
 from olmo_jax import loss, model
-from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig, require
 from olmo_jax.execution.attention import Spans
+from olmo_jax.execution.members import over_members
 
 # Logits held at a time: 4 MiB in float32, which stay in a CPU's caches; an accelerator wants larger matmuls.
 _CPU_LOGITS, _LOGITS = 2**20, 2**22

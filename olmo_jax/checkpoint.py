@@ -16,12 +16,12 @@ import numpy as np
 from etils import epath, epy
 from jax.sharding import Mesh
 
-from olmo_jax.cohort import State, params_structs
 from olmo_jax.config import ModelConfig, from_config_dict, require
 from olmo_jax.console import say
 from olmo_jax.errors import CheckpointError as CheckpointError
 from olmo_jax.execution import processes, sharding
 from olmo_jax.files import DamagedFileError, read_json
+from olmo_jax.step import State, params_structs
 from olmo_jax.storage.checksums import check_member, checksums
 from olmo_jax.storage.lock import lacks_locks
 from olmo_jax.storage.run_files import run_record
@@ -229,7 +229,7 @@ def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: boo
 
 
 def read_end(workdir: epath.PathLike, run_id: str, step: int) -> tuple[int, int]:
-    """Of a run at a checkpoint, the step at which it diverged, or -1, and the place in cohort.REASONS of why.
+    """Of a run at a checkpoint, the step at which it diverged, or -1, and the place in step.REASONS of why.
 
     Of an imported one, which has no moments, it isn't known: -1 and 0. Raises CheckpointError.
     """

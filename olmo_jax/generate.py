@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from olmo_jax import model
-from olmo_jax.cohort import over_members
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError, require
+from olmo_jax.execution.members import over_members
 
 
 def check_sampling(config: ModelConfig, prompt: int, tokens: int, temperature: float, top_p: float) -> None:

@@ -9,6 +9,7 @@ from etils import epy
 from jax import Array
 
 from olmo_jax.config import SCHEDULES, TrainConfig
+from olmo_jax.config.field import Role, declared, settings
 
 with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
     import optax
@@ -35,18 +36,16 @@ class Hyper(NamedTuple):
 
 
 def hyper(config: TrainConfig) -> Hyper:
-    """The traced numbers of a run: float32, int32 for steps, uint32 for the seed."""
-    o = config.optimizer
+    """Return the traced numbers of a run: float32, int32 for steps, uint32 for the seed.
+
+    They are the settings of OptimizerConfig that are declared as traced, with the shares of steps and the words among
+    them as numbers.
+    """
+    numbers = {key: value for key, field, value in settings(config.optimizer) if declared(field).role is Role.TRACED}
+    del numbers["warmup_fraction"]
     return Hyper(
-        learning_rate=np.float32(o.learning_rate),
-        weight_decay=np.float32(o.weight_decay),
-        beta1=np.float32(o.beta1),
-        beta2=np.float32(o.beta2),
-        eps=np.float32(o.eps),
-        clip_norm=np.float32(o.clip_norm),
-        warmup_from=np.float32(o.warmup_from),
-        final_fraction=np.float32(o.final_fraction),
-        schedule=np.int32(SCHEDULES.index(o.schedule)),
+        **{key: np.float32(value) for key, value in numbers.items() if key != "schedule"},
+        schedule=np.int32(SCHEDULES.index(config.optimizer.schedule)),
         warmup_steps=np.int32(config.warmup_steps),
         total_steps=np.int32(config.total_steps),
         dropout_seed=np.uint32(config.data_seed),

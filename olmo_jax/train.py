@@ -11,7 +11,7 @@ from etils import epath
 
 from olmo_jax import cohort as cohorts
 from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
-from olmo_jax.cohort import Cohort, Run, Shape, State
+from olmo_jax.cohort import Cohort, Run, Shape
 from olmo_jax.config import ConfigError, require
 from olmo_jax.config.identity import identity_fields
 from olmo_jax.console import progress, say
@@ -26,6 +26,7 @@ from olmo_jax.logs.timing import Clock, Trace
 from olmo_jax.logs.writers import check_writers, writers
 from olmo_jax.probes.geometry import Documents, Probe, choose_documents, make_probes
 from olmo_jax.probes.texts import passages
+from olmo_jax.step import State, member_structs
 from olmo_jax.storage.run_files import run_config
 from olmo_jax.storage.run_status import has_ended, restore_statuses, write_statuses
 
@@ -53,7 +54,7 @@ def train_cohort(
     if processes.first_says(all(has_ended(workdir, run.id) for run in runs)):
         return True
     check_vocabulary(shape.model.vocab_size, index)
-    mesh = sharding.make_mesh(shape.mesh, len(runs))
+    mesh = sharding.make_mesh(shape.config.mesh, len(runs))
     compute = _kept_or_decided(workdir, cohort, mesh)
     say(f"{cohort.folder}: {compute}")
     feed = Feed(index, [run.config for run in runs], mesh, compute.steps_per_call)
@@ -73,7 +74,7 @@ def train_cohort(
         with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as show:
             for end in (e for e in cohort.segment_ends if e > step):
                 staying = cohort.active(end)
-                state = programs.pick(state, [places.index(i) for i in staying], mesh, shape.mesh.fsdp)
+                state = programs.pick(state, [places.index(i) for i in staying], mesh, shape.config.mesh.fsdp)
                 places = staying
                 members = [runs[i] for i in places]
                 padded = sharding.pad(places, mesh)
@@ -127,7 +128,7 @@ def _resume(
     for step in reversed(checkpoints.steps()):
         try:
             _check_metrics(workdir, cohort, step)
-            state = checkpoints.restore(step, cohorts.member_structs(shape), mesh, shape.mesh.fsdp)
+            state = checkpoints.restore(step, member_structs(shape), mesh, shape.config.mesh.fsdp)
         except (CheckpointError, MetricsError) as error:
             broken[step] = error
             continue
@@ -171,9 +172,9 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     """
     shape = cohort.shape
     asked = {
-        "mapping": shape.mapping,
-        "compute": identity_fields(shape.compute),
-        "mesh": dict(mesh.shape) | {"fsdp": shape.mesh.fsdp},
+        "mapping": shape.config.mapping,
+        "compute": identity_fields(shape.config.compute),
+        "mesh": dict(mesh.shape) | {"fsdp": shape.config.mesh.fsdp},
         "device": jax.devices()[0].device_kind,
     }
     path = directory(workdir, cohort.folder).parent / "compute.json"
@@ -270,7 +271,7 @@ def cohort_probes(
     shape = cohort.shape
     read = passages([run.config for run in cohort.runs], index)
     documents = probe_documents(cohort, index)
-    return make_probes(shape.probe, shape.model, index.vocab_size, documents, mapping, mesh, read)
+    return make_probes(shape.config.probe, shape.model, index.vocab_size, documents, mapping, mesh, read)
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
@@ -278,10 +279,10 @@ def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
 
     Validation documents of the domains trained on, one of each in turn.
     """
-    config = cohort.shape.probe
+    config = cohort.shape.config.probe
     if not config.reads_states:
         return None
-    by_domain = (index.documents("validation", d) for d in cohort.shape.train_domains or index.domains)
+    by_domain = (index.documents("validation", d) for d in cohort.shape.config.data.train_domains or index.domains)
     in_turn = (d for turn in itertools.zip_longest(*by_domain) for d in turn if d is not None)
     return choose_documents(config, in_turn, index.eos_id)
 
@@ -292,7 +293,7 @@ def check_mesh(cohort: Cohort) -> None:
     And if a step can't be carried out here as the configuration says.
     """
     shape = cohort.shape
-    mesh = sharding.make_mesh(shape.mesh, len(cohort.runs))
+    mesh = sharding.make_mesh(shape.config.mesh, len(cohort.runs))
     require(
         shape.batch_size % mesh.shape["data"] == 0,
         "config.mesh.data",
@@ -302,7 +303,7 @@ def check_mesh(cohort: Cohort) -> None:
     memory.decide(shape, len(cohort.runs), mesh)
     for run in cohort.runs:
         check_writers(run.config)
-    sharding.stack_shardings(mesh, programs.stack_structs(shape, 1), shape.mesh.fsdp)
+    sharding.stack_shardings(mesh, programs.stack_structs(shape, 1), shape.config.mesh.fsdp)
 
 
 def check_vocabulary(vocab_size: int, index: TokenIndex) -> None:

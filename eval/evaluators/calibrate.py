@@ -18,8 +18,8 @@ from eval.gptq import gptq_with_damping
 from eval.quantize import quantize_params, round_to_nearest
 from geometry.svd import matmul
 from olmo_jax import model
-from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig
+from olmo_jax.execution.members import over_members
 
 
 class Errors(NamedTuple):

@@ -15,8 +15,8 @@ from eval.material import Material, Stack
 from eval.results import Evaluation, Measured, read
 from geometry.similarity import linear_cka
 from olmo_jax import checkpoint, model, optimizer
-from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig
+from olmo_jax.execution.members import over_members
 from olmo_jax.logs.metrics import METRICS, read_jsonl
 
 RANK = "unembedding/effective_rank"
@@ -37,7 +37,7 @@ def saturation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
 
 def _saturation(material: Material, run: str, end: int, evaluation: Evaluation) -> Measured:
     losses = _losses_by_step(material, run, evaluation)
-    domains = material.shape.train_domains or material.text.domains
+    domains = material.shape.config.data.train_domains or material.text.domains
     rise = rise_after_best({step: [of[d] for d in domains if d in of] for step, of in losses.items()})
     (config,) = (r.config for r in material.cohort.runs if r.id == run)
     share, after = (evaluation.settings[name] for name in COLLAPSE)
@@ -145,7 +145,8 @@ def cka(stack: Stack, evaluation: Evaluation) -> list[Measured]:
 def _points(material: Material, count: int) -> tuple[Array, Array]:
     """Windows `[N, L]` of the first documents, and the places of the first `count` states that count in them."""
     text = material.text
-    trained = [d in material.shape.train_domains or not material.shape.train_domains for d in text.domains]
+    domains = material.shape.config.data.train_domains
+    trained = [domain in domains or not domains for domain in text.domains]
     rows = np.flatnonzero(np.array(trained)[text.domain_K[text.document_N]])
     ends_N = np.cumsum(text.weights_NL[rows].sum(axis=1))
     rows = rows[: int(np.searchsorted(ends_N, count)) + 1]

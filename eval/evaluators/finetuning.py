@@ -15,7 +15,7 @@ from eval import results, task_rows, tasks
 from eval.config import EvalConfig, FinetuneConfig
 from eval.material import Material, Stack, StoppedError
 from eval.results import Evaluation, Measured
-from olmo_jax import cohort, optimizer
+from olmo_jax import optimizer
 from olmo_jax.cohort import Shape
 from olmo_jax.config import OptimizerConfig, TrainConfig
 from olmo_jax.config.identity import identity_fields
@@ -23,8 +23,10 @@ from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import in_order, train_windows
 from olmo_jax.execution import plan as computing
+from olmo_jax.execution.members import over_members
 from olmo_jax.probes.geometry import make_probes
 from olmo_jax.probes.texts import Passage, scored_passage, text_passages, texts_by_name
+from olmo_jax.step import State, init_member, member_step
 from olmo_jax.storage.names import file_name
 from olmo_jax.train import probe_documents
 
@@ -70,7 +72,7 @@ def finetune(
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
     state = _initial(start)
     # What else the training was told is of its machine and batch.
-    compute = computing.forward(shape.model)._replace(remat=shape.compute.remat, members=models * len(places))
+    compute = computing.forward(shape.model)._replace(remat=shape.config.compute.remat, members=models * len(places))
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
 
     rows: list[list[Row]] = [[] for _ in seed_M]
@@ -93,17 +95,17 @@ def finetune(
 
 
 @jax.jit
-def _initial(params_M: Any) -> cohort.State:
-    return jax.vmap(cohort.init_member)(params_M)
+def _initial(params_M: Any) -> State:
+    return jax.vmap(init_member)(params_M)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "compute"), donate_argnames="state")
 def _step(shape: Shape, compute: Any, state: Any, hyper: Any, tokens_MBL: Any, weights_MBl: Any) -> Any:
     def one(state: Any, h: Any, tokens_BL: Any, *weights_Bl: Any) -> Any:
-        return cohort.member_step(shape, state, h, tokens_BL, None, compute, *weights_Bl)
+        return member_step(shape, state, h, tokens_BL, None, compute, *weights_Bl)
 
     given = () if weights_MBl is None else (weights_MBl,)
-    return cohort.over_members(one, shape.mapping)(state, hyper, tokens_MBL, *given)
+    return over_members(one, shape.config.mapping)(state, hyper, tokens_MBL, *given)
 
 
 def _run(config: FinetuneConfig, shape: Shape, rate: float, seed: int) -> TrainConfig:
@@ -132,13 +134,13 @@ def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[Passag
 
     Raises ConfigError for a text that isn't there or is too short.
     """
-    config = shape.probe.texts
+    config = shape.config.probe.texts
     return text_passages(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
 
 
 def item_passages(material: Material, task: str, config: FinetuneConfig) -> list[Passage]:
     """The same where a task is trained on: "train" and "validation" are its items with their right answers."""
-    texts, index = material.shape.probe.texts, material.index
+    texts, index = material.shape.config.probe.texts, material.index
     found = []
     for name in texts.names:
         if name in ("train", "validation"):
@@ -243,11 +245,12 @@ def _courses(
     task = target.removeprefix("task:") if target.startswith("task:") else ""
     length = config.item_tokens if task else material.shape.sequence_length
     batches = item_batches(material, task, config) if task else text_batches(material, target, config)
-    shape = dataclasses.replace(material.shape, batch_size=config.batch_size, sequence_length=length)
+    windows = dataclasses.replace(material.shape.config.data, batch_size=config.batch_size, sequence_length=length)
+    shape = material.shape.with_config(data=windows)
     documents = probe_documents(material.cohort, material.index)
     read = item_passages(material, task, config) if task else domain_passages(shape, material.index, target)
     vocabulary = material.index.vocab_size
-    probes = make_probes(shape.probe, shape.model, vocabulary, documents, shape.mapping, passages=read)
+    probes = make_probes(shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, passages=read)
 
     def measure_all(params: Any) -> list[Row]:
         losses = stack.losses if params is stack.params_M else stack.losses_of(params)

@@ -12,9 +12,9 @@ from jax import Array
 from eval.config import EvalConfig
 from eval.material import Stack
 from eval.results import Evaluation, Measured
-from olmo_jax.cohort import over_members
 from olmo_jax.config import ModelConfig, TextsConfig
 from olmo_jax.config.identity import identity_fields
+from olmo_jax.execution.members import over_members
 from olmo_jax.probes.texts import Passage, members_at_once, passages, read_states, states_geometry
 
 METRICS = ("local_two_nn", "local_two_nn_std", "points")
@@ -29,7 +29,7 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
 def measure(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     """Of each model, by `<states>.<text>/n<N>_l<L>/<metric>`: mean, standard deviation over points, and points."""
     cohort, settings = stack.material.cohort, evaluation.settings
-    texts = dataclasses.replace(cohort.shape.probe.texts, points=max(settings["points"]), metrics=METRICS)
+    texts = dataclasses.replace(cohort.shape.config.probe.texts, points=max(settings["points"]), metrics=METRICS)
     configs = [
         dataclasses.replace(run.config, probe=dataclasses.replace(run.config.probe, texts=texts)) for run in cohort.runs
     ]
@@ -38,7 +38,7 @@ def measure(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     rows: list[dict[str, float]] = [{} for _ in places]
     for passage in passages(configs, stack.material.index):
         at_once = members_at_once(texts, cohort.shape.model, [passage])
-        mapping = Mapping(cohort.shape.mapping, at_once)
+        mapping = Mapping(cohort.shape.config.mapping, at_once)
         states = _states(texts, cohort.shape.model, mapping, passage, stack.params_M, passage.of(places)[1])
         for (name, states_MKTD), (k, text) in itertools.product(states.items(), enumerate(passage.names)):
             for points, neighbors in itertools.product(settings["points"], settings["neighbors"]):

@@ -9,12 +9,11 @@ left out wherever it has the value at which it does nothing. That is its default
 import dataclasses
 import hashlib
 import json
+from collections.abc import Container
 from typing import Any
 
+from olmo_jax.config.field import NOT_IDENTITY, Role, declared
 from olmo_jax.config.train import TrainConfig
-
-# Where things lie and how often they are looked at: none of it reaches a parameter.
-_NOT_IDENTITY = {"name", "tensorboard", "wandb", "probe", "checkpoint", "mesh", "mapping", "compute"}
 
 # By class, the fields that enter at any value: those that there were when ids were fixed. It is complete for good, and
 # a class that is renamed has to keep its entry.
@@ -39,8 +38,6 @@ _FIRST_FIELDS = {
         "TextsConfig": "names every states metrics documents document_tokens tokens drawn points neighbors",
         "ProbeConfig": "every unembedding embedding parameters final_states layers texts documents sets "
         "document_tokens tokens sampled_tokens neighbors",
-        "Shape": "model batch_size sequence_length decay_embeddings decay_norms z_loss data_name data_fingerprint "
-        "train_domains arithmetic probe checkpoint mesh mapping compute",
         "FinetuneConfig": "targets learning_rates seeds tokens batch_size warmup_fraction weight_decay points "
         "train_items task_items item_tokens most_members",
         "DimensionConfig": "points neighbors",
@@ -58,18 +55,31 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
 
 
-def identity_fields(config: Any) -> dict[str, Any]:
-    """A configuration's values as a nested dict, without the later fields that do nothing: what ids are made of.
+def identity_fields(config: Any, without: Container[Role] = ()) -> dict[str, Any]:
+    """Return a configuration's values as a nested dict, without the later fields that do nothing: what ids are made of.
 
     What is stored and compared with the configuration later, such as the settings of a result, is made of it too.
+
+    Args:
+      without: roles of settings that are left out, and with them the sections that have no other.
     """
-    first = _FIRST_FIELDS.get(type(config).__name__, frozenset())
-    values = {}
+    first = first_fields(config)
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in first or value != _neutral(field):
-            values[field.name] = identity_fields(value) if dataclasses.is_dataclass(value) else value
+        if field.name not in first and value == _neutral(field):
+            continue
+        if not dataclasses.is_dataclass(value):
+            if declared(field).role not in without:
+                values[field.name] = value
+        elif section := identity_fields(value, without):
+            values[field.name] = section
     return values
+
+
+def first_fields(config: Any) -> frozenset[str]:
+    """Return the fields of a configuration's class that enter ids at any value."""
+    return _FIRST_FIELDS.get(type(config).__name__, frozenset())
 
 
 def _neutral(field: dataclasses.Field) -> Any:
@@ -83,7 +93,7 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
 
     Of an imported run it is the model, its name and the text that it is looked at with.
     """
-    values = {k: v for k, v in identity_fields(config).items() if k not in _NOT_IDENTITY}
+    values = identity_fields(config, without=NOT_IDENTITY)
     # The fingerprint stands for the corpus and the tokenizer; the rest says how the run walks through the tokens.
     values["data"] = {
         "fingerprint": data_fingerprint,

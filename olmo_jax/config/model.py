@@ -3,64 +3,117 @@
 import dataclasses
 
 from geometry.gauge import NORMS
-from olmo_jax.config.validation import one_of, require
+from olmo_jax.config.field import BELOW_ONE, POSITIVE, POSITIVE_WHOLE, Role, at_least, choice, setting
+from olmo_jax.config.validation import Settings, require
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A decoder. The defaults are OLMo-1's block; presets.py has the published models.
+class ModelConfig(Settings):
+    """A decoder. The defaults are OLMo-1's block; presets.py has the published models."""
 
-    Attributes:
-      vocab_size: V, the tokens that the model can name; at least the tokenizer's.
-      pad_vocab_to: rows of the embedding and unembedding are padded to a multiple of this (OLMo: 128).
-      d_model: D. n_layers, n_heads: heads have D / n_heads dimensions each.
-      d_ff: F, the hidden width of the MLP; OLMo-1's 4 D makes 16 D^2 parameters a layer.
-      rope_theta: base of the rotary frequencies. norm_eps: added to the variance, or the mean square, in norms.
-      init_std: standard deviation of the truncated normal that parameters start from (see model.py).
-      compute_dtype: "float32" or "bfloat16", of activations and matmuls; parameters, norms, softmax and loss are
-        always float32. On a GPU, matmuls of "float32" run in TF32, as is JAX's default.
-      n_kv_heads: heads of keys and values, each read by n_heads / n_kv_heads heads of queries; 0: as many as n_heads.
-      context_length: the longest sequence the model is for; as many positions has "learned".
-      norm: "layer_norm" without parameters (OLMo-1), "affine_layer_norm" with scale and bias (GPT-NeoX) or "rms_norm"
-        with a scale (OLMo-2): the names of geometry.gauge.
-      norm_at: "before" a sublayer reads the residual stream, or "after" it, on what it adds (OLMo-2). The norm of the
-        final states stays.
-      qk_norm: norm over all heads of queries, and of keys, before the rotary embedding (OLMo-2).
-      clip_qkv: queries, keys and values are cut to [-clip_qkv, clip_qkv] (OLMo-1 7B); 0 never cuts.
-      parallel: attention and MLP both read the stream as it enters the block (GPT-NeoX), each through its own norm;
-        else the MLP reads what attention left.
-      mlp: "swiglu", silu(gate) * up, or "gelu", exact and without a gate.
-      attention_bias, mlp_bias: whether the projections add a bias.
-      positions: "rotary", or "learned" vectors that are added to the embedding.
-      rotary_fraction: share of a head's dimensions that the rotary embedding turns (Pythia: .25).
-      tied: the embedding is the unembedding as well.
-      dropout: of the embedding and of what each sublayer adds, in training.
-    """
-
-    vocab_size: int = 50280
-    pad_vocab_to: int = 128
-    d_model: int = 256
-    n_layers: int = 4
-    n_heads: int = 8
-    d_ff: int = 1024
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
-    compute_dtype: str = "float32"
-    n_kv_heads: int = 0
-    context_length: int = 2048
-    norm: str = "layer_norm"
-    norm_at: str = "before"
-    qk_norm: bool = False
-    clip_qkv: float = 0.0
-    parallel: bool = False
-    mlp: str = "swiglu"
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    positions: str = "rotary"
-    rotary_fraction: float = 1.0
-    tied: bool = False
-    dropout: float = 0.0
+    vocab_size: int = setting(
+        50280,
+        Role.STATIC,
+        "V, the tokens that the model can name; at least the tokenizer's.",
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
+    )
+    pad_vocab_to: int = setting(
+        128,
+        Role.STATIC,
+        "Rows of the embedding and unembedding are padded to a multiple of this (OLMo: 128).",
+        bound=POSITIVE_WHOLE,
+    )
+    d_model: int = setting(256, Role.STATIC, "D, the width of the residual stream.", bound=POSITIVE_WHOLE)
+    n_layers: int = setting(4, Role.STATIC, "Blocks of the model.", bound=POSITIVE_WHOLE)
+    n_heads: int = setting(
+        8, Role.STATIC, "Heads of queries in a block, of D / n_heads dimensions each.", bound=POSITIVE_WHOLE
+    )
+    d_ff: int = setting(
+        1024,
+        Role.STATIC,
+        "F, the hidden width of the MLP; OLMo-1's 4 D makes 16 D^2 parameters a layer.",
+        bound=POSITIVE_WHOLE,
+    )
+    rope_theta: float = setting(10000.0, Role.STATIC, "Base of the rotary frequencies.", bound=POSITIVE)
+    norm_eps: float = setting(1e-5, Role.STATIC, "Added to the variance, or the mean square, in norms.", bound=POSITIVE)
+    init_std: float = setting(
+        0.02,
+        Role.STATIC,
+        "Standard deviation of the truncated normal that parameters start from (see model.py).",
+        bound=POSITIVE,
+    )
+    compute_dtype: str = setting(
+        "float32",
+        Role.STATIC,
+        "Type of activations and matmuls; parameters, norms, softmax and loss are always float32. On a GPU, matmuls of "
+        '"float32" run in TF32, as is JAX\'s default.',
+        bound=choice("float32", "bfloat16"),
+    )
+    n_kv_heads: int = setting(
+        0,
+        Role.STATIC,
+        "Heads of keys and values, each read by n_heads / n_kv_heads heads of queries; 0: as many as n_heads.",
+    )
+    context_length: int = setting(
+        2048,
+        Role.STATIC,
+        'The longest sequence that the model is for; "learned" has as many positions.',
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
+    )
+    norm: str = setting(
+        "layer_norm",
+        Role.STATIC,
+        'Kind of norm: "layer_norm" without parameters (OLMo-1), "affine_layer_norm" with scale and bias (GPT-NeoX) or '
+        '"rms_norm" with a scale (OLMo-2).',
+        bound=choice(*NORMS),
+    )
+    norm_at: str = setting(
+        "before",
+        Role.STATIC,
+        'Place of norms: "before" a sublayer reads the residual stream, or "after" it, on what it adds (OLMo-2). The '
+        "norm of the final states stays.",
+        bound=choice("before", "after"),
+    )
+    qk_norm: bool = setting(
+        False,
+        Role.STATIC,
+        "Norm over all heads of queries, and of keys, before the rotary embedding (OLMo-2).",
+    )
+    clip_qkv: float = setting(
+        0.0,
+        Role.STATIC,
+        "Queries, keys and values are cut to [-clip_qkv, clip_qkv] (OLMo-1 7B); 0 never cuts.",
+        bound=at_least(0, "needs a positive number, or 0 for no clipping"),
+    )
+    parallel: bool = setting(
+        False,
+        Role.STATIC,
+        "Attention and MLP both read the stream as it enters the block (GPT-NeoX), each through its own norm; else the "
+        "MLP reads what attention left.",
+    )
+    mlp: str = setting(
+        "swiglu",
+        Role.STATIC,
+        'Form of the MLP: "swiglu", silu(gate) * up, or "gelu", exact and without a gate.',
+        bound=choice("swiglu", "gelu"),
+    )
+    attention_bias: bool = setting(False, Role.STATIC, "Attention's projections add a bias.")
+    mlp_bias: bool = setting(False, Role.STATIC, "The MLP's projections add a bias.")
+    positions: str = setting(
+        "rotary",
+        Role.STATIC,
+        '"rotary", or "learned" vectors that are added to the embedding.',
+        bound=choice("rotary", "learned"),
+    )
+    rotary_fraction: float = setting(
+        1.0, Role.STATIC, "Share of a head's dimensions that the rotary embedding turns (Pythia: .25).", unit="share"
+    )
+    tied: bool = setting(False, Role.STATIC, "The embedding is the unembedding as well.")
+    dropout: float = setting(
+        0.0, Role.STATIC, "Dropout of the embedding and of what each sublayer adds, in training.", bound=BELOW_ONE
+    )
 
     @property
     def padded_vocab_size(self) -> int:
@@ -80,11 +133,7 @@ class ModelConfig:
         """Dimensions of a head that are turned."""
         return int(self.d_head * self.rotary_fraction)
 
-    def check(self, at: str) -> None:
-        for name in ("vocab_size", "pad_vocab_to", "d_model", "n_layers", "n_heads", "d_ff", "context_length"):
-            require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive whole number")
-        for name in ("rope_theta", "norm_eps", "init_std"):
-            require(getattr(self, name) > 0, f"{at}.{name}", getattr(self, name), "needs a positive number")
+    def check_fields(self, at: str) -> None:
         require(
             self.d_model % self.n_heads == 0,
             f"{at}.n_heads",
@@ -97,13 +146,6 @@ class ModelConfig:
             self.n_kv_heads,
             f"doesn't divide {at}.n_heads = {self.n_heads}; choose a divisor, or 0 for as many",
         )
-        one_of(self.norm, NORMS, f"{at}.norm")
-        one_of(self.norm_at, ("before", "after"), f"{at}.norm_at")
-        one_of(self.mlp, ("swiglu", "gelu"), f"{at}.mlp")
-        one_of(self.positions, ("rotary", "learned"), f"{at}.positions")
-        one_of(self.compute_dtype, ("float32", "bfloat16"), f"{at}.compute_dtype")
-        require(self.clip_qkv >= 0, f"{at}.clip_qkv", self.clip_qkv, "needs a positive number, or 0 for no clipping")
-        require(0 <= self.dropout < 1, f"{at}.dropout", self.dropout, "needs a number in [0, 1)")
         if self.positions == "rotary":
             self._check_rotary(at)
 

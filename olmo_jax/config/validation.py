@@ -1,8 +1,8 @@
 """Configurations as frozen dataclasses that are checked when they are built.
 
 At the edge a configuration is an ml_collections ConfigDict (`to_config_dict`), so that every field can be overridden
-on the command line. Inside it is a frozen dataclass with a method `check` (`from_config_dict`): what isn't a field
-doesn't exist.
+on the command line. Inside it is a frozen dataclass (`from_config_dict`), whose fields are declared as field.py says:
+what isn't a field doesn't exist.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from olmo_jax.config.field import declared
 from olmo_jax.errors import UserError
 from olmo_jax.storage.names import LONGEST_BEGINNING
 
@@ -65,6 +66,26 @@ def folder_name(value: str, key: str) -> None:
     require(size <= most, key, value, f"begins the name of a folder and has {size} bytes; use at most {most}")
 
 
+class Settings:
+    """A configuration's class: a frozen dataclass whose fields are declared with `field.setting`."""
+
+    def check(self, at: str) -> None:
+        """Raises ConfigError where a field isn't within its declared bound, or fields contradict each other.
+
+        Args:
+          at: the dotted key of this configuration, for messages. Its sections are taken as checked.
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            bound = declared(field).bound
+            if bound is not None:
+                value = getattr(self, field.name)
+                require(bound.holds(value), f"{at}.{field.name}", value, bound.remedy)
+        self.check_fields(at)
+
+    def check_fields(self, at: str) -> None:
+        """Raises ConfigError where fields contradict each other, or one isn't what no bound can say."""
+
+
 def to_config_dict(config: Any) -> ConfigDict:
     """The ml_collections form of a dataclass configuration, nested as it is."""
     result = ConfigDict()
@@ -78,7 +99,7 @@ def from_config_dict(kind: type[T], values: Mapping[str, Any] | ConfigDict, at: 
     """Builds the frozen, checked dataclass `kind` from a (nested) mapping.
 
     Fields that `values` lacks keep their defaults. Raises ConfigError for an unknown key (naming the nearest one), a
-    value of the wrong type, and whatever `kind.check` finds.
+    value of the wrong type, and what `kind.check` finds.
     """
     fields = {f.name: t for f, t in _typed_fields(kind)}
     built = {}

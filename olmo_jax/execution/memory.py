@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from olmo_jax import cohort as cohorts
 from olmo_jax.cohort import Run, Shape
 from olmo_jax.config.validation import ConfigError
 from olmo_jax.execution import plan as computing
 from olmo_jax.execution import sharding
 from olmo_jax.execution.plan import Compute
 from olmo_jax.execution.program import compile_steps
+from olmo_jax.step import member_structs
 
 
 def decide(shape: Shape, members: int, mesh: Mesh) -> Compute:
     """How the steps of a cohort of `members` are carried out on a mesh; raises ConfigError for what can't be."""
-    here, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.compute
+    here, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.config.compute
     chosen = computing.decide(
-        c, shape.model, shape.batch_size, shape.sequence_length, shape.mapping, here, jax.default_backend()
+        c, shape.model, shape.batch_size, shape.sequence_length, shape.config.mapping, here, jax.default_backend()
     )
-    if shape.mesh.fsdp and not c.steps_per_call:
+    if shape.config.mesh.fsdp and not c.steps_per_call:
         chosen = chosen._replace(steps_per_call=1)  # in a loop XLA keeps what was gathered
-    return chosen._replace(whole_vocabulary=mesh.shape["model"] > 1, gathered=shape.mesh.fsdp)
+    return chosen._replace(whole_vocabulary=mesh.shape["model"] > 1, gathered=shape.config.mesh.fsdp)
 
 
 def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: float) -> Compute:
@@ -33,7 +33,7 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: f
     As it is where a rough estimate says that there is plenty of room, or where the configuration says how many. Raises
     ConfigError where even single sequences don't fit.
     """
-    member = cohorts.member_structs(shape)
+    member = member_structs(shape)
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(member.params)]
     tokens = shape.tokens_per_step // mesh.shape["data"]
     size = sharding.padded(len(runs), mesh)
@@ -44,7 +44,7 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: f
         tried = compute._replace(microbatches=parts)
         return computing.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), here, tried)
 
-    if rough(compute.microbatches) < room / 4 or shape.compute.microbatches:
+    if rough(compute.microbatches) < room / 4 or shape.config.compute.microbatches:
         return compute
     divisors = [n for n in range(1, each + 1) if each % n == 0]
     # Each try compiles a program: not for what the estimate, right within a factor of two, rules out.

@@ -15,13 +15,14 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmo_jax import model, optimizer
-from olmo_jax.cohort import Metrics, Run, Shape, State, init_member, member_step, member_structs
+from olmo_jax.cohort import Run, Shape
 from olmo_jax.config import ModelConfig
 from olmo_jax.data import batches
 from olmo_jax.execution import sharding
 from olmo_jax.execution.members import over_members
 from olmo_jax.execution.plan import Compute
 from olmo_jax.optimizer import Hyper
+from olmo_jax.step import Metrics, State, init_member, member_step, member_structs
 
 # Of the compiled programs of one kind, those used last stay in memory.
 _PROGRAMS_KEPT = 16
@@ -48,7 +49,7 @@ def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
 def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
     """The stack before its first step: each member as `model.init` makes it from its own seed, bit for bit."""
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
-    shardings = sharding.stack_shardings(mesh, stack_structs(shape, len(seeds_M)), shape.mesh.fsdp)
+    shardings = sharding.stack_shardings(mesh, stack_structs(shape, len(seeds_M)), shape.config.mesh.fsdp)
     return jax.jit(_initial, static_argnums=0, out_shardings=shardings)(shape.model, seeds_M)
 
 
@@ -84,7 +85,7 @@ def _compiled(
     size = hyper.learning_rate.shape[0]
     state = stack_structs(shape, size)
     fed = batches.struct(mesh, compute.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None)
-    state_shardings = sharding.stack_shardings(mesh, state, shape.mesh.fsdp)
+    state_shardings = sharding.stack_shardings(mesh, state, shape.config.mesh.fsdp)
     members, of_steps = (NamedSharding(mesh, spec) for spec in (sharding.MEMBERS, PartitionSpec(None, "member")))
     whole = NamedSharding(mesh, PartitionSpec())
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from etils import epath
 
-from olmo_jax import cohort as cohorts
 from olmo_jax.checkpoint import CheckpointError, read_end, run_steps
-from olmo_jax.cohort import Run, State
+from olmo_jax.cohort import Run
 from olmo_jax.execution import processes
 from olmo_jax.files import DamagedFileError, read_json, write_json
+from olmo_jax.step import REASONS, State
 from olmo_jax.storage.run_files import is_run, run_config
 
 ENDED = ("done", "diverged")
@@ -59,7 +59,7 @@ def _stored(workdir: epath.Path, run_id: str) -> dict[str, Any] | None:
         status.get("state") in ("waiting", "training", *ENDED)
         and all(type(status.get(key)) is int and status[key] >= 0 for key in ("step", "total_steps"))
         and (status.get("diverged_at") is None or type(status["diverged_at"]) is int)
-        and status.get("reason") in cohorts.REASONS
+        and status.get("reason") in REASONS
     )
     return status if whole else None
 
@@ -77,12 +77,12 @@ def _from_checkpoints(workdir: epath.Path, run_id: str) -> dict[str, Any]:
 
 
 def _status(step: int, total_steps: int, diverged_at: int, reason: int) -> dict[str, Any]:
-    """Args: diverged_at: -1 for not. reason: a place in cohort.REASONS."""
+    """Args: diverged_at: -1 for not. reason: a place in REASONS."""
     ended = "diverged" if diverged_at >= 0 else "done"
     return {
         "state": ended if step == total_steps else "training",
         "step": step,
         "total_steps": total_steps,
         "diverged_at": diverged_at if diverged_at >= 0 else None,
-        "reason": cohorts.REASONS[reason],
+        "reason": REASONS[reason],
     }

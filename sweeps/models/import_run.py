@@ -29,6 +29,7 @@ from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.logs.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probes.geometry import Probe, check_probe
 from olmo_jax.probes.texts import check_texts
+from olmo_jax.step import member_structs
 from olmo_jax.storage.lock import exclusive_lock
 from olmo_jax.storage.names import LONGEST_BEGINNING
 from olmo_jax.train import check_vocabulary, cohort_probes, write_run_files
@@ -103,7 +104,7 @@ def import_run(
         last = max(found[-1].step, *map(int, origin["revisions"]), 0)
         train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
         cohort = _in_its_place(workdir, Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),)))
-        check_probe(train.probe, cohorts.member_structs(cohort.shape).params)
+        check_probe(train.probe, member_structs(cohort.shape).params)
         check_texts(train.probe.texts, train.model)
         probes = cohort_probes(cohort, index)
         plan = _joined(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
@@ -269,7 +270,7 @@ def _in_its_place(workdir: epath.Path, cohort: Cohort) -> Cohort:
     stacks = records.recorded_plan(workdir).stacks
     for stack in stacks:
         if run.id == stack.runs[0].id:
-            if stack.shape.probe != cohort.shape.probe:
+            if stack.shape.config.probe != cohort.shape.config.probe:
                 raise ConfigError(
                     f"{run.id} was imported with other probes; set config.train.probe back, or choose another --name"
                 )

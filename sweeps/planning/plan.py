@@ -9,12 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from eval.config import EvalConfig
-from olmo_jax.cohort import Cohort, Run, Shape, member_structs, shape_of
+from olmo_jax.cohort import Cohort, Run, Shape, shape_of
 from olmo_jax.config import ConfigError, DataConfig, TrainConfig, from_config_dict, to_config_dict, unknown_key
 from olmo_jax.config.identity import digest, identity, run_id
 from olmo_jax.data.prepare import fingerprint
 from olmo_jax.probes.geometry import check_probe
 from olmo_jax.probes.texts import check_texts
+from olmo_jax.step import member_structs
 from sweeps.planning.grid import Grid
 from sweeps.planning.stacks import PartsConfig
 
@@ -125,9 +126,9 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
     cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
     for cohort in cohorts:
         # The parameters' paths take a trace of the model, and are looked at by patterns of parameters alone.
-        patterns = bool(cohort.shape.probe.parameters.metrics)
-        check_probe(cohort.shape.probe, member_structs(cohort.shape).params if patterns else None)
-        check_texts(cohort.shape.probe.texts, cohort.shape.model)
+        patterns = bool(cohort.shape.config.probe.parameters.metrics)
+        check_probe(cohort.shape.config.probe, member_structs(cohort.shape).params if patterns else None)
+        check_texts(cohort.shape.config.probe.texts, cohort.shape.model)
     return Plan(cohorts, prints, sweep.evaluation, sweep.parts, sweep.notes)
 
 
@@ -137,7 +138,7 @@ def _cohort(numbered: list[tuple[int, Run]], prints: Mapping[str, str]) -> Cohor
     (first, shape), *others = shapes.items()
     for i, other in others:
         for name in ("mesh", "mapping", "compute"):
-            here, there = getattr(shape, name), getattr(other, name)
+            here, there = getattr(shape.config, name), getattr(other.config, name)
             if here != there:
                 raise ConfigError(
                     f"grid points {first} and {i} are members of one cohort, one program, and differ in config.train."

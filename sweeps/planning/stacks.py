@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import jax
 
 from olmo_jax.cohort import Cohort, Shape
-from olmo_jax.config import ConfigError, require
+from olmo_jax.config import ConfigError
+from olmo_jax.config.field import Role, at_least, setting
+from olmo_jax.config.validation import Settings
 from olmo_jax.execution import memory, sharding
 from olmo_jax.execution import plan as computing
 from olmo_jax.model import parameter_count
@@ -17,22 +19,23 @@ _FILLED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class PartsConfig:
-    """How large a stack may be; no part of any id, nor of what is trained. Stacks share the steps of their checkpoints.
+class PartsConfig(Settings):
+    """How large a stack may be; no part of any id, nor of what is trained. Stacks share the steps of their "
+    "checkpoints."""
 
-    Attributes:
-      most_members: of a stack; 0: as many as memory allows.
-      memory_gb: of a device, in 10^9 bytes; 0: what the device says it has.
-    """
-
-    most_members: int = 0
-    memory_gb: float = 0.0
-
-    def check(self, at: str) -> None:
-        for name in ("most_members", "memory_gb"):
-            require(
-                getattr(self, name) >= 0, f"{at}.{name}", getattr(self, name), "needs 0 (auto) or a positive number"
-            )
+    most_members: int = setting(
+        0,
+        Role.EXECUTION,
+        "Members of a stack at most; 0: as many as memory allows.",
+        bound=at_least(0, "needs 0 (auto) or a positive number"),
+    )
+    memory_gb: float = setting(
+        0.0,
+        Role.EXECUTION,
+        "Memory of a device; 0: what the device says it has.",
+        bound=at_least(0, "needs 0 (auto) or a positive number"),
+        unit="1e9 bytes",
+    )
 
 
 def cut(cohort: Cohort, config: PartsConfig, pinned: Sequence[Sequence[str]] = ()) -> list[Cohort]:
@@ -56,7 +59,7 @@ def cut(cohort: Cohort, config: PartsConfig, pinned: Sequence[Sequence[str]] = (
 
 def most_members(shape: Shape, members: int, config: PartsConfig) -> int:
     """How many of so many members a stack may have, by an estimate of what they need of each device."""
-    mesh = sharding.make_mesh(shape.mesh, members)
+    mesh = sharding.make_mesh(shape.config.mesh, members)
     room = config.memory_gb * 1e9 or memory.device_memory()
     most = min(members, config.most_members or members)
     while most > 1 and _bytes(shape, most, mesh) > room * _FILLED:
@@ -75,9 +78,9 @@ def most_members(shape: Shape, members: int, config: PartsConfig) -> int:
 
 def _bytes(shape: Shape, members: int, mesh: jax.sharding.Mesh, microbatches: int = 0) -> float:
     compute = memory.decide(shape, members, mesh)
-    if microbatches and not shape.compute.microbatches:
+    if microbatches and not shape.config.compute.microbatches:
         compute = compute._replace(microbatches=microbatches)
-    cut_over = mesh.shape["model"] * (mesh.shape["data"] if shape.mesh.fsdp else 1)
+    cut_over = mesh.shape["model"] * (mesh.shape["data"] if shape.config.mesh.fsdp else 1)
     parameters = parameter_count(shape.model)[0] // cut_over
     here = sharding.padded(members, mesh) // mesh.shape["member"]
     tokens = shape.tokens_per_step // mesh.shape["data"]

@@ -89,7 +89,7 @@ def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, Toke
         index = indexes[cohort.shape.data_name]
         check_vocabulary(cohort.shape.model.vocab_size, index)
         if not cohort.shape.arithmetic:
-            lack = too_few_tokens(index, cohort.shape.train_domains, cohort.shape.sequence_length)
+            lack = too_few_tokens(index, cohort.shape.config.data.train_domains, cohort.shape.sequence_length)
             require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
         cohort_probes(cohort, index)
         if to_train:

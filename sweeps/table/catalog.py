@@ -1,20 +1,18 @@
 """What each column of a sweep's table means: one sentence, a unit and a kind, as results.schema.json has them.
 
-Nothing is told twice: a metric's sentence is its docstring's, a setting's is that of its class's "Attributes:". Only
-the columns that no function or class stands for have theirs here. What nobody has described says so.
+Nothing is said twice: a metric's sentence is its docstring's, a setting's is the one that its field is declared with.
+Only the columns that no function or field stands for have theirs here. What nobody has described says so.
 """
 
 import dataclasses
-import functools
-import inspect
 import re
-import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
 from geometry import dimension, isotropy, spectrum
 from geometry.probe import COUNTS, METRICS
 from olmo_jax.config import TrainConfig
+from olmo_jax.config.field import declared
 from sweeps.table.columns import SPECTRUM, SPREAD, TEXTS
 
 NOT_DESCRIBED = "not described"
@@ -96,32 +94,6 @@ _OF_TEXTS = {
 
 # Settings.
 
-_UNITS = {
-    "tokens": "tokens",
-    "sequence_length": "tokens",
-    "context_length": "tokens",
-    "document_tokens": "tokens",
-    "batch_size": "sequences",
-    "max_megabytes": "1e6 bytes",
-    "max_epochs": "epochs",
-    "every": "steps",
-    "steps_per_call": "steps",
-    "vocab_size": "tokens",
-    "bpe_vocab_size": "tokens",
-    "bpe_megabytes": "1e6 bytes",
-}
-# Where the class says it too shortly, or of several at once.
-_SETTINGS = {
-    "model.d_model": "D, the width of the residual stream",
-    "model.n_layers": "blocks of the model",
-    "model.n_heads": "heads of queries in a block, of D / n_heads dimensions each",
-    "data.sequence_length": "L, tokens of a window of training text",
-    "data.bpe_vocab_size": 'tokens of the tokenizer that is trained for "bpe"',
-    "data.text_field": "field of an example that holds its text",
-    "data.domain_field": 'field of an example that holds its domain; none: one domain, "text"',
-    "probe.sampled_tokens": 'states of each set that are measured where tokens is "sampled"',
-}
-
 
 def _setting(key: str) -> Column:
     *sections, name = key.split(".")
@@ -129,37 +101,12 @@ def _setting(key: str) -> Column:
     of: type = TrainConfig
     for section in sections:
         of = typing.get_type_hints(of).get(section, object)
-    if not dataclasses.is_dataclass(of) or name not in typing.get_type_hints(of):
+    fields = {f.name: f for f in dataclasses.fields(of)} if dataclasses.is_dataclass(of) else {}
+    if name not in fields:
         return Column(NOT_DESCRIBED, "", "setting")
-    unit = "share" if name.endswith("_fraction") else _UNITS.get(name, "")
-    # In the class's own words, which may begin with "of"; the key in words says of what.
-    told = _SETTINGS.get(key) or attributes(of).get(name, "")
-    return Column(_sentence(f"{words}: {told}" if told else words), unit, "setting")
-
-
-@functools.cache
-def attributes(of: type) -> dict[str, str]:
-    """What a configuration class's docstring says of its fields, the first sentence on each.
-
-    Args:
-      of: a dataclass. Its docstring has a section "Attributes:" of `name: text.` or `name, name: text.`, any number on
-        a line; a field that isn't there may stand in the docstring's first sentence, as `name` or "name". A class it
-        inherits from is asked next.
-    """
-    fields = [f.name for f in dataclasses.fields(of)]
-    names = "|".join(map(re.escape, sorted(fields, key=len, reverse=True)))
-    found: dict[str, str] = {}
-    for one in (c for c in of.__mro__ if dataclasses.is_dataclass(c)):
-        head, _, section = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")
-        section = re.split(r"\n(?=\S)", textwrap.dedent(section))[0] if not section.startswith(" ") else section
-        pieces = re.split(rf"(?:^|(?<=\.)\s)\s*((?:{names})(?:, (?:{names}))*): ", section.strip())
-        for keys, text in zip(pieces[1::2], pieces[2::2], strict=True):
-            for key in keys.split(", "):
-                found.setdefault(key, _first_sentence(text))
-        for key in fields:
-            if re.search(rf'[`"]{key}[`"]', _first_sentence(head)):
-                found.setdefault(key, _first_sentence(head))
-    return found
+    setting = declared(fields[name])
+    meaning = _told(words, _first_sentence(setting.meaning)) if setting.meaning else NOT_DESCRIBED
+    return Column(meaning, setting.unit, "setting")
 
 
 # Geometry.

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from geometry.counts import COUNTS
+from olmo_jax.config import TrainConfig
+from olmo_jax.config.field import NOT_IDENTITY, declared, settings
 
 # Targets of the probe that come before all others.
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
@@ -28,18 +30,8 @@ _AFTERWARDS = ("in_domain", "out_of_domain", "macro", "forgetting", "target")
 # The one pair declared before looking; every other number on a page is exploration.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
 
-# What says where a run lies or how often it is looked at, never what it is (as in olmo_jax.identity).
-_NOT_SETTINGS = (
-    "config.name",
-    "config.tensorboard",
-    "config.wandb",
-    "config.mapping",
-    "config.data.name",
-    "config.data.root",
-    "config.data.tfds_dir",
-    "config.data.max_epochs",
-)
-_NOT_SETTINGS_SECTIONS = ("config.probe.", "config.checkpoint.", "config.mesh.", "config.compute.")
+# The role of each setting by its column; see olmo_jax.config.field.
+_ROLES = {f"config.{key}": declared(field).role for key, field, _ in settings(TrainConfig())}
 
 
 class FinalRows(NamedTuple):
@@ -121,7 +113,12 @@ def as_levels(column: pd.Series) -> pd.Series:
 def _is_setting(column: str) -> bool:
     if not column.startswith("config.") or column.endswith("seed"):
         return False
-    return column not in _NOT_SETTINGS and not column.startswith(_NOT_SETTINGS_SECTIONS)
+    if column in _ROLES:
+        return _ROLES[column] not in NOT_IDENTITY
+    # A field that another version of the code has: as the others of its section.
+    section = column.rpartition(".")[0] + "."
+    alike = {role for other, role in _ROLES.items() if other.startswith(section)}
+    return not alike or not alike <= NOT_IDENTITY
 
 
 def _is_geometry(column: str) -> bool:

@@ -16,6 +16,7 @@ from olmo_jax.data.batches import Feed
 from olmo_jax.execution import sharding
 from olmo_jax.execution.memory import decide
 from olmo_jax.execution.program import compile_steps, initial_state
+from olmo_jax.step import REASONS
 
 STEPS = 8
 ONE_DEVICE = MeshConfig(member=1)
@@ -33,7 +34,7 @@ def runs(tiny, vary):
 
 def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most_bytes=2**30, **how):
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
-    shape = dataclasses.replace(shape, mesh=mesh_config, mapping=mapping)
+    shape = shape.with_config(mesh=mesh_config, mapping=mapping)
     mesh = sharding.make_mesh(mesh_config, len(runs))
     compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
     feed = Feed(index, [run.config for run in runs], mesh, 1, most_bytes)
@@ -94,8 +95,8 @@ def test_eight_devices_and_both_mappings_give_what_one_device_gives(runs, togeth
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
 def test_members_on_several_devices_never_talk_to_each_other(runs, index, mapping):
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
-    shape = dataclasses.replace(shape, mesh=MeshConfig(member=3), mapping=mapping)
-    mesh = sharding.make_mesh(shape.mesh, len(runs))
+    shape = shape.with_config(mesh=MeshConfig(member=3), mapping=mapping)
+    mesh = sharding.make_mesh(shape.config.mesh, len(runs))
     compute = decide(shape, len(runs), mesh)
     program = compile_steps(shape, runs, mesh, compute)
     talk = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -133,7 +134,8 @@ def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
 def test_one_program_serves_members_that_differ_in_every_number(runs, index):
     """And cohorts of other data, which name, fingerprint and domains alone tell apart."""
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
-    elsewhere = dataclasses.replace(shape, data_name="other", data_fingerprint="text 2", train_domains=("law",))
+    law = shape.with_config(data=dataclasses.replace(shape.config.data, train_domains=("law",)))
+    elsewhere = dataclasses.replace(law, data_name="other", data_fingerprint="text 2")
     mesh = sharding.make_mesh(ONE_DEVICE, 2)
     compute = decide(shape, 2, mesh)
     first, second = compile_steps(shape, runs[:2], mesh, compute), compile_steps(elsewhere, runs[1:3], mesh, compute)
@@ -202,8 +204,8 @@ def test_a_member_that_turns_non_finite_moves_no_bit_of_its_neighbours(runs, ind
 
     wild = with_middle({"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0})
     calm = with_middle({})
-    at, reason = wild[3].diverged_at, [cohorts.REASONS[i] for i in wild[3].reason]
-    assert at[1] > 0 and reason[1] in cohorts.REASONS[1:]
+    at, reason = wild[3].diverged_at, [REASONS[i] for i in wild[3].reason]
+    assert at[1] > 0 and reason[1] in REASONS[1:]
     assert [at[0], at[2], reason[0], reason[2]] == [-1, -1, "", ""]
     for m in (0, 2):
         one, other = (jax.tree.map(lambda x, m=m: x[m], run[3]) for run in (wild, calm))

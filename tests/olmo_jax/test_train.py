@@ -118,7 +118,7 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(cohort, trained, index
 def test_several_steps_a_call_change_no_number_whether_stopped_or_not(cohort, trained, index, tmp_path, steps_per_call):
     """3 divides neither the probes' 4 steps nor the checkpoints' 5; 0 takes as many as there are between these."""
     compute = ComputeConfig(steps_per_call=steps_per_call)
-    several = Cohort(dataclasses.replace(cohort.shape, compute=compute), cohort.runs)
+    several = Cohort(cohort.shape.with_config(compute=compute), cohort.runs)
     workdir = epath.Path(tmp_path)
     assert not train(workdir, several, index, stopper(2))
     stopped_at = read_status(workdir, "run0")["step"]
@@ -163,7 +163,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(cohort, trained, index, tmp_path):
     """Stopped on one device with three members, resumed on a mesh of 2 x 2 x 2, which pads them."""
     workdir = epath.Path(tmp_path)
     assert not train(workdir, cohort, index, stopper(6))
-    wider = Cohort(dataclasses.replace(cohort.shape, mesh=MeshConfig(2, 2, 2)), cohort.runs)
+    wider = Cohort(cohort.shape.with_config(mesh=MeshConfig(2, 2, 2)), cohort.runs)
     assert train(workdir, wider, index)
     chex.assert_trees_all_close(load_run(workdir, "run1")[1], load_run(trained, "run1")[1], rtol=2e-3, atol=2e-5)
 
@@ -193,9 +193,9 @@ def test_load_run_says_what_there_is(trained, tmp_path):
 
 
 def test_log_spaced_checkpoints_run_from_the_first_step_to_the_last(cohort, vary):
-    spaced = dataclasses.replace(cohort.shape.checkpoint, every=0, log_spaced=4)
+    spaced = dataclasses.replace(cohort.shape.config.checkpoint, every=0, log_spaced=4)
     runs = (Run("r", vary(cohort.runs[0].config, {"tokens": 1000 * 64})),)
-    steps = checkpoint_steps(Cohort(dataclasses.replace(cohort.shape, checkpoint=spaced), runs))
+    steps = checkpoint_steps(Cohort(cohort.shape.with_config(checkpoint=spaced), runs))
     assert sorted(steps) == [1, 10, 100, 1000]
 
 
@@ -334,7 +334,7 @@ def test_who_lost_the_cohort_in_its_sleep_writes_neither_checkpoint_nor_status(c
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_path):
-    small = dataclasses.replace(cohort.shape, model=dataclasses.replace(cohort.shape.model, vocab_size=200))
+    small = cohort.shape.with_config(model=dataclasses.replace(cohort.shape.model, vocab_size=200))
     with pytest.raises(ConfigError, match="config.model.vocab_size = 200.*outside the vocabulary"):
         train(epath.Path(tmp_path), Cohort(small, cohort.runs), index)
 
@@ -374,7 +374,7 @@ def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit_goes_through_in_parts(cohort, trained, index, tmp_path, monkeypatch):
     """What the compiled steps need of memory decides, once: a resumed training has more room and does as it did."""
-    mesh = sharding.make_mesh(cohort.shape.mesh, len(cohort.runs))
+    mesh = sharding.make_mesh(cohort.shape.config.mesh, len(cohort.runs))
     chosen = decide(cohort.shape, len(cohort.runs), mesh)
     memory = compile_steps(cohort.shape, cohort.runs, mesh, chosen).steps.memory_analysis()
     whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -103,7 +103,7 @@ def test_fine_tuning_tells_of_each_text_before_and_along(workdir, cohort, index)
 def test_of_a_task_the_answers_bear_the_loss_and_few_items_are_the_same_for_all(cohort, index, quiz):
     config = FinetuneConfig(targets=(f"task:{quiz}",), item_tokens=16, train_items=6)
     texts = dataclasses.replace(TEXTS, names=("train", "code"), documents=20, points=20)
-    shape = dataclasses.replace(cohort.shape, probe=dataclasses.replace(cohort.shape.probe, texts=texts))
+    shape = cohort.shape.with_config(probe=dataclasses.replace(cohort.shape.config.probe, texts=texts))
     material = Material(epath.Path(), dataclasses.replace(cohort, shape=shape), index, PLAIN)
     train, code = finetuning.item_passages(material, str(quiz), config)
     assert (train.names, code.names) == (("train",), ("code",))

@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from olmo_jax import config as configs
+from olmo_jax.config.field import Role, setting
 from olmo_jax.config.identity import identity_fields
 from olmo_jax.logs.metrics import last_row, read_jsonl
 from sweeps import cli
@@ -40,10 +41,13 @@ def old(tmp_path, monkeypatch):
     return tmp_path
 
 
-def add_field(monkeypatch, kind, name, default, **metadata):
+def add_field(monkeypatch, kind, name, default, role=Role.STATIC, **metadata):
     """Gives a configuration a field, as a later version of its class would have it."""
     monkeypatch.setitem(kind.__annotations__, name, type(default))
-    monkeypatch.setattr(kind, name, dataclasses.field(default=default, metadata=metadata), raising=False)
+    for field in dataclasses.fields(kind):
+        declaration = dataclasses.field(default=field.default, metadata=field.metadata)
+        monkeypatch.setattr(kind, field.name, declaration, raising=False)
+    monkeypatch.setattr(kind, name, setting(default, role, "What is new.", **metadata), raising=False)
     for generated in ("__init__", "__eq__", "__hash__", "__repr__", "__setattr__", "__delattr__", "__match_args__",
                       "__dataclass_fields__", "__dataclass_params__"):  # fmt: skip
         monkeypatch.delattr(kind, generated)
@@ -63,17 +67,26 @@ def test_ids_are_what_they_were(old):
 
 
 @pytest.mark.parametrize("metadata", [{}, {"neutral": 0.5}])
-@pytest.mark.parametrize("kind", [configs.ModelConfig, configs.OptimizerConfig, configs.ProbeConfig])
+@pytest.mark.parametrize(
+    "section, role",
+    [
+        ("model", Role.STATIC),
+        ("optimizer", Role.TRACED),
+        ("optimizer", Role.STATIC),
+        ("probe", Role.OBSERVATION),
+        ("compute", Role.EXECUTION),
+    ],
+)
 def test_a_new_field_changes_no_id_where_it_does_nothing_and_else_those_of_the_runs_that_set_it(
-    old, monkeypatch, kind, metadata
+    old, monkeypatch, section, role, metadata
 ):
-    section = {configs.ModelConfig: "model", configs.OptimizerConfig: "optimizer", configs.ProbeConfig: "probe"}[kind]
-    add_field(monkeypatch, kind, "new_option", 0.5, **metadata)
+    kind = type(getattr(configs.TrainConfig(), section))
+    add_field(monkeypatch, kind, "new_option", 0.5, role, **metadata)
     assert "new_option" not in identity_fields(kind())
     assert ids() == (COHORTS, {*FINISHED, *STOPPED})
     cohorts, runs = ids(f"--config.train.{section}.new_option=0.25")
-    assert (runs == {*FINISHED, *STOPPED}) == (section == "probe"), "how a run is looked at doesn't decide its numbers"
-    assert (cohorts == COHORTS) == (section == "optimizer"), "an optimiser's numbers aren't compiled in"
+    assert (runs == {*FINISHED, *STOPPED}) == (role in (Role.OBSERVATION, Role.EXECUTION)), "it reaches no parameter"
+    assert (cohorts == COHORTS) == (role in (Role.TRACED, Role.EXECUTION)), "members differ in it, or starts do"
 
 
 def test_a_default_that_acts_enters_the_ids(old, monkeypatch):

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from geometry.probe import METRICS
-from olmo_jax.config import DataConfig, MeshConfig, OptimizerConfig, ParametersConfig, TrainConfig
+from olmo_jax.config import TrainConfig
 from sweeps.planning.plan import leaves
-from sweeps.table.catalog import NATS, NOT_DESCRIBED, attributes, describe, metric_meaning, schema
+from sweeps.table.catalog import NATS, NOT_DESCRIBED, describe, metric_meaning, schema
 from sweeps.table.columns import loss_columns
 
 KINDS = {"identity", "setting", "geometry", "loss", "evaluation", "training", "count"}
@@ -44,43 +44,10 @@ def test_every_setting_is_described_by_its_class():
         words, _, told = entry.meaning.partition(": ")
         assert entry.kind == "setting" and words.lower() == key.replace(".", " ").replace("_", " ").lower()
         assert len(told) > 3, key
-    assert describe("config.optimizer.weight_decay").meaning.endswith(": decoupled, multiplied by the learning rate.")
-    assert "matrices whose path" in describe("config.probe.parameters.pattern").meaning
-    assert "names registered" in describe("config.probe.parameters.metrics").meaning
-
-
-def test_several_fields_of_a_line_and_of_a_sentence_are_told_apart():
-    optimizer = attributes(OptimizerConfig)
-    assert optimizer["learning_rate"] == "the peak."
-    assert optimizer["beta1"] == optimizer["eps"] == "Adam's."
-    assert optimizer["clip_norm"] == "the gradient's global norm is cut to this; 0 never cuts."
-    assert attributes(DataConfig)["root"] == 'where prepared data lie; "" is WORKDIR/data.'
-    assert attributes(DataConfig)["max_megabytes"].endswith("training prose, held-out prose, code.")
-    assert "Devices along each axis" in attributes(MeshConfig)["data"]
-    assert attributes(ParametersConfig)["centred"].startswith("measure the target without its mean row too")
-
-
-def test_a_field_that_says_nothing_is_not_given_anothers_words():
-    @dataclasses.dataclass
-    class Own:
-        """Some settings.
-
-        Attributes:
-          rate: of learning, see
-            below. rate_decay, floor: how it falls: slowly.
-            No more.
-        """
-
-        rate: float = 0.0
-        rate_decay: float = 0.0
-        floor: float = 0.0
-        silent: float = 0.0
-
-    assert attributes(Own) == {
-        "rate": "of learning, see below.",
-        "rate_decay": "how it falls: slowly.",
-        "floor": "how it falls: slowly.",
-    }
+    decay, length = describe("config.optimizer.weight_decay"), describe("config.data.sequence_length")
+    assert decay.meaning.endswith(": decoupled weight decay, multiplied by the learning rate.")
+    assert length.meaning == "Data sequence length: L, tokens of a window of training text."
+    assert describe("config.data.max_megabytes").unit == "1e6 bytes"
 
 
 def test_every_metric_of_ours_is_described():

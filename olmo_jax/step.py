@@ -1,0 +1,176 @@
+"""One update of one member of a cohort: loss, gradient, optimiser, and what becomes of a member that diverges.
+
+All of it is written for one member; execution/members.py adds the member axis.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epy
+from jax import Array
+from jax.sharding import Mesh
+
+from olmo_jax import loss, model, optimizer
+from olmo_jax.cohort import Shape
+from olmo_jax.config import ModelConfig
+from olmo_jax.execution import plan as computing
+from olmo_jax.execution import sharding
+from olmo_jax.execution.plan import Compute
+from olmo_jax.optimizer import Hyper
+
+with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
+    import optax
+
+
+class State(NamedTuple):
+    """A member's state; a cohort holds it stacked.
+
+    `step` counts updates, `diverged_at` is -1 or the fatal one, and `reason` the place in REASONS of what it was.
+    """
+
+    params: Any
+    moments: Any
+    step: Array
+    diverged_at: Array
+    reason: Array
+
+
+# What of a step turned non-finite first.
+REASONS = ("", "loss", "gradient", "parameters")
+
+
+class Metrics(NamedTuple):
+    """What one step reports, float32 scalars; NaN from the step on at which a member is frozen."""
+
+    loss: Array
+    grad_norm: Array
+    learning_rate: Array
+
+
+def init_member(params: Any) -> State:
+    """The state of a member before its first step, from its parameters."""
+    return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1), jnp.int32(0))
+
+
+def member_step(
+    shape: Shape,
+    state: State,
+    h: Hyper,
+    tokens_BL: Array,
+    mesh: Mesh | None = None,
+    compute: Compute | None = None,
+    weights_BL: Array | None = None,
+) -> tuple[State, Metrics]:
+    """One update of one member on `[B, L + 1]` tokens; `mesh` is needed where parameters are fully sharded over it.
+
+    `weights_BL` of the L predictions leaves some out or counts them less; None counts each once, and where a batch is
+    cut into microbatches it must be. `compute` says by which of several ways to the same numbers; None chooses by
+    backend. A member whose loss, gradient or new parameters turn non-finite is frozen as it was before and marked with
+    the step; a member at its total steps (an inert one has 0) is left as it is.
+    """
+
+    compute = computing.forward(shape.model) if compute is None else compute
+    # A function of seed and step alone, so that a resumed run drops what it would have dropped.
+    dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
+    of_batch = functools.partial(_gradients, shape, compute, mesh, state.params)
+    if compute.microbatches == 1:
+        entropy, gradients = of_batch(tokens_BL, dropout_key, weights_BL)
+    else:
+        entropy, gradients = _averaged(of_batch, tokens_BL, dropout_key, compute.microbatches)
+    rate = optimizer.learning_rate(h, state.step + 1)
+    settings = shape.config.optimizer
+    adamw = optimizer.adamw(h, rate, settings.decay_embeddings, settings.decay_norms)
+    updates, moments = adamw.update(gradients, state.moments, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    grad_norm = optax.tree.norm(gradients)
+    of_step = jnp.stack([entropy, grad_norm, optax.tree.norm(params)])  # in the order of REASONS
+    finite = jnp.all(jnp.isfinite(of_step))
+    running = (state.diverged_at < 0) & (state.step < h.total_steps)
+    moved = running & finite
+    new = State(
+        params=_select(moved, params, state.params),
+        moments=_select(moved, moments, state.moments),
+        step=state.step + moved.astype(jnp.int32),
+        diverged_at=jnp.where(running & ~finite, state.step + 1, state.diverged_at),
+        reason=jnp.where(running & ~finite, 1 + jnp.argmin(jnp.isfinite(of_step)), state.reason),
+    )
+    shown = (jnp.where(moved, x, jnp.nan) for x in (entropy, grad_norm, rate))
+    return new, Metrics(*shown)
+
+
+def _gradients(
+    shape: Shape,
+    compute: Compute,
+    mesh: Mesh | None,
+    params: Any,
+    tokens_BL: Array,
+    dropout_key: Array | None,
+    weights_BL: Array | None = None,
+) -> tuple[Array, Any]:
+    """Cross-entropy of a batch and the gradient of its objective."""
+
+    def states(params: Any) -> Array:
+        tokens = tokens_BL[:, :-1]
+        hidden = model.hidden(
+            shape.model, params, tokens, dropout_key=dropout_key, compute=compute, last=shape.arithmetic
+        )
+        return hidden.final_BLD
+
+    def objective(params: Any) -> tuple[Array, Array]:
+        if shape.config.mesh.fsdp and mesh is not None:
+            final_BLD = sharding.gathering(mesh, states)(params)
+            w_VD = model.unembedding(sharding.gathered(mesh, params))
+        else:
+            final_BLD, w_VD = states(params), model.unembedding(params)
+        tile = len(w_VD) if compute.whole_vocabulary else None
+        targets_BL = tokens_BL[:, 1:]
+        if shape.arithmetic:  # the answer's
+            targets_BL = targets_BL[:, -1:]
+        result = loss.cross_entropy(
+            final_BLD, w_VD, targets_BL, weights_BL, shape.config.optimizer.z_loss, tile=tile, members=compute.members
+        )
+        return result.objective, result.cross_entropy
+
+    (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+    return entropy, gradients
+
+
+def _averaged(of_batch: Callable[..., Any], tokens_BL: Array, dropout_key: Array | None, parts: int) -> Any:
+    """The mean of `of_batch` over equal parts of a batch, one after another; each takes every parts-th sequence.
+
+    So that a part lies on all the devices that the batch lies on.
+    """
+    tokens_nbL = jnp.moveaxis(tokens_BL.reshape(-1, parts, tokens_BL.shape[1]), 1, 0)
+
+    def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+        i, tokens_bL = part
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+        return jax.tree.map(jnp.add, total, of_batch(tokens_bL, key)), None
+
+    like = jax.eval_shape(of_batch, tokens_nbL[0], dropout_key)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), tokens_nbL))
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def _select(condition: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def params_structs(config: ModelConfig) -> Any:
+    """Shapes and dtypes of one model's parameters."""
+    return _structs(config).params
+
+
+def member_structs(shape: Shape) -> State:
+    """Shapes and dtypes of one member's state."""
+    return _structs(shape.model)
+
+
+@functools.cache
+def _structs(config: ModelConfig) -> State:
+    return jax.eval_shape(lambda: init_member(model.init(config, jax.random.key(0))))
