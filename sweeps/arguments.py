@@ -222,6 +222,16 @@ def _import(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "part",
+        nargs="?",
+        default="",
+        metavar="PART",
+        help="a section or a setting, such as train.optimizer or weight_decay",
+    )
+
+
 VERBS = {
     "plan": Verb("show the cohorts, runs and steps of a sweep before anything runs", "needed", "taken", _plan),
     "prepare": Verb("corpus to token shards", "needed", "needed"),
@@ -239,6 +249,7 @@ VERBS = {
     "geometry": Verb("a table of the geometry of any weights", "", "", _geometry),
     "generate": Verb("text from runs, or from a Hugging Face folder", "", "taken", _generate),
     "export": Verb("a run as a Hugging Face folder", "", "needed", _export),
+    "config": Verb("every setting of the configuration: default, values, role, meaning", "", "", _config),
     "import": Verb("a Hugging Face folder, or one of revisions, as a run", "taken", "needed", _import),
 }
 
@@ -272,7 +283,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="olmo-jax VERB --config=FILE[:arg] [--config.a.b=value ...] --workdir=DIR\n       olmo-jax VERB --help",
         description="Trains cohorts of small language models and asks what their geometry says.\n\nverbs:\n" + listed,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="status, evaluate and report take the configuration from the working directory if --config isn't given.",
+        epilog="status, evaluate and report take the configuration from the working directory if --config isn't given. "
+        "olmo-jax config lists all that --config.a.b=value can set.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, prog="olmo-jax", metavar="VERB", help=argparse.SUPPRESS)
     for name, verb in VERBS.items():

@@ -80,9 +80,9 @@ def _sigterm_as_sigint() -> Iterator[None]:
 
 
 def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    of_models = {"geometry": _geometry, "generate": _generate, "export": _export}
-    if arguments.verb in of_models:
-        return of_models[arguments.verb](arguments)
+    alone = {"geometry": _geometry, "generate": _generate, "export": _export, "config": _config}
+    if arguments.verb in alone:
+        return alone[arguments.verb](arguments)
     if arguments.verb == "import":
         return _import(arguments, overrides)
     if arguments.verb == "compare":
@@ -203,6 +203,13 @@ def _geometry(arguments: argparse.Namespace) -> int:
         print(json.dumps(geometry.as_json(arguments.path, rows), allow_nan=False))
     else:
         print("\n".join(geometry.lines(rows)))
+    return DONE
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    from sweeps.planning import reference
+
+    print("\n".join(reference.lines(arguments.part)))
     return DONE
 
 
