@@ -1,1 +1,44 @@
-"""Arrays in, numbers out: the geometry of weights and representations. Knows nothing of models."""
+"""Arrays in, numbers out: the geometry of weights and representations. Knows nothing of models.
+
+Each name is imported when it is first asked for.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from geometry.dimension import levina_bickel, local_two_nn, two_nn
+    from geometry.gauge import gauge_fix
+    from geometry.isotropy import isoscore, mean_cosine, partition_isotropy
+    from geometry.probe import METRICS, Measured, metric, summarize
+    from geometry.similarity import linear_cka
+    from geometry.spectrum import (
+        condition_number,
+        effective_rank,
+        participation_ratio,
+        power_law_alpha,
+        singular_entropy,
+        singular_values,
+        stable_rank,
+    )
+
+__all__ = [
+    "METRICS",
+    "Measured",
+    "condition_number",
+    "effective_rank",
+    "gauge_fix",
+    "isoscore",
+    "levina_bickel",
+    "linear_cka",
+    "local_two_nn",
+    "mean_cosine",
+    "participation_ratio",
+    "partition_isotropy",
+    "power_law_alpha",
+    "metric",
+    "singular_entropy",
+    "singular_values",
+    "stable_rank",
+    "summarize",
+    "two_nn",
+]

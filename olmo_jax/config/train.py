@@ -106,7 +106,7 @@ class MeshConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings):
-    """One run."""
+    """One run: its model, optimiser, budget, data and seeds, what is measured and kept, and how it is carried out."""
 
     name: str = setting("run", Role.PLACE, "The readable part of the run's id.")
     tokens: int = setting(
