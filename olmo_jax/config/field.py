@@ -67,12 +67,12 @@ def setting(
     return dataclasses.field(default=default, metadata={"setting": declared, **identity})
 
 
-def declared(field: dataclasses.Field) -> Setting:
+def declared(field: dataclasses.Field[Any]) -> Setting:
     """Return what is declared of a field; one that declares nothing is static, so that it separates runs."""
     return field.metadata.get("setting") or Setting(Role.STATIC, "", "", None)
 
 
-def settings(config: Any, at: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+def settings(config: Any, at: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
     """Yield the dotted key, the field and the value of every setting in a configuration and its sections."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -82,7 +82,7 @@ def first_fields(config: Any) -> frozenset[str]:
     return _FIRST_FIELDS.get(type(config).__name__, frozenset())
 
 
-def _neutral(field: dataclasses.Field) -> Any:
+def _neutral(field: dataclasses.Field[Any]) -> Any:
     if "neutral" in field.metadata:
         return field.metadata["neutral"]
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -120,7 +120,7 @@ def unknown_key(at: str, key: str, known: typing.Iterable[str]) -> str:
     return f"{at} has no key '{key}'; {hint}"
 
 
-def _typed_fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
+def _typed_fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     hints = typing.get_type_hints(kind)
     return [(f, hints[f.name]) for f in dataclasses.fields(kind)]
 
