@@ -4,7 +4,6 @@ import dataclasses
 import re
 from typing import Any
 
-from eval.quantize import BLOCK_PROJECTIONS, GRANULARITIES, SYMMETRIC_GRIDS
 from olmo_jax.config import ConfigError, one_of, require
 from olmo_jax.config.field import (
     NOT_NEGATIVE,
@@ -24,6 +23,11 @@ from olmo_jax.config.field import (
 from olmo_jax.config.validation import Settings
 
 METHODS = ("round_to_nearest", "gptq")
+# What shares a scale, and the range that a symmetric grid covers: see quantize.py.
+GRANULARITIES = ("channel", "group", "tensor")
+SYMMETRIC_GRIDS = ("max", "gptq")
+# The projections of every block; embedding, unembedding and norms keep their precision.
+BLOCK_PROJECTIONS = r"blocks_\d+/(attention|mlp)/\w+"
 
 # Parts of a model that are quantised together, as patterns of parameter paths. Norms and biases never are.
 SCOPES = {

@@ -14,11 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-GRANULARITIES = ("channel", "group", "tensor")
-SYMMETRIC_GRIDS = ("max", "gptq")
-
-# The projections of every block; embedding, unembedding and norms keep their precision.
-BLOCK_PROJECTIONS = r"blocks_\d+/(attention|mlp)/\w+"
+from eval.config import BLOCK_PROJECTIONS, GRANULARITIES, SYMMETRIC_GRIDS
 
 
 class Grid(NamedTuple):
