@@ -4,9 +4,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from geometry.norms import NORMS as NORMS
 from geometry.svd import as_matrix
-
-NORMS = ("layer_norm", "affine_layer_norm", "rms_norm")
 
 
 def gauge_fix(w_VD: ArrayLike, norm: str) -> Array:

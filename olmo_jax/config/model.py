@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from geometry.gauge import NORMS
+from geometry.norms import NORMS
 from olmo_jax.config.field import BELOW_ONE, POSITIVE, POSITIVE_WHOLE, Role, at_least, choice, setting
 from olmo_jax.config.validation import Settings, require
 

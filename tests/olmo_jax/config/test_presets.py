@@ -7,7 +7,7 @@ import importlib
 import jax
 import pytest
 
-from geometry.gauge import NORMS
+from geometry.norms import NORMS
 from olmo_jax import model
 from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
 from olmo_jax.config.presets import OLMO, OLMO2, PUBLIC_OLMO, PYTHIA, STAND_INS
