@@ -1,0 +1,79 @@
+"""What the documents name exists: files, folders, former modules, commands."""
+
+import pathlib
+import re
+
+import pytest
+import yaml
+
+from olmo_jax.moved import MOVED
+from sweeps.arguments import VERBS
+from sweeps.planning.config_names import named_configs
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def spans(text):
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document):
+    """By their path from the root, from the packages, or from the file named before them."""
+    missing = []
+    for span in spans(document.read_text(encoding="utf-8")):
+        if re.fullmatch(r"[\w/]+\.(py|md)", span) and span not in MADE_UP and not span.startswith("sweeps/configs/"):
+            places = [ROOT / span, *ROOT.glob(f"*/{span}"), *ROOT.glob(f"*/*/{span}"), *ROOT.glob(f"*/*/*/{span}")]
+            missing += [span] if not any(place.exists() for place in places) else []
+    assert missing == []
+
+
+# Files of the reader's own.
+MADE_UP = {"mine.py"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_have_a_verb_and_a_configuration_that_are_there(document):
+    commands = re.findall(r"olmo-jax ([a-z]+)([^`\n]*)", document.read_text(encoding="utf-8"))
+    for verb, rest in commands:
+        if rest.lstrip().startswith(("--", "'", "/", "~")) or rest.strip() == "":
+            assert verb in VERBS, f"olmo-jax {verb}"
+        for name in re.findall(r"--config=([a-z_0-9]+)(?![\w./])", rest):
+            assert name in named_configs(), f"--config={name}"
+
+
+def test_the_tree_of_the_architecture_is_the_tree():
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    at, missing = [], []
+    for line in tree.splitlines():
+        names = re.split(r"  +", line.strip())[0].split()
+        depth = (len(line) - len(line.lstrip())) // 2
+        if not names:
+            continue
+        if names[0].endswith("/"):
+            at = [*at[:depth], names[0]]
+            places = ["/".join(at)]
+        else:
+            places = ["/".join([*at[:depth], f"{name}.py"]) for name in names if name.isidentifier()]
+        missing += [place for place in places if not (ROOT / place).exists()]
+    assert missing == []
+
+
+def test_former_modules_of_the_changelog_are_served():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    former = [span for row in re.findall(r"^\| (`[^|]*) \|", text, flags=re.MULTILINE) for span in spans(row)]
+    modules = [name for name in former if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name)]
+    assert len(modules) > 5
+    assert [name for name in modules if name not in MOVED] == []
+
+
+@pytest.mark.parametrize("name", ["CITATION.cff", ".pre-commit-config.yaml"])
+def test_yaml_files_can_be_read(name):
+    assert yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
