@@ -67,12 +67,13 @@ def identity_fields(config: Any) -> dict[str, Any]:
     values = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in first or value != _neutral(field):
+        if field.name in first or value != neutral_value(field):
             values[field.name] = identity_fields(value) if dataclasses.is_dataclass(value) else value
     return values
 
 
-def _neutral(field: dataclasses.Field) -> Any:
+def neutral_value(field: dataclasses.Field) -> Any:
+    """Return the value at which a field of a configuration does nothing: the one it declares, or its default."""
     if "neutral" in field.metadata:
         return field.metadata["neutral"]
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
