@@ -74,9 +74,13 @@ class Family:
         """Return config.json's settings of a model, our section included; for a family that is written."""
         if self.write is None:
             raise ValueError(f"{self.architecture} is read and never written")
+        rows = {name: getattr(config, name) for name in ROWS}
+        return self.write(config) | {OURS: rows | self.kept(config)}
+
+    def kept(self, config: ModelConfig) -> dict[str, Any]:
+        """Return the options, with their values, that only our section of config.json holds."""
         neutral = _neutral_values()
-        kept = {name: getattr(config, name) for name in self.section if getattr(config, name) != neutral[name]}
-        return self.write(config) | {OURS: {name: getattr(config, name) for name in ROWS} | kept}
+        return {name: getattr(config, name) for name in self.section if getattr(config, name) != neutral[name]}
 
     def unlike(self, config: ModelConfig) -> dict[str, tuple[Any, Any]]:
         """Return the fields that an export would lose: by name, the model's value and the one that would be imported.

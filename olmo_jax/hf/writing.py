@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError, one_of, require
+from olmo_jax.console import say
 from olmo_jax.hf.families import FAMILIES
 from olmo_jax.hf.family import Family
 from olmo_jax.hf.layout import their_tensors
@@ -35,9 +36,9 @@ def export_checkpoint(
 ) -> str:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` opens, whole or not at all.
 
-    `import_checkpoint` gives the same configuration and parameters back. `compute_dtype`, and dropout where the
-    architecture has none, are in a section of config.json that transformers doesn't read. A document begins and ends
-    with `eos_token`, as it does in our training and evaluation.
+    `import_checkpoint` gives the same configuration and, of "float32", the same parameters back. `compute_dtype`, and
+    dropout where the architecture has none, are stored in a section of config.json that transformers doesn't read; a
+    line on stderr says so. A document begins and ends with `eos_token`, as it does in our training and evaluation.
 
     Args:
       config, params: one model. path: the folder; not there yet, or empty.
@@ -79,6 +80,9 @@ def export_checkpoint(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    if kept := family.kept(config):
+        listed = ", ".join(f"{name} = {value!r}" for name, value in kept.items())
+        say(f"{folder}: transformers has no setting for {listed}, and runs without; an import here reads it")
     return family.architecture
 
 

@@ -118,7 +118,13 @@ def test_a_setting_of_our_section_that_is_not_known_is_refused(change, words, tm
     assert all(word in str(raised.value) for word in [str(tmp_path / "config.json"), *words]), raised.value
 
 
-def test_config_json_of_a_model_at_its_defaults_has_no_options_of_ours(tmp_path):
-    hf.export_checkpoint(BASES["gpt_neox"], random_parameters(BASES["gpt_neox"]), tmp_path)
+@pytest.mark.parametrize("changes", [{}, {"compute_dtype": "bfloat16"}, {"compute_dtype": "bfloat16", "dropout": 0.1}])
+def test_an_export_says_which_options_transformers_has_no_setting_for(changes, tmp_path, capsys):
+    config = dataclasses.replace(BASES["olmo"], **changes)
+    hf.export_checkpoint(config, random_parameters(config), tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
-    assert settings["olmo_jax"] == {"vocab_size": 61, "pad_vocab_to": 8}
+    assert settings["olmo_jax"] == {"vocab_size": 61, "pad_vocab_to": 8} | changes
+    listed = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(changes)
+    assert all(f"transformers has no setting for {listed}, and runs without" in line for line in lines)
