@@ -67,7 +67,7 @@ def identity_fields(config: Any, without: Container[Role] = ()) -> dict[str, Any
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name not in first and value == _neutral(field):
+        if field.name not in first and value == neutral_value(field):
             continue
         if not dataclasses.is_dataclass(value):
             if declared(field).role not in without:
@@ -82,7 +82,8 @@ def first_fields(config: Any) -> frozenset[str]:
     return _FIRST_FIELDS.get(type(config).__name__, frozenset())
 
 
-def _neutral(field: dataclasses.Field[Any]) -> Any:
+def neutral_value(field: dataclasses.Field[Any]) -> Any:
+    """Return the value at which a field of a configuration does nothing: the one it declares, or its default."""
     if "neutral" in field.metadata:
         return field.metadata["neutral"]
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -1,68 +1,11 @@
-"""The architectures that are read from and written to Hugging Face's format: their settings and names of tensors.
+"""The architectures that are read from and written to Hugging Face's format: their settings and names of tensors."""
 
-A family is a table: for each of our parameters the tensor that holds it, and for each setting of config.json the field
-of ModelConfig. Where several parameters name one tensor it holds them all, in the order of the table.
-"""
-
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from olmo_jax.config.model import ModelConfig
-from olmo_jax.config.validation import ConfigError, from_config_dict, require
-from olmo_jax.errors import brief
-
-_WRONG_KIND = (TypeError, ValueError, AttributeError, ArithmeticError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """An architecture.
-
-    Attributes:
-      architecture: as config.json names it. model_type: likewise.
-      tensors: our path, without the block's "blocks_3/", to the tensor's name; {i} is the block.
-      fixed: the fields of ModelConfig that it can't vary.
-      read: config.json's settings to fields of ModelConfig. write: the other way round; None: only read.
-      per_head: a tensor of several parameters holds them head by head, else one whole after another.
-      aliases: other beginnings of names, as some versions wrote them, to those of `tensors`.
-      buffers: a regular expression of tensors that are no parameters.
-    """
-
-    architecture: str
-    model_type: str
-    tensors: Mapping[str, str]
-    fixed: Mapping[str, Any]
-    read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    write: Callable[[ModelConfig], dict[str, Any]] | None
-    per_head: bool = False
-    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    buffers: str = r"rotary_emb\.inv_freq$"
-
-    def config(self, settings: Mapping[str, Any], at: str) -> ModelConfig:
-        """The checked ModelConfig of a config.json; raises ConfigError for a setting that our decoder hasn't got."""
-        try:
-            fields = dict(self.fixed) | self.read(settings)
-        except KeyError as error:
-            raise ConfigError(f"{at}: lacks {error}, which {self.architecture} needs; get the file again") from error
-        except ConfigError as error:
-            raise ConfigError(f"{at}: {error}") from error
-        except _WRONG_KIND as error:
-            raise ConfigError(f"{at}: has a setting of the wrong kind ({brief(error)}); get the file again") from error
-        if fields["n_kv_heads"] in (None, fields["n_heads"]):
-            fields["n_kv_heads"] = 0
-        try:
-            return from_config_dict(ModelConfig, fields, at)
-        except ConfigError:
-            raise
-        except _WRONG_KIND as error:  # of numbers beyond all measure
-            raise ConfigError(f"{at}: has a setting of the wrong kind ({brief(error)}); get the file again") from error
-
-    def unlike(self, config: ModelConfig) -> list[str]:
-        """The fields of a ModelConfig that this architecture can't have so, with their values."""
-        if config.n_kv_heads == config.n_heads:
-            config = dataclasses.replace(config, n_kv_heads=0)
-        return [f"{k} = {getattr(config, k)!r}" for k, v in self.fixed.items() if getattr(config, k) != v]
+from olmo_jax.config.validation import require
+from olmo_jax.hf.family import Family
 
 
 def _expect(settings: Mapping[str, Any], key: str, *known: Any) -> None:
@@ -71,7 +14,7 @@ def _expect(settings: Mapping[str, Any], key: str, *known: Any) -> None:
 
 
 def _rope(settings: Mapping[str, Any], theta_key: str = "rope_theta") -> tuple[float, float | None]:
-    """Base and turned fraction of the rotary embedding, as transformers 4 or 5 wrote them; the latter may be unsaid."""
+    """Return base and fraction of the rotary embedding, as transformers 4 or 5 write them, the latter or None."""
     rope = settings.get("rope_parameters") or {}
     scaling = settings.get("rope_scaling") or {}
     kind = rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
@@ -81,7 +24,7 @@ def _rope(settings: Mapping[str, Any], theta_key: str = "rope_theta") -> tuple[f
 
 
 def _read_shared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers calls the same in all three; where a size is missing nothing is guessed."""
+    """Return the fields whose settings have the same name in all three; raises KeyError for a size that is missing."""
     width, heads = settings["hidden_size"], settings["num_attention_heads"]
     _expect(settings, "head_dim", None, width // heads)
     return {
@@ -115,8 +58,10 @@ def _write_shared(config: ModelConfig) -> dict[str, Any]:
 
 def _read_olmo(settings: Mapping[str, Any]) -> dict[str, Any]:
     _expect(settings, "hidden_act", "silu")
+    theta, fraction = _rope(settings)
+    require(fraction in (None, 1), "partial_rotary_factor", fraction, "isn't known here; 1.0 is")
     return _read_shared(settings) | {
-        "rope_theta": _rope(settings)[0],
+        "rope_theta": theta,
         "attention_bias": settings.get("attention_bias", False),
         "clip_qkv": float(settings.get("clip_qkv") or 0.0),
     }
@@ -169,7 +114,7 @@ def _write_neox(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_ai2(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """OLMo's own trainer; `mlp_hidden_size` counts gate and up together, and so does `mlp_ratio`."""
+    """Return the fields of OLMo's own trainer, whose `mlp_hidden_size` and `mlp_ratio` count gate and up together."""
     _expect(settings, "activation_type", "swiglu")
     _expect(settings, "block_type", "sequential")
     _expect(settings, "layer_norm_type", "default", "low_precision")
@@ -223,6 +168,7 @@ OLMO = Family(
     fixed=_OLMO_FIXED | {"norm": "layer_norm", "norm_at": "before", "norm_eps": 1e-5, "qk_norm": False},
     read=_read_olmo,
     write=_write_olmo,
+    section=("compute_dtype", "dropout"),
 )
 
 OLMO2 = Family(
@@ -240,6 +186,7 @@ OLMO2 = Family(
     fixed=_OLMO_FIXED | {"norm": "rms_norm", "norm_at": "after", "qk_norm": True, "clip_qkv": 0.0},
     read=_read_olmo2,
     write=_write_olmo2,
+    section=("compute_dtype", "dropout"),
 )
 
 GPT_NEOX = Family(
@@ -273,6 +220,7 @@ GPT_NEOX = Family(
     },
     read=_read_neox,
     write=_write_neox,
+    section=("compute_dtype",),
     per_head=True,
     aliases={"lm_head.": "embed_out."},
     buffers=r"attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",

@@ -15,20 +15,20 @@ import numpy as np
 from olmo_jax import model
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.execution.sharding import path_name
-from olmo_jax.hf.families import Family
+from olmo_jax.hf.family import Family
 
 # A row a token, embedded or unembedded: these lie the same way round in both.
 _BY_TOKEN = ("embedding", "unembedding")
 
 
 def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our parameters' shapes by path."""
+    """Return the shapes of our parameters, by path."""
     tree = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
     return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def holders_of(family: Family, paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Their tensors, and the paths of ours that each holds, in its order."""
+    """Return the names of a family's tensors, and the paths of the parameters that each holds, in its order."""
     place = {key: i for i, key in enumerate(family.tensors)}
 
     def block_and_place(path: str) -> tuple[int, int]:
@@ -49,7 +49,7 @@ def _block(path: str) -> tuple[int, str]:
 
 
 def their_shape(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a tensor that holds the parameters at `paths`."""
+    """Return the shape of a tensor that holds the parameters at `paths`."""
     if paths[0] in _BY_TOKEN or len(shapes[paths[0]]) == 1:
         rows = sum(shapes[path][0] for path in paths)
         return (rows, *shapes[paths[0]][1:])
@@ -59,7 +59,7 @@ def their_shape(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> 
 def split(
     theirs: np.ndarray, paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, per_head: bool
 ) -> dict[str, np.ndarray]:
-    """Our parameters from one tensor of theirs."""
+    """Return our parameters, `[in, out]` where they are matrices, from the one tensor that holds them."""
     if paths[0] in _BY_TOKEN:
         return {paths[0]: theirs}
     if len(paths) == 1:
@@ -75,7 +75,7 @@ def split(
 def their_tensors(
     config: ModelConfig, params: Mapping[str, Any], family: Family, dtype: str
 ) -> Iterable[tuple[str, np.ndarray]]:
-    """Names and arrays as the family stores them, one at a time."""
+    """Yield names and arrays as the family stores them, one at a time."""
     flat = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
     target = jax.numpy.dtype(dtype)
     for name, paths in holders_of(family, our_shapes(config)).items():
@@ -92,7 +92,7 @@ def their_tensors(
 
 
 def nested(flat: Mapping[str, np.ndarray]) -> model.Params:
-    """The tree of parameters from its leaves by path."""
+    """Return the tree of parameters from its leaves by path."""
     tree: model.Params = {}
     for path, array in flat.items():
         *groups, name = path.split("/")

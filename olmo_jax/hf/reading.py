@@ -11,7 +11,8 @@ from etils import epath
 
 from olmo_jax import model, weights
 from olmo_jax.config.model import ModelConfig
-from olmo_jax.hf.families import AI2_OLMO, Family
+from olmo_jax.hf.families import AI2_OLMO
+from olmo_jax.hf.family import Family
 from olmo_jax.hf.layout import holders_of, nested, our_shapes, split, their_shape
 from olmo_jax.hf.settings import read_config
 from olmo_jax.weights import WeightsError
@@ -21,7 +22,7 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
-    """The model in a Hugging Face folder, or in one with AI2's original names of OLMo-1.
+    """Return the model in a Hugging Face folder, or in one with AI2's original names of OLMo-1.
 
     Args:
       path: a folder with config.json (or AI2's config.yaml), safetensors, single or in parts, and perhaps
@@ -44,7 +45,7 @@ def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
 
 
 def check_checkpoint(path: epath.PathLike) -> None:
-    """Raises what `import_checkpoint` would, from headers alone: no weights are read."""
+    """Raise what `import_checkpoint` would, from headers alone: no weights are read."""
     _Checkpoint.open(weights.at(path))
 
 

@@ -15,18 +15,17 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError
 from olmo_jax.console import say
 from olmo_jax.errors import brief
-from olmo_jax.hf.families import AI2_OLMO, FAMILIES, OLMO, Family
+from olmo_jax.hf.families import AI2_OLMO, FAMILIES, OLMO
+from olmo_jax.hf.family import OURS, ROWS, Family
 from olmo_jax.storage import lfs
 from olmo_jax.weights import WeightsError
 
 TOKENIZER = "tokenizer.json"
-# Our own settings in config.json: which rows are padding, which theirs don't tell.
-OURS = "olmo_jax"
 _END_OF_TEXT = "<|endoftext|>"
 
 
 def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tuple[Family, ModelConfig]:
-    """The architecture and configuration that a folder tells; rows beyond the tokenizer's tokens are padding.
+    """Return the architecture and the configuration of a folder; rows beyond the tokenizer's tokens are padding.
 
     `tokenizer` is a tokenizer.json; None: the folder's own, if it has one. Raises WeightsError and ConfigError as
     `import_checkpoint` does.
@@ -45,7 +44,7 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
                 "so get both from one place"
             )
     ours = settings.get(OURS) or {}
-    if not isinstance(ours, dict) or not all(type(x) is int and 0 < x <= rows for x in ours.values()):
+    if not isinstance(ours, dict) or not all(type(ours.get(k, 1)) is int and 0 < ours.get(k, 1) <= rows for k in ROWS):
         raise ConfigError(
             f"{file}: {OURS} = {reprlib.repr(ours)}: needs vocab_size and pad_vocab_to of 1 to {rows}; take it out"
         )
@@ -56,7 +55,7 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
 
 
 def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
-    """config.json, or the model's part of AI2's config.yaml, and the file; raises WeightsError and ConfigError."""
+    """Return config.json, or the model's part of AI2's config.yaml, and the file; raises WeightsError, ConfigError."""
     if not folder.is_dir():
         what = "is a file; give the folder that it lies in" if folder.exists() else "no such folder; download one"
         raise WeightsError(f"{folder}: {what}, with config.json and .safetensors")
@@ -94,7 +93,7 @@ def _unreadable(file: epath.Path, what: str, cause: Exception) -> ConfigError:
 
 
 def tokens_of(file: epath.Path) -> int:
-    """One more than the largest token of a tokenizer.json; raises ConfigError where it is none."""
+    """Return one more than the largest token of a tokenizer.json; raises ConfigError where the file isn't one."""
     tokens = _backend(file).get_vocab(with_added_tokens=True).values()
     if not tokens:
         raise ConfigError(f"{file}: names no token; get it again")
@@ -102,7 +101,7 @@ def tokens_of(file: epath.Path) -> int:
 
 
 def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
-    """The token that ends a document, as the folder's config.json numbers it; raises ConfigError where it doesn't."""
+    """Return the token that ends a document, by config.json's eos_token_id; raises ConfigError if that isn't one."""
     settings, file = read_settings(folder)
     eos = settings.get("eos_token_id")
     number = eos[0] if isinstance(eos, list) and eos else eos
@@ -128,7 +127,7 @@ _say_once = functools.cache(say)
 
 
 def check_tokenizer(file: epath.Path, vocab_size: int, eos_token: str) -> int:
-    """The number of `eos_token`; raises ConfigError where there is none, or more tokens than `vocab_size`."""
+    """Return the number of `eos_token`; raises ConfigError if there is none, or more tokens than `vocab_size`."""
     if (tokens := tokens_of(file)) > vocab_size:
         raise ConfigError(
             f"{file}: has {tokens} tokens and the model's vocabulary is {vocab_size}; it isn't the model's"

@@ -13,9 +13,11 @@ from safetensors.numpy import save_file
 
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError, one_of, require
-from olmo_jax.hf.families import FAMILIES, Family
+from olmo_jax.console import say
+from olmo_jax.hf.families import FAMILIES
+from olmo_jax.hf.family import Family
 from olmo_jax.hf.layout import their_tensors
-from olmo_jax.hf.settings import OURS, TOKENIZER, check_tokenizer
+from olmo_jax.hf.settings import TOKENIZER, check_tokenizer
 from olmo_jax.storage.paths import local
 from olmo_jax.weights import WeightsError
 
@@ -32,10 +34,11 @@ def export_checkpoint(
     dtype: str = "float32",
     shard_bytes: float = 5e9,
 ) -> str:
-    """Writes a folder that `AutoModelForCausalLM.from_pretrained` opens, whole or not at all.
+    """Write a folder that `AutoModelForCausalLM.from_pretrained` opens, whole or not at all.
 
-    Dropout, which says nothing of a trained model, is kept only where the architecture has it. A document begins and
-    ends with `eos_token`, as it does in our training and evaluation.
+    `import_checkpoint` gives the same configuration and, of "float32", the same parameters back. `compute_dtype`, and
+    dropout where the architecture has none, are stored in a section of config.json that transformers doesn't read; a
+    line on stderr says so. A document begins and ends with `eos_token`, as it does in our training and evaluation.
 
     Args:
       config, params: one model. path: the folder; not there yet, or empty.
@@ -46,8 +49,8 @@ def export_checkpoint(
       The architecture's name.
 
     Raises:
-      ConfigError: a model that none of the architectures can be, an unknown dtype, a tokenizer of more tokens than the
-        vocabulary has, or without `eos_token`.
+      ConfigError: a model with an option that no architecture can express (named with its value), an unknown dtype, a
+        tokenizer of more tokens than the vocabulary has, or without `eos_token`.
       WeightsError: there is something at `path`.
     """
     folder = epath.Path(os.path.abspath(local(path)))
@@ -77,16 +80,16 @@ def export_checkpoint(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    if kept := family.kept(config):
+        listed = ", ".join(f"{name} = {value!r}" for name, value in kept.items())
+        say(f"{folder}: transformers has no setting for {listed}, and runs without; an import here reads it")
     return family.architecture
 
 
 def _settings(config: ModelConfig, family: Family, dtype: str) -> dict[str, Any]:
-    """config.json without a tokenizer's; `torch_dtype` is what transformers 4 and 5 both read."""
-    assert family.write is not None
+    """config.json without the tokenizer's tokens; `torch_dtype` is what transformers 4 and 5 both read."""
     named = {"architectures": [family.architecture], "model_type": family.model_type, "torch_dtype": dtype}
-    ours = {"vocab_size": config.vocab_size, "pad_vocab_to": config.pad_vocab_to}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    return named | family.write(config) | ends | {OURS: ours}
+    return named | family.settings(config) | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
 def _write_weights(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: float) -> None:
@@ -119,12 +122,14 @@ def _write_weights(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]]
 
 
 def _family_of(config: ModelConfig) -> Family:
-    """The architecture that the model is; raises ConfigError with what stands in the way of the nearest."""
-    written = [f for f in FAMILIES if f.write is not None]
-    nearest = min(written, key=lambda f: len(f.unlike(config)))
+    """The architecture that keeps every option of the model; raises ConfigError with what the nearest would lose."""
+    written = [family for family in FAMILIES if family.write is not None]
+    nearest = min(written, key=lambda family: len(family.unlike(config)))
     if unlike := nearest.unlike(config):
+        differences = ", ".join(f"{name} = {value!r} (it has {theirs!r})" for name, (value, theirs) in unlike.items())
         raise ConfigError(
             f"config.model is none of {', '.join(f.architecture for f in written)}; from the nearest, "
-            f"{nearest.architecture}, it differs in {', '.join(unlike)}"
+            f"{nearest.architecture}, it differs in {differences}; to export the model, train it with the "
+            "architecture's values. In Python, olmo_jax.checkpoint.load_run reads it as it is"
         )
     return nearest

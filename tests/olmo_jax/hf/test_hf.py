@@ -379,6 +379,8 @@ def drop(name):
         (lambda f: edit(f, num_attention_heads=3), ConfigError, "n_heads = 3 doesn't divide"),
         (lambda f: edit(f, num_attention_heads=0), ConfigError, "config.json has a setting of the wrong kind"),
         (lambda f: edit(f, hidden_size="16"), ConfigError, "config.json has a setting of the wrong kind"),
+        (lambda f: edit(f, rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5}), ConfigError,
+         "config.json partial_rotary_factor = 0.5"),
         (lambda f: edit(f, rope_parameters=[1]), ConfigError, "config.json has a setting of the wrong kind"),
         (lambda f: edit(f, olmo_jax={"vocab_size": 65, "pad_vocab_to": 1}), ConfigError, "olmo_jax = 1 to 64"),
         (lambda f: edit(f, olmo_jax=[1]), ConfigError, "olmo_jax = [1]"),

@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from olmo_jax import checkpoint
 from olmo_jax.storage import lock as locks
+from olmo_jax.storage import orbax_adapter
 from olmo_jax.storage.lock import Lock, LockError, exclusive_lock, lacks_locks
 from tests.olmo_jax.storage import nolocks
 
@@ -112,7 +112,7 @@ def test_processes_take_turns_where_files_cannot_be_locked(tmp_path):
 def test_orbax_locks_by_files_once_it_is_told_to(monkeypatch):
     default = dict(tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
     monkeypatch.setattr(tensorstore_utils, "_DEFAULT_OCDBT_TS_CONTEXT", default)
-    checkpoint._lock_by_files()
+    orbax_adapter.lock_by_files()
     assert tensorstore_utils.get_ts_context()["file_io_locking"].to_json() == {"mode": "lockfile"}
 
 

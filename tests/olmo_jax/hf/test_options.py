@@ -1,0 +1,130 @@
+"""Every option of a model, exported by every family: it comes back as it was, or is refused by name."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from olmo_jax import hf
+from olmo_jax.config import ConfigError, ModelConfig
+from olmo_jax.hf.layout import nested, our_shapes
+from tests.olmo_jax.variants import FAMILIES
+from tests.sweeps.planning.test_upgrades import add_field
+
+ARCHITECTURES = {"olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM"}
+BASES = {name: dataclasses.replace(config, n_layers=1) for name, config in FAMILIES.items()}
+BASES["olmo2"] = dataclasses.replace(BASES["olmo2"], n_kv_heads=1)  # which divides every number of heads
+
+# Two valid values of each option; the one that a family's base doesn't have is tried on it.
+VALUES = {
+    "vocab_size": (61, 50), "pad_vocab_to": (8, 16), "d_model": (32, 64), "n_layers": (1, 2), "n_heads": (4, 2),
+    "d_ff": (48, 40), "rope_theta": (10000.0, 777.0), "norm_eps": (1e-5, 1e-3), "init_std": (0.02, 0.03),
+    "compute_dtype": ("float32", "bfloat16"), "n_kv_heads": (0, 1), "context_length": (80, 96),
+    "norm": ("layer_norm", "rms_norm"), "norm_at": ("before", "after"), "qk_norm": (False, True),
+    "clip_qkv": (0.0, 0.25), "parallel": (False, True), "mlp": ("swiglu", "gelu"), "attention_bias": (False, True),
+    "mlp_bias": (False, True), "positions": ("rotary", "learned"), "rotary_fraction": (1.0, 0.5),
+    "tied": (False, True), "dropout": (0.0, 0.1),
+}  # fmt: skip
+REFUSED = {
+    "olmo": "norm_eps norm norm_at qk_norm parallel mlp mlp_bias positions rotary_fraction",
+    "olmo2": "norm norm_at qk_norm clip_qkv parallel mlp mlp_bias positions rotary_fraction",
+    "gpt_neox": "n_kv_heads norm norm_at qk_norm clip_qkv mlp mlp_bias positions",
+}
+
+
+def random_parameters(config):
+    rng = np.random.default_rng(0)
+    return nested({path: rng.normal(size=shape).astype(np.float32) for path, shape in our_shapes(config).items()})
+
+
+def assert_refused(config, architecture, difference, folder):
+    with pytest.raises(ConfigError) as raised:
+        hf.export_checkpoint(config, random_parameters(config), folder)
+    message = str(raised.value)
+    assert f"from the nearest, {architecture}, it differs in {difference};" in message
+    assert "train it with the architecture's values" in message
+    assert "\n" not in message
+    assert not folder.exists()
+
+
+def test_every_option_is_tried():
+    assert set(VALUES) == {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+@pytest.mark.parametrize("option", VALUES)
+@pytest.mark.parametrize("name", BASES)
+def test_an_option_comes_back_or_is_refused_by_name(name, option, tmp_path):
+    base = BASES[name]
+    value = next(value for value in VALUES[option] if value != getattr(base, option))
+    config = dataclasses.replace(base, **{option: value})
+    config.check("config.model")
+    if option in REFUSED[name].split():
+        difference = f"{option} = {value!r} (it has {getattr(base, option)!r})"
+        assert_refused(config, ARCHITECTURES[name], difference, tmp_path / "out")
+        return
+    params = random_parameters(config)
+    assert hf.export_checkpoint(config, params, tmp_path / "out") == ARCHITECTURES[name]
+    again, params_again = hf.import_checkpoint(tmp_path / "out")
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_as_many_heads_of_keys_as_of_queries_are_the_same_model_however_they_are_written(name, tmp_path):
+    config = dataclasses.replace(BASES[name], n_kv_heads=BASES[name].n_heads)
+    hf.export_checkpoint(config, random_parameters(config), tmp_path)
+    assert hf.import_checkpoint(tmp_path)[0] == dataclasses.replace(config, n_kv_heads=0)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_an_option_that_no_family_knows_is_refused_unless_it_does_nothing(name, tmp_path, monkeypatch):
+    add_field(monkeypatch, ModelConfig, "new_option", 0.5)
+    default = ModelConfig(**{key: getattr(BASES[name], key) for key in VALUES})
+    params = random_parameters(default)
+    hf.export_checkpoint(default, params, tmp_path / "default")
+    assert hf.import_checkpoint(tmp_path / "default")[0] == default
+    changed = dataclasses.replace(default, new_option=0.25)
+    assert_refused(changed, ARCHITECTURES[name], "new_option = 0.25 (it has 0.5)", tmp_path / "changed")
+
+
+def test_a_default_that_acts_is_refused_and_not_imported(tmp_path, monkeypatch):
+    """A published model was made without the option, whatever our default has become."""
+    add_field(monkeypatch, ModelConfig, "new_option", 0.5, neutral=0.0)
+    default = ModelConfig(**{key: getattr(BASES["olmo"], key) for key in VALUES})
+    assert_refused(default, ARCHITECTURES["olmo"], "new_option = 0.5 (it has 0.0)", tmp_path / "default")
+    without = dataclasses.replace(default, new_option=0.0)
+    hf.export_checkpoint(without, random_parameters(without), tmp_path / "without")
+    assert hf.import_checkpoint(tmp_path / "without")[0] == without
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"compute_dtype": "float8"}, ["compute_dtype = 'float8'", "float32, bfloat16"]),
+        ({"dropout": "much"}, ["dropout = 'much'", "type float"]),
+        ({"new_option": 0.25}, ["olmo_jax has no key 'new_option'", "later version"]),
+        ({"vocab_size": 0}, ["olmo_jax = ", "1 to 64"]),
+    ],
+)
+def test_a_setting_of_our_section_that_is_not_known_is_refused(change, words, tmp_path):
+    hf.export_checkpoint(BASES["olmo"], random_parameters(BASES["olmo"]), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["olmo_jax"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError) as raised:
+        hf.import_checkpoint(tmp_path)
+    assert all(word in str(raised.value) for word in [str(tmp_path / "config.json"), *words]), raised.value
+
+
+@pytest.mark.parametrize("changes", [{}, {"compute_dtype": "bfloat16"}, {"compute_dtype": "bfloat16", "dropout": 0.1}])
+def test_an_export_says_which_options_transformers_has_no_setting_for(changes, tmp_path, capsys):
+    config = dataclasses.replace(BASES["olmo"], **changes)
+    hf.export_checkpoint(config, random_parameters(config), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["olmo_jax"] == {"vocab_size": 61, "pad_vocab_to": 8} | changes
+    listed = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(changes)
+    assert all(f"transformers has no setting for {listed}, and runs without" in line for line in lines)
