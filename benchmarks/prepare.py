@@ -86,10 +86,10 @@ def streamed(data: DataConfig, tokenizer: Tokenizer, text_bytes: float) -> tuple
     """Seconds by the clock of reading, tokenising and writing, and of these the computing of the reading process."""
     corpus = TextCorpus(data, text_files.find(data.files))
     with tempfile.TemporaryDirectory() as folder:
-        clock, computing = time.monotonic(), time.process_time()
+        clock, execution_plan = time.monotonic(), time.process_time()
         with ShardWriter(Path(folder), tokenizer.vocab_size, tokenizer.eos_id) as writer:
             stream.write(corpus, data, tokenizer, text_bytes, Path(folder), lambda line: None, writer)
-        return time.monotonic() - clock, time.process_time() - computing
+        return time.monotonic() - clock, time.process_time() - execution_plan
 
 
 def measured(data: DataConfig, root: Path) -> dict[str, float | str]:

@@ -20,7 +20,7 @@ from etils import epath
 
 from eval import tasks
 from eval.config import EvalConfig
-from eval.material import Material, Stack, drawn_items
+from eval.eval_data import EvalData, ModelBatch, drawn_items
 from olmo_jax import model
 from olmo_jax.config import ModelConfig
 from olmo_jax.data.shards import TokenIndex
@@ -31,13 +31,13 @@ from sweeps.planning.record import recorded_plan
 from sweeps.running.stages import data_root
 
 
-def stacks(workdir: epath.Path) -> Iterator[Stack]:
+def stacks(workdir: epath.Path) -> Iterator[ModelBatch]:
     """The last checkpoints of all runs, a stack for each cohort."""
     plan = recorded_plan(workdir)
     for cohort in plan.stacks:
         index = TokenIndex.load(data_root(workdir, cohort.runs[0].config) / cohort.shape.data_name)
         models = tuple((run.id, run.config.total_steps) for run in cohort.runs)
-        yield Stack(Material(workdir, cohort, index, EvalConfig()), models)
+        yield ModelBatch(EvalData(workdir, cohort, index, EvalConfig()), models)
 
 
 def in_rows_of_their_own(
@@ -88,16 +88,16 @@ def measure(workdir: epath.Path, task: str, items: int, compared: int) -> None:
     """Prints seconds for all models, and how far the scores are from those of rows of their own."""
     models, seconds, apart, chosen = 0, np.zeros(2), 0.0, []
     for stack in stacks(workdir):
-        shape, params_M = stack.material.shape, stack.params_M
-        rows = stack.material.rows(task, items, shape.sequence_length)
+        shape, params_M = stack.eval_data.shape, stack.params_M
+        rows = stack.eval_data.rows(task, items, shape.sequence_length)
         for again in range(2):
             start = time.perf_counter()
-            scores = tasks.score(shape.model, params_M, rows, stack.material.config.batch_size)
+            scores = tasks.score(shape.model, params_M, rows, stack.eval_data.config.batch_size)
             seconds[again] += time.perf_counter() - start
         models += len(stack.models)
         chosen += [of["accuracy"] for of in tasks.metrics(rows, scores)]
         some = drawn_items(task, items)[:compared]
-        tokenizer, length = stack.material.tokenizer, shape.sequence_length
+        tokenizer, length = stack.eval_data.tokenizer, shape.sequence_length
         expected_MC = in_rows_of_their_own(shape.model, params_M, some, tokenizer, length)
         found_MC = scores.log_likelihood_MC[:, : expected_MC.shape[1]]
         apart = max(apart, float(np.abs(found_MC - expected_MC).max()))

@@ -7,8 +7,8 @@ import jax
 from etils import epath
 
 from eval.config import SCOPES, EvalConfig
+from eval.eval_data import EvalData
 from eval.evaluators.finetuning import domain_passages, item_passages
-from eval.material import Material
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import ConfigError, require
 from olmo_jax.data import DataError
@@ -64,7 +64,7 @@ def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
         for name in names:
             _check_task(f"{_AT}.{key}", name, split)
     for name in config.finetune.tasks:
-        item_passages(Material(epath.Path(), cohort, index, config), name, config.finetune)
+        item_passages(EvalData(epath.Path(), cohort, index, config), name, config.finetune)
     _check_matrices(config, cohort)
     _check_measured(config, cohort)
 

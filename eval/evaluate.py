@@ -11,8 +11,8 @@ from etils import epath
 
 from eval import results
 from eval.config import EvalConfig
+from eval.eval_data import EvalData, Model, ModelBatch, StoppedError
 from eval.evaluators.dynamics import losses_behind
-from eval.material import Material, Model, Stack, StoppedError
 from eval.results import Evaluation
 from eval.suite import KINDS, WITHOUT_TEXT, evaluations
 from olmo_jax import checkpoint
@@ -174,9 +174,9 @@ def evaluate(
     groups: dict[tuple[Any, ...], list[Job]] = collections.defaultdict(list)
     for job in jobs(workdir, cohort, config, choice):
         groups[job.models, _order(job.evaluation)].append(job)
-    material = Material(workdir, cohort, index, config, stop)
+    eval_data = EvalData(workdir, cohort, index, config, stop)
     for (models, _), of_models in sorted(groups.items(), key=lambda group: group[0][1]):
-        stack = Stack(material, models)
+        stack = ModelBatch(eval_data, models)
         for kind, of_kind in itertools.groupby(of_models, key=lambda job: job.evaluation.kind):
             chosen = [job.evaluation for job in of_kind]
             start = time.monotonic()

@@ -9,9 +9,9 @@ import numpy as np
 
 from eval import tasks
 from eval.config import EvalConfig
+from eval.eval_data import ModelBatch
 from eval.evaluators import dynamics, finetuning, local_dimension, perturbation, quantization
 from eval.lm_loss import Losses
-from eval.material import Stack
 from eval.results import Evaluation, Measured
 from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import unigram_loss
@@ -53,7 +53,7 @@ def _perturbations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]
     ]
 
 
-def _lm_loss(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def _lm_loss(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     losses = stack.losses
     errors, bits = (stack.summaries(*of) for of in ((losses.standard_errors(), True), (losses.bits_per_byte,)))
     found = []
@@ -77,16 +77,16 @@ def by_document(losses: Losses, member: int) -> dict[str, dict[str, list[float]]
     return found
 
 
-def _unigram(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def _unigram(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """Loss of a unigram model of the training tokens on the same validation tokens: what any model should beat."""
-    material = stack.material
-    domains = material.shape.config.data.train_domains
-    rows = {d: np.array([unigram_loss(material.index, domains, of)]) for d, of in material.documents.items()}
-    tokens = {d: sum(map(len, of)) for d, of in material.documents.items()}
+    eval_data = stack.eval_data
+    domains = eval_data.shape.config.data.train_domains
+    rows = {d: np.array([unigram_loss(eval_data.index, domains, of)]) for d, of in eval_data.documents.items()}
+    tokens = {d: sum(map(len, of)) for d, of in eval_data.documents.items()}
     return [Measured(stack.summaries(rows)[0], {"tokens": tokens})] * len(stack.models)
 
 
-def _noise(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def _noise(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     settings = evaluation.settings
     draws = []
     for draw in range(settings["draws"]):
@@ -108,10 +108,10 @@ def _noisy(params_M: Any, key: jax.Array, scale: float, relative: bool, pattern:
     return over_members(lambda params: perturbation.add_noise(params, key, scale, relative, pattern))(params_M)
 
 
-def _truncation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
-    shape = stack.material.shape
+def _truncation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+    shape = stack.eval_data.shape
     rank = perturbation.kept_dimensions(evaluation.settings["kept"], shape.model.d_model)
-    params_M = _truncated(stack.params_M, rank, stack.material.index.vocab_size)
+    params_M = _truncated(stack.params_M, rank, stack.eval_data.index.vocab_size)
     told = stack.told_with_rise(stack.losses_of(params_M))
     return [Measured(measured.metrics | {"kept_rank": float(rank)}, measured.more) for measured in told]
 
@@ -121,26 +121,26 @@ def _truncated(params_M: Any, rank: int, vocabulary: int) -> Any:
     return over_members(lambda params: perturbation.truncate_unembedding(params, rank, vocabulary))(params_M)
 
 
-def _tasks(stack: Stack, evaluation: Evaluation) -> list[Measured]:
-    settings, material = evaluation.settings, stack.material
-    tokens = settings["tokens"] or material.shape.sequence_length
-    rows = material.rows(settings["task"], settings["items"], tokens)
-    scores = tasks.score(material.shape.model, stack.params_M, rows, material.config.batch_size)
+def _tasks(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+    settings, eval_data = evaluation.settings, stack.eval_data
+    tokens = settings["tokens"] or eval_data.shape.sequence_length
+    rows = eval_data.rows(settings["task"], settings["items"], tokens)
+    scores = tasks.score(eval_data.shape.model, stack.params_M, rows, eval_data.config.batch_size)
     sources = task_items.sources(settings["task"])
     return [Measured(of, {"sources": sources}) for of in tasks.metrics(rows, scores)]
 
 
-def _each(measure: Callable[[Stack, Evaluation], list[Measured]]) -> Callable:
+def _each(measure: Callable[[ModelBatch, Evaluation], list[Measured]]) -> Callable:
     """One evaluation after the other."""
 
-    def measured(stack: Stack, chosen: Sequence[Evaluation]) -> Iterator[list[Measured]]:
+    def measured(stack: ModelBatch, chosen: Sequence[Evaluation]) -> Iterator[list[Measured]]:
         return (measure(stack, evaluation) for evaluation in chosen)
 
     return measured
 
 
 # How each kind is done: from a stack and evaluations of that kind to what each of these says of each model, in turn.
-KINDS: dict[str, Callable[[Stack, Sequence[Evaluation]], Iterator[list[Measured]]]] = {
+KINDS: dict[str, Callable[[ModelBatch, Sequence[Evaluation]], Iterator[list[Measured]]]] = {
     "lm_loss": _each(_lm_loss),
     "unigram": _each(_unigram),
     "round_to_nearest": _each(quantization.round_to_nearest),

@@ -73,7 +73,7 @@ class Checkpoints:
         self._path = path
         if processes.is_first():
             drop_damaged_metadata(path)
-        processes.meet("damaged metadata dropped")
+        processes.barrier("damaged metadata dropped")
         with reading_errors(path):
             self._manager = open_manager(path)
 
@@ -124,7 +124,7 @@ class Checkpoints:
             failed = None
         except CheckpointError as error:
             failed = error
-        if processes.anyone(failed is not None) or restored is None:
+        if processes.any_process(failed is not None) or restored is None:
             raise failed or CheckpointError(f"{place}: another process can't read it")
         state = State(params=restored["params"], **restored["moments"])
         if changed := [name for name, value in checksums(state).items() if saved.get(name) != value]:
@@ -140,7 +140,7 @@ class Checkpoints:
                     _load(self._path, step, item)
         except CheckpointError as error:
             failed = error
-        if processes.anyone(failed is not None):
+        if processes.any_process(failed is not None):
             raise failed or CheckpointError(f"{self._path / str(step)}: the first process can't read it")
 
     def set_aside(self, step: int) -> epath.Path:
@@ -150,21 +150,21 @@ class Checkpoints:
         taken = {p.name for p in folder.iterdir()}
         free = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
         place = folder / next(name for name in free if name not in taken)
-        processes.meet("set aside")  # all have seen what is taken
+        processes.barrier("set aside")  # all have seen what is taken
         if processes.is_first():
             (self._path / str(step)).rename(place)
-        processes.meet("set aside, done")
+        processes.barrier("set aside, done")
         self._manager.reload()
         return place
 
     def delete(self, step: int) -> None:
         """Delete a checkpoint; if that is interrupted, no part of it is left where checkpoints are looked for."""
-        processes.meet("delete")
+        processes.barrier("delete")
         if processes.is_first():
             self._deleted.mkdir(exist_ok=True)
             (self._path / str(step)).rename(self._deleted / str(step))
             self._deleted.rmtree()
-        processes.meet("delete, done")
+        processes.barrier("delete, done")
         self._manager.reload()
 
     def wait(self) -> None:

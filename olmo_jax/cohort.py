@@ -64,8 +64,8 @@ class Shape:
         return Shape(dataclasses.replace(config, mesh=fsdp, data=data), "", "", self.arithmetic)
 
     @property
-    def lasting(self) -> "Shape":
-        """Without how and on what a step is carried out, which may change from one start to the next."""
+    def cohort_key(self) -> "Shape":
+        """Return what tells cohorts apart: all but how and on what a step is carried out, which may change."""
         return dataclasses.replace(self, config=reset(self.config, Role.EXECUTION))
 
 
@@ -95,7 +95,7 @@ class Cohort:
         """By the shape alone: runs that join later change nothing of it, and parts share it."""
         s = self.shape.model
         readable = f"d{s.d_model}-l{s.n_layers}-b{self.shape.batch_size}"
-        return self.recorded_id or f"{readable}-{digest(_identity(self.shape.lasting))[:8]}"
+        return self.recorded_id or f"{readable}-{digest(_identity(self.shape.cohort_key))[:8]}"
 
     @property
     def folder(self) -> str:

@@ -17,7 +17,7 @@ from jax import Array
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.execution.attention import causal_attention
 from olmo_jax.execution.matmul import linear
-from olmo_jax.execution.plan import Compute
+from olmo_jax.execution.plan import ExecutionPlan
 
 
 class Packing(NamedTuple):
@@ -108,7 +108,7 @@ class Attention(nn.Module):
     """Causal self-attention; with `last` the queries are those of the last position alone."""
 
     config: ModelConfig
-    compute: Compute
+    compute: ExecutionPlan
     last: bool = False
 
     @nn.compact
@@ -163,7 +163,7 @@ class MLP(nn.Module):
     """The feed-forward network of a block, gated (SwiGLU) or not (GELU)."""
 
     config: ModelConfig
-    compute: Compute
+    compute: ExecutionPlan
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
@@ -185,7 +185,7 @@ class Block(nn.Module):
     """
 
     config: ModelConfig
-    compute: Compute = Compute("dense")
+    compute: ExecutionPlan = ExecutionPlan("dense")
     train: bool = False
     last: bool = False
 

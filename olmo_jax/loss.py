@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from olmo_jax.execution.matmul import settled, transposed
+from olmo_jax.execution.matmul import optimization_barrier, transposed
 from olmo_jax.model import unembed
 
 # Logits that are held at a time in training: on a CPU 32 MiB in float32, of which tiles of 4,096 rows of W go through
@@ -176,7 +176,7 @@ def _gradients(
 
     def tile(carry, start, size, logits_NC):
         dx_ND, dw_VD = carry
-        d_NC = settled(gradient_of(logits_NC, start).astype(x_ND.dtype))
+        d_NC = optimization_barrier(gradient_of(logits_NC, start).astype(x_ND.dtype))
         w_CD = jax.lax.dynamic_slice_in_dim(w_VD, start, size).astype(x_ND.dtype)
         dx_ND += jnp.matmul(d_NC, w_CD, preferred_element_type=dx_ND.dtype)
         dw_CD = jnp.matmul(transposed(d_NC), x_ND, preferred_element_type=dw_VD.dtype)

@@ -23,10 +23,10 @@ from jax import Array
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.model import parameter_count as parameter_count
 from olmo_jax.config.validation import require
-from olmo_jax.execution import plan as computing
+from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.attention import Spans
-from olmo_jax.execution.matmul import settled
-from olmo_jax.execution.plan import Compute
+from olmo_jax.execution.matmul import optimization_barrier
+from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.layers import Block, Norm, Packing, truncated_normal
 from olmo_jax.layers import layer_norm as layer_norm
 from olmo_jax.layers import rms_norm as rms_norm
@@ -106,7 +106,7 @@ def hidden(
     tokens_BL: Array,
     layers: bool = False,
     dropout_key: Array | None = None,
-    compute: Compute | None = None,
+    compute: ExecutionPlan | None = None,
     last: bool = False,
     spans: Spans | None = None,
 ) -> Hidden:
@@ -123,9 +123,9 @@ def hidden(
     Raises:
       ConfigError: more tokens than positions that were learned.
     """
-    compute = computing.forward(config) if compute is None else compute
+    compute = execution_plan.forward(config) if compute is None else compute
     # Made once for all blocks, or a CPU would make them anew in each.
-    packing = None if spans is None else Packing(*map(settled, (spans.position_BL, spans.seen_B1LL)))
+    packing = None if spans is None else Packing(*map(optimization_barrier, (spans.position_BL, spans.seen_B1LL)))
     x_BLD, block_keys = embed(config, params, tokens_BL, packing=packing), None
     if dropout_key is not None:
         embedding_key, *block_keys = jax.random.split(dropout_key, config.n_layers + 1)
@@ -159,7 +159,7 @@ def _blocks(
     x_BLD: Array,
     keys: list[Array] | None,
     layers: bool,
-    compute: Compute,
+    compute: ExecutionPlan,
     last: bool,
     packing: Packing | None,
 ) -> tuple[Array, tuple[Array, ...]]:
@@ -231,14 +231,14 @@ def extend(config: ModelConfig, params: Params, tokens_BL: Array, cache: Cache) 
 
 
 def block_inputs(
-    config: ModelConfig, block_params: Params, x_BLD: Array, compute: Compute | None = None
+    config: ModelConfig, block_params: Params, x_BLD: Array, compute: ExecutionPlan | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """Return the states after one block, and each projection's input, `[B, L, in]` by path, such as attention/query.
 
     Args:
       block_params: of the block alone, such as params["blocks_0"]. x_BLD: the states before it.
     """
-    module = Block(config, computing.forward(config) if compute is None else compute)
+    module = Block(config, execution_plan.forward(config) if compute is None else compute)
     (out_BLD, _), kept = module.apply({"params": block_params}, x_BLD, 0, None, mutable=["inputs"])  # type: ignore[misc]
     return out_BLD, {
         f"{part}/{name}": x_BLI for part, inputs in kept["inputs"].items() for name, (x_BLI,) in inputs.items()

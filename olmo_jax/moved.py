@@ -13,6 +13,7 @@ MOVED = {
     "eval.calibrate": "eval.evaluators.calibrate",
     "eval.dynamics": "eval.evaluators.dynamics",
     "eval.finetune": "eval.evaluators.finetuning",
+    "eval.material": "eval.eval_data",
     "eval.local_dimension": "eval.evaluators.local_dimension",
     "eval.perturb": "eval.evaluators.perturbation",
     "eval.quantizations": "eval.evaluators.quantization",

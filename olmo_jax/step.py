@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from olmo_jax import loss, model, optimizer
 from olmo_jax.cohort import Shape
 from olmo_jax.config import ModelConfig
-from olmo_jax.execution import plan as computing
+from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution import sharding
-from olmo_jax.execution.plan import Compute
+from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.optimizer import Hyper
 
 with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
@@ -61,7 +61,7 @@ def member_step(
     h: Hyper,
     tokens_BL: Array,
     mesh: Mesh | None = None,
-    compute: Compute | None = None,
+    compute: ExecutionPlan | None = None,
     weights_BL: Array | None = None,
 ) -> tuple[State, Metrics]:
     """One update of one member on `[B, L + 1]` tokens; `mesh` is needed where parameters are fully sharded over it.
@@ -72,7 +72,7 @@ def member_step(
     the step; a member at its total steps (an inert one has 0) is left as it is.
     """
 
-    compute = computing.forward(shape.model) if compute is None else compute
+    compute = execution_plan.forward(shape.model) if compute is None else compute
     # A function of seed and step alone, so that a resumed run drops what it would have dropped.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
     of_batch = functools.partial(_gradients, shape, compute, mesh, state.params)
@@ -104,7 +104,7 @@ def member_step(
 
 def _gradients(
     shape: Shape,
-    compute: Compute,
+    compute: ExecutionPlan,
     mesh: Mesh | None,
     params: Any,
     tokens_BL: Array,

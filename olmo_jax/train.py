@@ -15,11 +15,11 @@ from olmo_jax.cohort import Cohort, Run, Shape
 from olmo_jax.config import ConfigError, require
 from olmo_jax.config.identity import identity_fields
 from olmo_jax.console import progress, say
-from olmo_jax.data.batches import Feed
+from olmo_jax.data.batches import BatchLoader
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.execution import memory, processes, sharding
 from olmo_jax.execution import program as programs
-from olmo_jax.execution.plan import Compute
+from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.files import DamagedFileError, read_json, write_json
 from olmo_jax.logs.metrics import MetricsError, MetricsLog, check_rows, resume_at
 from olmo_jax.logs.timing import Clock, Trace
@@ -51,13 +51,13 @@ def train_cohort(
       True if every member is done, False if `stop` ended it.
     """
     shape, runs = cohort.shape, cohort.runs
-    if processes.first_says(all(has_ended(workdir, run.id) for run in runs)):
+    if processes.broadcast(all(has_ended(workdir, run.id) for run in runs)):
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.config.mesh, len(runs))
     compute = _kept_or_decided(workdir, cohort, mesh)
     say(f"{cohort.folder}: {compute}")
-    feed = Feed(index, [run.config for run in runs], mesh, compute.steps_per_call)
+    feed = BatchLoader(index, [run.config for run in runs], mesh, compute.steps_per_call)
     probes = cohort_probes(cohort, index, compute.mapping, mesh)
     due, total = cohorts.checkpoint_steps(cohort), cohort.segment_ends[-1]
     trace = Trace(workdir / "profile" / cohort.folder, traced)
@@ -102,7 +102,7 @@ def train_cohort(
                         for probe in to_probe:
                             log.also(jax.block_until_ready(probe(state.params, padded)))
                             clock.event("probe", step)
-                        stopped = processes.anyone(stop())
+                        stopped = processes.any_process(stop())
                         if step in due or stopped:
                             jax.block_until_ready(state)
                             clock.event("steps", step)
@@ -152,7 +152,7 @@ def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
             check_rows(workdir / "runs" / cohort.runs[i].id, step)
     except MetricsError as error:
         failed = error
-    if processes.anyone(failed is not None):
+    if processes.any_process(failed is not None):
         raise failed or MetricsError(f"another process can't read the metrics up to step {step}")
 
 
@@ -165,7 +165,7 @@ def _tidy(checkpoints: Checkpoints, cohort: Cohort, step: int, due: set[int]) ->
         checkpoints.delete(extra)
 
 
-def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> Compute:
+def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> ExecutionPlan:
     """How the cohort's steps are carried out: decided once and kept, so that a resumed training does as it did.
 
     Decided again for another configuration, mesh or kind of device.
@@ -188,7 +188,7 @@ def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mes
     return chosen
 
 
-def _kept(path: epath.Path, asked: Mapping[str, Any]) -> Compute | None:
+def _kept(path: epath.Path, asked: Mapping[str, Any]) -> ExecutionPlan | None:
     """What was decided for what is `asked`; None where that was something else, or the file is damaged (told)."""
     remedy = "how steps are carried out is decided anew"
     try:
@@ -198,7 +198,7 @@ def _kept(path: epath.Path, asked: Mapping[str, Any]) -> Compute | None:
         return None
     if kept.get("asked") != asked:
         return None
-    chosen = Compute.of_record(kept.get("chosen"))
+    chosen = ExecutionPlan.of_record(kept.get("chosen"))
     if chosen is None:
         say(f"{path}: isn't what was written; {remedy}")
     return chosen

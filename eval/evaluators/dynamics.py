@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from eval.eval_data import EvalData, ModelBatch
 from eval.lm_loss import standard_error
-from eval.material import Material, Stack
 from eval.results import Evaluation, Measured, read
 from geometry.similarity import linear_cka
 from olmo_jax import checkpoint, model, optimizer
@@ -24,7 +24,7 @@ RANK = "unembedding/effective_rank"
 COLLAPSE = ("collapse", "collapse_after")
 
 
-def saturation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def saturation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """Of runs at their end: whether the in-domain loss rose after its best, and when the unembedding's rank fell.
 
     `rise` is the final loss minus the best of all checkpoints, with its paired standard error by document; `saturated`
@@ -32,16 +32,16 @@ def saturation(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     that the rise is at least 0 and a little too large: two errors are no test at 5 %. Beside it the learning rate over
     its peak at the best step.
     """
-    return [_saturation(stack.material, run, step, evaluation) for run, step in stack.models]
+    return [_saturation(stack.eval_data, run, step, evaluation) for run, step in stack.models]
 
 
-def _saturation(material: Material, run: str, end: int, evaluation: Evaluation) -> Measured:
-    losses = _losses_by_step(material, run, evaluation)
-    domains = material.shape.config.data.train_domains or material.text.domains
+def _saturation(eval_data: EvalData, run: str, end: int, evaluation: Evaluation) -> Measured:
+    losses = _losses_by_step(eval_data, run, evaluation)
+    domains = eval_data.shape.config.data.train_domains or eval_data.text.domains
     rise = rise_after_best({step: [of[d] for d in domains if d in of] for step, of in losses.items()})
-    (config,) = (r.config for r in material.cohort.runs if r.id == run)
+    (config,) = (r.config for r in eval_data.cohort.runs if r.id == run)
     share, after = (evaluation.settings[name] for name in COLLAPSE)
-    ranks = {step: rank for step, rank in _ranks(material, run).items() if step >= after * end}
+    ranks = {step: rank for step, rank in _ranks(eval_data, run).items() if step >= after * end}
     metrics = rise | collapse(ranks, share)
     if not config.imported and not math.isnan(rise["best_step"]):
         rate = optimizer.learning_rate(optimizer.hyper(config), np.array(rise["best_step"]))
@@ -111,30 +111,30 @@ def losses_behind(evaluation: Evaluation) -> dict[str, Any]:
     return {k: v for k, v in evaluation.settings.items() if k not in COLLAPSE}
 
 
-def _losses_by_step(material: Material, run: str, evaluation: Evaluation) -> dict[int, Any]:
+def _losses_by_step(eval_data: EvalData, run: str, evaluation: Evaluation) -> dict[int, Any]:
     """The losses by document that lm_loss has stored, by step."""
     losses = Evaluation("lm_loss", "lm_loss", losses_behind(evaluation))
-    stored = {s: read(material.workdir, run, s, losses) for s in checkpoint.run_steps(material.workdir, run)}
+    stored = {s: read(eval_data.workdir, run, s, losses) for s in checkpoint.run_steps(eval_data.workdir, run)}
     return {step: result["documents"] for step, result in stored.items() if result is not None}
 
 
-def _ranks(material: Material, run: str) -> dict[int, float]:
-    rows = read_jsonl(material.workdir / "runs" / run / METRICS)
+def _ranks(eval_data: EvalData, run: str) -> dict[int, float]:
+    rows = read_jsonl(eval_data.workdir / "runs" / run / METRICS)
     return {row["step"]: row[RANK] for row in rows if row.get(RANK) is not None}
 
 
-def cka(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def cka(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """Linear CKA of the states of each layer, and of the final ones, to those of the run's last checkpoint.
 
     Of the first tokens of the validation documents of the domains trained on, each after a BOS. 1 says that a layer has
     become what it stays, up to rotation and scale. `layer_<i>` is after block i, before the final norm.
     """
-    material = stack.material
-    tokens_NL, points_P = _points(material, evaluation.settings["tokens"])
-    ends = {run.id: run.config.total_steps for run in material.cohort.runs}
-    last_M = material.load_last(tuple(run for run, _ in stack.models))
-    alike_MK = np.asarray(_alike(material.shape.model, tokens_NL, points_P, stack.params_M, last_M))
-    names = [f"layer_{i}" for i in range(material.shape.model.n_layers)] + ["final_states"]
+    eval_data = stack.eval_data
+    tokens_NL, points_P = _points(eval_data, evaluation.settings["tokens"])
+    ends = {run.id: run.config.total_steps for run in eval_data.cohort.runs}
+    last_M = eval_data.load_last(tuple(run for run, _ in stack.models))
+    alike_MK = np.asarray(_alike(eval_data.shape.model, tokens_NL, points_P, stack.params_M, last_M))
+    names = [f"layer_{i}" for i in range(eval_data.shape.model.n_layers)] + ["final_states"]
     rows = [dict(zip(names, map(float, row_K), strict=True)) for row_K in alike_MK]
     return [
         Measured(row, {"points": len(points_P), "reference": ends[run]})
@@ -142,10 +142,10 @@ def cka(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     ]
 
 
-def _points(material: Material, count: int) -> tuple[Array, Array]:
+def _points(eval_data: EvalData, count: int) -> tuple[Array, Array]:
     """Windows `[N, L]` of the first documents, and the places of the first `count` states that count in them."""
-    text = material.text
-    domains = material.shape.config.data.train_domains
+    text = eval_data.text
+    domains = eval_data.shape.config.data.train_domains
     trained = [domain in domains or not domains for domain in text.domains]
     rows = np.flatnonzero(np.array(trained)[text.domain_K[text.document_N]])
     ends_N = np.cumsum(text.weights_NL[rows].sum(axis=1))

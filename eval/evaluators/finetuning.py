@@ -13,7 +13,7 @@ from etils import epath
 
 from eval import results, task_rows, tasks
 from eval.config import EvalConfig, FinetuneConfig
-from eval.material import Material, Stack, StoppedError
+from eval.eval_data import EvalData, ModelBatch, StoppedError
 from eval.results import Evaluation, Measured
 from olmo_jax import optimizer
 from olmo_jax.cohort import Shape
@@ -22,10 +22,10 @@ from olmo_jax.config.identity import identity_fields
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import in_order, train_windows
-from olmo_jax.execution import plan as computing
+from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.members import over_members
 from olmo_jax.probes.geometry import make_probes
-from olmo_jax.probes.texts import Passage, scored_passage, text_passages, texts_by_name
+from olmo_jax.probes.texts import EvaluationSet, scored_passage, text_passages, texts_by_name
 from olmo_jax.step import State, init_member, member_step
 from olmo_jax.storage.names import file_name
 from olmo_jax.train import probe_documents
@@ -72,7 +72,9 @@ def finetune(
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
     state = _initial(start)
     # What else the training was told is of its machine and batch.
-    compute = computing.forward(shape.model)._replace(remat=shape.config.compute.remat, members=models * len(places))
+    compute = execution_plan.forward(shape.model)._replace(
+        remat=shape.config.compute.remat, members=models * len(places)
+    )
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
 
     rows: list[list[Row]] = [[] for _ in seed_M]
@@ -122,14 +124,14 @@ def _run(config: FinetuneConfig, shape: Shape, rate: float, seed: int) -> TrainC
     return dataclasses.replace(base, data=data)
 
 
-def text_batches(material: Material, domain: str, config: FinetuneConfig) -> Batches:
+def text_batches(eval_data: EvalData, domain: str, config: FinetuneConfig) -> Batches:
     """Windows of a domain's training text, in the order of each seed."""
-    length = material.shape.sequence_length
-    streams = [train_windows(material.index, (domain,), length, config.batch_size, seed) for seed in config.seeds]
+    length = eval_data.shape.sequence_length
+    streams = [train_windows(eval_data.index, (domain,), length, config.batch_size, seed) for seed in config.seeds]
     return lambda step: (np.stack([stream[step] for stream in streams]), None)
 
 
-def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[Passage]:
+def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[EvaluationSet]:
     """What config.probe.texts names, "train" and "validation" being those of the domain that is trained on.
 
     Raises ConfigError for a text that isn't there or is too short.
@@ -138,13 +140,13 @@ def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[Passag
     return text_passages(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
 
 
-def item_passages(material: Material, task: str, config: FinetuneConfig) -> list[Passage]:
+def item_passages(eval_data: EvalData, task: str, config: FinetuneConfig) -> list[EvaluationSet]:
     """The same where a task is trained on: "train" and "validation" are its items with their right answers."""
-    texts, index = material.shape.config.probe.texts, material.index
+    texts, index = eval_data.shape.config.probe.texts, eval_data.index
     found = []
     for name in texts.names:
         if name in ("train", "validation"):
-            tokens_Nl, weights_NL = _right_answers(material, task, config, name)
+            tokens_Nl, weights_NL = _right_answers(eval_data, task, config, name)
             drawn = np.random.default_rng(0).permutation(len(tokens_Nl))[: texts.documents]  # they come by length
             found.append(scored_passage(texts, name, tokens_Nl[drawn], weights_NL[drawn] > 0))
         else:
@@ -152,19 +154,19 @@ def item_passages(material: Material, task: str, config: FinetuneConfig) -> list
     return found
 
 
-def _right_answers(material: Material, task: str, config: FinetuneConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _right_answers(eval_data: EvalData, task: str, config: FinetuneConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Items with their right answers: tokens `[N, L + 1]`, and the weights `[N, L]` of what they predict."""
     items = task_items.items(task, split)
     if split == "train" and config.train_items:
         drawn = np.random.default_rng(0).permutation(len(items))[: config.train_items]
         items = [items[i] for i in sorted(drawn)]
     right = [item._replace(contexts=(item.context,), choices=(item.choices[item.gold],), gold=0) for item in items]
-    return _in_one_length(task_rows.pieces(right, material.tokenizer, config.item_tokens), config.item_tokens)
+    return _in_one_length(task_rows.pieces(right, eval_data.tokenizer, config.item_tokens), config.item_tokens)
 
 
-def item_batches(material: Material, task: str, config: FinetuneConfig) -> Batches:
+def item_batches(eval_data: EvalData, task: str, config: FinetuneConfig) -> Batches:
     """Training items with their right answers, whose tokens alone bear loss, in the order of each seed."""
-    tokens_Nl, weights_NL = _right_answers(material, task, config, "train")
+    tokens_Nl, weights_NL = _right_answers(eval_data, task, config, "train")
     orders = [in_order(range(len(tokens_Nl)), config.batch_size, seed) for seed in config.seeds]
 
     def of_step(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +218,7 @@ def evaluations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
     return found
 
 
-def measure(stack: Stack, chosen: Sequence[Evaluation]) -> Iterator[list[Measured]]:
+def measure(stack: ModelBatch, chosen: Sequence[Evaluation]) -> Iterator[list[Measured]]:
     """What `chosen`, evaluations as above, say of each model: their learning rates are trained together.
 
     Loss by domain after fine-tuning as of any model, mean over seeds, and with it:
@@ -232,32 +234,32 @@ def measure(stack: Stack, chosen: Sequence[Evaluation]) -> Iterator[list[Measure
         rates = tuple(e.settings["learning_rate"] for e in chosen if e.settings["target"] == target)
         before, courses = _courses(stack, target, rates)
         for rate in rates:
-            by_seed = [courses[rate, seed] for seed in stack.material.config.finetune.seeds]
+            by_seed = [courses[rate, seed] for seed in stack.eval_data.config.finetune.seeds]
             yield [_told(stack, before[m], [of[m] for of in by_seed]) for m in range(len(stack.models))]
 
 
 def _courses(
-    stack: Stack, target: str, rates: tuple[float, ...]
+    stack: ModelBatch, target: str, rates: tuple[float, ...]
 ) -> tuple[list[Row], dict[tuple[float, int], list[Course]]]:
     """A row for each model before fine-tuning, and the courses of all."""
-    material = stack.material
-    config = dataclasses.replace(material.config.finetune, learning_rates=rates)
+    eval_data = stack.eval_data
+    config = dataclasses.replace(eval_data.config.finetune, learning_rates=rates)
     task = target.removeprefix("task:") if target.startswith("task:") else ""
-    length = config.item_tokens if task else material.shape.sequence_length
-    batches = item_batches(material, task, config) if task else text_batches(material, target, config)
-    windows = dataclasses.replace(material.shape.config.data, batch_size=config.batch_size, sequence_length=length)
-    shape = material.shape.with_config(data=windows)
-    documents = probe_documents(material.cohort, material.index)
-    read = item_passages(material, task, config) if task else domain_passages(shape, material.index, target)
-    vocabulary = material.index.vocab_size
+    length = config.item_tokens if task else eval_data.shape.sequence_length
+    batches = item_batches(eval_data, task, config) if task else text_batches(eval_data, target, config)
+    windows = dataclasses.replace(eval_data.shape.config.data, batch_size=config.batch_size, sequence_length=length)
+    shape = eval_data.shape.with_config(data=windows)
+    documents = probe_documents(eval_data.cohort, eval_data.index)
+    read = item_passages(eval_data, task, config) if task else domain_passages(shape, eval_data.index, target)
+    vocabulary = eval_data.index.vocab_size
     probes = make_probes(shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, passages=read)
 
     def measure_all(params: Any) -> list[Row]:
         losses = stack.losses if params is stack.params_M else stack.losses_of(params)
         rows: list[Row] = [dict(row) for row in stack.summaries(losses.by_domain)]
         if task:
-            rows_of_task = material.rows(task, config.task_items, config.item_tokens)
-            scores = tasks.score(shape.model, params, rows_of_task, material.config.batch_size)
+            rows_of_task = eval_data.rows(task, config.task_items, config.item_tokens)
+            scores = tasks.score(shape.model, params, rows_of_task, eval_data.config.batch_size)
             right_C = rows_of_task.place_C == rows_of_task.gold_I[rows_of_task.item_C]
             nats_M = -scores.log_likelihood_MC[:, right_C].sum(axis=1) / rows_of_task.tokens_C[right_C].sum()
             for row, of_task, nats in zip(rows, tasks.metrics(rows_of_task, scores), nats_M, strict=True):
@@ -271,13 +273,13 @@ def _courses(
                 row |= {f"geometry/{name}": float(x_M[m]) for name, x_M in found.items()}
         return rows
 
-    return measure_all(stack.params_M), finetune(config, shape, stack.params_M, batches, measure_all, material.stop)
+    return measure_all(stack.params_M), finetune(config, shape, stack.params_M, batches, measure_all, eval_data.stop)
 
 
-def _told(stack: Stack, before: Row, courses: Sequence[Course]) -> Measured:
+def _told(stack: ModelBatch, before: Row, courses: Sequence[Course]) -> Measured:
     """One model at one learning rate, over seeds."""
     along, ends, bests = [], [], []
-    for seed, course in zip(stack.material.config.finetune.seeds, courses, strict=True):
+    for seed, course in zip(stack.eval_data.config.finetune.seeds, courses, strict=True):
         rows = [row | {"forgetting": row["in_domain"] - before["in_domain"]} for row in course.rows]
         if course.diverged_at >= 0:  # the parameters before it blew up would pass for a gentle fine-tuning
             rows = [row | dict.fromkeys(row.keys() - {"step", "tokens"}, math.nan) for row in rows]
@@ -295,9 +297,9 @@ def _told(stack: Stack, before: Row, courses: Sequence[Course]) -> Measured:
     return Measured(metrics, {"before": before, "along": along})
 
 
-def best(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def best(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """The learning rate with the least target loss at its best point, from the stored results of all of them."""
-    return [_best(stack.material.workdir, run, step, evaluation) for run, step in stack.models]
+    return [_best(stack.eval_data.workdir, run, step, evaluation) for run, step in stack.models]
 
 
 def _best(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> Measured:

@@ -10,12 +10,12 @@ import jax
 from jax import Array
 
 from eval.config import EvalConfig
-from eval.material import Stack
+from eval.eval_data import ModelBatch
 from eval.results import Evaluation, Measured
 from olmo_jax.config import ModelConfig, TextsConfig
 from olmo_jax.config.identity import identity_fields
 from olmo_jax.execution.members import over_members
-from olmo_jax.probes.texts import Passage, members_at_once, passages, read_states, states_geometry
+from olmo_jax.probes.texts import EvaluationSet, members_at_once, passages, read_states, states_geometry
 
 METRICS = ("local_two_nn", "local_two_nn_std", "points")
 
@@ -26,9 +26,9 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
     return [Evaluation("local_dimension", "local_dimension", asked)] if config.dimension.points else []
 
 
-def measure(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def measure(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """Of each model, by `<states>.<text>/n<N>_l<L>/<metric>`: mean, standard deviation over points, and points."""
-    cohort, settings = stack.material.cohort, evaluation.settings
+    cohort, settings = stack.eval_data.cohort, evaluation.settings
     texts = dataclasses.replace(cohort.shape.config.probe.texts, points=max(settings["points"]), metrics=METRICS)
     configs = [
         dataclasses.replace(run.config, probe=dataclasses.replace(run.config.probe, texts=texts)) for run in cohort.runs
@@ -36,7 +36,7 @@ def measure(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     ids = [run.id for run in cohort.runs]
     places = [ids.index(run) for run, _ in stack.models]
     rows: list[dict[str, float]] = [{} for _ in places]
-    for passage in passages(configs, stack.material.index):
+    for passage in passages(configs, stack.eval_data.index):
         at_once = members_at_once(texts, cohort.shape.model, [passage])
         mapping = Mapping(cohort.shape.config.mapping, at_once)
         states = _states(texts, cohort.shape.model, mapping, passage, stack.params_M, passage.of(places)[1])
@@ -63,7 +63,12 @@ class Mapping(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("texts", "architecture", "mapping"))
 def _states(
-    texts: TextsConfig, architecture: ModelConfig, mapping: Mapping, passage: Passage, params_M: Any, points_MKT: Any
+    texts: TextsConfig,
+    architecture: ModelConfig,
+    mapping: Mapping,
+    passage: EvaluationSet,
+    params_M: Any,
+    points_MKT: Any,
 ) -> dict[str, Array]:
     """States `[M, K, T, D]` of the tokens drawn from a passage, by name."""
     read = functools.partial(read_states, texts, architecture, passage)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.config import SCOPES, QuantizeConfig
+from eval.eval_data import ModelBatch
 from eval.evaluators.calibrate import Method, gptq_params
-from eval.material import Stack
 from eval.quantize import quantize_params
 from eval.results import Evaluation, Measured
 from olmo_jax.console import say
@@ -32,7 +32,7 @@ def evaluations(config: QuantizeConfig, text: dict[str, Any]) -> list[Evaluation
     return found
 
 
-def round_to_nearest(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def round_to_nearest(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """Loss after rounding to nearest with its rise, and the errors of weights."""
     settings = evaluation.settings
     bits, *how = _method(settings).rounding
@@ -41,17 +41,17 @@ def round_to_nearest(stack: Stack, evaluation: Evaluation) -> list[Measured]:
     return _with_errors(told, _weight_errors(stack.params_M, rounded_M))
 
 
-def gptq(stack: Stack, evaluation: Evaluation) -> list[Measured]:
+def gptq(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """The same by GPTQ, with the errors of outputs on the calibration tokens; says so where damping was raised."""
-    settings, material = evaluation.settings, stack.material
+    settings, eval_data = evaluation.settings, stack.eval_data
     method = _method(settings)._replace(act_order=settings["act_order"], damping=settings["damping"])
     quantized_M, errors = gptq_params(
-        material.shape.model,
+        eval_data.shape.model,
         stack.params_M,
-        material.calibration,
+        eval_data.calibration,
         settings["pattern"],
         method,
-        material.config.batch_size,
+        eval_data.config.batch_size,
     )
     told = stack.told_with_rise(stack.losses_of(quantized_M))
     by_path: dict[str, dict[str, Any]] = _weight_errors(stack.params_M, quantized_M)

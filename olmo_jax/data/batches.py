@@ -23,7 +23,7 @@ from olmo_jax.execution import sharding
 _MOST_BYTES = 2**30
 
 
-class Feed:
+class BatchLoader:
     """The batches of a cohort; each stream that members share is read once.
 
     Args:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from olmo_jax.execution.matmul import settled, transposed
+from olmo_jax.execution.matmul import optimization_barrier, transposed
 
 # Fewer rows than this make matmuls too small to be fast; more blocks than this take long to compile.
 _LEAST_ROWS, _MOST_BLOCKS = 64, 8
@@ -101,7 +101,7 @@ def _weights(q_BHTK: Array, k_BHSK: Array, seen: Array) -> tuple[Array, Array]:
     """Weights of the keys for each row of a block, not normalised, and one over their sum."""
     scores_BHTS = _matmul(q_BHTK, transposed(k_BHSK)) * _scale(q_BHTK)
     scores_BHTS = jnp.where(seen, scores_BHTS, -jnp.inf)
-    e_BHTS = settled(jnp.exp(scores_BHTS - jnp.max(scores_BHTS, axis=-1, keepdims=True)))
+    e_BHTS = optimization_barrier(jnp.exp(scores_BHTS - jnp.max(scores_BHTS, axis=-1, keepdims=True)))
     return e_BHTS, 1.0 / jnp.sum(e_BHTS, axis=-1, keepdims=True)
 
 
@@ -115,7 +115,7 @@ def _blocked_backward(saved, dmixed_BLHK: Array) -> tuple[Array, Array, Array]:
         dweights_BHTS = _matmul(dmixed_BHLK[rows], transposed(v_BHLK[:, :, :stop]))
         # Of these very products, not as mixed . dmixed, their sum by another way: of one key this is exactly 0.
         along_BHT1 = jnp.sum(e_BHTS * dweights_BHTS, axis=-1, keepdims=True) * over_BHT1
-        ds_BHTS = settled((e_BHTS * (dweights_BHTS - along_BHT1)) * (over_BHT1 * scale))
+        ds_BHTS = optimization_barrier((e_BHTS * (dweights_BHTS - along_BHT1)) * (over_BHT1 * scale))
         dq.append(_matmul(ds_BHTS, k_BHLK[:, :, :stop]))
         dk.append(_matmul(transposed(ds_BHTS), q_BHLK[rows]))
         dv.append(_matmul(transposed(e_BHTS), dmixed_BHLK[rows] * over_BHT1.astype(dmixed_BHLK.dtype)))
@@ -140,7 +140,7 @@ def _matmul(a: Array, b: Array) -> Array:
 
 
 def _heads_first(x_BLHK: Array) -> Array:
-    return settled(jnp.swapaxes(x_BLHK, 1, 2))
+    return optimization_barrier(jnp.swapaxes(x_BLHK, 1, 2))
 
 
 def _scale(q: Array) -> float:

@@ -23,10 +23,10 @@ def transposed(x: Array) -> Array:
     """The last two dimensions swapped; on a CPU by a step that no other is fused with."""
     if jax.default_backend() != "cpu":
         return jnp.swapaxes(x, -1, -2)
-    return settled(jnp.swapaxes(settled(x), -1, -2))
+    return optimization_barrier(jnp.swapaxes(optimization_barrier(x), -1, -2))
 
 
-def settled(x: Array) -> Array:
+def optimization_barrier(x: Array) -> Array:
     """x, computed once and as it is written, whatever reads it."""
     return jax.lax.optimization_barrier(x)
 
@@ -42,7 +42,7 @@ def _linear_forward(x_NI: Array, w_IO: Array) -> tuple[Array, tuple[Array, Array
 
 def _linear_backward(operands: tuple[Array, Array], dy_NO: Array) -> tuple[Array, Array]:
     x_NI, w_IO = operands
-    dy_NO = settled(dy_NO)
+    dy_NO = optimization_barrier(dy_NO)
     return dy_NO @ w_IO.T, transposed(x_NI) @ dy_NO
 
 

@@ -9,17 +9,17 @@ from jax.sharding import Mesh
 
 from olmo_jax.cohort import Run, Shape
 from olmo_jax.config.validation import ConfigError
-from olmo_jax.execution import plan as computing
+from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution import sharding
-from olmo_jax.execution.plan import Compute
+from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.execution.program import compile_steps
 from olmo_jax.step import member_structs
 
 
-def decide(shape: Shape, members: int, mesh: Mesh) -> Compute:
+def decide(shape: Shape, members: int, mesh: Mesh) -> ExecutionPlan:
     """How the steps of a cohort of `members` are carried out on a mesh; raises ConfigError for what can't be."""
     here, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.config.compute
-    chosen = computing.decide(
+    chosen = execution_plan.decide(
         c, shape.model, shape.batch_size, shape.sequence_length, shape.config.mapping, here, jax.default_backend()
     )
     if shape.config.mesh.fsdp and not c.steps_per_call:
@@ -27,7 +27,7 @@ def decide(shape: Shape, members: int, mesh: Mesh) -> Compute:
     return chosen._replace(whole_vocabulary=mesh.shape["model"] > 1, gathered=shape.config.mesh.fsdp)
 
 
-def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: float) -> Compute:
+def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: ExecutionPlan, room: float) -> ExecutionPlan:
     """`compute` with as few microbatches as fit into `room` bytes of a device, by what the compiled steps need.
 
     As it is where a rough estimate says that there is plenty of room, or where the configuration says how many. Raises
@@ -42,7 +42,7 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, room: f
 
     def rough(parts: int) -> float:
         tried = compute._replace(microbatches=parts)
-        return computing.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), here, tried)
+        return execution_plan.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), here, tried)
 
     if rough(compute.microbatches) < room / 4 or shape.config.compute.microbatches:
         return compute

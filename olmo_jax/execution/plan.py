@@ -16,7 +16,7 @@ _MOST_STEPS = 32
 _MOST_UNROLLED = 16
 
 
-class Compute(NamedTuple):
+class ExecutionPlan(NamedTuple):
     """The choices made; names as in ComputeConfig.
 
     mapping: how members go through the device (TrainConfig.mapping). members: how many do it side by side under vmap.
@@ -35,7 +35,7 @@ class Compute(NamedTuple):
     gathered: bool = False
 
     @classmethod
-    def of_record(cls, record: Any) -> "Compute | None":
+    def of_record(cls, record: Any) -> "ExecutionPlan | None":
         """The choices that a record of them (`_asdict`) holds; None where it can't be one."""
         if not isinstance(record, dict) or not {"attention"} <= record.keys() <= set(cls._fields):
             return None
@@ -54,17 +54,17 @@ class Compute(NamedTuple):
         return ", ".join([*shown, f"{self.steps_per_call} step(s) a call"])
 
 
-def forward(config: ModelConfig, backend: str | None = None) -> Compute:
+def forward(config: ModelConfig, backend: str | None = None) -> ExecutionPlan:
     """The choices for a forward pass of one model, or of several: those by backend alone."""
     backend = backend or jax.default_backend()
     mapping = "map" if backend == "cpu" else "vmap"
     layers = "unrolled" if config.n_layers <= _MOST_UNROLLED else "scanned"
-    return Compute(_attention(config, backend), layers, mapping=mapping)
+    return ExecutionPlan(_attention(config, backend), layers, mapping=mapping)
 
 
 def decide(
     config: ComputeConfig, model: ModelConfig, batch_size: int, length: int, mapping: str, members: int, backend: str
-) -> Compute:
+) -> ExecutionPlan:
     """What is "auto" or 0 chosen for training on a backend ("cpu", "gpu", "tpu").
 
     Args:
@@ -99,7 +99,7 @@ def decide(
 
 
 def rough_bytes(
-    config: ModelConfig, tokens: int, length: int, parameters: int, members: int, compute: Compute
+    config: ModelConfig, tokens: int, length: int, parameters: int, members: int, compute: ExecutionPlan
 ) -> float:
     """About what a step of `members` holds of a device: state, gradients, activations; right within a factor of two."""
     width = 2 if config.compute_dtype == "bfloat16" else 4

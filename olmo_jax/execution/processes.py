@@ -48,21 +48,21 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(_whole, tree)
 
 
-def anyone(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether any process says so. All processes have to call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
-def first_says(flag: bool) -> bool:
+def broadcast(flag: bool) -> bool:
     """What the first process says. All processes have to call it."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -20,7 +20,7 @@ from olmo_jax.config import ModelConfig
 from olmo_jax.data import batches
 from olmo_jax.execution import sharding
 from olmo_jax.execution.members import over_members
-from olmo_jax.execution.plan import Compute
+from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.optimizer import Hyper
 from olmo_jax.step import Metrics, State, init_member, member_step, member_structs
 
@@ -63,7 +63,7 @@ def stack_structs(shape: Shape, size: int) -> State:
 
 
 def compile_steps(
-    shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: Compute, table: Array | None = None
+    shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: ExecutionPlan, table: Array | None = None
 ) -> Program:
     """The compiled steps of a segment of `runs`; compiled once for all that differ in their members' numbers alone.
 
@@ -79,7 +79,7 @@ def compile_steps(
 
 @functools.lru_cache(_PROGRAMS_KEPT)
 def _compiled(
-    shape: Shape, mesh: Mesh, compute: Compute, hyper: Hyper, table: jax.ShapeDtypeStruct | None
+    shape: Shape, mesh: Mesh, compute: ExecutionPlan, hyper: Hyper, table: jax.ShapeDtypeStruct | None
 ) -> jax.stages.Compiled:
     """The steps of as many members as there are numbers in `hyper`, whose leaves are shapes and dtypes."""
     size = hyper.learning_rate.shape[0]

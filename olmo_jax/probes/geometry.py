@@ -23,7 +23,7 @@ from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig,
 from olmo_jax.execution import sharding
 from olmo_jax.execution.attention import Spans
 from olmo_jax.execution.members import over_members
-from olmo_jax.probes.texts import Passage, measure_texts, members_at_once
+from olmo_jax.probes.texts import EvaluationSet, measure_texts, members_at_once
 
 
 class Documents(NamedTuple):
@@ -135,7 +135,7 @@ def make_probes(
     documents: Documents | None,
     mapping: str = "auto",
     mesh: Mesh | None = None,
-    passages: Sequence[Passage] = (),
+    passages: Sequence[EvaluationSet] = (),
     at_once: int | None = None,
 ) -> dict[int, Probe]:
     """`{interval: probe}` with `probe(params_M, places=None) -> {"target/metric": [M]}`, one program an interval.
@@ -184,9 +184,13 @@ def make_probes(
 
 @functools.partial(jax.jit, static_argnames="program")
 def _measure_members(
-    program: ProbeProgram, params_M: Any, documents: Documents | None, passages: list[Passage], counted_M: list[Any]
+    program: ProbeProgram,
+    params_M: Any,
+    documents: Documents | None,
+    passages: list[EvaluationSet],
+    counted_M: list[Any],
 ) -> dict[str, Array]:
-    """`{"target/metric": [M]}` of a stack; `counted_M` has of each passage what counts for each member (Passage.of)."""
+    """`{"target/metric": [M]}` of a stack; `counted_M` says what counts for each member (EvaluationSet.of)."""
     config, architecture, targets = program.config, program.architecture, dict(program.targets)
 
     def measure(params: Any, counted: list[Any]) -> dict[str, Array]:

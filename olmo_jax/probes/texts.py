@@ -37,7 +37,7 @@ _OF_DRAWING = ("points", "duplicates")
     data_fields=("inputs_NL", "targets_NL", "scored_NL", "documents_MKN", "points_MKT"),
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Passage:
+class EvaluationSet:
     """Documents read at once, and what of them counts for each text and member; an argument of compiled programs.
 
     Attributes:
@@ -81,7 +81,7 @@ def check_texts(config: TextsConfig, architecture: ModelConfig) -> None:
         )
 
 
-def passages(configs: Sequence[TrainConfig], index: TokenIndex) -> list[Passage]:
+def passages(configs: Sequence[TrainConfig], index: TokenIndex) -> list[EvaluationSet]:
     """What the members of a cohort read, as config.probe.texts says; [] where it names no text.
 
     Raises ConfigError for a text that isn't there, and for one with fewer tokens than are to be measured.
@@ -113,7 +113,7 @@ def texts_by_name(
     return found
 
 
-def text_passages(config: TextsConfig, texts: Mapping[str, Iterable[np.ndarray]], bos: int) -> list[Passage]:
+def text_passages(config: TextsConfig, texts: Mapping[str, Iterable[np.ndarray]], bos: int) -> list[EvaluationSet]:
     """A passage a text, of its first documents of more than one token. Raises ConfigError for one that is too short."""
     found = []
     for name, documents in texts.items():
@@ -129,14 +129,14 @@ def text_passages(config: TextsConfig, texts: Mapping[str, Iterable[np.ndarray]]
     return found
 
 
-def _passage(config: TextsConfig, name: str, documents: Sequence[np.ndarray], bos: int) -> Passage:
+def _passage(config: TextsConfig, name: str, documents: Sequence[np.ndarray], bos: int) -> EvaluationSet:
     windows = evaluation_windows(documents, bos, config.document_tokens)
     tokens_Nl = np.concatenate([windows.inputs_NL, windows.targets_NL[:, -1:]], axis=1)
     tokens_Nl[:, 1:] = windows.targets_NL
     return scored_passage(config, name, tokens_Nl, windows.weights_NL > 0)
 
 
-def scored_passage(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored_NL: np.ndarray) -> Passage:
+def scored_passage(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored_NL: np.ndarray) -> EvaluationSet:
     """A passage of one text, the same for all members.
 
     Args:
@@ -154,7 +154,7 @@ def scored_passage(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored
     return _laid_out((name,), tokens_Nl, scored_NL, everything, points_T[None, None])
 
 
-def _equations(configs: Sequence[TrainConfig]) -> Passage:
+def _equations(configs: Sequence[TrainConfig]) -> EvaluationSet:
     """All equations, of which each member's train and validation are its own."""
     config, of = configs[0].probe.texts, configs[0].data.arithmetic
     for name in config.names:
@@ -191,9 +191,9 @@ def _laid_out(
     scored_NL: np.ndarray,
     documents_MKN: np.ndarray,
     points_MKT: np.ndarray,
-) -> Passage:
+) -> EvaluationSet:
     places = tuple(np.flatnonzero(scored_NL.any(axis=0)).tolist())
-    return Passage(names, places, tokens_Nl[:, :-1], tokens_Nl[:, 1:], scored_NL, documents_MKN, points_MKT)
+    return EvaluationSet(names, places, tokens_Nl[:, :-1], tokens_Nl[:, 1:], scored_NL, documents_MKN, points_MKT)
 
 
 def _drawn(config: TextsConfig, places: np.ndarray) -> np.ndarray:
@@ -241,7 +241,7 @@ def _in_turn(streams: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
 def measure_texts(
     config: TextsConfig,
     architecture: ModelConfig,
-    passage: Passage,
+    passage: EvaluationSet,
     params: Any,
     documents_KN: Array,
     points_KT: Array,
@@ -270,13 +270,13 @@ def states_geometry(config: TextsConfig, states_TD: Array) -> dict[str, Array]:
 
 
 def read_states(
-    config: TextsConfig, architecture: ModelConfig, passage: Passage, params: Any, points_KT: Array
+    config: TextsConfig, architecture: ModelConfig, passage: EvaluationSet, params: Any, points_KT: Array
 ) -> dict[str, Array]:
     """One member's states `[K, T, D]` of the drawn tokens, in the order drawn, by the names in config.states."""
     return _read(config, architecture, passage, params, points_KT).states
 
 
-def members_at_once(config: TextsConfig, architecture: ModelConfig, passages: Sequence[Passage]) -> int:
+def members_at_once(config: TextsConfig, architecture: ModelConfig, passages: Sequence[EvaluationSet]) -> int:
     """How many members a device measures side by side.
 
     By what about one holds of it: states, neighbourhoods, and a batch of documents.
@@ -294,7 +294,9 @@ class _Reading(NamedTuple):
     states: dict[str, Array]  # [K, T, D] by name
 
 
-def _read(config: TextsConfig, architecture: ModelConfig, passage: Passage, params: Any, points_KT: Array) -> _Reading:
+def _read(
+    config: TextsConfig, architecture: ModelConfig, passage: EvaluationSet, params: Any, points_KT: Array
+) -> _Reading:
     """The passage, some documents at a time; of the states only the drawn tokens' are held."""
     count, length = passage.inputs_NL.shape
     size = min(count, max(1, _TOKENS_AT_ONCE // length))

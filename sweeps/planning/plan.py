@@ -122,7 +122,7 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
         if run.id in seen:
             raise ConfigError(f"grid points {seen[run.id]} and {i} are the same run ({run.id}); drop one")
         seen[run.id] = i
-        groups[shape_of(config, prints[config.data.name]).lasting].append((i, run))
+        groups[shape_of(config, prints[config.data.name]).cohort_key].append((i, run))
     cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
     for cohort in cohorts:
         # The parameters' paths take a trace of the model, and are looked at by patterns of parameters alone.
@@ -133,7 +133,7 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
 
 
 def _cohort(numbered: list[tuple[int, Run]], prints: Mapping[str, str]) -> Cohort:
-    """The cohort of grid points that share their lasting shape."""
+    """The cohort of grid points that share a cohort key."""
     shapes = {i: shape_of(run.config, prints[run.config.data.name]) for i, run in numbered}
     (first, shape), *others = shapes.items()
     for i, other in others:

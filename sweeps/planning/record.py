@@ -152,11 +152,11 @@ def _with_recorded_ids(plan: Plan, old: Plan) -> Plan:
         return run.config.name, canonical_json(identity(run.config, of.fingerprints.get(run.config.data.name, "")))
 
     runs = {what(run, old): run.id for run in old.runs}
-    cohorts = {cohort.shape.lasting: cohort.id for cohort in old.cohorts}
+    cohorts = {cohort.shape.cohort_key: cohort.id for cohort in old.cohorts}
 
     def recorded(cohort: Cohort) -> Cohort:
         known = tuple(Run(runs.get(what(run, plan), run.id), run.config) for run in cohort.runs)
-        return dataclasses.replace(cohort, runs=known, recorded_id=cohorts.get(cohort.shape.lasting, ""))
+        return dataclasses.replace(cohort, runs=known, recorded_id=cohorts.get(cohort.shape.cohort_key, ""))
 
     return dataclasses.replace(
         plan, cohorts=tuple(map(recorded, plan.cohorts)), stacks=tuple(map(recorded, plan.stacks))

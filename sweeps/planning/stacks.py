@@ -11,7 +11,7 @@ from olmo_jax.config import ConfigError
 from olmo_jax.config.field import Role, at_least, setting
 from olmo_jax.config.validation import Settings
 from olmo_jax.execution import memory, sharding
-from olmo_jax.execution import plan as computing
+from olmo_jax.execution import plan as execution_plan
 from olmo_jax.model import parameter_count
 
 # Of a device's memory, by an estimate that is right within a factor of two.
@@ -84,7 +84,7 @@ def _bytes(shape: Shape, members: int, mesh: jax.sharding.Mesh, microbatches: in
     parameters = parameter_count(shape.model)[0] // cut_over
     here = sharding.padded(members, mesh) // mesh.shape["member"]
     tokens = shape.tokens_per_step // mesh.shape["data"]
-    return computing.rough_bytes(shape.model, tokens, shape.sequence_length, parameters, here, compute)
+    return execution_plan.rough_bytes(shape.model, tokens, shape.sequence_length, parameters, here, compute)
 
 
 def runs_of(stacks: Sequence[Cohort]) -> list[list[str]]:

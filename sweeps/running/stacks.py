@@ -48,9 +48,9 @@ def one_process_a_stack(
     while waiting:
         held = []
         for stack, lock in waiting:
-            if processes.anyone(stop()):
+            if processes.any_process(stop()):
                 return False
-            if not processes.first_says(processes.is_first() and lock.acquire()):
+            if not processes.broadcast(processes.is_first() and lock.acquire()):
                 held.append((stack, lock))
                 if stack.folder not in told:
                     say(f"{stack.folder}: {lock.holder()} is working on it; waiting")
@@ -81,7 +81,7 @@ def _with_lock(
     work: Callable[[Cohort, Callable[[], bool]], bool],
 ) -> bool:
     def stop_or_lost() -> bool:
-        if processes.anyone(processes.is_first() and not lock.mine()):
+        if processes.any_process(processes.is_first() and not lock.mine()):
             raise lock.lost()
         return stop()
 

@@ -7,8 +7,8 @@ import pytest
 
 from eval.check import check_evaluation
 from eval.config import EvalConfig, QuantizeConfig
+from eval.eval_data import EvalData, ModelBatch
 from eval.evaluate import Choice, evaluate
-from eval.material import Material, Stack
 from olmo_jax import checkpoint
 from olmo_jax.checkpoint import CheckpointError
 from olmo_jax.cohort import Cohort, Run, shape_of
@@ -19,12 +19,12 @@ from tests.eval.stored import metrics, stored
 def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, trained, index, config, vary):
     wider = [Run(run.id, vary(run.config, {"model.d_ff": 64})) for run in cohort.runs]
     other = Cohort(shape_of(wider[0].config, index.fingerprint), tuple(wider))
-    material = Material(trained, dataclasses.replace(other), index, config)
+    eval_data = EvalData(trained, dataclasses.replace(other), index, config)
     moved = pathlib.Path(checkpoint.directory(trained, other.folder))
     moved.parent.mkdir(parents=True)
     moved.symlink_to(checkpoint.directory(trained, cohort.folder))
     with pytest.raises(CheckpointError, match=r"blocks_0/mlp/down is \(32, 16\), and .* makes it \(64, 16\)"):
-        Stack(material, (("run0", 12),)).params_M  # noqa: B018
+        ModelBatch(eval_data, (("run0", 12),)).params_M  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
+from eval.eval_data import EvalData, ModelBatch
 from eval.evaluate import evaluate, read_results
-from eval.material import Material, Stack
 from tests.eval.stored import metrics, stored, task_name
 
 
@@ -131,8 +131,8 @@ def test_fine_tuning_on_items_makes_their_answers_likelier(evaluated):
 
 
 def test_losses_of_a_stack_do_not_depend_on_who_is_beside(cohort, evaluated, index, config):
-    material = Material(evaluated, cohort, index, config)
-    both = Stack(material, (("run0", 12), ("run1", 12))).losses.by_domain["prose"]
-    alone = Stack(material, (("run1", 12),)).losses.by_domain["prose"]
+    eval_data = EvalData(evaluated, cohort, index, config)
+    both = ModelBatch(eval_data, (("run0", 12), ("run1", 12))).losses.by_domain["prose"]
+    alone = ModelBatch(eval_data, (("run1", 12),)).losses.by_domain["prose"]
     assert both[1] == pytest.approx(alone[0], rel=1e-6)
-    assert jax.tree.leaves(material.load([("run1", 5), ("run0", 12)]))[0].shape[0] == 2
+    assert jax.tree.leaves(eval_data.load([("run1", 5), ("run0", 12)]))[0].shape[0] == 2

@@ -12,7 +12,7 @@ from olmo_jax import model
 from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig
 from olmo_jax.data import batches as feeds
-from olmo_jax.data.batches import Feed
+from olmo_jax.data.batches import BatchLoader
 from olmo_jax.execution import sharding
 from olmo_jax.execution.memory import decide
 from olmo_jax.execution.program import compile_steps, initial_state
@@ -37,7 +37,7 @@ def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most
     shape = shape.with_config(mesh=mesh_config, mapping=mapping)
     mesh = sharding.make_mesh(mesh_config, len(runs))
     compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
-    feed = Feed(index, [run.config for run in runs], mesh, 1, most_bytes)
+    feed = BatchLoader(index, [run.config for run in runs], mesh, 1, most_bytes)
     state = initial_state(shape, runs, mesh)
     start, seen, losses = jax.device_get(state.params), [], []
     program = compile_steps(shape, runs, mesh, compute, feed.table)
@@ -167,7 +167,7 @@ def test_the_windows_named_are_those_that_come_along(runs, index):
     config = dataclasses.replace(runs[0].config, data_seed=3)
     length = config.data.sequence_length
     arguments = (index, [config], mesh, 2)
-    by_number, as_tokens = Feed(*arguments), Feed(*arguments, most_bytes=0)
+    by_number, as_tokens = BatchLoader(*arguments), BatchLoader(*arguments, most_bytes=0)
     for step in (0, 17):
         named, sent = by_number(step, 2, [0]), as_tokens(step, 2, [0])
         for k in range(2):

@@ -5,13 +5,13 @@ import pytest
 
 from olmo_jax import loss, model
 from olmo_jax.config import ConfigError, ModelConfig
-from olmo_jax.execution import plan as computing
+from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.attention import Spans
 from tests.olmo_jax.variants import FAMILIES, VARIANTS
 
 CONFIG = ModelConfig(vocab_size=97, pad_vocab_to=1, d_model=32, n_layers=2, n_heads=4, d_ff=64)
 
-SCANNED = computing.Compute("dense", layers="scanned")
+SCANNED = execution_plan.ExecutionPlan("dense", layers="scanned")
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from etils import epath
 
 from eval.check import check_evaluation
 from eval.config import DimensionConfig, EvalConfig, FinetuneConfig, QuantizeConfig
+from eval.eval_data import EvalData
 from eval.evaluate import Choice, evaluate, jobs
 from eval.evaluators import finetuning
-from eval.material import Material
 from geometry.dimension import local_two_nn
 from olmo_jax.checkpoint import load_run
 from olmo_jax.cohort import Cohort, Run, shape_of
@@ -104,14 +104,14 @@ def test_of_a_task_the_answers_bear_the_loss_and_few_items_are_the_same_for_all(
     config = FinetuneConfig(targets=(f"task:{quiz}",), item_tokens=16, train_items=6)
     texts = dataclasses.replace(TEXTS, names=("train", "code"), documents=20, points=20)
     shape = cohort.shape.with_config(probe=dataclasses.replace(cohort.shape.config.probe, texts=texts))
-    material = Material(epath.Path(), dataclasses.replace(cohort, shape=shape), index, PLAIN)
-    train, code = finetuning.item_passages(material, str(quiz), config)
+    eval_data = EvalData(epath.Path(), dataclasses.replace(cohort, shape=shape), index, PLAIN)
+    train, code = finetuning.item_passages(eval_data, str(quiz), config)
     assert (train.names, code.names) == (("train",), ("code",))
     assert len(train.inputs_NL) == 6  # of 20
-    answer = material.tokenizer.encode([" the of and"])[0].tolist()
+    answer = eval_data.tokenizer.encode([" the of and"])[0].tolist()
     for targets_L, scored_L in zip(train.targets_NL, train.scored_NL, strict=True):
         assert targets_L[scored_L].tolist() == answer
-    batches = finetuning.item_batches(material, str(quiz), dataclasses.replace(config, batch_size=4))
+    batches = finetuning.item_batches(eval_data, str(quiz), dataclasses.replace(config, batch_size=4))
     seen = {tuple(row) for step in range(9) for row in batches(step)[0][0].tolist()}
     assert len(seen) == 6
 

@@ -10,8 +10,8 @@ import pytest
 from olmo_jax import loss, model
 from olmo_jax.config import ConfigError, ModelConfig
 from olmo_jax.execution import flops
-from olmo_jax.execution import plan as computing
-from olmo_jax.execution.plan import Compute, ComputeConfig
+from olmo_jax.execution import plan as execution_plan
+from olmo_jax.execution.plan import ComputeConfig, ExecutionPlan
 from tests.olmo_jax.variants import VARIANTS
 
 SMALL = ModelConfig(vocab_size=60, pad_vocab_to=8, d_model=16, n_layers=3, n_heads=2, d_ff=32)
@@ -29,17 +29,20 @@ def loss_and_gradient(config, params, how, dropout_key=None):
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        *((name, Compute("blocked", layers="scanned", remat=True)) for name in ("olmo", "olmo2", "learned positions")),
-        ("olmo2", Compute("blocked")),
-        ("all at once", Compute("dense", remat=True)),
-        ("gpt_neox", Compute("dense", gathered=True)),
+        *(
+            (name, ExecutionPlan("blocked", layers="scanned", remat=True))
+            for name in ("olmo", "olmo2", "learned positions")
+        ),
+        ("olmo2", ExecutionPlan("blocked")),
+        ("all at once", ExecutionPlan("dense", remat=True)),
+        ("gpt_neox", ExecutionPlan("dense", gathered=True)),
     ],
 )
 def test_every_way_gives_the_same_loss_and_gradient(name, how):
     config = dataclasses.replace(VARIANTS[name], vocab_size=60)
     params = model.init(config, jax.random.key(0))
     key = jax.random.key(1) if config.dropout else None
-    expected, gradient = loss_and_gradient(config, params, Compute("dense"), key)
+    expected, gradient = loss_and_gradient(config, params, ExecutionPlan("dense"), key)
     got, ours = loss_and_gradient(config, params, how, key)
     assert float(got) == pytest.approx(float(expected), rel=1e-6)
     largest = max(float(abs(x).max()) for x in jax.tree.leaves(gradient))
@@ -48,8 +51,8 @@ def test_every_way_gives_the_same_loss_and_gradient(name, how):
 
 def test_scanned_layers_report_each_layers_states():
     params = model.init(SMALL, jax.random.key(0))
-    unrolled = model.hidden(SMALL, params, TOKENS_BL, layers=True, compute=Compute("dense"))
-    scanned = model.hidden(SMALL, params, TOKENS_BL, layers=True, compute=Compute("dense", layers="scanned"))
+    unrolled = model.hidden(SMALL, params, TOKENS_BL, layers=True, compute=ExecutionPlan("dense"))
+    scanned = model.hidden(SMALL, params, TOKENS_BL, layers=True, compute=ExecutionPlan("dense", layers="scanned"))
     assert len(scanned.layers) == 3
     chex.assert_trees_all_close(scanned, unrolled, rtol=1e-5, atol=1e-6)
 
@@ -65,14 +68,16 @@ def test_remat_needs_less_memory():
 
         return jax.jit(jax.grad(objective)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(Compute("dense", "scanned", remat=True)) < 0.6 * temporaries(Compute("dense", "scanned"))
+    assert temporaries(ExecutionPlan("dense", "scanned", remat=True)) < 0.6 * temporaries(
+        ExecutionPlan("dense", "scanned")
+    )
 
 
 AUTO = ComputeConfig()
 
 
 def decided(config=AUTO, model_config=SMALL, mapping="auto", members=4, backend="cpu", batch=8):
-    return computing.decide(config, model_config, batch, 32, mapping, members, backend)
+    return execution_plan.decide(config, model_config, batch, 32, mapping, members, backend)
 
 
 def test_auto_decides_by_backend_depth_and_size():
@@ -116,9 +121,9 @@ def test_what_was_decided_is_told_in_words():
 
 
 def test_what_was_decided_comes_back_from_its_record():
-    chosen = Compute("blocked", microbatches=2, mapping="map")
-    assert Compute.of_record(chosen._asdict()) == chosen
-    assert Compute.of_record({"attention": "dense"}) == Compute("dense")
+    chosen = ExecutionPlan("blocked", microbatches=2, mapping="map")
+    assert ExecutionPlan.of_record(chosen._asdict()) == chosen
+    assert ExecutionPlan.of_record({"attention": "dense"}) == ExecutionPlan("dense")
 
 
 @pytest.mark.parametrize(
@@ -126,8 +131,8 @@ def test_what_was_decided_comes_back_from_its_record():
     [{"attention": "x"}, {"remat": 1}, {"members": 0}, {"steps_per_call": 1.0}, {"mapping": None}, {"unknown": 1}],
 )
 def test_a_damaged_record_of_what_was_decided_is_none(damage):
-    assert Compute.of_record(Compute("dense")._asdict() | damage) is None
-    assert Compute.of_record([damage]) is None
+    assert ExecutionPlan.of_record(ExecutionPlan("dense")._asdict() | damage) is None
+    assert ExecutionPlan.of_record([damage]) is None
 
 
 def test_the_last_position_alone_goes_with_every_way():
@@ -136,7 +141,7 @@ def test_the_last_position_alone_goes_with_every_way():
     expected = model.hidden(config, params, TOKENS_BL).final_BLD[:, -1:]
     for layers in ("unrolled", "scanned"):
         for remat in (False, True):
-            how = Compute("dense", layers, remat)
+            how = ExecutionPlan("dense", layers, remat)
             found = model.hidden(config, params, TOKENS_BL, compute=how, last=True).final_BLD
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -147,7 +152,7 @@ def test_the_last_position_alone_is_that_of_all_and_costs_what_the_formula_says(
     batch, length = 3, 16
     params = model.init(config, jax.random.key(0))
     tokens_BL = np.random.default_rng(0).integers(0, config.vocab_size, (batch, length))
-    how = computing.Compute("dense")
+    how = execution_plan.ExecutionPlan("dense")
     whole = model.hidden(config, params, tokens_BL, compute=how)
     last = model.hidden(config, params, tokens_BL, compute=how, last=True)
     np.testing.assert_allclose(last.final_BLD, whole.final_BLD[:, -1:], atol=2e-6)

@@ -55,7 +55,7 @@ def _published_items(task: str) -> list[task_items.Item]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Material:
+class EvalData:
     """Of one cohort, read when first asked for. `stop`: whether to leave, asked in the middle of long work."""
 
     workdir: epath.Path
@@ -140,15 +140,15 @@ class Material:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stack:
+class ModelBatch:
     """M models of a cohort, (run, step) by place, and their parameters once they are asked for."""
 
-    material: Material
+    eval_data: EvalData
     models: tuple[Model, ...]
 
     @functools.cached_property
     def params_M(self) -> Any:
-        return self.material.load(self.models)
+        return self.eval_data.load(self.models)
 
     @functools.cached_property
     def losses(self) -> Losses:
@@ -157,7 +157,7 @@ class Stack:
 
     def losses_of(self, params_M: Any) -> Losses:
         """Of models of this architecture on the cohort's text."""
-        return lm_loss(self.material.shape.model, params_M, self.material.text, self.material.config.batch_size)
+        return lm_loss(self.eval_data.shape.model, params_M, self.eval_data.text, self.eval_data.config.batch_size)
 
     def told(self, losses: Losses) -> list[Measured]:
         """Of each model: loss in nats per token, averages first, and the tokens behind it."""
@@ -183,8 +183,8 @@ class Stack:
     @property
     def averages(self) -> list[str]:
         """Names of the averages over domains that there are."""
-        return list(averages(self.material.text.domains, *self._division))
+        return list(averages(self.eval_data.text.domains, *self._division))
 
     @property
     def _division(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return self.material.shape.config.data.train_domains, self.material.config.finetune.domains
+        return self.eval_data.shape.config.data.train_domains, self.eval_data.config.finetune.domains
