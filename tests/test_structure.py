@@ -20,7 +20,6 @@ from safetensors.numpy import save_file
 from olmo_jax import hf, model
 from olmo_jax.config.presets import PYTHIA
 from olmo_jax.data.tokenizer import train_bpe
-from tests.sweeps.studies.paper_b.test_experiments import GROKKING, TEXT
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = ["geometry", "olmo_jax", "eval", "sweeps"]
@@ -74,7 +73,7 @@ LITTLE_EVALUATION = [
     "--config.evaluation.quantize.calibration_tokens=512",
 ]
 SMALLER = {
-    "sweeps/configs/own_text.py": [
+    "own_text:texts": [
         "--config.train.tokens=4096",
         "--config.train.data.bpe_vocab_size=512",
         "--config.train.model.vocab_size=512",
@@ -86,7 +85,7 @@ SMALLER = {
         *LITTLE_EVALUATION,
     ],
     "import pythia-14m": ["--config.train.data.max_megabytes=0.5", *LITTLE_EVALUATION],
-    "olmo_jax/configs/olmo.py:4m": [
+    "--config=olmo:4m": [
         "--config.tokens=8192",
         "--config.data.max_megabytes=0.5",
         "--config.data.bpe_vocab_size=512",
@@ -134,8 +133,8 @@ def test_the_readmes_commands_work(tmp_path, monkeypatch):
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
     experiments = {
-        f"olmo-jax run --config={GROKKING}:cpu --workdir=runs/grokking",
-        f"olmo-jax run --config={TEXT}:shift --workdir=runs/shift",
+        "olmo-jax run --config=grokking:cpu --workdir=runs/grokking",
+        "olmo-jax run --config=local_dimension:shift --workdir=runs/shift",
     }
     assert experiments < {*lines}, "test_experiments.py carries them out at their scale smoke"
     commands = []
@@ -174,7 +173,7 @@ def test_the_readmes_metric_reaches_the_probe_the_table_and_the_report(tmp_path,
     (tmp_path / "mine.py").write_text(code)
     for i, path in enumerate(sorted((ROOT / "olmo_jax").glob("*.py"))):
         (tmp_path / f"{i}.txt").write_text(path.read_text())
-    small = SMALLER["sweeps/configs/own_text.py"]
+    small = SMALLER["own_text:texts"]
     assert cli.main(["run", "--config=mine.py:*.txt", "--workdir=work", *small]) == 0
     table = pd.read_parquet("work/results.parquet")
     assert (table["unembedding/longest_row"] > 0).all()

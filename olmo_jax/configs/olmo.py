@@ -1,6 +1,6 @@
-"""One OLMo-1 decoder on the built-in corpus: `--config=olmo_jax/configs/olmo.py:4m`.
+"""One OLMo-1 decoder on the built-in corpus: `--config=olmo:4m`.
 
-    olmo-jax train --config=olmo_jax/configs/olmo.py:4m --config.optimizer.weight_decay=0.5 --workdir=runs/4m
+    olmo-jax train --config=olmo:4m --config.optimizer.weight_decay=0.5 --workdir=runs/4m
 
 Sizes 4m, 8m, 13m, 19m, 34m, 75m are the non-embedding parameters of the six sizes that stand in for paper A's
 unpublished ones [ours, methods.md section 1]; so are the optimiser's numbers (OptimizerConfig's defaults). Their

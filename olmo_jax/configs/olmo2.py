@@ -1,6 +1,6 @@
-"""One OLMo-2 decoder on the built-in corpus: `--config=olmo_jax/configs/olmo2.py:14m`.
+"""One OLMo-2 decoder on the built-in corpus: `--config=olmo2:14m`.
 
-    olmo-jax plan --config=olmo_jax/configs/olmo2.py:190m      (both counts of parameters)
+    olmo-jax plan --config=olmo2:190m      (both counts of parameters)
 
 Sizes 14m to 760m are OLMo-core's ladder, 1b is the released OLMo-2-0425-1B [code]. Weight decay leaves the embedding
 alone there, and here the unembedding too [ours]. Context, batch and budget are smaller than published.

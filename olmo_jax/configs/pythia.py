@@ -1,6 +1,6 @@
-"""One Pythia, or its sequential twin, on the built-in corpus: `--config=olmo_jax/configs/pythia.py:14m-sequential`.
+"""One Pythia, or its sequential twin, on the built-in corpus: `--config=pythia:14m-sequential`.
 
-    olmo-jax train --config=olmo_jax/configs/pythia.py:14m --workdir=runs/pythia
+    olmo-jax train --config=pythia:14m --workdir=runs/pythia
 
 Sizes 14m, 31m, 70m, 160m; with -sequential the MLP reads what attention left and nothing else is different (paper A's
 pair for late saturation is that of 14m). Learning rate, warm-up and what is decayed are Pythia's [code]. Context, batch

@@ -1,6 +1,6 @@
 r"""A sweep over your own text; copy it and change it.
 
-    olmo-jax run --config='sweeps/configs/own_text.py:texts/*.txt' --workdir=runs/mine
+    olmo-jax run --config='own_text:texts/*.txt' --workdir=runs/mine
 
 The argument is a path or a glob of .txt, .jsonl, .json (one object a line; also .gz and .zst of these) or .parquet
 files. A .txt is one document. One large text is divided by what stands between its documents, or cut into blocks:

@@ -1,7 +1,7 @@
 """The suite of paper A (arXiv 2602.20433): 108 models, 6 sizes x 18 configurations, in full and reduced.
 
-    olmo-jax plan --config=sweeps/studies/paper_a/paper.py:paper
-    olmo-jax run --config=sweeps/studies/paper_a/paper.py:cpu,seeds=5 --workdir=runs/paper-cpu
+    olmo-jax plan --config=paper:paper
+    olmo-jax run --config=paper:cpu,seeds=5 --workdir=runs/paper-cpu
 
 The argument is a scale, then options, all with commas between:
 

@@ -1,7 +1,7 @@
 """Grokking, claim 4 of paper B (arXiv 2506.01034): does the local dimension drop when a model generalises at last?
 
-    olmo-jax run --config=sweeps/studies/paper_b/grokking.py:cpu --workdir=runs/grokking     (15 models)
-    olmo-jax plan --config=sweeps/studies/paper_b/grokking.py:paper
+    olmo-jax run --config=grokking:cpu --workdir=runs/grokking     (15 models)
+    olmo-jax plan --config=grokking:paper
 
 Shares of the equations x data seeds are members of one cohort, each with its own training and validation equations. The
 argument is a scale, then options, with commas between:

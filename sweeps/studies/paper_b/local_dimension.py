@@ -1,6 +1,6 @@
 """Claims 1 to 3 of paper B (arXiv 2506.01034) on small models; the fourth is grokking.py.
 
-    olmo-jax run --config=sweeps/studies/paper_b/local_dimension.py:shift --workdir=runs/shift
+    olmo-jax run --config=local_dimension:shift --workdir=runs/shift
 
 The argument is an experiment, then `smoke` for a size at which it runs in a moment and means nothing:
 
