@@ -28,10 +28,10 @@ def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: fl
     shown = []
     for cohort in plan.cohorts:
         total, inner = parameter_count(cohort.shape.model)
-        parts = sum(stack.id == cohort.id for stack in plan.stacks)
+        stacks = sum(stack.id == cohort.id for stack in plan.stacks)
         shown.append(
             f"cohort {cohort.id}: {len(cohort.runs)} runs in {len(cohort.segment_ends)} segment(s)"
-            f"{f', {parts} parts' if parts > 1 else ''}, {total:,} parameters each ({inner:,} without embeddings)"
+            f"{f', {stacks} stacks' if stacks > 1 else ''}, {total:,} parameters each ({inner:,} without embeddings)"
         )
         shown += [_line(run, training_tokens) for run in cohort.runs]
     return [*shown, *_totals(plan, rate, told), *(f"note: {note}" for note in plan.notes)]

@@ -17,7 +17,7 @@ from olmo_jax.probes.geometry import check_probe
 from olmo_jax.probes.texts import check_texts
 from olmo_jax.step import member_structs
 from sweeps.planning.grid import Grid
-from sweeps.planning.stacks import PartsConfig
+from sweeps.planning.stack_config import StackConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sweep:
     train: ConfigDict
     grid: Grid
     evaluation: EvalConfig = EvalConfig()
-    parts: PartsConfig = PartsConfig()
+    parts: StackConfig = StackConfig()
     notes: tuple[str, ...] = ()
 
 
@@ -43,13 +43,13 @@ class Plan:
     Attributes:
       cohorts: the runs that share every static shape, in the order of the grid.
       fingerprints: of each data set, by data.name.
-      stacks: the cohorts as they are trained, each whole or in parts (record.with_stacks); () before that is decided.
+      stacks: the cohorts as they are trained, in one stack or several (record.with_stacks); () before that is decided.
     """
 
     cohorts: tuple[Cohort, ...]
     fingerprints: dict[str, str]
     evaluation: EvalConfig
-    parts: PartsConfig = PartsConfig()
+    parts: StackConfig = StackConfig()
     notes: tuple[str, ...] = ()
     stacks: tuple[Cohort, ...] = ()
 
@@ -67,7 +67,7 @@ def sweep_config(
     train: TrainConfig,
     grid: Grid,
     evaluation: EvalConfig = Sweep.evaluation,
-    parts: PartsConfig = Sweep.parts,
+    parts: StackConfig = Sweep.parts,
     notes: Sequence[str] = (),
 ) -> ConfigDict:
     """A sweep as the `get_config` of a file returns it; meanings as in Sweep."""
@@ -92,7 +92,7 @@ def read_sweep(config: ConfigDict) -> Sweep:
         config.train,
         [dict(point) for point in config.grid],
         from_config_dict(EvalConfig, config.get("evaluation", {}), "config.evaluation"),
-        from_config_dict(PartsConfig, config.get("parts", {}), "config.parts"),
+        from_config_dict(StackConfig, config.get("parts", {}), "config.parts"),
         tuple(config.get("notes", ())),
     )
 

@@ -13,9 +13,10 @@ from olmo_jax.config import ConfigError, TrainConfig, from_config_dict
 from olmo_jax.config.identity import canonical_json, identity
 from olmo_jax.files import DamagedFileError, read_json, write_json
 from olmo_jax.train import write_run_files
-from sweeps.planning import stacks as parts
 from sweeps.planning import upgrades
 from sweeps.planning.plan import Plan, as_json, leaves
+from sweeps.planning.stack_config import StackConfig
+from sweeps.planning.stacks import cut, runs_of
 from sweeps.planning.upgrades import upgraded
 
 _REMEDY = "put it back from a copy"
@@ -25,7 +26,7 @@ def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
     """The contents of sweep.json: the plan as `olmo-jax plan --json` prints it, and what was decided for it."""
     cohorts = as_json(plan)["cohorts"]
     for cohort in cohorts:
-        cohort["parts"] = parts.runs_of([stack for stack in plan.stacks if stack.id == cohort["cohort"]])
+        cohort["parts"] = runs_of([stack for stack in plan.stacks if stack.id == cohort["cohort"]])
     return {
         "layout": upgrades.LAYOUT,
         "versions": dict(versions),
@@ -66,7 +67,7 @@ def with_stacks(workdir: epath.Path, plan: Plan) -> Plan:
     """The plan with the stacks that the directory's sweep.json pins; the rest cut for this machine."""
     there = read_record(workdir)["cohorts"] if (workdir / "sweep.json").exists() else []
     pinned = {cohort["cohort"]: cohort["parts"] for cohort in there}
-    stacks = [s for cohort in plan.cohorts for s in parts.cut(cohort, plan.parts, pinned.get(cohort.id, ()))]
+    stacks = [s for cohort in plan.cohorts for s in cut(cohort, plan.parts, pinned.get(cohort.id, ()))]
     return dataclasses.replace(plan, stacks=tuple(stacks))
 
 
@@ -105,7 +106,7 @@ def recorded_plan(workdir: epath.Path) -> Plan:
             ]
             shape = shape_of(runs[0].config, old["fingerprints"][runs[0].config.data.name])
             cohorts.append(Cohort(shape, tuple(runs), recorded_id=cohort["cohort"]))
-            stacks += parts.cut(cohorts[-1], parts.PartsConfig(), cohort["parts"])
+            stacks += cut(cohorts[-1], StackConfig(), cohort["parts"])
         evaluation = from_config_dict(EvalConfig, old["evaluation"], "evaluation")
         if not cohorts or not all(isinstance(cohort.id, str) for cohort in cohorts):
             raise TypeError("cohorts")

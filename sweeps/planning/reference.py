@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from eval.config import EvalConfig
 from olmo_jax.config import ConfigError, TrainConfig, unknown_key
 from olmo_jax.config.field import Role, declared
-from sweeps.planning.stacks import PartsConfig
+from sweeps.planning.stack_config import StackConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 _ROLES = {
@@ -50,7 +50,7 @@ def sections() -> Iterator[Section]:
     """Yield every section of a sweep's configuration, in the order of their declaration."""
     yield from _sections("train", TrainConfig())
     yield from _sections("evaluation", EvalConfig())
-    yield from _sections("parts", PartsConfig())
+    yield from _sections("parts", StackConfig())
 
 
 def _sections(key: str, config: Any) -> Iterator[Section]:

@@ -8,37 +8,18 @@ import jax
 
 from olmo_jax.cohort import Cohort, Shape
 from olmo_jax.config import ConfigError
-from olmo_jax.config.field import Role, at_least, setting
-from olmo_jax.config.validation import Settings
 from olmo_jax.execution import memory, sharding
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.model import parameter_count
+from sweeps.planning.stack_config import StackConfig
+
+PartsConfig = StackConfig  # the former name, for one release
 
 # Of a device's memory, by an estimate that is right within a factor of two.
 _FILLED = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class PartsConfig(Settings):
-    """How large a stack may be; no part of any id, nor of what is trained. Stacks share the steps of their "
-    "checkpoints."""
-
-    most_members: int = setting(
-        0,
-        Role.EXECUTION,
-        "Members of a stack at most; 0: as many as memory allows.",
-        bound=at_least(0, "needs 0 (auto) or a positive number"),
-    )
-    memory_gb: float = setting(
-        0.0,
-        Role.EXECUTION,
-        "Memory of a device; 0: what the device says it has.",
-        bound=at_least(0, "needs 0 (auto) or a positive number"),
-        unit="1e9 bytes",
-    )
-
-
-def cut(cohort: Cohort, config: PartsConfig, pinned: Sequence[Sequence[str]] = ()) -> list[Cohort]:
+def cut(cohort: Cohort, config: StackConfig, pinned: Sequence[Sequence[str]] = ()) -> list[Cohort]:
     """The stacks that a cohort is trained in, each with its `part`.
 
     Args:
@@ -57,7 +38,7 @@ def cut(cohort: Cohort, config: PartsConfig, pinned: Sequence[Sequence[str]] = (
     return [dataclasses.replace(cohort, runs=runs, part=part) for part, runs in enumerate(stacks)]
 
 
-def most_members(shape: Shape, members: int, config: PartsConfig) -> int:
+def most_members(shape: Shape, members: int, config: StackConfig) -> int:
     """How many of so many members a stack may have, by an estimate of what they need of each device."""
     mesh = sharding.make_mesh(shape.config.mesh, members)
     room = config.memory_gb * 1e9 or memory.device_memory()

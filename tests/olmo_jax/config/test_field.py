@@ -8,11 +8,11 @@ from eval.config import EvalConfig
 from olmo_jax.config import ConfigError, ModelConfig, OptimizerConfig, TrainConfig, from_config_dict
 from olmo_jax.config.field import Role, declared, each, reset, setting, settings, within
 from olmo_jax.config.validation import Settings
-from sweeps.planning.stacks import PartsConfig
+from sweeps.planning.stack_config import StackConfig
 
 FIELDS = [
     (type(config).__name__, key, field, value)
-    for config in (TrainConfig(), EvalConfig(), PartsConfig())
+    for config in (TrainConfig(), EvalConfig(), StackConfig())
     for key, field, value in settings(config)
 ]
 

@@ -9,8 +9,9 @@ from eval.config import EvalConfig
 from olmo_jax.config import ConfigError, TrainConfig, to_config_dict
 from sweeps.planning import plan as plans
 from sweeps.planning import record as records
-from sweeps.planning import stacks as parts
 from sweeps.planning.grid import product, together
+from sweeps.planning.stack_config import StackConfig
+from sweeps.planning.stacks import most_members
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_a_set_limit_cuts_cohorts_and_is_no_part_of_ids(sweep_of_grid, tmp_path)
 
 def test_a_device_that_is_too_small_cuts_or_refuses(sweep_of_grid, tmp_path):
     grid = product({"init_seed": list(range(8))})
-    one = parts.most_members(plans.resolve(sweep_of_grid(grid)).cohorts[0].shape, 8, parts.PartsConfig())
+    one = most_members(plans.resolve(sweep_of_grid(grid)).cohorts[0].shape, 8, StackConfig())
     assert one == 8
     sweep = sweep_of_grid(grid, parts={"memory_gb": 0.002})
     sizes = [len(stack.runs) for stack in records.with_stacks(epath.Path(tmp_path), plans.resolve(sweep)).stacks]

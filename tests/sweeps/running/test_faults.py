@@ -21,7 +21,7 @@ KILLS = 30
 CONFIG = """
 from olmo_jax.config import TrainConfig, from_config_dict
 from sweeps.planning.grid import product
-from sweeps.planning.stacks import PartsConfig
+from sweeps.planning.stack_config import StackConfig
 from sweeps.planning.plan import sweep_config
 
 def get_config():
@@ -34,7 +34,7 @@ def get_config():
                    unembedding=dict(metrics=("mean_cosine",)), final_states=dict(metrics=("mean_cosine",))),
         checkpoint=dict(every=10), mesh=dict(member=1)))
     grid = product({{"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 5.0], "tokens": [240 * 64, 130 * 64]}})
-    return sweep_config(train, grid, parts=PartsConfig(most_members=2))
+    return sweep_config(train, grid, parts=StackConfig(most_members=2))
 """
 
 
