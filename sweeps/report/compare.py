@@ -13,10 +13,11 @@ from etils import epath
 from olmo_jax.config import ConfigError
 from olmo_jax.storage.paths import local
 from sweeps.analysis.comparison import COLUMNS, differences
-from sweeps.analysis.estimate import AnalysisError, UnknownColumnError
 from sweeps.analysis.pairing import Pairing, pair
 from sweeps.report.html import cell, document, escape, format_value, section, sortable_table, value_cell, write_whole
 from sweeps.report.words import counted
+from sweeps.table.catalog import describe
+from sweeps.table.columns import AnalysisError, UnknownColumnError
 from sweeps.table.table import TABLE, read_table
 
 PAGE, CSV = "index.html", "comparison.csv"
@@ -79,7 +80,7 @@ def _compared(
 ) -> Comparison:
     try:
         pairing = pair(of_first, of_second, pair_by)
-        return Comparison(first, second, pairing, differences(pairing))
+        return Comparison(first, second, pairing, differences(pairing, lambda column: describe(column).unit))
     except UnknownColumnError as error:
         raise ConfigError(f"--pair_by, {second} against {first}: {error}") from error
     except AnalysisError as error:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
-from sweeps.analysis.estimate import AnalysisError
 from sweeps.report.answer_figures import (
     correlation_matrix,
     early_prediction,
@@ -27,6 +26,7 @@ from sweeps.report.html import write_whole
 from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
 from sweeps.report.training_figures import geometry_over_training, spectra, training_loss
 from sweeps.studies.paper_b.figures import claim_curves, claim_leads, claim_sensitivity, claim_shift
+from sweeps.table.columns import AnalysisError
 
 if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this package at each command
     from matplotlib.figure import Figure

@@ -1,12 +1,15 @@
 """What a column of the table is: a setting, geometry, or a loss; and the rows that an answer is taken from."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from geometry.counts import COUNTS
+from olmo_jax.errors import UserError
 
 # Targets of the probe that come before all others.
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
@@ -40,6 +43,17 @@ _NOT_SETTINGS = (
     "config.data.max_epochs",
 )
 _NOT_SETTINGS_SECTIONS = ("config.probe.", "config.checkpoint.", "config.mesh.", "config.compute.")
+
+
+class AnalysisError(UserError, ValueError):
+    """A table that can't be analysed as asked; the message names the column and what is wrong with it."""
+
+
+class UnknownColumnError(AnalysisError, KeyError):
+    """A column that the table doesn't have; the message names the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class FinalRows(NamedTuple):
@@ -116,6 +130,22 @@ def as_levels(column: pd.Series) -> pd.Series:
     if pd.api.types.is_numeric_dtype(column):
         return column
     return column.map(str, na_action="ignore")
+
+
+def require_column(table: pd.DataFrame, name: str) -> None:
+    """Raises UnknownColumnError unless the table has the column."""
+    if name not in table.columns:
+        near = difflib.get_close_matches(name, [str(c) for c in table.columns], n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; it has {len(table.columns)} others, none of a like name"
+        raise UnknownColumnError(f"the table has no column '{name}'{hint}")
+
+
+def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as floats, missing values NaN. Raises AnalysisError for one that holds something else."""
+    try:
+        return pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise AnalysisError(f"column '{name}' of the table holds something that isn't a number: {error}") from None
 
 
 def _is_setting(column: str) -> bool:

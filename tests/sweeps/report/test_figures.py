@@ -13,10 +13,9 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from sweeps.analysis.estimate import AnalysisError
 from sweeps.report.figure_parts import amount, plain
 from sweeps.report.figures import FIGURES, write_figures
-from sweeps.table.columns import PRIMARY_PAIR
+from sweeps.table.columns import PRIMARY_PAIR, AnalysisError
 from tests.sweeps.report import made
 
 NAMES = [
