@@ -3,7 +3,7 @@
     figure = all_figures()["u_shapes"](results)      (a matplotlib Figure; nothing global is touched)
     write_figures(workdir / "report/figures", results)
 
-A figure whose data aren't there says in one line what is missing. The same answers give the same files, byte for byte.
+A figure whose data aren't there says in one line what is missing. The same results give the same files, byte for byte.
 """
 
 import difflib

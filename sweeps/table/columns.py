@@ -1,4 +1,4 @@
-"""What a column of the table is: a setting, geometry, or a loss; and the rows that an answer is taken from."""
+"""What a column of the table is: a setting, geometry, or a loss; the rows that statistics are of; errors of columns."""
 
 import difflib
 import re
