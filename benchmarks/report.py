@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.results import answer
+from sweeps.analysis.results import analyze
 from sweeps.report import write_all
+from sweeps.studies import registered_studies
 
 LIMITS = {"seconds": 15.0, "gigabytes": 0.4}
 TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
@@ -75,10 +76,10 @@ def main() -> None:
     runs, checkpoints = asked.runs, asked.checkpoints
     table, curves = made_up(runs, checkpoints)
     start = time.perf_counter()
-    answers = answer(table, curves)
+    results = analyze(table, curves, studies={study.name: study.analyze for study in registered_studies()})
     answered = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        page = write_all(folder, answers, {"command": "python -m benchmarks.report"})
+        page = write_all(folder, results, {"command": "python -m benchmarks.report"})
         size = page.stat().length / 1e6
     end = time.perf_counter()
     used = {"seconds": end - start, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}

@@ -128,7 +128,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         new = MOVED[spec.name]
-        warnings.warn(f"{spec.name} is {new} now; its former name goes with the next release", FutureWarning, 2)
+        _warn(spec.name)
         module = importlib.import_module(new)
         spec.loader_state = module.__spec__
         return module
@@ -137,6 +137,19 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         # The import system has just written the former name's spec over the module's own.
         if module.__spec__ is not None:
             module.__spec__ = module.__spec__.loader_state
+
+    def get_code(self, name: str) -> types.CodeType | None:
+        """Return what `python -m NAME` runs."""
+        new = MOVED[name]
+        _warn(name)
+        spec = importlib.util.find_spec(new)
+        loader = None if spec is None else spec.loader
+        return loader.get_code(new) if isinstance(loader, importlib.abc.InspectLoader) else None
+
+
+def _warn(former: str) -> None:
+    """Warns where the import of the former name stands, which is the caller's caller."""
+    warnings.warn(f"{former} is {MOVED[former]} now; its former name goes with the next release", FutureWarning, 3)
 
 
 def serve_former_names() -> None:

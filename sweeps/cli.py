@@ -158,7 +158,8 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
 def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> int:
     from olmo_jax.checkpoint import check_place
     from sweeps.planning import record as records
-    from sweeps.remote.launch import Options, StoppedError, launch
+    from sweeps.remote.launch import StoppedError, launch
+    from sweeps.remote.options import Options
 
     workdir = _workdir(arguments)
     check_place(workdir)

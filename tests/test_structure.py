@@ -25,25 +25,97 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = ["geometry", "olmo_jax", "eval", "sweeps"]
 
 
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for layer in LAYERS
+    for path in (ROOT / layer).rglob("*.py")
+}
+# Which of the folders of sweeps/ must not import which, and why.
+SEPARATE = {
+    "sweeps.planning": ["sweeps.table", "sweeps.analysis", "sweeps.report"],  # a plan is made before there are results
+    "sweeps.table": ["sweeps.analysis", "sweeps.report"],  # the table is what both are made from
+    "sweeps.analysis": ["sweeps.report", "sweeps.studies", "sweeps.table.catalog"],  # statistics of any table
+    "sweeps.report": ["sweeps.studies."],  # studies register themselves: the registry may be asked, a study not named
+    "sweeps.running": ["sweeps.studies."],
+}
+
+
 def imported(path):
+    """The packages or modules that a file imports anywhere, also within functions and for types alone."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module.split(".")[0]
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module for name in submodules)
+
+
+def packages(path):
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+def cycle(graph):
+    """The names along a cycle of the graph, or [] for a graph without any."""
+    done, trail = set(), []
+
+    def visit(name):
+        if name in trail:
+            return trail[trail.index(name) :]
+        if name in done:
+            return []
+        trail.append(name)
+        found = next((found for after in sorted(graph[name]) if (found := visit(after))), [])
+        trail.pop()
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(graph) if (found := visit(name))), [])
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_run_one_way(layer):
     above = set(LAYERS[LAYERS.index(layer) + 1 :])
-    found = {str(path): above & set(imported(path)) for path in (ROOT / layer).rglob("*.py")}
+    found = {str(path): above & packages(path) for path in (ROOT / layer).rglob("*.py")}
     assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize("folder", SEPARATE)
+def test_folders_of_sweeps_import_one_way(folder):
+    files = {name: path for name, path in MODULES.items() if f"{name}.".startswith(f"{folder}.")}
+    assert files
+    forbidden = tuple(SEPARATE[folder])
+    assert [
+        (name, other) for name, path in files.items() for other in imported(path) if other.startswith(forbidden)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, ["b", "c"]),
+        ({"a": {"a"}}, ["a"]),
+    ],
+)
+def test_a_cycle_is_seen(graph, found):
+    assert cycle(graph) == found
+
+
+def test_no_two_modules_import_each_other():
+    graph = {name: {other for other in imported(path) if other in MODULES} for name, path in MODULES.items()}
+    assert sum(map(len, graph.values())) > len(graph)
+    assert cycle(graph) == []
+
+
+def test_no_module_is_longer_than_400_lines():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
 @pytest.mark.parametrize("package", ["tensorflow", "torch", "clu"])
 def test_nothing_here_imports(package):
     for layer in LAYERS:
-        assert all(package not in set(imported(path)) for path in (ROOT / layer).rglob("*.py"))
+        assert all(package not in packages(path) for path in (ROOT / layer).rglob("*.py"))
 
 
 def test_help_answers_without_the_heavy_libraries():

@@ -6,7 +6,7 @@ functions take `groups`, the column that names the cluster. Definitions and trap
 
 from sweeps.analysis.association import associations
 from sweeps.analysis.correlation import partial_spearman, spearman
-from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, UnknownColumnError
+from sweeps.analysis.estimate import MIN_ROWS, Estimate
 from sweeps.analysis.leads import LeadLag, change_point, lead_lag
 from sweeps.analysis.mixed import mixed_effects
 from sweeps.analysis.r2 import incremental_r2
@@ -19,7 +19,9 @@ from sweeps.table.columns import (
     PRIMARY_PAIR,
     SPECTRUM,
     SPREAD,
+    AnalysisError,
     FinalRows,
+    UnknownColumnError,
     as_levels,
     controls_of,
     final_rows,

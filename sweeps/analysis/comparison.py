@@ -5,17 +5,16 @@ Letters: N final rows, P pairs, S choices of signs.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sweeps.analysis.estimate import numbers
 from sweeps.analysis.pairing import Pairing, as_level, pair
 from sweeps.analysis.seed_noise import seed_deviations
-from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns
+from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns, numbers
 
 # With so many pairs or fewer every choice of signs is taken, with more SAMPLED random ones.
 EXACT_PAIRS = 12
@@ -39,7 +38,12 @@ _CONFIGURATION = "configuration"
 _SEEDS = ("config.init_seed", "config.data_seed")
 
 
-def compare(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | None = None) -> pd.DataFrame:
+def compare(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    pair_by: Sequence[str] | None = None,
+    unit_of: Callable[[str], str] = lambda column: "",
+) -> pd.DataFrame:
     """The difference of every metric and loss between two sweeps, over runs paired by configuration.
 
     Final rows of runs that didn't diverge, paired as `pairing.pair` says. The pairs are the sample, one difference each
@@ -52,6 +56,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | 
     Args:
       first, second: tables of the two sweeps, one row a (run, checkpoint).
       pair_by: pair where these columns agree instead; what it doesn't name is averaged over.
+      unit_of: the unit of a column by its name, "" for none.
 
     Returns:
       One row a column: losses, then geometry, the pair declared beforehand ahead. column, kind ("loss" or "metric"),
@@ -65,10 +70,10 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | 
       AnalysisError: a sweep without a finished run, no pair, or a column that holds something other than numbers.
       UnknownColumnError: a name in pair_by that a table lacks.
     """
-    return differences(pair(first, second, pair_by))
+    return differences(pair(first, second, pair_by), unit_of)
 
 
-def differences(pairing: Pairing) -> pd.DataFrame:
+def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column: "") -> pd.DataFrame:
     """As `compare`, of what is paired already."""
     of_first, of_second = pairing.first.rows, pairing.second.rows
     columns = pd.DataFrame(columns=list(dict.fromkeys([*of_first.columns, *of_second.columns])))
@@ -78,7 +83,7 @@ def differences(pairing: Pairing) -> pd.DataFrame:
     noise = seed_deviations(_by_sweep(pairing, both), both)
     rows = []
     for column, kind in sorted(kinds.items(), key=lambda item: item[0] not in PRIMARY_PAIR):
-        row: dict[str, Any] = {"column": column, "kind": kind, "unit": _unit(column)}
+        row: dict[str, Any] = {"column": column, "kind": kind, "unit": unit_of(column)}
         if column in both:
             row |= _difference(first_PC[column].to_numpy(), second_PC[column].to_numpy(), float(noise[column]))
         else:
@@ -170,9 +175,3 @@ def _signs(n_pairs: int) -> np.ndarray:
     if n_pairs <= EXACT_PAIRS:
         return ((np.arange(2**n_pairs)[:, None] >> np.arange(n_pairs)) & 1) * 2.0 - 1
     return np.random.default_rng(0).integers(0, 2, (SAMPLED, n_pairs)) * 2.0 - 1
-
-
-def _unit(column: str) -> str:
-    from sweeps.table.catalog import describe  # which imports this package
-
-    return describe(column).unit

@@ -12,9 +12,9 @@ import pandas as pd
 from sweeps.analysis.bootstrap import ROUNDING, interval_of_groups
 from sweeps.analysis.clusters import partial_correlation
 from sweeps.analysis.encode import usable
-from sweeps.analysis.estimate import MIN_ROWS, AnalysisError, Estimate, nothing, numbers, require_column
+from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
 from sweeps.analysis.ranks import fisher_interval, p_values, ranks, unit
-from sweeps.table.columns import as_levels
+from sweeps.table.columns import AnalysisError, as_levels, numbers, require_column
 
 Form = Literal["rank", "factor"]
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.encode import in_logs_if_wide, standardised, usable
-from sweeps.analysis.estimate import numbers, require_column
 from sweeps.analysis.features import (
     MAX_GEOMETRY,
     Features,
@@ -25,7 +24,7 @@ from sweeps.analysis.folds import no_interval, out_of_fold, shares, too_few
 from sweeps.analysis.prediction import GAIN, UNUSED
 from sweeps.analysis.r2 import group_codes
 from sweeps.analysis.regressors import ridge
-from sweeps.table.columns import PRIMARY_PAIR, final_rows
+from sweeps.table.columns import PRIMARY_PAIR, final_rows, numbers, require_column
 
 COLUMNS = ("target", "share", "features", "r2", "low", "high", "n", "note")
 SHARES = (0.1, 0.25, 0.5)

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.estimate import numbers
-from sweeps.table.columns import as_levels
+from sweeps.table.columns import as_levels, numbers
 
 # Where max is this many times min, equal steps of the column are no longer alike.
 DECADE = 10.0

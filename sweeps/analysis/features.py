@@ -10,8 +10,15 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.encode import encode
-from sweeps.analysis.estimate import numbers
-from sweeps.table.columns import FIRST_TARGETS, PRIMARY_PAIR, as_levels, controls_of, geometry_columns, target_of
+from sweeps.table.columns import (
+    FIRST_TARGETS,
+    PRIMARY_PAIR,
+    as_levels,
+    controls_of,
+    geometry_columns,
+    numbers,
+    target_of,
+)
 
 # A measurement that more of the rows lack is left out; of others the rows that lack it are.
 MAX_MISSING = 0.2

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.estimate import AnalysisError, Estimate, nothing
+from sweeps.analysis.estimate import Estimate, nothing
+from sweeps.table.columns import AnalysisError
 
 KINDS = ("jump", "level", "turn")
 # Of so many values noise alone has a change, as defined below, less than one time in twenty.

@@ -13,8 +13,9 @@ import pandas as pd
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.clusters import enough_groups, groups_alone, rank_between
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
-from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing, numbers, require_column
+from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
 from sweeps.analysis.r2 import DRAWS, group_codes
+from sweeps.table.columns import numbers, require_column
 
 # Variance between sizes over that within them: 0, and a grid between whose points the best is looked for. Beyond its
 # end only what varies within sizes counts.

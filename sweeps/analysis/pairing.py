@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.estimate import AnalysisError, require_column
-from sweeps.table.columns import FinalRows, controls_of, final_rows
+from sweeps.table.columns import AnalysisError, FinalRows, controls_of, final_rows, require_column
 
 # Floats that differ by rounding alone are one value.
 _DIGITS = 9

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.encode import in_logs_if_wide, standardised, usable
-from sweeps.analysis.estimate import numbers, require_column
 from sweeps.analysis.features import (
     MAX_GEOMETRY,
     Features,
@@ -25,7 +24,7 @@ from sweeps.analysis.features import (
 from sweeps.analysis.folds import Regression, no_interval, out_of_fold, shares, too_few
 from sweeps.analysis.r2 import group_codes
 from sweeps.analysis.regressors import boosting, gaussian_process, ridge
-from sweeps.table.columns import PRIMARY_PAIR, final_rows, loss_columns
+from sweeps.table.columns import PRIMARY_PAIR, final_rows, loss_columns, numbers, require_column
 
 COLUMNS = ("target", "model", "features", "r2", "low", "high", "n", "note")
 IMPORTANCE_COLUMNS = ("target", "model", "feature", "importance", "low", "high")

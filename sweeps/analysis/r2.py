@@ -13,9 +13,9 @@ from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.clusters import MIN_DOF_BETWEEN, partial_correlation
 from sweeps.analysis.correlation import by_missing
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
-from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing, numbers, require_column
+from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
 from sweeps.analysis.ranks import p_values
-from sweeps.table.columns import as_levels
+from sweeps.table.columns import as_levels, numbers, require_column
 
 FOLDS = 5
 SPLITS = 20

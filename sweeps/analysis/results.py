@@ -1,7 +1,8 @@
-"""Everything that a sweep's table answers, computed once for the page, the figures and the tables of a paper."""
+"""All statistics of a sweep, computed once for the page, the figures and the tables of a paper."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -10,16 +11,17 @@ from sweeps.analysis.early import predict_early
 from sweeps.analysis.prediction import predict
 from sweeps.analysis.saturation import Saturation, saturation_of
 from sweeps.analysis.variance import variance_split
-from sweeps.studies.paper_b.claim import Claim
-from sweeps.studies.paper_b.claims import claims
 from sweeps.table.columns import FinalRows, controls_of, final_rows, geometry_columns, loss_columns
+
+# From the table, the curves by run id and the fine-tuning curves to whatever the study reports.
+StudyAnalysis = Callable[[pd.DataFrame, Mapping[str, pd.DataFrame], pd.DataFrame | None], Any]
 
 _SIZES = ("d_model", "n_layers", "n_heads", "d_ff")
 # What a table without a row still has, so that the rest needn't ask.
 _LEAST = ("run_id", "configuration", "step", "final", "diverged_at")
 
 
-class Answers(NamedTuple):
+class AnalysisResults(NamedTuple):
     """What the page and the figures are made from.
 
     Attributes:
@@ -30,7 +32,7 @@ class Answers(NamedTuple):
       variance: a row a (column, setting); see `variance_split`.
       prediction, importance: see `predict`. early: see `predict_early`.
       saturation: see `saturation_of`.
-      claims: see sweeps.studies.paper_b.claims. courses: of fine-tuning; see sweeps.table.curves.
+      courses: of fine-tuning; see sweeps.table.curves. studies: what each study says of the sweep, by its name.
     """
 
     table: pd.DataFrame
@@ -43,34 +45,45 @@ class Answers(NamedTuple):
     importance: pd.DataFrame
     early: pd.DataFrame
     saturation: Saturation
-    claims: Sequence[Claim] = ()
     courses: pd.DataFrame = pd.DataFrame()
+    studies: Mapping[str, Any] = MappingProxyType({})
 
 
-def answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None = None) -> Answers:
-    """All answers of a sweep.
+def analyze(
+    table: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    courses: pd.DataFrame | None = None,
+    studies: Mapping[str, StudyAnalysis] = MappingProxyType({}),
+) -> AnalysisResults:
+    """Return all statistics of a sweep.
 
     Args:
       table: one row a (run, checkpoint); see sweeps.table.
       curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A run may be lacking.
       courses: of fine-tuning; see sweeps.table.curves.
+      studies: further analyses, by the names under which their results come back.
     """
     # Here and not above: the command line imports this package at each command.
     from threadpoolctl import threadpool_limits
 
     # The matrices are small: several threads of BLAS take longer to meet than one takes to multiply.
     with threadpool_limits(limits=1, user_api="blas"):
-        return _answer(table, curves, courses)
+        return _analyze(table, curves, courses, studies)
 
 
-def _answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None) -> Answers:
+def _analyze(
+    table: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    courses: pd.DataFrame | None,
+    studies: Mapping[str, StudyAnalysis],
+) -> AnalysisResults:
     if table.empty:
         table = table.reindex(columns=list(dict.fromkeys([*_LEAST, *table.columns])))
     final = final_rows(table)
     settings = controls_of(table)
     columns = [*geometry_columns(table), *loss_columns(table)]
     predicted = predict(table)
-    return Answers(
+    return AnalysisResults(
         table=table,
         curves=curves,
         final=final,
@@ -81,8 +94,8 @@ def _answer(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd
         importance=predicted.importance,
         early=predict_early(table, curves),
         saturation=saturation_of(table),
-        claims=claims(table, curves, courses),
         courses=pd.DataFrame() if courses is None else courses,
+        studies={name: analysis(table, curves, courses) for name, analysis in studies.items()},
     )
 
 

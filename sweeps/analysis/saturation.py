@@ -8,8 +8,8 @@ from scipy import stats
 
 from sweeps.analysis.bootstrap import DRAWS
 from sweeps.analysis.correlation import many
-from sweeps.analysis.estimate import Estimate, nothing, numbers
-from sweeps.table.columns import PRIMARY_PAIR, final_rows
+from sweeps.analysis.estimate import Estimate, nothing
+from sweeps.table.columns import PRIMARY_PAIR, final_rows, numbers
 
 # A rise is one of more than so many standard errors (methods.md, section 5).
 ERRORS = 2

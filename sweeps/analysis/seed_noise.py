@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.estimate import numbers, require_column
-from sweeps.table.columns import as_levels
+from sweeps.table.columns import as_levels, numbers, require_column
 
 
 def seed_deviation(rows: pd.DataFrame, column: str, groups: str = "configuration") -> float:

@@ -14,8 +14,8 @@ import pandas as pd
 from scipy import stats
 
 from sweeps.analysis.bootstrap import ROUNDING
-from sweeps.analysis.estimate import MIN_ROWS, numbers, require_column
-from sweeps.table.columns import as_levels
+from sweeps.analysis.estimate import MIN_ROWS
+from sweeps.table.columns import as_levels, numbers, require_column
 
 COLUMNS = ("column", "setting", "share", "low", "high", "n", "note")
 # With up to so many factors all their subsets are fitted, 2^8; with more, those that so many orders pass through.

@@ -5,14 +5,12 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from olmo_jax.config.validation import ConfigError, require
-
-if TYPE_CHECKING:
-    from sweeps.remote.launch import Options
+from sweeps.remote.options import Options
 
 # A machine's own Python is often older than 3.11.
 _SETUP = """\
@@ -26,7 +24,7 @@ _EXTRA = """\
 """
 
 
-def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], options: "Options") -> list[str]:
+def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
     """Writes sky.yaml into `folder` and returns lines that say how to start it; SkyPilot isn't needed for that.
 
     The current folder, which must be the repository, goes to the machine. Raises ConfigError where it isn't, where the
@@ -66,7 +64,7 @@ def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], opt
     return lines
 
 
-def _resources(options: "Options") -> dict[str, Any]:
+def _resources(options: Options) -> dict[str, Any]:
     more = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.more)}
     kind = more.pop("accelerators", None)
     need = "needs their kind for --engine=sky, such as --more=accelerators=H100"

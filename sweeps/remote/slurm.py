@@ -5,14 +5,12 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from olmo_jax.config.validation import require
 from olmo_jax.console import say
+from sweeps.remote.options import Options
 from sweeps.remote.task import SECONDS_TO_STOP, LaunchError, Task
-
-if TYPE_CHECKING:
-    from sweeps.remote.launch import Options
 
 _RETURNS = 1000  # time limits that a task may reach; submitit wants a number
 
@@ -50,7 +48,7 @@ def check_folder(workdir: object, folder: Path) -> None:
     require(not re.search(r"[\\\n\r\ud800-\udfff]", name), "--workdir", str(workdir), odd)
 
 
-def submit(folder: Path, tasks: Sequence[Task], options: "Options") -> list[str]:
+def submit(folder: Path, tasks: Sequence[Task], options: Options) -> list[str]:
     """Puts an array of the tasks into the queue and returns lines that say where they are and how to stop them.
 
     Raises LaunchError for what sbatch refuses.

@@ -1,10 +1,10 @@
-"""The report of a sweep: one offline page, figures and tables for papers, from its `Answers`."""
+"""The report of a sweep: one offline page, figures and tables for papers, from its `AnalysisResults`."""
 
 from collections.abc import Mapping
 
 from etils import epath
 
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.report.page import TITLE, write_report
 
 __all__ = ["write_all", "write_report"]
@@ -12,7 +12,9 @@ __all__ = ["write_all", "write_report"]
 FIGURES, TABLES = "figures", "tables"
 
 
-def write_all(folder: epath.PathLike, answers: Answers, facts: Mapping[str, str], title: str = TITLE) -> epath.Path:
+def write_all(
+    folder: epath.PathLike, results: AnalysisResults, facts: Mapping[str, str], title: str = TITLE
+) -> epath.Path:
     """Writes `folder`/figures (SVG, PDF), `folder`/tables (CSV, LaTeX) and, last, `folder`/index.html, its result.
 
     Arguments as `write_report`.
@@ -21,6 +23,6 @@ def write_all(folder: epath.PathLike, answers: Answers, facts: Mapping[str, str]
     from sweeps.report.figures import write_figures
     from sweeps.report.latex import write_tables
 
-    write_figures(epath.Path(folder) / FIGURES, answers)
-    write_tables(epath.Path(folder) / TABLES, answers)
-    return write_report(folder, answers, facts, title)
+    write_figures(epath.Path(folder) / FIGURES, results)
+    write_tables(epath.Path(folder) / TABLES, results)
+    return write_report(folder, results, facts, title)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from sweeps.analysis.results import Answers
+    from sweeps.analysis.results import AnalysisResults
 
 _MOST_METRICS, _MOST_LOSSES, _MOST_BARS, _MOST_TARGETS, _MOST_FEATURES = 30, 16, 16, 6, 12
 _NUMBERS_IN_CELLS = 150  # with more cells than this the colours alone are legible
@@ -24,12 +24,12 @@ _R2 = "R\N{SUPERSCRIPT TWO} out of fold"
 
 
 @parts.styled
-def correlation_matrix(answers: "Answers") -> "Figure":
+def correlation_matrix(results: "AnalysisResults") -> "Figure":
     """Spearman's rho of each metric and loss, raw and given the settings in both forms; white: it can't be given."""
-    known = answers.associations[answers.associations["estimate"].notna()]
+    known = results.associations[results.associations["estimate"].notna()]
     known = known[known["method"].isin(_FORMS)]
     if known.empty:
-        return parts.lacking("no correlation can be given" if len(answers.associations) else "no pair to correlate")
+        return parts.lacking("no correlation can be given" if len(results.associations) else "no pair to correlate")
     metrics, losses = _first(known["metric"], _MOST_METRICS), _first(known["target"], _MOST_LOSSES)
     height = 1.1 + 0.14 * len(metrics) + 0.06 * max(map(len, losses))
     figure, [row] = parts.panels(1, len(_FORMS), parts.DOUBLE, height, sharey=True)
@@ -49,9 +49,9 @@ def correlation_matrix(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def saturation_quadrants(answers: "Answers") -> "Figure":
+def saturation_quadrants(results: "AnalysisResults") -> "Figure":
     """Rise of the loss after its best against rank, a point a run, filled if it degraded; how many did of each rank."""
-    of = answers.saturation
+    of = results.saturation
     x_N, y_N = parts.values(of.runs, "rank_percent"), parts.values(of.runs, "rise")
     if not (np.isfinite(x_N) & np.isfinite(y_N)).any():
         return parts.lacking(of.note or "no run has both a rise of its loss and a rank")
@@ -72,11 +72,11 @@ def saturation_quadrants(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def variance_split(answers: "Answers") -> "Figure":
+def variance_split(results: "AnalysisResults") -> "Figure":
     """What share of each column's variance each setting, the seed and the rest bear, as stacked bars."""
-    known = answers.variance[answers.variance["share"].notna()]
+    known = results.variance[results.variance["share"].notna()]
     if known.empty:
-        return parts.lacking(_why(answers.variance, "no column's variance can be split"))
+        return parts.lacking(_why(results.variance, "no column's variance can be split"))
     columns, settings = _first(known["column"], _MOST_BARS), list(dict.fromkeys(known["setting"]))
     settings.sort(key=lambda s: ("seed", "rest").index(s) + 1 if s in ("seed", "rest") else 0)
     losses = loss_columns(pd.DataFrame(columns=columns))
@@ -97,14 +97,14 @@ def variance_split(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def prediction(answers: "Answers") -> "Figure":
+def prediction(results: "AnalysisResults") -> "Figure":
     """R2 out of fold from settings, and from settings and geometry, by target and model; and what the best rests on."""
-    known = _scores(answers.prediction)
+    known = _scores(results.prediction)
     if known.empty:
-        return parts.lacking(_why(answers.prediction, "nothing was predicted"))
+        return parts.lacking(_why(results.prediction, "nothing was predicted"))
     targets = _first(known["target"], _MOST_TARGETS)
     pairs = [(t, m) for t in targets for m in dict.fromkeys(known.loc[known["target"] == t, "model"])]
-    importance = _importance(answers.importance, targets[0])
+    importance = _importance(results.importance, targets[0])
     height = 1.0 + 0.2 * max(len(pairs), len(importance))
     figure, [row] = parts.panels(1, 2 if len(importance) else 1, parts.DOUBLE, height)
     for i, features in enumerate(dict.fromkeys(known["features"])):
@@ -129,11 +129,11 @@ def prediction(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def early_prediction(answers: "Answers") -> "Figure":
+def early_prediction(results: "AnalysisResults") -> "Figure":
     """R2 out of fold of the final loss from what is known after a share of training, by what it is told from."""
-    known = _scores(answers.early)
+    known = _scores(results.early)
     if known.empty:
-        return parts.lacking(_why(answers.early, "nothing was predicted from early training"))
+        return parts.lacking(_why(results.early, "nothing was predicted from early training"))
     targets = _first(known["target"], 4)
     figure, [row] = parts.panels(1, len(targets), parts.SINGLE if len(targets) == 1 else parts.DOUBLE, sharey=True)
     features = list(dict.fromkeys(known["features"]))

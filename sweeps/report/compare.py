@@ -13,10 +13,21 @@ from etils import epath
 from olmo_jax.config import ConfigError
 from olmo_jax.storage.paths import local
 from sweeps.analysis.comparison import COLUMNS, differences
-from sweeps.analysis.estimate import AnalysisError, UnknownColumnError
 from sweeps.analysis.pairing import Pairing, pair
-from sweeps.report.html import cell, document, escape, format_value, section, sortable_table, value_cell, write_whole
+from sweeps.report.html import (
+    cell,
+    document,
+    escape,
+    format_value,
+    section,
+    sortable_table,
+    template,
+    value_cell,
+    write_whole,
+)
 from sweeps.report.words import counted
+from sweeps.table.catalog import describe
+from sweeps.table.columns import AnalysisError, UnknownColumnError
 from sweeps.table.table import TABLE, read_table
 
 PAGE, CSV = "index.html", "comparison.csv"
@@ -79,7 +90,7 @@ def _compared(
 ) -> Comparison:
     try:
         pairing = pair(of_first, of_second, pair_by)
-        return Comparison(first, second, pairing, differences(pairing))
+        return Comparison(first, second, pairing, differences(pairing, lambda column: describe(column).unit))
     except UnknownColumnError as error:
         raise ConfigError(f"--pair_by, {second} against {first}: {error}") from error
     except AnalysisError as error:
@@ -163,7 +174,9 @@ def _page(found: Sequence[Comparison], facts: dict[str, str]) -> bytes:
     sections += [_section(i, one, figure) for i, (one, figure) in enumerate(zip(found, figures, strict=True))]
     told = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
     sections.append(section("made", "How it was made", f"<dl>{told}</dl>"))
-    return document(title, sections, {"runs": {}, "settings": [], "figures": figures}, SCRIPTS)
+    return document(
+        title, sections, {"runs": {}, "settings": [], "figures": figures}, [template(name) for name in SCRIPTS]
+    )
 
 
 def _about() -> str:

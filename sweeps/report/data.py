@@ -1,17 +1,18 @@
-"""What the page's scripts draw from, as JSON: runs and their settings, curves, spectra, final values, the answers."""
+"""What the page's scripts draw from, as JSON: runs and their settings, curves, spectra, final values, statistics."""
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.report.curves import by_target, curve_data, metric_name, target_name, to_json
 from sweeps.report.html import format_value, is_missing
 from sweeps.report.words import setting_name
-from sweeps.studies.paper_b.section import claims_data
+from sweeps.studies import Study
 from sweeps.table.columns import PRIMARY_PAIR, SPECTRUM, as_levels, geometry_columns, loss_columns
 
 # Of one run's spectra over training so many are drawn, equally far apart among those measured.
@@ -24,29 +25,31 @@ _FINETUNED = re.compile(r"(finetune_[^/]+_lr[^/]+)/(target|forgetting)")
 METHODS = {"round_to_nearest": "rounding", "gptq": "GPTQ"}
 
 
-def page_data(answers: Answers) -> dict[str, Any]:
+def page_data(results: AnalysisResults, studies: Sequence[Study]) -> dict[str, Any]:
     """All of it; a key whose data aren't there holds nothing."""
-    table, final = answers.table, answers.final.rows
-    settings = [c for c in answers.settings if as_levels(table[c]).nunique() <= MAX_LEVELS]
-    return {
+    table, final = results.table, results.final.rows
+    settings = [c for c in results.settings if as_levels(table[c]).nunique() <= MAX_LEVELS]
+    data = {
         "runs": _runs(table, settings),
         "settings": [{"key": c, "name": setting_name(c)} for c in settings],
-        **curve_data(answers.curves),
-        "spectra": _spectra(answers),
+        **curve_data(results.curves),
+        "spectra": _spectra(results),
         "final": _final(final),
         "metrics": geometry_columns(table),
         "losses": loss_columns(table),
         "primary": PRIMARY_PAIR,
         "effects": effects(list(table.columns)),
-        "matrix": _matrix(answers.associations),
-        "saturation": records(answers.saturation.runs),
-        "median_rank": _plain(answers.saturation.median_rank),
-        "variance": records(answers.variance.drop(columns="note")),
-        "prediction": records(answers.prediction.drop(columns="note")),
-        "importance": records(answers.importance),
-        "early": records(answers.early.drop(columns="note")),
-        **claims_data(answers),
+        "matrix": _matrix(results.associations),
+        "saturation": records(results.saturation.runs),
+        "median_rank": _plain(results.saturation.median_rank),
+        "variance": records(results.variance.drop(columns="note")),
+        "prediction": records(results.prediction.drop(columns="note")),
+        "importance": records(results.importance),
+        "early": records(results.early.drop(columns="note")),
     }
+    for study in studies:
+        data |= study.data(results)
+    return data
 
 
 def effects(columns: list[str]) -> list[dict[str, Any]]:
@@ -97,10 +100,10 @@ def _final(final: pd.DataFrame) -> dict[str, Any]:
     return {"run": [str(r) for r in final["run_id"]], "values": values}
 
 
-def _spectra(answers: Answers) -> dict[str, Any]:
+def _spectra(results: AnalysisResults) -> dict[str, Any]:
     """By target: its name, the places measured, and each run's steps and singular values, one list a step."""
     found: dict[str, Any] = {}
-    for run, curve in answers.curves.items():
+    for run, curve in results.curves.items():
         spectra = [c for c in curve.columns if c.partition("/")[0].endswith(SPECTRUM)]
         for target, columns in by_target(spectra).items():
             columns = sorted(columns, key=_place)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this pack
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.results import Answers
+    from sweeps.analysis.results import AnalysisResults
 
 SINGLE, DOUBLE = 3.3, 6.9
 LOSS_LABEL = "In-domain loss, nats a token"
@@ -61,13 +61,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def styled(draw: "Callable[[Answers], Figure]") -> "Callable[[Answers], Figure]":
+def styled(draw: "Callable[[AnalysisResults], Figure]") -> "Callable[[AnalysisResults], Figure]":
     """`draw`, in the figures' style."""
 
     @functools.wraps(draw)
-    def drawn(answers: "Answers") -> "Figure":
+    def drawn(results: "AnalysisResults") -> "Figure":
         with style():
-            return draw(answers)
+            return draw(results)
 
     return drawn
 

@@ -1,9 +1,9 @@
-"""The figures of a sweep for papers, by name, as SVG and PDF; each is a function of the `Answers` alone.
+"""The figures of a sweep for papers, by name, as SVG and PDF; each is a function of the `AnalysisResults` alone.
 
-    figure = FIGURES["u_shapes"](answers)      (a matplotlib Figure; nothing global is touched)
-    write_figures(workdir / "report/figures", answers)
+    figure = all_figures()["u_shapes"](results)      (a matplotlib Figure; nothing global is touched)
+    write_figures(workdir / "report/figures", results)
 
-A figure whose data aren't there says in one line what is missing. The same answers give the same files, byte for byte.
+A figure whose data aren't there says in one line what is missing. The same results give the same files, byte for byte.
 """
 
 import difflib
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
-from sweeps.analysis.estimate import AnalysisError
 from sweeps.report.answer_figures import (
     correlation_matrix,
     early_prediction,
@@ -26,14 +25,16 @@ from sweeps.report.figure_parts import style
 from sweeps.report.html import write_whole
 from sweeps.report.table_figures import finetuning, loss_against_geometry, quantisation, u_shapes
 from sweeps.report.training_figures import geometry_over_training, spectra, training_loss
-from sweeps.studies.paper_b.figures import claim_curves, claim_leads, claim_sensitivity, claim_shift
+from sweeps.studies import registered_studies
+from sweeps.table.columns import AnalysisError
 
 if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this package at each command
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.results import Answers
+    from sweeps.analysis.results import AnalysisResults
 
-FIGURES: "dict[str, Callable[[Answers], Figure]]" = {
+# Of any sweep.
+FIGURES: "dict[str, Callable[[AnalysisResults], Figure]]" = {
     "training_loss": training_loss,
     "geometry_over_training": geometry_over_training,
     "spectra": spectra,
@@ -46,43 +47,49 @@ FIGURES: "dict[str, Callable[[Answers], Figure]]" = {
     "variance_split": variance_split,
     "prediction": prediction,
     "early_prediction": early_prediction,
-    "claim_curves": claim_curves,
-    "claim_shift": claim_shift,
-    "claim_leads": claim_leads,
-    "claim_sensitivity": claim_sensitivity,
 }
 
 
+def all_figures() -> "dict[str, Callable[[AnalysisResults], Figure]]":
+    """Return the figures by name, those of any sweep before those of the registered studies."""
+    figures = dict(FIGURES)
+    for study in registered_studies():
+        figures |= study.figures
+    return figures
+
+
 def write_figures(
-    folder: epath.PathLike, answers: "Answers", only: str | Sequence[str] | None = None
+    folder: epath.PathLike, results: "AnalysisResults", only: str | Sequence[str] | None = None
 ) -> list[epath.Path]:
     """Writes NAME.svg and NAME.pdf of each figure, whole or not at all.
 
     Args:
-      folder: made if it isn't there. only: one name of FIGURES, or several; None for all.
+      folder: made if it isn't there. only: the name of a figure, or several; None for all.
 
     Returns:
-      The paths, in the order of FIGURES or of `only`.
+      The paths, in the order of `all_figures` or of `only`.
 
     Raises AnalysisError for a name that isn't one, before anything is drawn.
     """
-    names = list(FIGURES) if only is None else [only] if isinstance(only, str) else list(only)
+    figures = all_figures()
+    names = list(figures) if only is None else [only] if isinstance(only, str) else list(only)
     check_names(names)
     folder = epath.Path(folder)
     paths = []
     with small_font():
         for name in names:
-            drawn = _rendered(FIGURES[name](answers))
+            drawn = _rendered(figures[name](results))
             paths += [write_whole(folder / f"{name}.{ending}", content) for ending, content in drawn.items()]
     return paths
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises AnalysisError, with the nearest name and the list, for one that isn't in FIGURES."""
+    """Raises AnalysisError, with the nearest name and the list, for one that is no figure."""
+    known = all_figures()
     for name in names:
-        if name not in FIGURES:
-            near = difflib.get_close_matches(name, FIGURES, n=1, cutoff=0.0)[0]
-            raise AnalysisError(f"no figure '{name}'; the nearest is '{near}', and all are: {', '.join(FIGURES)}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise AnalysisError(f"no figure '{name}'; the nearest is '{near}', and all are: {', '.join(known)}")
 
 
 def _rendered(figure: "Figure") -> dict[str, bytes]:

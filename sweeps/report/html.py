@@ -29,15 +29,19 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> epath.Path:
     return files.write_whole(path, content, durable=False)
 
 
+def template(name: str) -> str:
+    """Return the text of a file of templates/."""
+    return (importlib.resources.files("sweeps.report") / "templates" / name).read_text(encoding="utf-8")
+
+
 def document(title: str, sections: Sequence[str], data: Mapping[str, Any], scripts: Sequence[str]) -> bytes:
     """A page of these sections in UTF-8 that asks for nothing: report.css, plotly.js, the scripts and `data` are in it.
 
     Args:
       title: of the window. sections: HTML, already escaped.
       data: what the scripts read, as JSON in the element `data`.
-      scripts: files of templates/, run in this order.
+      scripts: their text, run in this order.
     """
-    folder = importlib.resources.files("sweeps.report") / "templates"
     # Encoded piece by piece, for one text of all of it takes four times the memory of the page.
     return b"\n".join(
         piece.encode(errors="backslashreplace")
@@ -50,7 +54,7 @@ def document(title: str, sections: Sequence[str], data: Mapping[str, Any], scrip
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             f"<title>{escape(title)}</title>",
-            f"<style>\n{folder.joinpath('report.css').read_text(encoding='utf-8')}</style>",
+            f"<style>\n{template('report.css')}</style>",
             "</head>",
             "<body>",
             "<main>",
@@ -59,7 +63,7 @@ def document(title: str, sections: Sequence[str], data: Mapping[str, Any], scrip
             f'<script type="application/json" id="data">{json_in_script(data)}</script>',
             "<script>window.PlotlyConfig = {MathJaxConfig: 'local'};</script>",
             f'<script id="plotly">{plotly.offline.get_plotlyjs()}</script>',
-            *(f"<script>\n{folder.joinpath(name).read_text(encoding='utf-8')}</script>" for name in scripts),
+            *(f"<script>\n{script}</script>" for script in scripts),
             "</body>",
             "</html>",
             "",

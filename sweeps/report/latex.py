@@ -16,7 +16,7 @@ from sweeps.report.words import setting_name
 from sweeps.table.columns import loss_columns
 
 if TYPE_CHECKING:
-    from sweeps.analysis.results import Answers
+    from sweeps.analysis.results import AnalysisResults
 
 _METHODS = {
     "raw": "raw",
@@ -43,7 +43,7 @@ _ESCAPES = str.maketrans(
 _MISSING = "--"
 
 
-def write_tables(folder: epath.PathLike, answers: "Answers") -> list[epath.Path]:
+def write_tables(folder: epath.PathLike, results: "AnalysisResults") -> list[epath.Path]:
     """Writes associations, variance, prediction, early and saturation as .csv and .tex, each whole or not at all.
 
     Args:
@@ -53,11 +53,11 @@ def write_tables(folder: epath.PathLike, answers: "Answers") -> list[epath.Path]
       The paths, the .csv before the .tex of each.
     """
     tables = {
-        "associations": _associations(answers.associations),
-        "variance": _variance(answers.variance),
-        "prediction": _scores(answers.prediction, ["target", "model", "features"]),
-        "early": _scores(answers.early, ["target", "share", "features"]),
-        "saturation": _quadrants(answers.saturation.quadrants),
+        "associations": _associations(results.associations),
+        "variance": _variance(results.variance),
+        "prediction": _scores(results.prediction, ["target", "model", "features"]),
+        "early": _scores(results.early, ["target", "share", "features"]),
+        "saturation": _quadrants(results.saturation.quadrants),
     }
     paths = []
     for name, (frame, tex) in tables.items():

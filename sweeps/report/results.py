@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.report.html import escape, format_value, section, sortable_table, value_cell
 from sweeps.report.words import setting_name
 from sweeps.table.columns import as_levels
@@ -14,9 +14,9 @@ MAX_TABLE_ROWS = 500
 MAX_TABLE_CELLS = 50_000
 
 
-def results_section(answers: Answers) -> str:
+def results_section(results: AnalysisResults) -> str:
     """The table, a row a run and checkpoint, with the settings that differ first; those that don't in a list."""
-    table, settings = answers.table, answers.settings
+    table, settings = results.table, results.settings
     config = [c for c in table.columns if c.startswith("config.")]
     seeds = [c for c in config if c.endswith("seed") and as_levels(table[c]).nunique() > 1]
     columns = ["run_id", *settings, *seeds, *(c for c in table.columns if c not in config and c != "run_id")]

@@ -1,17 +1,16 @@
 """The page's sections that hold figures: what stands around each, and what it says where its data aren't there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.report.curves import by_target, target_name
 from sweeps.report.html import escape, options, section
 from sweeps.report.row_sentences import against_unigram, caveat
 from sweeps.report.sentences import Finding
-from sweeps.studies.paper_b import section as claims_section
+from sweeps.studies import Study
 
-# Sections by their ids, in the page's order, as its contents name them; that on local dimension comes after training
-# where a sweep has an experiment on it.
+# The report's own sections by their ids, in the page's order, as its contents name them.
 CONTENTS = {
     "findings": "Findings",
     "training": "Over training",
@@ -28,20 +27,30 @@ CONTENTS = {
 }
 
 
-def head(answers: Answers, found: Sequence[Finding], title: str) -> str:
+def contents(studies: Sequence[Study]) -> dict[str, str]:
+    """Return the headings of all sections by their ids, in the page's order; `studies` are those with a section.
+
+    Raises ValueError for a study that is to follow a section which the page doesn't have.
+    """
+    for study in studies:
+        if study.after not in CONTENTS:
+            known = ", ".join(CONTENTS)
+            raise ValueError(f"study {study.name}: the page has no section '{study.after}' to follow, only {known}")
+    headings: dict[str, str] = {}
+    for name, heading in CONTENTS.items():
+        headings |= {name: heading} | {study.section_id: study.heading for study in studies if study.after == name}
+    return headings
+
+
+def head(results: AnalysisResults, found: Sequence[Finding], title: str, contents: Mapping[str, str]) -> str:
     """Title, what the findings rest on, the findings each with a link to its figure, and the page's contents."""
-    contents = CONTENTS
-    if answers.claims:
-        place = list(CONTENTS).index("training") + 1
-        own = (claims_section.NAME, claims_section.HEADING)
-        contents = dict([*list(CONTENTS.items())[:place], own, *list(CONTENTS.items())[place:]])
     items = "\n".join(
         f'<li>{escape(f.sentence)} <a href="#{f.figure}">{escape(contents[f.figure])}</a></li>' for f in found
     )
     links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading in contents.items())
     return f"""<header>
 <h1>{escape(title)}</h1>
-<p class="caveat">{escape(caveat(answers.final))}</p>
+<p class="caveat">{escape(caveat(results.final))}</p>
 <nav aria-label="Contents"><ul class="contents">{links}</ul></nav>
 </header>
 <section aria-labelledby="findings">
@@ -49,7 +58,7 @@ def head(answers: Answers, found: Sequence[Finding], title: str) -> str:
 <ol class="findings">
 {items}
 </ol>
-<p class="unigram">{escape(against_unigram(answers.table))}</p>
+<p class="unigram">{escape(against_unigram(results.table))}</p>
 </section>"""
 
 
@@ -161,8 +170,8 @@ A rise is the loss after quantisation minus the loss before, on the same documen
     )
 
 
-def saturation(answers: Answers, table: str) -> str:
-    found = answers.saturation
+def saturation(results: AnalysisResults, table: str) -> str:
+    found = results.saturation
     if found.runs.empty:
         return _section("saturation", f"<p>No figure: {escape(found.note or 'no finished run')}.</p>")
     note = f" {escape(found.note[0].upper() + found.note[1:])}." if found.note else ""
@@ -177,9 +186,9 @@ best is picked on the same documents, so a rise is never negative.{note}</p>
     )
 
 
-def variance(answers: Answers, table: str) -> str:
-    if answers.variance["share"].notna().sum() == 0:
-        notes = [n for n in answers.variance["note"] if n] or ["no setting differs between finished runs"]
+def variance(results: AnalysisResults, table: str) -> str:
+    if results.variance["share"].notna().sum() == 0:
+        notes = [n for n in results.variance["note"] if n] or ["no setting differs between finished runs"]
         return _section("variance", f"<p>No figure: {escape(notes[0])}.</p>")
     return _section(
         "variance",
@@ -191,9 +200,9 @@ settings on each other. It tells of this grid: a setting that hardly varies in i
     )
 
 
-def prediction(answers: Answers, tables: str) -> str:
-    if answers.prediction["r2"].notna().sum() == 0 and answers.early["r2"].notna().sum() == 0:
-        notes = [n for n in [*answers.prediction["note"], *answers.early["note"]] if n] or ["no finished run"]
+def prediction(results: AnalysisResults, tables: str) -> str:
+    if results.prediction["r2"].notna().sum() == 0 and results.early["r2"].notna().sum() == 0:
+        notes = [n for n in [*results.prediction["note"], *results.early["note"]] if n] or ["no finished run"]
         return _section("prediction", f"<p>No figure: {escape(notes[0])}.</p>")
     return _section(
         "prediction",

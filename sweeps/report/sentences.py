@@ -4,13 +4,14 @@ What the table can't say, the sentence says so.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from sweeps.analysis import PRIMARY_PAIR
 from sweeps.analysis.prediction import GAIN
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.report.row_sentences import after_training, lacking, primary, strongest_setting
 from sweeps.report.words import (
     counted,
@@ -22,7 +23,7 @@ from sweeps.report.words import (
     setting_name,
     signed,
 )
-from sweeps.studies.paper_b import section
+from sweeps.studies import Study, registered_studies
 
 SIGNIFICANT = 0.05
 # Shares of variance under this aren't told.
@@ -38,37 +39,43 @@ class Finding(NamedTuple):
     figure: str
 
 
-def findings(answers: Answers) -> list[Finding]:
-    """What the answers say, in sentences; the first three are those that `run` ends with.
+def findings(results: AnalysisResults, studies: Sequence[Study] | None = None) -> list[Finding]:
+    """What the results say, in sentences; the first three are those that `run` ends with.
 
     (1) the pair declared beforehand, effective rank of the unembedding against in-domain loss, raw and given the
     settings; (2) the setting that acted most on the two; (3) what quantisation and fine-tuning did to it; (4) what
     effective rank adds to a prediction from size, compute and tokens; (5) the other associations, corrected together;
     (6) what geometry adds to a non-linear prediction, and (7) to one from early on; (8) what sets effective rank;
-    (9) saturation. A sweep with an experiment on local dimension says first what it found on that.
+    (9) saturation. What the studies (None for all registered ones) say of the sweep comes first.
     """
-    rows = answers.final.rows
-    claimed = [Finding(claim.told, section.NAME) for claim in answers.claims]
+    rows = results.final.rows
+    studies = registered_studies() if studies is None else studies
+    of_studies = [
+        Finding(sentence, study.section_id)
+        for study in studies
+        if study.name in results.studies
+        for sentence in study.sentences(results.studies[study.name])
+    ]
     return [
-        *claimed,
+        *of_studies,
         Finding(primary(rows), "scatter"),
         Finding(strongest_setting(rows), "by-setting"),
         Finding(after_training(rows), "after"),
-        Finding(_increment(answers), "correlation"),
-        Finding(_others(answers), "correlation"),
-        Finding(_prediction(answers), "prediction"),
-        Finding(_early(answers), "prediction"),
-        Finding(_what_sets_it(answers), "variance"),
-        Finding(_saturation(answers), "saturation"),
+        Finding(_increment(results), "correlation"),
+        Finding(_others(results), "correlation"),
+        Finding(_prediction(results), "prediction"),
+        Finding(_early(results), "prediction"),
+        Finding(_what_sets_it(results), "variance"),
+        Finding(_saturation(results), "saturation"),
     ]
 
 
-def _increment(answers: Answers) -> str:
+def _increment(results: AnalysisResults) -> str:
     what = "What effective rank adds to a linear prediction of in-domain loss from size, compute and tokens"
-    found = answers.associations
+    found = results.associations
     of = found[(found["metric"] == _METRIC) & (found["target"] == _LOSS) & (found["method"] == "incremental R2")]
     if of.empty:
-        return f"{what} can't be said: {lacking(answers.final.rows, _METRIC) or lacking(answers.final.rows, _LOSS)}."
+        return f"{what} can't be said: {lacking(results.final.rows, _METRIC) or lacking(results.final.rows, _LOSS)}."
     row = of.iloc[0]
     if math.isnan(row["estimate"]):
         return f"{what} can't be said: {row['note']}."
@@ -76,11 +83,11 @@ def _increment(answers: Answers) -> str:
     return f"{text}, p = {row['p_value']:.2g} for its coefficient." if math.isfinite(row["p_value"]) else f"{text}."
 
 
-def _others(answers: Answers) -> str:
+def _others(results: AnalysisResults) -> str:
     """How many of the other associations stand after correction, and the largest that settings don't explain."""
-    tested = answers.associations[answers.associations["q_value"].notna()]
+    tested = results.associations[results.associations["q_value"].notna()]
     if tested.empty:
-        why = "there is no other pair" if answers.associations.empty else "too few configurations or values"
+        why = "there is no other pair" if results.associations.empty else "too few configurations or values"
         return f"No other association of geometry with a loss can be tested: {why}."
     found = tested[tested["q_value"] < SIGNIFICANT]
     text = f"Of {len(tested)} other associations of geometry with a loss, {len(found) or 'none'} "
@@ -96,15 +103,15 @@ def _others(answers: Answers) -> str:
     return f"{text}."
 
 
-def _prediction(answers: Answers) -> str:
+def _prediction(results: AnalysisResults) -> str:
     """The model that predicts best with geometry in, with and without it."""
     what = "Whether final geometry helps to predict the loss beyond the settings"
-    return _gain(what, answers.prediction, "model", ("settings", "settings and geometry"), "from settings by {}")
+    return _gain(what, results.prediction, "model", ("settings", "settings and geometry"), "from settings by {}")
 
 
-def _early(answers: Answers) -> str:
+def _early(results: AnalysisResults) -> str:
     what = "Whether early geometry helps to predict the final loss beyond settings and loss curve"
-    early = answers.early.assign(model=[f"{100 * share:.0f} %" for share in answers.early["share"]])
+    early = results.early.assign(model=[f"{100 * share:.0f} %" for share in results.early["share"]])
     return _gain(what, early, "model", ("settings and loss", "all"), "from settings and loss curve at {} of training")
 
 
@@ -126,11 +133,11 @@ def _gain(what: str, found: pd.DataFrame, by: str, features: tuple[str, str], ho
     return f"{text}."
 
 
-def _what_sets_it(answers: Answers) -> str:
-    of = answers.variance[(answers.variance["column"] == _METRIC) & answers.variance["share"].notna()]
+def _what_sets_it(results: AnalysisResults) -> str:
+    of = results.variance[(results.variance["column"] == _METRIC) & results.variance["share"].notna()]
     if of.empty:
-        of = answers.variance[answers.variance["column"] == _METRIC]
-        why = lacking(answers.final.rows, _METRIC) or "no setting differs between finished runs"
+        of = results.variance[results.variance["column"] == _METRIC]
+        why = lacking(results.final.rows, _METRIC) or "no setting differs between finished runs"
         notes = [note for note in of["note"] if note] or [why]
         return f"How much of effective rank's variance each setting sets can't be said: {notes[0]}."
     shares = of.sort_values("share", ascending=False)
@@ -144,11 +151,11 @@ def _what_sets_it(answers: Answers) -> str:
     return f"Of the variance of effective rank over this grid, {listed(told)}."
 
 
-def _saturation(answers: Answers) -> str:
-    runs, lead = answers.saturation.runs, answers.saturation.lead
+def _saturation(results: AnalysisResults) -> str:
+    runs, lead = results.saturation.runs, results.saturation.lead
     known = runs["degraded"].notna() if len(runs) else pd.Series(dtype=bool)
     if not known.any():
-        return f"Which runs saturated can't be said: {answers.saturation.note.split(';')[0] or 'no finished run'}."
+        return f"Which runs saturated can't be said: {results.saturation.note.split(';')[0] or 'no finished run'}."
     degraded = runs["degraded"].fillna(False).astype(bool)
     low = runs["low_rank"].fillna(False).astype(bool)
     text = (

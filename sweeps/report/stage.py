@@ -1,4 +1,4 @@
-"""The last stage of a sweep: its table, its answers and its report, from what the working directory holds."""
+"""The last stage of a sweep: its table, its statistics and its report, from what the working directory holds."""
 
 import time
 from typing import Any
@@ -7,22 +7,22 @@ import pandas as pd
 from etils import epath
 
 from eval import evaluate as evaluation
-from eval import results
+from eval.results import damaged
 from olmo_jax.config import require
 from olmo_jax.console import say
 from olmo_jax.files import DamagedFileError, read_json, write_json
 from olmo_jax.logs.metrics import METRICS, TIMINGS, read_timings
 from olmo_jax.storage.run_files import known_runs
 from sweeps.analysis import final_rows
-from sweeps.analysis.results import Answers, answer
+from sweeps.analysis.results import AnalysisResults, analyze
 from sweeps.planning.record import read_record, recorded_plan
 from sweeps.planning.versions import code_version
 from sweeps.report import FIGURES, TABLES, write_all
 from sweeps.report.figures import check_names, write_figures
 from sweeps.report.row_sentences import after_training, against_unigram, caveat, primary, strongest_setting
 from sweeps.running import stage_times
-from sweeps.studies.paper_b.claims import claims
-from sweeps.table.columns import PRIMARY_PAIR, TEXTS
+from sweeps.studies import registered_studies
+from sweeps.table.columns import PRIMARY_PAIR
 from sweeps.table.curves import read_courses
 from sweeps.table.table import build_table, is_written, read_curves, write_table
 
@@ -42,7 +42,7 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
     shown = _shown_beside_the_table(workdir)
     if whole and is_written(workdir, table) and _read(folder / _SHOWN) == shown:
         return page, table
-    answers = _answers(workdir, table)
+    results = _analyzed(workdir, table)
     facts = {
         "command": command,
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -51,7 +51,7 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
         "seconds of statistics": f"{time.monotonic() - started:.0f}",
     }
     later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
-    page = write_all(folder, answers, facts | old["versions"] | later)
+    page = write_all(folder, results, facts | old["versions"] | later)
     write_json(folder / _SHOWN, shown)
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
     stage_times.add(workdir, "report", time.monotonic() - started)
@@ -61,8 +61,8 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
 def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
     """Writes one figure of the report again; returns its paths. Raises AnalysisError for a name that isn't one."""
     check_names([name])
-    answers = _answers(workdir, _table(workdir))
-    return write_figures(workdir / "report" / FIGURES, answers, name)
+    results = _analyzed(workdir, _table(workdir))
+    return write_figures(workdir / "report" / FIGURES, results, name)
 
 
 def _shown_beside_the_table(workdir: epath.Path) -> dict[str, Any]:
@@ -79,8 +79,10 @@ def _read(path: epath.Path) -> Any:
         return None
 
 
-def _answers(workdir: epath.Path, table: pd.DataFrame) -> Answers:
-    return answer(table, read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation))
+def _analyzed(workdir: epath.Path, table: pd.DataFrame) -> AnalysisResults:
+    courses = read_courses(workdir, recorded_plan(workdir).evaluation)
+    studies = {study.name: study.analyze for study in registered_studies()}
+    return analyze(table, read_curves(workdir), courses, studies)
 
 
 def _table(workdir: epath.Path) -> pd.DataFrame:
@@ -89,22 +91,23 @@ def _table(workdir: epath.Path) -> pd.DataFrame:
     if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
         say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
             "`olmo-jax evaluate` makes them anew")  # fmt: skip
-    if have_runs and (names := sorted({n for run in known_runs(workdir) for n in results.damaged(workdir, run)})):
+    if have_runs and (names := sorted({n for run in known_runs(workdir) for n in damaged(workdir, run)})):
         say(f"report: damaged results are left out: {', '.join(names)}; `olmo-jax evaluate` makes them anew")
     require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
     return table
 
 
 def summary(workdir: epath.Path, table: pd.DataFrame) -> list[str]:
-    """What `run` ends with: verdicts on claims, where the sweep tries one; what was found, against what, on what."""
+    """What `run` ends with: what studies say of the sweep; what was found, against what, on what."""
     final = final_rows(table)
-    tried = []
-    if any(str(column).startswith(TEXTS) for column in table):
-        tried = claims(table, read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation))
+    of_studies: list[str] = []
+    if studies := [study for study in registered_studies() if study.in_summary(table)]:
+        curves, courses = read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation)
+        of_studies = [s for study in studies for s in study.sentences(study.analyze(table, curves, courses))]
     found = [of(final.rows) for of in (primary, strongest_setting, after_training)] + [against_unigram(table)]
     # Models of equations have no loss by domain, and these sentences would but say so.
-    usual = found if not tried or PRIMARY_PAIR[1] in table else []
-    return [*(claim.told for claim in tried), *usual, caveat(final)]
+    usual = found if not of_studies or PRIMARY_PAIR[1] in table else []
+    return [*of_studies, *usual, caveat(final)]
 
 
 def _training_seconds(workdir: epath.Path) -> dict[str, str]:

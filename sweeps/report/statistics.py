@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.analysis.saturation import Saturation
 from sweeps.report.curves import metric_name, target_name
 from sweeps.report.html import cell, escape, estimate_cell, section, sortable_table
@@ -24,9 +24,9 @@ METHODS = {
 }
 
 
-def correlation_section(answers: Answers) -> str:
+def correlation_section(results: AnalysisResults) -> str:
     """The matrix of rank correlations, and every association with its interval in a table a target."""
-    associations = answers.associations
+    associations = results.associations
     if associations.empty:
         return section("correlation", "Correlations", "<p>No pair to correlate.</p>")
     tables = [
@@ -35,7 +35,7 @@ def correlation_section(answers: Answers) -> str:
         + "\n</details>"
         for i, (target, of_target) in enumerate(associations.groupby(associations["metric"].map(target_of), sort=False))
     ]
-    return section("correlation", "Correlations", "\n".join([_about(answers), _MATRIX, *tables]))
+    return section("correlation", "Correlations", "\n".join([_about(results), _MATRIX, *tables]))
 
 
 _MATRIX = """<div class="controls">
@@ -49,10 +49,10 @@ _MATRIX = """<div class="controls">
 varies. A dot marks those with q under .05.</p>"""
 
 
-def _about(answers: Answers) -> str:
-    left_out = int(answers.associations["left_out"].max())
-    tested = int(answers.associations["q_value"].notna().sum())
-    again = " Where runs diverged, the value with their last rows in stands behind." if answers.final.diverged else ""
+def _about(results: AnalysisResults) -> str:
+    left_out = int(results.associations["left_out"].max())
+    tested = int(results.associations["q_value"].notna().sum())
+    again = " Where runs diverged, the value with their last rows in stands behind." if results.final.diverged else ""
     return f"""<p class="note">Over final rows, clustered by configuration; {left_out or "no"}
 run{"" if left_out == 1 else "s"} diverged or unfinished and left out.{again} \N{GREEK SMALL LETTER RHO} is Spearman's,
 with its 95 % interval. Partial: given every setting that varies, as ranks (misled by a setting with a U-shaped effect)
@@ -118,11 +118,11 @@ def variance_table(variance: pd.DataFrame) -> str:
     return _estimates_table("variance-table", "Shares of variance", named, ["column", "setting"], "share")
 
 
-def prediction_tables(answers: Answers) -> str:
+def prediction_tables(results: AnalysisResults) -> str:
     """R2 out of fold of the final loss, from final geometry and from early on."""
-    early = answers.early.assign(share=[f"{100 * share:.0f} %" for share in answers.early["share"]])
+    early = results.early.assign(share=[f"{100 * share:.0f} %" for share in results.early["share"]])
     return _estimates_table(
-        "prediction-table", "Prediction of loss", answers.prediction, ["target", "model", "features"], "r2"
+        "prediction-table", "Prediction of loss", results.prediction, ["target", "model", "features"], "r2"
     ) + _estimates_table("early-table", "Prediction from early on", early, ["target", "share", "features"], "r2")
 
 

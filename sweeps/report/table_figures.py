@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.results import Answers
+    from sweeps.analysis.results import AnalysisResults
 
 _METRIC, _LOSS = PRIMARY_PAIR
 _RANK_LABEL = "Effective rank of W, % of D"
@@ -25,13 +25,13 @@ _SIZES = ("parameters_non_embedding", "parameters")
 
 
 @parts.styled
-def loss_against_geometry(answers: "Answers") -> "Figure":
+def loss_against_geometry(results: "AnalysisResults") -> "Figure":
     """The pair declared beforehand, a point a run; a panel each of the first settings, which colour the points."""
-    rows = answers.final.rows
+    rows = results.final.rows
     x_N, y_N = parts.values(rows, _METRIC), parts.values(rows, _LOSS)
     if why := _lacking(rows, _METRIC, _LOSS):
         return parts.lacking(why)
-    settings = answers.settings[:_MOST_SETTINGS] or [""]
+    settings = results.settings[:_MOST_SETTINGS] or [""]
     figure, [row] = parts.panels(1, len(settings), parts.SINGLE if len(settings) == 1 else parts.DOUBLE, sharey=True)
     for axes, setting in zip(row, settings, strict=True):
         colours = parts.levels(rows, setting)
@@ -43,19 +43,19 @@ def loss_against_geometry(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def u_shapes(answers: "Answers") -> "Figure":
+def u_shapes(results: "AnalysisResults") -> "Figure":
     """Mean in-domain loss and effective rank against each number that varies within a size, a line a size.
 
     A point is the mean over the configurations of a size at that value, whatever else differs between them; its bar
     goes from the mean of their lowest seeds to that of their highest. [ours]
     """
-    rows = answers.final.rows
+    rows = results.final.rows
     shown = [c for c in (_LOSS, _METRIC) if np.isfinite(parts.values(rows, c)).any()]
     if not shown:
         return parts.lacking(_lacking(rows, _LOSS))
     sizes = next((c for c in _SIZES if c in rows.columns), "")
     rows = rows.assign(size=rows[sizes] if sizes else 0)
-    settings = [c for c in answers.settings if _varies_within_size(rows, c)]
+    settings = [c for c in results.settings if _varies_within_size(rows, c)]
     if not settings:
         return parts.lacking("no setting that is a number varies within a size")
     drawn = settings[:_MOST_PANELS]
@@ -81,9 +81,9 @@ def u_shapes(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def quantisation(answers: "Answers") -> "Figure":
+def quantisation(results: "AnalysisResults") -> "Figure":
     """Rise of the in-domain loss against bits, means over runs with their range, and, at the fewest, against rank."""
-    rows = answers.final.rows
+    rows = results.final.rows
     found = [m for c in rows.columns if (m := re.fullmatch(r"(round_to_nearest|gptq)_(\d+)/in_domain", c))]
     rises = {(m[1], int(m[2])): parts.values(rows, m[0]) - parts.values(rows, _LOSS) for m in found}
     rises = {key: rise_N for key, rise_N in rises.items() if np.isfinite(rise_N).any()}
@@ -109,9 +109,9 @@ def quantisation(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def finetuning(answers: "Answers") -> "Figure":
+def finetuning(results: "AnalysisResults") -> "Figure":
     """What fine-tuning cost against what it gave, by learning rate, and forgetting at the highest against rank."""
-    rows = answers.final.rows
+    rows = results.final.rows
     found = [m for c in rows.columns if (m := re.fullmatch(r"finetune_(.+)_lr([^_/]+)/forgetting", c))]
     found = [m for m in found if np.isfinite(parts.values(rows, m[0])).any() and _is_number(m[2])]
     if not found:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.results import Answers
+    from sweeps.analysis.results import AnalysisResults
 
 # Of a target so many metrics are drawn, of a sweep so many spectra, each at so many steps.
 _MOST_METRICS, _MOST_RUNS, _MOST_STEPS = 3, 4, 8
@@ -24,14 +24,14 @@ _TARGETS = ("unembedding", "final_states")
 
 
 @parts.styled
-def training_loss(answers: "Answers") -> "Figure":
+def training_loss(results: "AnalysisResults") -> "Figure":
     """Each run's training loss against tokens, coloured by the first setting; dotted where the run diverged."""
-    curves = {run: curve for run, curve in answers.curves.items() if _has(curve, LOSS["key"])}
+    curves = {run: curve for run, curve in results.curves.items() if _has(curve, LOSS["key"])}
     if not curves:
         return parts.lacking("no run has written a training loss")
     figure, [[axes]] = parts.panels(1, 1)
-    colours = _colours(answers)
-    diverged = _diverged(answers.table)
+    colours = _colours(results)
+    diverged = _diverged(results.table)
     for run, curve in curves.items():
         _line(axes, curve, LOSS["key"], colours.of(run), run in diverged)
     highest = [
@@ -47,22 +47,22 @@ def training_loss(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def geometry_over_training(answers: "Answers") -> "Figure":
+def geometry_over_training(results: "AnalysisResults") -> "Figure":
     """The first metrics of the unembedding and of the final states against tokens, coloured by the first setting."""
-    columns = pd.DataFrame(columns=list(dict.fromkeys(c for curve in answers.curves.values() for c in curve.columns)))
-    there = [c for c in geometry_columns(columns) if any(_has(curve, c) for curve in answers.curves.values())]
+    columns = pd.DataFrame(columns=list(dict.fromkeys(c for curve in results.curves.values() for c in curve.columns)))
+    there = [c for c in geometry_columns(columns) if any(_has(curve, c) for curve in results.curves.values())]
     of = by_target(there)
     chosen = [t for t in _TARGETS if t in of] or list(of)[:2]
     if not chosen:
         return parts.lacking("no geometry was measured in training")
     across = min(_MOST_METRICS, max(len(of[target]) for target in chosen))
     figure, rows = parts.panels(len(chosen), across, parts.DOUBLE, 1.8)
-    colours = _colours(answers)
+    colours = _colours(results)
     for row, target in zip(rows, chosen, strict=True):
         for axes in row[len(of[target]) :]:
             axes.set_axis_off()
         for axes, column in zip(row, of[target], strict=False):
-            curves = {run: curve for run, curve in answers.curves.items() if _has(curve, column)}
+            curves = {run: curve for run, curve in results.curves.items() if _has(curve, column)}
             for run, curve in curves.items():
                 _line(axes, curve, column, colours.of(run))
             _over_tokens(axes, curves)
@@ -73,18 +73,18 @@ def geometry_over_training(answers: "Answers") -> "Figure":
 
 
 @parts.styled
-def spectra(answers: "Answers") -> "Figure":
+def spectra(results: "AnalysisResults") -> "Figure":
     """Singular values of the unembedding by place, at some steps of one run each of a few configurations."""
-    of = next((t for t in FIRST_TARGETS if any(_places(curve, t) for curve in answers.curves.values())), None)
+    of = next((t for t in FIRST_TARGETS if any(_places(curve, t) for curve in results.curves.values())), None)
     if of is None:
         return parts.lacking("no spectrum was measured; `spectrum` of the probe's unembedding turns it on")
-    runs = [run for run in _one_a_configuration(answers.table) if _places(answers.curves.get(run, pd.DataFrame()), of)]
-    runs = runs or [run for run, curve in answers.curves.items() if _places(curve, of)]
+    runs = [run for run in _one_a_configuration(results.table) if _places(results.curves.get(run, pd.DataFrame()), of)]
+    runs = runs or [run for run, curve in results.curves.items() if _places(curve, of)]
     chosen = [runs[i] for i in np.unique(np.linspace(0, len(runs) - 1, min(len(runs), _MOST_RUNS)).round().astype(int))]
     figure, [row] = parts.panels(1, len(chosen), parts.DOUBLE if len(chosen) > 1 else parts.SINGLE, sharey=True)
     for axes, run in zip(row, chosen, strict=True):
-        _spectrum(axes, answers.curves[run], of)
-        axes.set_title(_title(answers, run), fontsize=6.5)
+        _spectrum(axes, results.curves[run], of)
+        axes.set_title(_title(results, run), fontsize=6.5)
         axes.set_xlabel("Place")
     row[0].set_ylabel(f"Singular value of {target_name(of)}")
     return figure
@@ -148,8 +148,8 @@ def _places(curve: pd.DataFrame, target: str) -> list[int]:
     return sorted(int(m[1]) for m in found if _has(curve, m[0]))
 
 
-def _colours(answers: "Answers") -> parts.Levels:
-    return parts.levels(answers.table, answers.settings[0] if answers.settings else "")
+def _colours(results: "AnalysisResults") -> parts.Levels:
+    return parts.levels(results.table, results.settings[0] if results.settings else "")
 
 
 def _diverged(table: pd.DataFrame) -> set[str]:
@@ -165,8 +165,8 @@ def _one_a_configuration(table: pd.DataFrame) -> list[str]:
     return list(last["run_id"].iloc[np.argsort(np.nan_to_num(rank), kind="stable")])
 
 
-def _title(answers: "Answers", run: str) -> str:
+def _title(results: "AnalysisResults", run: str) -> str:
     """A run by its first settings, a line each."""
-    told = [parts.levels(answers.table, column) for column in answers.settings[:2]]
+    told = [parts.levels(results.table, column) for column in results.settings[:2]]
     lines = [f"{of.name} {of.text[of.by_run[run]]}" for of in told if of.by_run.get(run) in of.text]
     return "\n".join(lines) or parts.plain(run)

@@ -1,14 +1,17 @@
-"""What a column of the table is: a setting, geometry, or a loss; and the rows that an answer is taken from."""
+"""What a column of the table is: a setting, geometry, or a loss; the rows that statistics are of; errors of columns."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from geometry.counts import COUNTS
 from olmo_jax.config import TrainConfig
 from olmo_jax.config.field import NOT_IDENTITY, declared, settings
+from olmo_jax.errors import UserError
 
 # Targets of the probe that come before all others.
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
@@ -32,6 +35,17 @@ PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
 
 # The role of each setting by its column; see olmo_jax.config.field.
 _ROLES = {f"config.{key}": declared(field).role for key, field, _ in settings(TrainConfig())}
+
+
+class AnalysisError(UserError, ValueError):
+    """A table that can't be analysed as asked; the message names the column and what is wrong with it."""
+
+
+class UnknownColumnError(AnalysisError, KeyError):
+    """A column that the table doesn't have; the message names the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class FinalRows(NamedTuple):
@@ -108,6 +122,22 @@ def as_levels(column: pd.Series) -> pd.Series:
     if pd.api.types.is_numeric_dtype(column):
         return column
     return column.map(str, na_action="ignore")
+
+
+def require_column(table: pd.DataFrame, name: str) -> None:
+    """Raises UnknownColumnError unless the table has the column."""
+    if name not in table.columns:
+        near = difflib.get_close_matches(name, [str(c) for c in table.columns], n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; it has {len(table.columns)} others, none of a like name"
+        raise UnknownColumnError(f"the table has no column '{name}'{hint}")
+
+
+def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as floats, missing values NaN. Raises AnalysisError for one that holds something else."""
+    try:
+        return pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise AnalysisError(f"column '{name}' of the table holds something that isn't a number: {error}") from None
 
 
 def _is_setting(column: str) -> bool:

@@ -29,9 +29,9 @@ from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import weight_decay_dose
 from olmo_jax.storage.run_files import known_runs, run_record
 from olmo_jax.storage.run_status import read_status
-from sweeps.analysis.estimate import AnalysisError
 from sweeps.planning.plan import configuration, leaves
 from sweeps.table.catalog import schema
+from sweeps.table.columns import AnalysisError
 
 TABLE, CSV, SCHEMA = "results.parquet", "results.csv", "results.schema.json"
 _KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|sequence_length)"

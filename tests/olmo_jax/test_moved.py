@@ -27,3 +27,10 @@ def test_a_user_is_warned_once_where_the_import_stands(tmp_path):
     assert done.stdout == "[{}]\n"
     assert done.stderr.count("FutureWarning") == 1
     assert "mine.py:2: FutureWarning: sweeps.grid is sweeps.planning.grid now" in done.stderr
+
+
+def test_a_former_name_can_be_run():
+    command = [sys.executable, "-m", "sweeps.directions", "no/such/folder"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "sweeps.directions is sweeps.studies.paper_a.effects now" in done.stderr
+    assert "FileNotFoundError" in done.stderr and "no/such/folder/results.parquet" in done.stderr

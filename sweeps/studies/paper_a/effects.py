@@ -1,4 +1,4 @@
-"""The directions that paper A reports (methods.md, section 1), looked for in the table of its suite, whole or reduced.
+"""The effects that paper A reports (methods.md, section 1), looked for in the table of its suite, whole or reduced.
 
     python -m sweeps.studies.paper_a.effects WORKDIR        (prints the table of docs/results.md)
 
@@ -31,7 +31,7 @@ _SIZE = "config.name"
 _SIZES = ("4m", "8m", "13m", "19m", "34m", "75m")
 
 
-class Direction(NamedTuple):
+class Effect(NamedTuple):
     """One row: what is said, and what was found of it.
 
     effect, low, high: in the metric's units, of the higher value minus the lower one; NaN where nothing tells it.
@@ -59,7 +59,7 @@ class _Claim:
     of_size: Callable[["_Suite", str, str], float]
 
 
-def directions(table: pd.DataFrame) -> list[Direction]:
+def effects(table: pd.DataFrame) -> list[Effect]:
     """What methods.md, section 1, says a re-run should show; "untestable" where this table can't tell.
 
     Args:
@@ -75,37 +75,37 @@ def directions(table: pd.DataFrame) -> list[Direction]:
         )
     suite = _suite(rows)
     noise = {metric: analysis.seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
-    found = [_direction(claim, suite, noise[claim.metric]) for claim in _CLAIMS]
+    found = [_effect(claim, suite, noise[claim.metric]) for claim in _CLAIMS]
     return [*found, _sign_change(suite), *_UNTESTABLE]
 
 
-def as_markdown(found: Sequence[Direction]) -> str:
+def as_markdown(found: Sequence[Effect]) -> str:
     """A Markdown table."""
     lines = [
         "| paper A says | measured | effect | 95 % interval | in SD over seeds | n (sizes) | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for d in found:
-        known = math.isfinite(d.effect)
-        interval = f"{d.low:+.3g} to {d.high:+.3g}" if math.isfinite(d.low) else ""
-        seeds = f"{d.in_seeds:+.1f}" if math.isfinite(d.in_seeds) else ""
-        effect = f"{d.effect:+.3g}" if known else ""
-        lines.append(f"| {d.claim} | {d.metric} | {effect} | {interval} | {seeds} | {d.n or ''} | {d.verdict} |")
+    for e in found:
+        known = math.isfinite(e.effect)
+        interval = f"{e.low:+.3g} to {e.high:+.3g}" if math.isfinite(e.low) else ""
+        seeds = f"{e.in_seeds:+.1f}" if math.isfinite(e.in_seeds) else ""
+        effect = f"{e.effect:+.3g}" if known else ""
+        lines.append(f"| {e.claim} | {e.metric} | {effect} | {interval} | {seeds} | {e.n or ''} | {e.verdict} |")
     return "\n".join(lines)
 
 
-def _direction(claim: _Claim, suite: "_Suite", noise: float) -> Direction:
+def _effect(claim: _Claim, suite: "_Suite", noise: float) -> Effect:
     by_size = [claim.of_size(suite, size, claim.metric) for size in _SIZES]
     values = np.array([v for v in by_size if math.isfinite(v)])
     n = len(values)
     if n < 3:
-        return Direction(claim.text, claim.metric, math.nan, math.nan, math.nan, n, math.nan, "untestable")
+        return Effect(claim.text, claim.metric, math.nan, math.nan, math.nan, n, math.nan, "untestable")
     effect, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
     reach = float(scipy.stats.t.ppf(0.975, n - 1)) * spread
     low, high = effect - reach, effect + reach
     sure = low > 0 or high < 0
     verdict = ("agrees" if effect * claim.sign > 0 else "disagrees") if sure else "unclear"
-    return Direction(claim.text, claim.metric, effect, low, high, n, effect / noise if noise else math.nan, verdict)
+    return Effect(claim.text, claim.metric, effect, low, high, n, effect / noise if noise else math.nan, verdict)
 
 
 class _Suite(NamedTuple):
@@ -169,22 +169,22 @@ def _difference(name: str) -> Callable[[_Suite, str, str], float]:
     return of_size
 
 
-def _sign_change(suite: _Suite) -> Direction:
+def _sign_change(suite: _Suite) -> Effect:
     """Slope of weight decay's effect on loss over the doublings of size, and whether its line crosses 0 among them."""
     claim = "weight decay's effect on loss changes sign with size (slope a doubling)"
     sizes = suite.rows.groupby(_SIZE)["parameters_non_embedding"].first()
-    effects = {size: _difference("decay")(suite, size, LOSS) for size in sizes.index}
-    known = [size for size, effect in effects.items() if math.isfinite(effect)]
-    x, y = np.log2(sizes[known].astype(float).to_numpy()), np.array([effects[size] for size in known])
+    by_size = {size: _difference("decay")(suite, size, LOSS) for size in sizes.index}
+    known = [size for size, effect in by_size.items() if math.isfinite(effect)]
+    x, y = np.log2(sizes[known].astype(float).to_numpy()), np.array([by_size[size] for size in known])
     if len(known) < 4:
-        return Direction(claim, LOSS, math.nan, math.nan, math.nan, len(known), math.nan, "untestable")
+        return Effect(claim, LOSS, math.nan, math.nan, math.nan, len(known), math.nan, "untestable")
     line = scipy.stats.linregress(x, y)
     reach = float(scipy.stats.t.ppf(0.975, len(known) - 2)) * line.stderr
     low, high = line.slope - reach, line.slope + reach
     ends = line.intercept + line.slope * np.array([x.min(), x.max()])
     verdict = "unclear" if low < 0 < high else "agrees" if ends[0] * ends[1] < 0 else "disagrees"
     noise = analysis.seed_deviation(suite.rows, LOSS)
-    return Direction(claim, LOSS, line.slope, low, high, len(known), line.slope / noise, verdict)
+    return Effect(claim, LOSS, line.slope, low, high, len(known), line.slope / noise, verdict)
 
 
 _NAMES = {"tokens": _TOKENS, "batch": _BATCH, "decay": _DECAY, "rate": _RATE, "final": _FINAL}
@@ -201,11 +201,11 @@ _CLAIMS = (
 _NOTHING = (math.nan, math.nan, math.nan, 0, math.nan, "untestable")
 # What the suite's table alone can't show.
 _UNTESTABLE = (
-    Direction("Pythia-14M saturates late as its rank collapses, its sequential twin doesn't", RANK, *_NOTHING),
-    Direction("a small model can be low-rank without degrading", LOSS, *_NOTHING),
-    Direction("GPTQ hurts small models of very low rank", LOSS, *_NOTHING),
+    Effect("Pythia-14M saturates late as its rank collapses, its sequential twin doesn't", RANK, *_NOTHING),
+    Effect("a small model can be low-rank without degrading", LOSS, *_NOTHING),
+    Effect("GPTQ hurts small models of very low rank", LOSS, *_NOTHING),
 )
 
 
 if __name__ == "__main__":
-    print(as_markdown(directions(pd.read_parquet(f"{sys.argv[1]}/{TABLE}"))))
+    print(as_markdown(effects(pd.read_parquet(f"{sys.argv[1]}/{TABLE}"))))

@@ -5,7 +5,7 @@ are over runs, the settings of the grid taken as they are.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from scipy import stats
 
 from sweeps.analysis.estimate import Estimate, nothing
 from sweeps.analysis.leads import lag_of, middle
+from sweeps.analysis.results import AnalysisResults
 from sweeps.studies.paper_b.claim import (
     CLAIMS,
     SIGNALS,
@@ -39,6 +40,7 @@ from sweeps.studies.paper_b.events import (
 from sweeps.studies.paper_b.shift import course_ends, shifts, states_of
 from sweeps.table.columns import HELD_OUT_LOSS, final_rows
 
+NAME = "paper_b"
 ANSWER_LOSS = "target/loss"
 # Other domains are left nearly unchanged by less than this share of what the fine-tuned one moves.
 NEARLY = 0.5
@@ -73,6 +75,11 @@ def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.
     if len(there) > 1:  # any training on text could be exhausted; one that wasn't is no experiment beside another
         there = [claim for claim in there if (claim.name, claim.verdict) != ("exhaustion", "untestable")]
     return sorted(there, key=lambda claim: list(CLAIMS).index(claim.name))
+
+
+def claims_of(results: AnalysisResults) -> Sequence[Claim]:
+    """Return the claims among the results of a sweep; none of one that was analysed without this study."""
+    return results.studies.get(NAME, ())
 
 
 def _shift(course: pd.DataFrame) -> Claim | None:

@@ -6,22 +6,23 @@ import numpy as np
 
 from sweeps.report import figure_parts as parts
 from sweeps.report.figure_parts import DOUBLE, SINGLE, styled
+from sweeps.studies.paper_b.claims import claims_of
 from sweeps.studies.paper_b.panels import TITLES, Panel, panels, sensitivity, violins
 
 if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this package at each command
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sweeps.analysis.results import Answers
+    from sweeps.analysis.results import AnalysisResults
 
 _NO_EXPERIMENT = "the sweep has no experiment on local dimension"
 _ABREAST = 4
 
 
 @styled
-def claim_curves(answers: "Answers") -> "Figure":
+def claim_curves(results: "AnalysisResults") -> "Figure":
     """Each experiment's quantities over steps: means over the runs of a configuration, with their range; a row each."""
-    drawn = [(claim, panels(answers, claim)[:_ABREAST]) for claim in answers.claims]
+    drawn = [(claim, panels(results, claim)[:_ABREAST]) for claim in claims_of(results)]
     if not drawn:
         return parts.lacking(_NO_EXPERIMENT)
     widest = max(len(of) for _, of in drawn)
@@ -54,9 +55,9 @@ def _bands(axes: "Axes", panel: Panel) -> None:
 
 
 @styled
-def claim_shift(answers: "Answers") -> "Figure":
+def claim_shift(results: "AnalysisResults") -> "Figure":
     """Local dimension around points before and after a fine-tuning, by text."""
-    of = [(claim, violins(answers, claim)) for claim in answers.claims if claim.name == "shift"]
+    of = [(claim, violins(results, claim)) for claim in claims_of(results) if claim.name == "shift"]
     of = [(claim, drawn) for claim, drawn in of if drawn]
     if not of:
         return parts.lacking("local dimension wasn't measured before and after a fine-tuning on a domain")
@@ -81,11 +82,13 @@ def claim_shift(answers: "Answers") -> "Figure":
 
 
 @styled
-def claim_leads(answers: "Answers") -> "Figure":
+def claim_leads(results: "AnalysisResults") -> "Figure":
     """Which signals change before the outcome, and by how many steps, with intervals; an experiment each."""
-    of = [claim for claim in answers.claims if claim.signals["lead"].notna().any()]
+    of = [claim for claim in claims_of(results) if claim.signals["lead"].notna().any()]
     if not of:
-        return parts.lacking("no signal's change can be set against an outcome's" if answers.claims else _NO_EXPERIMENT)
+        return parts.lacking(
+            "no signal's change can be set against an outcome's" if claims_of(results) else _NO_EXPERIMENT
+        )
     figure, axes = parts.panels(1, len(of), width=SINGLE if len(of) == 1 else DOUBLE)
     for place, claim in zip(axes[0], of, strict=True):
         signals = claim.signals[claim.signals["lead"].notna()].iloc[::-1]
@@ -100,9 +103,9 @@ def claim_leads(answers: "Answers") -> "Figure":
 
 
 @styled
-def claim_sensitivity(answers: "Answers") -> "Figure":
+def claim_sensitivity(results: "AnalysisResults") -> "Figure":
     """Mean local dimension by neighbours, a line a number of points, with the range of runs; a panel a text."""
-    found = sensitivity(answers.table)
+    found = sensitivity(results.table)
     if found.empty:
         return parts.lacking("evaluation.dimension.points asks for no local dimension by points and neighbours")
     texts = list(found["of"].unique())[:_ABREAST]

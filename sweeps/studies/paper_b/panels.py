@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.report.html import format_value
 from sweeps.report.words import setting_name
 from sweeps.studies.paper_b.claim import Claim
@@ -58,16 +58,16 @@ class Violin(NamedTuple):
     values: np.ndarray
 
 
-def panels(answers: Answers, claim: Claim) -> list[Panel]:
+def panels(results: AnalysisResults, claim: Claim) -> list[Panel]:
     """The curves of a claim."""
     if claim.evaluation:
-        course = _course(answers, claim)
+        course = _course(results, claim)
         curves = {name: of.assign(step=of["at"]) for name, of in course.groupby(["run_id", "seed"])}
         labels = dict.fromkeys(curves, "all runs")
         across = "steps of fine-tuning"
     else:
-        curves = {run: probe_rows(curve) for run, curve in answers.curves.items() if run in {*claim.rows["run_id"]}}
-        labels, across = _labels(answers, curves), "steps"
+        curves = {run: probe_rows(curve) for run, curve in results.curves.items() if run in {*claim.rows["run_id"]}}
+        labels, across = _labels(results, curves), "steps"
     shared = set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
     found = []
     for column, title in _columns(claim, shared).items():
@@ -79,9 +79,9 @@ def panels(answers: Answers, claim: Claim) -> list[Panel]:
     return found
 
 
-def _course(answers: Answers, claim: Claim) -> pd.DataFrame:
+def _course(results: AnalysisResults, claim: Claim) -> pd.DataFrame:
     """Of the claim's fine-tuning, that of each run's last checkpoint."""
-    course = answers.courses[answers.courses["evaluation"] == claim.evaluation]
+    course = results.courses[results.courses["evaluation"] == claim.evaluation]
     return course[course["step"] == course.groupby("run_id")["step"].transform("max")]
 
 
@@ -101,10 +101,10 @@ def _columns(claim: Claim, shared: set[str]) -> dict[str, str]:
     return {column: title for column, title in chosen.items() if column in shared}
 
 
-def _labels(answers: Answers, runs: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+def _labels(results: AnalysisResults, runs: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Of each run the settings in which it differs from others, in words."""
-    first = answers.table.drop_duplicates("run_id").set_index("run_id")
-    there = [c for c in answers.settings if as_levels(first.loc[list(runs), c]).nunique() > 1]
+    first = results.table.drop_duplicates("run_id").set_index("run_id")
+    there = [c for c in results.settings if as_levels(first.loc[list(runs), c]).nunique() > 1]
     return {
         run: ", ".join(f"{setting_name(c)} {format_value(first.at[run, c])}" for c in there) or "all runs"
         for run in runs
@@ -119,11 +119,11 @@ def _band(name: str, curves: Sequence[pd.DataFrame], column: str) -> Band:
     )
 
 
-def violins(answers: Answers, claim: Claim) -> list[Violin]:
+def violins(results: AnalysisResults, claim: Claim) -> list[Violin]:
     """Before and after a fine-tuning, by text, drawn from five quantiles, each averaged over models."""
     if claim.name != "shift":
         return []
-    first, last, _ = course_ends(_course(answers, claim))
+    first, last, _ = course_ends(_course(results, claim))
     found = []
     for row in claim.rows.itertuples():
         columns = [f"{row.column}{end}" for _, end in _QUANTILES]

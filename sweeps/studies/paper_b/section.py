@@ -5,24 +5,26 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis.results import Answers
+from sweeps.analysis.results import AnalysisResults
 from sweeps.report.curves import to_json
 from sweeps.report.html import cell, escape, format_p, section, sortable_table
 from sweeps.report.words import signed
 from sweeps.studies.paper_b.claim import CLAIMS, Claim
+from sweeps.studies.paper_b.claims import claims_of
 from sweeps.studies.paper_b.panels import TITLES, panels, sensitivity, violins
 
-NAME, HEADING = "local-dimension", "Local dimension"
+SECTION_ID, HEADING = "local-dimension", "Local dimension"
 _SOURCE = "arXiv 2506.01034"
 
 
-def claims_data(answers: Answers) -> dict[str, Any]:
+def claims_data(results: AnalysisResults) -> dict[str, Any]:
     """What the scripts draw the section from."""
-    shown = sensitivity(answers.table) if answers.claims else pd.DataFrame()
-    return {"claims": [_data(answers, claim) for claim in answers.claims], "sensitivity": shown.to_dict("records")}
+    tried = claims_of(results)
+    shown = sensitivity(results.table) if tried else pd.DataFrame()
+    return {"claims": [_data(results, claim) for claim in tried], "sensitivity": shown.to_dict("records")}
 
 
-def _data(answers: Answers, claim: Claim) -> dict[str, Any]:
+def _data(results: AnalysisResults, claim: Claim) -> dict[str, Any]:
     leads = (
         claim.rows if "metric_step" in claim.rows else pd.DataFrame(columns=["run_id", "metric_step", "outcome_step"])
     )
@@ -39,9 +41,9 @@ def _data(answers: Answers, claim: Claim) -> dict[str, Any]:
                     for b in panel.bands
                 ],
             }
-            for panel in panels(answers, claim)
+            for panel in panels(results, claim)
         ],
-        "violins": [v._asdict() | {"values": to_json(v.values)} for v in violins(answers, claim)],
+        "violins": [v._asdict() | {"values": to_json(v.values)} for v in violins(results, claim)],
         "leads": {
             "run": [str(run) for run in leads["run_id"]],
             "metric": to_json(leads["metric_step"].to_numpy(float)),
@@ -50,17 +52,17 @@ def _data(answers: Answers, claim: Claim) -> dict[str, Any]:
     }
 
 
-def claims_section(answers: Answers) -> str:
+def claims_section(results: AnalysisResults) -> str:
     """The section; "" for a sweep without such an experiment."""
-    if not answers.claims:
+    if not (tried := claims_of(results)):
         return ""
-    parts = [_experiment(i, claim) for i, claim in enumerate(answers.claims)]
-    if len(sensitivity(answers.table)):
+    parts = [_experiment(i, claim) for i, claim in enumerate(tried)]
+    if len(sensitivity(results.table)):
         parts.append("""<h3>Points and neighbours</h3>
 <div class="figure" id="figure-sensitivity"></div>
 <p class="note">Mean local dimension at the last checkpoints by the size of neighbourhoods, a line a number of points:
 how much of the number is the method's. Compare runs, and times of one run, only where both are the same.</p>""")
-    return section(NAME, HEADING, "\n".join(parts))
+    return section(SECTION_ID, HEADING, "\n".join(parts))
 
 
 def _experiment(place: int, claim: Claim) -> str:

@@ -5,7 +5,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from sweeps.analysis.comparison import COLUMNS, compare
-from sweeps.analysis.estimate import AnalysisError
+from sweeps.table.columns import AnalysisError
 
 LOSS, RANK, COSINE = "lm_loss/in_domain", "unembedding/effective_rank_percent", "unembedding/mean_cosine"
 
@@ -44,7 +44,7 @@ def row_of(table, column=LOSS):
 
 def test_the_numbers_are_those_of_a_paired_test_over_configurations():
     first, second = drawn(8), drawn(8, shift=0.1, seed=1)
-    row = row_of(compare(sweep(first), sweep(second, name="b")))
+    row = row_of(compare(sweep(first), sweep(second, name="b"), unit_of=lambda column: f"unit of {column}"))
     one, other = first[LOSS].mean(axis=1), second[LOSS].mean(axis=1)
     test = stats.ttest_rel(other, one)
     flips = stats.permutation_test(
@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_a_paired_test_over_configurations():
     noise = np.sqrt(np.mean([np.var(pair, ddof=1) for pair in (*first[LOSS], *second[LOSS])]))
     assert row.seed_deviation == pytest.approx(noise)
     assert row.seed_sds == pytest.approx(row.difference / noise)
-    assert (row.kind, row.unit, row.note) == ("loss", "nats per token", "")
+    assert (row.kind, row.unit, row.note) == ("loss", f"unit of {LOSS}", "")
 
 
 def test_q_is_benjamini_hochberg_over_all_rows_that_have_p():

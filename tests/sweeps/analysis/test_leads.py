@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sweeps.analysis.estimate import AnalysisError
 from sweeps.analysis.leads import NO_CHANGE, change_point, lag_of, lead_lag, middle
+from sweeps.table.columns import AnalysisError
 
 STEPS = np.arange(0, 2000, 20)
 

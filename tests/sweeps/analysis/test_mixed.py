@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from sweeps.analysis import mixed as module
-from sweeps.analysis.estimate import AnalysisError, UnknownColumnError
 from sweeps.analysis.mixed import mixed_effects, mixed_fit, mixed_table
+from sweeps.table.columns import AnalysisError, UnknownColumnError
 
 SIZE, CLUSTER = "parameters_non_embedding", "configuration"
 SIZES = [4e6, 8e6, 13e6, 19e6, 34e6, 75e6]

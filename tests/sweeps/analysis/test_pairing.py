@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.analysis.estimate import AnalysisError, UnknownColumnError
 from sweeps.analysis.pairing import pair
+from sweeps.table.columns import AnalysisError, UnknownColumnError
 
 WD, LR, BATCH, TIED = (
     "config.optimizer.weight_decay",

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from olmo_jax.config import ConfigError
-from sweeps.remote.launch import LaunchError, Options, launch
+from sweeps.remote.launch import LaunchError, launch
+from sweeps.remote.options import Options
 from sweeps.remote.slurm import foreign
 from tests.sweeps.remote import slurm
 from tests.sweeps.running.test_interruption import CONFIG

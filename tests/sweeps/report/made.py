@@ -91,7 +91,7 @@ def answers(table=None, curves=None, **changes):
         "prediction": prediction(),
         "importance": importance(),
         "early": early(),
-        "claims": (),
+        "studies": {},
         "courses": pd.DataFrame(),
     }
     saturated = {} if "saturation" in changes else {"saturation": saturation(final.rows)}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.report import made_up
-from sweeps.analysis.results import answer
+from sweeps.analysis.results import analyze
 from sweeps.report import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -67,7 +67,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(browser, sweep, tmp_path_factory):
     """The browser with the page open, what the last of three times logged and asked for, and the best one's seconds."""
-    path = write_report(tmp_path_factory.mktemp("report"), answer(*sweep), {"command": "olmo-jax report <dir>"})
+    path = write_report(tmp_path_factory.mktemp("report"), analyze(*sweep), {"command": "olmo-jax report <dir>"})
     took = []
     for _ in range(3):  # others may be at work on the machine
         browser.get("about:blank")

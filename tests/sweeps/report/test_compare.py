@@ -120,6 +120,7 @@ def test_the_csv_has_every_digit_of_every_row(folders, capsys, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert list(table["first_sweep"] + table["second_sweep"]) == ["untiedtied"] * 2
     assert list(table["column"]) == [LOSS, RANK]
+    assert list(table["unit"]) == ["nats per token", "% of the columns"]
     assert table["difference"].to_numpy() == pytest.approx(0.5 * (1 + 0.1 * np.mean(DECAYS)), rel=1e-12)
     assert table["seed_sds"].to_numpy() == pytest.approx(table["difference"] / np.std([0, 0.1], ddof=1))
 

@@ -13,10 +13,9 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from sweeps.analysis.estimate import AnalysisError
 from sweeps.report.figure_parts import amount, plain
-from sweeps.report.figures import FIGURES, write_figures
-from sweeps.table.columns import PRIMARY_PAIR
+from sweeps.report.figures import all_figures, write_figures
+from sweeps.table.columns import PRIMARY_PAIR, AnalysisError
 from tests.sweeps.report import made
 
 NAMES = [
@@ -49,13 +48,13 @@ def words(figure):
 
 
 def test_the_figures_are_these_in_this_order():
-    assert list(FIGURES) == NAMES
+    assert list(all_figures()) == NAMES
 
 
 def test_each_run_has_its_loss_and_one_that_diverged_is_dotted(answers):
     table = answers.table.copy()
     table.loc[table["run_id"] == "run3", "diverged_at"] = 50
-    (axes,) = FIGURES["training_loss"](made.answers(table, answers.curves)).axes
+    (axes,) = all_figures()["training_loss"](made.answers(table, answers.curves)).axes
     drawn = axes.get_lines()
     assert len(drawn) == 24
     assert [i for i, line in enumerate(drawn) if line.get_linestyle() == ":"] == [3]
@@ -69,12 +68,12 @@ def test_each_run_has_its_loss_and_one_that_diverged_is_dotted(answers):
 
 def test_long_curves_are_thinned(answers):
     curves = made.curves_of(answers.table, steps=2000)
-    (axes,) = FIGURES["training_loss"](made.answers(curves=curves)).axes
+    (axes,) = all_figures()["training_loss"](made.answers(curves=curves)).axes
     assert max(len(line.get_xdata()) for line in axes.get_lines()) == 300
 
 
 def test_geometry_is_drawn_where_it_was_measured(answers):
-    figure = FIGURES["geometry_over_training"](answers)
+    figure = all_figures()["geometry_over_training"](answers)
     first, second, third = (axes for axes in figure.axes if axes.get_lines())
     assert [len(axes.get_lines()) for axes in (first, second, third)] == [24, 24, 24]
     x, y = first.get_lines()[1].get_data()
@@ -83,7 +82,7 @@ def test_geometry_is_drawn_where_it_was_measured(answers):
 
 
 def test_spectra_are_of_few_runs_of_several_configurations(answers):
-    figure = FIGURES["spectra"](answers)
+    figure = all_figures()["spectra"](answers)
     assert len(figure.axes) == 4
     assert len({axes.get_title() for axes in figure.axes}) == 4
     for axes in figure.axes:
@@ -93,7 +92,7 @@ def test_spectra_are_of_few_runs_of_several_configurations(answers):
 
 
 def test_the_declared_pair_is_drawn_run_by_run_for_each_setting(answers):
-    figure = FIGURES["loss_against_geometry"](answers)
+    figure = all_figures()["loss_against_geometry"](answers)
     rows = answers.final.rows
     wanted = rows[["unembedding/effective_rank_percent", "lm_loss/in_domain"]].to_numpy()
     assert len(figure.axes) == len(answers.settings) == 3
@@ -114,7 +113,7 @@ def test_u_shapes_are_means_over_configurations_with_the_range_of_their_seeds():
             row = {"run_id": f"r{len(rows)}", "configuration": f"{size}-{batch}-{decay}", "final": True}
             row |= {"parameters_non_embedding": size, "config.model.d_model": size, "config.data.batch_size": batch}
             rows.append(row | {"diverged_at": None, "config.optimizer.weight_decay": decay, "lm_loss/in_domain": loss})
-    figure = FIGURES["u_shapes"](made.answers(pd.DataFrame(rows), {}, saturation=None))
+    figure = all_figures()["u_shapes"](made.answers(pd.DataFrame(rows), {}, saturation=None))
     # The width varies with the size alone: a panel of it would show nothing.
     assert [axes.get_xlabel() for axes in figure.axes] == ["batch size", "weight decay"]
     of_batch = bars(figure.axes[0])
@@ -125,7 +124,7 @@ def test_u_shapes_are_means_over_configurations_with_the_range_of_their_seeds():
 
 
 def test_the_matrix_has_the_raw_and_the_partial_correlations(answers):
-    figure = FIGURES["correlation_matrix"](answers)
+    figure = all_figures()["correlation_matrix"](answers)
     raw, partial = (axes.images[0].get_array() for axes in figure.axes[:2])
     wanted = np.array([[-0.9, -0.6], [-0.8, -0.5], [-0.7, -0.4]])
     np.testing.assert_allclose(raw, wanted)
@@ -136,7 +135,7 @@ def test_the_matrix_has_the_raw_and_the_partial_correlations(answers):
 def test_a_correlation_that_cannot_be_given_is_blank(answers):
     some = answers.associations.copy()
     some.loc[some.index[0], "estimate"] = np.nan
-    figure = FIGURES["correlation_matrix"](made.answers(associations=some))
+    figure = all_figures()["correlation_matrix"](made.answers(associations=some))
     assert np.isnan(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)[0, 0])
     assert "nan" not in words(figure)
 
@@ -144,7 +143,7 @@ def test_a_correlation_that_cannot_be_given_is_blank(answers):
 def test_quantisation_rises_by_bits_with_the_range_over_runs():
     table = made.sweep(4, checkpoints=1)
     table["round_to_nearest_3/in_domain"] = table["lm_loss/in_domain"] + [0.1, 0.2, 0.3, 0.4]
-    left, right = FIGURES["quantisation"](made.answers(table)).axes
+    left, right = all_figures()["quantisation"](made.answers(table)).axes
     means, ends = bars(left)["rounding"]
     np.testing.assert_allclose(means, [[3, 0.25], [8, 0]], atol=1e-12)
     np.testing.assert_allclose(ends[:, :, 1], [[0.1, 0.4], [0, 0]], atol=1e-12)
@@ -154,7 +153,7 @@ def test_quantisation_rises_by_bits_with_the_range_over_runs():
 
 
 def test_forgetting_is_drawn_against_the_target_and_at_the_highest_rate_against_rank(answers):
-    left, right = FIGURES["finetuning"](answers).axes
+    left, right = all_figures()["finetuning"](answers).axes
     assert len(left.get_lines()) == 2
     assert lines(right, "code, rate 0.0001") == []
     ((x, y),) = lines(left, "code, rate 0.0001")
@@ -164,7 +163,7 @@ def test_forgetting_is_drawn_against_the_target_and_at_the_highest_rate_against_
 
 
 def test_the_quadrants_are_counted(answers):
-    figure = FIGURES["saturation_quadrants"](answers)
+    figure = all_figures()["saturation_quadrants"](answers)
     (axes,) = figure.axes
     runs = answers.saturation.quadrants.set_index(["rank", "degraded"])["runs"]
     told = f"low rank: {runs['low', True]} degraded, {runs['low', False]} not"
@@ -176,13 +175,13 @@ def test_the_quadrants_are_counted(answers):
 def test_a_run_that_cannot_be_told_to_have_degraded_is_neither(answers):
     runs = answers.saturation.runs.assign(degraded=pd.array([None] * 2 + [True] * 22, "boolean"))
     changed = SimpleNamespace(**(vars(answers.saturation) | {"runs": runs}))
-    (axes,) = FIGURES["saturation_quadrants"](made.answers(saturation=changed)).axes
+    (axes,) = all_figures()["saturation_quadrants"](made.answers(saturation=changed)).axes
     by_label = {points.get_label(): len(points.get_offsets()) for points in axes.collections}
     assert by_label == {"degraded": 22, "can't be told": 2}
 
 
 def test_shares_of_variance_are_stacked_to_their_sum(answers):
-    (axes,) = FIGURES["variance_split"](answers).axes
+    (axes,) = all_figures()["variance_split"](answers).axes
     assert [of.get_label() for of in axes.containers] == ["batch size", "weight decay", "seed", "rest"]
     ends = [[bar.get_x() + bar.get_width() for bar in of] for of in axes.containers]
     np.testing.assert_allclose(ends, [[x, x] for x in (0.5, 0.8, 0.95, 1.0)])
@@ -192,13 +191,13 @@ def test_of_many_columns_the_declared_pair_is_among_those_that_are_drawn():
     names = [f"layer_{i}/two_nn" for i in range(40)] + list(PRIMARY_PAIR)
     rows = [[name, "rest", 1.0, 1.0, 1.0, 24, ""] for name in names]
     many = pd.DataFrame(rows, columns=made.COLUMNS["variance"])
-    figure = FIGURES["variance_split"](made.answers(variance=many))
+    figure = all_figures()["variance_split"](made.answers(variance=many))
     told = words(figure)
     assert "16 of 42 columns" in told and "loss, in domain" in told and "Unembedding W: effective rank, % of D" in told
 
 
 def test_prediction_has_a_point_with_its_interval_each_and_what_it_rests_on(answers):
-    left, right = FIGURES["prediction"](answers).axes
+    left, right = all_figures()["prediction"](answers).axes
     told = bars(left)
     assert list(told) == ["settings", "settings and geometry"]
     np.testing.assert_allclose(told["settings"][0][:, 0], [0.5] * 6)
@@ -209,7 +208,7 @@ def test_prediction_has_a_point_with_its_interval_each_and_what_it_rests_on(answ
 
 
 def test_early_prediction_is_by_share_of_training(answers):
-    (axes,) = FIGURES["early_prediction"](answers).axes
+    (axes,) = all_figures()["early_prediction"](answers).axes
     told = bars(axes)
     assert list(told) == ["settings", "settings and loss", "settings and geometry", "all"]
     points, ends = told["all"]
@@ -221,14 +220,14 @@ def test_early_prediction_is_by_share_of_training(answers):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("table", [None, pd.DataFrame({"run_id": ["a"], "final": [False], "diverged_at": [None]})])
 def test_without_data_a_figure_says_in_a_line_what_is_missing(name, table):
-    text = words(FIGURES[name](made.empty_answers(table)))
+    text = words(all_figures()[name](made.empty_answers(table)))
     assert text.startswith("No figure: ") and text.endswith(".")
     assert len(text) < 120 and "nan" not in text
 
 
 def test_the_reason_is_the_analysis_own(answers):
     given = made.early().assign(r2=np.nan, note="3 configurations are too few for 5 folds")
-    text = words(FIGURES["early_prediction"](made.answers(early=given)))
+    text = words(all_figures()["early_prediction"](made.answers(early=given)))
     assert text == "No figure: 3 configurations are too few for 5 folds."
 
 
@@ -266,7 +265,7 @@ def test_hard_tables_are_drawn(case, table):
     drawn = made.answers(table, made.curves_of(table, steps=40, places=(1, 2)))
     of_answers_alone = {"correlation_matrix", "variance_split", "prediction", "early_prediction"}
     for name in (name for name in NAMES if name not in of_answers_alone):
-        figure = FIGURES[name](drawn)
+        figure = all_figures()[name](drawn)
         figure.draw_without_rendering()
         assert figure.findobj(matplotlib.text.Text)
 

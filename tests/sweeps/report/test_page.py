@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.analysis.results import answer
+from sweeps.analysis.results import analyze
 from sweeps.report import page as pages
 from sweeps.report import statistics, write_report
 from sweeps.report.curves import MAX_POINTS
 from sweeps.report.sections import CONTENTS
+from sweeps.studies.paper_b.study import STUDY
 
 EVIL = "evil</script><script>alert(1)</script><b onclick='x()'>&\"<!--"
 FACTS = {"command": "olmo-jax report --workdir=<dir>", "versions": "jax 0.10.2"}
@@ -104,7 +105,7 @@ def options(page, name):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return Page(write_report(tmp_path_factory.mktemp("report") / "report", answer(*sweep()), FACTS))
+    return Page(write_report(tmp_path_factory.mktemp("report") / "report", analyze(*sweep()), FACTS))
 
 
 def test_the_page_loads_nothing_from_anywhere(page):
@@ -133,7 +134,7 @@ def test_every_run_is_in_the_table_the_curves_and_the_figure(page):
 
 def test_a_run_named_in_html_stays_text(page):
     assert EVIL in page.text
-    assert len(page.all("script")) == 3 + len(pages.SCRIPTS)
+    assert len(page.all("script")) == 3 + len(pages.SCRIPTS) + len(STUDY.scripts)
     assert page.all("b") and all("onclick" not in attributes for _, attributes in page.elements)
     assert "<" not in page.scripts["data"]
     assert page.open == []
@@ -182,7 +183,7 @@ def test_the_declared_pair_leads_the_correlations_and_the_figure(page):
 def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
     table, curves = sweep(runs=2, steps=1000)
     curves["run0"].loc[900:, "loss"] = np.nan
-    page = Page(write_report(tmp_path, answer(table, curves), {}))
+    page = Page(write_report(tmp_path, analyze(table, curves), {}))
     curve = page.data["curves"]["run0"]
     assert at(page, curve["unembedding/mean_cosine"], "step") == list(range(10, 1001, 10))
     assert at(page, curve["unembedding/mean_cosine"], "tokens") == list(range(10240, 1024001, 10240))
@@ -195,7 +196,7 @@ def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
 
 def test_a_new_column_is_everywhere_without_a_change_of_code(tmp_path):
     column = "blocks_0.mlp.up_centred/my_metric"
-    page = Page(write_report(tmp_path, answer(*sweep(geometry=[column, "unembedding/my_metric", *GEOMETRY])), {}))
+    page = Page(write_report(tmp_path, analyze(*sweep(geometry=[column, "unembedding/my_metric", *GEOMETRY])), {}))
     assert options(page, "target") == ["unembedding", "final_states", "blocks_0.mlp.up_centred"]
     targets = page.data["targets"]
     assert [t["name"] for t in targets] == ["Unembedding W", "Final states H", "Parameter blocks_0.mlp.up, centred"]
@@ -223,7 +224,7 @@ def probe_sets(tmp_path_factory):
     curves["run0"].loc[curves["run0"].step == 20, "final_states_spread/effective_rank"] = np.nan
     curves["run1"] = curves["run1"].drop(columns="final_states_spread/effective_rank")
     curves["run2"]["final_states/duplicates"] = np.arange(40) // 20
-    return Page(write_report(tmp_path_factory.mktemp("report"), answer(table, curves), {}))
+    return Page(write_report(tmp_path_factory.mktemp("report"), analyze(table, curves), {}))
 
 
 def test_spreads_are_bands_of_their_curves_and_nothing_else(probe_sets):
@@ -243,13 +244,13 @@ def test_counts_are_told_in_a_note(probe_sets):
 
 
 def test_a_target_named_in_html_stays_text(tmp_path):
-    page = Page(write_report(tmp_path, answer(*sweep(geometry=[*GEOMETRY, f'{EVIL}"/my_metric'])), {}))
+    page = Page(write_report(tmp_path, analyze(*sweep(geometry=[*GEOMETRY, f'{EVIL}"/my_metric'])), {}))
     names = {attributes.get("value") for attributes in page.all("option")}
     assert f'{EVIL}"' in names
     assert page.data["targets"][-1]["key"] == f'{EVIL}"'
     assert f'Parameter {EVIL}"' in {attributes["label"] for attributes in page.all("optgroup")}
     assert page.text.count(f'Parameter {EVIL}"') == 2  # the choice of a target and the correlations
-    assert len(page.all("script")) == 3 + len(pages.SCRIPTS)
+    assert len(page.all("script")) == 3 + len(pages.SCRIPTS) + len(STUDY.scripts)
     assert all("onclick" not in attributes for _, attributes in page.elements)
     assert "<" not in page.scripts["data"]
     assert page.open == []
@@ -260,7 +261,7 @@ def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_pat
     layers = [f"layer_{i}/metric_{j}" for i in range(24) for j in range(6)]
     table, curves = sweep(runs=36, steps=400, geometry=[*GEOMETRY, *layers], losses=[f"lm_loss/{i}" for i in range(12)])
     start = time.process_time()
-    page = Page(write_report(tmp_path, answer(table, curves), {}))
+    page = Page(write_report(tmp_path, analyze(table, curves), {}))
     assert time.process_time() - start < 15
     folds = [a for a in page.all("details") if "class" not in a][: 2 + 24]
     assert ["open" in a for a in folds] == [True] * statistics.OPEN_TARGETS + [False] * (26 - statistics.OPEN_TARGETS)
@@ -270,7 +271,7 @@ def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_pat
 def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):
     table, curves = sweep(runs=108, checkpoints=6, steps=400, losses=[f"lm_loss/{i}" for i in range(12)])
     start = time.process_time()
-    page = Page(write_report(tmp_path, answer(table, curves), FACTS))
+    page = Page(write_report(tmp_path, analyze(table, curves), FACTS))
     assert time.process_time() - start < 15
     assert len([row for row in page.cells if row and row[0].startswith("run")]) == 108
     assert "all 648 are in results.csv beside the page" in page.text
@@ -290,7 +291,7 @@ def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):
     ids=["empty", "one row", "unfinished", "all diverged", "no geometry", "no losses", "all missing"],
 )
 def test_a_page_is_written_whatever_is_missing(tmp_path, change):
-    page = Page(write_report(tmp_path, answer(*change(*sweep(4))), {}))
+    page = Page(write_report(tmp_path, analyze(*change(*sweep(4))), {}))
     assert page.open == []
     assert len(re.findall(r"<section", page.source)) == len(CONTENTS)
     assert not re.search(r"\bnan\b|\bNaN\b|>None<", page.source.replace(page.scripts["plotly"], "").split("<style>")[0])
@@ -298,7 +299,7 @@ def test_a_page_is_written_whatever_is_missing(tmp_path, change):
 
 
 def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = write_report(tmp_path, answer(*sweep(3)), {"command": "first"})
+    path = write_report(tmp_path, analyze(*sweep(3)), {"command": "first"})
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
 
     def fail(self, target):
@@ -306,6 +307,6 @@ def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(path), "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        write_report(tmp_path, answer(*sweep(3)), {"command": "second"})
+        write_report(tmp_path, analyze(*sweep(3)), {"command": "second"})
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
     assert "<dd>first</dd>" in path.read_text()

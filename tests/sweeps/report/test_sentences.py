@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.report import made_up
 from sweeps.analysis import PRIMARY_PAIR
-from sweeps.analysis.results import answer
+from sweeps.analysis.results import analyze
 from sweeps.report.sections import CONTENTS
 from sweeps.report.sentences import findings
 
@@ -15,7 +15,7 @@ PLAIN = {"\N{MINUS SIGN}": "-"}
 
 @pytest.fixture(scope="module")
 def answers():
-    return answer(*made_up(36, 2, 60))
+    return analyze(*made_up(36, 2, 60))
 
 
 def sentences(answers):
@@ -65,6 +65,6 @@ def test_what_is_missing_is_said_and_never_a_nan():
         (table.assign(**dict.fromkeys(geometry, np.nan)), curves),
         (table.assign(**{"lm_loss/in_domain": np.nan}), curves),
     ):
-        told = sentences(answer(*poor))
+        told = sentences(analyze(*poor))
         assert len(told) == 9
         assert not re.search(r"\b(nan|inf|None)\b", " ".join(told))

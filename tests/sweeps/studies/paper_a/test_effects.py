@@ -1,4 +1,4 @@
-"""The table of directions on suites whose effects are known."""
+"""The table of effects on suites whose effects are known."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from olmo_jax.model import parameter_count
 from sweeps.analysis import AnalysisError
 from sweeps.planning.plan import configuration, leaves, read_sweep, resolve
 from sweeps.studies.paper_a import paper
-from sweeps.studies.paper_a.effects import FIXED_RANK, LOSS, RANK, as_markdown, directions
+from sweeps.studies.paper_a.effects import FIXED_RANK, LOSS, RANK, as_markdown, effects
 
 SEED_DEVIATION = 0.5
 
@@ -48,7 +48,7 @@ def by_claim(found):
 
 def test_planted_effects_are_found_with_their_size_and_sign(suite):
     table = measured(suite, lambda b, d, f: 2 * b + 4 * d - 30 * f, lambda b, d, f: 0.2 * b**2 + 5 * f)
-    found = by_claim(directions(table))
+    found = by_claim(effects(table))
     batch = found["a larger batch raises R(W)", RANK]
     assert batch.verdict == "agrees"
     assert batch.effect == pytest.approx(8, abs=0.6)  # 32 to 512 is a factor of 2^4
@@ -66,7 +66,7 @@ def test_planted_effects_are_found_with_their_size_and_sign(suite):
 
 def test_what_falls_all_the_way_is_no_valley(suite):
     table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0.3 * b)
-    valley = by_claim(directions(table))["loss is U-shaped in batch size", LOSS]
+    valley = by_claim(effects(table))["loss is U-shaped in batch size", LOSS]
     assert valley.effect < 0
     assert valley.verdict == "disagrees"
 
@@ -75,7 +75,7 @@ def test_noise_alone_is_mostly_unclear(suite):
     """Five per cent of the claims are taken for sure where there is nothing."""
     verdicts = []
     for seed in range(16):
-        found = directions(measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0 * b, seed))
+        found = effects(measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0 * b, seed))
         verdicts += [d.verdict for d in found if d.metric == RANK and d.n]
     assert np.mean([v == "unclear" for v in verdicts]) > 0.88
 
@@ -86,14 +86,14 @@ def test_diverged_runs_and_ablations_stay_out(suite):
     table.loc[wild, [RANK, FIXED_RANK]] = 1e6
     table.loc[wild, "diverged_at"] = 3
     table.loc[table["config.name"] == "4m-tied", RANK] = -1e6
-    found = by_claim(directions(table))["stronger weight decay keeps R(W) high", RANK]
+    found = by_claim(effects(table))["stronger weight decay keeps R(W) high", RANK]
     assert abs(found.effect) < 2
 
 
 def test_without_replicates_there_is_no_noise_to_measure_by(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
     alone = table[table["config.init_seed"] == 0]
-    found = by_claim(directions(alone))["a larger batch raises R(W)", RANK]
+    found = by_claim(effects(alone))["a larger batch raises R(W)", RANK]
     assert math.isnan(found.in_seeds)
     assert math.isfinite(found.effect)
 
@@ -103,7 +103,7 @@ def test_missing_configurations_leave_their_sizes_out(suite):
     default = np.isclose(table["config.optimizer.weight_decay"], 4.58) & (table["config.tokens"] == 81_920)
     gone = default & (table["config.data.batch_size"] == 4) & (table["config.name"] == "8m")
     largest = (table["config.optimizer.weight_decay"] > 20) & (table["config.name"] == "13m")
-    found = by_claim(directions(table[~gone & ~largest]))
+    found = by_claim(effects(table[~gone & ~largest]))
     assert found["loss is U-shaped in batch size", LOSS].n == 5
     assert found["stronger weight decay keeps R(W) high", RANK].n == 5
     assert found["a larger batch raises R(W)", RANK].n == 6
@@ -112,33 +112,29 @@ def test_missing_configurations_leave_their_sizes_out(suite):
 def test_a_rule_for_the_learning_rate_is_no_other_setting(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
     rate = table["config.optimizer.learning_rate"] * np.sqrt(table["config.data.batch_size"] / 4)
-    batch = by_claim(directions(table.assign(**{"config.optimizer.learning_rate": rate})))
+    batch = by_claim(effects(table.assign(**{"config.optimizer.learning_rate": rate})))
     assert batch["a larger batch raises R(W)", RANK].effect == pytest.approx(8, abs=0.6)
 
 
 def test_a_sign_that_changes_with_size_is_told_from_one_that_does_not(suite):
     size = np.log2(suite["parameters_non_embedding"] / suite["parameters_non_embedding"].median())
     table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: d * (0.3 * size + 0.02))
-    found = {d.claim.split(" (")[0]: d for d in directions(table)}[
-        "weight decay's effect on loss changes sign with size"
-    ]
+    found = {d.claim.split(" (")[0]: d for d in effects(table)}["weight decay's effect on loss changes sign with size"]
     assert found.verdict == "agrees"
     assert found.effect == pytest.approx(0.3 * math.log10(50), rel=0.2)
     table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: d * (0.3 * size + 3))
-    found = {d.claim.split(" (")[0]: d for d in directions(table)}[
-        "weight decay's effect on loss changes sign with size"
-    ]
+    found = {d.claim.split(" (")[0]: d for d in effects(table)}["weight decay's effect on loss changes sign with size"]
     assert found.verdict == "disagrees"
 
 
 def test_a_table_of_something_else_is_refused(suite):
     table = measured(suite, lambda b, d, f: b, lambda b, d, f: b).assign(**{"config.name": "mine"})
     with pytest.raises(AnalysisError, match="no finished run of 4m"):
-        directions(table)
+        effects(table)
 
 
 def test_the_markdown_has_a_line_a_claim(suite):
-    found = directions(measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b))
+    found = effects(measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b))
     lines = as_markdown(found).splitlines()
     assert len(lines) == 2 + len(found)
     assert all(line.count("|") == 8 for line in lines)

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.analysis.results import answer
+from sweeps.analysis.results import analyze
 from sweeps.report import write_report
-from sweeps.report.figures import FIGURES, write_figures
+from sweeps.report.figures import write_figures
+from sweeps.studies.paper_b.claims import claims_of
 from sweeps.studies.paper_b.panels import panels, sensitivity, violins
+from sweeps.studies.paper_b.study import STUDY
 from tests.sweeps.report.made import EVIL
 
 STEPS = np.arange(0, 2001, 50)
@@ -40,7 +42,7 @@ def grokking():
         row |= {"config.data.arithmetic.train_fraction": share, "config.data.corpus": "arithmetic"}
         rows.append(row | {f"local_dimension/layer_0.train/n{n}_l{k}/local_two_nn": n / k + seed
                            for n in (100, 200) for k in (16, 32)})  # fmt: skip
-    return answer(pd.DataFrame(rows), curves)
+    return analyze(pd.DataFrame(rows), curves, studies={STUDY.name: STUDY.analyze})
 
 
 def shift():
@@ -57,12 +59,12 @@ def shift():
                 course[f"{name}_{end}"] = level + away
         courses.append(course)
         rows.append({"run_id": f"run{i}", "configuration": f"c{i}", "step": 100, "final": True, "diverged_at": None})
-    return answer(pd.DataFrame(rows), {}, pd.concat(courses, ignore_index=True))
+    return analyze(pd.DataFrame(rows), {}, pd.concat(courses, ignore_index=True), {STUDY.name: STUDY.analyze})
 
 
 def test_bands_are_means_and_ranges_of_the_runs_of_a_configuration():
     answers = grokking()
-    by_title = {panel.title: panel for panel in panels(answers, answers.claims[0])}
+    by_title = {panel.title: panel for panel in panels(answers, claims_of(answers)[0])}
     assert list(by_title) == ["validation accuracy", "training accuracy", "local dimension, train"]
     small, large = by_title["validation accuracy"].bands
     assert (small.name, large.name, small.runs) == ("train fraction 0.2", "train fraction 0.5", 2)
@@ -74,7 +76,7 @@ def test_bands_are_means_and_ranges_of_the_runs_of_a_configuration():
 
 def test_violins_are_drawn_from_the_quantiles_averaged_over_models():
     answers = shift()
-    found = {(v.text, v.when): v.values for v in violins(answers, answers.claims[0])}
+    found = {(v.text, v.when): v.values for v in violins(answers, claims_of(answers)[0])}
     assert set(found) == {(text, when) for text in ("code", DOMAIN) for when in ("before", "after")}
     for (text, when), values in found.items():
         middle = 8.1 - 2 * (text == "code" and when == "after")
@@ -93,16 +95,16 @@ def test_the_page_has_the_claim_its_verdict_and_nothing_that_is_not_escaped(tmp_
     answers = made()
     source = write_report(tmp_path, answers, {}).read_text()
     assert f"<h3>{name}" in source and 'href="#local-dimension"' in source
-    assert f"Here: {answers.claims[0].verdict}." in source
+    assert f"Here: {claims_of(answers)[0].verdict}." in source
     assert "<script>alert" not in source and "\"&'%#~<b>" not in source
     data = json.loads(source.split('id="data">')[1].split("</script>")[0])
     (claim,) = data["claims"]
-    assert claim["panels"] and claim["name"] == answers.claims[0].name
+    assert claim["panels"] and claim["name"] == claims_of(answers)[0].name
     assert "nan" not in source.split('id="data">')[1].split("</script>")[0].lower().replace("nan-", "")
 
 
 def test_without_an_experiment_there_is_no_section(tmp_path):
-    answers = shift()._replace(claims=[], courses=pd.DataFrame())
+    answers = shift()._replace(studies={}, courses=pd.DataFrame())
     source = write_report(tmp_path, answers, {}).read_text()
     assert "local-dimension" not in source.split("<script")[0]
 
@@ -110,7 +112,7 @@ def test_without_an_experiment_there_is_no_section(tmp_path):
 @pytest.mark.parametrize("made", [grokking, shift])
 def test_figures_of_papers_are_drawn_or_say_what_is_missing(tmp_path, made):
     answers = made()
-    names = [name for name in FIGURES if name.startswith("claim_")]
+    names = list(STUDY.figures)
     assert len(names) == 4
     for path in write_figures(tmp_path, answers, names):
         text = path.read_bytes()
@@ -122,4 +124,4 @@ def test_figures_of_papers_are_drawn_or_say_what_is_missing(tmp_path, made):
     if made is grokking:
         expected |= {"claim_leads": True, "claim_sensitivity": True}
     assert drawn == expected
-    assert not math.isnan(answers.claims[0].estimate.n)
+    assert not math.isnan(claims_of(answers)[0].estimate.n)
