@@ -14,17 +14,8 @@ from olmo_jax.config import ConfigError
 from olmo_jax.storage.paths import local
 from sweeps.analysis.comparison import COLUMNS, differences
 from sweeps.analysis.pairing import Pairing, pair
-from sweeps.report.html import (
-    cell,
-    document,
-    escape,
-    format_value,
-    section,
-    sortable_table,
-    template,
-    value_cell,
-    write_whole,
-)
+from sweeps.report.html import cell, document, escape, section, sortable_table, template, value_cell, write_whole
+from sweeps.report.numbers import change, format_value
 from sweeps.report.words import counted
 from sweeps.table.catalog import describe
 from sweeps.table.columns import AnalysisError, UnknownColumnError
@@ -37,7 +28,6 @@ FAR = 10
 
 _SHOWN = tuple(c for c in COLUMNS if c not in ("seed_deviation", "spread"))
 _HEADS = {"p_value": "p", "q_value": "q", "seed_sds": "in SD over seeds", "low": "95 % from", "high": "to"}
-_MINUS = "\N{MINUS SIGN}"
 
 
 class Comparison(NamedTuple):
@@ -147,17 +137,13 @@ def _largest(one: Comparison) -> str:
     if losses.empty:
         return "Largest difference in a loss: no pair has a loss in both sweeps"
     row = losses.loc[losses["difference"].abs().idxmax()]
-    text = f"Largest difference in a loss: {row['column']} {_signed(row['difference'])} {row['unit']}".rstrip()
+    text = f"Largest difference in a loss: {row['column']} {change(row['difference'])} {row['unit']}".rstrip()
     if math.isnan(row["low"]):
         text += " (no interval of 1 pair)"
     else:
         pairs = counted(row["pairs"], "pair")
-        text += f" (95 % interval {_signed(row['low'])} to {_signed(row['high'])}, {pairs})"
-    return text if math.isnan(row["seed_sds"]) else f"{text}, {_signed(row['seed_sds'])} standard deviations over seeds"
-
-
-def _signed(x: float) -> str:
-    return f"{x:+.3g}".replace("-", _MINUS)
+        text += f" (95 % interval {change(row['low'])} to {change(row['high'])}, {pairs})"
+    return text if math.isnan(row["seed_sds"]) else f"{text}, {change(row['seed_sds'])} standard deviations over seeds"
 
 
 def _setting(column: str) -> str:
@@ -209,7 +195,7 @@ pairs. Filled where q is under .05.{more}</p>"""
 def _cell(column: str, value: Any) -> str:
     kinds = {"column": "name", "note": "notes"}
     if column in ("low", "high", "difference", "seed_sds") and not math.isnan(value):
-        return cell(value, _signed(value))
+        return cell(value, change(value))
     return value_cell(value, kinds.get(column, ""))
 
 
@@ -228,7 +214,7 @@ def _figure(one: Comparison) -> dict[str, Any]:
             "low": None if math.isnan(row["low"]) else float(row["low"] / scale[i]),
             "high": None if math.isnan(row["high"]) else float(row["high"] / scale[i]),
             "sure": bool(row["q_value"] < 0.05),
-            "text": f"{_signed(row['difference'])} {row['unit']}, q {format_value(row['q_value']) or 'unknown'}",
+            "text": f"{change(row['difference'])} {row['unit']}, q {format_value(row['q_value']) or 'unknown'}",
         }
         for i, row in drawn.iterrows()
     ]

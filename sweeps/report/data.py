@@ -10,7 +10,7 @@ import pandas as pd
 
 from sweeps.analysis.results import AnalysisResults
 from sweeps.report.curves import by_target, curve_data, metric_name, target_name, to_json
-from sweeps.report.html import format_value, is_missing
+from sweeps.report.numbers import format_value, is_missing
 from sweeps.report.words import setting_name
 from sweeps.studies import Study
 from sweeps.table.columns import PRIMARY_PAIR, SPECTRUM, as_levels, geometry_columns, loss_columns

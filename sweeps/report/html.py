@@ -1,4 +1,4 @@
-"""Pieces of an offline HTML page: the document around sections, tables that sort, cells, numbers as text.
+"""Pieces of an offline HTML page: the document around sections, tables that sort, cells.
 
 Everything that comes from a table or a configuration is escaped here.
 """
@@ -11,14 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plotly.offline
 from etils import epath
 
 from olmo_jax import files
-from sweeps.report.words import signed
+from sweeps.report.numbers import format_p, format_value, is_missing, signed
 
-_MINUS = "\N{MINUS SIGN}"
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -158,30 +156,6 @@ def options(options: Iterable[str], chosen: str) -> str:
 def json_in_script(data: Any) -> str:
     """JSON that can stand in a script element: no `<`, so neither an end tag nor a comment can begin."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell holds None, NaN or NaT; a list in a cell is there."""
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
-
-
-def format_value(value: Any) -> str:
-    """A value as shown: whole numbers whole, others to four digits, nothing for what is missing."""
-    if is_missing(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, int | float | np.number):
-        number = float(value)
-        whole = number.is_integer() and abs(number) < 1e15
-        return (f"{number:.0f}" if whole else f"{number:.4g}").replace("-", _MINUS)
-    if isinstance(value, tuple | list):
-        return ", ".join(map(str, value))
-    return str(value)
-
-
-def format_p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
 def escape(value: str) -> str:

@@ -12,6 +12,7 @@ from etils import epath
 
 from sweeps.report.html import write_whole
 from sweeps.report.names import any_name, column_name, loss_name
+from sweeps.report.numbers import fixed
 from sweeps.report.words import setting_name
 from sweeps.table.columns import loss_columns
 
@@ -100,9 +101,8 @@ def interval(estimate: float, low: float, high: float) -> str:
 
 
 def number(x: float, digits: int) -> str:
-    """A number of so many decimals, with a minus sign that is one; no minus before 0."""
-    text = f"{x:.{digits}f}" if math.isfinite(x) else _MISSING
-    return text.removeprefix("-") if text.strip("-0.") == "" and text != _MISSING else text.replace("-", "\u2212", 1)
+    """Return a number with so many decimals, as `numbers.fixed` does."""
+    return fixed(x, digits, _MISSING)
 
 
 def _associations(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from sweeps.analysis.results import AnalysisResults
-from sweeps.report.html import escape, format_value, section, sortable_table, value_cell
+from sweeps.report.html import escape, section, sortable_table, value_cell
+from sweeps.report.numbers import format_value
 from sweeps.report.words import setting_name
 from sweeps.table.columns import as_levels
 

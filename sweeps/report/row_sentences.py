@@ -11,19 +11,8 @@ import pandas as pd
 
 from sweeps import analysis
 from sweeps.analysis import PRIMARY_PAIR, Estimate, FinalRows
-from sweeps.report.words import (
-    as_level,
-    below,
-    change,
-    counted,
-    describe,
-    listed,
-    moved,
-    number,
-    percent,
-    setting_name,
-    spanned,
-)
+from sweeps.report.numbers import number, percent
+from sweeps.report.words import as_level, below, change, counted, describe, listed, moved, setting_name, spanned
 
 # Below this many configurations a sweep shows that the laboratory works, and nothing about language models.
 FEW_CONFIGURATIONS = 30

@@ -12,17 +12,9 @@ import pandas as pd
 from sweeps.analysis import PRIMARY_PAIR
 from sweeps.analysis.prediction import GAIN
 from sweeps.analysis.results import AnalysisResults
+from sweeps.report.numbers import fine, number, percent, signed
 from sweeps.report.row_sentences import after_training, lacking, primary, strongest_setting
-from sweeps.report.words import (
-    counted,
-    describe,
-    fine,
-    listed,
-    number,
-    percent,
-    setting_name,
-    signed,
-)
+from sweeps.report.words import counted, describe, listed, setting_name
 from sweeps.studies import Study, registered_studies
 
 SIGNIFICANT = 0.05

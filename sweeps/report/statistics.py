@@ -10,7 +10,8 @@ from sweeps.analysis.results import AnalysisResults
 from sweeps.analysis.saturation import Saturation
 from sweeps.report.curves import metric_name, target_name
 from sweeps.report.html import cell, escape, estimate_cell, section, sortable_table
-from sweeps.report.words import counted, describe, setting_name, signed
+from sweeps.report.numbers import signed
+from sweeps.report.words import counted, describe, setting_name
 from sweeps.table.columns import PRIMARY_PAIR, target_of
 
 # So many targets of the probe show their correlations at once, the others when asked.

@@ -1,4 +1,4 @@
-"""Numbers and columns as they stand in a sentence."""
+"""Columns, estimates and counts as they stand in a sentence."""
 
 import math
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.estimate import Estimate
+from sweeps.report.numbers import gained, number, signed
 
 
 def describe(estimate: Estimate) -> str:
@@ -23,33 +24,8 @@ def setting_name(column: str) -> str:
     return column.rsplit(".", 1)[-1].replace("_", " ")
 
 
-def number(x: float) -> str:
-    """Two decimals; three significant digits where that would show too little or too much."""
-    text = f"{x:.2f}" if 0.1 <= abs(x) < 1000 or x == 0 else f"{x:.3g}"
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
-def gained(x: float) -> str:
-    """The number with its sign, also where it is a plus."""
-    return ("+" if x >= 0 else "") + number(x)
-
-
-def fine(x: float) -> str:
-    """Three decimals below a tenth, two above."""
-    return f"{x:.{3 if abs(x) < 0.1 else 2}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def signed(x: float, digits: int = 2) -> str:
-    """With a minus sign that is typeset as one."""
-    return f"{x:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
 def as_level(x: object) -> str:
     return f"{x:g}" if isinstance(x, float) else str(x)
-
-
-def percent(x: float) -> str:
-    return f"{100 * x:.0f} %"
 
 
 def counted(n: int, word: str) -> str:

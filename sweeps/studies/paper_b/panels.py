@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.results import AnalysisResults
-from sweeps.report.html import format_value
+from sweeps.report.numbers import format_value
 from sweeps.report.words import setting_name
 from sweeps.studies.paper_b.claim import Claim
 from sweeps.studies.paper_b.claims import ANSWER_LOSS

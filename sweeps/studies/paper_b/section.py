@@ -7,8 +7,8 @@ import pandas as pd
 
 from sweeps.analysis.results import AnalysisResults
 from sweeps.report.curves import to_json
-from sweeps.report.html import cell, escape, format_p, section, sortable_table
-from sweeps.report.words import signed
+from sweeps.report.html import cell, escape, section, sortable_table
+from sweeps.report.numbers import format_p, signed
 from sweeps.studies.paper_b.claim import CLAIMS, Claim
 from sweeps.studies.paper_b.claims import claims_of
 from sweeps.studies.paper_b.panels import TITLES, panels, sensitivity, violins
