@@ -235,7 +235,7 @@ def test_a_broken_checkpoint_is_set_aside_for_the_one_before(cohort, trained, in
         with pytest.raises(CheckpointError, match="12: "):
             load_run(workdir, "run0")
     assert train(workdir, cohort, index)
-    assert "broken/12: training goes on from step 10" in capsys.readouterr().err
+    assert "broken/12; training resumes from step 10" in capsys.readouterr().err
     assert (path.parent / "broken" / "12").exists()
     for run in cohort.runs:
         assert metrics_of(workdir, run.id) == metrics_of(trained, run.id)
@@ -300,7 +300,7 @@ def test_what_orbax_says_of_a_checkpoint_can_do_without(cohort, trained, index, 
     with pytest.raises(CheckpointError, match="_CHECKPOINT_METADATA.*; delete that file"):
         load_run(workdir, "run0")
     assert train(workdir, cohort, index)
-    assert "delete that file, the checkpoint is read without it; done" in capsys.readouterr().err
+    assert "delete that file; the checkpoint can be read without it; deleted it" in capsys.readouterr().err
     chex.assert_trees_all_equal(load_run(workdir, "run0")[1], load_run(trained, "run0")[1])
 
 
@@ -314,7 +314,7 @@ def test_how_steps_are_carried_out_is_decided_anew_where_that_is_damaged(
     path.write_text(json.dumps(before | {"chosen": {"attention": 3}}) if content == "kept" else content)
     assert train(workdir, cohort, index)
     assert json.loads(path.read_text()) == before
-    assert ("decided anew" in capsys.readouterr().err) == (content != '{"asked": 1}')
+    assert ("chosen again" in capsys.readouterr().err) == (content != '{"asked": 1}')
 
 
 def test_who_lost_the_cohort_in_its_sleep_writes_neither_checkpoint_nor_status(cohort, index, tmp_path):
