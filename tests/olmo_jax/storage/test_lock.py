@@ -240,7 +240,7 @@ def test_what_somebody_quicker_holds_is_given_back(tmp_path):
 
 
 def test_an_exclusive_lock_is_waited_for(tmp_path, file_system, monkeypatch):
-    monkeypatch.setattr(locks, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.01)
     told, order, begun = [], [], threading.Event()
 
     def second():
