@@ -132,7 +132,7 @@ def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
     assert list(found) == ["x"]
     np.testing.assert_array_equal(found["x"], random(7, 7))
     line = capsys.readouterr().err
-    assert "model.safetensors is taken, as transformers does, and model.safetensors.index.json" in line
+    assert "uses model.safetensors, as transformers does, and model.safetensors.index.json" in line
     (sharded / "model.safetensors.index.json").write_text("{")  # which transformers doesn't read
     assert list(arrays(sharded)) == ["x"]
 
@@ -153,7 +153,7 @@ def test_a_hugging_face_cache_is_links_to_blobs(sharded, tmp_path):
     assert list(arrays(snapshot)) == ["x", "y", "z"]
     assert list(arrays(snapshot / "a.safetensors")) == ["x"]
     (blobs / "1").unlink()
-    with pytest.raises(WeightsError, match=r"b\.safetensors: is a link to a file that isn't there"):
+    with pytest.raises(WeightsError, match=r"b\.safetensors: is a link to a file that doesn't exist"):
         arrays(snapshot)
 
 
@@ -231,7 +231,7 @@ OF_24 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 )
 def test_a_garbled_safetensors_header_is_one_short_line(tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"m\.safetensors: not a whole") as raised:
+    with pytest.raises(WeightsError, match=r"m\.safetensors: not a complete") as raised:
         models(tmp_path / "m.safetensors")[0].tensors()
     assert len(str(raised.value)) < 1000
     assert "\n" not in str(raised.value)
@@ -246,7 +246,7 @@ def test_a_garbled_safetensors_header_is_one_short_line(tmp_path, content):
 def test_a_garbled_npy_header_is_one_short_line(tmp_path, shape, dtype):
     text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}".encode()
     (tmp_path / "w.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(24))
-    with pytest.raises(WeightsError, match=r"w\.npy: not a whole") as raised:
+    with pytest.raises(WeightsError, match=r"w\.npy: not a complete") as raised:
         models(tmp_path / "w.npy")[0].tensors()
     assert len(str(raised.value)) < 1000
     assert "\n" not in str(raised.value)
@@ -317,15 +317,15 @@ def spoil_safetensors(path):
     [
         ("objects.npy", ["Python objects"]),
         ("bfloat16.npy", ["bfloat16", "float32"]),
-        ("truncated.npy", ["not a whole .npy"]),
-        ("header.npy", ["not a whole .npy"]),
-        ("garbled.npy", ["not a whole .npy"]),
-        ("empty.npy", ["not a whole .npy"]),
+        ("truncated.npy", ["not a complete .npy"]),
+        ("header.npy", ["not a complete .npy"]),
+        ("garbled.npy", ["not a complete .npy"]),
+        ("empty.npy", ["not a complete .npy"]),
         ("headerless.npy", ["magic", "headerless"]),
-        ("truncated.safetensors", ["not a whole .safetensors"]),
-        ("header.safetensors", ["not a whole .safetensors"]),
-        ("empty.safetensors", ["not a whole .safetensors"]),
-        ("page.safetensors", ["not a whole .safetensors"]),
+        ("truncated.safetensors", ["not a complete .safetensors"]),
+        ("header.safetensors", ["not a complete .safetensors"]),
+        ("empty.safetensors", ["not a complete .safetensors"]),
+        ("page.safetensors", ["not a complete .safetensors"]),
         ("missing.safetensors", ["no such file or folder"]),
         ("notes.txt", ["can't be read as weights", ".npy"]),
         ("nothing", ["neither a working directory", ".safetensors"]),
