@@ -129,7 +129,7 @@ def _spec_at_rest(spec: PartitionSpec) -> PartitionSpec:
 
 
 def put(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:
-    """A host array laid over the mesh; every process holds the whole of it and hands over its own part."""
+    """Return a host array, of which every process has a full copy, sharded over the mesh."""
     sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

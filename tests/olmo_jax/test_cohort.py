@@ -171,8 +171,8 @@ def test_the_windows_named_are_those_that_come_along(runs, index):
     for step in (0, 17):
         named, sent = by_number(step, 2, [0]), as_tokens(step, 2, [0])
         for k in range(2):
-            found = feeds.tokens(by_number.table, named[k, 0], length, length)
-            np.testing.assert_array_equal(found, sent[k, 0])
+            results = feeds.tokens(by_number.table, named[k, 0], length, length)
+            np.testing.assert_array_equal(results, sent[k, 0])
 
 
 def test_bfloat16_trains_as_float32_does_within_its_noise(runs, together, index, vary):

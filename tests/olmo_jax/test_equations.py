@@ -120,7 +120,7 @@ def test_a_member_that_ends_sooner_leaves_the_others_their_equations(trained, co
     workdir = epath.Path(tmp_path)
     assert train(workdir, joined, index)
     for run in cohort.runs:
-        for found, expected in zip(rows_of(workdir, run.id), rows_of(trained, run.id), strict=True):
+        for results, expected in zip(rows_of(workdir, run.id), rows_of(trained, run.id), strict=True):
             for name in ("loss", "texts.train/loss", "texts.validation/loss"):
                 if name in expected:
-                    np.testing.assert_allclose(found[name], expected[name], rtol=1e-3)
+                    np.testing.assert_allclose(results[name], expected[name], rtol=1e-3)

@@ -215,9 +215,9 @@ def damage(checkpoint, how):
         data.write_bytes(bytes(b ^ (i % 97 == 0) for i, b in enumerate(data.read_bytes())))
     elif how == "checksum":  # what is read without complaint and yet isn't what was saved
         members = pathlib.Path(checkpoint / "members" / "metadata")
-        told = json.loads(members.read_text())
-        told["checksums"]["params/unembedding"][0] ^= 1
-        members.write_text(json.dumps(told))
+        output = json.loads(members.read_text())
+        output["checksums"]["params/unembedding"][0] ^= 1
+        members.write_text(json.dumps(output))
     elif how == "cut":
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     elif how == "file":
@@ -295,8 +295,8 @@ def test_what_a_stop_left_stays_while_the_checkpoint_that_takes_its_place_cant_b
 @pytest.mark.parametrize("content", ["", "\0" * 40, '{"item_handlers": 1.5}', "[]"])
 def test_what_orbax_says_of_a_checkpoint_can_do_without(cohort, trained, index, tmp_path, capsys, content):
     workdir = copy_of(trained, tmp_path)
-    told = checkpoint.directory(workdir, cohort.id) / "10" / "_CHECKPOINT_METADATA"
-    told.write_text(content)
+    output = checkpoint.directory(workdir, cohort.id) / "10" / "_CHECKPOINT_METADATA"
+    output.write_text(content)
     with pytest.raises(CheckpointError, match="_CHECKPOINT_METADATA.*; delete that file"):
         load_run(workdir, "run0")
     assert train(workdir, cohort, index)

@@ -44,14 +44,14 @@ def test_every_run_of_a_working_directory_at_its_last_checkpoint(workdir):
 
 
 def test_our_parameters_come_by_path_and_without_padding_rows(workdir):
-    found = arrays(workdir, run_id="long", step=5)
+    results = arrays(workdir, run_id="long", step=5)
     config, params = load_run(workdir, "long", 5)
     assert params["unembedding"].shape == (304, 16)
     assert config.vocab_size == 300
     for name in ("embedding", "unembedding"):
-        np.testing.assert_array_equal(found[name], params[name][:300])
-    np.testing.assert_array_equal(found["blocks_0/mlp/up"], params["blocks_0"]["mlp"]["up"])
-    assert not np.array_equal(found["unembedding"], arrays(workdir, run_id="long")["unembedding"])
+        np.testing.assert_array_equal(results[name], params[name][:300])
+    np.testing.assert_array_equal(results["blocks_0/mlp/up"], params["blocks_0"]["mlp"]["up"])
+    assert not np.array_equal(results["unembedding"], arrays(workdir, run_id="long")["unembedding"])
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def sharded(tmp_path):
 
 
 def test_a_sharded_folder_is_what_its_index_names(sharded):
-    found = arrays(sharded)
-    assert list(found) == ["x", "y", "z"]
-    np.testing.assert_array_equal(found["x"], random(4, 2))
-    np.testing.assert_array_equal(found["y"], random(5, 2))
+    results = arrays(sharded)
+    assert list(results) == ["x", "y", "z"]
+    np.testing.assert_array_equal(results["x"], random(4, 2))
+    np.testing.assert_array_equal(results["y"], random(5, 2))
 
 
 def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
@@ -128,9 +128,9 @@ def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
     save_file({"lora": random(2, 2)}, sharded / "adapter_model.safetensors")
     (sharded / "original").mkdir()
     save_file({"x": random(3, 3)}, sharded / "original" / "consolidated.safetensors")
-    found = arrays(sharded)
-    assert list(found) == ["x"]
-    np.testing.assert_array_equal(found["x"], random(7, 7))
+    results = arrays(sharded)
+    assert list(results) == ["x"]
+    np.testing.assert_array_equal(results["x"], random(7, 7))
     line = capsys.readouterr().err
     assert "uses model.safetensors, as transformers does, and model.safetensors.index.json" in line
     (sharded / "model.safetensors.index.json").write_text("{")  # which transformers doesn't read
@@ -191,9 +191,9 @@ def test_a_runs_folder_of_ours_does_without_sweep_json(workdir):
 def test_names_of_any_digits_are_put_in_order(tmp_path):
     names = ["\u00b2", "\u0663.w", f"w.{'9' * 5000}", "w.10", "w.9", "w.09", "9"]
     save_file({name: random(2, 2) for name in names}, tmp_path / "m.safetensors")
-    found = list(arrays(tmp_path / "m.safetensors"))
-    assert sorted(found) == sorted(names)
-    assert found.index("w.9") < found.index("w.10") < found.index(f"w.{'9' * 5000}")
+    results = list(arrays(tmp_path / "m.safetensors"))
+    assert sorted(results) == sorted(names)
+    assert results.index("w.9") < results.index("w.10") < results.index(f"w.{'9' * 5000}")
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 268435456\n"

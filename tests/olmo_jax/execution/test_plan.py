@@ -144,8 +144,8 @@ def test_the_last_position_alone_goes_with_every_way():
     for layers in ("unrolled", "scanned"):
         for remat in (False, True):
             how = ExecutionPlan("dense", layers, remat)
-            found = model.hidden(config, params, TOKENS_BL, compute=how, last=True).final_BLD
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+            results = model.hidden(config, params, TOKENS_BL, compute=how, last=True).final_BLD
+            np.testing.assert_allclose(results, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions"])

@@ -101,8 +101,8 @@ def test_processes_take_turns_where_files_cannot_be_locked(tmp_path):
     (shared / "count").write_text("0")
     environment = nolocks.environment(shared, tmp_path)
     probe = f"from olmo_jax.storage.lock import lacks_locks; print(lacks_locks({str(shared)!r}))"
-    told = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
-    assert told.stdout == "True\n", told.stderr
+    output = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
+    assert output.stdout == "True\n", output.stderr
     processes = [subprocess.Popen([sys.executable, "-c", COUNT, shared], env=environment) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert (shared / "count").read_text() == "30"
@@ -241,24 +241,24 @@ def test_what_somebody_quicker_holds_is_given_back(tmp_path):
 
 def test_an_exclusive_lock_is_waited_for(tmp_path, file_system, monkeypatch):
     monkeypatch.setattr(locks, "_POLL_SECONDS", 0.01)
-    told, order, begun = [], [], threading.Event()
+    output, order, begun = [], [], threading.Event()
 
     def second():
         begun.set()
-        with exclusive_lock(tmp_path / "a.lock", told.append):
+        with exclusive_lock(tmp_path / "a.lock", output.append):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with contextlib.suppress(KeyError), exclusive_lock(tmp_path / "a.lock", told.append):
+    with contextlib.suppress(KeyError), exclusive_lock(tmp_path / "a.lock", output.append):
         thread.start()
         begun.wait()
-        while not told:
+        while not output:
             time.sleep(0.01)
         order.append("first")
         raise KeyError("an error lets go of it too")
     thread.join()
     assert order == ["first", "second"]
-    assert len(told) == 1 and "another process holds this lock; waiting" in told[0]
+    assert len(output) == 1 and "another process holds this lock; waiting" in output[0]
 
 
 def test_an_exclusive_lock_that_was_taken_over_is_told_at_the_end(tmp_path, monkeypatch):
