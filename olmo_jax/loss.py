@@ -90,12 +90,12 @@ def _entropy(logits_BCV: Array, targets_BC: Array) -> Array:
     return jax.nn.logsumexp(logits_BCV, axis=-1) - hit_BC
 
 
-def _by_position(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None, of_logits: Callable[..., Any]) -> Any:
-    """Return `of_logits(logits, targets)` of every position, computed for some positions of all sequences at a time."""
+def _by_position(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None, score: Callable[..., Any]) -> Any:
+    """Return `score(logits, targets)` of every position, computed for some positions of all sequences at a time."""
 
     def one(piece: tuple[Array, Array]) -> Any:
         x_BCD, targets_BC = piece
-        return of_logits(unembed(x_BCD, w_VD), targets_BC)
+        return score(unembed(x_BCD, w_VD), targets_BC)
 
     if chunk is None:
         chunk = _EVALUATION_LOGITS // (x_BLD.shape[0] * w_VD.shape[0])
@@ -137,8 +137,8 @@ def _mean_loss_forward(x_BLD, w_VD, targets_BL, weights_BL, z_loss, pieces):
 
 def _mean_loss_backward(z_loss, pieces, gradients, cotangents):
     dx_BLD, dw_VD = gradients
-    of_objective, _ = cotangents
-    return (of_objective * dx_BLD).astype(dx_BLD.dtype), of_objective * dw_VD, None, None
+    objective_cotangent, _ = cotangents
+    return (objective_cotangent * dx_BLD).astype(dx_BLD.dtype), objective_cotangent * dw_VD, None, None
 
 
 _mean_loss.defvjp(_mean_loss_forward, _mean_loss_backward)
@@ -210,19 +210,19 @@ def _over_tiles(
     has the same form.
     """
     whole, rest = divmod(vocabulary, rows)
-    of_whole, of_rest = (kept[0], kept[-1]) if kept else (None, None)
+    kept_whole, kept_rest = (kept[0], kept[-1]) if kept else (None, None)
 
     def one(carry, tile_and_kept):
         i, piece = tile_and_kept
         return tile(carry, i * rows, rows, piece)
 
     if whole == 1:  # needs neither a loop nor a slice
-        carry, out = tile(carry, 0, rows, of_whole)
+        carry, out = tile(carry, 0, rows, kept_whole)
     else:
-        carry, out = jax.lax.scan(one, carry, (jnp.arange(whole), of_whole))
+        carry, out = jax.lax.scan(one, carry, (jnp.arange(whole), kept_whole))
     outputs = [out]
     if rest:
-        carry, out = tile(carry, whole * rows, rest, of_rest)
+        carry, out = tile(carry, whole * rows, rest, kept_rest)
         outputs.append(out)
     return carry, outputs
 

@@ -78,11 +78,11 @@ def member_step(
     compute = execution_plan.forward(shape.model) if compute is None else compute
     # Depends only on seed and step, so that a resumed run has the same dropout as an uninterrupted one.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
-    of_batch = functools.partial(_gradients, shape, compute, mesh, state.params)
+    batch_gradients = functools.partial(_gradients, shape, compute, mesh, state.params)
     if compute.microbatches == 1:
-        entropy, gradients = of_batch(tokens_BL, dropout_key, weights_BL)
+        entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
     else:
-        entropy, gradients = _averaged(of_batch, tokens_BL, dropout_key, compute.microbatches)
+        entropy, gradients = _averaged(batch_gradients, tokens_BL, dropout_key, compute.microbatches)
     rate = optimizer.learning_rate(h, state.step + 1)
     settings = shape.config.optimizer
     adamw = optimizer.adamw(h, rate, settings.decay_embeddings, settings.decay_norms)
@@ -142,8 +142,8 @@ def _gradients(
     return entropy, gradients
 
 
-def _averaged(of_batch: Callable[..., Any], tokens_BL: Array, dropout_key: Array | None, parts: int) -> Any:
-    """Return the mean of `of_batch` over equal parts of a batch, computed one after another.
+def _averaged(batch_gradients: Callable[..., Any], tokens_BL: Array, dropout_key: Array | None, parts: int) -> Any:
+    """Return the mean of `batch_gradients` over equal parts of a batch, computed one after another.
 
     Each part takes every parts-th sequence, so that it lies on all devices on which the batch lies.
     """
@@ -152,9 +152,9 @@ def _averaged(of_batch: Callable[..., Any], tokens_BL: Array, dropout_key: Array
     def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
         i, tokens_bL = part
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
-        return jax.tree.map(jnp.add, total, of_batch(tokens_bL, key)), None
+        return jax.tree.map(jnp.add, total, batch_gradients(tokens_bL, key)), None
 
-    like = jax.eval_shape(of_batch, tokens_nbL[0], dropout_key)
+    like = jax.eval_shape(batch_gradients, tokens_nbL[0], dropout_key)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), tokens_nbL))
     return jax.tree.map(lambda x: x / parts, total)

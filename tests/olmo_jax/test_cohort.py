@@ -132,7 +132,7 @@ def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
 
 
 def test_one_program_serves_members_that_differ_in_every_number(runs, index):
-    """And cohorts of other data, which name, fingerprint and domains alone tell apart."""
+    """Cohorts that differ only in the name, fingerprint or domains of their data share a program too."""
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     law = shape.with_config(data=dataclasses.replace(shape.config.data, train_domains=("law",)))
     elsewhere = dataclasses.replace(law, data_name="other", data_fingerprint="text 2")

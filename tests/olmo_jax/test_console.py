@@ -1,4 +1,4 @@
-"""The time left is told once there is a rate, is what the work then takes, and is never nonsense."""
+"""The time left is shown once a rate is known, and matches the time that the work then takes."""
 
 import errno
 import io
@@ -60,10 +60,10 @@ def test_units_of_very_different_lengths_say_nothing_of_the_others():
     assert results[11] == pytest.approx(21.01 / 11 * 88)
 
 
-@pytest.mark.parametrize(("second", "told"), [(2.9, True), (3.1, False)])
-def test_a_rate_is_told_while_its_error_is_at_most_half_of_it(second, output):
+@pytest.mark.parametrize(("second", "shown"), [(2.9, True), (3.1, False)])
+def test_a_rate_is_told_while_its_error_is_at_most_half_of_it(second, shown):
     # Of two lengths a and b the mean has the error |a - b| / 2, as a share of it |a - b| / (a + b): half at b = 3 a.
-    assert (left_after([7.0, 1.0, second], total=10)[-1] is not None) == output
+    assert (left_after([7.0, 1.0, second], total=10)[-1] is not None) == shown
 
 
 def test_a_long_pause_in_the_middle_is_forgotten_after_a_minute():

@@ -114,7 +114,7 @@ def test_stopped_and_gone_on_with_it_is_the_same(trained, cohort, index, tmp_pat
 
 
 def test_a_member_that_ends_sooner_leaves_the_others_their_equations(trained, cohort, index, tmp_path):
-    """Its place on the member axis is gone then, and with it what of the texts was its own."""
+    """After a run has ended, its index on the member axis is gone, and so is its own split of the texts."""
     short = Run("short", dataclasses.replace(config(0.5, seed=7), tokens=12 * BATCH * 4))
     joined = Cohort(cohort.shape, (cohort.runs[0], short, cohort.runs[1]))
     workdir = epath.Path(tmp_path)

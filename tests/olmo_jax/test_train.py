@@ -1,4 +1,4 @@
-"""A cohort trained to its end, stopped and gone on with, with members that end at different steps."""
+"""A cohort is trained to its end, stopped and resumed, with members that end at different steps."""
 
 import collections
 import dataclasses

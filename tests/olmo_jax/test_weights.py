@@ -266,7 +266,7 @@ def test_a_folder_without_an_index_is_all_its_files(sharded):
 
 
 def test_only_the_tensor_that_is_read_is_read(tmp_path):
-    """A file with a hole of 64 GiB: whoever read more than the small tensor would run out of memory."""
+    """A file with a hole of 64 GiB: reading more than the small tensor would exhaust memory."""
     big = 2**36
     header = {
         "big": {"dtype": "F32", "shape": [2**17, 2**17], "data_offsets": [0, big]},

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases get what metrics.jsonl gets; a resumed run goes on in both."""
+"""TensorBoard and Weights & Biases get the rows of metrics.jsonl; a resumed run is resumed in both."""
 
 import builtins
 import dataclasses

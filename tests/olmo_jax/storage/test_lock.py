@@ -1,4 +1,4 @@
-"""One owner at a time: the dead and the silent lose the lock, whatever clocks say, and who lost it is told."""
+"""One owner at a time: an owner that has ended or is silent loses the lock, whatever wall clocks say, and learns it."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ def file_system(request, monkeypatch):
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that advances on demand."""
 
     now = 100.0
 
@@ -95,7 +95,7 @@ while count < 10:
 
 
 def test_processes_take_turns_where_files_cannot_be_locked(tmp_path):
-    """As on Lustre mounted without flock: flock and fcntl fail with ENOSYS there."""
+    """As on Lustre mounted without flock: flock and fcntl fail with ENOSYS."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "count").write_text("0")
@@ -199,7 +199,7 @@ def test_a_damaged_file_is_a_free_lock(path, content):
 
 
 def test_a_live_process_that_proc_does_not_show_keeps_it(path, monkeypatch):
-    """With hidepid, /proc has no entry for another user's process, and only a signal tells that it is there."""
+    """With hidepid, /proc has no entry for another user's process, and only sending a signal shows that it exists."""
     path.parent.mkdir()
     path.write_text(json.dumps(locks._myself() | {"token": "theirs"}))
     monkeypatch.setattr(locks, "_started", lambda pid: "")

@@ -24,7 +24,7 @@ from sweeps.planning import upgrades
 from sweeps.planning.config_file import load_config
 
 # Its configuration imports modules by the names that they had.
-pytestmark = pytest.mark.filterwarnings("ignore:sweeps.* is sweeps.* now:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:sweeps.* has moved to sweeps.*:FutureWarning")
 
 ARCHIVE = pathlib.Path(__file__).parent / "data" / "layout4.tar.xz"
 FINISHED = ("old-f4ea3a2f8aa8", "old-11d5d7f8160d")
