@@ -1,7 +1,6 @@
-"""Trains one cohort of language models: text in, checkpoints and metrics out.
+"""Train one cohort of language models: text in, checkpoints and metrics out.
 
-What other code builds on is named here; each is imported when it is first asked for, so that commands which need no JAX
-start at once.
+The public API is listed here. Each name is imported at its first use, so that commands that need no JAX start at once.
 """
 
 from etils import epy

@@ -1,8 +1,8 @@
 """Checkpoints of a cohort's stack of members, written and read with Orbax, and single runs read from them.
 
-Layout of `cohorts/<folder>/checkpoints/<step>/`: the items `params`, `moments` (with step counters) and `members`, the
-run ids in the order of the member axis and a checksum of each array. Arrays of at least 1 MiB per member are stored in
-one chunk per member, so that one run is read without the others. The stack may hold inert members behind them.
+Layout of `cohorts/<folder>/checkpoints/<step>/`: the items `params`, `moments` (with step counters) and `members` (the
+run ids in the order of the member axis, and a checksum of each array). Arrays of at least 1 MiB per member are stored
+in one chunk per member, so that one run can be read without the others. Inert members may follow those listed.
 """
 
 import contextlib
@@ -40,28 +40,28 @@ with epy.lazy_imports():  # a third of a second, for commands that only list che
 
 
 def directory(workdir: epath.PathLike, folder: str) -> epath.Path:
-    """Return the folder of the checkpoints of a cohort (Cohort.folder), an absolute path (Orbax takes no other)."""
+    """Return the absolute path of a cohort's checkpoints (Orbax requires one); `folder` is Cohort.folder."""
     path = epath.Path(workdir) / "cohorts" / folder / "checkpoints"
     return path if "://" in str(path) else path.absolute()
 
 
 def check_place(workdir: epath.PathLike) -> None:
-    """Raise ConfigError for a working directory below which checkpoints would be written and never read.
+    """Raise ConfigError for a working directory in which Orbax could write checkpoints but not read them.
 
-    Orbax finds the parts of a checkpoint with a glob in which it doesn't escape the folder's own name.
+    Orbax lists the files of a checkpoint with a glob pattern in which it doesn't escape the path of the folder.
     """
     path = directory(workdir, "")
     require(
         not re.search(r"[*?[]", str(path)),
         "--workdir",
         str(workdir),
-        "Orbax can't write checkpoints below a folder with *, ? or [ in its name or in that of one above it; choose "
-        "another, such as lr_1e-2 for lr[1e-2]",
+        "Orbax can't read checkpoints below a folder with *, ? or [ in its path; choose another, such as lr_1e-2 for "
+        "lr[1e-2]",
     )
 
 
 class Checkpoints:
-    """A cohort's checkpoints, written in the background while training goes on."""
+    """The checkpoints of a cohort, written in the background while training continues."""
 
     def __init__(self, path: epath.Path):
         path.mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: State, members: Sequence[str]) -> None:
-        """Copy the stack off the device and write it in the background.
+        """Copy the stack to the host and write it in the background.
 
-        Raises CheckpointError for what can't be written, an earlier one's failure in the background included.
+        Raises CheckpointError if it can't be written, or if an earlier write failed in the background.
         """
         moments = _moments(state)
         with self._writing():
@@ -97,68 +97,69 @@ class Checkpoints:
             )
 
     def save_params(self, step: int, params_M: Any, members: Sequence[str]) -> None:
-        """Write a stack that no training resumes from, without moments; returns once it is on disk."""
+        """Write a stack without moments, from which no training can resume, and wait until it is on disk."""
         params = ocp.args.PyTreeSave(params_M, save_args=one_chunk_per_member(params_M))
-        listed = {"runs": list(members), "checksums": checksums({"params": params_M})}
-        composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave(listed))
+        members_record = {"runs": list(members), "checksums": checksums({"params": params_M})}
+        composite = ocp.args.Composite(params=params, members=ocp.args.JsonSave(members_record))
         with self._writing():
-            # Forced, for Orbax leaves out a step before the last one that is there.
+            # Forced, since Orbax otherwise skips a step that is earlier than the last one saved.
             self._manager.save(step, args=composite, force=True)
         self.wait()
 
     def restore(self, step: int, member: State, mesh: Mesh, fsdp: bool = False) -> State:
-        """Return the stack of a checkpoint laid over `mesh`, whatever mesh saved it; `member` has one member's shapes.
+        """Return the stack of a checkpoint, sharded over `mesh`, which may differ from the mesh that saved it.
 
-        Raises CheckpointError, in every process, where it isn't whole or isn't what was saved, by its checksums.
+        `member` has the shapes of one member. Raises CheckpointError, in every process, if the checkpoint is incomplete
+        or its checksums don't match.
         """
-        place, restored, saved = self._path / str(step), None, {}
+        path, restored, saved = self._path / str(step), None, {}
         try:
-            with reading_errors(place):
-                saved = _members(place)["checksums"]
+            with reading_errors(path):
+                saved = _members(path)["checksums"]
                 size = jax.tree.leaves(self._manager.item_metadata(step)["params"].tree)[0].shape[0]
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member)
             params, moments = (restore_args_onto(mesh, tree, fsdp) for tree in (like.params, _moments(like)))
-            with reading_errors(place):
+            with reading_errors(path):
                 args = ocp.args.Composite(params=params, moments=moments)
                 restored = self._manager.restore(step, args=args)
-            failed = None
+            failure = None
         except CheckpointError as error:
-            failed = error
-        if processes.any_process(failed is not None) or restored is None:
-            raise failed or CheckpointError(f"{place}: another process can't read it")
+            failure = error
+        if processes.any_process(failure is not None) or restored is None:
+            raise failure or CheckpointError(f"{path}: another process can't read it")
         state = State(params=restored["params"], **restored["moments"])
         if changed := [name for name, value in checksums(state).items() if saved.get(name) != value]:
-            raise CheckpointError(f"{place}: {', '.join(changed[:3])} isn't what was saved")
+            raise CheckpointError(f"{path}: {', '.join(changed[:3])} isn't what was saved")
         return state
 
     def check(self, step: int) -> None:
-        """Raise CheckpointError, in every process, unless a checkpoint can be read and is what was saved."""
-        failed = None
+        """Raise CheckpointError, in every process, unless a checkpoint can be read and its checksums match."""
+        failure = None
         try:
             if processes.is_first():
                 for item in ("params", "moments"):
                     _load(self._path, step, item)
         except CheckpointError as error:
-            failed = error
-        if processes.any_process(failed is not None):
-            raise failed or CheckpointError(f"{self._path / str(step)}: the first process can't read it")
+            failure = error
+        if processes.any_process(failure is not None):
+            raise failure or CheckpointError(f"{self._path / str(step)}: the first process can't read it")
 
     def set_aside(self, step: int) -> epath.Path:
-        """Move a checkpoint to a folder in which nothing looks for checkpoints; returns its new path."""
+        """Move a checkpoint to the folder `broken`, which isn't searched for checkpoints, and return its new path."""
         folder = self._path.parent / "broken"
         folder.mkdir(exist_ok=True)
-        taken = {p.name for p in folder.iterdir()}
-        free = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
-        place = folder / next(name for name in free if name not in taken)
-        processes.barrier("set aside")  # all have seen what is taken
+        existing = {p.name for p in folder.iterdir()}
+        candidates = (f"{step}" if k == 0 else f"{step}.{k}" for k in itertools.count())
+        path = folder / next(name for name in candidates if name not in existing)
+        processes.barrier("set aside")  # every process has listed the folder
         if processes.is_first():
-            (self._path / str(step)).rename(place)
+            (self._path / str(step)).rename(path)
         processes.barrier("set aside, done")
         self._manager.reload()
-        return place
+        return path
 
     def delete(self, step: int) -> None:
-        """Delete a checkpoint; if that is interrupted, no part of it is left where checkpoints are looked for."""
+        """Delete a checkpoint; an interruption leaves no part of it among the checkpoints."""
         processes.barrier("delete")
         if processes.is_first():
             self._deleted.mkdir(exist_ok=True)
@@ -168,7 +169,7 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk; raises CheckpointError if that failed in the background."""
+        """Wait until all saved checkpoints are on disk; raises CheckpointError if a write failed in the background."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -183,14 +184,14 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self._path}: a checkpoint can't be written: {first_line(error)}; those before it are safe. Mend "
-                "that, or make room, and run the same command again"
+                f"{self._path}: can't write a checkpoint: {first_line(error)}; earlier ones are safe. Fix that, or "
+                "free disk space, and run the same command again"
             ) from error
 
 
 @contextlib.contextmanager
 def open_checkpoints(path: epath.Path) -> Iterator[Checkpoints]:
-    """Open the checkpoints in a folder; at the end, also of a training that fails, wait for them and close them."""
+    """Open the checkpoints in a folder; on exit, also after an error, wait for writes to finish and close them."""
     checkpoints = Checkpoints(path)
     try:
         yield checkpoints
@@ -199,52 +200,52 @@ def open_checkpoints(path: epath.Path) -> Iterator[Checkpoints]:
 
 
 def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> tuple[ModelConfig, Any]:
-    """Return one run's model configuration and parameters (numpy arrays), of its last checkpoint or the one at `step`.
+    """Return one run's model configuration and parameters (numpy arrays), from its last checkpoint or that at `step`.
 
-    Reads this run's chunk of each array, not the stack; needs none of the devices that trained it.
+    Reads only this run's chunk of each array; needs none of the devices that trained it.
 
     Raises:
-      CheckpointError: no such run, no checkpoint of it (yet), or none at that step; says which there are.
+      CheckpointError: no such run, no checkpoint of it yet, or none at that step; the message lists those available.
     """
-    record, path, places = _find(workdir, run_id)
-    if not places or (step is not None and step not in places):
-        at = "" if step is None else f" at step {step}"
-        have = ", ".join(map(str, sorted(places))) or "none yet; train it first"
-        raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint{at}; steps: {have}")
-    chosen = max(places) if step is None else step
+    record, path, index_by_step = _find(workdir, run_id)
+    if not index_by_step or (step is not None and step not in index_by_step):
+        at_step = "" if step is None else f" at step {step}"
+        steps = ", ".join(map(str, sorted(index_by_step))) or "none yet; train it first"
+        raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint{at_step}; steps: {steps}")
+    chosen = max(index_by_step) if step is None else step
     config = from_config_dict(ModelConfig, record["config"]["model"], "config.model")
-    params = _read_member(path, chosen, places[chosen])
+    params = _read_member(path, chosen, index_by_step[chosen])
     check_fits(path / str(chosen), params, config)
     return config, params
 
 
 def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: bool = False) -> None:
-    """Raise CheckpointError unless parameters, of one model or a stack, have the shapes of a configuration."""
+    """Raise CheckpointError unless the parameters of a model or stack have the shapes that a configuration implies."""
 
     def shapes(tree: Any, drop: int) -> dict[str, tuple[int, ...]]:
         return {sharding.path_name(p): x.shape[drop:] for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
-    have, want = shapes(params, int(stacked)), shapes(params_structs(config), 0)
-    for path in sorted(have.keys() | want.keys()):
-        if have.get(path) != want.get(path):
+    actual, expected = shapes(params, int(stacked)), shapes(params_structs(config), 0)
+    for path in sorted(actual.keys() | expected.keys()):
+        if actual.get(path) != expected.get(path):
             raise CheckpointError(
-                f"{place}: {path} is {have.get(path, 'not there')}, and its runs' configuration makes it "
-                f"{want.get(path, 'not there')}; put config.json and sweep.json back, or the checkpoint"
+                f"{place}: {path} has shape {actual.get(path, 'none (missing)')}, and the runs' configuration expects "
+                f"{expected.get(path, 'none')}; put back config.json and sweep.json, or the checkpoint"
             )
 
 
 def read_end(workdir: epath.PathLike, run_id: str, step: int) -> tuple[int, int]:
-    """Return the step at which a run diverged, as of a checkpoint, or -1, and the reason's place in step.REASONS.
+    """Return the step at which a run had diverged by a checkpoint, or -1, and an index into step.REASONS.
 
-    For an imported run, which has no moments, it isn't known: -1 and 0. Raises CheckpointError.
+    For an imported run, which has no moments, this is unknown: -1 and 0. Raises CheckpointError.
     """
-    _, path, places = _find(workdir, run_id)
-    if step not in places:
+    _, path, index_by_step = _find(workdir, run_id)
+    if step not in index_by_step:
         raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint at step {step}")
     if not (path / str(step) / "moments").exists():
         return -1, 0
-    marks = _read_member(path, step, places[step], "moments", ("diverged_at", "reason"))
-    return int(marks["diverged_at"]), int(marks["reason"])
+    end = _read_member(path, step, index_by_step[step], "moments", ("diverged_at", "reason"))
+    return int(end["diverged_at"]), int(end["reason"])
 
 
 def run_steps(workdir: epath.PathLike, run_id: str) -> list[int]:
@@ -253,15 +254,15 @@ def run_steps(workdir: epath.PathLike, run_id: str) -> list[int]:
 
 
 def load_stack(workdir: epath.PathLike, folder: str, step: int) -> tuple[list[str], Any]:
-    """Return the run ids and stacked parameters (numpy arrays, inert members left out) of a checkpoint.
+    """Return the run ids and stacked parameters (numpy arrays, without inert members) of a checkpoint.
 
-    Raises CheckpointError where it can't be read or isn't what was saved.
+    Raises CheckpointError if it can't be read or its checksums don't match.
     """
     return _load(directory(workdir, folder), step)
 
 
 def _load(path: epath.Path, step: int, item: str = "params") -> tuple[list[str], Any]:
-    """Return the run ids and an item's stacked arrays, checked against what was saved."""
+    """Return the run ids and an item's stacked arrays, after verifying their checksums."""
     with reading_errors(path / str(step)), contextlib.closing(open_manager(path)) as manager:
         members = _members(path / str(step))
         tree = manager.item_metadata(step)[item].tree
@@ -271,38 +272,38 @@ def _load(path: epath.Path, step: int, item: str = "params") -> tuple[list[str],
     runs, saved = members["runs"], members["checksums"]
     if len(runs) > min(len(x) for x in jax.tree.leaves(arrays)):
         raise CheckpointError(f"{path / str(step)}: lists more runs than it holds; put it back from a copy")
-    for place in range(len(runs)):
-        check_member(path / str(step), item, jax.tree.map(lambda x, m=place: x[m], arrays), saved, place)
+    for index in range(len(runs)):
+        check_member(path / str(step), item, jax.tree.map(lambda x, m=index: x[m], arrays), saved, index)
     return runs, jax.tree.map(lambda x: x[: len(runs)], arrays)
 
 
 def member_lists(path: epath.Path) -> dict[int, list[str]]:
-    """Return the run ids of every checkpoint of a cohort that was written to its end, by step."""
+    """Return the run ids in every complete checkpoint of a cohort, by step."""
     if not path.exists():
         return {}
     lists = {}
     for step in sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()):
-        with contextlib.suppress(FileNotFoundError):  # deleted or set aside meanwhile
+        with contextlib.suppress(FileNotFoundError):  # deleted or set aside in the meantime
             lists[step] = _members(path / str(step))["runs"]
     return lists
 
 
 def _members(checkpoint: epath.Path) -> dict[str, Any]:
-    """Return the run ids by place, and checksums; FileNotFoundError if there is no such checkpoint (any more)."""
+    """Return the run ids in order, and the checksums; raises FileNotFoundError if there is no such checkpoint."""
     path, remedy = checkpoint / "members" / "metadata", "put it back from a copy, or move the checkpoint away"
     try:
         members = read_json(path, remedy)
     except DamagedFileError as error:
         raise CheckpointError(str(error)) from error
     runs, sums = members.get("runs"), members.get("checksums")
-    are_members = isinstance(runs, list) and all(isinstance(run, str) for run in runs)
-    if not (are_members and isinstance(sums, dict) and all(isinstance(of, list) for of in sums.values())):
-        raise CheckpointError(f"{path}: isn't a list of members with checksums; {remedy}")
+    valid_runs = isinstance(runs, list) and all(isinstance(run, str) for run in runs)
+    if not (valid_runs and isinstance(sums, dict) and all(isinstance(sums_M, list) for sums_M in sums.values())):
+        raise CheckpointError(f"{path}: not a list of members with checksums; {remedy}")
     return members
 
 
 def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.Path, dict[int, int]]:
-    """Return a run's config.json, its cohort's checkpoints, and its place in each stack that holds it, by step."""
+    """Return a run's config.json, the folder of its checkpoints, and its index on the member axis at each step."""
     record = run_record(workdir, run_id)
     path = directory(workdir, record["folder"])
     return record, path, {s: members.index(run_id) for s, members in member_lists(path).items() if run_id in members}
@@ -312,15 +313,15 @@ def _moments(state: State) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "params"}
 
 
-def _read_member(path: epath.Path, step: int, place: int, item: str = "params", only: Sequence[str] = ()) -> Any:
-    """Return one member's arrays of an item, checked against what was saved; of a dict `only` some keys."""
+def _read_member(path: epath.Path, step: int, index: int, item: str = "params", only: Sequence[str] = ()) -> Any:
+    """Return one member's arrays of an item, after verifying their checksums; with `only`, those under these keys."""
     with reading_errors(path / str(step)), contextlib.closing(open_manager(path)) as manager:
         tree = manager.item_metadata(step)[item].tree
         tree = {key: tree[key] for key in only} if only else tree
     folder = path / str(step) / item
 
     def read(meta: Any) -> Any:
-        # A local path as it is, never as a URL: a folder's name may hold % or #.
+        # A local path stays as it is, never a URL: the name of a folder may contain % or #.
         base: Any = str(folder) if "://" in str(folder) else {"driver": "file", "path": f"{folder}/"}
         kvstore = {"driver": "ocdbt", "base": base}
         spec = {"driver": "zarr", "kvstore": kvstore | {"path": f"{meta.name}/"}}
@@ -328,8 +329,8 @@ def _read_member(path: epath.Path, step: int, place: int, item: str = "params", 
 
     with reading_errors(path / str(step)):
         opened = jax.tree.map(read, tree)
-        pending = jax.tree.map(lambda f: f.result()[place].read(), opened)
+        pending = jax.tree.map(lambda f: f.result()[index].read(), opened)
         member = jax.tree.map(lambda f: np.asarray(f.result()), pending)
         saved = _members(path / str(step))["checksums"]
-    check_member(path / str(step), item, member, saved, place)
+    check_member(path / str(step), item, member, saved, index)
     return member

@@ -11,18 +11,18 @@ from olmo_jax.config.identity import digest, first_fields, identity_fields
 from olmo_jax.data.sources import arithmetic
 
 # Roles of settings in which the members of a cohort may differ.
-_OF_A_MEMBER = (Role.TRACED, Role.SEED, Role.DATA, Role.PLACE)
+_MEMBER_ROLES = (Role.TRACED, Role.SEED, Role.DATA, Role.PLACE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What the members of a cohort have in common: compiled into their program, or done to all of them at once.
+    """The settings that the members of a cohort share: compiled into their program, or applied to all of them.
 
     Attributes:
-      config: a member's settings with those at their defaults that are its own: its numbers, its seeds, and what its
-        data and its folder are called.
-      data_name, data_fingerprint: of the prepared data.
-      arithmetic: they learn equations, whose answers alone bear loss; which of them is each member's own matter.
+      config: the settings of a member, with those that may differ between members (hyper-parameters, seeds, names of
+        data and folder) at their defaults.
+      data_name, data_fingerprint: name and fingerprint of the prepared data.
+      arithmetic: the data are equations and only the answers count in the loss; members may train on different ones.
     """
 
     config: TrainConfig
@@ -48,16 +48,16 @@ class Shape:
 
     @property
     def window_stride(self) -> int:
-        """Tokens from one window's first to the next one's: text windows share a token, equations end in eos."""
+        """Tokens between the starts of consecutive windows: text windows share a token, equations end in eos."""
         return arithmetic.STRIDE if self.arithmetic else self.sequence_length
 
     def with_config(self, **sections: Any) -> "Shape":
-        """Return the shape with other sections, or fields, of its configuration."""
+        """Return the shape with some sections or fields of its configuration replaced."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **sections))
 
     @property
     def compiled(self) -> "Shape":
-        """Return what a step's program depends on, so that cohorts which differ in nothing else share one."""
+        """Return the settings that a step's program depends on; cohorts that agree in them share one program."""
         config = reset(self.config, Role.OBSERVATION, Role.EXECUTION)
         fsdp = dataclasses.replace(config.mesh, fsdp=self.config.mesh.fsdp)
         data = dataclasses.replace(config.data, train_domains=())
@@ -65,7 +65,7 @@ class Shape:
 
     @property
     def cohort_key(self) -> "Shape":
-        """Return what tells cohorts apart: all but how and on what a step is carried out, which may change."""
+        """Return the settings that identify a cohort: all but those of execution, which may change."""
         return dataclasses.replace(self, config=reset(self.config, Role.EXECUTION))
 
 
@@ -79,10 +79,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """The runs of one program, in the order of their places on the member axis.
+    """The runs of one program, in the order of the member axis.
 
-    part: where they are only some of the runs of their shape, which of its stacks these are in: see planning/stacks.py.
-    recorded_id: the id under which a working directory has it; "" for one that isn't recorded yet.
+    part: the index of the stack, if the runs of a shape are split into several (see planning/stacks.py).
+    recorded_id: the id that a working directory has recorded; "" if it isn't recorded yet.
     """
 
     shape: Shape
@@ -92,38 +92,38 @@ class Cohort:
 
     @property
     def id(self) -> str:
-        """By the shape alone: runs that join later change nothing of it, and parts share it."""
+        """Return the id, which depends only on the shape: all stacks share it and added runs don't change it."""
         s = self.shape.model
         readable = f"d{s.d_model}-l{s.n_layers}-b{self.shape.batch_size}"
         return self.recorded_id or f"{readable}-{digest(_identity(self.shape.cohort_key))[:8]}"
 
     @property
     def folder(self) -> str:
-        """Name of the folder, below cohorts/, of this stack's checkpoints."""
+        """Return the name of the folder, below cohorts/, of this stack's checkpoints."""
         return f"{self.id}.{self.part}" if self.part else self.id
 
     @property
     def segment_ends(self) -> list[int]:
-        """Steps at which members end and the stack shrinks; between two of them lies one compiled program."""
+        """Return the steps at which members end and the stack shrinks; each segment between them is one program."""
         return sorted({run.config.total_steps for run in self.runs})
 
     def active(self, step: int) -> list[int]:
-        """Places of the runs that take step number `step`, counted from 1; at 0 all are there."""
+        """Return the indices of the runs that take step `step`, counted from 1; at 0, those of all runs."""
         return [i for i, run in enumerate(self.runs) if run.config.total_steps >= step]
 
 
 def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
-    """Return the cohort key of a run: its settings of every role but those that are a member's own."""
-    return Shape(reset(config, *_OF_A_MEMBER), config.data.name, data_fingerprint, config.data.is_arithmetic)
+    """Return the shape of the cohort that a run belongs to: its settings without those that may differ in a cohort."""
+    return Shape(reset(config, *_MEMBER_ROLES), config.data.name, data_fingerprint, config.data.is_arithmetic)
 
 
 def _identity(shape: Shape) -> dict[str, Any]:
-    """Return what a cohort's id is made of.
+    """Return the values that a cohort's id is the digest of.
 
-    Ids name folders that are on people's disks: the settings that there were when ids were fixed keep their places, and
-    those that are added later stand beside them.
+    Ids name existing folders on users' disks, so the settings of the first version keep their keys, and settings added
+    later are added beside them.
     """
-    values = identity_fields(shape.config, without=_OF_A_MEMBER)
+    values = identity_fields(shape.config, without=_MEMBER_ROLES)
     data, optimizer = values.pop("data"), values.pop("optimizer")
     later = {section: values[section] for section in values.keys() - first_fields(shape.config)}
     for fields, config in ((data, shape.config.data), (optimizer, shape.config.optimizer)):
@@ -139,7 +139,7 @@ def _identity(shape: Shape) -> dict[str, Any]:
 
 
 def checkpoint_steps(cohort: Cohort) -> set[int]:
-    """Steps at which the cohort is written, by configuration: a stop adds one, which goes once the cohort is done."""
+    """Return the steps of the configured checkpoints; a stop adds one, which is deleted when the cohort is done."""
     ends, config = cohort.segment_ends, cohort.shape.config.checkpoint
     steps = set(ends)
     if config.every:

@@ -1,20 +1,20 @@
-"""What users can fix: errors whose message is the whole of what they are shown, in one line."""
+"""Errors that users can fix: they are shown only the message, in one line."""
 
-_LONGEST = 300  # characters
+_MAX_LENGTH = 300  # characters
 
 
 def brief(cause: BaseException | str) -> str:
-    """A library's message, or the name of its error, as part of a line; it may quote a file, and so is bounded."""
+    """Return a library's error message, or its class name, as one line cut to 300 characters: it may quote a file."""
     text = " ".join(str(cause).split()) or type(cause).__name__
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + "..."
 
 
 class UserError(Exception):
-    """Something that the user can fix; the message says what is wrong, where (file, key, run) and what to do.
+    """An error that the user can fix; the message says what is wrong, where (file, key, run) and what to do.
 
     Attributes:
-      exit_code: of a command that ends with it: 1 failed, 2 bad usage or configuration.
-      lines: whether the message is a list, shown line by line; else it is shown as one line.
+      exit_code: exit status of a command that fails with this error: 1 failed, 2 bad usage or configuration.
+      lines: whether the message is a list, shown line by line, rather than one line.
     """
 
     exit_code = 1

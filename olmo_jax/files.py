@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that is read with a clear word where it is damaged."""
+"""Atomic writing of files, and reading of JSON with a clear error for a damaged file."""
 
 import json
 import os
@@ -14,15 +14,15 @@ _PARTIAL = ".partial"
 
 
 class DamagedFileError(UserError):
-    """A file that isn't what was written: cut, empty, filled with NUL, of another kind. Names the file and a remedy."""
+    """A file that is truncated, empty, filled with NUL or of another format. The message names it and a remedy."""
 
 
 def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True) -> epath.Path:
-    """Writes a file whole or not at all: to a name beside it, then renamed. Returns its path.
+    """Write a file atomically, by way of a temporary file that is renamed, and return its path.
 
     Args:
-      content: of text, half a surrogate pair (of a file's name that isn't UTF-8) is written as an escape.
-      durable: it outlasts a power cut as well: file and folder are flushed to the disk. Without it a file of the right
+      content: in text, a lone surrogate (from a file name that isn't UTF-8) is written as an escape.
+      durable: flush file and folder to the disk, so that the file survives a power cut; otherwise a file of the right
         name and length may come back filled with NUL.
     """
     path = epath.Path(path)
@@ -43,27 +43,27 @@ def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True
 
 
 def remove_unfinished(folder: epath.PathLike) -> None:
-    """Removes what killed processes left of files that `write_whole` was writing into a folder.
+    """Remove the temporary files that killed processes left behind in a folder while running `write_whole`.
 
-    For whoever alone may write there: a file that another process is writing at this moment would be removed too.
+    Call this only from the one process that may write to the folder: it also removes a file that is being written.
     """
     for path in Path(folder).glob(f".*{_PARTIAL}"):
         path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: epath.PathLike) -> None:
-    """Flushes a folder's entries to the disk, so that a rename within it outlasts a power cut."""
+    """Flush a folder's entries to the disk, so that a rename within it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # noqa: S110  some network file systems know no such flush; the rename itself has been done
+    except OSError:  # noqa: S110  some network file systems can't flush a folder; the rename itself has been done
         pass
     finally:
         os.close(descriptor)
 
 
 def flush_tree(folder: Path) -> None:
-    """Flushes all that lies below a folder to the disk, so that what a rename then makes of it outlasts a power cut."""
+    """Flush everything below a folder to the disk, so that the folder survives a power cut after it is renamed."""
     for parent, _, names in os.walk(folder):
         for name in names:
             descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
@@ -75,14 +75,15 @@ def flush_tree(folder: Path) -> None:
 
 
 def write_json(path: epath.PathLike, value: Any, durable: bool = True) -> epath.Path:
-    """Writes a value as JSON, whole or not at all; see `write_whole`. NaN and infinities are refused (ValueError)."""
+    """Write a value as JSON, atomically; see `write_whole`. Raises ValueError for NaN and infinities."""
     return write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n", durable)
 
 
 def read_json(path: epath.PathLike, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file. FileNotFoundError where there is none.
+    """Return the JSON object in a file.
 
-    Raises DamagedFileError, ending in `remedy`, for anything but one object in UTF-8.
+    Raises FileNotFoundError if there is no such file, and DamagedFileError, whose message ends in `remedy`, for
+    anything but one object in UTF-8.
     """
     try:
         value = json.loads(Path(path).read_bytes())

@@ -1,4 +1,4 @@
-"""Text from a model: greedy or sampled, with a key-value cache, for one model or a stack of them."""
+"""Generate text, greedy or sampled, with a key-value cache, from one model or a stack of models."""
 
 import functools
 from typing import Any
@@ -14,10 +14,10 @@ from olmo_jax.execution.members import over_members
 
 
 def check_sampling(config: ModelConfig, prompt: int, tokens: int, temperature: float, top_p: float) -> None:
-    """Raises ConfigError for a prompt and new tokens that the model's context can't hold, and numbers out of range."""
+    """Raise ConfigError if prompt and new tokens exceed the model's context, or for a number that is out of range."""
     if prompt > config.context_length:
         raise ConfigError(
-            f"the prompt has {prompt} tokens, its beginning-of-text included, and the model's context is "
+            f"the prompt has {prompt} tokens, including the beginning-of-text token, and the model's context is "
             f"{config.context_length}; shorten it"
         )
     require(tokens > 0, "--tokens", tokens, "needs a positive number")
@@ -38,14 +38,16 @@ def generate(
     top_p: Array | float = 1.0,
     greedy: bool = True,
 ) -> Array:
-    """Continues prompts of one length under one model.
+    """Return one model's continuations of prompts of equal length.
 
     Args:
-      key: of the draws. greedy: take the likeliest token each time, whatever `temperature` and `top_p` say.
-      temperature: divides the logits. top_p: draws among the likeliest tokens that together have at least this share.
+      key: random key for sampling. greedy: always take the most likely token and ignore `temperature` and `top_p`.
+      temperature: divides the logits. top_p: sample among the most likely tokens that together have at least this
+        probability.
 
     Returns:
-      The new tokens, `[B, tokens]`; none of them pads the vocabulary. The caller cuts them at an end of text.
+      The new tokens, `[B, tokens]`, none of them from the padding of the vocabulary. The caller cuts them at an
+      end-of-text token.
     """
 
     def choose(final_BLD: Array, key: Array) -> Array:
@@ -69,14 +71,14 @@ def generate(
 
 
 def generate_members(
-    config: ModelConfig, params_M: Any, prompt_BL: Array, tokens: int, key: Array, **how: Any
+    config: ModelConfig, params_M: Any, prompt_BL: Array, tokens: int, key: Array, **options: Any
 ) -> Array:
-    """`generate` under every model of a stack, each with the same draws: `[M, B, tokens]`."""
-    return over_members(lambda params: generate(config, params, prompt_BL, tokens, key, **how))(params_M)
+    """Return what `generate` returns for every model of a stack, with the same random key: `[M, B, tokens]`."""
+    return over_members(lambda params: generate(config, params, prompt_BL, tokens, key, **options))(params_M)
 
 
 def likeliest(logits_BV: Array, top_p: Array | float) -> Array:
-    """The logits with -inf for all tokens but the likeliest that together have at least `top_p` of the probability."""
+    """Return the logits, -inf for all but the most likely tokens that together have at least probability `top_p`."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     share_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV

@@ -1,10 +1,10 @@
-"""Cross-entropy that never holds all logits: chunks of tokens, in tiles of vocabulary, the gradient formed on the way.
+"""Cross-entropy that never holds all logits: it works on chunks of tokens and tiles of the vocabulary.
 
 The logits of a small model are larger than the model, [B, L, V] against [V, D]. A chunk takes some positions of every
-sequence, so that the batch axis stays where a mesh has put it. Its logits are used for the loss and for both gradients
-before they are dropped: two matmuls more than the forward pass and no recomputation. On a CPU a chunk's logits are made
-and used in tiles of some rows of W, which stay in its caches. Where the states are bfloat16, W and the logits' gradient
-enter these matmuls as bfloat16 too; logits, softmax and sums are float32.
+sequence, so that the batch axis keeps its sharding. Its logits are used for the loss and for both gradients before they
+are freed: two matmuls more than the forward pass and no recomputation. On a CPU a chunk's logits are computed and used
+in tiles of some rows of W, which stay in the CPU's caches. If the states are bfloat16, W and the logits' gradient enter
+these matmuls as bfloat16 too; logits, softmax and sums are float32.
 
 Shapes: N tokens of a chunk, C rows of W in a tile.
 """
@@ -21,14 +21,14 @@ from jax import Array
 from olmo_jax.execution.matmul import optimization_barrier, transposed
 from olmo_jax.model import unembed
 
-# Logits that are held at a time in training: on a CPU 32 MiB in float32, of which tiles of 4,096 rows of W go through
-# its caches; on an accelerator 1 GiB, enough for full matmuls and little beside its memory. In evaluation 16 MiB.
+# Logits held at a time in training: on a CPU 32 MiB in float32, in tiles of 4,096 rows of W that fit in its caches; on
+# an accelerator 1 GiB, enough for efficient matmuls and little compared with its memory. In evaluation 16 MiB.
 _CPU_LOGITS, _CPU_TILE = 2**23, 4096
 _LOGITS, _EVALUATION_LOGITS = 2**28, 2**22
 
 
 class Loss(NamedTuple):
-    """Means over the weighted tokens, float32 scalars: what is minimised, and the cross-entropy in it (nats)."""
+    """Weighted means over the tokens, float32 scalars: the objective, and the cross-entropy in it (nats)."""
 
     objective: Array
     cross_entropy: Array
@@ -51,18 +51,18 @@ def cross_entropy(
     tile: int | None = None,
     members: int = 1,
 ) -> Loss:
-    """Mean next-token loss of final states against an unembedding.
+    """Return the mean next-token loss of final states under an unembedding.
 
     Args:
       x_BLD: final states. w_VD: unembedding. targets_BL: the token to predict at each position.
       weights_BL: weight of each position, 0 to leave it out; None counts each once.
       z_loss: weight of the squared log-partition added to the objective (PaLM, section 5).
       chunk: positions taken at a time; None chooses by size. It need not divide L.
-      tile: rows of W taken at a time; None chooses by backend. It need not divide V. A W that is cut over devices along
-        its rows wants all of them, V.
-      members: how many do this side by side under `vmap`; it bears on the choice of `chunk` alone.
+      tile: rows of W taken at a time; None chooses by backend. It need not divide V. If the rows of W are sharded over
+        devices, it must be V.
+      members: how many members compute their loss side by side under `vmap`; used only to choose `chunk`.
 
-    Differentiate `objective` with respect to x and w; `cross_entropy` is for reading and carries no gradient.
+    Differentiate `objective` with respect to x and w; `cross_entropy` is for logging and carries no gradient.
     """
     weights_BL = jnp.ones(targets_BL.shape, jnp.float32) if weights_BL is None else weights_BL
     pieces = _pieces(x_BLD, w_VD, chunk, tile, members)
@@ -71,12 +71,12 @@ def cross_entropy(
 
 
 def token_losses(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None = None) -> Array:
-    """Cross-entropy in nats at every position, `[B, L]` float32, for evaluation."""
+    """Return the cross-entropy in nats at every position, `[B, L]` float32, for evaluation."""
     return _by_position(x_BLD, w_VD, targets_BL, chunk, _entropy)
 
 
 def token_scores(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None = None) -> tuple[Array, Array]:
-    """As `token_losses`, and whether the target is the likeliest token, `[B, L]` of 0 and 1."""
+    """Return what `token_losses` does, and whether the target is the most likely token, `[B, L]` of 0 and 1."""
 
     def both(logits_BCV: Array, targets_BC: Array) -> tuple[Array, Array]:
         right_BC = jnp.argmax(logits_BCV, axis=-1) == targets_BC
@@ -90,18 +90,18 @@ def _entropy(logits_BCV: Array, targets_BC: Array) -> Array:
     return jax.nn.logsumexp(logits_BCV, axis=-1) - hit_BC
 
 
-def _by_position(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None, of_logits: Callable[..., Any]) -> Any:
-    """What `of_logits` makes of each position's logits and target, some positions of all sequences at a time."""
+def _by_position(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None, score: Callable[..., Any]) -> Any:
+    """Return `score(logits, targets)` of every position, computed for some positions of all sequences at a time."""
 
     def one(piece: tuple[Array, Array]) -> Any:
         x_BCD, targets_BC = piece
-        return of_logits(unembed(x_BCD, w_VD), targets_BC)
+        return score(unembed(x_BCD, w_VD), targets_BC)
 
     if chunk is None:
         chunk = _EVALUATION_LOGITS // (x_BLD.shape[0] * w_VD.shape[0])
     chunk = max(1, min(chunk, x_BLD.shape[1]))
-    given = jax.lax.map(one, _split(chunk, x_BLD, targets_BL))
-    return jax.tree.map(lambda a_nBC: _join(a_nBC)[:, : targets_BL.shape[1]], given)
+    values = jax.lax.map(one, _split(chunk, x_BLD, targets_BL))
+    return jax.tree.map(lambda a_nBC: _join(a_nBC)[:, : targets_BL.shape[1]], values)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -137,31 +137,31 @@ def _mean_loss_forward(x_BLD, w_VD, targets_BL, weights_BL, z_loss, pieces):
 
 def _mean_loss_backward(z_loss, pieces, gradients, cotangents):
     dx_BLD, dw_VD = gradients
-    of_objective, _ = cotangents
-    return (of_objective * dx_BLD).astype(dx_BLD.dtype), of_objective * dw_VD, None, None
+    objective_cotangent, _ = cotangents
+    return (objective_cotangent * dx_BLD).astype(dx_BLD.dtype), objective_cotangent * dw_VD, None, None
 
 
 _mean_loss.defvjp(_mean_loss_forward, _mean_loss_backward)
 
 
 class _Read(NamedTuple):
-    """What the logits of a chunk say of each token: log of the sum of their exponentials, and the target's logit."""
+    """For each token of a chunk: the log of the sum of the exponentials of its logits, and the target's logit."""
 
     log_z_N: Array
     hit_N: Array
 
 
 def _read(x_ND: Array, w_VD: Array, targets_N: Array, rows: int, keep: bool) -> tuple[_Read, list[Array]]:
-    """The first pass over the tiles; with `keep` their logits too."""
+    """Run the first pass over the tiles; with `keep`, also return their logits."""
 
     def tile(carry, start, size, _):
         max_N, sum_N, hit_N = carry
         logits_NC = unembed(x_ND[None], jax.lax.dynamic_slice_in_dim(w_VD, start, size))[0]
         new_max_N = jnp.maximum(max_N, jnp.max(logits_NC, axis=1))
         sum_N = sum_N * jnp.exp(max_N - new_max_N) + jnp.sum(jnp.exp(logits_NC - new_max_N[:, None]), axis=1)
-        place_N = targets_N - start
-        found_N = jnp.take_along_axis(logits_NC, jnp.clip(place_N, 0, size - 1)[:, None], axis=1)[:, 0]
-        hit_N = jnp.where((place_N >= 0) & (place_N < size), found_N, hit_N)
+        index_N = targets_N - start
+        target_logit_N = jnp.take_along_axis(logits_NC, jnp.clip(index_N, 0, size - 1)[:, None], axis=1)[:, 0]
+        hit_N = jnp.where((index_N >= 0) & (index_N < size), target_logit_N, hit_N)
         return (new_max_N, sum_N, hit_N), logits_NC if keep else None
 
     zero_N = jnp.zeros(x_ND.shape[0], jnp.promote_types(x_ND.dtype, jnp.float32))
@@ -172,7 +172,7 @@ def _read(x_ND: Array, w_VD: Array, targets_N: Array, rows: int, keep: bool) -> 
 def _gradients(
     x_ND: Array, w_VD: Array, logits: list[Array], gradient_of: Callable[..., Array], dw_VD: Array, rows: int
 ) -> tuple[Array, Array]:
-    """The second pass: the gradient of the chunk's states, and that of W added to `dw_VD`."""
+    """Run the second pass: return the gradient of the chunk's states, and `dw_VD` plus the gradient of W."""
 
     def tile(carry, start, size, logits_NC):
         dx_ND, dw_VD = carry
@@ -204,26 +204,27 @@ def _sums(read: _Read, weights_N: Array) -> Array:
 def _over_tiles(
     tile: Callable[..., Any], carry: Any, vocabulary: int, rows: int, kept: list[Array] | None = None
 ) -> tuple[Any, list[Array]]:
-    """`tile(carry, start, size, kept)` over all rows of W: whole tiles in a loop, then what is left of them.
+    """Apply `tile(carry, start, size, kept)` to all rows of W: whole tiles in a loop, then the remaining rows.
 
-    Returns the carry and what was given out: of the whole tiles, stacked, and of the rest. `kept` has that form.
+    Returns the carry and a list of outputs: those of the whole tiles, stacked, and that of the remaining rows. `kept`
+    has the same form.
     """
     whole, rest = divmod(vocabulary, rows)
-    of_whole, of_rest = (kept[0], kept[-1]) if kept else (None, None)
+    kept_whole, kept_rest = (kept[0], kept[-1]) if kept else (None, None)
 
     def one(carry, tile_and_kept):
         i, piece = tile_and_kept
         return tile(carry, i * rows, rows, piece)
 
-    if whole == 1:  # no loop, no slice of all there is
-        carry, out = tile(carry, 0, rows, of_whole)
+    if whole == 1:  # needs neither a loop nor a slice
+        carry, out = tile(carry, 0, rows, kept_whole)
     else:
-        carry, out = jax.lax.scan(one, carry, (jnp.arange(whole), of_whole))
-    given = [out]
+        carry, out = jax.lax.scan(one, carry, (jnp.arange(whole), kept_whole))
+    outputs = [out]
     if rest:
-        carry, out = tile(carry, whole * rows, rest, of_rest)
-        given.append(out)
-    return carry, given
+        carry, out = tile(carry, whole * rows, rest, kept_rest)
+        outputs.append(out)
+    return carry, outputs
 
 
 def _pieces(x_BLD: Array, w_VD: Array, chunk: int | None, tile: int | None, members: int) -> _Pieces:
@@ -237,13 +238,13 @@ def _pieces(x_BLD: Array, w_VD: Array, chunk: int | None, tile: int | None, memb
 
 
 def even_chunk(length: int, most: int) -> int:
-    """Positions a chunk that leave little or no padding: a divisor of L where a large one is, else even shares."""
+    """Return positions per chunk, at most `most`, with little padding: a large divisor of L, else equal shares."""
     divisors = [c for c in range(1, most + 1) if length % c == 0 and 4 * c >= 3 * most]
     return max(divisors, default=math.ceil(length / math.ceil(length / most)))
 
 
 def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
-    """[B, L, ...] -> [ceil(L / chunk), B, chunk, ...], padded with zeros (so with weight 0)."""
+    """Reshape [B, L, ...] to [ceil(L / chunk), B, chunk, ...], padded with zeros (so with weight 0)."""
 
     def one(a: Array) -> Array:
         pad = -a.shape[1] % chunk
@@ -254,7 +255,7 @@ def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
 
 
 def _join(a_nBC: Array) -> Array:
-    """[n, B, chunk, ...] -> [B, n chunk, ...], the padding still there."""
+    """Reshape [n, B, chunk, ...] to [B, n chunk, ...], padding included."""
     a = jnp.moveaxis(a_nBC, 0, 1)
     return a.reshape(a.shape[0], -1, *a.shape[3:])
 

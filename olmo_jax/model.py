@@ -1,10 +1,10 @@
 """One decoder for OLMo-1, OLMo-2 and Pythia: tokens in, final states and logits out.
 
 Flax Linen is a thin layer here that names the parameters (`Decoder` below, and the layers of a block in layers.py);
-everything outside calls the pure functions `init`, `hidden`, `apply` and `extend`, which know one model and leave
-members to `jax.vmap`.
+other code calls the pure functions `init`, `hidden`, `apply` and `extend`, which work on one model and leave members to
+`jax.vmap`.
 
-Shapes: B batch, L length, D model width, G heads of keys and values, K head width, S places of a cache, V vocabulary
+Shapes: B batch, L length, D model width, G heads of keys and values, K head width, S positions of a cache, V vocabulary
 (padded).
 Parameters are float32, projections 2-D `[in, out]`, embedding and unembedding `[V, D]`. Matmuls of the blocks run in
 `config.compute_dtype`; norms, attention's softmax and logits are float32.
@@ -36,7 +36,7 @@ Params = dict[str, Any]
 
 
 class Hidden(NamedTuple):
-    """States of a forward pass: after the final norm, and after each block without it (empty unless asked for)."""
+    """States of a forward pass: after the final norm, and after each block without it (empty unless requested)."""
 
     final_BLD: Array
     layers: tuple[Array, ...]
@@ -50,14 +50,14 @@ class Output(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens read, `[B, S, G, K]` of each block, and how many of the S places are filled."""
+    """Keys and values of the tokens read, `[B, S, G, K]` per block, and how many of the S positions are filled."""
 
     blocks: tuple[tuple[Array, Array], ...]
     filled: Array
 
 
 class Decoder(nn.Module):
-    """Names and makes every parameter, for `init`; the functions below compute with them."""
+    """The module that names and creates every parameter, for `init`; the functions below compute with them."""
 
     config: ModelConfig
 
@@ -81,8 +81,8 @@ class Decoder(nn.Module):
 def init(config: ModelConfig, key: Array) -> Params:
     """Return the parameters of one model, a nested dict of float32 arrays, from a key made by `jax.random.key`.
 
-    Truncated normal at 3 standard deviations (OLMo's cut-off): `init_std` everywhere, divided by sqrt(2 n_layers) where
-    a matrix writes to the residual stream. That of the unembedding, tied or not, is at most .3 / sqrt(D) [ours]: the
+    Normal truncated at 3 standard deviations (OLMo's cut-off): `init_std` everywhere, divided by sqrt(2 n_layers) where
+    a matrix writes to the residual stream. For the unembedding, tied or not, it is at most .3 / sqrt(D) [ours]: the
     final states have norm sqrt(D), so the logits start with a variance of at most .09 and the loss within .05 nats of
     ln V at any width. Norms start with scale 1; biases with 0.
     """
@@ -113,18 +113,18 @@ def hidden(
     """Return the states after the final norm and, with `layers`, after each block.
 
     Args:
-      last: return the states of the last position alone, L being 1, after the last block and the final norm; this
-        saves most of the last block's work.
+      last: return only the states of the last position (L is 1) after the last block and the final norm; this saves
+        most of the last block's work.
       dropout_key: None for no dropout.
-      compute: which of several ways to the same numbers is taken; None chooses by the backend.
-      spans: for sequences that several texts are packed into, what each token attends to, and so its position, which
-        mustn't exceed those that were learned.
+      compute: the execution plan, which changes results only by rounding; None chooses by the backend.
+      spans: for sequences into which several texts are packed, what each token attends to, which also determines its
+        position; that must be less than the number of learned positions.
 
     Raises:
-      ConfigError: more tokens than positions that were learned.
+      ConfigError: more tokens than learned positions.
     """
     compute = execution_plan.forward(config) if compute is None else compute
-    # Made once for all blocks, or a CPU would make them anew in each.
+    # Computed once for all blocks; without the barrier a CPU would recompute them in each.
     packing = None if spans is None else Packing(*map(optimization_barrier, (spans.position_BL, spans.seen_B1LL)))
     x_BLD, block_keys = embed(config, params, tokens_BL, packing=packing), None
     if dropout_key is not None:
@@ -138,7 +138,7 @@ def hidden(
 def embed(
     config: ModelConfig, params: Params, tokens_BL: Array, start: Array | int = 0, packing: Packing | None = None
 ) -> Array:
-    """Return the first block's input, of tokens that begin at position `start` or have the positions of `packing`."""
+    """Return the first block's input for tokens that begin at position `start`, or at the positions of `packing`."""
     x_BLD = params["embedding"][tokens_BL]
     if config.positions == "learned" and packing is not None:
         x_BLD += params["positions"][packing.position_BL]
@@ -147,7 +147,7 @@ def embed(
             tokens_BL.shape[1] <= config.context_length,
             "config.model.context_length",
             config.context_length,
-            f"is how many positions were learned, and the text has {tokens_BL.shape[1]} tokens; cut it, or raise this",
+            f"is the number of learned positions, and the text has {tokens_BL.shape[1]} tokens; cut it, or raise this",
         )
         x_BLD += jax.lax.dynamic_slice_in_dim(params["positions"], start, tokens_BL.shape[1])[None]
     return x_BLD.astype(config.compute_dtype)
@@ -163,7 +163,7 @@ def _blocks(
     last: bool,
     packing: Packing | None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Return the states after all blocks and, with `layers`, after each; `keys`: of dropout, one per block."""
+    """Return the states after all blocks and, with `layers`, after each; `keys` are dropout keys, one per block."""
 
     def block_of(last: bool) -> Callable[..., tuple[Array, Array | None]]:
         module = Block(config, compute, keys is not None, last)
@@ -178,26 +178,26 @@ def _blocks(
 
         return jax.checkpoint(block) if compute.remat else block
 
-    each = [params[f"blocks_{i}"] for i in range(config.n_layers)]
+    blocks = [params[f"blocks_{i}"] for i in range(config.n_layers)]
     if compute.layers == "scanned" and not last:
-        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
         x_BLD, states_nBLD = jax.lax.scan(block_of(False), x_BLD, (stack, None if keys is None else jnp.stack(keys)))
         return x_BLD, () if states_nBLD is None else tuple(states_nBLD)
     states = []
-    for i, block_params in enumerate(each):
-        block = block_of(last and i == len(each) - 1)
+    for i, block_params in enumerate(blocks):
+        block = block_of(last and i == len(blocks) - 1)
         x_BLD, state_BLD = block(x_BLD, (block_params, None if keys is None else keys[i]))
         states.append(state_BLD)
     return x_BLD, tuple(state_BLD for state_BLD in states if state_BLD is not None)
 
 
 def final_norm(config: ModelConfig, params: Params, x_BLD: Array) -> Array:
-    """Return the final norm of the states after the last block: what the unembedding reads."""
+    """Return the final norm of the states after the last block, the input of the unembedding."""
     return Norm(config).apply({"params": params.get("final_norm", {})}, x_BLD)  # type: ignore[return-value]
 
 
 def unembedding(params: Params) -> Array:
-    """Return the matrix that makes logits of final states, `[V, D]`; the embedding where the two are tied."""
+    """Return the matrix that maps final states to logits, `[V, D]`; the embedding if the two are tied."""
     return params["unembedding"] if "unembedding" in params else params["embedding"]
 
 
@@ -208,17 +208,17 @@ def unembed(x_BLD: Array, w_VD: Array) -> Array:
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:
-    """Return a cache with `length` places for each of `batch` sequences, none of them filled."""
-    room_BSGK = jnp.zeros((batch, length, config.kv_heads, config.d_head), config.compute_dtype)
-    return Cache(((room_BSGK, room_BSGK),) * config.n_layers, jnp.int32(0))
+    """Return a cache with `length` empty positions for each of `batch` sequences."""
+    zeros_BSGK = jnp.zeros((batch, length, config.kv_heads, config.d_head), config.compute_dtype)
+    return Cache(((zeros_BSGK, zeros_BSGK),) * config.n_layers, jnp.int32(0))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def extend(config: ModelConfig, params: Params, tokens_BL: Array, cache: Cache) -> tuple[Array, Cache]:
-    """Return the final states of further tokens after those that the cache holds, and the cache with these in it.
+    """Return the final states of tokens that follow those in the cache, and the cache extended by them.
 
     The states are those of `hidden` on all tokens together, within rounding. The cache must have room for the tokens;
-    it isn't checked.
+    this isn't checked.
     """
     x_BLD = embed(config, params, tokens_BL, cache.filled)
     kept: list[tuple[Array, Array]] = []
@@ -236,7 +236,7 @@ def block_inputs(
     """Return the states after one block, and each projection's input, `[B, L, in]` by path, such as attention/query.
 
     Args:
-      block_params: of the block alone, such as params["blocks_0"]. x_BLD: the states before it.
+      block_params: parameters of this block, such as params["blocks_0"]. x_BLD: the states before it.
     """
     module = Block(config, execution_plan.forward(config) if compute is None else compute)
     (out_BLD, _), kept = module.apply({"params": block_params}, x_BLD, 0, None, mutable=["inputs"])  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Modules that were moved, under the names that they had: those work for one release, and warn."""
+"""Former names of moved modules: they can be imported for one more release, with a warning."""
 
 import importlib
 import importlib.abc
@@ -119,7 +119,7 @@ MOVED = {
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports the module that a former name stands for; both names are the one module then."""
+    """A finder that imports a moved module under its former name; both names then refer to the same module."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
@@ -134,7 +134,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        # The import system has just written the former name's spec over the module's own.
+        # The import system has just overwritten the module's spec with that of the former name.
         if module.__spec__ is not None:
             module.__spec__ = module.__spec__.loader_state
 
@@ -148,11 +148,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _warn(former: str) -> None:
-    """Warns where the import of the former name stands, which is the caller's caller."""
-    warnings.warn(f"{former} is {MOVED[former]} now; its former name goes with the next release", FutureWarning, 3)
+    """Warn at the line that imports the former name, which is the caller's caller."""
+    message = f"{former} has moved to {MOVED[former]}; the former name will be removed in the next release"
+    warnings.warn(message, FutureWarning, 3)
 
 
 def serve_former_names() -> None:
-    """Makes former names importable; the packages call it, and calling it again does nothing."""
+    """Make former names importable; every package calls this, and repeated calls do nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -1,4 +1,4 @@
-"""One AdamW, its numbers traced: members that differ in them run the same compiled program."""
+"""AdamW with traced hyper-parameters: members that differ only in these run the same compiled program."""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
 
 
 class Hyper(NamedTuple):
-    """A member's numbers, scalars each; a cohort holds them stacked, `[M]`. Meanings as in OptimizerConfig.
+    """The hyper-parameters of one member, all scalars; a cohort holds them stacked, `[M]`. As in OptimizerConfig.
 
-    schedule: its place in SCHEDULES. dropout_seed: the run's data_seed.
+    schedule: index into SCHEDULES. dropout_seed: the run's data_seed.
     """
 
     learning_rate: Any
@@ -36,10 +36,10 @@ class Hyper(NamedTuple):
 
 
 def hyper(config: TrainConfig) -> Hyper:
-    """Return the traced numbers of a run: float32, int32 for steps, uint32 for the seed.
+    """Return the traced hyper-parameters of a run: float32, int32 for steps, uint32 for the seed.
 
-    They are the settings of OptimizerConfig that are declared as traced, with the shares of steps and the words among
-    them as numbers.
+    They are the settings of OptimizerConfig that are declared as traced, with fractions of the run converted to steps
+    and names to indices.
     """
     numbers = {key: value for key, field, value in settings(config.optimizer) if declared(field).role is Role.TRACED}
     del numbers["warmup_fraction"]
@@ -53,11 +53,11 @@ def hyper(config: TrainConfig) -> Hyper:
 
 
 def learning_rate(h: Hyper, step: Array | np.ndarray) -> Array:
-    """The rate of update number `step`, counted from 1 as OLMo does, so that the last one gets the final rate.
+    """Return the learning rate of update `step`, counted from 1 as in OLMo, so that the last one gets the final rate.
 
     Linear from warmup_from * peak to the peak at warmup_steps, then down to final_fraction * peak at total_steps:
     eta_min + (peak - eta_min)(1 + cos(pi (t - T_w) / (T - T_w))) / 2 for "cosine" (methods.md section 1, OLMo's
-    schedule), straight for "linear"; constant afterwards.
+    schedule), a straight line for "linear"; constant afterwards.
     """
     t = jnp.asarray(step, jnp.float32)
     rise = jnp.clip(t / jnp.maximum(h.warmup_steps, 1), 0.0, 1.0)
@@ -68,12 +68,12 @@ def learning_rate(h: Hyper, step: Array | np.ndarray) -> Array:
     return jnp.where(t < h.warmup_steps, warm, lowest + (h.learning_rate - lowest) * left)
 
 
-# Parameters that stand for tokens or places, a row each.
+# Parameters with one row per token or position.
 _EMBEDDINGS = ("embedding", "unembedding", "positions")
 
 
 def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bool) -> "optax.GradientTransformation":
-    """Clipping, Adam, decoupled weight decay, the rate: built inside the step from a member's traced numbers."""
+    """Return clipping, Adam, decoupled weight decay and the rate as one transformation of a member's gradients."""
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -89,14 +89,14 @@ def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bo
 
 
 def init(params: Any) -> Any:
-    """The state of `adamw` before its first update: count, first and second moments. No number of a member enters."""
+    """Return the state of `adamw` before its first update: count, first and second moments, equal for all members."""
     return adamw(Hyper(*(0.0 for _ in Hyper._fields)), 0.0, True, True).init(params)
 
 
-def weight_decay_dose(config: TrainConfig, step: int) -> float:
-    """Sum of learning rate x weight decay up to `step`; exp(-dose) is left of a weight that no gradient moved."""
+def cumulative_weight_decay(config: TrainConfig, step: int) -> float:
+    """Return c, the sum of learning rate x weight decay up to `step`; a weight with no gradient shrinks to exp(-c)."""
     h, total = hyper(config), 0.0
-    for first in range(1, step + 1, _STEPS_AT_ONCE):  # of one shape, so of one program, whatever the budget
+    for first in range(1, step + 1, _STEPS_AT_ONCE):  # in blocks of one shape, so that all budgets share one program
         rates = np.asarray(_rates(h, first + np.arange(_STEPS_AT_ONCE)), np.float64)
         total += float(np.sum(rates[: step + 1 - first]))
     return total * config.optimizer.weight_decay

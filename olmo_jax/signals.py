@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM stop work immediately, even inside a library call that doesn't check for signals."""
+"""Stop work immediately on SIGINT and SIGTERM, even inside a library call that doesn't check for signals."""
 
 import atexit
 import contextlib
@@ -15,9 +15,9 @@ _SECONDS_TO_END = 1.0
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Makes SIGINT and SIGTERM raise KeyboardInterrupt within, whatever they do outside.
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt inside the context; the previous handlers return after it.
 
-    Only the main thread can say what signals do; in another nothing changes.
+    Only the main thread can set signal handlers; in other threads nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,26 +34,26 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _GivenUpError(Exception):
-    """Raised in the worker thread once the main thread has stopped waiting for it."""
+class _AbandonedError(Exception):
+    """Raised in the worker thread after the main thread has stopped waiting for it."""
 
 
 def waited_for(call: Callable[[Callable[[], None]], T]) -> T:
-    """What `call` returns or raises; it works in another thread, so that signals reach this one meanwhile.
+    """Return or raise what `call` does; it runs in another thread, so that this one can handle signals meanwhile.
 
-    Where a signal ends the wait, the call has a second to end. Then it is left to itself, and doesn't keep the process
-    from ending.
+    If a signal ends the wait, the call has one second to finish. After that it is abandoned, and doesn't keep the
+    process from exiting.
 
     Args:
-      call: takes a function that it calls now and then, which raises once nobody waits any more; always before it runs
-        code of Python, which mustn't be in the middle of something when the interpreter ends.
+      call: receives a function that raises once the call has been abandoned. It must call that function regularly, and
+        always before it runs Python code, which mustn't be running when the interpreter shuts down.
     """
-    done, given_up = threading.Event(), threading.Event()
+    done, abandoned = threading.Event(), threading.Event()
     outcome: dict[str, Any] = {}
 
     def check() -> None:
-        if given_up.is_set():
-            raise _GivenUpError
+        if abandoned.is_set():
+            raise _AbandonedError
 
     def work() -> None:
         try:
@@ -67,9 +67,9 @@ def waited_for(call: Callable[[Callable[[], None]], T]) -> T:
         threading.Thread(target=work, daemon=True).start()
         done.wait()
     except KeyboardInterrupt:
-        given_up.set()
+        abandoned.set()
         done.wait(_SECONDS_TO_END)
-        # What is left to itself takes the cores, and the interpreter's last search for garbage would be seconds behind.
+        # The abandoned call keeps the cores busy, which would delay the garbage collection at exit by seconds.
         atexit.register(gc.freeze)
         raise
     if "error" in outcome:

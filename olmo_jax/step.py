@@ -1,6 +1,6 @@
-"""One update of one member of a cohort: loss, gradient, optimiser, and what becomes of a member that diverges.
+"""One update of one member of a cohort: loss, gradient, optimiser, and freezing of a member that diverges.
 
-All of it is written for one member; execution/members.py adds the member axis.
+The code is written for one member; execution/members.py adds the member axis.
 """
 
 import functools
@@ -28,7 +28,7 @@ with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
 class State(NamedTuple):
     """A member's state; a cohort holds it stacked.
 
-    `step` counts updates, `diverged_at` is -1 or the fatal one, and `reason` the place in REASONS of what it was.
+    `step` counts updates; `diverged_at` is the update that turned non-finite, or -1; `reason` is an index into REASONS.
     """
 
     params: Any
@@ -38,12 +38,12 @@ class State(NamedTuple):
     reason: Array
 
 
-# What of a step turned non-finite first.
+# Which quantity of a step turned non-finite first.
 REASONS = ("", "loss", "gradient", "parameters")
 
 
 class Metrics(NamedTuple):
-    """What one step reports, float32 scalars; NaN from the step on at which a member is frozen."""
+    """Metrics of one step, float32 scalars; NaN from the step at which a member is frozen."""
 
     loss: Array
     grad_norm: Array
@@ -51,7 +51,7 @@ class Metrics(NamedTuple):
 
 
 def init_member(params: Any) -> State:
-    """The state of a member before its first step, from its parameters."""
+    """Return the state of a member before its first step, from its parameters."""
     return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1), jnp.int32(0))
 
 
@@ -64,22 +64,25 @@ def member_step(
     compute: ExecutionPlan | None = None,
     weights_BL: Array | None = None,
 ) -> tuple[State, Metrics]:
-    """One update of one member on `[B, L + 1]` tokens; `mesh` is needed where parameters are fully sharded over it.
+    """Return one member's state after one update on `[B, L + 1]` tokens, and the metrics of the step.
 
-    `weights_BL` of the L predictions leaves some out or counts them less; None counts each once, and where a batch is
-    cut into microbatches it must be. `compute` says by which of several ways to the same numbers; None chooses by
-    backend. A member whose loss, gradient or new parameters turn non-finite is frozen as it was before and marked with
-    the step; a member at its total steps (an inert one has 0) is left as it is.
+    A member whose loss, gradient or new parameters turn non-finite is frozen as it was before the step, which is
+    recorded; a member that has taken its total steps (0 for an inert one) is left as it is.
+
+    Args:
+      mesh: needed if parameters are fully sharded over it.
+      compute: the execution plan, which changes results only by rounding; None chooses by backend.
+      weights_BL: weights of the L predictions; None counts each once, and is required with microbatches.
     """
 
     compute = execution_plan.forward(shape.model) if compute is None else compute
-    # A function of seed and step alone, so that a resumed run drops what it would have dropped.
+    # Depends only on seed and step, so that a resumed run has the same dropout as an uninterrupted one.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
-    of_batch = functools.partial(_gradients, shape, compute, mesh, state.params)
+    batch_gradients = functools.partial(_gradients, shape, compute, mesh, state.params)
     if compute.microbatches == 1:
-        entropy, gradients = of_batch(tokens_BL, dropout_key, weights_BL)
+        entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
     else:
-        entropy, gradients = _averaged(of_batch, tokens_BL, dropout_key, compute.microbatches)
+        entropy, gradients = _averaged(batch_gradients, tokens_BL, dropout_key, compute.microbatches)
     rate = optimizer.learning_rate(h, state.step + 1)
     settings = shape.config.optimizer
     adamw = optimizer.adamw(h, rate, settings.decay_embeddings, settings.decay_norms)
@@ -87,19 +90,19 @@ def member_step(
     params = optax.apply_updates(state.params, updates)
 
     grad_norm = optax.tree.norm(gradients)
-    of_step = jnp.stack([entropy, grad_norm, optax.tree.norm(params)])  # in the order of REASONS
-    finite = jnp.all(jnp.isfinite(of_step))
+    checked_values = jnp.stack([entropy, grad_norm, optax.tree.norm(params)])  # in the order of REASONS
+    finite = jnp.all(jnp.isfinite(checked_values))
     running = (state.diverged_at < 0) & (state.step < h.total_steps)
-    moved = running & finite
+    updated = running & finite
     new = State(
-        params=_select(moved, params, state.params),
-        moments=_select(moved, moments, state.moments),
-        step=state.step + moved.astype(jnp.int32),
+        params=_select(updated, params, state.params),
+        moments=_select(updated, moments, state.moments),
+        step=state.step + updated.astype(jnp.int32),
         diverged_at=jnp.where(running & ~finite, state.step + 1, state.diverged_at),
-        reason=jnp.where(running & ~finite, 1 + jnp.argmin(jnp.isfinite(of_step)), state.reason),
+        reason=jnp.where(running & ~finite, 1 + jnp.argmin(jnp.isfinite(checked_values)), state.reason),
     )
-    shown = (jnp.where(moved, x, jnp.nan) for x in (entropy, grad_norm, rate))
-    return new, Metrics(*shown)
+    logged = (jnp.where(updated, x, jnp.nan) for x in (entropy, grad_norm, rate))
+    return new, Metrics(*logged)
 
 
 def _gradients(
@@ -111,7 +114,7 @@ def _gradients(
     dropout_key: Array | None,
     weights_BL: Array | None = None,
 ) -> tuple[Array, Any]:
-    """Cross-entropy of a batch and the gradient of its objective."""
+    """Return the cross-entropy of a batch and the gradient of its objective."""
 
     def states(params: Any) -> Array:
         tokens = tokens_BL[:, :-1]
@@ -128,7 +131,7 @@ def _gradients(
             final_BLD, w_VD = states(params), model.unembedding(params)
         tile = len(w_VD) if compute.whole_vocabulary else None
         targets_BL = tokens_BL[:, 1:]
-        if shape.arithmetic:  # the answer's
+        if shape.arithmetic:  # only the answer is predicted
             targets_BL = targets_BL[:, -1:]
         result = loss.cross_entropy(
             final_BLD, w_VD, targets_BL, weights_BL, shape.config.optimizer.z_loss, tile=tile, members=compute.members
@@ -139,19 +142,19 @@ def _gradients(
     return entropy, gradients
 
 
-def _averaged(of_batch: Callable[..., Any], tokens_BL: Array, dropout_key: Array | None, parts: int) -> Any:
-    """The mean of `of_batch` over equal parts of a batch, one after another; each takes every parts-th sequence.
+def _averaged(batch_gradients: Callable[..., Any], tokens_BL: Array, dropout_key: Array | None, parts: int) -> Any:
+    """Return the mean of `batch_gradients` over equal parts of a batch, computed one after another.
 
-    So that a part lies on all the devices that the batch lies on.
+    Each part takes every parts-th sequence, so that it lies on all devices on which the batch lies.
     """
     tokens_nbL = jnp.moveaxis(tokens_BL.reshape(-1, parts, tokens_BL.shape[1]), 1, 0)
 
     def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
         i, tokens_bL = part
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
-        return jax.tree.map(jnp.add, total, of_batch(tokens_bL, key)), None
+        return jax.tree.map(jnp.add, total, batch_gradients(tokens_bL, key)), None
 
-    like = jax.eval_shape(of_batch, tokens_nbL[0], dropout_key)
+    like = jax.eval_shape(batch_gradients, tokens_nbL[0], dropout_key)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), tokens_nbL))
     return jax.tree.map(lambda x: x / parts, total)
@@ -162,12 +165,12 @@ def _select(condition: Array, new: Any, old: Any) -> Any:
 
 
 def params_structs(config: ModelConfig) -> Any:
-    """Shapes and dtypes of one model's parameters."""
+    """Return the shapes and dtypes of one model's parameters."""
     return _structs(config).params
 
 
 def member_structs(shape: Shape) -> State:
-    """Shapes and dtypes of one member's state."""
+    """Return the shapes and dtypes of one member's state."""
     return _structs(shape.model)
 
 

@@ -1,4 +1,4 @@
-"""Trains one cohort: from token windows to checkpoints and metrics, resumable at any point by the same call."""
+"""Train one cohort: from token windows to checkpoints and metrics, resumable at any point by the same call."""
 
 import dataclasses
 import itertools
@@ -39,31 +39,31 @@ def train_cohort(
     traced: Sequence[int] = (),
     owned: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Trains the cohort from where it stands to its end.
+    """Train the cohort from its last checkpoint, or from the start, to its end.
 
     Args:
-      workdir: of the sweep. index: the prepared data.
-      stop: asked after each call of some steps; once it answers True, a checkpoint is written and training ends.
-      traced: first and last step of a trace for the profiler, written to profile/ in the working directory.
-      owned: called before a checkpoint or a status is written; raises where another process has taken the cohort over.
+      workdir: the sweep's working directory. index: the prepared data.
+      stop: called after each call of several steps; if it returns True, a checkpoint is written and training ends.
+      traced: first and last step of a profiler trace, written to profile/ in the working directory.
+      owned: called before a checkpoint or status is written; raises if another process has taken the cohort over.
 
     Returns:
-      True if every member is done, False if `stop` ended it.
+      True if every member is done, False if `stop` ended the training.
     """
     shape, runs = cohort.shape, cohort.runs
     if processes.broadcast(all(has_ended(workdir, run.id) for run in runs)):
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.config.mesh, len(runs))
-    compute = _kept_or_decided(workdir, cohort, mesh)
+    compute = _load_or_choose_plan(workdir, cohort, mesh)
     say(f"{cohort.folder}: {compute}")
-    feed = BatchLoader(index, [run.config for run in runs], mesh, compute.steps_per_call)
+    load_batches = BatchLoader(index, [run.config for run in runs], mesh, compute.steps_per_call)
     probes = cohort_probes(cohort, index, compute.mapping, mesh)
     due, total = cohorts.checkpoint_steps(cohort), cohort.segment_ends[-1]
     trace = Trace(workdir / "profile" / cohort.folder, traced)
 
     with open_checkpoints(directory(workdir, cohort.folder)) as checkpoints:
-        # Resuming: the last whole checkpoint, else the start. A segment's last still holds those that ended there.
+        # Resume from the last valid checkpoint. The last one of a segment still holds the members that end there.
         step, state = _resume(workdir, cohort, checkpoints, mesh)
         places = cohort.active(step)
         _tidy(checkpoints, cohort, step, due)
@@ -71,16 +71,16 @@ def train_cohort(
         restore_statuses(workdir, [run for run in runs if run.config.total_steps < step])
         stopped = False
 
-        with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as show:
+        with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as report:
             for end in (e for e in cohort.segment_ends if e > step):
-                staying = cohort.active(end)
-                state = programs.pick(state, [places.index(i) for i in staying], mesh, shape.config.mesh.fsdp)
-                places = staying
+                remaining = cohort.active(end)
+                state = programs.pick(state, [places.index(i) for i in remaining], mesh, shape.config.mesh.fsdp)
+                places = remaining
                 members = [runs[i] for i in places]
                 padded = sharding.pad(places, mesh)
                 with _open_log(workdir, members, step) as log:
                     clock = Clock(log, shape, len(members), mesh.size, step)
-                    program = programs.compile_steps(shape, members, mesh, compute, feed.table)
+                    program = programs.compile_steps(shape, members, mesh, compute, load_batches.table)
                     clock.event("compile", step)
                     if step == 0:
                         log.later([{"step": 0, "tokens": 0}], {})
@@ -91,8 +91,10 @@ def train_cohort(
                         trace.at(step)
                         last = _next_stop(step, compute.steps_per_call, {end, *due, *trace.steps}, probes)
                         with clock.waiting():
-                            fed = feed(step, last - step, places)
-                        state, metrics = program.steps(state, program.hyper, feed.table, fed, np.int32(last - step))
+                            batches = load_batches(step, last - step, places)
+                        state, metrics = program.steps(
+                            state, program.hyper, load_batches.table, batches, np.int32(last - step)
+                        )
                         log.later(_rows(shape, step, last), metrics._asdict())
                         step = last
                         to_probe = [probe for k, probe in probes.items() if step % k == 0 or step in due]
@@ -108,7 +110,7 @@ def train_cohort(
                             clock.event("steps", step)
                             _save(workdir, cohort, checkpoints, log, members, state, step, due, owned)
                             clock.event("checkpoint", step)
-                        show(step, clock.note)
+                        report(step, clock.note)
                 if stopped and step < total:
                     trace.end()
                     return False
@@ -119,10 +121,10 @@ def train_cohort(
 def _resume(
     workdir: epath.Path, cohort: Cohort, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
 ) -> tuple[int, State]:
-    """Step and state of the last checkpoint that is whole and that the members' metrics reach; else the beginning.
+    """Return step and state of the last valid checkpoint that the members' metrics reach, else of the start.
 
-    Those after it are set aside with a warning. Raises CheckpointError where there are some and none will do: what is
-    lost then is all of the training, and somebody may have a copy.
+    Later checkpoints are set aside with a warning. Raises CheckpointError if there are checkpoints and none is valid:
+    starting over would lose the whole training, and the user may have a copy.
     """
     shape, broken = cohort.shape, {}
     for step in reversed(checkpoints.steps()):
@@ -133,85 +135,85 @@ def _resume(
             broken[step] = error
             continue
         for later, reason in broken.items():
-            say(f"{reason}; set aside as {checkpoints.set_aside(later)}: training goes on from step {step}")
+            say(f"{reason}; set aside as {checkpoints.set_aside(later)}; training resumes from step {step}")
         return step, state
     if broken:
         folder = directory(workdir, cohort.folder).parent
         raise CheckpointError(
             f"none of {len(broken)} checkpoints can be resumed from: {broken[max(broken)]}; put it back from a copy, "
-            f"or move {folder} away to train these runs anew"
+            f"or move {folder} away to train these runs from the start"
         )
     return 0, programs.initial_state(shape, cohort.runs, mesh)
 
 
 def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
-    """Raises MetricsError, in every process, unless the rows of all that take `step` reach it."""
-    failed = None
+    """Raise MetricsError, in every process, unless the metrics of all runs that take `step` reach it."""
+    failure = None
     try:
         for i in cohort.active(step):
             check_rows(workdir / "runs" / cohort.runs[i].id, step)
     except MetricsError as error:
-        failed = error
-    if processes.any_process(failed is not None):
-        raise failed or MetricsError(f"another process can't read the metrics up to step {step}")
+        failure = error
+    if processes.any_process(failure is not None):
+        raise failure or MetricsError(f"another process can't read the metrics up to step {step}")
 
 
 def _tidy(checkpoints: Checkpoints, cohort: Cohort, step: int, due: set[int]) -> None:
-    """Deletes what stops have left, once some members have ended at `step`."""
+    """Delete the checkpoints of earlier stops if some members end at `step`."""
     extras = set(checkpoints.steps()) - due if step in cohort.segment_ends else set()
     if extras:
-        checkpoints.check(step)  # none goes before the one that takes its place is known to be whole
+        checkpoints.check(step)  # delete none before this one is known to be valid
     for extra in extras:
         checkpoints.delete(extra)
 
 
-def _kept_or_decided(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> ExecutionPlan:
-    """How the cohort's steps are carried out: decided once and kept, so that a resumed training does as it did.
+def _load_or_choose_plan(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding.Mesh) -> ExecutionPlan:
+    """Return the cohort's execution plan, chosen once and stored, so that a resumed training uses the same plan.
 
-    Decided again for another configuration, mesh or kind of device.
+    It is chosen again if the configuration, the mesh or the kind of device changes.
     """
     shape = cohort.shape
-    asked = {
+    request = {
         "mapping": shape.config.mapping,
         "compute": identity_fields(shape.config.compute),
         "mesh": dict(mesh.shape) | {"fsdp": shape.config.mesh.fsdp},
         "device": jax.devices()[0].device_kind,
     }
     path = directory(workdir, cohort.folder).parent / "compute.json"
-    if path.exists() and (kept := _kept(path, asked)):
-        return kept
+    if path.exists() and (stored := _stored_plan(path, request)):
+        return stored
     chosen = memory.decide(shape, len(cohort.runs), mesh)
     chosen = memory.fit(shape, cohort.runs, mesh, chosen, memory.device_memory())
     if processes.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"asked": asked, "chosen": chosen._asdict()})
+        write_json(path, {"asked": request, "chosen": chosen._asdict()})
     return chosen
 
 
-def _kept(path: epath.Path, asked: Mapping[str, Any]) -> ExecutionPlan | None:
-    """What was decided for what is `asked`; None where that was something else, or the file is damaged (told)."""
-    remedy = "how steps are carried out is decided anew"
+def _stored_plan(path: epath.Path, request: Mapping[str, Any]) -> ExecutionPlan | None:
+    """Return the stored plan; None if it was chosen for another request, or if the file is damaged (reported)."""
+    remedy = "the execution plan is chosen again"
     try:
-        kept = read_json(path, remedy)
+        record = read_json(path, remedy)
     except DamagedFileError as error:
         say(str(error))
         return None
-    if kept.get("asked") != asked:
+    if record.get("asked") != request:
         return None
-    chosen = ExecutionPlan.of_record(kept.get("chosen"))
+    chosen = ExecutionPlan.from_record(record.get("chosen"))
     if chosen is None:
-        say(f"{path}: isn't what was written; {remedy}")
+        say(f"{path}: isn't a valid execution plan; {remedy}")
     return chosen
 
 
 def write_run_files(workdir: epath.Path, cohort: Cohort, anew: bool = False) -> None:
-    """runs/<run>/config.json of every run of a cohort, where it isn't there yet or is damaged, or `anew`."""
+    """Write config.json of every run of a cohort where it is missing or damaged; with `anew`, of all runs."""
     for run in cohort.runs:
         path = workdir / "runs" / run.id / "config.json"
         if anew or not _is_recorded(workdir, run):
             path.parent.mkdir(parents=True, exist_ok=True)
-            place = {"cohort": cohort.id, "folder": cohort.folder}
-            write_json(path, {"run_id": run.id} | place | {"config": dataclasses.asdict(run.config)})
+            location = {"cohort": cohort.id, "folder": cohort.folder}
+            write_json(path, {"run_id": run.id} | location | {"config": dataclasses.asdict(run.config)})
 
 
 def _is_recorded(workdir: epath.Path, run: Run) -> bool:
@@ -223,10 +225,10 @@ def _is_recorded(workdir: epath.Path, run: Run) -> bool:
 
 
 def _next_stop(step: int, most: int, fixed: Collection[int], intervals: Collection[int]) -> int:
-    """The last step of a call that begins after `step`: at most so many, none of what is due passed over.
+    """Return the last step of the call that starts after `step`, at most `most` steps later.
 
-    What is due are the `fixed` steps and the multiples of `intervals`. Counted from what was due last, so that a
-    training that was stopped between two calls takes the same ones as one that wasn't.
+    No call passes over a `fixed` step or a multiple of one of the `intervals`. Calls are counted from the last of
+    these, so that a training that is stopped between two calls makes the same calls as one that isn't.
     """
     later = [s for s in fixed if s > step] + [(step // k + 1) * k for k in intervals]
     return min(step + most, *later)
@@ -248,7 +250,7 @@ def _save(
     owned: Callable[[], object],
 ) -> None:
     owned()
-    log.flush()  # the rows up to this step are in the files before its checkpoint commits
+    log.flush()  # rows up to this step must be in the files before its checkpoint commits
     checkpoints.save(step, state, [run.id for run in members])
     if step in cohort.segment_ends:
         checkpoints.wait()  # a run is reported done once its last checkpoint is on disk
@@ -267,30 +269,30 @@ def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> Metrics
 def cohort_probes(
     cohort: Cohort, index: TokenIndex, mapping: str = "auto", mesh: jax.sharding.Mesh | None = None
 ) -> dict[int, Probe]:
-    """The probes of a cohort, by interval (see make_probes). Raises ConfigError for texts that aren't there."""
+    """Return the probes of a cohort by interval (see make_probes); raises ConfigError for an unknown text."""
     shape = cohort.shape
-    read = passages([run.config for run in cohort.runs], index)
+    evaluation_sets = passages([run.config for run in cohort.runs], index)
     documents = probe_documents(cohort, index)
-    return make_probes(shape.config.probe, shape.model, index.vocab_size, documents, mapping, mesh, read)
+    return make_probes(shape.config.probe, shape.model, index.vocab_size, documents, mapping, mesh, evaluation_sets)
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
-    """The documents whose states the probe measures; None where it reads none. Raises ConfigError if there are too few.
+    """Return the documents whose states the probe measures; None if it measures none.
 
-    Validation documents of the domains trained on, one of each in turn.
+    They are validation documents of the domains trained on, one of each in turn. Raises ConfigError if too few.
     """
     config = cohort.shape.config.probe
     if not config.reads_states:
         return None
     by_domain = (index.documents("validation", d) for d in cohort.shape.config.data.train_domains or index.domains)
-    in_turn = (d for turn in itertools.zip_longest(*by_domain) for d in turn if d is not None)
-    return choose_documents(config, in_turn, index.eos_id)
+    alternating = (d for turn in itertools.zip_longest(*by_domain) for d in turn if d is not None)
+    return choose_documents(config, alternating, index.eos_id)
 
 
 def check_mesh(cohort: Cohort) -> None:
-    """Raises ConfigError if there are too few devices for the mesh, or if it doesn't divide batch or parameters.
+    """Raise ConfigError if there are too few devices for the mesh, or if it doesn't divide batch or parameters.
 
-    And if a step can't be carried out here as the configuration says.
+    Also raises it if the configuration asks for an execution plan or a writer of metrics that isn't available here.
     """
     shape = cohort.shape
     mesh = sharding.make_mesh(shape.config.mesh, len(cohort.runs))
@@ -307,10 +309,10 @@ def check_mesh(cohort: Cohort) -> None:
 
 
 def check_vocabulary(vocab_size: int, index: TokenIndex) -> None:
-    """Raises ConfigError if the data hold tokens that the model can't name."""
+    """Raise ConfigError if the data contain tokens outside the model's vocabulary."""
     require(
         index.vocab_size <= vocab_size,
         "config.model.vocab_size",
         vocab_size,
-        f"the tokenizer has {index.vocab_size} tokens, so some lie outside the vocabulary; raise it to that",
+        f"the tokenizer has {index.vocab_size} tokens, so some are outside the vocabulary; raise it to that number",
     )

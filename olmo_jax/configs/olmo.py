@@ -3,10 +3,10 @@
     olmo-jax train --config=olmo:4m --config.optimizer.weight_decay=0.5 --workdir=runs/4m
 
 Sizes 4m, 8m, 13m, 19m, 34m, 75m are the non-embedding parameters of the six sizes that stand in for paper A's
-unpublished ones [ours, methods.md section 1]; so are the optimiser's numbers (OptimizerConfig's defaults). Their
-vocabulary here is 4096 tokens, for the built-in corpus has a few million. Sizes 20m, 60m, 150m, 300m and 1b are OLMo's
-public ones with their own vocabulary, learning rate and weight decay [code]. Context, batch and budget of all are
-smaller than published: 512, 32 and 2 million. For OLMo-1's own tokenizer and context:
+unpublished ones [ours, methods.md section 1]; so do the optimiser's settings (OptimizerConfig's defaults). Their
+vocabulary has 4096 tokens, because the built-in corpus has only a few million. Sizes 20m, 60m, 150m, 300m and 1b are
+OLMo's public ones with their own vocabulary, learning rate and weight decay [code]. Context, batch and budget are
+smaller than published for all sizes: 512, 32 and 2 million. For OLMo-1's own tokenizer and context:
 
     --config.data.tokenizer=olmo --config.model.vocab_size=50280 --config.data.sequence_length=1024
 """
@@ -22,7 +22,7 @@ _LEARNING_RATES = {"20m": 1e-3, "60m": 1e-3, "150m": 6e-4, "300m": 6e-4, "1b": 4
 
 def get_config(size: str = "4m") -> ConfigDict:
     public = size in _LEARNING_RATES
-    # OLMo's configs/tiny leave embeddings out of weight decay; those of 1B don't.
+    # OLMo's configs/tiny exclude embeddings from weight decay; that of 1B doesn't.
     optimizer = OptimizerConfig(
         learning_rate=_LEARNING_RATES.get(size, 3e-4), decay_embeddings=not public or size == "1b"
     )

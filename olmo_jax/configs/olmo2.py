@@ -1,9 +1,9 @@
 """One OLMo-2 decoder on the built-in corpus: `--config=olmo2:14m`.
 
-    olmo-jax plan --config=olmo2:190m      (both counts of parameters)
+    olmo-jax plan --config=olmo2:190m      (prints both parameter counts)
 
-Sizes 14m to 760m are OLMo-core's ladder, 1b is the released OLMo-2-0425-1B [code]. Weight decay leaves the embedding
-alone there, and here the unembedding too [ours]. Context, batch and budget are smaller than published.
+Sizes 14m to 760m are OLMo-core's ladder, 1b is the released OLMo-2-0425-1B [code]. Their weight decay excludes the
+embedding; this file also excludes the unembedding [ours]. Context, batch and budget are smaller than published.
 """
 
 from ml_collections import ConfigDict

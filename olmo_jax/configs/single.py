@@ -1,4 +1,4 @@
-"""What the files of published architectures share: one run of a preset on the built-in corpus."""
+"""A single run of a preset on the built-in corpus, shared by the configurations of published architectures."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from olmo_jax.config import ConfigError, ModelConfig, OptimizerConfig, TrainConf
 
 
 def single_run(family: str, size: str, presets: Mapping[str, ModelConfig], optimizer: OptimizerConfig) -> ConfigDict:
-    """A run of `presets[size]` of 2 million tokens; raises ConfigError for a size that isn't there."""
+    """Return the configuration of a run of `presets[size]` with 2 million tokens; raises ConfigError if unknown."""
     if size not in presets:
         raise ConfigError(f"{family}.py has no size '{size}'; sizes: {', '.join(presets)}")
     run = TrainConfig(name=f"{family}-{size}", tokens=2_000_000, model=presets[size], optimizer=optimizer)

@@ -1,1 +1,1 @@
-"""How a cohort's program is carried out: its plan, its layout over devices, its compiled steps."""
+"""Execution of a cohort's program: its plan, its layout over devices, its compiled steps."""

@@ -1,7 +1,7 @@
-"""Causal attention in the forms that backends are fast at; all give the same within rounding.
+"""Causal attention in the form that is fastest on each backend; all agree within rounding.
 
 Shapes: B batch, L length, H heads, G heads of keys and values (H a multiple of G), K head width, T rows of a block, S
-the keys that a block sees. Scores and softmax are float32 (or wider), whatever the dtype of the heads.
+keys that a block attends to. Scores and softmax are float32 (or wider), whatever the dtype of the heads.
 """
 
 import math
@@ -15,16 +15,16 @@ from jax import Array
 
 from olmo_jax.execution.matmul import optimization_barrier, transposed
 
-# Fewer rows than this make matmuls too small to be fast; more blocks than this take long to compile.
-_LEAST_ROWS, _MOST_BLOCKS = 64, 8
+# With fewer rows per block matmuls are too small to be fast; more blocks take long to compile.
+_MIN_ROWS, _MAX_BLOCKS = 64, 8
 
 
 class Spans(NamedTuple):
-    """What each token of a packed sequence attends to: integers `[B, L]`, places of the sequence.
+    """What each token of a packed sequence attends to: integers `[B, L]`, places in the sequence.
 
-    A token attends to the places from `context` up to, but without, `context_end`, and to those from `start` up to its
-    own. Several continuations of one context have the context's places and each its own start; several texts in one
-    sequence have nothing in common. Where there is no context, `context_end` equals `context`.
+    A token attends to the places from `context` up to, but excluding, `context_end`, and to those from `start` up to
+    its own. Continuations of the same context share its places and have different starts; independent texts in one
+    sequence share nothing. If there is no context, `context_end` equals `context`.
     """
 
     context_BL: Array | np.ndarray
@@ -33,28 +33,28 @@ class Spans(NamedTuple):
 
     @property
     def position_BL(self) -> Array:
-        """The position of each token in its own text: the number of tokens before it that it attends to."""
+        """Return each token's position in its own text: the number of tokens before it that it attends to."""
         context_BL, end_BL, start_BL = map(jnp.asarray, self)
         return end_BL - context_BL + jnp.arange(start_BL.shape[1])[None] - start_BL
 
     @property
     def seen_B1LL(self) -> Array:
-        """Whether each token attends to each place."""
+        """Return whether each token attends to each place."""
         context_BL1, end_BL1, start_BL1 = (jnp.asarray(x_BL)[..., None] for x_BL in self)
         place_11L = jnp.arange(start_BL1.shape[1])[None, None]
-        of_context_BLL = (context_BL1 <= place_11L) & (place_11L < end_BL1)
-        of_its_own_BLL = (start_BL1 <= place_11L) & (place_11L <= jnp.swapaxes(place_11L, 1, 2))
-        return (of_context_BLL | of_its_own_BLL)[:, None]
+        in_context_BLL = (context_BL1 <= place_11L) & (place_11L < end_BL1)
+        in_own_text_BLL = (start_BL1 <= place_11L) & (place_11L <= jnp.swapaxes(place_11L, 1, 2))
+        return (in_context_BLL | in_own_text_BLL)[:, None]
 
 
 def causal_attention(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, form: str, seen_B1LL: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(K)) v over the positions up to each one's own, `[B, L, H, K]`.
+    """Return softmax(q k^T / sqrt(K)) v over the positions up to and including each query's, `[B, L, H, K]`.
 
     Args:
-      form: "dense" forms all scores; "blocked" takes rows in blocks against the keys that they see, which is about
-        half of the work, with a gradient of its own (a CPU's best); "cudnn" is cuDNN's fused kernel.
-      seen_B1LL: what each position attends to, where that isn't all up to its own: none after it, and itself always.
-        cuDNN's kernel is then not used.
+      form: "dense" forms all scores; "blocked" takes blocks of rows with only the keys that they attend to, about half
+        of the work, with a custom gradient (fastest on a CPU); "cudnn" is cuDNN's fused kernel.
+      seen_B1LL: whether each position attends to each other, if not to all before it; it always attends to itself and
+        never to later ones. cuDNN's kernel is then not used.
     """
     if form == "blocked":
         repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
@@ -69,8 +69,8 @@ def causal_attention(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, form: str, see
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    """First row and end of each block of L rows."""
-    rows = max(_LEAST_ROWS, -(-length // _MOST_BLOCKS))
+    """Return the first row and the end of each block of L rows."""
+    rows = max(_MIN_ROWS, -(-length // _MAX_BLOCKS))
     return [(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
@@ -84,21 +84,21 @@ def _blocked_forward(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, seen_B1LL: Arr
     mixed, weights = [], []
     for start, stop in _blocks(q_BLHK.shape[1]):
         seen = _causal(start, stop) if seen_B1LL is None else seen_B1LL[:, :, start:stop, :stop]
-        e_BHTS, over_BHT1 = _weights(q_BHLK[:, :, start:stop], k_BHLK[:, :, :stop], seen)
-        mixed.append(_matmul(e_BHTS, v_BHLK[:, :, :stop]) * over_BHT1)
-        weights.append((e_BHTS, over_BHT1))
+        e_BHTS, inverse_sum_BHT1 = _weights(q_BHLK[:, :, start:stop], k_BHLK[:, :, :stop], seen)
+        mixed.append(_matmul(e_BHTS, v_BHLK[:, :, :stop]) * inverse_sum_BHT1)
+        weights.append((e_BHTS, inverse_sum_BHT1))
     mixed_BHLK = jnp.concatenate(mixed, axis=2).astype(q_BLHK.dtype)
     return jnp.swapaxes(mixed_BHLK, 1, 2), (q_BHLK, k_BHLK, v_BHLK, weights)
 
 
 def _causal(start: int, stop: int) -> Array:
-    """Whether each row of a block attends to each of the keys up to the block's end, `[1, 1, T, S]`."""
-    own_T, place_S = start + jnp.arange(stop - start), jnp.arange(stop)
-    return (place_S[None] <= own_T[:, None])[None, None]
+    """Return whether each row of a block attends to each key up to the block's end, `[1, 1, T, S]`."""
+    row_T, key_S = start + jnp.arange(stop - start), jnp.arange(stop)
+    return (key_S[None] <= row_T[:, None])[None, None]
 
 
 def _weights(q_BHTK: Array, k_BHSK: Array, seen: Array) -> tuple[Array, Array]:
-    """Weights of the keys for each row of a block, not normalised, and one over their sum."""
+    """Return the unnormalised weights of the keys for each row of a block, and the inverse of their sum."""
     scores_BHTS = _matmul(q_BHTK, transposed(k_BHSK)) * _scale(q_BHTK)
     scores_BHTS = jnp.where(seen, scores_BHTS, -jnp.inf)
     e_BHTS = optimization_barrier(jnp.exp(scores_BHTS - jnp.max(scores_BHTS, axis=-1, keepdims=True)))
@@ -110,15 +110,15 @@ def _blocked_backward(saved, dmixed_BLHK: Array) -> tuple[Array, Array, Array]:
     dmixed_BHLK = _heads_first(dmixed_BLHK)
     scale = _scale(q_BHLK)
     dq, dk, dv = [], [], []
-    for (start, stop), (e_BHTS, over_BHT1) in zip(_blocks(q_BHLK.shape[2]), weights, strict=True):
+    for (start, stop), (e_BHTS, inverse_sum_BHT1) in zip(_blocks(q_BHLK.shape[2]), weights, strict=True):
         rows = (slice(None), slice(None), slice(start, stop))
         dweights_BHTS = _matmul(dmixed_BHLK[rows], transposed(v_BHLK[:, :, :stop]))
-        # Of these very products, not as mixed . dmixed, their sum by another way: of one key this is exactly 0.
-        along_BHT1 = jnp.sum(e_BHTS * dweights_BHTS, axis=-1, keepdims=True) * over_BHT1
-        ds_BHTS = optimization_barrier((e_BHTS * (dweights_BHTS - along_BHT1)) * (over_BHT1 * scale))
+        # Summed from these products rather than as mixed . dmixed, so that the gradient is exactly 0 for a single key.
+        mean_BHT1 = jnp.sum(e_BHTS * dweights_BHTS, axis=-1, keepdims=True) * inverse_sum_BHT1
+        ds_BHTS = optimization_barrier((e_BHTS * (dweights_BHTS - mean_BHT1)) * (inverse_sum_BHT1 * scale))
         dq.append(_matmul(ds_BHTS, k_BHLK[:, :, :stop]))
         dk.append(_matmul(transposed(ds_BHTS), q_BHLK[rows]))
-        dv.append(_matmul(transposed(e_BHTS), dmixed_BHLK[rows] * over_BHT1.astype(dmixed_BHLK.dtype)))
+        dv.append(_matmul(transposed(e_BHTS), dmixed_BHLK[rows] * inverse_sum_BHT1.astype(dmixed_BHLK.dtype)))
     gradients_BHLK = jnp.concatenate(dq, axis=2), _sum_over_blocks(dk), _sum_over_blocks(dv)
     return tuple(jnp.swapaxes(d.astype(q_BHLK.dtype), 1, 2) for d in gradients_BHLK)  # type: ignore[return-value]
 
@@ -127,7 +127,7 @@ _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def _sum_over_blocks(parts: Sequence[Array]) -> Array:
-    """The sum of `[B, H, S, K]` of growing S, each counted from the first key."""
+    """Return the sum of arrays `[B, H, S, K]` of growing S, aligned at the first key."""
     total_BHSK, *longer = parts
     for part_BHSK in longer:
         total_BHSK = part_BHSK.at[:, :, : total_BHSK.shape[2]].add(total_BHSK)
@@ -135,7 +135,7 @@ def _sum_over_blocks(parts: Sequence[Array]) -> Array:
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    """Batched matmul in the dtype of b, at least float32 coming out."""
+    """Return the batched matmul, computed in the dtype of b, with a result of at least float32."""
     return jnp.matmul(a.astype(b.dtype), b, preferred_element_type=jnp.promote_types(b.dtype, jnp.float32))
 
 

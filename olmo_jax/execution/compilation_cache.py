@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a later start of a stage compiles nothing that an earlier one has."""
+"""A cache of compiled programs on disk, so that a restarted stage doesn't compile them again."""
 
 import hashlib
 import os
@@ -15,25 +15,25 @@ _MACHINE_FILE = "machine.txt"
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keeps compiled programs in `folder`, or in the one that JAX_COMPILATION_CACHE_DIR names, from the first on.
+    """Cache all compiled programs in `folder`, or in the folder that JAX_COMPILATION_CACHE_DIR names.
 
-    A folder that can't be written, or whose programs were compiled for another machine, is left alone: one line says
-    so, and this process compiles its programs itself.
+    A folder that can't be written, or whose programs were compiled for another machine, is not used: this process
+    prints one line and compiles its programs itself.
     """
     configured = jax.config.values["jax_compilation_cache_dir"]
     if configured and "://" in configured:
         return
-    place = Path(configured or folder)
-    if problem := _problem(place, check_machine=not configured):
-        say(f"{place}: {problem}; compiled programs aren't kept, so that each start compiles its own")
+    path = Path(configured or folder)
+    if problem := _problem(path, check_machine=not configured):
+        say(f"{path}: {problem}; compiled programs aren't kept, so that each start compiles its own")
         jax.config.update("jax_compilation_cache_dir", None)
     elif not configured:
-        jax.config.update("jax_compilation_cache_dir", str(place))
+        jax.config.update("jax_compilation_cache_dir", str(path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def machine() -> str:
-    """One line that names this machine's kind of processor: what a program that was compiled for it may rely on."""
+    """Return one line that identifies this machine's processor and its features, which compiled programs rely on."""
     features = model = ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -48,7 +48,7 @@ def machine() -> str:
 
 
 def _problem(folder: Path, check_machine: bool) -> str:
-    """Why programs can't be kept in a folder; "" if they can. Makes the folder."""
+    """Return why programs can't be kept in a folder, "" if they can; creates the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

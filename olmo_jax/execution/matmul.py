@@ -1,9 +1,9 @@
-"""Matmuls whose gradients a CPU would take in its slowest form.
+"""Matmuls whose gradients would otherwise be slow on a CPU.
 
 The gradient of W in y = x W contracts the first dimension of both operands, x^T dy. XLA's CPU backend transposes one of
-them for it, and fuses that with whatever made it: a strided loop several times as long as the matmul. Here the
-transposition is a step of its own, as fast as a copy. GPUs and TPUs contract any dimension at full speed; there these
-functions are the plain ones. Results agree within rounding.
+them for it, and fuses that with the operation that produced it: a strided loop several times as slow as the matmul.
+Here the transposition is a separate step, as fast as a copy. GPUs and TPUs contract any dimension at full speed; on
+these the functions do nothing special. Results agree within rounding.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jax import Array
 
 
 def linear(x_BLI: Array, w_IO: Array) -> Array:
-    """x W over the last dimension of x, `[B, L, I] -> [B, L, O]`, in the dtype of x."""
+    """Return x W over the last dimension of x, `[B, L, I] -> [B, L, O]`, in the dtype of x."""
     w_IO = w_IO.astype(x_BLI.dtype)
     if jax.default_backend() != "cpu":
         return x_BLI @ w_IO
@@ -20,14 +20,14 @@ def linear(x_BLI: Array, w_IO: Array) -> Array:
 
 
 def transposed(x: Array) -> Array:
-    """The last two dimensions swapped; on a CPU by a step that no other is fused with."""
+    """Return x with its last two dimensions swapped; on a CPU in a step that XLA can't fuse with others."""
     if jax.default_backend() != "cpu":
         return jnp.swapaxes(x, -1, -2)
     return optimization_barrier(jnp.swapaxes(optimization_barrier(x), -1, -2))
 
 
 def optimization_barrier(x: Array) -> Array:
-    """x, computed once and as it is written, whatever reads it."""
+    """Return x, computed once and not fused with the operations that read it."""
     return jax.lax.optimization_barrier(x)
 
 

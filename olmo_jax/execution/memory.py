@@ -1,4 +1,4 @@
-"""How a cohort's steps are carried out on the devices at hand: what the configuration leaves open, decided."""
+"""Choose the execution plan of a cohort for the available devices, where the configuration leaves it open."""
 
 import math
 import os
@@ -17,54 +17,62 @@ from olmo_jax.step import member_structs
 
 
 def decide(shape: Shape, members: int, mesh: Mesh) -> ExecutionPlan:
-    """How the steps of a cohort of `members` are carried out on a mesh; raises ConfigError for what can't be."""
-    here, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.config.compute
+    """Return the execution plan of a cohort of `members` on a mesh; raises ConfigError if there is none."""
+    members_per_device, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.config.compute
     chosen = execution_plan.decide(
-        c, shape.model, shape.batch_size, shape.sequence_length, shape.config.mapping, here, jax.default_backend()
+        c,
+        shape.model,
+        shape.batch_size,
+        shape.sequence_length,
+        shape.config.mapping,
+        members_per_device,
+        jax.default_backend(),
     )
     if shape.config.mesh.fsdp and not c.steps_per_call:
-        chosen = chosen._replace(steps_per_call=1)  # in a loop XLA keeps what was gathered
+        chosen = chosen._replace(steps_per_call=1)  # in a loop XLA would keep the gathered matrices
     return chosen._replace(whole_vocabulary=mesh.shape["model"] > 1, gathered=shape.config.mesh.fsdp)
 
 
 def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: ExecutionPlan, room: float) -> ExecutionPlan:
-    """`compute` with as few microbatches as fit into `room` bytes of a device, by what the compiled steps need.
+    """Return the plan with the fewest microbatches whose compiled steps fit into `room` bytes of a device.
 
-    As it is where a rough estimate says that there is plenty of room, or where the configuration says how many. Raises
-    ConfigError where even single sequences don't fit.
+    The plan is unchanged if a rough estimate says that it fits easily, or if the configuration sets the number. Raises
+    ConfigError if even single sequences don't fit.
     """
     member = member_structs(shape)
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(member.params)]
     tokens = shape.tokens_per_step // mesh.shape["data"]
     size = sharding.padded(len(runs), mesh)
-    here = size // mesh.shape["member"]
-    each = shape.batch_size // mesh.shape["data"]
+    members_per_device = size // mesh.shape["member"]
+    sequences_per_device = shape.batch_size // mesh.shape["data"]
 
-    def rough(parts: int) -> float:
-        tried = compute._replace(microbatches=parts)
-        return execution_plan.rough_bytes(shape.model, tokens, shape.sequence_length, sum(sizes), here, tried)
+    def estimate(microbatches: int) -> float:
+        candidate = compute._replace(microbatches=microbatches)
+        return execution_plan.rough_bytes(
+            shape.model, tokens, shape.sequence_length, sum(sizes), members_per_device, candidate
+        )
 
-    if rough(compute.microbatches) < room / 4 or shape.config.compute.microbatches:
+    if estimate(compute.microbatches) < room / 4 or shape.config.compute.microbatches:
         return compute
-    divisors = [n for n in range(1, each + 1) if each % n == 0]
-    # Each try compiles a program: not for what the estimate, right within a factor of two, rules out.
-    for parts in [n for n in divisors if rough(n) < 2 * room] or divisors[-1:]:
-        tried = compute._replace(microbatches=parts)
-        memory = compile_steps(shape, runs, mesh, tried).steps.memory_analysis()
+    divisors = [n for n in range(1, sequences_per_device + 1) if sequences_per_device % n == 0]
+    # Each attempt compiles a program, so skip those that the estimate, right within a factor of two, rules out.
+    for microbatches in [n for n in divisors if estimate(n) < 2 * room] or divisors[-1:]:
+        candidate = compute._replace(microbatches=microbatches)
+        memory = compile_steps(shape, runs, mesh, candidate).steps.memory_analysis()
         if memory is None:
             return compute
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         needed -= memory.alias_size_in_bytes
         if needed <= room:
-            return tried
+            return candidate
     raise ConfigError(
         f"config.data.batch_size = {shape.batch_size}: {len(runs)} members need {needed / 1e9:.1f} GB of a device that "
-        f"has {room / 1e9:.1f} even one sequence at a time; set config.compute.remat, or spread them over more devices"
+        f"has {room / 1e9:.1f} even one sequence at a time; set config.compute.remat, or use more devices"
     )
 
 
 def device_memory() -> float:
-    """Bytes that a device of this process has: its own, or on a CPU its share of the machine's."""
+    """Return the bytes of memory of one device of this process; on a CPU, its share of the machine's memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return float(stats["bytes_limit"])

@@ -1,4 +1,4 @@
-"""How a step is carried out: choices of speed and memory, which change results by rounding alone."""
+"""The execution plan of a step: choices for speed and memory, which change results only by rounding."""
 
 from typing import Any, NamedTuple
 
@@ -9,19 +9,19 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError, require
 from olmo_jax.execution import flops
 
-# A call of several steps lasts some seconds at most on what such backends do: a stop waits for its end.
+# Bounds a call of several steps to a few seconds on each backend, since a stop waits for its end.
 _FLOPS_PER_CALL = {"cpu": 2e11, "gpu": 5e13, "tpu": 5e13}
-_MOST_STEPS = 32
-# Unrolled layers run faster, scanned ones compile faster: one block is compiled for all.
-_MOST_UNROLLED = 16
+_MAX_STEPS = 32
+# Unrolled layers run faster; scanned ones compile faster, since all share one compiled block.
+_MAX_UNROLLED = 16
 
 
 class ExecutionPlan(NamedTuple):
-    """The choices made; names as in ComputeConfig.
+    """The choices of a plan; names as in ComputeConfig.
 
-    mapping: how members go through the device (TrainConfig.mapping). members: how many do it side by side under vmap.
-    whole_vocabulary: W isn't taken in tiles of rows, for these lie on several devices.
-    gathered: matrices are gathered for use (MeshConfig.fsdp); matmuls leave it to JAX what is kept for the gradient.
+    mapping: how members share a device (TrainConfig.mapping). members: how many are computed side by side under vmap.
+    whole_vocabulary: W isn't split into tiles of rows, because its rows lie on several devices.
+    gathered: matrices are gathered before use (MeshConfig.fsdp); JAX then decides what to store for the gradient.
     """
 
     attention: str
@@ -35,43 +35,43 @@ class ExecutionPlan(NamedTuple):
     gathered: bool = False
 
     @classmethod
-    def of_record(cls, record: Any) -> "ExecutionPlan | None":
-        """The choices that a record of them (`_asdict`) holds; None where it can't be one."""
+    def from_record(cls, record: Any) -> "ExecutionPlan | None":
+        """Return the plan in a record made by `_asdict`; None if the record isn't valid."""
         if not isinstance(record, dict) or not {"attention"} <= record.keys() <= set(cls._fields):
             return None
-        found = cls(**record)
-        whole = (
-            all(type(value) is type(like) for value, like in zip(found, cls("dense"), strict=True))
-            and min(found.microbatches, found.steps_per_call, found.members) > 0
-            and (found.attention in FORMS and found.layers in LAYERS and found.mapping in MAPPINGS)
+        plan = cls(**record)
+        valid = (
+            all(type(value) is type(default) for value, default in zip(plan, cls("dense"), strict=True))
+            and min(plan.microbatches, plan.steps_per_call, plan.members) > 0
+            and (plan.attention in FORMS and plan.layers in LAYERS and plan.mapping in MAPPINGS)
         )
-        return found if whole else None
+        return plan if valid else None
 
     def __str__(self) -> str:
-        shown = [f"members by {self.mapping}", f"{self.attention} attention", f"{self.layers} layers"]
-        shown += ["recomputed for the gradient"] if self.remat else []
-        shown += [f"{self.microbatches} microbatches"] if self.microbatches > 1 else []
-        return ", ".join([*shown, f"{self.steps_per_call} step(s) a call"])
+        choices = [f"members by {self.mapping}", f"{self.attention} attention", f"{self.layers} layers"]
+        choices += ["recomputed for the gradient"] if self.remat else []
+        choices += [f"{self.microbatches} microbatches"] if self.microbatches > 1 else []
+        return ", ".join([*choices, f"{self.steps_per_call} step(s) per call"])
 
 
 def forward(config: ModelConfig, backend: str | None = None) -> ExecutionPlan:
-    """The choices for a forward pass of one model, or of several: those by backend alone."""
+    """Return the plan for a forward pass of one model or of several, which depends on the backend."""
     backend = backend or jax.default_backend()
     mapping = "map" if backend == "cpu" else "vmap"
-    layers = "unrolled" if config.n_layers <= _MOST_UNROLLED else "scanned"
+    layers = "unrolled" if config.n_layers <= _MAX_UNROLLED else "scanned"
     return ExecutionPlan(_attention(config, backend), layers, mapping=mapping)
 
 
 def decide(
     config: ComputeConfig, model: ModelConfig, batch_size: int, length: int, mapping: str, members: int, backend: str
 ) -> ExecutionPlan:
-    """What is "auto" or 0 chosen for training on a backend ("cpu", "gpu", "tpu").
+    """Return the plan for training on a backend ("cpu", "gpu", "tpu"), with "auto" and 0 replaced by choices.
 
     Args:
-      members: of the cohort that lie on one device.
+      members: members of the cohort on one device.
 
-    Raises ConfigError for what the backend can't do, with what it can. `microbatches` of 0 becomes 1; decide.fit raises
-    it where memory doesn't suffice.
+    Raises ConfigError for a choice that the backend doesn't support. `microbatches` of 0 becomes 1; memory.fit
+    increases it if memory doesn't suffice.
     """
     chosen = forward(model, backend)
     if config.attention != "auto":
@@ -93,7 +93,7 @@ def decide(
     return chosen._replace(
         remat=config.remat,
         microbatches=microbatches,
-        steps_per_call=config.steps_per_call or max(1, min(steps, _MOST_STEPS)),
+        steps_per_call=config.steps_per_call or max(1, min(steps, _MAX_STEPS)),
         members=members if chosen.mapping == "vmap" else 1,
     )
 
@@ -101,12 +101,15 @@ def decide(
 def rough_bytes(
     config: ModelConfig, tokens: int, length: int, parameters: int, members: int, compute: ExecutionPlan
 ) -> float:
-    """About what a step of `members` holds of a device: state, gradients, activations; right within a factor of two."""
+    """Return the approximate bytes that a step needs on a device, right within a factor of two.
+
+    They are those of the state, gradients and activations of `members`.
+    """
     width = 2 if config.compute_dtype == "bfloat16" else 4
     scores = 0 if compute.attention == "cudnn" else 3 * config.n_heads * length
-    a_layer = 16 * config.d_model + 4 * config.d_ff + scores
-    kept = a_layer * (1 if compute.remat else config.n_layers) * tokens * width / compute.microbatches
-    return members * 6 * 4 * parameters + compute.members * kept
+    per_layer = 16 * config.d_model + 4 * config.d_ff + scores
+    activations = per_layer * (1 if compute.remat else config.n_layers) * tokens * width / compute.microbatches
+    return members * 6 * 4 * parameters + compute.members * activations
 
 
 def _attention(config: ModelConfig, backend: str) -> str:
@@ -118,7 +121,7 @@ def _attention(config: ModelConfig, backend: str) -> str:
 
 
 def _no_cudnn(config: ModelConfig) -> str:
-    """Why cuDNN's attention can't take a model; "" if it can."""
+    """Return why cuDNN's attention doesn't support a model, "" if it does."""
     if config.compute_dtype != "bfloat16":
         return f"and config.model.compute_dtype = 'bfloat16', not {config.compute_dtype!r}"
     if config.d_head % 8 or config.d_head > 128:
@@ -127,10 +130,10 @@ def _no_cudnn(config: ModelConfig) -> str:
 
 
 def _check_attention(form: str, config: ModelConfig, backend: str) -> None:
-    can = ["dense", "blocked"]
+    supported = ["dense", "blocked"]
     reason = _no_cudnn(config)
     if form == "cudnn" and (backend != "gpu" or reason):
         raise ConfigError(
             f"config.compute.attention = 'cudnn': needs an NVIDIA GPU {reason}; the backend here is {backend!r}, which "
-            f"can do {' and '.join(can)}"
+            f"supports {' and '.join(supported)}"
         )

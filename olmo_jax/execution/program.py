@@ -1,7 +1,7 @@
-"""The compiled programs of a cohort: its initial state, the steps of a segment, the members that go on to the next.
+"""The compiled programs of a cohort: initial state, steps of a segment, selection of members for the next segment.
 
-A process compiles a program once for what it is: the static shape, the number of members, the mesh, and how a step is
-carried out. Each member's numbers are arguments.
+A process compiles one program per static shape, number of members, mesh and execution plan. The hyper-parameters of
+the members are arguments.
 """
 
 import functools
@@ -24,15 +24,15 @@ from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.optimizer import Hyper
 from olmo_jax.step import Metrics, State, init_member, member_step, member_structs
 
-# Of the compiled programs of one kind, those used last stay in memory.
-_PROGRAMS_KEPT = 16
+# The number of compiled programs that stay in memory, those used last.
+_CACHED_PROGRAMS = 16
 
 
 class Program(NamedTuple):
-    """A segment's steps, compiled.
+    """The compiled steps of a segment, and the hyper-parameters of its members.
 
-    `steps(state, hyper, table, fed, count)` takes the first `count` of the K batches in `fed` (see data/batches.py) and
-    returns the state, in place of the donated one, and Metrics `[K, M]`, those beyond `count` meaningless.
+    `steps(state, hyper, table, batches, count)` takes a step on the first `count` of the K batches (see
+    data/batches.py) and returns the new state (the old one is donated) and Metrics `[K, M]`, undefined after `count`.
     """
 
     steps: jax.stages.Compiled
@@ -40,14 +40,14 @@ class Program(NamedTuple):
 
 
 def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
-    """Members' numbers stacked to `size`; places beyond the runs repeat the last with no steps to take."""
+    """Return the members' hyper-parameters, stacked to `size`; inert members repeat the last run's with 0 steps."""
     members = [optimizer.hyper(run.config) for run in runs]
     members += [members[-1]._replace(total_steps=np.int32(0))] * (size - len(runs))
     return jax.tree.map(lambda *xs: np.stack(xs), *members)
 
 
 def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
-    """The stack before its first step: each member as `model.init` makes it from its own seed, bit for bit."""
+    """Return the stack before its first step: each member is what `model.init` returns for its seed, bit for bit."""
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
     shardings = sharding.stack_shardings(mesh, stack_structs(shape, len(seeds_M)), shape.config.mesh.fsdp)
     return jax.jit(_initial, static_argnums=0, out_shardings=shardings)(shape.model, seeds_M)
@@ -58,18 +58,18 @@ def _initial(config: ModelConfig, seeds_M: Array) -> State:
 
 
 def stack_structs(shape: Shape, size: int) -> State:
-    """Shapes and dtypes of the state of a stack of `size` members."""
+    """Return the shapes and dtypes of the state of a stack of `size` members."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), member_structs(shape))
 
 
 def compile_steps(
     shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: ExecutionPlan, table: Array | None = None
 ) -> Program:
-    """The compiled steps of a segment of `runs`; compiled once for all that differ in their members' numbers alone.
+    """Return the compiled steps of a segment of `runs`, cached for cohorts that differ only in hyper-parameters.
 
     Args:
-      compute: how they are carried out (see memory.py).
-      table: the tokens that batches name windows of; None where they bring their own (see data/batches.py).
+      compute: the execution plan (see memory.py).
+      table: the tokens in which batches name windows; None if batches contain tokens (see data/batches.py).
     """
     hyper_M = stack_hyper(runs, sharding.padded(len(runs), mesh))
     structs = jax.tree.map(_struct, (hyper_M, table))
@@ -77,53 +77,57 @@ def compile_steps(
     return Program(steps, jax.tree.map(lambda x: sharding.put(mesh, sharding.MEMBERS, x), hyper_M))
 
 
-@functools.lru_cache(_PROGRAMS_KEPT)
+@functools.lru_cache(_CACHED_PROGRAMS)
 def _compiled(
     shape: Shape, mesh: Mesh, compute: ExecutionPlan, hyper: Hyper, table: jax.ShapeDtypeStruct | None
 ) -> jax.stages.Compiled:
-    """The steps of as many members as there are numbers in `hyper`, whose leaves are shapes and dtypes."""
+    """Return the compiled steps of as many members as `hyper` has, whose leaves are shapes and dtypes."""
     size = hyper.learning_rate.shape[0]
     state = stack_structs(shape, size)
-    fed = batches.struct(mesh, compute.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None)
+    batch_K = batches.struct(
+        mesh, compute.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None
+    )
     state_shardings = sharding.stack_shardings(mesh, state, shape.config.mesh.fsdp)
-    members, of_steps = (NamedSharding(mesh, spec) for spec in (sharding.MEMBERS, PartitionSpec(None, "member")))
-    whole = NamedSharding(mesh, PartitionSpec())
+    members, metrics = (NamedSharding(mesh, spec) for spec in (sharding.MEMBERS, PartitionSpec(None, "member")))
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def train_steps(state: State, hyper: Hyper, table: Array | None, fed: Array, count: Array) -> tuple[State, Metrics]:
+    def train_steps(
+        state: State, hyper: Hyper, table: Array | None, batch_K: Array, count: Array
+    ) -> tuple[State, Metrics]:
         def one(state: State, h: Hyper, batch: Array) -> tuple[State, Metrics]:
             tokens_BL = batches.tokens(table, batch, shape.sequence_length, shape.window_stride)
             return member_step(shape, state, h, tokens_BL, mesh, compute)
 
         def step(i: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
             state, rows = carry
-            state, row = over_members(one, compute.mapping, mesh)(state, hyper, fed[i])
-            return state, jax.tree.map(lambda all_KM, x_M: all_KM.at[i].set(x_M), rows, row)
+            state, row = over_members(one, compute.mapping, mesh)(state, hyper, batch_K[i])
+            return state, jax.tree.map(lambda values_KM, x_M: values_KM.at[i].set(x_M), rows, row)
 
         if compute.steps_per_call == 1:
-            state, row = over_members(one, compute.mapping, mesh)(state, hyper, fed[0])
+            state, row = over_members(one, compute.mapping, mesh)(state, hyper, batch_K[0])
             return state, jax.tree.map(lambda x_M: x_M[None], row)
-        rows = Metrics(*(jnp.full(fed.shape[:2], jnp.nan) for _ in Metrics._fields))
+        rows = Metrics(*(jnp.full(batch_K.shape[:2], jnp.nan) for _ in Metrics._fields))
         return jax.lax.fori_loop(0, count, step, (state, rows))
 
     steps = jax.jit(
         train_steps,
-        in_shardings=(state_shardings, members, None if table is None else whole, fed.sharding, whole),
-        out_shardings=(state_shardings, of_steps),
+        in_shardings=(state_shardings, members, None if table is None else replicated, batch_K.sharding, replicated),
+        out_shardings=(state_shardings, metrics),
         donate_argnums=0,
     )
-    return steps.lower(state, hyper, table, fed, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    return steps.lower(state, hyper, table, batch_K, jax.ShapeDtypeStruct((), jnp.int32)).compile()
 
 
 def pick(state: State, places: Sequence[int], mesh: Mesh, fsdp: bool = False) -> State:
-    """The members at `places`, padded to the mesh's member axis with inert copies of the last.
+    """Return the stack of the members at `places`, padded to the mesh's member axis with inert copies of the last.
 
-    The stack itself where it begins with just these and has the right size: what stands beyond them is inert.
+    The stack itself is returned if it begins with exactly these and has the right size: members after them are inert.
     """
     if list(places) == list(range(len(places))) and len(state.step) == sharding.padded(len(places), mesh):
         return state
-    taken = np.asarray(sharding.pad(places, mesh))
-    shardings = sharding.stack_shardings(mesh, jax.eval_shape(_take, state, taken), fsdp)
-    return jax.jit(_take, out_shardings=shardings)(state, taken)
+    indices = np.asarray(sharding.pad(places, mesh))
+    shardings = sharding.stack_shardings(mesh, jax.eval_shape(_take, state, indices), fsdp)
+    return jax.jit(_take, out_shardings=shardings)(state, indices)
 
 
 def _take(state: State, places_m: Array) -> State:

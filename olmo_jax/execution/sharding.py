@@ -1,4 +1,4 @@
-"""Where arrays lie: a mesh ("member", "data", "model") and rules from parameter paths to PartitionSpecs."""
+"""Sharding of arrays: a mesh ("member", "data", "model") and rules from parameter paths to PartitionSpecs."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,8 +14,9 @@ T = TypeVar("T")
 
 AXES = ("member", "data", "model")
 
-# Of one model, without the member axis, by the end of the path: so an optimiser's moments lie where their parameters
-# do. Vocabulary, heads and hidden width go over "model"; each block then needs one reduction a sublayer (Megatron).
+# For one model, without the member axis, by the end of the path, so that an optimiser's moments are sharded like their
+# parameters. Vocabulary, heads and hidden width are split over "model"; each block then needs one reduction per
+# sublayer (Megatron).
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(embedding|unembedding)$", PartitionSpec("model", None)),
     (r"positions$", PartitionSpec(None, None)),
@@ -25,7 +26,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"mlp/(gate|up)$", PartitionSpec(None, "model")),
     (r"mlp/(gate|up)_bias$", PartitionSpec("model")),
     (r"mlp/down$", PartitionSpec("model", None)),
-    # What is added to or scales the residual stream, which every device of "model" holds whole.
+    # Terms and scales of the residual stream, which is replicated over "model".
     (r"(attention/out_bias|mlp/down_bias|(attention_norm|mlp_norm|final_norm)/(scale|bias))$", PartitionSpec(None)),
     (r"(count|step|diverged_at|reason)$", PartitionSpec()),
 )
@@ -35,9 +36,9 @@ MEMBERS = PartitionSpec("member")
 
 
 def make_mesh(config: MeshConfig, members: int) -> Mesh:
-    """The mesh for a stack of `members`; raises ConfigError if there are too few devices.
+    """Return the mesh for a stack of `members`; raises ConfigError if there are too few devices.
 
-    `member = 0` takes as many devices as are left beside data x model, but no more than there are members.
+    `member = 0` takes as many devices as data x model leaves, but no more than there are members.
     """
     devices = jax.devices()
     inner = config.data * config.model
@@ -52,12 +53,12 @@ def make_mesh(config: MeshConfig, members: int) -> Mesh:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A key path of jax.tree_util as "blocks_0/attention/query"."""
+    """Return a key path of jax.tree_util as text, such as "blocks_0/attention/query"."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def spec_of(name: str) -> PartitionSpec:
-    """The PartitionSpec of one model's array by its path; a path that no rule covers is an error."""
+    """Return the PartitionSpec of one model's array, by its path; raises ConfigError if no rule covers it."""
     for pattern, spec in RULES:
         if re.search(pattern, name):
             return spec
@@ -65,14 +66,14 @@ def spec_of(name: str) -> PartitionSpec:
 
 
 def stack_shardings(mesh: Mesh, stack: Any, fsdp: bool = False) -> Any:
-    """NamedShardings of a stacked tree: the member axis first, then what the rules say of the rest.
+    """Return the NamedShardings of a stacked tree: the member axis first, then the axes given by the rules.
 
-    With `fsdp`, "data" cuts matrices along the dimension that the rules leave whole (MeshConfig). Members that don't
-    divide the axis (a checkpoint from another mesh, before it is padded) lie on every device.
+    With `fsdp`, matrices are also split over "data", along the dimension that the rules don't split (MeshConfig). A
+    number of members that the mesh axis doesn't divide (a checkpoint from another mesh, not yet padded) is replicated.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        spec = _resting(spec_of(path_name(path))) if fsdp else spec_of(path_name(path))
+        spec = _spec_at_rest(spec_of(path_name(path))) if fsdp else spec_of(path_name(path))
         for axis, size in zip(spec, leaf.shape[1:], strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise ConfigError(
@@ -86,15 +87,15 @@ def stack_shardings(mesh: Mesh, stack: Any, fsdp: bool = False) -> Any:
 
 
 def gathered(mesh: Mesh, params: Any) -> Any:
-    """One model's fully sharded parameters, each whole over "data": what a matmul of a share of the batch needs.
+    """Return one model's fully sharded parameters gathered over "data", as a matmul on a share of the batch needs.
 
-    Said explicitly, for XLA would rather add up every device's partial products of the whole batch. Their gradients are
-    laid as the parameters are, a device's own share of each, as soon as they are known.
+    This is explicit because XLA would otherwise sum every device's partial products of the whole batch. Gradients are
+    sharded like the parameters as soon as they are computed.
     """
 
     def gather(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         spec = spec_of(path_name(path))
-        at_use, at_rest = NamedSharding(mesh, spec), NamedSharding(mesh, _resting(spec))
+        at_use, at_rest = NamedSharding(mesh, spec), NamedSharding(mesh, _spec_at_rest(spec))
 
         @jax.custom_vjp
         def whole(x: jax.Array) -> jax.Array:
@@ -110,35 +111,35 @@ def gathered(mesh: Mesh, params: Any) -> Any:
 
 
 def gathering(mesh: Mesh, f: Callable[[Any], T]) -> Callable[[Any], T]:
-    """`f` of a model's fully sharded parameters, gathered for it, and again for its gradient: none is kept between."""
+    """Return `f` of fully sharded parameters, gathered for it and again for its gradient but not kept in between."""
 
     def keep(primitive: Any, *_: Any, **__: Any) -> bool:
-        # Neither what was gathered (the rule of `whole`, and what it does) nor a copy of it in another type.
+        # Keep neither the gathered arrays (`whole` and the constraint in it) nor copies of them in another dtype.
         return primitive.name not in ("custom_vjp_call", "sharding_constraint", "convert_element_type")
 
     return jax.checkpoint(lambda params: f(gathered(mesh, params)), policy=keep)
 
 
-def _resting(spec: PartitionSpec) -> PartitionSpec:
-    """A matrix's spec with "data" along the dimension that the rules leave whole."""
+def _spec_at_rest(spec: PartitionSpec) -> PartitionSpec:
+    """Return a matrix's spec with "data" along the dimension that the rules don't split."""
     if len(spec) != 2:
         return spec
-    place = list(spec).index(None)
-    return PartitionSpec(*spec[:place], "data", *spec[place + 1 :])
+    axis = list(spec).index(None)
+    return PartitionSpec(*spec[:axis], "data", *spec[axis + 1 :])
 
 
 def put(mesh: Mesh, spec: PartitionSpec, array: np.ndarray) -> jax.Array:
-    """A host array laid over the mesh; every process holds the whole of it and hands over its own part."""
+    """Return a host array, of which every process has a full copy, sharded over the mesh."""
     sharding = NamedSharding(mesh, spec)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def padded(members: int, mesh: Mesh) -> int:
-    """Members rounded up to the mesh's member axis; those beyond are inert (see program.stack_hyper)."""
+    """Return the number of members rounded up to the mesh's member axis; added ones are inert (program.stack_hyper)."""
     axis = mesh.shape["member"]
     return -(-members // axis) * axis
 
 
 def pad(members: Sequence[T], mesh: Mesh) -> list[T]:
-    """Something of each member, the last one's repeated for the inert ones."""
+    """Return one value per member, with the last repeated for the inert members."""
     return [*members, *[members[-1]] * (padded(len(members), mesh) - len(members))]

@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: config.json, safetensors and tokenizer.json, with neither torch nor pickle."""
+"""Import and export of Hugging Face folders: config.json, safetensors and tokenizer.json, without torch or pickle."""
 
 from olmo_jax.hf.drift import first_drift as first_drift
 from olmo_jax.hf.reading import check_checkpoint as check_checkpoint

@@ -1,4 +1,4 @@
-"""Where another implementation's states and ours part."""
+"""Comparison of our states with those of another implementation."""
 
 from collections.abc import Mapping
 
@@ -15,18 +15,18 @@ def first_drift(
     reference: Mapping[str, np.ndarray],
     tolerance: float = 2e-4,
 ) -> tuple[str, float] | None:
-    """The first place at which our states leave those of another implementation, and by how much.
+    """Return the first states that differ from those of another implementation, and by how much.
 
     Args:
-      reference: its states by our names, as many of them as are known: "embedding", "blocks_0", "blocks_1" and so on
-        (after each block), "final_states", "logits".
-      tolerance: greatest difference allowed, as a share of the reference's range.
+      reference: its states by our names, any of "embedding", "blocks_0", "blocks_1" and so on (after each block),
+        "final_states", "logits".
+      tolerance: largest difference allowed, as a fraction of the reference's range.
 
     Returns:
-      Name and share, or None if nothing drifts.
+      Name and difference, as such a fraction, or None if none differs.
 
     Raises:
-      ValueError: a name or a shape that isn't ours.
+      ValueError: a name or shape that our model doesn't have.
     """
     output = model.apply(config, params, tokens_BL, layers=True)
     ours = {"embedding": params["embedding"][tokens_BL]}
@@ -35,7 +35,7 @@ def first_drift(
     ours |= {f"blocks_{i}": x_BLD for i, x_BLD in enumerate(output.hidden.layers)}
     ours |= {"final_states": output.hidden.final_BLD, "logits": output.logits_BLV}
     if unknown := reference.keys() - ours.keys():
-        raise ValueError(f"reference has {', '.join(sorted(unknown))}; known are {', '.join(ours)}")
+        raise ValueError(f"reference has {', '.join(sorted(unknown))}; the names are {', '.join(ours)}")
     for name, x in ours.items():
         if name in reference:
             theirs = np.asarray(reference[name], np.float64)

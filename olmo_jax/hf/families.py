@@ -1,4 +1,4 @@
-"""The architectures that are read from and written to Hugging Face's format: their settings and names of tensors."""
+"""The architectures that can be read from or written to Hugging Face's format: their settings and tensor names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,21 +10,21 @@ from olmo_jax.hf.family import Family
 
 def _expect(settings: Mapping[str, Any], key: str, *known: Any) -> None:
     if key in settings:
-        require(settings[key] in known, key, settings[key], f"isn't known here; {' or '.join(map(repr, known))} is")
+        require(settings[key] in known, key, settings[key], f"isn't supported; {' or '.join(map(repr, known))} is")
 
 
 def _rope(settings: Mapping[str, Any], theta_key: str = "rope_theta") -> tuple[float, float | None]:
-    """Return base and fraction of the rotary embedding, as transformers 4 or 5 write them, the latter or None."""
+    """Return base and fraction (or None) of the rotary embedding, as written by transformers 4 or 5."""
     rope = settings.get("rope_parameters") or {}
     scaling = settings.get("rope_scaling") or {}
     kind = rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
-    require(kind == "default", "rope_type", kind, "isn't known here; 'default' is")
+    require(kind == "default", "rope_type", kind, "isn't supported; 'default' is")
     fraction = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", settings.get("rotary_pct")))
     return float(rope.get("rope_theta", settings.get(theta_key, 10000.0))), fraction
 
 
 def _read_shared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields whose settings have the same name in all three; raises KeyError for a size that is missing."""
+    """Return the fields whose settings have the same name in all three families; raises KeyError for a missing size."""
     width, heads = settings["hidden_size"], settings["num_attention_heads"]
     _expect(settings, "head_dim", None, width // heads)
     return {
@@ -59,7 +59,7 @@ def _write_shared(config: ModelConfig) -> dict[str, Any]:
 def _read_olmo(settings: Mapping[str, Any]) -> dict[str, Any]:
     _expect(settings, "hidden_act", "silu")
     theta, fraction = _rope(settings)
-    require(fraction in (None, 1), "partial_rotary_factor", fraction, "isn't known here; 1.0 is")
+    require(fraction in (None, 1), "partial_rotary_factor", fraction, "isn't supported; 1.0 is")
     return _read_shared(settings) | {
         "rope_theta": theta,
         "attention_bias": settings.get("attention_bias", False),
@@ -128,7 +128,7 @@ def _read_ai2(settings: Mapping[str, Any]) -> dict[str, Any]:
     one_head = 1 if settings.get("multi_query_attention") else None
     return {
         "vocab_size": settings["vocab_size"],
-        "pad_vocab_to": rows,  # which any number from vocab_size on is padded to
+        "pad_vocab_to": rows,  # any vocab_size up to `rows` is padded to it
         "d_model": settings["d_model"],
         "n_layers": settings["n_layers"],
         "n_heads": settings["n_heads"],

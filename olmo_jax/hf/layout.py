@@ -1,6 +1,6 @@
-"""Our parameters and their tensors: which holds which, and how it lies in it.
+"""Conversion between our parameters and Hugging Face's tensors.
 
-Linear layers lie `[out, in]` there and `[in, out]` here; some tensors hold several of our parameters.
+Linear layers are `[out, in]` in Hugging Face's format and `[in, out]` here; some tensors hold several parameters.
 """
 
 import collections
@@ -17,7 +17,7 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.execution.sharding import path_name
 from olmo_jax.hf.family import Family
 
-# A row a token, embedded or unembedded: these lie the same way round in both.
+# One row per token: these have the same orientation in both.
 _BY_TOKEN = ("embedding", "unembedding")
 
 
@@ -28,24 +28,24 @@ def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def holders_of(family: Family, paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return the names of a family's tensors, and the paths of the parameters that each holds, in its order."""
-    place = {key: i for i, key in enumerate(family.tensors)}
+    """Return the names of a family's tensors, each with the paths of the parameters that it holds, in order."""
+    order = {key: i for i, key in enumerate(family.tensors)}
 
-    def block_and_place(path: str) -> tuple[int, int]:
+    def block_and_order(path: str) -> tuple[int, int]:
         block, key = _block(path)
-        return block, place[key]
+        return block, order[key]
 
     holders: dict[str, list[str]] = collections.defaultdict(list)
-    for path in sorted(paths, key=block_and_place):
+    for path in sorted(paths, key=block_and_order):
         block, key = _block(path)
         holders[family.tensors[key].format(i=block)].append(path)
-    return {name: tuple(held) for name, held in holders.items()}
+    return {name: tuple(held_paths) for name, held_paths in holders.items()}
 
 
 def _block(path: str) -> tuple[int, str]:
-    """The block's number, -1 outside of any, and the path inside it."""
-    inside = re.fullmatch(r"blocks_(\d+)/(.*)", path)
-    return (int(inside[1]), inside[2]) if inside else (-1, path)
+    """Return the block's number, -1 outside any block, and the path inside it."""
+    match = re.fullmatch(r"blocks_(\d+)/(.*)", path)
+    return (int(match[1]), match[2]) if match else (-1, path)
 
 
 def their_shape(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def their_shape(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> 
 def split(
     theirs: np.ndarray, paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, per_head: bool
 ) -> dict[str, np.ndarray]:
-    """Return our parameters, `[in, out]` where they are matrices, from the one tensor that holds them."""
+    """Return our parameters, matrices as `[in, out]`, from the tensor that holds them."""
     if paths[0] in _BY_TOKEN:
         return {paths[0]: theirs}
     if len(paths) == 1:
@@ -75,7 +75,7 @@ def split(
 def their_tensors(
     config: ModelConfig, params: Mapping[str, Any], family: Family, dtype: str
 ) -> Iterable[tuple[str, np.ndarray]]:
-    """Yield names and arrays as the family stores them, one at a time."""
+    """Yield the names and arrays of the family's tensors, one at a time."""
     flat = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
     target = jax.numpy.dtype(dtype)
     for name, paths in holders_of(family, our_shapes(config)).items():
@@ -92,12 +92,12 @@ def their_tensors(
 
 
 def nested(flat: Mapping[str, np.ndarray]) -> model.Params:
-    """Return the tree of parameters from its leaves by path."""
+    """Return the tree of parameters with the given leaves by path."""
     tree: model.Params = {}
     for path, array in flat.items():
         *groups, name = path.split("/")
-        at = tree
+        node = tree
         for group in groups:
-            at = at.setdefault(group, {})
-        at[name] = array
+            node = node.setdefault(group, {})
+        node[name] = array
     return tree

@@ -1,4 +1,4 @@
-"""A model's parameters from its Hugging Face folder."""
+"""Read a model's parameters from its Hugging Face folder."""
 
 import base64
 import dataclasses
@@ -17,41 +17,41 @@ from olmo_jax.hf.layout import holders_of, nested, our_shapes, split, their_shap
 from olmo_jax.hf.settings import read_config
 from olmo_jax.weights import WeightsError
 
-_NAMED_IN_ERRORS = 6
+_MAX_NAMES = 6
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
-    """Return the model in a Hugging Face folder, or in one with AI2's original names of OLMo-1.
+    """Return the model in a Hugging Face folder, or in one of OLMo-1 with AI2's original names.
 
     Args:
-      path: a folder with config.json (or AI2's config.yaml), safetensors, single or in parts, and perhaps
-        tokenizer.json. Where that is there, the rows beyond its tokens are taken for padding of the vocabulary.
+      path: a folder with config.json (or AI2's config.yaml), one or several safetensors files, and optionally
+        tokenizer.json; rows of the embedding beyond its tokens then count as padding of the vocabulary.
 
     Returns:
       The configuration, and the parameters as float32 numpy arrays.
 
     Raises:
-      WeightsError: no such folder, pickled weights, tensors that are missing, that don't belong, of another shape, or
+      WeightsError: no such folder, pickled weights, or tensors that are missing, unexpected, of another shape or
         quantised.
-      ConfigError: an architecture or a setting that isn't known, a vocabulary smaller than the tokenizer's.
+      ConfigError: an unknown architecture or setting, or a vocabulary smaller than the tokenizer's.
     """
-    found = _Checkpoint.open(weights.at(path))
+    checkpoint = _Checkpoint.open(weights.at(path))
     flat: dict[str, np.ndarray] = {}
-    for name, paths in found.holders.items():
-        theirs = found.tensors[name].read().astype(np.float32)
-        flat |= split(theirs, paths, found.shapes, found.config, found.family.per_head)
-    return found.config, nested(flat)
+    for name, paths in checkpoint.holders.items():
+        theirs = checkpoint.tensors[name].read().astype(np.float32)
+        flat |= split(theirs, paths, checkpoint.shapes, checkpoint.config, checkpoint.family.per_head)
+    return checkpoint.config, nested(flat)
 
 
 def check_checkpoint(path: epath.PathLike) -> None:
-    """Raise what `import_checkpoint` would, from headers alone: no weights are read."""
+    """Raise what `import_checkpoint` would raise, from headers only, without reading weights."""
     _Checkpoint.open(weights.at(path))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Checkpoint:
-    """A folder's model with everything checked and no weights read; `holders` says what its tensors hold of ours."""
+    """A folder's model, checked but without its weights; `holders` maps each tensor to the paths of its parameters."""
 
     family: Family
     config: ModelConfig
@@ -69,45 +69,45 @@ class _Checkpoint:
         head = tensors.pop(family.tensors["unembedding"], None) if config.tied else None
         _check_names(folder, family, holders.keys(), tensors.keys())
         for name, paths in holders.items():
-            wanted, found = their_shape(paths, shapes), tensors[name]
-            if found.shape != wanted:
+            expected, tensor = their_shape(paths, shapes), tensors[name]
+            if tensor.shape != expected:
                 raise WeightsError(
-                    f"{folder}: '{name}' has shape {found.shape}, and config.json asks for {wanted}; one of the two "
-                    "files is of another model"
+                    f"{folder}: '{name}' has shape {tensor.shape}, and config.json asks for {expected}; one of the two "
+                    "files belongs to another model"
                 )
-            if found.dtype not in _DTYPES:
+            if tensor.dtype not in _DTYPES:
                 raise WeightsError(
-                    f"{folder}: '{name}' is stored as {found.dtype}, so the model is quantised; take one of "
+                    f"{folder}: '{name}' is stored as {tensor.dtype}, so the model is quantised; use one of "
                     f"{', '.join(_DTYPES)}"
                 )
         # Some versions write the one matrix of a tied model twice.
         if head is not None and not np.array_equal(head.read(), tensors[family.tensors["embedding"]].read()):
             raise WeightsError(
                 f"{folder}: '{head.name}' differs from the embedding, and config.json says that the two are tied; one "
-                "of the two files is of another model"
+                "of the two files belongs to another model"
             )
         return cls(family, config, shapes, holders, tensors)
 
 
 def _check_sizes(folder: epath.Path, config: ModelConfig, tensors: Mapping[str, weights.Tensor]) -> None:
-    """Raises WeightsError for sizes beyond measure and all that the files hold, of which no shapes could be made."""
+    """Raise WeightsError for sizes that exceed all tensors in the files and are too large to make shapes of."""
     longest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
     claims = {"a vocabulary": config.padded_vocab_size, "a width": config.d_model, "an inner width": config.d_ff}
     for name, size in claims.items():
         if size > max(longest, 2**20):
             raise WeightsError(
                 f"{folder}: its configuration asks for {name} of {weights.brief(str(size))}, and the "
-                f"longest side of a tensor is {longest}; one of the two is of another model"
+                f"longest side of a tensor is {longest}; one of the two belongs to another model"
             )
     if config.n_layers > max(len(tensors), 1000):
         raise WeightsError(
             f"{folder}: its configuration asks for {weights.brief(str(config.n_layers))} layers, and there are "
-            f"{len(tensors)} tensors; one of the two is of another model"
+            f"{len(tensors)} tensors; one of the two belongs to another model"
         )
 
 
 def _tensors(folder: epath.Path, family: Family) -> dict[str, weights.Tensor]:
-    """The folder's tensors by the family's names, buffers left out."""
+    """Return the folder's tensors by the family's names, without buffers."""
     named = {}
     for tensor in weights.folder_tensors(folder):
         name = tensor.name
@@ -122,28 +122,30 @@ def _tensors(folder: epath.Path, family: Family) -> dict[str, weights.Tensor]:
 
 
 def _plain(folder: epath.Path, name: str) -> str:
-    """The name of a tensor in the safetensors of AI2's own trainer, where it is base64 of a pickle of (parts of the
-    name, whether the value is a pickle). The pickle is taken apart and not carried out.
+    """Return the name of a tensor in safetensors of AI2's own trainer.
+
+    It is stored as base64 of a pickle of (parts of the name, whether the value is a pickle), which is parsed without
+    being executed.
     """
     try:
         content = base64.urlsafe_b64decode(name.encode("ascii"))
         operations = [(op.name, argument) for op, argument, _ in pickletools.genops(content)]
     except ValueError:
-        return name  # a plain one
+        return name  # not encoded
     if "NEWTRUE" in dict(operations):
-        raise WeightsError(f"{folder}: holds a pickle under '{name}', which runs whatever code it holds; not opened")
+        raise WeightsError(f"{folder}: holds a pickle under '{name}', which can run any code; not opened")
     return ".".join(str(argument) for op, argument in operations if op.endswith("UNICODE"))
 
 
-def _check_names(folder: epath.Path, family: Family, wanted: Iterable[str], found: Iterable[str]) -> None:
-    wanted, found = set(wanted), set(found)
-    wrong = [
-        f"{what} {', '.join(sorted(names)[:_NAMED_IN_ERRORS])}{' and more' if len(names) > _NAMED_IN_ERRORS else ''}"
-        for what, names in (("lacks", wanted - found), ("has no place for", found - wanted))
+def _check_names(folder: epath.Path, family: Family, expected: Iterable[str], actual: Iterable[str]) -> None:
+    expected, actual = set(expected), set(actual)
+    problems = [
+        f"{what} {', '.join(sorted(names)[:_MAX_NAMES])}{' and more' if len(names) > _MAX_NAMES else ''}"
+        for what, names in (("lacks", expected - actual), ("has no place for", actual - expected))
         if names
     ]
-    if wrong:
+    if problems:
         raise WeightsError(
-            f"{folder}: {family.architecture} with this config.json {'; it '.join(wrong)}; the files are of another "
-            "model, or not all there"
+            f"{folder}: {family.architecture} with this config.json {'; it '.join(problems)}; the files belong to "
+            "another model, or some are missing"
         )

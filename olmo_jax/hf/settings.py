@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of its model: config.json, or AI2's config.yaml, and tokenizer.json."""
+"""Read the settings in a Hugging Face folder: config.json, or AI2's config.yaml, and tokenizer.json."""
 
 import dataclasses
 import functools
@@ -25,9 +25,9 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tuple[Family, ModelConfig]:
-    """Return the architecture and the configuration of a folder; rows beyond the tokenizer's tokens are padding.
+    """Return the architecture and configuration of a folder; embedding rows beyond the tokenizer's are padding.
 
-    `tokenizer` is a tokenizer.json; None: the folder's own, if it has one. Raises WeightsError and ConfigError as
+    `tokenizer` is a tokenizer.json; None for the folder's own, if it has one. Raises WeightsError and ConfigError as
     `import_checkpoint` does.
     """
     settings, file = read_settings(folder)
@@ -41,41 +41,41 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
         if tokens > rows:
             raise ConfigError(
                 f"{tokenizer}: has {tokens} tokens and the model's vocabulary is {rows}; they don't belong together, "
-                "so get both from one place"
+                "so download both from one source"
             )
     ours = settings.get(OURS) or {}
     if not isinstance(ours, dict) or not all(type(ours.get(k, 1)) is int and 0 < ours.get(k, 1) <= rows for k in ROWS):
         raise ConfigError(
-            f"{file}: {OURS} = {reprlib.repr(ours)}: needs vocab_size and pad_vocab_to of 1 to {rows}; take it out"
+            f"{file}: {OURS} = {reprlib.repr(ours)}: needs vocab_size and pad_vocab_to of 1 to {rows}; remove it"
         )
     vocabulary = ours.get("vocab_size") or tokens or config.vocab_size
-    likely = (ours.get("pad_vocab_to") or 1, 1, 128)
-    pad = next((pad for pad in likely if -(-vocabulary // pad) * pad == rows), rows)
+    candidates = (ours.get("pad_vocab_to") or 1, 1, 128)
+    pad = next((pad for pad in candidates if -(-vocabulary // pad) * pad == rows), rows)
     return family, dataclasses.replace(config, vocab_size=vocabulary, pad_vocab_to=pad)
 
 
 def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
-    """Return config.json, or the model's part of AI2's config.yaml, and the file; raises WeightsError, ConfigError."""
+    """Return config.json, or the model section of AI2's config.yaml, and its path; raises WeightsError, ConfigError."""
     if not folder.is_dir():
-        what = "is a file; give the folder that it lies in" if folder.exists() else "no such folder; download one"
-        raise WeightsError(f"{folder}: {what}, with config.json and .safetensors")
+        problem = "is a file; give the folder that contains it" if folder.exists() else "no such folder; download one"
+        raise WeightsError(f"{folder}: {problem}, with config.json and .safetensors")
     file = folder / "config.json"
     if not file.exists():
         file = folder / "config.yaml"
     if not file.exists():
-        raise WeightsError(f"{folder}: has no config.json; give a folder as transformers saves it")
+        raise WeightsError(f"{folder}: has no config.json; give a folder saved by transformers")
     try:
         text = file.read_bytes()
-        read = json.loads(text) if file.suffix == ".json" else yaml.load(text, _Yaml)["model"]
-    except (*_GARBLED, yaml.YAMLError) as error:
+        settings = json.loads(text) if file.suffix == ".json" else yaml.load(text, _Yaml)["model"]
+    except (*_PARSING_ERRORS, yaml.YAMLError) as error:
         raise _unreadable(file, "isn't a model's configuration", error) from error
-    if not isinstance(read, dict):
-        raise ConfigError(f"{file}: isn't a model's configuration but {type(read).__name__}; get it again")
-    return read, file
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file}: isn't a model's configuration but {type(settings).__name__}; get it again")
+    return settings, file
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML with numbers as its version 1.2 and AI2's reader have them: 1e6 is one, which 1.1 takes for a text."""
+    """A YAML loader with the numbers of YAML 1.2 and of AI2's reader: 1e6 is a number, which in YAML 1.1 is text."""
 
 
 _Yaml.add_implicit_resolver(
@@ -84,8 +84,8 @@ _Yaml.add_implicit_resolver(
     list("-+.0123456789"),
 )
 
-# What JSON and YAML raise of garbled text.
-_GARBLED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# Exceptions that JSON and YAML raise for damaged text.
+_PARSING_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def _unreadable(file: epath.Path, what: str, cause: Exception) -> ConfigError:
@@ -93,32 +93,32 @@ def _unreadable(file: epath.Path, what: str, cause: Exception) -> ConfigError:
 
 
 def tokens_of(file: epath.Path) -> int:
-    """Return one more than the largest token of a tokenizer.json; raises ConfigError where the file isn't one."""
+    """Return one more than the largest token id of a tokenizer.json; raises ConfigError if the file isn't one."""
     tokens = _backend(file).get_vocab(with_added_tokens=True).values()
     if not tokens:
-        raise ConfigError(f"{file}: names no token; get it again")
+        raise ConfigError(f"{file}: contains no tokens; get it again")
     return max(tokens) + 1
 
 
 def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
-    """Return the token that ends a document, by config.json's eos_token_id; raises ConfigError if that isn't one."""
+    """Return the end-of-document token, by config.json's eos_token_id; raises ConfigError if that isn't a token."""
     settings, file = read_settings(folder)
     eos = settings.get("eos_token_id")
     number = eos[0] if isinstance(eos, list) and eos else eos
     known = type(number) is int and 0 <= number < tokens_of(tokenizer)
     backend = _backend(tokenizer)
     token = backend.id_to_token(number) if known else None
-    # A known mistake in what AI2's trainer wrote, corrected by transformers' converter of its checkpoints.
+    # A known mistake of AI2's trainer, which transformers' converter of its checkpoints corrects.
     wrong = number == 0 and token != _END_OF_TEXT and _family(settings, file) in (OLMO, AI2_OLMO)
     if wrong and backend.token_to_id(_END_OF_TEXT) is not None:
         _say_once(
-            f"{file}: eos_token_id = 0 is {token!r}, a known mistake; {_END_OF_TEXT} is taken, as transformers' "
+            f"{file}: eos_token_id = 0 is {token!r}, a known mistake; using {_END_OF_TEXT}, as transformers' "
             "converter does"
         )
         return _END_OF_TEXT
     if token is None:
         raise ConfigError(
-            f"{file}: eos_token_id = {reprlib.repr(eos)} is no token of {tokenizer}; put its number there"
+            f"{file}: eos_token_id = {reprlib.repr(eos)} is no token of {tokenizer}; set it to the id of one"
         )
     return token
 
@@ -127,14 +127,14 @@ _say_once = functools.cache(say)
 
 
 def check_tokenizer(file: epath.Path, vocab_size: int, eos_token: str) -> int:
-    """Return the number of `eos_token`; raises ConfigError if there is none, or more tokens than `vocab_size`."""
+    """Return the id of `eos_token`; raises ConfigError without it, or with more than `vocab_size` tokens."""
     if (tokens := tokens_of(file)) > vocab_size:
         raise ConfigError(
             f"{file}: has {tokens} tokens and the model's vocabulary is {vocab_size}; it isn't the model's"
         )
     number = _backend(file).token_to_id(eos_token)
     if number is None:
-        raise ConfigError(f"{file}: has no token {eos_token!r}; name its end-of-text token")
+        raise ConfigError(f"{file}: has no token {eos_token!r}; give its end-of-text token")
     return number
 
 
@@ -147,7 +147,7 @@ def _family(settings: Mapping[str, Any], file: epath.Path) -> Family:
         if family.architecture in named or family.model_type in named:
             return family
     known = ", ".join(family.architecture for family in FAMILIES)
-    raise ConfigError(f"{file}: the architecture {_short(named[0])} isn't known; these are: {known}")
+    raise ConfigError(f"{file}: the architecture {_short(named[0])} isn't known; known are: {known}")
 
 
 def _short(name: object) -> str:

@@ -1,4 +1,4 @@
-"""A model's folder for `AutoModelForCausalLM.from_pretrained`, from its parameters."""
+"""Write a model as a folder for `AutoModelForCausalLM.from_pretrained`."""
 
 import json
 import math
@@ -34,24 +34,24 @@ def export_checkpoint(
     dtype: str = "float32",
     shard_bytes: float = 5e9,
 ) -> str:
-    """Write a folder that `AutoModelForCausalLM.from_pretrained` opens, whole or not at all.
+    """Write a folder that `AutoModelForCausalLM.from_pretrained` can open, atomically.
 
-    `import_checkpoint` gives the same configuration and, of "float32", the same parameters back. `compute_dtype`, and
-    dropout where the architecture has none, are stored in a section of config.json that transformers doesn't read; a
-    line on stderr says so. A document begins and ends with `eos_token`, as it does in our training and evaluation.
+    `import_checkpoint` returns the same configuration and, for "float32", the same parameters. `compute_dtype`, and
+    dropout if the architecture has none, are stored in a section of config.json that transformers doesn't read; a line
+    on stderr says so. `eos_token` is set as both the first and the last token of a document, as in our training.
 
     Args:
-      config, params: one model. path: the folder; not there yet, or empty.
-      tokenizer: a tokenizer.json to put beside it, with `eos_token` as its end of text.
-      dtype: "float32" keeps every bit, "bfloat16" rounds. shard_bytes: the most that one file of weights holds.
+      config, params: one model. path: the folder, which must be new or empty.
+      tokenizer: a tokenizer.json to copy into it, with `eos_token` as its end-of-text token.
+      dtype: "float32" is exact, "bfloat16" rounds. shard_bytes: largest size of one file of weights.
 
     Returns:
       The architecture's name.
 
     Raises:
-      ConfigError: a model with an option that no architecture can express (named with its value), an unknown dtype, a
-        tokenizer of more tokens than the vocabulary has, or without `eos_token`.
-      WeightsError: there is something at `path`.
+      ConfigError: a model with an option that no architecture can express, an unknown dtype, or a tokenizer with more
+        tokens than the vocabulary or without `eos_token`.
+      WeightsError: `path` exists and isn't an empty folder.
     """
     folder = epath.Path(os.path.abspath(local(path)))
     family = _family_of(config)
@@ -63,7 +63,7 @@ def export_checkpoint(
         ends = {"bos_token": eos_token, "eos_token": eos_token, "model_max_length": config.context_length}
         files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast"} | ends
     if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(f"{folder}: is there already; choose another folder, or move it away")
+        raise WeightsError(f"{folder}: already exists; choose another folder, or move it away")
     require(0 < shard_bytes < math.inf, "shard_bytes", shard_bytes, "needs a positive number of bytes")
 
     partial = folder.with_name(f".{folder.name}.partial")
@@ -75,25 +75,25 @@ def export_checkpoint(
         if tokenizer is not None:
             epath.Path(tokenizer).copy(partial / TOKENIZER)
         _write_weights(partial, their_tensors(config, params, family, dtype), shard_bytes)
-        if folder.exists():  # empty, as was found above
+        if folder.exists():  # empty, as checked above
             folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if kept := family.kept(config):
         listed = ", ".join(f"{name} = {value!r}" for name, value in kept.items())
-        say(f"{folder}: transformers has no setting for {listed}, and runs without; an import here reads it")
+        say(f"{folder}: transformers has no setting for {listed} and ignores it; import_checkpoint reads it")
     return family.architecture
 
 
 def _settings(config: ModelConfig, family: Family, dtype: str) -> dict[str, Any]:
-    """config.json without the tokenizer's tokens; `torch_dtype` is what transformers 4 and 5 both read."""
+    """Return config.json without the tokenizer's tokens; transformers 4 and 5 both read `torch_dtype`."""
     named = {"architectures": [family.architecture], "model_type": family.model_type, "torch_dtype": dtype}
     return named | family.settings(config) | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
 def _write_weights(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: float) -> None:
-    """model.safetensors, or parts of at most `shard_bytes` and the index that names them, one at a time."""
+    """Write model.safetensors, or shards of at most `shard_bytes` and their index, one at a time."""
     parts: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     total = 0
@@ -122,14 +122,14 @@ def _write_weights(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]]
 
 
 def _family_of(config: ModelConfig) -> Family:
-    """The architecture that keeps every option of the model; raises ConfigError with what the nearest would lose."""
+    """Return the architecture that can express the model; raises ConfigError with what the closest one would lose."""
     written = [family for family in FAMILIES if family.write is not None]
     nearest = min(written, key=lambda family: len(family.unlike(config)))
     if unlike := nearest.unlike(config):
         differences = ", ".join(f"{name} = {value!r} (it has {theirs!r})" for name, (value, theirs) in unlike.items())
         raise ConfigError(
-            f"config.model is none of {', '.join(f.architecture for f in written)}; from the nearest, "
+            f"config.model matches none of {', '.join(f.architecture for f in written)}; from the closest, "
             f"{nearest.architecture}, it differs in {differences}; to export the model, train it with the "
-            "architecture's values. In Python, olmo_jax.checkpoint.load_run reads it as it is"
+            "architecture's values. In Python, olmo_jax.checkpoint.load_run reads it without export"
         )
     return nearest

@@ -1,1 +1,1 @@
-"""What training writes beside checkpoints: metrics, timings, and other writers of them."""
+"""Logs of training: metrics, timings, and writers for other programs."""

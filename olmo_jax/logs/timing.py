@@ -1,4 +1,4 @@
-"""Where the time of training goes: what timings.jsonl says, and traces for the profiler."""
+"""Timing of training: the rows of timings.jsonl, and traces for the profiler."""
 
 import collections
 import contextlib
@@ -15,34 +15,34 @@ from olmo_jax.execution import flops
 from olmo_jax.logs.metrics import MetricsLog
 
 _PEAK_SIZE = {"cpu": 2048}
-# So many matmuls, or at least two and as many as fit into so many seconds.
+# The number of matmuls, or fewer, but at least two, if they would take longer than this.
 _PEAK_REPEATS, _PEAK_SECONDS = 5, 0.4
 
 
 @functools.cache
 def matmul_peak(dtype: str) -> float:
-    """FLOP/s of large square matmuls on one device of this machine: what MFU is a fraction of."""
+    """Return the FLOP/s of large square matmuls on one device of this machine, the denominator of MFU."""
     return 1.0 / matmul_seconds(dtype)
 
 
 def matmul_seconds(dtype: str) -> float:
-    """Seconds a FLOP takes in the fastest of some large square matmuls; the first of them may compile."""
+    """Return the seconds per FLOP of the fastest of some large square matmuls; the first of them may compile."""
     size = _PEAK_SIZE.get(jax.default_backend(), 8192)
     x_NN = jnp.ones((size, size), dtype)
-    taken: list[float] = []
-    while len(taken) < 2 or (len(taken) < _PEAK_REPEATS and sum(taken) < _PEAK_SECONDS):
+    durations: list[float] = []
+    while len(durations) < 2 or (len(durations) < _PEAK_REPEATS and sum(durations) < _PEAK_SECONDS):
         start = time.perf_counter()
         jax.block_until_ready(jnp.matmul(x_NN, x_NN))
-        taken.append(time.perf_counter() - start)
-    return min(taken) / (2.0 * size**3)
+        durations.append(time.perf_counter() - start)
+    return min(durations) / (2.0 * size**3)
 
 
 class Clock:
-    """Appends to timings.jsonl how long each stretch of a segment took.
+    """A clock that appends the duration of each part of a segment to timings.jsonl.
 
-    A row: event ("compile", "steps", "probe" or "checkpoint"), the step it ended at, seconds. That of "steps" says also
-    tokens_per_second over all members, step_seconds, data_seconds (of which the device may have seen nothing: it is
-    still busy with what was sent before) and mfu: the FLOPs of flops.train_step over those of the devices' matmul peak.
+    Each row has an event ("compile", "steps", "probe" or "checkpoint"), the step at which it ended, and seconds. Rows
+    of "steps" also have tokens_per_second over all members, step_seconds, data_seconds (which may overlap with the
+    device's work on earlier steps) and mfu: the FLOP/s of flops.train_step divided by the devices' matmul peak.
     """
 
     def __init__(self, log: MetricsLog, shape: Shape, members: int, devices: int, step: int):
@@ -55,65 +55,65 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what makes the next batches."""
+        """Measure the time inside the context, which prepares the next batches."""
         start = time.monotonic()
         yield
         self._waited += time.monotonic() - start
 
     def event(self, name: str, step: int) -> None:
-        """A stretch has ended now, at `step`."""
-        now, taken = time.monotonic(), step - self._step
+        """Record that an event ended now, at `step`."""
+        now, steps = time.monotonic(), step - self._step
         seconds = now - self._last
-        if name == "steps" and not taken:
+        if name == "steps" and not steps:
             return
         row = {"event": name, "step": step, "seconds": round(seconds, 4), "time": round(time.time(), 3)}
         if name == "steps":
-            row |= self._of_steps(taken, seconds)
+            row |= self._steps_fields(steps, seconds)
             self._waited = 0.0
-        elif name == "probe" and step:  # at step 0 it is mostly its compilation
+        elif name == "probe" and step:  # at step 0 it is mostly compilation
             self._spent[name] += seconds
         self._log.time(row)
         self._last, self._step = now, step
 
-    def _of_steps(self, taken: int, seconds: float) -> dict[str, float]:
+    def _steps_fields(self, steps: int, seconds: float) -> dict[str, float]:
         shape = self._shape
-        rate = taken * self._members * shape.tokens_per_step / seconds
+        rate = steps * self._members * shape.tokens_per_step / seconds
         size = shape.batch_size, shape.sequence_length
-        work = taken * self._members * flops.train_step(shape.model, *size, last=shape.arithmetic)
+        work = steps * self._members * flops.train_step(shape.model, *size, last=shape.arithmetic)
         mfu = work / seconds / self._peak
         self._spent["steps"] += seconds
         probes = self._spent["probe"] / (self._spent["probe"] + self._spent["steps"])
-        told = f", probes {probes:.0%} of the time" if probes else ""
-        self.note = f"{rate:,.0f} tokens/s, {mfu:.0%} of peak{told}"
+        probe_share = f", probes {probes:.0%} of the time" if probes else ""
+        self.note = f"{rate:,.0f} tokens/s, {mfu:.0%} of peak{probe_share}"
         return {
             "tokens_per_second": round(rate, 1),
-            "step_seconds": round(seconds / taken, 6),
+            "step_seconds": round(seconds / steps, 6),
             "data_seconds": round(self._waited, 4),
             "mfu": round(mfu, 4),
         }
 
 
 class Trace:
-    """A trace for the profiler from the first of some steps to the last; () for none.
+    """A profiler trace from the first step in `traced` to the last; () for none.
 
     Attributes:
-      steps: those at which a call of steps has to end.
+      steps: the steps at which a call of several steps has to end.
     """
 
     def __init__(self, directory: epath.Path, traced: Sequence[int]):
-        self._directory, self._on = directory, False
+        self._directory, self._running = directory, False
         self.steps = [traced[0] - 1, traced[-1]] if traced else []
 
     def at(self, step: int) -> None:
-        """Begins or ends the trace where `step` steps are done."""
-        if self.steps and not self._on and self.steps[0] <= step < self.steps[1]:
+        """Start or stop the trace if it is due after `step` steps."""
+        if self.steps and not self._running and self.steps[0] <= step < self.steps[1]:
             jax.profiler.start_trace(str(self._directory))
-            self._on = True
-        elif self._on and step >= self.steps[1]:
+            self._running = True
+        elif self._running and step >= self.steps[1]:
             self.end()
 
     def end(self) -> None:
-        """Writes the trace that is on; training ends here."""
-        if self._on:
+        """Write the trace if one is running, at the end of training or of the trace."""
+        if self._running:
             jax.profiler.stop_trace()
-            self._on = False
+            self._running = False

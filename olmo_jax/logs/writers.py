@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard's event files, Weights & Biases."""
+"""Writers of metrics besides metrics.jsonl: TensorBoard event files, Weights & Biases."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from olmo_jax.config import ConfigError, TrainConfig
 
 
 class Writer(Protocol):
-    """Takes one run's rows, each with its `step`, in order."""
+    """A writer of one run's rows, each with its `step`, in order."""
 
     def write(self, row: Mapping[str, float]) -> None: ...
 
@@ -19,13 +19,13 @@ class Writer(Protocol):
 
 
 def writers(config: TrainConfig, directory: epath.Path, step: int) -> list[Writer]:
-    """The writers that a run asks for; what they hold of steps after `step`, from before a kill, counts no more."""
-    found: list[Writer] = [TensorBoard(directory, step)] if config.tensorboard else []
-    return [*found, WandB(config, directory)] if config.wandb else found
+    """Return the writers that a run is configured with; rows after `step`, from before a kill, are superseded."""
+    results: list[Writer] = [TensorBoard(directory, step)] if config.tensorboard else []
+    return [*results, WandB(config, directory)] if config.wandb else results
 
 
 def check_writers(config: TrainConfig) -> None:
-    """Raises ConfigError for a writer whose package isn't there."""
+    """Raise ConfigError for a writer whose package isn't installed."""
     if config.wandb:
         try:
             import wandb  # noqa: F401
@@ -36,7 +36,7 @@ def check_writers(config: TrainConfig) -> None:
 
 
 class TensorBoard:
-    """Event files in tensorboard/ of the run's directory."""
+    """A writer of event files in tensorboard/ in the run's directory."""
 
     def __init__(self, directory: epath.Path, step: int):
         from tensorboardX import SummaryWriter
@@ -52,7 +52,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases by our run's id, so that a resumed run goes on there too."""
+    """A run of Weights & Biases with our run's id, so that it is resumed together with ours."""
 
     def __init__(self, config: TrainConfig, directory: epath.Path):
         import wandb
@@ -65,11 +65,11 @@ class WandB:
             dir=str(directory),
             config=dataclasses.asdict(config),
             resume="allow",
-            reinit="create_new",  # the members of a cohort are runs side by side
+            reinit="create_new",  # the members of a cohort are concurrent runs
         )
 
     def write(self, row: Mapping[str, float]) -> None:
-        # Steps that it has already, from before a kill, it leaves as they are.
+        # Steps that were logged before a kill stay as they are.
         self._run.log({k: v for k, v in row.items() if math.isfinite(v)}, step=int(row["step"]), commit=True)
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""What is measured of a member while it trains."""
+"""Measurements of a member during training."""

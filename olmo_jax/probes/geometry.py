@@ -1,6 +1,6 @@
-"""Geometry of a member while it trains: of its matrices, and of its states on fixed documents.
+"""Measure the geometry of a member during training: of its matrices, and of its states on fixed documents.
 
-What is measured is configuration (ProbeConfig). The targets of one interval are one compiled program.
+ProbeConfig says what is measured. All targets with the same interval are measured by one compiled program.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from olmo_jax.probes.texts import EvaluationSet, measure_texts, members_at_once
 
 
 class Documents(NamedTuple):
-    """S disjoint sets of N fixed documents after a BOS, padded on the right, and the P tokens that count in each set.
+    """S disjoint sets of N fixed documents, each after a BOS and padded on the right, and P tokens to measure per set.
 
-    tokens_SNL; points_SP are places in a set's N x L tokens, row by row.
+    tokens_SNL: the tokens. points_SP: indices into the flattened N x L tokens of a set.
     """
 
     tokens_SNL: Any
@@ -39,41 +39,41 @@ class Documents(NamedTuple):
 STATES = ("final_states", "layers")
 TARGETS = ("unembedding", "embedding", "parameters", *STATES)
 
-# Of a stack, from its parameters and the places of its members in the cohort; None: all, in order.
+# A function of a stack's parameters and the indices of its members in the cohort (None: all, in order).
 Probe = Callable[..., dict[str, Array]]
 
 
 def choose_documents(config: ProbeConfig, documents: Iterable[np.ndarray], bos: int) -> Documents:
-    """The first documents of more than one token, dealt to the sets in turn, each cut to `config.document_tokens`.
+    """Return the first documents of more than one token, dealt to the sets in turn and cut to `document_tokens`.
 
-    The same for every run of a data set. Where there are fewer than `config.sets` x `config.documents`, further pieces
-    of the same documents follow, and where these are too few as well the sets are smaller; with "all" tokens each set
-    gives as many as the one that has fewest. Raises ConfigError for fewer than two in a set.
+    They are the same for every run on the same data. If there are fewer than `config.sets` x `config.documents`, later
+    pieces of the same documents are added; if these are still too few, the sets are smaller. With "all" tokens, every
+    set has as many points as the smallest one. Raises ConfigError for fewer than two pieces per set.
     """
-    wanted, length = config.sets * config.documents, config.document_tokens - 1
-    whole = list(itertools.islice((d for d in documents if len(d) > 1), wanted))
-    starts = range(0, max(map(len, whole), default=0), length)
-    pieces = (d[start : start + length] for start in starts for d in whole if len(d) > start + 1)
-    chosen = list(itertools.islice(pieces, wanted))
-    each = len(chosen) // config.sets
+    total, length = config.sets * config.documents, config.document_tokens - 1
+    selected = list(itertools.islice((d for d in documents if len(d) > 1), total))
+    starts = range(0, max(map(len, selected), default=0), length)
+    pieces = (d[start : start + length] for start in starts for d in selected if len(d) > start + 1)
+    chosen = list(itertools.islice(pieces, total))
+    per_set = len(chosen) // config.sets
     require(
-        each > 1,
+        per_set > 1,
         "config.probe.sets",
         config.sets,
         f"needs two pieces of validation text in each set, and there are {len(chosen)}; add text, raise "
         "config.data.validation_fraction or lower config.probe.document_tokens",
     )
-    tokens_SNL = np.full((config.sets, each, config.document_tokens), bos, np.int32)
-    length_SN = np.zeros((config.sets, each), int)
-    for i, document in enumerate(chosen[: each * config.sets]):
-        place = i % config.sets, i // config.sets
-        tokens_SNL[place][1 : 1 + len(document)] = document
-        length_SN[place] = len(document)
+    tokens_SNL = np.full((config.sets, per_set, config.document_tokens), bos, np.int32)
+    length_SN = np.zeros((config.sets, per_set), int)
+    for i, document in enumerate(chosen[: per_set * config.sets]):
+        index = i % config.sets, i // config.sets
+        tokens_SNL[index][1 : 1 + len(document)] = document
+        length_SN[index] = len(document)
     return Documents(tokens_SNL, _points(config, length_SN))
 
 
 def _points(config: ProbeConfig, length_SN: np.ndarray) -> np.ndarray:
-    """Places of the tokens that count; the BOS doesn't, whose state is the same in every document."""
+    """Return the indices of the tokens to measure, without the BOS, whose state is the same in every document."""
     place_L = np.arange(config.document_tokens)
     start_N1 = config.document_tokens * np.arange(length_SN.shape[1])[:, None]
     if config.tokens == "last":
@@ -87,7 +87,7 @@ def _points(config: ProbeConfig, length_SN: np.ndarray) -> np.ndarray:
 
 
 def check_probe(config: ProbeConfig, member: Any) -> None:
-    """Raises ConfigError for a metric that isn't registered and a pattern that is in no matrix's path in `member`."""
+    """Raise ConfigError for an unknown metric, or a pattern that matches the path of no matrix in `member`."""
     for name in TARGETS:
         try:
             check_names(getattr(config, name).metrics)
@@ -99,17 +99,17 @@ def check_probe(config: ProbeConfig, member: Any) -> None:
             any(re.search(config.parameters.pattern, path) for path in matrices),
             "config.probe.parameters.pattern",
             config.parameters.pattern,
-            f"is in no path of a matrix; there are {', '.join(matrices)}",
+            f"matches no matrix; the matrices are {', '.join(matrices)}",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeProgram:
-    """What a probe's compiled program is made from beside its arguments; equal ones share one program.
+    """The static settings of a probe's compiled program; equal ones share one program.
 
     Attributes:
-      targets: those that are measured, by name. functions: of all their metrics, so that one defined anew is compiled
-        anew. texts: whether passages are read. mapping, mesh, at_once: of the members (members.over_members).
+      targets: the measured targets, by name. functions: those of all metrics, so that a redefined metric is compiled
+        again. texts: whether evaluation sets are read. mapping, mesh, at_once: as in members.over_members.
     """
 
     config: ProbeConfig
@@ -124,7 +124,7 @@ class ProbeProgram:
 
     @property
     def reads_states(self) -> bool:
-        """Whether a target is measured of states on the probe's documents."""
+        """Return whether a target measures states on the probe's documents."""
         return any(name in STATES for name, _ in self.targets)
 
 
@@ -138,44 +138,45 @@ def make_probes(
     passages: Sequence[EvaluationSet] = (),
     at_once: int | None = None,
 ) -> dict[int, Probe]:
-    """`{interval: probe}` with `probe(params_M, places=None) -> {"target/metric": [M]}`, one program an interval.
+    """Return `{interval: probe}` with `probe(params_M, places=None) -> {"target/metric": [M]}`.
 
     Args:
-      vocabulary: tokens of the tokenizer; rows beyond pad the embedding and the unembedding.
-      documents: None where no target reads states.
-      mapping, mesh: how members go through the devices (members.over_members).
-      passages: that config.texts names. at_once: bounds how many members read them side by side; None: by memory.
+      vocabulary: number of tokens of the tokenizer; later rows of embedding and unembedding are padding.
+      documents: None if no target measures states.
+      mapping, mesh: how members share the devices (members.over_members).
+      passages: evaluation sets of config.texts. at_once: most members that read them side by side; None: by memory.
     """
     groups: dict[int, dict[str, TargetConfig]] = {}
     for name in TARGETS:
         target = getattr(config, name)
         if target.metrics and (interval := config.interval(target)):
             groups.setdefault(interval, {})[name] = target
-    reading = (config.texts.every or config.every) if passages else 0
-    if reading:
-        groups.setdefault(reading, {})
+    texts_interval = (config.texts.every or config.every) if passages else 0
+    if texts_interval:
+        groups.setdefault(texts_interval, {})
 
     def probe_of(interval: int, group: dict[str, TargetConfig]) -> Probe:
-        read = list(passages) if interval == reading else []
+        evaluation_sets = list(passages) if interval == texts_interval else []
         names = {name for target in group.values() for name in target.metrics}
-        names |= set(config.texts.metrics) if read else set()
+        names |= set(config.texts.metrics) if evaluation_sets else set()
         program = ProbeProgram(
             config,
             tuple(group.items()),
             tuple(METRICS[name] for name in sorted(names)),
-            bool(read),
+            bool(evaluation_sets),
             architecture,
             vocabulary,
             mapping,
             mesh,
-            (at_once or members_at_once(config.texts, architecture, read)) if read else None,
+            (at_once or members_at_once(config.texts, architecture, evaluation_sets)) if evaluation_sets else None,
         )
-        of_states = documents if program.reads_states else None
+        state_documents = documents if program.reads_states else None
 
         def probe(params_M: Any, places: Sequence[int] | None = None) -> dict[str, Array]:
             if places is None:
                 places = range(len(jax.tree.leaves(params_M)[0]))
-            return _measure_members(program, params_M, of_states, read, [passage.of(places) for passage in read])
+            counted_M = [evaluation_set.of(places) for evaluation_set in evaluation_sets]
+            return _measure_members(program, params_M, state_documents, evaluation_sets, counted_M)
 
         return probe
 
@@ -190,7 +191,7 @@ def _measure_members(
     passages: list[EvaluationSet],
     counted_M: list[Any],
 ) -> dict[str, Array]:
-    """`{"target/metric": [M]}` of a stack; `counted_M` says what counts for each member (EvaluationSet.of)."""
+    """Return `{"target/metric": [M]}` of a stack; `counted_M` holds what EvaluationSet.of returns for its members."""
     config, architecture, targets = program.config, program.architecture, dict(program.targets)
 
     def measure(params: Any, counted: list[Any]) -> dict[str, Array]:
@@ -207,83 +208,83 @@ def _measure_members(
 def measure_parameters(
     config: ProbeConfig, group: dict[str, TargetConfig], architecture: ModelConfig, vocabulary: int, params: Any
 ) -> dict[str, Array]:
-    """Metrics of one member's matrices, float32 scalars by "target/metric"; of the targets in `group` that are such.
+    """Return metrics of one member's matrices, for the targets in `group`: float32 scalars by "target/metric".
 
-    `unembedding_gauge_fixed` is W without what the logits can't see behind the model's norm (methods.md section 2).
+    `unembedding_gauge_fixed` is W without the directions that don't affect the logits (methods.md section 2).
     """
-    found: dict[str, Array] = {}
+    results: dict[str, Array] = {}
     for name in ("unembedding", "embedding"):
         if name in group:
             w_VD = (params["embedding"] if name == "embedding" else model.unembedding(params))[:vocabulary]
-            found |= _measure(config, name, group[name], w_VD)
+            results |= _measure(config, name, group[name], w_VD)
             if name == "unembedding":
                 fixed_VD = gauge_fix(w_VD, architecture.norm)
-                found |= _measure(config, f"{name}_gauge_fixed", group[name], fixed_VD, vary=False)
+                results |= _measure(config, f"{name}_gauge_fixed", group[name], fixed_VD, vary=False)
     if "parameters" in group:
         for path, matrix in _matrices(params).items():
             if re.search(config.parameters.pattern, path):
-                found |= _measure(config, path.replace("/", "."), group["parameters"], matrix)
-    return found
+                results |= _measure(config, path.replace("/", "."), group["parameters"], matrix)
+    return results
 
 
 def measure_states(
     config: ProbeConfig, group: dict[str, TargetConfig], architecture: ModelConfig, documents: Documents, params: Any
 ) -> dict[str, Array]:
-    """Metrics of one member's states: the mean over the sets and, as `<target>_spread`, the standard deviation."""
+    """Return metrics of one member's states: the mean over the sets and, as `<target>_spread`, their SD."""
 
     last = config.tokens == "last"
 
     def measure_set(batch: tuple[Array, Array]) -> dict[str, Array]:
         tokens_NL, points_P = batch
         spans = None
-        if last:  # the last block then reads every token and computes the state of one
-            tokens_NL, spans = _ending_together(tokens_NL, points_P)
+        if last:  # so that the last block computes the state of one token only
+            tokens_NL, spans = _align_right(tokens_NL, points_P)
         hidden = model.hidden(architecture, params, tokens_NL, layers="layers" in group, last=last, spans=spans)
         states = {"final_states": hidden.final_BLD} if "final_states" in group else {}
         states |= {f"layer_{i}": layer_BLD for i, layer_BLD in enumerate(hidden.layers)}
-        found: dict[str, Array] = {}
+        results: dict[str, Array] = {}
         for name, x_NLD in states.items():
             h_PD = x_NLD[:, -1] if last else x_NLD.reshape(-1, x_NLD.shape[-1])[points_P]
             target = group["final_states" if name == "final_states" else "layers"]
-            found |= _measure(config, name, target, h_PD.astype(jnp.float32))
-        return found
+            results |= _measure(config, name, target, h_PD.astype(jnp.float32))
+        return results
 
-    # One set after another: of the states of all layers only one set's are held.
+    # One set after another, so that the states of only one set are held.
     values_S = jax.lax.map(measure_set, (jnp.asarray(documents.tokens_SNL), jnp.asarray(documents.points_SP)))
-    found = {name: jnp.mean(x_S) for name, x_S in values_S.items()}
+    results = {name: jnp.mean(x_S) for name, x_S in values_S.items()}
     if config.sets > 1:
         for name, x_S in values_S.items():
             target, metric = name.split("/")
             if metric not in COUNTS:
-                found[f"{target}_spread/{metric}"] = jnp.std(x_S, ddof=1)
-    return found
+                results[f"{target}_spread/{metric}"] = jnp.std(x_S, ddof=1)
+    return results
 
 
-def _ending_together(tokens_NL: Array, points_N: Array) -> tuple[Array, Spans]:
-    """Documents moved to the right, so that each ends in the last column, and what their tokens attend to.
+def _align_right(tokens_NL: Array, points_N: Array) -> tuple[Array, Spans]:
+    """Return the documents shifted to end in the last column, and what their tokens attend to.
 
-    What pads them comes first and attends to itself alone.
+    The padding then comes first, and attends only to padding.
     """
     place_L = jnp.arange(tokens_NL.shape[1])
     padding_N1 = (tokens_NL.shape[1] - 1 - points_N % tokens_NL.shape[1])[:, None]
-    moved_NL = jnp.take_along_axis(tokens_NL, (place_L[None] - padding_N1) % tokens_NL.shape[1], axis=1)
+    shifted_NL = jnp.take_along_axis(tokens_NL, (place_L[None] - padding_N1) % tokens_NL.shape[1], axis=1)
     start_NL = jnp.where(place_L[None] < padding_N1, 0, padding_N1)
-    nothing_NL = jnp.zeros_like(start_NL)
-    return moved_NL, Spans(nothing_NL, nothing_NL, start_NL)
+    zero_NL = jnp.zeros_like(start_NL)
+    return shifted_NL, Spans(zero_NL, zero_NL, start_NL)
 
 
 def _measure(config: ProbeConfig, name: str, target: TargetConfig, x_ND: Array, vary: bool = True) -> dict[str, Array]:
     variants = {name: x_ND} | ({f"{name}_centred": centred(x_ND)} if target.centred and vary else {})
     places = [place for place in SPECTRUM_PLACES if target.spectrum and place <= min(x_ND.shape)]
-    found: dict[str, Array] = {}
+    results: dict[str, Array] = {}
     for variant, matrix in variants.items():
         values = summarize(matrix, target.metrics, config.neighbors, places)
-        found |= {f"{variant}/{metric}": values[metric] for metric in target.metrics}
-        found |= {f"{variant}_spectrum/{place}": values[f"singular_value_{place}"] for place in places}
-    return found
+        results |= {f"{variant}/{metric}": values[metric] for metric in target.metrics}
+        results |= {f"{variant}_spectrum/{place}": values[f"singular_value_{place}"] for place in places}
+    return results
 
 
 def _matrices(params: Any) -> dict[str, Any]:
-    """A member's matrices by path, such as blocks_0/mlp/up."""
+    """Return a member's matrices by path, such as blocks_0/mlp/up."""
     leaves: Sequence[Any] = jax.tree_util.tree_leaves_with_path(params)
     return {sharding.path_name(path): leaf for path, leaf in leaves if len(leaf.shape) == 2}

@@ -1,1 +1,1 @@
-"""Files of a working directory: names, locks, checksums, the runs in it and how far they are."""
+"""Files of a working directory: names, locks, checksums, records of its runs and their status."""

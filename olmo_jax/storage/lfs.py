@@ -4,12 +4,12 @@ import os
 
 REMEDY = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
 
-_BEGINS = b"version https://git-lfs.github.com/spec/"
-_LARGEST = 1024  # bytes, by the specification of Git LFS
+_HEADER = b"version https://git-lfs.github.com/spec/"
+_MAX_SIZE = 1024  # bytes, by the specification of Git LFS
 
 
 def pointer(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a Git LFS pointer."""
+    """Return whether a file is a Git LFS pointer."""
     with open(path, "rb") as file:
-        beginning = file.read(_LARGEST)
-    return beginning.startswith(_BEGINS) and len(beginning) < _LARGEST
+        beginning = file.read(_MAX_SIZE)
+    return beginning.startswith(_HEADER) and len(beginning) < _MAX_SIZE

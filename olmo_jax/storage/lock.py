@@ -1,13 +1,12 @@
-"""Locks between processes, of one machine or of several that share a file system; it needn't have locks of its own.
+"""Locks between processes on one machine or several that share a file system, even one without file locks.
 
-`Lock` is a lock file that names its owner and that the owner keeps fresh: one process per cohort.
+`Lock` is a lock file that names its owner, one process per cohort. The owner writes a heartbeat into the file every few
+seconds. Another process takes the lock over if it sees no new heartbeat for a minute by its own clock, or if the owner
+ran on the same machine and has ended; clocks of two machines are never compared. An owner that was only suspended
+learns from `mine` that it has lost the lock.
 
-The owner writes a beat into the file every few seconds. Another process that sees no new beat for a minute by its own
-clock, or knows the owner to be dead for it ran on this machine, takes the lock over; clocks of two machines are never
-compared. Where the owner was only asleep, it finds by `mine` that the lock is lost.
-
-`exclusive_lock` is the system's flock where there is one, and such a `Lock` elsewhere: Lustre has no flock unless
-mounted with it, and NFS has none without its lock daemon.
+`exclusive_lock` uses the system's flock if the file system supports it, and a `Lock` otherwise: Lustre supports flock
+only with a mount option, and NFS only with its lock daemon.
 """
 
 import contextlib
@@ -31,22 +30,22 @@ from olmo_jax.files import write_json
 
 _BEAT_SECONDS = 5.0
 _STALE_SECONDS = 60.0
-_SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_BETWEEN_TRIES = 0.01
+_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 0.01
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 _FIELDS = {"host": str, "pid": int, "started": str, "token": str}
 
 
 class LockError(UserError):
-    """The lock was taken over by another process; what this one would write might overwrite that one's work."""
+    """Another process has taken the lock over; writes by this process might overwrite its work."""
 
 
 class Lock:
-    """A lock at `path`, not held yet.
+    """A lock file at `path`; `acquire` takes the lock.
 
     Args:
-      beat, stale: seconds between two beats, and without one until the lock may be taken over.
-      clock: seconds that never jump.
+      beat, stale: seconds between heartbeats, and seconds without one after which the lock may be taken over.
+      clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -60,55 +59,55 @@ class Lock:
         self._me = _myself()
         self._seen: tuple[Any, float] = (None, 0.0)
         self._released = threading.Event()
-        self._beating: threading.Thread | None = None
+        self._heartbeat: threading.Thread | None = None
 
     def acquire(self) -> bool:
-        """Takes the lock if nobody has it, or its owner is dead or silent; False where somebody is at work."""
+        """Take the lock if it is free or its owner has ended or is silent; return False if another process has it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._guarded():
-            there = self._read()
-            if there is not None and not _dead(there) and not self._silent(there):
+            owner = self._read()
+            if owner is not None and not _dead(owner) and not self._silent(owner):
                 return False
             self._write(0)
         self._released.clear()
-        self._beating = threading.Thread(target=self._keep, name=f"lock {self._path}", daemon=True)
-        self._beating.start()
+        self._heartbeat = threading.Thread(target=self._keep, name=f"lock {self._path}", daemon=True)
+        self._heartbeat.start()
         return True
 
     def holder(self) -> str:
-        """Who has the lock, for people: "process 4711 on host"; "" for nobody."""
-        there = self._read()
-        return "" if there is None else f"process {there['pid']} on {there['host']}"
+        """Return a description of the owner, such as "process 4711 on host"; "" if the lock is free."""
+        owner = self._read()
+        return "" if owner is None else f"process {owner['pid']} on {owner['host']}"
 
     def held(self) -> bool:
-        """Whether somebody has it who isn't known to be dead."""
-        there = self._read()
-        return there is not None and not _dead(there)
+        """Return whether the lock has an owner that isn't known to have ended."""
+        owner = self._read()
+        return owner is not None and not _dead(owner)
 
     def mine(self) -> bool:
-        """Whether this process still has it."""
-        there = self._read()
-        return there is not None and there["token"] == self._me["token"]
+        """Return whether this process still holds the lock."""
+        owner = self._read()
+        return owner is not None and owner["token"] == self._me["token"]
 
     def lost(self) -> LockError:
-        """What to raise once it isn't this process's any more."""
+        """Return the error to raise when this process no longer holds the lock."""
         return LockError(
-            f"{self._path}: taken over by {self.holder() or 'somebody who has ended since'}, for this process gave "
-            f"no sign of life for {self._stale:.0f} seconds; run the same command again once that one is done"
+            f"{self._path}: taken over by {self.holder() or 'a process that has ended since'}, because this process "
+            f"wrote no heartbeat for {self._stale:.0f} seconds; run the same command again when the other has ended"
         )
 
     def release(self) -> None:
-        """Gives the lock back, if it is still this process's."""
+        """Release the lock, if this process still holds it."""
         self._released.set()
-        if self._beating is not None:
-            self._beating.join()
+        if self._heartbeat is not None:
+            self._heartbeat.join()
         with self._guarded():
             if self.mine():
                 self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """What is read within is still so when it is written: of two that would take the lock over only one does."""
+        """Make reading and writing the lock file atomic, so that only one of two processes takes the lock over."""
         path = Path(self._path).parent / f".{self._path.stem}.lock"
         with path.open("wb") as guard:
             if _flock(guard.fileno()):
@@ -126,43 +125,45 @@ class Lock:
                     if not self.mine():
                         return
                     self._write(count)
-            except OSError:  # a full disk: the work itself meets it too and says so; till then others see silence
+            except OSError:  # a full disk: the work itself will report it; until then others see no heartbeat
                 continue
 
-    def _silent(self, there: dict[str, Any]) -> bool:
+    def _silent(self, owner: dict[str, Any]) -> bool:
         now = self._clock()
-        if self._seen[0] != there:
-            self._seen = there, now
+        if self._seen[0] != owner:
+            self._seen = owner, now
         return now - self._seen[1] > self._stale
 
     def _read(self) -> dict[str, Any] | None:
         return _owner(Path(self._path))
 
     def _write(self, count: int) -> None:
-        write_json(self._path, self._me | {"beat": count}, durable=False)  # one that a power cut empties is free
+        write_json(
+            self._path, self._me | {"beat": count}, durable=False
+        )  # a file emptied by a power cut counts as free
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    """Holds a lock that ends with the process, however it ends; waits for it, which `progress` is told once.
+    """Hold a lock that is released when the process ends, however it ends; report a wait for it once by `progress`.
 
-    Raises LockError at the end where the file system has no locks and another process has taken this one over.
+    Raises LockError on exit if the file system has no locks and another process has taken this lock over.
     """
     waiting = f"{path}: another process holds this lock; waiting for it"
     with path.open("wb") as file:
         try:
-            there = _flock(file.fileno(), wait=False)
+            locked = _flock(file.fileno(), wait=False)
         except BlockingIOError:
             progress(waiting)
-            there = _flock(file.fileno())
-        if there:
+            locked = _flock(file.fileno())
+        if locked:
             yield
             return
     lock = Lock(epath.Path(path.with_name(f"{path.name}.owner")))
     if not lock.acquire():
         progress(waiting)
         while not lock.acquire():
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
     try:
         yield
         if not lock.mine():
@@ -172,7 +173,7 @@ def exclusive_lock(path: Path, progress: Callable[[str], None]) -> Iterator[None
 
 
 def lacks_locks(folder: epath.PathLike) -> bool:
-    """Whether the file system of a folder, which must be writable, refuses to lock files."""
+    """Return whether the file system of a folder, which must be writable, doesn't support file locks."""
     with tempfile.TemporaryFile(dir=folder) as file:
         if not _flock(file.fileno()):
             return True
@@ -186,9 +187,9 @@ def lacks_locks(folder: epath.PathLike) -> bool:
 
 
 def _flock(descriptor: int, wait: bool = True) -> bool:
-    """Locks an open file until it is closed; False where the file system has no locks.
+    """Lock an open file until it is closed; return False if the file system has no locks.
 
-    Raises BlockingIOError without `wait` where another process has it.
+    Raises BlockingIOError without `wait` if another process holds the lock.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,26 +202,26 @@ def _flock(descriptor: int, wait: bool = True) -> bool:
 
 @contextlib.contextmanager
 def _created(path: Path, stale: float, clock: Callable[[], float]) -> Iterator[None]:
-    """Holds a file that only one process can create, for a moment: it has no beat.
+    """Hold a file that only one process can create, for a short time: it has no heartbeat.
 
-    It is taken from an owner that is dead, or that has held it for `stale` seconds by one's own clock. Of several that
-    take it from such an owner in the same instant, a quicker one's file may be lost.
+    It is taken from an owner that has ended, or has held it for `stale` seconds by this process's clock. If several
+    processes do so at the same instant, the file of a faster one may be lost.
     """
     mine = json.dumps(_myself()).encode()
-    seen, since = b"", clock()
+    last_content, since = b"", clock()
     while True:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             break
         except FileExistsError:
             pass
-        if (content := _bytes(path)) != seen:
-            seen, since = content, clock()
+        if (content := _bytes(path)) != last_content:
+            last_content, since = content, clock()
         owner = _parsed(content)
         if (owner is not None and _dead(owner)) or clock() - since > stale:
             _take_away(path, content)
         else:
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+            time.sleep(_RETRY_SECONDS)
     with os.fdopen(descriptor, "wb") as file:
         file.write(mine)
     try:
@@ -231,13 +232,13 @@ def _created(path: Path, stale: float, clock: Callable[[], float]) -> Iterator[N
 
 
 def _take_away(path: Path, content: bytes) -> None:
-    """Removes a file if its content is still `content`. By a rename, so that only one of two processes succeeds."""
+    """Remove a file if its content is still `content`, by a rename, so that only one of two processes succeeds."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if aside.read_bytes() != content:  # of somebody who was quicker
+    if aside.read_bytes() != content:  # written by a faster process
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink()
@@ -251,7 +252,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _owner(path: Path) -> dict[str, Any] | None:
-    """Who a lock file names; None for no file, and for one that is damaged, as by a power cut."""
+    """Return the owner in a lock file; None if there is no file or it is damaged, as by a power cut."""
     return _parsed(_bytes(path))
 
 
@@ -260,8 +261,8 @@ def _parsed(content: bytes) -> dict[str, Any] | None:
         owner = json.loads(content)
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         return None
-    whole = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in _FIELDS.items())
-    return owner if whole else None
+    valid = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in _FIELDS.items())
+    return owner if valid else None
 
 
 def _myself() -> dict[str, Any]:
@@ -270,13 +271,13 @@ def _myself() -> dict[str, Any]:
 
 
 def _host() -> str:
-    """The machine, and on Linux the container: a pid means nothing outside it."""
-    space = Path("/proc/self/ns/pid")
-    return platform.node() + (f" {os.readlink(space)}" if space.exists() else "")
+    """Return the machine and, on Linux, the pid namespace: a pid is valid only within it."""
+    namespace = Path("/proc/self/ns/pid")
+    return platform.node() + (f" {os.readlink(namespace)}" if namespace.exists() else "")
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine began, in ticks since the machine did; "" if there is none, or none can tell."""
+    """Return when a process of this machine started, in ticks since boot; "" if it doesn't exist or isn't visible."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()[19]
     except (FileNotFoundError, ProcessLookupError):
@@ -284,7 +285,7 @@ def _started(pid: int) -> str:
 
 
 def _dead(owner: dict[str, Any]) -> bool:
-    """Whether an owner is known to have ended: a process of this machine that isn't there, or is another by now."""
+    """Return whether an owner is known to have ended: its pid on this machine is free or belongs to another process."""
     if not owner["started"] or owner["host"] != _host():
         return False
     started = _started(owner["pid"])
@@ -292,7 +293,7 @@ def _dead(owner: dict[str, Any]) -> bool:
 
 
 def _hidden(pid: int) -> bool:
-    """Whether a process is there that /proc doesn't show: another user's, where it is mounted with hidepid."""
+    """Return whether a process exists that /proc hides: another user's, if it is mounted with hidepid."""
     try:
         os.kill(pid, 0)
     except PermissionError:

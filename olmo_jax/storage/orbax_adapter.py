@@ -1,7 +1,7 @@
-"""What checkpoints need of Orbax beyond its defaults: options, layout, and errors that say what to do.
+"""An adapter for Orbax: options, layout of arrays, and errors that say what to do.
 
-Orbax has no option for some file systems, fails on damaged metadata that nothing here needs, and raises anything for
-files that are gone or damaged; all of that is handled in this file.
+Orbax has no option for file systems without locks, fails on damaged metadata that isn't needed, and raises many kinds
+of exceptions for missing or damaged files; all of that is handled in this file.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ with epy.lazy_imports():  # a third of a second, for commands that only list che
 
 _METADATA = "_CHECKPOINT_METADATA"
 
-# Troubles with a disk, other than a file that isn't there, and a device that is full may pass.
-_PASSING = (OSError, MemoryError, jax.errors.JaxRuntimeError)
+# Errors that may be temporary: disk errors other than a missing file, and a full device.
+_TEMPORARY = (OSError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 def open_manager(path: epath.Path) -> "ocp.CheckpointManager":
-    """Open Orbax's manager of the checkpoints in a folder, which must be there.
+    """Open Orbax's manager of the checkpoints in an existing folder.
 
     Raises CheckpointError for damaged checkpoint metadata, on which Orbax would fail.
     """
@@ -42,12 +42,12 @@ def open_manager(path: epath.Path) -> "ocp.CheckpointManager":
 
 
 def lock_by_files() -> None:
-    """Make tensorstore use lock files, in this process from now on.
+    """Make tensorstore use lock files for the rest of this process.
 
-    Without them it can't write an OCDBT manifest where the file system has no locks ("Function not implemented").
-    Orbax has no option for it: all of its contexts are made from the one that is changed here.
+    Without them it can't write an OCDBT manifest if the file system has no locks ("Function not implemented"). Orbax
+    has no option for this: all of its contexts are derived from the one that is changed here.
     """
-    from orbax.checkpoint._src.serialization import tensorstore_utils  # no public name, so only where it is needed
+    from orbax.checkpoint._src.serialization import tensorstore_utils  # private, so imported only if needed
 
     tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT["file_io_locking"] = {"mode": "lockfile"}
 
@@ -57,8 +57,8 @@ def _metadata_files(path: epath.Path) -> list[epath.Path]:
 
 
 def _check_metadata(path: epath.Path) -> None:
-    """Raise CheckpointError if Orbax's own metadata of a checkpoint are damaged; nothing in them is needed here."""
-    remedy = "delete that file, the checkpoint is read without it"
+    """Raise CheckpointError if Orbax's own metadata of a checkpoint, which aren't needed, are damaged."""
+    remedy = "delete that file; the checkpoint can be read without it"
     try:
         metadata = read_json(path, remedy)
     except FileNotFoundError:
@@ -67,56 +67,56 @@ def _check_metadata(path: epath.Path) -> None:
         raise CheckpointError(str(error)) from error
     sections = ("item_handlers", "metrics", "performance_metrics", "custom_metadata")
     stamps = ("init_timestamp_nsecs", "commit_timestamp_nsecs")
-    whole = (
+    valid = (
         all(isinstance(metadata.get(key, {}), dict) for key in sections)
-        and all(isinstance(of, str) for of in metadata.get("item_handlers", {}).values())
+        and all(isinstance(handler, str) for handler in metadata.get("item_handlers", {}).values())
         and all(metadata.get(key) is None or type(metadata[key]) is int for key in stamps)
         and not metadata.get("performance_metrics")
     )
-    if not whole:
+    if not valid:
         raise CheckpointError(f"{path}: isn't what Orbax wrote; {remedy}")
 
 
 def drop_damaged_metadata(path: epath.Path) -> None:
-    """Delete Orbax's own metadata of the checkpoints in a folder where they are damaged, with a line about each."""
+    """Delete damaged Orbax metadata of the checkpoints in a folder, and print a line for each."""
     for file in _metadata_files(path):
         try:
             _check_metadata(file)
         except CheckpointError as error:
             file.unlink()
-            say(f"{error}; done")
+            say(f"{error}; deleted it")
 
 
 def one_chunk_per_member(tree: Any) -> Any:
-    """Return Orbax's options for saving stacked arrays `[M, ...]` so that one member is read without the others."""
+    """Return Orbax's options for saving stacked arrays `[M, ...]` so that one member can be read without the others."""
 
-    def of(x: jax.Array) -> "ocp.SaveArgs":
-        share = x.nbytes // x.shape[0]
+    def save_args(x: jax.Array) -> "ocp.SaveArgs":
+        member_bytes = x.nbytes // x.shape[0]
         # Below 1 MiB Orbax warns that small chunks are read slowly, and reading all members costs little.
-        return ocp.SaveArgs(chunk_byte_size=share, shard_axes=(0,)) if share >= 2**20 else ocp.SaveArgs()
+        return ocp.SaveArgs(chunk_byte_size=member_bytes, shard_axes=(0,)) if member_bytes >= 2**20 else ocp.SaveArgs()
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(save_args, tree)
 
 
 def restore_args_onto(mesh: Mesh, tree: Any, fsdp: bool) -> "ocp.args.PyTreeRestore":
-    """Return Orbax's options for restoring stacked arrays, of the shapes in `tree`, laid over `mesh`."""
+    """Return Orbax's options for restoring stacked arrays, with the shapes in `tree`, sharded over `mesh`."""
     shardings = sharding.stack_shardings(mesh, tree, fsdp)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-    return ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+    structs = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+    return ocp.args.PyTreeRestore(structs, restore_args=ocp.checkpoint_utils.construct_restore_args(structs))
 
 
 @contextlib.contextmanager
 def reading_errors(checkpoint: epath.Path) -> Iterator[None]:
-    """Raise CheckpointError for whatever Orbax raises of a checkpoint that is gone or damaged.
+    """Raise CheckpointError for any exception that Orbax raises for a missing or damaged checkpoint.
 
-    Errors that may pass, such as a full device, are raised as they are.
+    Errors that may be temporary, such as a full device, are raised unchanged.
     """
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # of files that are gone or garbled Orbax raises anything, bare Exceptions too
-        if isinstance(error, _PASSING) and not isinstance(error, FileNotFoundError):
+    except Exception as error:  # for missing or damaged files Orbax raises anything, even a bare Exception
+        if isinstance(error, _TEMPORARY) and not isinstance(error, FileNotFoundError):
             raise
         raise CheckpointError(
             f"{checkpoint}: can't be read: {first_line(error)}; put it back from a copy, or choose another step"

@@ -1,4 +1,4 @@
-"""Paths as users give them: a leading `~`, names that look like patterns, links."""
+"""Paths given by users: a leading `~`, names that look like patterns, links."""
 
 import glob
 import os
@@ -6,22 +6,22 @@ from pathlib import Path
 
 
 def local(text: str | os.PathLike[str]) -> Path:
-    """The path that a user means: a leading `~` or `~name` is that home folder. Links are left as they are."""
+    """Return the path with a leading `~` or `~name` replaced by that home folder; links aren't resolved."""
     return Path(os.path.expanduser(text))
 
 
 def matching(text: str) -> list[Path]:
-    """What a path or pattern stands for, sorted; [] for nothing.
+    """Return the paths that match a path or pattern, sorted; [] if there are none.
 
-    A path that exists stands for itself, whatever brackets or stars are in its name; else `*`, `?`, `[]` and `**` are
-    those of a shell.
+    An existing path matches only itself, even if its name contains brackets or stars; otherwise `*`, `?`, `[]` and `**`
+    have the same meaning as in a shell.
     """
     path = local(text)
     if os.path.lexists(path):
         return [path]
-    return [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]
+    return [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as one line that any file and most terminals take: control characters and what isn't UTF-8 are escaped."""
+    """Return a path as one printable line, with control characters and bytes that aren't UTF-8 escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(path))

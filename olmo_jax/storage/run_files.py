@@ -1,4 +1,4 @@
-"""The runs of a working directory: which there are, and what config.json records of each."""
+"""The runs of a working directory, and their records in config.json."""
 
 from typing import Any
 
@@ -11,29 +11,29 @@ from olmo_jax.storage import names
 
 
 def known_runs(workdir: epath.PathLike) -> list[str]:
-    """Ids of a working directory's runs, sorted."""
+    """Return the ids of a working directory's runs, sorted."""
     runs = epath.Path(workdir) / "runs"
     return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
 
 
 def is_run(workdir: epath.PathLike, run_id: str) -> bool:
-    """Whether a working directory has a run of that id."""
+    """Return whether a working directory has a run with that id."""
     return "\0" not in run_id and (epath.Path(workdir) / "runs" / run_id / "config.json").exists()
 
 
 def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
-    """Ids of the runs that an id or a pattern like "olmo-4m-*" names, sorted. Raises CheckpointError: none does."""
+    """Return the sorted ids that match an id or a pattern like "olmo-4m-*"; raises CheckpointError if none does."""
     known = known_runs(workdir)
-    found = names.matching(known, pattern)
-    if not found:
+    matches = names.matching(known, pattern)
+    if not matches:
         raise CheckpointError(f"no run '{pattern}' in {workdir}; there are: {', '.join(known) or 'none'}")
-    return found
+    return matches
 
 
 def run_record(workdir: epath.PathLike, run_id: str) -> dict[str, Any]:
     """Return a run's config.json: run_id, cohort, folder (of its stack) and config.
 
-    Raises CheckpointError where there is no such run, DamagedFileError where the file isn't whole.
+    Raises CheckpointError if there is no such run, DamagedFileError if the file is damaged.
     """
     if not is_run(workdir, run_id):
         known = ", ".join(known_runs(workdir)) or "none"
@@ -47,7 +47,7 @@ def run_record(workdir: epath.PathLike, run_id: str) -> dict[str, Any]:
         or not all(isinstance(text, str) and text for text in texts)
         or record["run_id"] != run_id
     ):
-        raise DamagedFileError(f"{path}: isn't what a run's configuration is recorded as; {remedy}")
+        raise DamagedFileError(f"{path}: isn't a valid record of a run's configuration; {remedy}")
     return record
 
 

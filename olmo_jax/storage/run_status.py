@@ -1,4 +1,4 @@
-"""How far a run is: its status.json, and what its checkpoints say where that file is lost or damaged."""
+"""The status of a run: its status.json, or its checkpoints if that file is missing or damaged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ ENDED = ("done", "diverged")
 
 
 def read_status(workdir: epath.Path, run_id: str) -> dict[str, Any]:
-    """A run's state (waiting, training, done or diverged), step, total_steps, diverged_at and reason."""
+    """Return a run's state (waiting, training, done or diverged), step, total_steps, diverged_at and reason."""
     return _stored(workdir, run_id) or _from_checkpoints(workdir, run_id)
 
 
@@ -30,7 +30,7 @@ def has_ended(workdir: epath.Path, run_id: str) -> bool:
 
 
 def write_statuses(workdir: epath.Path, members: Sequence[Run], state: State, step: int) -> None:
-    """Writes the status of the members of a stack at `step`, in the process that writes."""
+    """Write the status of the members of a stack at `step`, in the first process."""
     diverged_M, reason_M = (x.tolist() for x in processes.fetch((state.diverged_at, state.reason)))
     if not processes.is_first():
         return
@@ -39,10 +39,10 @@ def write_statuses(workdir: epath.Path, members: Sequence[Run], state: State, st
 
 
 def restore_statuses(workdir: epath.Path, runs: Sequence[Run]) -> None:
-    """Rewrites status.json, in the process that writes, of the runs whose file is lost and that have checkpoints."""
+    """Write status.json, in the first process, for runs that have checkpoints but no valid status.json."""
     for run in runs if processes.is_first() else ():
-        if _stored(workdir, run.id) is None and (found := _from_checkpoints(workdir, run.id))["state"] != "waiting":
-            write_json(_path(workdir, run.id), found)
+        if _stored(workdir, run.id) is None and (status := _from_checkpoints(workdir, run.id))["state"] != "waiting":
+            write_json(_path(workdir, run.id), status)
 
 
 def _path(workdir: epath.Path, run_id: str) -> epath.Path:
@@ -50,18 +50,18 @@ def _path(workdir: epath.Path, run_id: str) -> epath.Path:
 
 
 def _stored(workdir: epath.Path, run_id: str) -> dict[str, Any] | None:
-    """status.json; None where there is none, or one that can't be what was written."""
+    """Return the content of status.json; None if it is missing or damaged."""
     try:
-        status = read_json(_path(workdir, run_id), "found from the checkpoints")
+        status = read_json(_path(workdir, run_id), "determined from the checkpoints")
     except (FileNotFoundError, DamagedFileError):
         return None
-    whole = (
+    valid = (
         status.get("state") in ("waiting", "training", *ENDED)
         and all(type(status.get(key)) is int and status[key] >= 0 for key in ("step", "total_steps"))
         and (status.get("diverged_at") is None or type(status["diverged_at"]) is int)
         and status.get("reason") in REASONS
     )
-    return status if whole else None
+    return status if valid else None
 
 
 def _from_checkpoints(workdir: epath.Path, run_id: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _from_checkpoints(workdir: epath.Path, run_id: str) -> dict[str, Any]:
 
 
 def _status(step: int, total_steps: int, diverged_at: int, reason: int) -> dict[str, Any]:
-    """Args: diverged_at: -1 for not. reason: a place in REASONS."""
+    """Return the content of status.json; `diverged_at` is a step or -1, `reason` an index into REASONS."""
     ended = "diverged" if diverged_at >= 0 else "done"
     return {
         "state": ended if step == total_steps else "training",

@@ -11,7 +11,7 @@ from olmo_jax.cohort import Cohort, Run, checkpoint_steps
 from olmo_jax.config import OptimizerConfig, TrainConfig
 from olmo_jax.execution import flops
 from olmo_jax.model import parameter_count
-from olmo_jax.optimizer import weight_decay_dose
+from olmo_jax.optimizer import cumulative_weight_decay
 from sweeps.planning.plan import Plan, configuration
 
 _ALPHA, _POWER = 0.05, 0.8
@@ -45,7 +45,7 @@ def dose(config: TrainConfig) -> float:
 @functools.cache
 def _dose(optimizer: OptimizerConfig, steps: int) -> float:
     unit = TrainConfig(tokens=steps * TrainConfig().tokens_per_step, optimizer=optimizer)
-    return weight_decay_dose(unit, steps)
+    return cumulative_weight_decay(unit, steps)
 
 
 def run_flops(config: TrainConfig) -> float:

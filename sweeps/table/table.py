@@ -26,7 +26,7 @@ from olmo_jax.execution import flops
 from olmo_jax.files import write_whole
 from olmo_jax.logs.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
-from olmo_jax.optimizer import weight_decay_dose
+from olmo_jax.optimizer import cumulative_weight_decay
 from olmo_jax.storage.run_files import known_runs, run_record
 from olmo_jax.storage.run_status import read_status
 from sweeps.planning.plan import configuration, leaves
@@ -120,7 +120,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
         return {
             "tokens": step * config.tokens_per_step,
             "training_flops": float(flops_a_step) * step,
-            "weight_decay_dose": weight_decay_dose(config, step),
+            "weight_decay_dose": cumulative_weight_decay(config, step),
         }
 
     return [

@@ -23,7 +23,7 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, train
     moved = pathlib.Path(checkpoint.directory(trained, other.folder))
     moved.parent.mkdir(parents=True)
     moved.symlink_to(checkpoint.directory(trained, cohort.folder))
-    with pytest.raises(CheckpointError, match=r"blocks_0/mlp/down is \(32, 16\), and .* makes it \(64, 16\)"):
+    with pytest.raises(CheckpointError, match=r"blocks_0/mlp/down has shape \(32, 16\), and .* expects \(64, 16\)"):
         ModelBatch(eval_data, (("run0", 12),)).params_M  # noqa: B018
 
 

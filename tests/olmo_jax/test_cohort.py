@@ -132,7 +132,7 @@ def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
 
 
 def test_one_program_serves_members_that_differ_in_every_number(runs, index):
-    """And cohorts of other data, which name, fingerprint and domains alone tell apart."""
+    """Cohorts that differ only in the name, fingerprint or domains of their data share a program too."""
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     law = shape.with_config(data=dataclasses.replace(shape.config.data, train_domains=("law",)))
     elsewhere = dataclasses.replace(law, data_name="other", data_fingerprint="text 2")
@@ -171,8 +171,8 @@ def test_the_windows_named_are_those_that_come_along(runs, index):
     for step in (0, 17):
         named, sent = by_number(step, 2, [0]), as_tokens(step, 2, [0])
         for k in range(2):
-            found = feeds.tokens(by_number.table, named[k, 0], length, length)
-            np.testing.assert_array_equal(found, sent[k, 0])
+            results = feeds.tokens(by_number.table, named[k, 0], length, length)
+            np.testing.assert_array_equal(results, sent[k, 0])
 
 
 def test_bfloat16_trains_as_float32_does_within_its_noise(runs, together, index, vary):

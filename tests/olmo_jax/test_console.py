@@ -1,4 +1,4 @@
-"""The time left is told once there is a rate, is what the work then takes, and is never nonsense."""
+"""The time left is shown once a rate is known, and matches the time that the work then takes."""
 
 import errno
 import io
@@ -20,12 +20,12 @@ class Clock:
 def left_after(seconds, total, done=0):
     """What is said to be left after each of some units, of these lengths."""
     clock = 50.0
-    rate, found = Rate(total, done, clock), []
+    rate, results = Rate(total, done, clock), []
     for unit, length in enumerate(seconds, done + 1):
         clock += length
         rate.add(unit, clock)
-        found.append(rate.seconds_left())
-    return found
+        results.append(rate.seconds_left())
+    return results
 
 
 def test_compilation_in_the_first_unit_is_not_taken_for_its_length():
@@ -55,22 +55,22 @@ def test_units_of_very_different_lengths_say_nothing_of_the_others():
     # Losses in a moment, then the first fine-tuning: their mean would tell 2,500 s of a minute's work.
     assert left_after([0.1, 0.1, 0.1, 36.0], total=70) == [None, None, pytest.approx(6.7), None]
     # One in ten takes 11 s: of the first ten the mean is 2 s and its error 1 s, of which a little more is too much.
-    found = left_after([9.0] + [1.0] * 9 + [11.01] + [1.0] * 9, total=100)
-    assert found[9:11] == [pytest.approx(90.0), None]
-    assert found[11] == pytest.approx(21.01 / 11 * 88)
+    results = left_after([9.0] + [1.0] * 9 + [11.01] + [1.0] * 9, total=100)
+    assert results[9:11] == [pytest.approx(90.0), None]
+    assert results[11] == pytest.approx(21.01 / 11 * 88)
 
 
-@pytest.mark.parametrize(("second", "told"), [(2.9, True), (3.1, False)])
-def test_a_rate_is_told_while_its_error_is_at_most_half_of_it(second, told):
+@pytest.mark.parametrize(("second", "shown"), [(2.9, True), (3.1, False)])
+def test_a_rate_is_told_while_its_error_is_at_most_half_of_it(second, shown):
     # Of two lengths a and b the mean has the error |a - b| / 2, as a share of it |a - b| / (a + b): half at b = 3 a.
-    assert (left_after([7.0, 1.0, second], total=10)[-1] is not None) == told
+    assert (left_after([7.0, 1.0, second], total=10)[-1] is not None) == shown
 
 
 def test_a_long_pause_in_the_middle_is_forgotten_after_a_minute():
-    found = left_after([1.0] * 10 + [30.0] + [1.0] * 80, total=100)
-    assert found[9] == pytest.approx(90.0)
-    assert found[10] is None
-    assert found[-1] == pytest.approx(9.0)
+    results = left_after([1.0] * 10 + [30.0] + [1.0] * 80, total=100)
+    assert results[9] == pytest.approx(90.0)
+    assert results[10] is None
+    assert results[-1] == pytest.approx(9.0)
 
 
 def test_counts_that_jump_are_told_by_the_units_and_not_by_the_calls():

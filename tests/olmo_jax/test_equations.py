@@ -114,13 +114,13 @@ def test_stopped_and_gone_on_with_it_is_the_same(trained, cohort, index, tmp_pat
 
 
 def test_a_member_that_ends_sooner_leaves_the_others_their_equations(trained, cohort, index, tmp_path):
-    """Its place on the member axis is gone then, and with it what of the texts was its own."""
+    """After a run has ended, its index on the member axis is gone, and so is its own split of the texts."""
     short = Run("short", dataclasses.replace(config(0.5, seed=7), tokens=12 * BATCH * 4))
     joined = Cohort(cohort.shape, (cohort.runs[0], short, cohort.runs[1]))
     workdir = epath.Path(tmp_path)
     assert train(workdir, joined, index)
     for run in cohort.runs:
-        for found, expected in zip(rows_of(workdir, run.id), rows_of(trained, run.id), strict=True):
+        for results, expected in zip(rows_of(workdir, run.id), rows_of(trained, run.id), strict=True):
             for name in ("loss", "texts.train/loss", "texts.validation/loss"):
                 if name in expected:
-                    np.testing.assert_allclose(found[name], expected[name], rtol=1e-3)
+                    np.testing.assert_allclose(results[name], expected[name], rtol=1e-3)

@@ -20,12 +20,12 @@ def test_64_tokens_are_the_likeliest_of_the_whole_forward_pass(name):
     config = FAMILIES[name]
     params = lively(config)
     prompt = np.array([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
-    found = np.asarray(generate.generate(config, params, prompt, 64, jax.random.key(0)))
-    whole = np.concatenate([prompt, found], axis=1)
+    results = np.asarray(generate.generate(config, params, prompt, 64, jax.random.key(0)))
+    whole = np.concatenate([prompt, results], axis=1)
     # One pass over what came out: each new token is the likeliest after those before it.
     logits_BLV = model.apply(config, params, whole).logits_BLV[..., : config.vocab_size]
-    np.testing.assert_array_equal(np.argmax(logits_BLV, axis=-1)[:, 4:-1], found)
-    assert len(np.unique(found)) > 10
+    np.testing.assert_array_equal(np.argmax(logits_BLV, axis=-1)[:, 4:-1], results)
+    assert len(np.unique(results)) > 10
 
 
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions", "all at once"])
@@ -58,8 +58,8 @@ def test_rows_that_pad_the_vocabulary_are_never_said(vary):
     params = lively(config)
     params["unembedding"] = params["unembedding"].at[33:].set(100 * params["unembedding"][:31])
     for how in ({}, {"greedy": False, "temperature": 5.0}):
-        found = generate.generate(config, params, np.array([[1]] * 4), 30, jax.random.key(0), **how)
-        assert found.max() < 33
+        results = generate.generate(config, params, np.array([[1]] * 4), 30, jax.random.key(0), **how)
+        assert results.max() < 33
 
 
 def test_draws_follow_the_probabilities_and_top_p_cuts_the_tail():
@@ -76,14 +76,14 @@ def test_draws_follow_the_probabilities_and_top_p_cuts_the_tail():
     logits[:5] = np.log(probabilities)
     params["final_norm"]["bias"] = jnp.zeros(config.d_model).at[0].set(1.0)
     params["unembedding"] = params["unembedding"].at[: config.vocab_size, 0].set(logits)
-    found = generate.generate(
+    results = generate.generate(
         config, params, np.zeros((200, 1), int), 10, jax.random.key(5), temperature=2.0, top_p=0.9, greedy=False
     )
     hot = probabilities**0.5 / (probabilities**0.5).sum()
     expected = np.where(np.cumsum(hot) - hot < 0.9, hot, 0)
     expected /= expected.sum()
-    share = np.bincount(np.asarray(found).ravel(), minlength=5)[:5] / found.size
-    assert np.abs(share - expected).max() < 4 * np.sqrt(0.25 / found.size)
+    share = np.bincount(np.asarray(results).ravel(), minlength=5)[:5] / results.size
+    assert np.abs(share - expected).max() < 4 * np.sqrt(0.25 / results.size)
 
 
 @pytest.mark.parametrize(

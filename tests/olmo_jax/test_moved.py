@@ -12,7 +12,7 @@ from olmo_jax.moved import MOVED
 @pytest.mark.parametrize("former", MOVED)
 def test_a_former_name_is_the_module_of_today(former):
     sys.modules.pop(former, None)
-    with pytest.warns(FutureWarning, match=f"{former} is {MOVED[former]} now"):
+    with pytest.warns(FutureWarning, match=f"{former} has moved to {MOVED[former]};"):
         module = importlib.import_module(former)
     assert module is importlib.import_module(MOVED[former])
     assert module.__name__ == module.__spec__.name == MOVED[former]
@@ -26,11 +26,11 @@ def test_a_user_is_warned_once_where_the_import_stands(tmp_path):
     done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "[{}]\n"
     assert done.stderr.count("FutureWarning") == 1
-    assert "mine.py:2: FutureWarning: sweeps.grid is sweeps.planning.grid now" in done.stderr
+    assert "mine.py:2: FutureWarning: sweeps.grid has moved to sweeps.planning.grid;" in done.stderr
 
 
 def test_a_former_name_can_be_run():
     command = [sys.executable, "-m", "sweeps.directions", "no/such/folder"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "sweeps.directions is sweeps.studies.paper_a.effects now" in done.stderr
+    assert "sweeps.directions has moved to sweeps.studies.paper_a.effects;" in done.stderr
     assert "FileNotFoundError" in done.stderr and "no/such/folder/results.parquet" in done.stderr

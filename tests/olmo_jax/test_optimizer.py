@@ -44,8 +44,8 @@ def test_members_of_one_program_have_each_their_own_schedule():
 def test_dose_is_the_sum_of_rate_times_decay():
     config = run(steps=50, learning_rate=1e-2, weight_decay=0.5, warmup_fraction=0.1)
     rates = optimizer.learning_rate(optimizer.hyper(config), np.arange(1, 51))
-    assert optimizer.weight_decay_dose(config, 50) == pytest.approx(0.5 * float(rates.sum()), rel=1e-5)
-    assert optimizer.weight_decay_dose(config, 0) == 0
+    assert optimizer.cumulative_weight_decay(config, 50) == pytest.approx(0.5 * float(rates.sum()), rel=1e-5)
+    assert optimizer.cumulative_weight_decay(config, 0) == 0
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])

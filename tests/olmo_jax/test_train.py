@@ -1,4 +1,4 @@
-"""A cohort trained to its end, stopped and gone on with, with members that end at different steps."""
+"""A cohort is trained to its end, stopped and resumed, with members that end at different steps."""
 
 import collections
 import dataclasses
@@ -215,9 +215,9 @@ def damage(checkpoint, how):
         data.write_bytes(bytes(b ^ (i % 97 == 0) for i, b in enumerate(data.read_bytes())))
     elif how == "checksum":  # what is read without complaint and yet isn't what was saved
         members = pathlib.Path(checkpoint / "members" / "metadata")
-        told = json.loads(members.read_text())
-        told["checksums"]["params/unembedding"][0] ^= 1
-        members.write_text(json.dumps(told))
+        output = json.loads(members.read_text())
+        output["checksums"]["params/unembedding"][0] ^= 1
+        members.write_text(json.dumps(output))
     elif how == "cut":
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     elif how == "file":
@@ -235,7 +235,7 @@ def test_a_broken_checkpoint_is_set_aside_for_the_one_before(cohort, trained, in
         with pytest.raises(CheckpointError, match="12: "):
             load_run(workdir, "run0")
     assert train(workdir, cohort, index)
-    assert "broken/12: training goes on from step 10" in capsys.readouterr().err
+    assert "broken/12; training resumes from step 10" in capsys.readouterr().err
     assert (path.parent / "broken" / "12").exists()
     for run in cohort.runs:
         assert metrics_of(workdir, run.id) == metrics_of(trained, run.id)
@@ -295,12 +295,12 @@ def test_what_a_stop_left_stays_while_the_checkpoint_that_takes_its_place_cant_b
 @pytest.mark.parametrize("content", ["", "\0" * 40, '{"item_handlers": 1.5}', "[]"])
 def test_what_orbax_says_of_a_checkpoint_can_do_without(cohort, trained, index, tmp_path, capsys, content):
     workdir = copy_of(trained, tmp_path)
-    told = checkpoint.directory(workdir, cohort.id) / "10" / "_CHECKPOINT_METADATA"
-    told.write_text(content)
+    output = checkpoint.directory(workdir, cohort.id) / "10" / "_CHECKPOINT_METADATA"
+    output.write_text(content)
     with pytest.raises(CheckpointError, match="_CHECKPOINT_METADATA.*; delete that file"):
         load_run(workdir, "run0")
     assert train(workdir, cohort, index)
-    assert "delete that file, the checkpoint is read without it; done" in capsys.readouterr().err
+    assert "delete that file; the checkpoint can be read without it; deleted it" in capsys.readouterr().err
     chex.assert_trees_all_equal(load_run(workdir, "run0")[1], load_run(trained, "run0")[1])
 
 
@@ -314,7 +314,7 @@ def test_how_steps_are_carried_out_is_decided_anew_where_that_is_damaged(
     path.write_text(json.dumps(before | {"chosen": {"attention": 3}}) if content == "kept" else content)
     assert train(workdir, cohort, index)
     assert json.loads(path.read_text()) == before
-    assert ("decided anew" in capsys.readouterr().err) == (content != '{"asked": 1}')
+    assert ("chosen again" in capsys.readouterr().err) == (content != '{"asked": 1}')
 
 
 def test_who_lost_the_cohort_in_its_sleep_writes_neither_checkpoint_nor_status(cohort, index, tmp_path):

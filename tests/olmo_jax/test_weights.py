@@ -44,14 +44,14 @@ def test_every_run_of_a_working_directory_at_its_last_checkpoint(workdir):
 
 
 def test_our_parameters_come_by_path_and_without_padding_rows(workdir):
-    found = arrays(workdir, run_id="long", step=5)
+    results = arrays(workdir, run_id="long", step=5)
     config, params = load_run(workdir, "long", 5)
     assert params["unembedding"].shape == (304, 16)
     assert config.vocab_size == 300
     for name in ("embedding", "unembedding"):
-        np.testing.assert_array_equal(found[name], params[name][:300])
-    np.testing.assert_array_equal(found["blocks_0/mlp/up"], params["blocks_0"]["mlp"]["up"])
-    assert not np.array_equal(found["unembedding"], arrays(workdir, run_id="long")["unembedding"])
+        np.testing.assert_array_equal(results[name], params[name][:300])
+    np.testing.assert_array_equal(results["blocks_0/mlp/up"], params["blocks_0"]["mlp"]["up"])
+    assert not np.array_equal(results["unembedding"], arrays(workdir, run_id="long")["unembedding"])
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def sharded(tmp_path):
 
 
 def test_a_sharded_folder_is_what_its_index_names(sharded):
-    found = arrays(sharded)
-    assert list(found) == ["x", "y", "z"]
-    np.testing.assert_array_equal(found["x"], random(4, 2))
-    np.testing.assert_array_equal(found["y"], random(5, 2))
+    results = arrays(sharded)
+    assert list(results) == ["x", "y", "z"]
+    np.testing.assert_array_equal(results["x"], random(4, 2))
+    np.testing.assert_array_equal(results["y"], random(5, 2))
 
 
 def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
@@ -128,11 +128,11 @@ def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
     save_file({"lora": random(2, 2)}, sharded / "adapter_model.safetensors")
     (sharded / "original").mkdir()
     save_file({"x": random(3, 3)}, sharded / "original" / "consolidated.safetensors")
-    found = arrays(sharded)
-    assert list(found) == ["x"]
-    np.testing.assert_array_equal(found["x"], random(7, 7))
+    results = arrays(sharded)
+    assert list(results) == ["x"]
+    np.testing.assert_array_equal(results["x"], random(7, 7))
     line = capsys.readouterr().err
-    assert "model.safetensors is taken, as transformers does, and model.safetensors.index.json" in line
+    assert "uses model.safetensors, as transformers does, and model.safetensors.index.json" in line
     (sharded / "model.safetensors.index.json").write_text("{")  # which transformers doesn't read
     assert list(arrays(sharded)) == ["x"]
 
@@ -153,7 +153,7 @@ def test_a_hugging_face_cache_is_links_to_blobs(sharded, tmp_path):
     assert list(arrays(snapshot)) == ["x", "y", "z"]
     assert list(arrays(snapshot / "a.safetensors")) == ["x"]
     (blobs / "1").unlink()
-    with pytest.raises(WeightsError, match=r"b\.safetensors: is a link to a file that isn't there"):
+    with pytest.raises(WeightsError, match=r"b\.safetensors: is a link to a file that doesn't exist"):
         arrays(snapshot)
 
 
@@ -191,9 +191,9 @@ def test_a_runs_folder_of_ours_does_without_sweep_json(workdir):
 def test_names_of_any_digits_are_put_in_order(tmp_path):
     names = ["\u00b2", "\u0663.w", f"w.{'9' * 5000}", "w.10", "w.9", "w.09", "9"]
     save_file({name: random(2, 2) for name in names}, tmp_path / "m.safetensors")
-    found = list(arrays(tmp_path / "m.safetensors"))
-    assert sorted(found) == sorted(names)
-    assert found.index("w.9") < found.index("w.10") < found.index(f"w.{'9' * 5000}")
+    results = list(arrays(tmp_path / "m.safetensors"))
+    assert sorted(results) == sorted(names)
+    assert results.index("w.9") < results.index("w.10") < results.index(f"w.{'9' * 5000}")
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 268435456\n"
@@ -231,7 +231,7 @@ OF_24 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 )
 def test_a_garbled_safetensors_header_is_one_short_line(tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"m\.safetensors: not a whole") as raised:
+    with pytest.raises(WeightsError, match=r"m\.safetensors: not a complete") as raised:
         models(tmp_path / "m.safetensors")[0].tensors()
     assert len(str(raised.value)) < 1000
     assert "\n" not in str(raised.value)
@@ -246,7 +246,7 @@ def test_a_garbled_safetensors_header_is_one_short_line(tmp_path, content):
 def test_a_garbled_npy_header_is_one_short_line(tmp_path, shape, dtype):
     text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}".encode()
     (tmp_path / "w.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(24))
-    with pytest.raises(WeightsError, match=r"w\.npy: not a whole") as raised:
+    with pytest.raises(WeightsError, match=r"w\.npy: not a complete") as raised:
         models(tmp_path / "w.npy")[0].tensors()
     assert len(str(raised.value)) < 1000
     assert "\n" not in str(raised.value)
@@ -266,7 +266,7 @@ def test_a_folder_without_an_index_is_all_its_files(sharded):
 
 
 def test_only_the_tensor_that_is_read_is_read(tmp_path):
-    """A file with a hole of 64 GiB: whoever read more than the small tensor would run out of memory."""
+    """A file with a hole of 64 GiB: reading more than the small tensor would exhaust memory."""
     big = 2**36
     header = {
         "big": {"dtype": "F32", "shape": [2**17, 2**17], "data_offsets": [0, big]},
@@ -317,15 +317,15 @@ def spoil_safetensors(path):
     [
         ("objects.npy", ["Python objects"]),
         ("bfloat16.npy", ["bfloat16", "float32"]),
-        ("truncated.npy", ["not a whole .npy"]),
-        ("header.npy", ["not a whole .npy"]),
-        ("garbled.npy", ["not a whole .npy"]),
-        ("empty.npy", ["not a whole .npy"]),
+        ("truncated.npy", ["not a complete .npy"]),
+        ("header.npy", ["not a complete .npy"]),
+        ("garbled.npy", ["not a complete .npy"]),
+        ("empty.npy", ["not a complete .npy"]),
         ("headerless.npy", ["magic", "headerless"]),
-        ("truncated.safetensors", ["not a whole .safetensors"]),
-        ("header.safetensors", ["not a whole .safetensors"]),
-        ("empty.safetensors", ["not a whole .safetensors"]),
-        ("page.safetensors", ["not a whole .safetensors"]),
+        ("truncated.safetensors", ["not a complete .safetensors"]),
+        ("header.safetensors", ["not a complete .safetensors"]),
+        ("empty.safetensors", ["not a complete .safetensors"]),
+        ("page.safetensors", ["not a complete .safetensors"]),
         ("missing.safetensors", ["no such file or folder"]),
         ("notes.txt", ["can't be read as weights", ".npy"]),
         ("nothing", ["neither a working directory", ".safetensors"]),

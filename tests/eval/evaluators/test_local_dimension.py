@@ -68,7 +68,7 @@ def test_it_is_that_of_so_many_states_in_such_neighbourhoods(workdir, cohort, in
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"points": (10**6,)}, r"dimension.points = \(1000000,\): config.probe.texts.points = 1000000: of the text"),
+        ({"points": (10**6,)}, r"dimension.points = \(1000000,\): config.probe.texts.points = 1000000: the text"),
         ({"points": (16,), "neighbors": (16,)}, "a point among 16 has fewer than 16 others"),
         ({"points": (40,), "neighbors": (2,)}, "needs numbers of at least 3"),
     ],

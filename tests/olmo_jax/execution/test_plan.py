@@ -98,7 +98,9 @@ def test_auto_decides_by_backend_depth_and_size():
 
 def test_what_a_backend_cannot_do_is_refused_with_what_it_can():
     cudnn = ComputeConfig(attention="cudnn")
-    with pytest.raises(ConfigError, match=r"attention = 'cudnn': needs an NVIDIA GPU.*'cpu'.*can do dense and blocked"):
+    with pytest.raises(
+        ConfigError, match=r"attention = 'cudnn': needs an NVIDIA GPU.*'cpu'.*supports dense and blocked"
+    ):
         decided(cudnn)
     with pytest.raises(ConfigError, match="compute_dtype = 'bfloat16', not 'float32'"):
         decided(cudnn, backend="gpu")
@@ -116,14 +118,14 @@ def test_what_was_decided_is_told_in_words():
     text = str(decided(ComputeConfig(microbatches=2, remat=True, steps_per_call=3)))
     assert text == (
         "members by map, blocked attention, unrolled layers, recomputed for the gradient, 2 microbatches, "
-        "3 step(s) a call"
+        "3 step(s) per call"
     )
 
 
 def test_what_was_decided_comes_back_from_its_record():
     chosen = ExecutionPlan("blocked", microbatches=2, mapping="map")
-    assert ExecutionPlan.of_record(chosen._asdict()) == chosen
-    assert ExecutionPlan.of_record({"attention": "dense"}) == ExecutionPlan("dense")
+    assert ExecutionPlan.from_record(chosen._asdict()) == chosen
+    assert ExecutionPlan.from_record({"attention": "dense"}) == ExecutionPlan("dense")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,8 @@ def test_what_was_decided_comes_back_from_its_record():
     [{"attention": "x"}, {"remat": 1}, {"members": 0}, {"steps_per_call": 1.0}, {"mapping": None}, {"unknown": 1}],
 )
 def test_a_damaged_record_of_what_was_decided_is_none(damage):
-    assert ExecutionPlan.of_record(ExecutionPlan("dense")._asdict() | damage) is None
-    assert ExecutionPlan.of_record([damage]) is None
+    assert ExecutionPlan.from_record(ExecutionPlan("dense")._asdict() | damage) is None
+    assert ExecutionPlan.from_record([damage]) is None
 
 
 def test_the_last_position_alone_goes_with_every_way():
@@ -142,8 +144,8 @@ def test_the_last_position_alone_goes_with_every_way():
     for layers in ("unrolled", "scanned"):
         for remat in (False, True):
             how = ExecutionPlan("dense", layers, remat)
-            found = model.hidden(config, params, TOKENS_BL, compute=how, last=True).final_BLD
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+            results = model.hidden(config, params, TOKENS_BL, compute=how, last=True).final_BLD
+            np.testing.assert_allclose(results, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions"])

@@ -125,9 +125,11 @@ def test_rules_cover_every_parameter_and_moments_lie_with_their_parameters():
     for config in VARIANTS.values():
         params = jax.eval_shape(lambda c=config: model.init(c, jax.random.key(0)))
         stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), {"params": params, "mu": params})
-        found = sharding.stack_shardings(mesh, stack)
-        assert found["params"] == found["mu"]
-        matrices = [s.spec for x, s in zip(jax.tree.leaves(stack), jax.tree.leaves(found), strict=True) if x.ndim == 3]
+        results = sharding.stack_shardings(mesh, stack)
+        assert results["params"] == results["mu"]
+        matrices = [
+            s.spec for x, s in zip(jax.tree.leaves(stack), jax.tree.leaves(results), strict=True) if x.ndim == 3
+        ]
         # All matrices but learned positions are cut over "model".
         assert sum("model" not in spec for spec in matrices) == 2 * (config.positions == "learned")
 

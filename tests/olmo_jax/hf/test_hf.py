@@ -77,10 +77,10 @@ def test_a_round_trip_keeps_settings_and_every_bit(name, shard_bytes, tmp_path):
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert (len(files) > 1) == (shard_bytes < 5e9)
     assert all(file.stat().st_size < shard_bytes + 4096 for file in files)
-    there = {k: v for file in files for k, v in load_file(file).items()}
+    tensors = {k: v for file in files for k, v in load_file(file).items()}
     theirs = load_file(STORED / name / "model.safetensors")
-    assert there.keys() == theirs.keys()
-    assert_equal(there, theirs)
+    assert tensors.keys() == theirs.keys()
+    assert_equal(tensors, theirs)
     again, params_again = hf.import_checkpoint(tmp_path / "out")
     assert again == config
     assert_equal(params_again, params)
@@ -254,7 +254,7 @@ def test_the_end_of_text_of_ai2s_folders_is_mended_as_transformers_does(
     assert eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, first)) == expected
     mended = first != expected and settings["eos_token_id"] in (0, [0, 5])
     line = capsys.readouterr().err
-    assert ("eos_token_id = 0 is '|||IP_ADDRESS|||', a known mistake; <|endoftext|> is taken" in line) == mended
+    assert ("eos_token_id = 0 is '|||IP_ADDRESS|||', a known mistake; using <|endoftext|>" in line) == mended
 
 
 @pytest.mark.parametrize("eos", [None, [], "2", -1, 10**12, True, {"a": 1}, [None]])
@@ -337,7 +337,7 @@ def test_rows_beyond_the_tokenizer_are_padding(folder):
 
 def test_a_model_that_no_architecture_is_can_not_leave(vary, tmp_path):
     config = vary(PYTHIA["14m"], {"positions": "learned", "vocab_size": 50, "d_model": 8, "n_layers": 1})
-    with pytest.raises(ConfigError, match=r"from the nearest, GPTNeoXForCausalLM, it differs in positions = 'learned'"):
+    with pytest.raises(ConfigError, match=r"from the closest, GPTNeoXForCausalLM, it differs in positions = 'learned'"):
         hf.export_checkpoint(config, model.init(config, jax.random.key(0)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -346,7 +346,7 @@ def test_nothing_is_written_over_or_left_half(tmp_path, monkeypatch):
     config, params = hf.import_checkpoint(STORED / "olmo")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
-    with pytest.raises(WeightsError, match="is there already"):
+    with pytest.raises(WeightsError, match="already exists"):
         hf.export_checkpoint(config, params, tmp_path / "there")
     with pytest.raises(ConfigError, match="dtype = 'int4': needs one of float32, bfloat16"):
         hf.export_checkpoint(config, params, tmp_path / "new", dtype="int4")
@@ -397,8 +397,8 @@ def drop(name):
         (lambda f: edit(f, intermediate_size=32), WeightsError,
          "'model.layers.0.mlp.gate_proj.weight' (24, 16) (32, 16)"),
         (lambda f: ((f / "model.safetensors").unlink(), (f / "pytorch_model.bin").write_bytes(b"x")), WeightsError,
-         "pytorch_model.bin pickle runs whatever code"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\x10"), WeightsError, "not a whole .safetensors"),
+         "pytorch_model.bin pickle can run any code"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x10"), WeightsError, "not a complete .safetensors"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), ConfigError, "tokenizer.json isn't a tokenizer.json"),
         (shutil.rmtree, WeightsError, "no such folder"),
         (lambda f: (shutil.rmtree(f), f.write_text("x")), WeightsError, "is a file give the folder"),
@@ -461,7 +461,7 @@ def test_the_checker_names_the_first_place_that_drifts():
     name, share = hf.first_drift(config, nan, tokens, reference)
     assert name == "logits"
     assert np.isnan(share)
-    with pytest.raises(ValueError, match="reference has blocks_7; known are embedding, blocks_0"):
+    with pytest.raises(ValueError, match="reference has blocks_7; the names are embedding, blocks_0"):
         hf.first_drift(config, params, tokens, {"blocks_7": output.logits_BLV})
     with pytest.raises(ValueError, match=r"reference\['logits'\] has shape \(12, 64\), and ours has \(1, 12, 64\)"):
         hf.first_drift(config, params, tokens, {"logits": output.logits_BLV[0]})

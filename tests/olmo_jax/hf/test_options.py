@@ -43,7 +43,7 @@ def assert_refused(config, architecture, difference, folder):
     with pytest.raises(ConfigError) as raised:
         hf.export_checkpoint(config, random_parameters(config), folder)
     message = str(raised.value)
-    assert f"from the nearest, {architecture}, it differs in {difference};" in message
+    assert f"from the closest, {architecture}, it differs in {difference};" in message
     assert "train it with the architecture's values" in message
     assert "\n" not in message
     assert not folder.exists()
@@ -127,4 +127,4 @@ def test_an_export_says_which_options_transformers_has_no_setting_for(changes, t
     listed = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == bool(changes)
-    assert all(f"transformers has no setting for {listed}, and runs without" in line for line in lines)
+    assert all(f"transformers has no setting for {listed} and ignores it" in line for line in lines)

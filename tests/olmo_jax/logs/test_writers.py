@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases get what metrics.jsonl gets; a resumed run goes on in both."""
+"""TensorBoard and Weights & Biases get the rows of metrics.jsonl; a resumed run is resumed in both."""
 
 import builtins
 import dataclasses
@@ -16,16 +16,16 @@ from olmo_jax.logs.writers import check_writers, writers
 
 def events(folder):
     """Scalars of the event files in the order in which they were written; a purge begins where a restart does."""
-    found = []
+    results = []
     for path in sorted(folder.glob("events*"), key=lambda p: p.stat().st_mtime_ns):
         content, at = path.read_bytes(), 0
         while at < len(content):
             (size,) = struct.unpack_from("<Q", content, at)
             event = Event.FromString(content[at + 12 : at + 12 + size])
-            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
-            found += [("restart", event.step, None)] if event.HasField("session_log") else []
+            results += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+            results += [("restart", event.step, None)] if event.HasField("session_log") else []
             at += 12 + size + 4
-    return found
+    return results
 
 
 def test_tensorboard_gets_every_number_and_purges_what_a_kill_left(tiny, tmp_path):

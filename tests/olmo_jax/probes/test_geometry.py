@@ -80,10 +80,10 @@ def test_too_few_documents_give_further_pieces_of_theirs(documents):
 def test_all_tokens_are_those_without_bos_and_padding_and_a_sample_is_of_them(documents, params, tokens, counted):
     config = ProbeConfig(documents=6, document_tokens=40, sets=1, tokens=tokens, sampled_tokens=20)
     chosen = choose_documents(config, documents, BOS)
-    there = [40 * row + i for row, d in enumerate(d for d in documents if len(d) > 1) for i in range(1, len(d) + 1)]
+    existing = [40 * row + i for row, d in enumerate(d for d in documents if len(d) > 1) for i in range(1, len(d) + 1)]
     assert chosen.points_SP.shape == (1, counted)
     assert len(set(chosen.points_SP[0])) == counted
-    assert set(chosen.points_SP[0]) <= set(there)
+    assert set(chosen.points_SP[0]) <= set(existing)
     np.testing.assert_array_equal(chosen.points_SP, choose_documents(config, documents, BOS).points_SP)
     if tokens == "all":
         h = np.concatenate([states(params, d)[1:] for d in documents if len(d) > 1])
@@ -95,36 +95,36 @@ def test_all_tokens_are_those_without_bos_and_padding_and_a_sample_is_of_them(do
 
 def test_the_unembedding_is_measured_without_the_rows_that_pad_the_vocabulary(params, documents):
     w = np.array(params["unembedding"])
-    found = measured(ProbeConfig(documents=2), documents, params)
-    assert found["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w[:VOCABULARY]), rel=1e-4)
-    assert found["unembedding/effective_rank_percent"] == pytest.approx(
+    results = measured(ProbeConfig(documents=2), documents, params)
+    assert results["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w[:VOCABULARY]), rel=1e-4)
+    assert results["unembedding/effective_rank_percent"] == pytest.approx(
         100 / 16 * roy_and_vetterli(w[:VOCABULARY]), rel=1e-4
     )
     fixed = w[:VOCABULARY] - w[:VOCABULARY].mean(axis=0)
     fixed -= fixed.mean(axis=1, keepdims=True)
-    assert found["unembedding_gauge_fixed/effective_rank"] == pytest.approx(roy_and_vetterli(fixed), rel=1e-4)
+    assert results["unembedding_gauge_fixed/effective_rank"] == pytest.approx(roy_and_vetterli(fixed), rel=1e-4)
     w[VOCABULARY:] = 1e3
     again = measured(ProbeConfig(documents=2), documents, params | {"unembedding": jnp.asarray(w)})
-    assert again == found
+    assert again == results
 
 
 def test_h_is_the_state_of_each_documents_own_last_token(params, documents):
-    found = measured(ONE_SET, documents, params)
+    results = measured(ONE_SET, documents, params)
     h = np.array([states(params, document[:9])[-1] for document in documents if len(document) > 1])
-    assert found["final_states/effective_rank"] == pytest.approx(roy_and_vetterli(h), rel=1e-3)
-    assert found["final_states/mean_cosine"] == pytest.approx(cosine(h), rel=1e-3, abs=1e-5)
+    assert results["final_states/effective_rank"] == pytest.approx(roy_and_vetterli(h), rel=1e-3)
+    assert results["final_states/mean_cosine"] == pytest.approx(cosine(h), rel=1e-3, abs=1e-5)
 
 
 def test_the_mean_over_the_sets_and_their_spread_are_reported(params, documents):
     config = ProbeConfig(documents=2, document_tokens=10, sets=3, unembedding=TargetConfig())
-    found = measured(config, documents, params)
+    results = measured(config, documents, params)
     kept = [d[:9] for d in documents if len(d) > 1]
     ranks = [roy_and_vetterli(np.array([states(params, d)[-1] for d in kept[i::3]])) for i in range(3)]
-    assert found["final_states/effective_rank"] == pytest.approx(np.mean(ranks), rel=1e-3)
-    assert found["final_states_spread/effective_rank"] == pytest.approx(np.std(ranks, ddof=1), rel=1e-3, abs=1e-5)
-    assert found["final_states/points"] == 2
-    assert found["final_states/rank_cap"] == 1
-    assert "final_states_spread/points" not in found
+    assert results["final_states/effective_rank"] == pytest.approx(np.mean(ranks), rel=1e-3)
+    assert results["final_states_spread/effective_rank"] == pytest.approx(np.std(ranks, ddof=1), rel=1e-3, abs=1e-5)
+    assert results["final_states/points"] == 2
+    assert results["final_states/rank_cap"] == 1
+    assert "final_states_spread/points" not in results
 
 
 def test_every_target_is_configuration(params, documents):
@@ -139,8 +139,8 @@ def test_every_target_is_configuration(params, documents):
         layers=some,
         parameters=ParametersConfig(metrics=("stable_rank",), pattern=r"blocks_1/mlp/(up|down)$"),
     )
-    found = measured(config, documents, params)
-    assert set(found) == {
+    results = measured(config, documents, params)
+    assert set(results) == {
         f"{target}/stable_rank"
         for target in (
             "embedding", "blocks_1.mlp.up", "blocks_1.mlp.down", "layer_0", "layer_0_centred", "layer_1",
@@ -153,10 +153,12 @@ def test_every_target_is_configuration(params, documents):
         return (s**2).sum() / s[0] ** 2
 
     h = np.array([states(params, document[:9], layer=0)[-1] for document in documents if len(document) > 1])
-    assert found["layer_0/stable_rank"] == pytest.approx(stable_rank(h), rel=1e-3)
-    assert found["layer_0_centred/stable_rank"] == pytest.approx(stable_rank(h - h.mean(0)), rel=1e-3)
-    assert found["embedding/stable_rank"] == pytest.approx(stable_rank(params["embedding"][:VOCABULARY]), rel=1e-3)
-    assert found["blocks_1.mlp.up/stable_rank"] == pytest.approx(stable_rank(params["blocks_1"]["mlp"]["up"]), rel=1e-3)
+    assert results["layer_0/stable_rank"] == pytest.approx(stable_rank(h), rel=1e-3)
+    assert results["layer_0_centred/stable_rank"] == pytest.approx(stable_rank(h - h.mean(0)), rel=1e-3)
+    assert results["embedding/stable_rank"] == pytest.approx(stable_rank(params["embedding"][:VOCABULARY]), rel=1e-3)
+    assert results["blocks_1.mlp.up/stable_rank"] == pytest.approx(
+        stable_rank(params["blocks_1"]["mlp"]["up"]), rel=1e-3
+    )
 
 
 def test_targets_of_one_interval_are_one_program_and_0_is_never(documents):
@@ -199,11 +201,11 @@ def test_a_spectrum_is_singular_values_by_their_place_beside_the_metrics(documen
     config = ProbeConfig(
         every=10, unembedding=TargetConfig(("effective_rank",), spectrum=True), final_states=TargetConfig()
     )
-    found = measured(config, documents, params)
+    results = measured(config, documents, params)
     w_VD = np.asarray(model.unembedding(params), np.float64)[:VOCABULARY]
     s_D = np.linalg.svd(w_VD, compute_uv=False)
-    drawn = {name: value for name, value in found.items() if name.startswith("unembedding_spectrum/")}
+    drawn = {name: value for name, value in results.items() if name.startswith("unembedding_spectrum/")}
     assert set(drawn) == {f"unembedding_spectrum/{place}" for place in (1, 2, 3, 4, 6, 8, 12, 16)}
     assert list(drawn.values()) == pytest.approx([s_D[int(name.split("/")[1]) - 1] for name in drawn], rel=1e-4)
-    assert "unembedding_gauge_fixed_spectrum/16" in found
-    assert found["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w_VD), rel=1e-4)
+    assert "unembedding_gauge_fixed_spectrum/16" in results
+    assert results["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w_VD), rel=1e-4)

@@ -65,13 +65,13 @@ def stacked(*members):
 def documents_of(index, text, domain="prose"):
     split = "train" if text == "train" else "validation"
     name = domain if text in ("train", "validation") else text
-    found = [d[: TEXTS.document_tokens] for d in index.documents(split, name) if len(d) > 1]
-    return found[: TEXTS.documents]
+    results = [d[: TEXTS.document_tokens] for d in index.documents(split, name) if len(d) > 1]
+    return results[: TEXTS.documents]
 
 
 @pytest.mark.parametrize("text", TEXTS.names)
 def test_loss_and_accuracy_are_those_of_reading_each_document_alone(run, index, params, text):
-    found = measured(TEXTS, [run], index, stacked(params))
+    results = measured(TEXTS, [run], index, stacked(params))
     nats, right = [], []
     for document in documents_of(index, text):
         inputs = np.concatenate([[index.eos_id], document[:-1]])
@@ -79,8 +79,8 @@ def test_loss_and_accuracy_are_those_of_reading_each_document_alone(run, index, 
         log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         nats += list(-log_p[np.arange(len(document)), document])
         right += list(logits.argmax(axis=1) == document)
-    np.testing.assert_allclose(found[f"texts.{text}/loss"], [np.mean(nats)], rtol=1e-5)
-    np.testing.assert_allclose(found[f"texts.{text}/accuracy"], [np.mean(right)], rtol=1e-6)
+    np.testing.assert_allclose(results[f"texts.{text}/loss"], [np.mean(nats)], rtol=1e-5)
+    np.testing.assert_allclose(results[f"texts.{text}/accuracy"], [np.mean(right)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("states", TEXTS.states)
@@ -130,10 +130,10 @@ def test_fewer_distinct_states_than_points_are_told_and_measured_once_each():
     x_ND = rng.normal(size=(30, 3)).astype(np.float32)
     drawn = jnp.asarray(x_ND[[*range(30), *range(20)]])
     config = TextsConfig(metrics=("local_two_nn", "points", "duplicates"), points=45, neighbors=8)
-    found = states_geometry(config, drawn)
-    assert (float(found["points"]), float(found["duplicates"])) == (30, 20)
+    results = states_geometry(config, drawn)
+    assert (float(results["points"]), float(results["duplicates"])) == (30, 20)
     expected = jnp.nanmean(local_two_nn(jnp.asarray(x_ND), 8, convention="skdim034"))
-    np.testing.assert_allclose(found["local_two_nn"], expected, rtol=1e-5)
+    np.testing.assert_allclose(results["local_two_nn"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mapping, at_once", [("map", None), ("vmap", None), ("vmap", 2)])
@@ -168,24 +168,24 @@ def equation_run(fraction, seed, texts=OF_EQUATIONS):
 def test_of_equations_each_member_has_its_own(sums):
     runs = [equation_run(0.3, 0), equation_run(0.6, 1), equation_run(0.6, 2)]
     members = [model.init(SMALL, jax.random.key(seed)) for seed in range(3)]
-    found = measured(OF_EQUATIONS, runs, sums, stacked(*members))
+    results = measured(OF_EQUATIONS, runs, sums, stacked(*members))
     again = measured(OF_EQUATIONS, runs, sums, stacked(members[2], members[0]), places=[2, 0])
     tokens = arithmetic.equations(EQUATIONS.arithmetic)
     for m, (run, params) in enumerate(zip(runs, members, strict=True)):
         logits = np.asarray(model.apply(SMALL, params, tokens[:, :4]).logits_BLV[:, -1], np.float64)
         nats = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(tokens)), tokens[:, 4]]
         for name, of in arithmetic.split(run.data.arithmetic, run.data_seed)._asdict().items():
-            np.testing.assert_allclose(found[f"texts.{name}/loss"][m], nats[of].mean(), rtol=1e-5)
+            np.testing.assert_allclose(results[f"texts.{name}/loss"][m], nats[of].mean(), rtol=1e-5)
             right = (logits[of].argmax(axis=1) == tokens[of, 4]).mean()
-            np.testing.assert_allclose(found[f"texts.{name}/accuracy"][m], right, rtol=1e-5)
+            np.testing.assert_allclose(results[f"texts.{name}/accuracy"][m], right, rtol=1e-5)
     for name, values in again.items():
-        np.testing.assert_allclose(values, found[name][[2, 0]], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(values, results[name][[2, 0]], rtol=1e-5, err_msg=name)
 
 
 def test_loss_and_accuracy_alone_ask_for_no_states(sums):
     config = dataclasses.replace(OF_EQUATIONS, metrics=(), points=10**6)
-    found = measured(config, [equation_run(0.5, 0, config)], sums, stacked(model.init(SMALL, jax.random.key(0))))
-    assert set(found) == {f"texts.{t}/{m}" for t in ("train", "validation") for m in ("loss", "accuracy")}
+    results = measured(config, [equation_run(0.5, 0, config)], sums, stacked(model.init(SMALL, jax.random.key(0))))
+    assert set(results) == {f"texts.{t}/{m}" for t in ("train", "validation") for m in ("loss", "accuracy")}
 
 
 # Bad input.
@@ -194,9 +194,12 @@ def test_loss_and_accuracy_alone_ask_for_no_states(sums):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"names": ("train", "poetry")}, "there is no text 'poetry'; there are train, validation, code, other, prose"),
-        ({"points": 5000}, "config.probe.texts.points = 5000: of the text train 120 tokens are drawn, "),
-        ({"tokens": "last", "points": 13}, "of the text train 12 tokens are drawn, 12 of them with beginnings"),
+        (
+            {"names": ("train", "poetry")},
+            "there is no text 'poetry'; the texts are train, validation, code, other, prose",
+        ),
+        ({"points": 5000}, "config.probe.texts.points = 5000: the text train gives 120 tokens, "),
+        ({"tokens": "last", "points": 13}, "the text train gives 12 tokens, of which only 12 have distinct beginnings"),
     ],
 )
 def test_a_text_that_is_not_there_or_too_short_is_refused(run, index, changes, words):
@@ -207,10 +210,10 @@ def test_a_text_that_is_not_there_or_too_short_is_refused(run, index, changes, w
 
 def test_equations_too_few_for_the_points_are_refused_with_the_share(sums):
     config = dataclasses.replace(OF_EQUATIONS, points=400)
-    with pytest.raises(ConfigError, match=r"train_fraction = 0.3\) 144 tokens are drawn, "):
+    with pytest.raises(ConfigError, match=r"train_fraction = 0.3\) gives 144 tokens, "):
         passages([equation_run(0.3, 0, config)], sums)
     config = dataclasses.replace(OF_EQUATIONS, names=("prose",))
-    with pytest.raises(ConfigError, match="of equations there is no text 'prose'"):
+    with pytest.raises(ConfigError, match="equations have no text 'prose'"):
         passages([equation_run(0.3, 0, config)], sums)
 
 

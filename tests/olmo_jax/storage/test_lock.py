@@ -1,4 +1,4 @@
-"""One owner at a time: the dead and the silent lose the lock, whatever clocks say, and who lost it is told."""
+"""One owner at a time: an owner that has ended or is silent loses the lock, whatever wall clocks say, and learns it."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ def file_system(request, monkeypatch):
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that advances on demand."""
 
     now = 100.0
 
@@ -95,14 +95,14 @@ while count < 10:
 
 
 def test_processes_take_turns_where_files_cannot_be_locked(tmp_path):
-    """As on Lustre mounted without flock: flock and fcntl fail with ENOSYS there."""
+    """As on Lustre mounted without flock: flock and fcntl fail with ENOSYS."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "count").write_text("0")
     environment = nolocks.environment(shared, tmp_path)
     probe = f"from olmo_jax.storage.lock import lacks_locks; print(lacks_locks({str(shared)!r}))"
-    told = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
-    assert told.stdout == "True\n", told.stderr
+    output = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
+    assert output.stdout == "True\n", output.stderr
     processes = [subprocess.Popen([sys.executable, "-c", COUNT, shared], env=environment) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert (shared / "count").read_text() == "30"
@@ -199,7 +199,7 @@ def test_a_damaged_file_is_a_free_lock(path, content):
 
 
 def test_a_live_process_that_proc_does_not_show_keeps_it(path, monkeypatch):
-    """With hidepid, /proc has no entry for another user's process, and only a signal tells that it is there."""
+    """With hidepid, /proc has no entry for another user's process, and only sending a signal shows that it exists."""
     path.parent.mkdir()
     path.write_text(json.dumps(locks._myself() | {"token": "theirs"}))
     monkeypatch.setattr(locks, "_started", lambda pid: "")
@@ -240,25 +240,25 @@ def test_what_somebody_quicker_holds_is_given_back(tmp_path):
 
 
 def test_an_exclusive_lock_is_waited_for(tmp_path, file_system, monkeypatch):
-    monkeypatch.setattr(locks, "_SECONDS_BETWEEN_LOOKS", 0.01)
-    told, order, begun = [], [], threading.Event()
+    monkeypatch.setattr(locks, "_POLL_SECONDS", 0.01)
+    output, order, begun = [], [], threading.Event()
 
     def second():
         begun.set()
-        with exclusive_lock(tmp_path / "a.lock", told.append):
+        with exclusive_lock(tmp_path / "a.lock", output.append):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with contextlib.suppress(KeyError), exclusive_lock(tmp_path / "a.lock", told.append):
+    with contextlib.suppress(KeyError), exclusive_lock(tmp_path / "a.lock", output.append):
         thread.start()
         begun.wait()
-        while not told:
+        while not output:
             time.sleep(0.01)
         order.append("first")
         raise KeyError("an error lets go of it too")
     thread.join()
     assert order == ["first", "second"]
-    assert len(told) == 1 and "another process holds this lock; waiting" in told[0]
+    assert len(output) == 1 and "another process holds this lock; waiting" in output[0]
 
 
 def test_an_exclusive_lock_that_was_taken_over_is_told_at_the_end(tmp_path, monkeypatch):

@@ -16,11 +16,11 @@ LOOKS_LIKE_A_PATTERN = "lr[1e-2]*-0a1b"
 
 
 def test_a_name_that_is_there_means_itself_and_else_it_is_a_pattern():
-    there = ["lr[1e-2]", "lr1", "lre"]
-    assert names.matching(there, "lr[1e-2]") == ["lr[1e-2]"]
-    assert names.matching(there, "lr[1e]") == ["lr1", "lre"]
-    assert names.matching(there, "lr*") == there
-    assert names.matching(there, "lr2") == []
+    existing = ["lr[1e-2]", "lr1", "lre"]
+    assert names.matching(existing, "lr[1e-2]") == ["lr[1e-2]"]
+    assert names.matching(existing, "lr[1e]") == ["lr1", "lre"]
+    assert names.matching(existing, "lr*") == existing
+    assert names.matching(existing, "lr2") == []
 
 
 def test_runs_are_found_by_their_exact_ids(tmp_path):
@@ -48,11 +48,11 @@ def test_results_below_a_folder_with_brackets_are_found(tmp_path, name):
     "text", ["/データ/" + "言" * 20 + "/tasks.jsonl", "x" * 5000, "/" * 300, "ö" * 120, os.fsdecode(b"caf\xe9") * 60]
 )
 def test_a_files_name_is_bounded_and_tells_texts_apart(tmp_path, text):
-    found = names.file_name(text)
-    assert len(found.encode()) <= names.LONGEST
-    assert found != names.file_name(text + "x")
+    name = names.file_name(text)
+    assert len(name.encode()) <= names.LONGEST
+    assert name != names.file_name(text + "x")
     # With all that a result's name gets around it.
-    (tmp_path / f"finetune_{found}_lr0.000123@123456789.json").touch()
+    (tmp_path / f"finetune_{name}_lr0.000123@123456789.json").touch()
 
 
 def test_short_names_are_quoted_as_they_were():

@@ -306,7 +306,7 @@ def test_export_gives_back_what_was_imported(imported, published, run_id, tmp_pa
         (["import", "{p}", "--config.train.probe.documents=9"], 2, ["other probes", "--name"]),
         (["export", "nobody", "--to={t}/x"], 1, ["no run 'nobody'"]),
         (["export", "{id}", "--to={t}/x", "--dtype=int8"], 2, ["dtype = 'int8'", "bfloat16"]),
-        (["export", "{id}", "--to={p}"], 1, ["is there already"]),
+        (["export", "{id}", "--to={p}"], 1, ["already exists"]),
         (["export", "*", "--to={t}/x", "--step=3"], 1, ["no checkpoint at step 3"]),
         (["export", "{id}"], 2, ["--to"]),
     ],

@@ -24,7 +24,7 @@ from sweeps.planning import upgrades
 from sweeps.planning.config_file import load_config
 
 # Its configuration imports modules by the names that they had.
-pytestmark = pytest.mark.filterwarnings("ignore:sweeps.* is sweeps.* now:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:sweeps.* has moved to sweeps.*:FutureWarning")
 
 ARCHIVE = pathlib.Path(__file__).parent / "data" / "layout4.tar.xz"
 FINISHED = ("old-f4ea3a2f8aa8", "old-11d5d7f8160d")
@@ -220,7 +220,7 @@ def test_damage_within_the_metrics_is_told(old, capsys):
 @pytest.mark.parametrize("name", ["lr[1e-2]", "lr*", "what?"])
 def test_a_folder_that_checkpoints_cant_be_read_from_is_refused(old, name, capsys):
     assert cli.main(["train", "--config=small.py", f"--workdir={name}"]) == 2
-    assert f"{name}': Orbax can't write checkpoints below a folder with *, ? or [" in capsys.readouterr().err
+    assert f"{name}': Orbax can't read checkpoints below a folder with *, ? or [" in capsys.readouterr().err
     assert not pathlib.Path(name).exists()
 
 

@@ -77,10 +77,10 @@ def test_an_argument_that_is_none_is_refused(argument, said):
 @pytest.mark.parametrize(
     "override, said",
     [
-        ("--config.train.probe.texts.points=3000", "points = 3000: of the text train"),
+        ("--config.train.probe.texts.points=3000", "points = 3000: the text train"),
         ("--config.train.probe.texts.neighbors=60", "points = 60: a point among so many has fewer than"),
         ("--config.train.probe.texts.states=('layer_1',)", "the model has no 'layer_1'"),
-        ("--config.train.probe.texts.names=('train','prose')", "of equations there is no text 'prose'"),
+        ("--config.train.probe.texts.names=('train','prose')", "equations have no text 'prose'"),
         ("--config.train.data.sequence_length=8", "sequence_length = 8: must be 4"),
     ],
 )
