@@ -3,8 +3,9 @@
     olmo-jax run --config=demo --workdir=demo          (`make demo`; 6 minutes on 2 cores)
     olmo-jax run --config=demo:smoke --workdir=/tmp/x  (every stage, under a minute; means nothing)
 
-Two cohorts, one a batch size. The weight decays span a dose, the sum over the steps of learning rate x weight decay,
-of .05 to 4 (methods.md section 5), the range in which decay can act as it does in paper A's suite. All values are ours.
+Two cohorts, one per batch size. The cumulative weight decay, the sum over the steps of learning rate x weight decay,
+spans .05 to 4 (methods.md section 5), the range in which decay can act as it does in paper A's suite. All values are
+ours.
 """
 
 import dataclasses

@@ -61,7 +61,7 @@ def load_config(arguments: Sequence[str]) -> Any:
 
 
 def _check_keys(where: str, config: Any, arguments: Sequence[str]) -> None:
-    """Raises ConfigError for an override of a key that isn't there; ml_collections would only say AttributeError."""
+    """Raise ConfigError for an override of an unknown key; ml_collections would only say AttributeError."""
     from ml_collections import ConfigDict
 
     from olmo_jax.config import ConfigError, unknown_key
@@ -76,7 +76,7 @@ def _check_keys(where: str, config: Any, arguments: Sequence[str]) -> None:
 
 
 def override_evaluation(evaluation: Any, arguments: Sequence[str]) -> Any:
-    """A sweep's evaluations with `--config.evaluation.a=value` overrides, where no file is named.
+    """Return a sweep's evaluations with `--config.evaluation.a=value` overrides, if no file is named.
 
     Raises ConfigError for a key that isn't of the evaluations, and for a value of the wrong type.
     """
@@ -111,12 +111,12 @@ def _file_name(arguments: Sequence[str]) -> str:
 
 
 def override_keys(arguments: Sequence[str]) -> list[str]:
-    """The dotted keys that the overrides among some arguments set."""
+    """Return the dotted keys that the overrides among the arguments set."""
     return [m[1] for a in arguments if (m := re.match(r"--(?:no)?config\.([^=]+)", a))]
 
 
 def _check_source(name: str, file: str) -> None:
-    """Raises ConfigError for a --config whose file isn't there, or isn't Python, naming the line."""
+    """Raise ConfigError for a --config whose file is missing or isn't Python, naming the line."""
     from olmo_jax.config import ConfigError
 
     if not os.path.isfile(file):
@@ -149,18 +149,18 @@ def _undecodable_line(source: bytes) -> int:
 
 
 def _what_failed(file: str, error: BaseException) -> str:
-    """An error of the user's own program: its line of the file, its kind and its words."""
+    """Return the line, the type and the message of an error in the user's own file."""
     from olmo_jax.config import ConfigError
 
     causes = _causes(error)
     if own := next((cause for cause in causes if isinstance(cause, ConfigError)), None):
         return f"{file}: {own}"
-    there = os.path.realpath(file)
+    path = os.path.realpath(file)
     lines = {
         frame.lineno: cause
         for cause in causes
         for frame in traceback.extract_tb(cause.__traceback__)
-        if os.path.realpath(frame.filename) == there
+        if os.path.realpath(frame.filename) == path
     }
     if not lines:
         text = str(error).strip().splitlines()
@@ -170,30 +170,30 @@ def _what_failed(file: str, error: BaseException) -> str:
 
 
 def _refused_value(where: str, config: Any, error: BaseException) -> str:
-    """What to say of an override that absl refused: its key, its value and what is wanted; "" for another error."""
+    """Return the message for an override that absl refused (key, value, expected type); "" for another error."""
     from ml_collections import ConfigDict
 
-    found = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
-    if not found or config is None:
+    match = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if not match or config is None:
         return ""
-    old = _value(config, found[1])
+    old = _value(config, match[1])
     if isinstance(old, ConfigDict):
         some = next(iter(old), "key")
-        wanted = f"is a group of settings; set them one by one, such as --config.{found[1]}.{some}=..."
+        wanted = f"is a group of settings; set them one by one, such as --config.{match[1]}.{some}=..."
     else:
         wanted = f"needs {_WANTED.get(type(old), type(old).__name__)}"
-    return f"{where}: config.{found[1]} = {found[2]!r}: {wanted}"
+    return f"{where}: config.{match[1]} = {match[2]!r}: {wanted}"
 
 
 def _whole_numbers(config: Any, arguments: Sequence[str]) -> list[str]:
-    """The overrides, with whole numbers that were written as 1e3, 2.0 or 2**20 written out."""
+    """Return the overrides with whole numbers such as 1e3, 2.0 or 2**20 written out."""
 
     def written_out(argument: str) -> str:
-        found = re.fullmatch(r"(--config\.([^=]+)=)(.+)", argument)
-        if not found or type(_value(config, found[2])) is not int:
+        match = re.fullmatch(r"(--config\.([^=]+)=)(.+)", argument)
+        if not match or type(_value(config, match[2])) is not int:
             return argument
-        whole = _whole(found[3].strip())
-        return argument if whole is None else f"{found[1]}{whole}"
+        whole = _whole(match[3].strip())
+        return argument if whole is None else f"{match[1]}{whole}"
 
     return [written_out(argument) for argument in arguments]
 
@@ -211,14 +211,14 @@ def _whole(text: str) -> int | None:
 
 
 def _value(config: Any, key: str) -> Any:
-    """What a dotted key, which must be there, stands for."""
+    """Return the value of a dotted key, which must exist."""
     for part in key.split("."):
         config = config[part]
     return config
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    found = [error]
-    while (following := found[-1].__cause__ or found[-1].__context__) is not None:
-        found.append(following)
-    return found
+    chain = [error]
+    while (following := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(following)
+    return chain

@@ -18,22 +18,22 @@ Grid = list[Point]
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> Grid:
-    """Every combination of the axes' values, the last axis running fastest."""
+    """Return every combination of the axes' values; the last axis varies fastest."""
     _check(axes)
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def together(axes: Mapping[str, Sequence[Any]]) -> Grid:
-    """The first value of each axis, then the second of each; axes of different length are an error."""
+    """Return the first value of each axis, then the second of each; axes of different lengths are an error."""
     _check(axes)
     lengths = {key: len(values) for key, values in axes.items()}
     if len(set(lengths.values())) > 1:
-        raise ConfigError(f"values taken together need one length each, and have {lengths}; add or drop some")
+        raise ConfigError(f"axes taken together need equal lengths, and have {lengths}; add or drop values")
     return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
 
 
 def cross(*grids: Grid) -> Grid:
-    """Every point of one grid with every point of the others; a key that two of them set is an error."""
+    """Return every point of one grid combined with every point of the others; no two may set one key."""
     points: Grid = [{}]
     for grid in grids:
         for a, b in itertools.product(points[:1], grid[:1]):
@@ -44,14 +44,14 @@ def cross(*grids: Grid) -> Grid:
 
 
 def chain(*grids: Grid) -> Grid:
-    """The points of one grid after those of the other; `resolve` finds a run that is there twice."""
+    """Return the points of the grids, one grid after another; `plan.resolve` refuses duplicate runs."""
     return [point for grid in grids for point in grid]
 
 
 def one_at_a_time(default: Point, factors: Mapping[str, Sequence[Any]]) -> Grid:
-    """The default, then each factor's values in turn with the others as in the default.
+    """Return the default, then each factor's values in turn, all other factors at their defaults.
 
-    A value that is the default's own is an error: it would be the same run again.
+    A value equal to the default is an error: it would repeat the default's run.
     """
     _check(factors)
     for key, values in factors.items():
@@ -61,7 +61,7 @@ def one_at_a_time(default: Point, factors: Mapping[str, Sequence[Any]]) -> Grid:
 
 
 def subsample(grid: Grid, count: int, seed: int = 0) -> Grid:
-    """`count` different points drawn at random, the same for the same seed, in the grid's order."""
+    """Return `count` different points drawn at random, the same for the same seed, in the grid's order."""
     if not 0 < count <= len(grid):
         raise ConfigError(f"subsample of {count} points: the grid has {len(grid)}; choose a number from 1 to that")
     chosen = random.Random(seed).sample(range(len(grid)), count)
@@ -69,10 +69,10 @@ def subsample(grid: Grid, count: int, seed: int = 0) -> Grid:
 
 
 def seeds(grid: Grid, count: int, keys: Sequence[str] = ("init_seed",), first: int = 0) -> Grid:
-    """Every point with seeds `first` to `first + count - 1`, a point's seeds one after another.
+    """Return every point with seeds `first` to `first + count - 1`; the seeds of a point are adjacent.
 
     Args:
-      keys: the seeds that take the value, "init_seed", "data_seed" or both (together, not crossed).
+      keys: the seeds that are set, "init_seed", "data_seed" or both (set together, not crossed).
     """
     if count < 1:
         raise ConfigError(f"seeds of {count}: needs at least 1")

@@ -1,4 +1,4 @@
-"""The plan: a sweep resolved into runs and cohorts, all of it checked before anything runs."""
+"""Resolves a sweep into runs and cohorts, and checks all of it before anything runs."""
 
 import collections
 import copy
@@ -41,9 +41,9 @@ class Plan:
     """A sweep, resolved.
 
     Attributes:
-      cohorts: the runs that share every static shape, in the order of the grid.
+      cohorts: the runs that share every static setting, in the order of the grid.
       fingerprints: of each data set, by data.name.
-      stacks: the cohorts as they are trained, in one stack or several (record.with_stacks); () before that is decided.
+      stacks: the stacks that the cohorts are trained in (record.with_stacks); () before they are chosen.
     """
 
     cohorts: tuple[Cohort, ...]
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def data(self) -> dict[str, TrainConfig]:
-        """For each data set the configuration of one run that uses it."""
+        """Return, for each data set, the configuration of one run that uses it."""
         return {run.config.data.name: run.config for run in reversed(self.runs)}
 
 
@@ -70,13 +70,13 @@ def sweep_config(
     parts: StackConfig = Sweep.parts,
     notes: Sequence[str] = (),
 ) -> ConfigDict:
-    """A sweep as the `get_config` of a file returns it; meanings as in Sweep."""
+    """Return a sweep as the `get_config` of a file does; the arguments are those of Sweep."""
     sections = {"train": train, "evaluation": evaluation, "parts": parts}
     return ConfigDict({k: to_config_dict(v) for k, v in sections.items()} | {"grid": grid, "notes": tuple(notes)})
 
 
 def read_sweep(config: ConfigDict) -> Sweep:
-    """A sweep from the ConfigDict of a file: its sections (Sweep), or one run's configuration alone."""
+    """Return the sweep that a file's ConfigDict describes: the sections of Sweep, or the configuration of one run."""
     known = tuple(field.name for field in dataclasses.fields(Sweep))
     if not any(key in config for key in ("train", "grid", "evaluation")):
         return Sweep(config, [{}])
@@ -98,13 +98,13 @@ def read_sweep(config: ConfigDict) -> Sweep:
 
 
 def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint) -> Plan:
-    """Every point as a checked run, the runs grouped into cohorts in the order of the grid.
+    """Return the plan: every grid point as a checked run, grouped into cohorts in the order of the grid.
 
     Args:
-      fingerprint: what identifies a data set.
+      fingerprint: returns what identifies a data set.
 
-    Raises ConfigError for an unknown key or a bad value (with the grid point), a run that is there twice, two data
-    sets under one name, and members of one cohort that would be computed in different ways.
+    Raises ConfigError for an unknown key or a bad value (with the grid point), duplicate runs, two data sets under one
+    name, and members of one cohort that differ in how they are carried out.
     """
     configs = [point_config(sweep, i) for i in range(len(sweep.grid))]
     prints: dict[str, str] = {}
@@ -125,7 +125,7 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
         groups[shape_of(config, prints[config.data.name]).cohort_key].append((i, run))
     cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
     for cohort in cohorts:
-        # The parameters' paths take a trace of the model, and are looked at by patterns of parameters alone.
+        # Paths of parameters need a trace of the model; only patterns of parameters are checked against them.
         patterns = bool(cohort.shape.config.probe.parameters.metrics)
         check_probe(cohort.shape.config.probe, member_structs(cohort.shape).params if patterns else None)
         check_texts(cohort.shape.config.probe.texts, cohort.shape.model)
@@ -133,23 +133,23 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
 
 
 def _cohort(numbered: list[tuple[int, Run]], prints: Mapping[str, str]) -> Cohort:
-    """The cohort of grid points that share a cohort key."""
+    """Return the cohort of grid points that share a cohort key."""
     shapes = {i: shape_of(run.config, prints[run.config.data.name]) for i, run in numbered}
     (first, shape), *others = shapes.items()
     for i, other in others:
         for name in ("mesh", "mapping", "compute"):
-            here, there = getattr(shape.config, name), getattr(other.config, name)
-            if here != there:
+            first_value, value = getattr(shape.config, name), getattr(other.config, name)
+            if first_value != value:
                 raise ConfigError(
                     f"grid points {first} and {i} are members of one cohort, one program, and differ in config.train."
-                    f"{name} ({here} and {there}); set it once for both"
+                    f"{name} ({first_value} and {value}); set it once for both"
                 )
     return Cohort(shape, tuple(run for _, run in numbered))
 
 
 def point_config(sweep: Sweep, i: int) -> TrainConfig:
-    """The checked configuration of grid point `i`."""
-    config = copy.deepcopy(sweep.train)  # references within it stay; ConfigDict(...) would share its sections
+    """Return the checked configuration of grid point `i`."""
+    config = copy.deepcopy(sweep.train)  # ConfigDict(...) would share its sections and lose references between them
     point = sweep.grid[i]
     for key in point:
         at: Any = config
@@ -172,7 +172,7 @@ def point_config(sweep: Sweep, i: int) -> TrainConfig:
 
 
 def _as_whole(config: ConfigDict, key: str, value: Any) -> Any:
-    """1e6 as 1000000 where a whole number is wanted."""
+    """Return 1e6 as 1000000 for a field of whole numbers."""
     at = config
     for part in key.split("."):
         at = at[part]
@@ -180,13 +180,13 @@ def _as_whole(config: ConfigDict, key: str, value: Any) -> Any:
 
 
 def configuration(config: TrainConfig) -> str:
-    """Name of a run's configuration, which it shares with its replicates: what decides its numbers but the seeds."""
+    """Return the name of a run's configuration, which its replicates share: a hash of its identity without seeds."""
     values = identity(config, config.data.name)
     return f"{config.name}-{digest({k: v for k, v in values.items() if k not in ('init_seed', 'data_seed')})}"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """What `olmo-jax plan --json` prints."""
+    """Return what `olmo-jax plan --json` prints."""
     return {
         "cohorts": [
             {
@@ -200,8 +200,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def leaves(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """The values of a nested mapping by dotted key."""
-    found: dict[str, Any] = {}
+    """Return the values of a nested mapping by dotted key."""
+    result: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= leaves(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
-    return found
+        result |= leaves(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
+    return result

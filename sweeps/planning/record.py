@@ -1,4 +1,4 @@
-"""sweep.json: what a working directory was made with, what may join it, and what is refused."""
+"""sweep.json: the record of what a working directory holds, and the check of what may be added to it."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ _REMEDY = "put it back from a copy"
 
 
 def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
-    """The contents of sweep.json: the plan as `olmo-jax plan --json` prints it, and what was decided for it."""
+    """Return the contents of sweep.json: the plan as `olmo-jax plan --json` prints it, its stacks and versions."""
     cohorts = as_json(plan)["cohorts"]
     for cohort in cohorts:
         cohort["parts"] = runs_of([stack for stack in plan.stacks if stack.id == cohort["cohort"]])
@@ -38,25 +38,24 @@ def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
 
 
 def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
-    """Writes sweep.json, or extends it by the plan's further runs; returns the plan with its stacks.
+    """Write sweep.json, or extend it by the plan's further runs; return the plan with its stacks.
 
-    For one process at a time.
-
-    Stacks that are recorded stay as they are; further runs come in stacks of their own, cut for this machine. Other
-    evaluations replace the recorded ones. Raises what `join` raises, and ConfigError for what has no room here.
+    Recorded stacks stay as they are; further runs form stacks of their own, sized for this machine. Other evaluations
+    replace the recorded ones. Only one process may call this at a time. Raises what `join` raises, and ConfigError for
+    a model that doesn't fit into memory.
     """
     plan = with_stacks(workdir, join(workdir, plan))
     path = workdir / "sweep.json"
     new = json.loads(json.dumps(record(plan, versions)))
     old = read_record(workdir) if path.exists() else None
     if old is not None:
-        made = [old["versions"], *old["later_versions"]]
-        joined = {run["run_id"] for cohort in new["cohorts"] for run in cohort["runs"]} - {
+        versions_used = [old["versions"], *old["later_versions"]]
+        added = {run["run_id"] for cohort in new["cohorts"] for run in cohort["runs"]} - {
             run["run_id"] for cohort in old["cohorts"] for run in cohort["runs"]
         }
-        if joined and new["versions"] not in made:
-            made.append(new["versions"])
-        new["versions"], new["later_versions"] = made[0], made[1:]
+        if added and new["versions"] not in versions_used:
+            versions_used.append(new["versions"])
+        new["versions"], new["later_versions"] = versions_used[0], versions_used[1:]
     if new != old:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, new)
@@ -64,23 +63,23 @@ def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
 
 
 def with_stacks(workdir: epath.Path, plan: Plan) -> Plan:
-    """The plan with the stacks that the directory's sweep.json pins; the rest cut for this machine."""
-    there = read_record(workdir)["cohorts"] if (workdir / "sweep.json").exists() else []
-    pinned = {cohort["cohort"]: cohort["parts"] for cohort in there}
+    """Return the plan with the stacks that sweep.json records, and further ones sized for this machine."""
+    recorded = read_record(workdir)["cohorts"] if (workdir / "sweep.json").exists() else []
+    pinned = {cohort["cohort"]: cohort["parts"] for cohort in recorded}
     stacks = [s for cohort in plan.cohorts for s in cut(cohort, plan.parts, pinned.get(cohort.id, ()))]
     return dataclasses.replace(plan, stacks=tuple(stacks))
 
 
 def restore_run_files(workdir: epath.Path) -> None:
-    """Rewrites the config.json of recorded runs from sweep.json where it is missing or damaged."""
+    """Rewrite the config.json of recorded runs from sweep.json where it is missing or damaged."""
     for stack in recorded_plan(workdir).stacks:
         write_run_files(workdir, stack)
 
 
 def read_record(workdir: epath.Path) -> dict[str, Any]:
-    """sweep.json of a working directory, brought to today's layout where it is older (see upgrades.py).
+    """Return sweep.json of a working directory, upgraded to the current layout (see upgrades.py).
 
-    Raises ConfigError if there is none, it isn't whole, or newer code wrote it.
+    Raises ConfigError if it is missing or damaged, or newer code wrote it.
     """
     path = workdir / "sweep.json"
     if not path.exists():
@@ -92,9 +91,9 @@ def read_record(workdir: epath.Path) -> dict[str, Any]:
 
 
 def recorded_plan(workdir: epath.Path) -> Plan:
-    """The plan that a sweep.json records, whatever has become of the configuration file and the sources since.
+    """Return the plan that sweep.json records, independent of the configuration file and the sources.
 
-    Ids are those that are recorded, whatever they would be made of today.
+    Ids are the recorded ones, however ids are computed today.
     """
     old, path = read_record(workdir), workdir / "sweep.json"
     cohorts, stacks = [], []
@@ -165,18 +164,18 @@ def _with_recorded_ids(plan: Plan, old: Plan) -> Plan:
 
 
 def _some(ids: Iterable[str]) -> str:
-    found = sorted(ids)
-    return ", ".join(found[:3]) + (", ..." if len(found) > 3 else "") or "none"
+    names = sorted(ids)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
 
 
 def _difference(old: Plan, new: Plan) -> str:
-    """A word on why two sweeps differ: the data, or the values that a key takes over their runs."""
+    """Return a sentence on how two sweeps differ: in their data, or in the values of some settings."""
     if changed := {k: v for k, v in old.fingerprints.items() if new.fingerprints.get(k) != v}:
         return f"Its data are {changed}, this sweep's {new.fingerprints}. "
-    there, here = _values(old), _values(new)
-    keys = [k for k in here if there[k] != here[k]]
-    shown = [f"{k}: {_several(there[k])} there, {_several(here[k])} here" for k in keys[:5]]
-    return f"Changed: {'; '.join(shown)}. " if shown else ""
+    old_values, new_values = _values(old), _values(new)
+    keys = [key for key in new_values if old_values[key] != new_values[key]]
+    changes = [f"{key}: {_several(old_values[key])} there, {_several(new_values[key])} here" for key in keys[:5]]
+    return f"Changed: {'; '.join(changes)}. " if changes else ""
 
 
 def _values(plan: Plan) -> dict[str, list[Any]]:

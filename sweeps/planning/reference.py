@@ -76,15 +76,15 @@ def lines(part: str) -> list[str]:
     """
     everything = list(sections())
     wanted = part.removeprefix("config.")
-    found = [s for s in everything if not wanted or _is_of(s.key, wanted)]
-    if not found:
+    selected = [s for s in everything if not wanted or _is_of(s.key, wanted)]
+    if not selected:
         of_one = [s._replace(entries=tuple(e for e in s.entries if _is_of(e.key, wanted))) for s in everything]
-        found = [s for s in of_one if s.entries]
-    if not found:
+        selected = [s for s in of_one if s.entries]
+    if not selected:
         raise ConfigError(unknown_key("config", wanted, [s.key for s in everything]))
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     result = []
-    for section in found:
+    for section in selected:
         result += ["", f"config.{section.key}: {section.about}"]
         for entry in section.entries:
             facts = ", ".join(filter(None, (entry.bound, entry.unit, entry.role)))

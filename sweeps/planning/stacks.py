@@ -1,4 +1,4 @@
-"""A cohort that one device can't hold at once, cut into stacks that it can: decided once, pinned in sweep.json."""
+"""Cuts a cohort that one device can't hold at once into stacks that it can hold; recorded once, in sweep.json."""
 
 import dataclasses
 import math
@@ -20,17 +20,17 @@ _FILLED = 0.5
 
 
 def cut(cohort: Cohort, config: StackConfig, pinned: Sequence[Sequence[str]] = ()) -> list[Cohort]:
-    """The stacks that a cohort is trained in, each with its `part`.
+    """Return the stacks that a cohort is trained in, each with its `part`.
 
     Args:
-      pinned: run ids of stacks that are decided already; the runs in none of them come in stacks of their own.
+      pinned: run ids of the stacks that are recorded already; other runs form further stacks.
 
     Raises ConfigError where the device can't hold one member, saying how much it needs.
     """
     by_id = {run.id: run for run in cohort.runs}
     stacks = [tuple(by_id[name] for name in names) for names in pinned]
-    there = {name for names in pinned for name in names}
-    new = [run for run in cohort.runs if run.id not in there]
+    pinned_ids = {name for names in pinned for name in names}
+    new = [run for run in cohort.runs if run.id not in pinned_ids]
     if new:
         most = most_members(cohort.shape, len(new), config)
         size = math.ceil(len(new) / math.ceil(len(new) / most))  # stacks of about one size rather than a small last one
@@ -39,14 +39,14 @@ def cut(cohort: Cohort, config: StackConfig, pinned: Sequence[Sequence[str]] = (
 
 
 def most_members(shape: Shape, members: int, config: StackConfig) -> int:
-    """How many of so many members a stack may have, by an estimate of what they need of each device."""
+    """Return how many of `members` a stack may hold, from an estimate of the memory that they need on each device."""
     mesh = sharding.make_mesh(shape.config.mesh, members)
     room = config.memory_gb * 1e9 or memory.device_memory()
     most = min(members, config.most_members or members)
     while most > 1 and _bytes(shape, most, mesh) > room * _FILLED:
         most -= 1
     if most == 1:
-        # As little as it can do with: single sequences at a time.
+        # The least memory that a member can do with: one sequence at a time.
         least = _bytes(shape, 1, mesh, microbatches=max(1, shape.batch_size // mesh.shape["data"]))
         if least > room:
             raise ConfigError(
@@ -58,16 +58,16 @@ def most_members(shape: Shape, members: int, config: StackConfig) -> int:
 
 
 def _bytes(shape: Shape, members: int, mesh: jax.sharding.Mesh, microbatches: int = 0) -> float:
-    compute = memory.decide(shape, members, mesh)
+    plan = memory.decide(shape, members, mesh)
     if microbatches and not shape.config.compute.microbatches:
-        compute = compute._replace(microbatches=microbatches)
+        plan = plan._replace(microbatches=microbatches)
     cut_over = mesh.shape["model"] * (mesh.shape["data"] if shape.config.mesh.fsdp else 1)
     parameters = parameter_count(shape.model)[0] // cut_over
-    here = sharding.padded(members, mesh) // mesh.shape["member"]
+    per_device = sharding.padded(members, mesh) // mesh.shape["member"]
     tokens = shape.tokens_per_step // mesh.shape["data"]
-    return execution_plan.rough_bytes(shape.model, tokens, shape.sequence_length, parameters, here, compute)
+    return execution_plan.rough_bytes(shape.model, tokens, shape.sequence_length, parameters, per_device, plan)
 
 
 def runs_of(stacks: Sequence[Cohort]) -> list[list[str]]:
-    """Run ids, stack by stack: what `cut` takes as pinned."""
+    """Return the run ids of each stack, as `cut` takes them for `pinned`."""
     return [[run.id for run in stack.runs] for stack in stacks]

@@ -1,4 +1,4 @@
-"""Working directories of earlier layouts, brought to today's by whatever verb meets them."""
+"""Upgrades working directories of earlier layouts to the current one, whichever command opens them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +11,19 @@ from olmo_jax.console import say
 from olmo_jax.files import read_json, write_json, write_whole
 from olmo_jax.storage.lock import exclusive_lock
 
-# Of sweep.json and all that lies beside it. What changes it adds one and an entry to UPGRADES.
+# The layout of a working directory. A change to it increments this number and adds an entry to UPGRADES.
 LAYOUT = 4
 
 # By the layout that it starts from: `upgrade(workdir, record)` returns sweep.json's contents in the next layout, and
-# changes other files where these change. Cut short it is done again, so it must take files that it has changed already.
+# rewrites the other files that differ. An interrupted upgrade runs again and must accept files that it has rewritten.
 UPGRADES: dict[int, Callable[[epath.Path, dict[str, Any]], dict[str, Any]]] = {}
 
 
 def upgraded(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
-    """The contents of sweep.json in today's layout; written in place where they were of an earlier one.
+    """Return the contents of sweep.json in the current layout; rewrite the file if its layout is an earlier one.
 
-    The file as it was is kept beside it, as sweep.json.layout-N. Raises ConfigError for a layout that no code of this
-    version reads.
+    The former file is kept beside it, as sweep.json.layout-N. Raises ConfigError for a layout that this version can't
+    read.
     """
     path, layout = workdir / "sweep.json", record.get("layout")
     if layout == LAYOUT:
@@ -37,7 +37,7 @@ def upgraded(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
             f"{path}: has layout {layout}, of code before the first release; this code reads layouts from "
             f"{min([LAYOUT, *UPGRADES])} on, so use the commit that wrote it: {_writer(record)}"
         )
-    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # of several processes that meet it, one does it
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # one of several processes does it
         record = read_json(path, "put it back from a copy")
         if record["layout"] != layout:
             return upgraded(workdir, record)
@@ -47,7 +47,7 @@ def upgraded(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
         for number in range(layout, LAYOUT):
             record = UPGRADES[number](workdir, record) | {"layout": number + 1}
         write_json(path, record)
-    say(f"{path}: brought from layout {layout} to {LAYOUT}; as it was, it is kept as {copy.name}")
+    say(f"{path}: upgraded from layout {layout} to {LAYOUT}; the former file is kept as {copy.name}")
     return record
 
 

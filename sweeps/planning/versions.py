@@ -1,4 +1,4 @@
-"""What numbers are made with: this code, Python, and the packages that compute."""
+"""Versions of what computes the numbers: this code, Python and packages."""
 
 import importlib.metadata
 import os
@@ -11,13 +11,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ten
 
 
 def versions() -> dict[str, str]:
-    """By name, this code's with its commit."""
-    found = {"olmo-jax": code_version(), "python": sys.version.split()[0]}
-    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    """Return versions by name; that of this code with its commit."""
+    result = {"olmo-jax": code_version(), "python": sys.version.split()[0]}
+    return result | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def code_version() -> str:
-    """This code's version, and in a checkout of its own repository its commit."""
+    """Return this code's version and, in a checkout of its own repository, its commit."""
     version = importlib.metadata.version("olmo-jax")
     root = Path(__file__).resolve().parents[2]
     if shutil.which("git") is None or not _is_our_checkout(root):

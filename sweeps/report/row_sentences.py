@@ -93,13 +93,19 @@ def strongest_setting(rows: pd.DataFrame) -> str:
     together = [c for c in controls if c != column and _same_division(rows, c, column)]
     name = setting_name(column) + (f" (with {listed(map(setting_name, together))}, set together)" if together else "")
 
-    means = rows.assign(level=analysis.as_levels(rows[column])).groupby("level")[[_METRIC, _LOSS, *_dose(rows)]].mean()
+    means = (
+        rows.assign(level=analysis.as_levels(rows[column]))
+        .groupby("level")[[_METRIC, _LOSS, *_cumulative(rows)]]
+        .mean()
+    )
     first, last = means.index[0], means.index[-1]
-    dose = f" (dose {moved(means['weight_decay_dose'])})" if "weight_decay" in column and _dose(rows) else ""
+    cumulative = (
+        f" (cumulative {moved(means['weight_decay_dose'])})" if "weight_decay" in column and _cumulative(rows) else ""
+    )
     return (
         f"The setting that acted most is {name}, with {percent(of_rank)} of the variance of effective rank and "
-        f"{percent(of_loss)} of that of loss: from {as_level(first)} to {as_level(last)}{dose}, mean effective rank "
-        f"went from {moved(means[_METRIC], ' %')} and mean in-domain loss from {moved(means[_LOSS])}"
+        f"{percent(of_loss)} of that of loss: from {as_level(first)} to {as_level(last)}{cumulative}, mean effective "
+        f"rank went from {moved(means[_METRIC], ' %')} and mean in-domain loss from {moved(means[_LOSS])}"
         f"{_turn(means[_LOSS])}."
     )
 
@@ -172,7 +178,7 @@ def _same_division(rows: pd.DataFrame, one: str, other: str) -> bool:
     return bool((codes[0] == codes[1]).all())
 
 
-def _dose(rows: pd.DataFrame) -> list[str]:
+def _cumulative(rows: pd.DataFrame) -> list[str]:
     return ["weight_decay_dose"] if "weight_decay_dose" in rows.columns else []
 
 

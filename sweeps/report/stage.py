@@ -23,7 +23,7 @@ from sweeps.report.row_sentences import after_training, against_unigram, caveat,
 from sweeps.running import stage_times
 from sweeps.studies import registered_studies
 from sweeps.table.columns import PRIMARY_PAIR
-from sweeps.table.curves import read_courses
+from sweeps.table.curves import read_finetuning_curves
 from sweeps.table.table import build_table, is_written, read_curves, write_table
 
 _SHOWN = "made_from.json"
@@ -80,7 +80,7 @@ def _read(path: epath.Path) -> Any:
 
 
 def _analyzed(workdir: epath.Path, table: pd.DataFrame) -> AnalysisResults:
-    courses = read_courses(workdir, recorded_plan(workdir).evaluation)
+    courses = read_finetuning_curves(workdir, recorded_plan(workdir).evaluation)
     studies = {study.name: study.analyze for study in registered_studies()}
     return analyze(table, read_curves(workdir), courses, studies)
 
@@ -102,7 +102,7 @@ def summary(workdir: epath.Path, table: pd.DataFrame) -> list[str]:
     final = final_rows(table)
     of_studies: list[str] = []
     if studies := [study for study in registered_studies() if study.in_summary(table)]:
-        curves, courses = read_curves(workdir), read_courses(workdir, recorded_plan(workdir).evaluation)
+        curves, courses = read_curves(workdir), read_finetuning_curves(workdir, recorded_plan(workdir).evaluation)
         of_studies = [s for study in studies for s in study.sentences(study.analyze(table, curves, courses))]
     found = [of(final.rows) for of in (primary, strongest_setting, after_training)] + [against_unigram(table)]
     # Models of equations have no loss by domain, and these sentences would but say so.

@@ -1,4 +1,4 @@
-"""Stacks worked on by one process each, of however many share a sweep's working directory."""
+"""Distributes the stacks of a sweep over the processes that share its working directory, one process per stack."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,39 +11,39 @@ from olmo_jax.errors import UserError
 from olmo_jax.execution import processes
 from olmo_jax.storage.lock import Lock, LockError
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 _FAILURE = "failed.txt"
 
 
 def lock_of(workdir: epath.Path, stack: Cohort) -> Lock:
-    """The lock that whoever works on a stack holds."""
+    """Return the lock that the process working on a stack holds."""
     return Lock(workdir / "cohorts" / stack.folder / "lock.json")
 
 
 def failure(workdir: epath.Path, stack: Cohort) -> str:
-    """What ended the last work on a stack before its time; "" for nothing."""
+    """Return the error that ended the last work on a stack, or ""."""
     path = workdir / "cohorts" / stack.folder / _FAILURE
     return path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
 
 
-def one_process_a_stack(
+def one_process_per_stack(
     workdir: epath.Path,
     stacks: Sequence[Cohort],
     stop: Callable[[], bool],
     work: Callable[[Cohort, Callable[[], bool]], bool],
 ) -> bool:
-    """Does the work on every stack under its lock: first on those that nobody has, then on those waited for.
+    """Work on every stack under its lock: first on the stacks that are free, then on those of other processes.
 
     Args:
-      stop: whether to leave. work: takes a stack and such a `stop`, which raises LockError too once the lock is lost;
-        returns False if it was stopped.
+      stop: returns whether to stop. work: takes a stack and such a `stop`, which also raises LockError once the lock is
+        lost; returns False if it was stopped.
 
     Returns:
-      False if a `stop` ended it. What the work raises is kept for `failure` and raised, what users can mend once the
+      False if a `stop` ended it. An error of the work is recorded for `failure` and raised; a UserError only after the
       other stacks are done.
     """
     waiting = [(stack, lock_of(workdir, stack)) for stack in stacks]
-    told: set[str] = set()
+    announced: set[str] = set()
     failed: list[Exception] = []
     while waiting:
         held = []
@@ -52,9 +52,9 @@ def one_process_a_stack(
                 return False
             if not processes.broadcast(processes.is_first() and lock.acquire()):
                 held.append((stack, lock))
-                if stack.folder not in told:
+                if stack.folder not in announced:
                     say(f"{stack.folder}: {lock.holder()} is working on it; waiting")
-                told.add(stack.folder)
+                announced.add(stack.folder)
                 continue
             try:
                 if not _with_lock(workdir, stack, lock, stop, work):
@@ -63,10 +63,10 @@ def one_process_a_stack(
                 raise
             except UserError as error:
                 if not failed and stack is not waiting[-1][0]:
-                    say(f"{stack.folder}: {error}; going on with the others")
+                    say(f"{stack.folder}: {error}; continuing with the others")
                 failed.append(error)
         if len(held) == len(waiting):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
         waiting = held
     if failed:
         raise failed[0]

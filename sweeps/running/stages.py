@@ -1,4 +1,4 @@
-"""The stages of a sweep, each of which does what is left to do: prepare, train, evaluate, report."""
+"""The stages of a sweep: prepare, train, evaluate, report. Each does only what is left to do."""
 
 import contextlib
 import dataclasses
@@ -30,21 +30,21 @@ from sweeps.planning.plan import Plan
 from sweeps.planning.record import join, pin
 from sweeps.planning.versions import versions
 from sweeps.running import stage_times
-from sweeps.running.stacks import one_process_a_stack
+from sweeps.running.stacks import one_process_per_stack
 
-_BYTES_A_TOKEN = 4.0
+_BYTES_PER_TOKEN = 4.0
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields `stop()`, which answers True once SIGTERM or SIGINT has come; a second signal ends the process at once."""
+    """Yield `stop()`, which returns True after a SIGTERM or SIGINT; a second signal ends the process at once."""
     asked = threading.Event()
 
     def note(number: int, frame: object) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        say(f"{signal.Signals(number).name}: leaving once what is done is safe; once more to leave at once")
+        say(f"{signal.Signals(number).name}: stopping after the next checkpoint; send it again to stop immediately")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -55,23 +55,24 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def keep_compiled(workdir: epath.Path) -> None:
-    """Compiled programs are kept in the working directory, by host: stages share them, and a later start finds them."""
+    """Keep compiled programs in the working directory, by host, for other stages and later starts."""
     compilation_cache.keep_compiled(Path(workdir) / "compiled" / platform.node())
 
 
 def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
-    """Where prepared data of a run lie: config.data.root, or data/ in the working directory."""
+    """Return the folder of prepared data: config.data.root, or data/ in the working directory."""
     return local(config.data.root) if config.data.root else Path(workdir) / "data"
 
 
 def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
-    """Prepares every data set of the plan; by data.name.
-
-    Only what is `to_train` needs the devices of its mesh, and has to ask for passing its data more than once.
+    """Prepare every data set of the plan and return them by data.name.
 
     Everything about the runs that can be refused is refused here, before anything is trained: a directory of another
     sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
     ConfigError and DataError.
+
+    Args:
+      to_train: also check the mesh against the devices, and the budgets against config.data.max_epochs.
     """
     join(workdir, plan)  # raises where the plan doesn't fit the directory
     places = [data_root(workdir, config) / name for name, config in plan.data.items()]
@@ -99,11 +100,11 @@ def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, Toke
 
 
 def begin(workdir: epath.Path, plan: Plan, to_train: bool = True) -> tuple[Plan, dict[str, TokenIndex]]:
-    """The data, then sweep.json and the runs' config.json. Returns the plan with its stacks, and the data."""
+    """Prepare the data, write sweep.json and the runs' config.json; return the plan with its stacks, and the data."""
     plan = join(workdir, plan)
     indexes = prepare_all(workdir, plan, to_train)
     workdir.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # of several that share the sweep, each comes by here
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # every process of a shared sweep does this
         plan = pin(workdir, plan, versions())
         for stack in plan.stacks:
             write_run_files(workdir, stack)
@@ -117,9 +118,10 @@ def train_all(
     stop: Callable[[], bool],
     traced: Sequence[int] = (),
 ) -> bool:
-    """Trains what isn't trained of the plan's stacks; False if a signal ended it. `traced`: see train_cohort.
+    """Train the stacks of the plan that aren't trained yet; return False if a signal ended it.
 
-    Stacks that another process is at are left to it, and waited for. Raises LockError if it takes one of this one's.
+    Stacks that another process is training are left to it and waited for. Raises LockError if another process takes
+    over a stack of this one. `traced`: see train_cohort.
     """
 
     def train(stack: Cohort, stop: Callable[[], bool]) -> bool:
@@ -127,7 +129,7 @@ def train_all(
 
     untrained = not all(has_ended(workdir, run.id) for stack in plan.stacks for run in stack.runs)
     with stage_times.timed(workdir, "train", untrained):
-        return one_process_a_stack(workdir, plan.stacks, stop, train)
+        return one_process_per_stack(workdir, plan.stacks, stop, train)
 
 
 def evaluate_all(
@@ -137,20 +139,20 @@ def evaluate_all(
     stop: Callable[[], bool],
     choice: evaluation.Choice = evaluation.EVERYTHING,
 ) -> bool:
-    """Evaluates what of `choice` isn't evaluated; False if a signal ended it.
+    """Evaluate what of `choice` isn't evaluated yet; return False if a signal ended it.
 
-    Stacks that another process is at are left to it, and waited for; what it has done counts as done. Raises
-    ConfigError where nothing is trained, and for a choice that nothing there answers to.
+    Stacks that another process is evaluating are left to it and waited for. Raises ConfigError if nothing is trained,
+    and for a choice that matches nothing.
     """
     steps = sorted({s for stack in plan.stacks for s in member_lists(directory(workdir, stack.folder))})
     require(bool(steps), "--workdir", str(workdir), _why_no_checkpoint(workdir, plan))
     choice.check(plan.evaluation, [run.id for run in plan.runs], steps)
 
-    def left(stack: Cohort) -> int:
+    def remaining(stack: Cohort) -> int:
         return len(evaluation.jobs(workdir, stack, plan.evaluation, choice))
 
-    at_first = {stack.folder: left(stack) for stack in plan.stacks}
-    total = sum(at_first.values())
+    remaining_at_start = {stack.folder: remaining(stack) for stack in plan.stacks}
+    total = sum(remaining_at_start.values())
     if not total:
         say("evaluate: nothing is left to do")
         return True
@@ -159,21 +161,21 @@ def evaluate_all(
 
         def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:
             nonlocal finished
-            elsewhere = at_first[stack.folder] - left(stack)
-            if elsewhere > 0:
-                finished += elsewhere
-                show(finished, f"{elsewhere} of them by another process")
+            by_others = remaining_at_start[stack.folder] - remaining(stack)
+            if by_others > 0:
+                finished += by_others
+                show(finished, f"{by_others} of them by another process")
 
-            def go_on(job: evaluation.Job) -> bool:
+            def proceed(job: evaluation.Job) -> bool:
                 nonlocal finished
                 finished += 1
                 show(finished, f"{job.evaluation.name} of {len(job.models)} models")
                 return not stop()
 
             index = indexes[stack.shape.data_name]
-            return evaluation.evaluate(workdir, stack, index, plan.evaluation, go_on, choice, stop)
+            return evaluation.evaluate(workdir, stack, index, plan.evaluation, proceed, choice, stop)
 
-        return one_process_a_stack(workdir, plan.stacks, stop, evaluate)
+        return one_process_per_stack(workdir, plan.stacks, stop, evaluate)
 
 
 def _why_no_checkpoint(workdir: epath.Path, plan: Plan) -> str:
@@ -191,7 +193,7 @@ def run(
     traced: Sequence[int] = (),
     cohort: str | None = None,
 ) -> bool:
-    """All stages; what is done is not done again. False if a signal ended it. Of one `cohort` alone no report."""
+    """Run all stages, skipping what is done; return False if a signal ended it. One `cohort` alone gets no report."""
     chosen = cohort_ids(plan, cohort)
     plan, indexes = begin(workdir, plan)
     plan = dataclasses.replace(plan, stacks=tuple(stack for stack in plan.stacks if stack.id in chosen))
@@ -199,7 +201,7 @@ def run(
         return False
     if cohort is not None:
         return True
-    from sweeps.report import stage  # statistics and tables, which what went before can do without
+    from sweeps.report import stage  # statistics and plotting, which the other stages don't need
 
     with exclusive_lock(Path(workdir / ".sweep.lock"), say):
         page, table = stage.report(workdir, command)
@@ -209,7 +211,7 @@ def run(
 
 
 def cohort_ids(plan: Plan, cohort: str | None) -> list[str]:
-    """The cohort named by its place in the plan, counted from 0, or its id; None: all of them. Raises ConfigError."""
+    """Return the ids of the cohort named by its index in the plan or its id, or of all for None. Raises ConfigError."""
     ids = [c.id for c in plan.cohorts]
     if cohort is None:
         return ids
@@ -220,28 +222,29 @@ def cohort_ids(plan: Plan, cohort: str | None) -> list[str]:
 
 
 def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[float, str]]:
-    """Tokens of a pass over each data set, by data.name, and a word on epochs reckoned with it: "" where it is counted.
+    """Return the tokens of one pass over each data set, by data.name, and how exact that is.
 
-    Left out where there is nothing to guess from.
+    "" for data that are prepared, "about " or "at least " for an estimate; data of unknown size are left out.
     """
-    found = {}
+    result = {}
     for name, config in plan.data.items():
         data = config.data
-        if data.is_arithmetic:  # an epoch is another for each run
+        if data.is_arithmetic:  # every run has its own equations
             continue
         place = data_root(workdir or epath.Path("."), config) / name
         if (place / INDEX_FILE).exists() and (workdir is not None or data.root):
             index = TokenIndex.load(place)
             tokens = training_tokens_of(index, data.train_domains)
-            found[name] = float(sum(map(len, tokens))), ""
+            result[name] = float(sum(map(len, tokens))), ""
         elif text := rough_bytes(data):
-            told = "at least " if "python_packages" in data.corpus else "about "  # its cap may not be reached
-            found[name] = text * (1 - data.validation_fraction) / _BYTES_A_TOKEN, told
-    return found
+            # python_packages may have less text than its cap.
+            qualifier = "at least " if "python_packages" in data.corpus else "about "
+            result[name] = text * (1 - data.validation_fraction) / _BYTES_PER_TOKEN, qualifier
+    return result
 
 
 def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
-    if cohort.shape.arithmetic:  # drawn with replacement, again and again: that is what they are for
+    if cohort.shape.arithmetic:  # drawn with replacement
         return
     for run in cohort.runs:
         data = run.config.data
@@ -250,6 +253,6 @@ def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
             passes <= data.max_epochs,
             "config.data.max_epochs",
             data.max_epochs,
-            f"{run.id}: config.tokens = {run.config.tokens:,} pass its training tokens {passes:.3g} times; ask for "
-            "that by a larger max_epochs, take fewer tokens, or add text",
+            f"{run.id}: config.tokens = {run.config.tokens:,} pass its training tokens {passes:.3g} times; "
+            "raise max_epochs, lower tokens, or add text",
         )

@@ -1,4 +1,4 @@
-"""What a working directory holds so far: a line a run, with each checkpoint and the evaluations that are left."""
+"""The progress of a working directory: one line per run, with its checkpoints, and the evaluations that are left."""
 
 import collections
 import time
@@ -15,12 +15,12 @@ from sweeps.planning.plan import Plan
 from sweeps.running import stage_times
 from sweeps.running.stacks import failure, lock_of
 
-_SECONDS_BETWEEN_LOOKS = 5.0
+_POLL_SECONDS = 5.0
 _RECENT_ROWS = 20
 
 
 def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
-    """Prints the status; with `watch` again every few seconds, until every run has ended or somebody interrupts."""
+    """Print the status; with `watch`, again every few seconds until every run has ended or a signal comes."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -33,11 +33,11 @@ def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
             live.update(Text("\n".join(status_lines(workdir, plan))), refresh=True)
             if all(read_status(workdir, run.id)["state"] in ENDED for run in plan.runs):
                 return
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
 
 
 def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
-    """Runs with state, step, loss, time left and checkpoints (x written, . to come); what is left; seconds by stage."""
+    """Return each run's state, step, loss, time left and checkpoints (x written, . due), then seconds by stage."""
     width = max(len(run.id) for run in plan.runs)
     lines = [f"{'run':<{width}}  {'state':<9} {'step':>13} {'loss':>8} {'left':>7}  checkpoints"]
     left, written_at_all = 0, False
@@ -66,9 +66,9 @@ def _line(
     state = _state(workdir, stack, status)
     row = last_row(workdir / "runs" / run.id / METRICS) or {"step": status["step"]}
     total = run.config.total_steps
-    # Beside those that the configuration names there are those of a stop, or of an import.
-    there = {step for step, runs in written.items() if run.id in runs}
-    due = sorted({step for step in checkpoint_steps(stack) if step <= total} | there)
+    # A stop and an import write checkpoints that the configuration doesn't name.
+    written_steps = {step for step, runs in written.items() if run.id in runs}
+    due = sorted({step for step in checkpoint_steps(stack) if step <= total} | written_steps)
     marks = "".join("x" if run.id in written.get(step, ()) else "." for step in due)
     loss = row.get("loss")
     shown = f"{loss:.3f}" if loss is not None else ""
@@ -80,7 +80,7 @@ def _line(
 
 
 def _state(workdir: epath.Path, stack: Cohort, status: dict[str, Any]) -> str:
-    """The state of a run of a stack: waiting, training, stopped (by whoever trained it), failed, done or diverged."""
+    """Return the state of a run: waiting, training, stopped, failed, done or diverged."""
     state = str(status["state"])
     if state in ENDED or lock_of(workdir, stack).held():
         return state
@@ -90,9 +90,9 @@ def _state(workdir: epath.Path, stack: Cohort, status: dict[str, Any]) -> str:
 
 
 def step_seconds(workdir: epath.Path, stack: Cohort) -> float | None:
-    """Seconds that a step took lately, with the probes and checkpoints between steps; None before there is any.
+    """Return the recent seconds per step, probes and checkpoints included; None before the first steps.
 
-    Only the rows since the last compilation count, of which the first says where the others begin.
+    Only rows since the last compilation count.
     """
     rows = read_timings(workdir / "runs" / _longest(stack).id / TIMINGS)
     begun = max((i for i, row in enumerate(rows) if row["event"] == "compile"), default=-1)
@@ -102,7 +102,7 @@ def step_seconds(workdir: epath.Path, stack: Cohort) -> float | None:
 
 
 def _longest(stack: Cohort) -> Run:
-    """The run that is there throughout, whose timings are the stack's."""
+    """Return the longest run, whose timings are those of the whole stack."""
     return max(stack.runs, key=lambda run: run.config.total_steps)
 
 
@@ -113,7 +113,7 @@ def _duration(seconds: float) -> str:
 
 
 def _time(workdir: epath.Path, stack: Cohort) -> str:
-    """Where a stack's training time went, over all starts; "" before there is any."""
+    """Return how a stack's training time divides, over all starts; "" before the first steps."""
     rows = read_timings(workdir / "runs" / _longest(stack).id / TIMINGS)
     spent: collections.Counter[str] = collections.Counter()
     for row in rows:

@@ -1,7 +1,7 @@
-"""One tidy table of a sweep: a row a (run, checkpoint), with its configuration, geometry and every loss.
+"""One tidy table of a sweep: one row per run and checkpoint, with its configuration, geometry and every loss.
 
-It lies in a working directory as results.parquet, as results.csv and, column by column in words, results.schema.json.
-`read_table` loads it, or those of several sweeps as one.
+A working directory has it as results.parquet and results.csv; results.schema.json says what each column means.
+`read_table` loads it, or the tables of several sweeps as one.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ _KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|se
 
 
 def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
-    """The table of a working directory, from its files alone; of the evaluations, those of `config`.
+    """Return the table of a working directory, from its files alone, with the evaluations of `config`.
 
     Columns: run_id, cohort, configuration (the run without its seeds), step, final, tokens (seen by then), diverged_at,
     parameters, parameters_non_embedding, training_flops and weight_decay_dose (by then); `config.<dotted key>`;
     `train/<metric>` of that step; `<target>/<metric>` of the probe, and `<target>_spread/<metric>` over its probe sets;
     `<evaluation>/<name>` in nats per token; catalog.py says what each is. What wasn't measured is missing, and so is
-    how an imported run was trained; its tokens are those of its revision's name, rounded as they are there.
+    how an imported run was trained; its tokens are those in the name of its revision.
     """
     rows = [row for run in known_runs(workdir) for row in _rows_of(workdir, run, config)]
     table = pd.DataFrame(rows)
@@ -54,7 +54,7 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
 
 
 def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:
-    """Writes results.csv, results.schema.json and results.parquet, each whole or not at all, the last of them last."""
+    """Write results.csv, results.schema.json and, last, results.parquet, each whole or not at all."""
     write_whole(workdir / CSV, _as_csv(table))
     described = {name: column._asdict() for name, column in schema(map(str, table.columns)).items()}
     write_whole(workdir / SCHEMA, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
@@ -62,17 +62,17 @@ def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:
 
 
 def is_written(workdir: epath.Path, table: pd.DataFrame) -> bool:
-    """Whether results.parquet holds this very table, and the files that go with it are there."""
-    there = all((workdir / name).exists() for name in (TABLE, CSV, SCHEMA))
-    return there and (workdir / TABLE).read_bytes() == table.to_parquet(index=False)
+    """Return whether results.parquet holds exactly this table, and its companion files exist."""
+    exist = all((workdir / name).exists() for name in (TABLE, CSV, SCHEMA))
+    return exist and (workdir / TABLE).read_bytes() == table.to_parquet(index=False)
 
 
 def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
-    """The tables of one or several sweeps as one.
+    """Return the tables of one or several sweeps as one.
 
-    A column that some sweep lacks is missing in its rows. Numbers of several types become such that hold them all; what
-    is a number in one sweep and text in another, or a list, becomes text. Runs that several sweeps have are in it more
-    than once: `drop_duplicates(["run_id", "step"])` before statistics of the whole.
+    A column that a sweep lacks is missing in its rows. Numbers are promoted to a type that holds them all; a column
+    that holds numbers in one sweep and text or lists in another becomes text. Runs that several sweeps share appear
+    more than once: use `drop_duplicates(["run_id", "step"])` before statistics of the whole.
 
     Args:
       workdirs: folders that hold results.parquet.
@@ -94,7 +94,7 @@ def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
 
 
 def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
-    """Every run's metrics over training, by run id."""
+    """Return every run's metrics over training, by run id."""
     runs = known_runs(workdir)
     return {run: pd.DataFrame(read_jsonl(workdir / "runs" / run / METRICS)) for run in runs}
 
@@ -112,14 +112,14 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
     }
 
     size = config.data.batch_size, config.data.sequence_length
-    flops_a_step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
+    flops_per_step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
 
     def trained(step: int) -> dict[str, Any]:
-        if config.imported:  # what its publisher told, if that
+        if config.imported:  # as far as its publisher says
             return {"tokens": metrics.get(step, {}).get("tokens")}
         return {
             "tokens": step * config.tokens_per_step,
-            "training_flops": float(flops_a_step) * step,
+            "training_flops": float(flops_per_step) * step,
             "weight_decay_dose": cumulative_weight_decay(config, step),
         }
 
@@ -143,14 +143,14 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
 
 
 def _setting(value: Any) -> Any:
-    """A configuration's value as a table holds it: text in UTF-8, also of a file whose name isn't."""
+    """Return a configuration's value for the table: valid UTF-8, even for file names that aren't."""
     if isinstance(value, tuple):
         return [_setting(one) for one in value]
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, metrics: Mapping[int, Any]) -> list[int]:
-    """Steps of a run's checkpoints; where a copy of the directory came without any, those at which they were due."""
+    """Return the steps of a run's checkpoints; in a copy without checkpoints, the steps at which they were due."""
     path = checkpoint.directory(workdir, folder)
     if path.exists():
         return [step for step, runs in checkpoint.member_lists(path).items() if run in runs]
@@ -160,7 +160,7 @@ def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, m
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl: the probe's columns have a target in their names, the training step's get `train`."""
+    """Return a row of metrics.jsonl as columns: the probe's have a target in their names, the others get `train`."""
     return {k if "/" in k else f"train/{k}": v for k, v in row.items() if k not in ("step", "tokens")}
 
 
@@ -169,7 +169,7 @@ def _losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _as_csv(table: pd.DataFrame) -> bytes:
-    """Numbers to their last digit, lists as JSON, nothing for what is missing. By pyarrow, ten times sooner."""
+    """Return a CSV with numbers to their last digit, lists as JSON and missing values empty; pyarrow is fast."""
     lists = {c: table[c].map(_list_as_text) for c in table.columns if pd.api.types.is_object_dtype(table[c])}
     written = io.BytesIO()
     pyarrow.csv.write_csv(pyarrow.Table.from_pandas(table.assign(**lists), preserve_index=False), written)
@@ -182,7 +182,7 @@ def _list_as_text(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    """Parquet gives lists back as arrays."""
+    """Return a list for an array, which is what Parquet reads lists as."""
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
@@ -200,26 +200,26 @@ def _read(workdir: epath.Path) -> pd.DataFrame:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names in order; one that was there before gets the first number, from 2, that makes it new."""
-    found: list[str] = []
+    """Return the names, made unique: a repeated one gets the first number, from 2, that is free."""
+    result: list[str] = []
     for name in names:
         tries = (name, *(f"{name}-{i}" for i in range(2, len(names) + 2)))
-        found.append(next(one for one in tries if one not in found and (one == name or one not in names)))
-    return found
+        result.append(next(one for one in tries if one not in result and (one == name or one not in names)))
+    return result
 
 
 def _joined(tables: Sequence[pd.DataFrame], column: str) -> pd.Series:
-    """A column of all the tables below each other; those in which it is missing throughout have no say in its type."""
+    """Return a column of all tables, concatenated; tables in which it is entirely missing don't decide its type."""
     starts = np.cumsum([0, *(len(table) for table in tables)])
     pieces = [
         table[column].set_axis(range(start, start + len(table)))
         for start, table in zip(starts, tables, strict=False)
         if column in table.columns
     ]
-    told = [piece for piece in pieces if piece.notna().any()]
-    if len({_kind(piece) for piece in told}) > 1:
-        told = [piece.map(lambda v: str(_list_as_text(v)), na_action="ignore").astype(object) for piece in told]
-    joined = pd.concat(told) if told else pieces[0]
+    known = [piece for piece in pieces if piece.notna().any()]
+    if len({_kind(piece) for piece in known}) > 1:
+        known = [piece.map(lambda v: str(_list_as_text(v)), na_action="ignore").astype(object) for piece in known]
+    joined = pd.concat(known) if known else pieces[0]
     return joined.reindex(range(starts[-1]))
 
 

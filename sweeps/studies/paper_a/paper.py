@@ -17,7 +17,7 @@ The argument is a scale, then options, all with commas between:
 
 Values marked [A] are the paper's, [ours] are stand-ins for what it doesn't publish, [code] are from public OLMo code. A
 reduced suite keeps the ratios between values of a factor, at least 20 steps at the largest batch of the smallest
-budget, and every configuration's dose of weight decay; what it can't keep, its notes call untestable.
+budget, and every configuration's cumulative weight decay; what it can't keep, its notes call untestable.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class Scale:
     Attributes:
       width, depth, batch: divisors of these. context: tokens. vocabulary: of the tokenizer trained on the text.
       first_steps: steps at the largest batch on the smallest budget; fixes the budgets.
-      rate: the default peak. decay: chosen so that each configuration's dose is that of the full suite.
+      rate: the default peak. decay: chosen so that each configuration's cumulative weight decay is the full suite's.
       megabytes: of the built-in corpus. epochs: passes over the text that are asked for.
     """
 

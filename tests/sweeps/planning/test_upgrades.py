@@ -153,7 +153,7 @@ def test_an_earlier_layout_is_brought_to_todays_by_the_verb_that_meets_it_and_a_
     monkeypatch.setattr(upgrades, "LAYOUT", 6)
     monkeypatch.setattr(upgrades, "UPGRADES", {4: to_5, 5: lambda workdir, record: record})
     assert cli.main(["status", "--workdir=work"]) == 0
-    assert "brought from layout 4 to 6; as it was, it is kept as sweep.json.layout-4" in capsys.readouterr().err
+    assert "upgraded from layout 4 to 6; the former file is kept as sweep.json.layout-4" in capsys.readouterr().err
     record = json.loads(pathlib.Path("work/sweep.json").read_text())
     assert (record["layout"], record["made_by"]) == (6, "0.1.0 (77f4818)")
     assert pathlib.Path("work/sweep.json.layout-4").read_bytes() == as_it_was

@@ -63,7 +63,7 @@ def test_the_second_sentence_is_about_the_setting_that_acts_most():
         sweep().assign(**{"lm_loss/in_domain": lambda t: 9 - t["unembedding/effective_rank_percent"] / 20})
     )
     assert "The setting that acted most is weight decay, with" in by_rank[1]
-    assert "from 0.1 to 4 (dose 0.20 to 8.00), mean effective rank went from 60.55 to 40.55 %" in by_rank[1]
+    assert "from 0.1 to 4 (cumulative 0.20 to 8.00), mean effective rank went from 60.55 to 40.55 %" in by_rank[1]
 
     by_loss = findings(
         sweep(decays=(0.1, 0.11)).assign(**{"unembedding/effective_rank_percent": lambda t: t["lm_loss/in_domain"]})

@@ -9,7 +9,7 @@ from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.logs.metrics import last_row, write_jsonl
 from olmo_jax.train import train_cohort, write_run_files
 from sweeps.planning.plan import Plan
-from sweeps.running.stacks import lock_of, one_process_a_stack
+from sweeps.running.stacks import lock_of, one_process_per_stack
 from sweeps.running.status import show, status_lines, step_seconds
 
 
@@ -49,7 +49,7 @@ def test_waiting_training_stopped_and_ended(plan, index, tmp_path):
     def train(stack, stop):
         return train_cohort(workdir, stack, index, stop)
 
-    assert not one_process_a_stack(workdir, [first], look, train)
+    assert not one_process_per_stack(workdir, [first], look, train)
     assert {found[0] for found in seen[1:]} == {"training"}
     after = states(workdir, plan)
     assert after["calm"][0] == "stopped"
@@ -58,7 +58,7 @@ def test_waiting_training_stopped_and_ended(plan, index, tmp_path):
     assert float(loss) == pytest.approx(last_row(workdir / "runs" / "calm" / "metrics.jsonl")["loss"], abs=1e-3)
     assert marks.count("x") >= 1 and marks.count(".") >= 1  # written, to come
 
-    assert one_process_a_stack(workdir, plan.stacks, lambda: False, train)
+    assert one_process_per_stack(workdir, plan.stacks, lambda: False, train)
     ended = states(workdir, plan)
     assert ended["calm"][:2] == ["done", "12/12"]
     assert ended["later"][0] == "done"
@@ -76,7 +76,7 @@ def test_what_failed_says_why_until_it_is_tried_again(plan, tmp_path):
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="disk is full"):
-        one_process_a_stack(workdir, plan.stacks, lambda: False, fail)
+        one_process_per_stack(workdir, plan.stacks, lambda: False, fail)
 
     done = []
 
@@ -87,13 +87,13 @@ def test_what_failed_says_why_until_it_is_tried_again(plan, tmp_path):
         return True
 
     with pytest.raises(CheckpointError, match="disk is full"):  # once the other stack is done
-        one_process_a_stack(workdir, plan.stacks, lambda: False, fail_one)
+        one_process_per_stack(workdir, plan.stacks, lambda: False, fail_one)
     assert done == [plan.stacks[1].folder]
     assert states(workdir, plan)["calm"][0] == "failed"
     assert states(workdir, plan)["later"][0] == "waiting"
     assert any("failed: the disk is full" in line for line in status_lines(workdir, plan))
     assert not lock_of(workdir, plan.stacks[0]).held()
-    assert one_process_a_stack(workdir, plan.stacks, lambda: False, lambda stack, stop: True)
+    assert one_process_per_stack(workdir, plan.stacks, lambda: False, lambda stack, stop: True)
     assert states(workdir, plan)["calm"][0] == "waiting"
 
 

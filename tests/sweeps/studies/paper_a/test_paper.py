@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from olmo_jax.config import ConfigError
-from sweeps.planning.costs import dose
+from sweeps.planning.costs import total_weight_decay
 from sweeps.planning.plan import leaves, read_sweep, resolve
 from sweeps.studies.paper_a import paper
 
@@ -35,7 +35,10 @@ def resolved(plan):
     for cohort, values in zip(plan.cohorts, runs, strict=True):
         here = shared([less(v, common) for v in values])
         own = [less(less(v, common), here) for v in values]
-        steps = [{"steps": run.config.total_steps, "dose": float(f"{dose(run.config):.4g}")} for run in cohort.runs]
+        steps = [
+            {"steps": run.config.total_steps, "dose": float(f"{total_weight_decay(run.config):.4g}")}
+            for run in cohort.runs
+        ]
         rows = [o | s for o, s in zip(own, steps, strict=True)]
         cohorts.append({"segments": len(cohort.segment_ends), "shared": here, "runs": rows})
     return {"shared": common, "cohorts": cohorts, "notes": list(plan.notes)}
@@ -85,7 +88,7 @@ def test_a_reduced_suite_keeps_ratios_doses_and_steps(plans, scale):
     ):
         ratios = [field(a.config) / field(b.config) for a, b in zip(full, small, strict=True)]
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
-    doses = [(dose(a.config), dose(b.config)) for a, b in zip(full, small, strict=True)]
+    doses = [(total_weight_decay(a.config), total_weight_decay(b.config)) for a, b in zip(full, small, strict=True)]
     # Of 20 steps none is warm-up, and the sum of the cosine is coarse.
     assert all(b == pytest.approx(a, rel=0.05) for a, b in doses)
     assert min(run.config.total_steps for run in small) >= 20
@@ -93,7 +96,7 @@ def test_a_reduced_suite_keeps_ratios_doses_and_steps(plans, scale):
 
 
 def test_the_default_dose_is_that_of_methods(plans):
-    assert dose(plans["paper"].runs[4].config) == pytest.approx(4, rel=0.05)
+    assert total_weight_decay(plans["paper"].runs[4].config) == pytest.approx(4, rel=0.05)
 
 
 def test_options_add_runs(plans):
