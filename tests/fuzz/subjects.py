@@ -14,7 +14,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 # A working directory of layout 4, its corpus and its configuration: two of four runs trained, half of them evaluated.
-TRAINED = HERE.parent / "sweeps" / "data" / "layout4.tar.xz"
+TRAINED = HERE.parent / "sweeps" / "planning" / "data" / "layout4.tar.xz"
 RUN = "old-f4ea3a2f8aa8"
 
 
