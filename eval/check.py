@@ -8,7 +8,7 @@ from etils import epath
 
 from eval.config import SCOPES, EvalConfig
 from eval.eval_data import EvalData
-from eval.evaluators.finetuning import domain_passages, item_passages
+from eval.evaluators.finetuning import domain_sets, item_sets
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import ConfigError, require
 from olmo_jax.data import DataError
@@ -16,7 +16,7 @@ from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.execution.sharding import path_name
-from olmo_jax.probes.texts import passages
+from olmo_jax.probes.texts import evaluation_sets
 from olmo_jax.step import member_structs
 
 _AT = "config.evaluation"
@@ -55,7 +55,7 @@ def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
         remedy = "has no validation document; raise data.validation_fraction or add documents"
         require(there > 0, f"{_AT}.finetune.targets", domain, remedy)
     for domain in config.finetune.domains:
-        domain_passages(cohort.shape, index, domain)
+        domain_sets(cohort.shape, index, domain)
     for split, key, names in (
         ("train", "finetune.targets", config.finetune.tasks),
         ("validation", "finetune.targets", config.finetune.tasks),
@@ -64,7 +64,7 @@ def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
         for name in names:
             _check_task(f"{_AT}.{key}", name, split)
     for name in config.finetune.tasks:
-        item_passages(EvalData(epath.Path(), cohort, index, config), name, config.finetune)
+        item_sets(EvalData(epath.Path(), cohort, index, config), name, config.finetune)
     _check_matrices(config, cohort)
     _check_measured(config, cohort)
 
@@ -79,7 +79,7 @@ def _check_dimension(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
     )
     require(bool(texts.names), f"{_AT}.dimension.points", asked, "needs texts; name some in config.train.probe.texts")
     try:
-        passages(
+        evaluation_sets(
             [
                 dataclasses.replace(r.config, probe=dataclasses.replace(r.config.probe, texts=texts))
                 for r in cohort.runs

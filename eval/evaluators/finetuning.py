@@ -25,7 +25,7 @@ from olmo_jax.data.windows import in_order, train_windows
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.members import over_members
 from olmo_jax.probes.geometry import make_probes
-from olmo_jax.probes.texts import EvaluationSet, scored_passage, text_passages, texts_by_name
+from olmo_jax.probes.texts import EvaluationSet, scored_set, text_sets, texts_by_name
 from olmo_jax.step import State, init_member, member_step
 from olmo_jax.storage.names import file_name
 from olmo_jax.train import probe_documents
@@ -35,7 +35,7 @@ Row = dict[str, float]
 Batches = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
-class Course(NamedTuple):
+class Curve(NamedTuple):
     """What became of one model at one learning rate and seed: a row of numbers a point on the way, and the step at
     which it turned non-finite, or -1.
 
@@ -53,7 +53,7 @@ def finetune(
     batches: Batches,
     measure: Callable[[Any], list[Row]],
     stop: Callable[[], bool] = lambda: False,
-) -> dict[tuple[float, int], list[Course]]:
+) -> dict[tuple[float, int], list[Curve]]:
     """Continues every model of a stack at every learning rate and seed, as one cohort of rates x seeds x models.
 
     Args:
@@ -92,7 +92,7 @@ def finetune(
             for m, row in enumerate(measure(state.params)):
                 rows[m].append(at | {"train_loss": float(trained_M[m])} | row)
     diverged_M = np.asarray(state.diverged_at).tolist()
-    courses = [Course(of, diverged_at) for of, diverged_at in zip(rows, diverged_M, strict=True)]
+    courses = [Curve(of, diverged_at) for of, diverged_at in zip(rows, diverged_M, strict=True)]
     return {place: courses[p * models : (p + 1) * models] for p, place in enumerate(places)}
 
 
@@ -131,16 +131,16 @@ def text_batches(eval_data: EvalData, domain: str, config: FinetuneConfig) -> Ba
     return lambda step: (np.stack([stream[step] for stream in streams]), None)
 
 
-def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[EvaluationSet]:
+def domain_sets(shape: Shape, index: TokenIndex, domain: str) -> list[EvaluationSet]:
     """What config.probe.texts names, "train" and "validation" being those of the domain that is trained on.
 
     Raises ConfigError for a text that isn't there or is too short.
     """
     config = shape.config.probe.texts
-    return text_passages(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
+    return text_sets(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
 
 
-def item_passages(eval_data: EvalData, task: str, config: FinetuneConfig) -> list[EvaluationSet]:
+def item_sets(eval_data: EvalData, task: str, config: FinetuneConfig) -> list[EvaluationSet]:
     """The same where a task is trained on: "train" and "validation" are its items with their right answers."""
     texts, index = eval_data.shape.config.probe.texts, eval_data.index
     found = []
@@ -148,9 +148,9 @@ def item_passages(eval_data: EvalData, task: str, config: FinetuneConfig) -> lis
         if name in ("train", "validation"):
             tokens_Nl, weights_NL = _right_answers(eval_data, task, config, name)
             drawn = np.random.default_rng(0).permutation(len(tokens_Nl))[: texts.documents]  # they come by length
-            found.append(scored_passage(texts, name, tokens_Nl[drawn], weights_NL[drawn] > 0))
+            found.append(scored_set(texts, name, tokens_Nl[drawn], weights_NL[drawn] > 0))
         else:
-            found += text_passages(texts, {name: index.documents("validation", name)}, index.eos_id)
+            found += text_sets(texts, {name: index.documents("validation", name)}, index.eos_id)
     return found
 
 
@@ -240,7 +240,7 @@ def measure(stack: ModelBatch, chosen: Sequence[Evaluation]) -> Iterator[list[Me
 
 def _courses(
     stack: ModelBatch, target: str, rates: tuple[float, ...]
-) -> tuple[list[Row], dict[tuple[float, int], list[Course]]]:
+) -> tuple[list[Row], dict[tuple[float, int], list[Curve]]]:
     """A row for each model before fine-tuning, and the courses of all."""
     eval_data = stack.eval_data
     config = dataclasses.replace(eval_data.config.finetune, learning_rates=rates)
@@ -250,9 +250,11 @@ def _courses(
     windows = dataclasses.replace(eval_data.shape.config.data, batch_size=config.batch_size, sequence_length=length)
     shape = eval_data.shape.with_config(data=windows)
     documents = probe_documents(eval_data.cohort, eval_data.index)
-    read = item_passages(eval_data, task, config) if task else domain_passages(shape, eval_data.index, target)
+    read = item_sets(eval_data, task, config) if task else domain_sets(shape, eval_data.index, target)
     vocabulary = eval_data.index.vocab_size
-    probes = make_probes(shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, passages=read)
+    probes = make_probes(
+        shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, evaluation_sets=read
+    )
 
     def measure_all(params: Any) -> list[Row]:
         losses = stack.losses if params is stack.params_M else stack.losses_of(params)
@@ -276,7 +278,7 @@ def _courses(
     return measure_all(stack.params_M), finetune(config, shape, stack.params_M, batches, measure_all, eval_data.stop)
 
 
-def _told(stack: ModelBatch, before: Row, courses: Sequence[Course]) -> Measured:
+def _told(stack: ModelBatch, before: Row, courses: Sequence[Curve]) -> Measured:
     """One model at one learning rate, over seeds."""
     along, ends, bests = [], [], []
     for seed, course in zip(stack.eval_data.config.finetune.seeds, courses, strict=True):

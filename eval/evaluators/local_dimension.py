@@ -15,7 +15,7 @@ from eval.results import Evaluation, Measured
 from olmo_jax.config import ModelConfig, TextsConfig
 from olmo_jax.config.identity import identity_fields
 from olmo_jax.execution.members import over_members
-from olmo_jax.probes.texts import EvaluationSet, members_at_once, passages, read_states, states_geometry
+from olmo_jax.probes.texts import EvaluationSet, evaluation_sets, members_at_once, read_states, states_geometry
 
 METRICS = ("local_two_nn", "local_two_nn_std", "points")
 
@@ -36,11 +36,13 @@ def measure(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     ids = [run.id for run in cohort.runs]
     places = [ids.index(run) for run, _ in stack.models]
     rows: list[dict[str, float]] = [{} for _ in places]
-    for passage in passages(configs, stack.eval_data.index):
-        at_once = members_at_once(texts, cohort.shape.model, [passage])
+    for evaluation_set in evaluation_sets(configs, stack.eval_data.index):
+        at_once = members_at_once(texts, cohort.shape.model, [evaluation_set])
         mapping = Mapping(cohort.shape.config.mapping, at_once)
-        states = _states(texts, cohort.shape.model, mapping, passage, stack.params_M, passage.of(places)[1])
-        for (name, states_MKTD), (k, text) in itertools.product(states.items(), enumerate(passage.names)):
+        states = _states(
+            texts, cohort.shape.model, mapping, evaluation_set, stack.params_M, evaluation_set.of(places)[1]
+        )
+        for (name, states_MKTD), (k, text) in itertools.product(states.items(), enumerate(evaluation_set.names)):
             for points, neighbors in itertools.product(settings["points"], settings["neighbors"]):
                 sized = dataclasses.replace(texts, points=points, neighbors=neighbors)
                 values = _geometry(sized, mapping, states_MKTD[:, k])
@@ -66,12 +68,12 @@ def _states(
     texts: TextsConfig,
     architecture: ModelConfig,
     mapping: Mapping,
-    passage: EvaluationSet,
+    evaluation_set: EvaluationSet,
     params_M: Any,
     points_MKT: Any,
 ) -> dict[str, Array]:
-    """States `[M, K, T, D]` of the tokens drawn from a passage, by name."""
-    read = functools.partial(read_states, texts, architecture, passage)
+    """States `[M, K, T, D]` of the tokens drawn from an evaluation set, by name."""
+    read = functools.partial(read_states, texts, architecture, evaluation_set)
     return mapping.over(read)(params_M, points_MKT)
 
 
