@@ -9,7 +9,8 @@ In float32, with s_1 the largest singular value and |W|_F the Frobenius norm:
                 products and D x D decompositions. Meant for the training loop, and for a matrix whose rows are sharded
                 over devices, which then exchange only D x D arrays.
   gram          The first of these two steps only: the fastest, but values below about 3e-4 s_1 are noise, since they
-                come from the roots of tiny squares. Not for condition numbers, nor for the effective rank of a nearly low-rank matrix.
+                come from the roots of tiny squares. Not for condition numbers, nor for the effective rank of a nearly
+                low-rank matrix.
   svd           SVD of the whole matrix: as accurate as qr, and slower on tall matrices.
 
 Except with gram, a value of at most 2 eps |W|_F counts as the rounding error of a zero, and is returned as 0.
