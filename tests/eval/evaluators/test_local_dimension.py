@@ -141,7 +141,7 @@ def test_equations_have_their_local_dimension_and_nothing_that_needs_text(tiny, 
         logged = read_jsonl(workdir / "runs" / run.id / "metrics.jsonl")[-1]["final_states.train/local_two_nn"]
         found = metrics(workdir, run.id, "local_dimension", 6)["final_states.train/n30_l8/local_two_nn"]
         assert found == pytest.approx(logged, rel=1e-3)
-    with pytest.raises(ConfigError, match="finetune.targets = .*: there is no text but equations"):
+    with pytest.raises(ConfigError, match="finetune.targets = .*: needs text, and the data have only equations"):
         check_evaluation(dataclasses.replace(config, finetune=FinetuneConfig(targets=("code",))), cohort, index)
 
 
