@@ -46,8 +46,8 @@ def test_parts_of_it_are_done_by_kind_run_and_step(cohort, trained, config):
     runs, steps = ["run0", "run1"], [5, 10, 12]
     for choice, said in (
         (Choice(only=("gptqq",)), "--only = 'gptqq': is no evaluation"),
-        (Choice(runs="walk*"), "--runs = 'walk.*': is no run; there are run0, run1"),
-        (Choice(steps=(7,)), "--steps = 7: is the step of no checkpoint; there are 5, 10, 12"),
+        (Choice(runs="walk*"), "--runs = 'walk.*': matches no run; the runs are run0, run1"),
+        (Choice(steps=(7,)), "--steps = 7: is the step of no checkpoint; the steps are 5, 10, 12"),
     ):
         with pytest.raises(ConfigError, match=said):
             choice.check(config, runs, steps)
