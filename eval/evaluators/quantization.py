@@ -69,7 +69,8 @@ def _say_raised(name: str, configured: float, raised: dict[str, float]) -> None:
     path = max(raised, key=lambda p: raised[p])
     say(
         f"{name}: with damping = {configured:g} the Hessians of {len(raised)} matrices aren't positive definite; it "
-        f"was raised to {raised[path]:g} at most ({path}); raise config.evaluation.quantize.damping or calibration_tokens"
+        f"was raised to at most {raised[path]:g} ({path}); raise "
+        "config.evaluation.quantize.damping or calibration_tokens"
     )
 
 
