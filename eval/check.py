@@ -73,7 +73,7 @@ def check_evaluation(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> N
 
 
 def _check_dimension(config: EvalConfig, cohort: Cohort, index: TokenIndex) -> None:
-    """Check that there are texts, with enough states, for the numbers of points and neighbours value for."""
+    """Check that there are texts, with enough states, for the configured numbers of points and neighbours."""
     value = config.dimension.points
     if not value:
         return

@@ -128,17 +128,17 @@ def read_bytes(
     have only the bytes of tokens.
     """
     lengths_V = tokenizer.byte_lengths
-    found: list[float] = []
+    bytes_of_documents: list[float] = []
     for domain, kept in documents.items():
         whole = itertools.chain.from_iterable(_with_bytes(index, s, domain) for s in _splits(domain, learnt))
         for part, (document, size) in zip(kept, whole, strict=False):
             if size is None or (len(part) < len(document) and _bytes_of(document, lengths_V) == size):
-                found.append(_bytes_of(part, lengths_V))
+                bytes_of_documents.append(_bytes_of(part, lengths_V))
             elif len(part) == len(document) and size > 0:  # 0: made as tokens, without a text
-                found.append(size)
+                bytes_of_documents.append(size)
             else:
-                found.append(math.nan)
-    return np.array(found, float)
+                bytes_of_documents.append(math.nan)
+    return np.array(bytes_of_documents, float)
 
 
 def _with_bytes(index: TokenIndex, split: str, domain: str) -> Iterator[tuple[np.ndarray, int | None]]:

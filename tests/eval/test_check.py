@@ -54,9 +54,7 @@ def test_what_can_not_be_done_is_refused_before_training(cohort, index, changes,
         check_evaluation(from_config_dict(EvalConfig, values, "config.evaluation"), cohort, index)
 
 
-def test_few_calibration_tokens_are_told_with_their_number_and_damping_is_raised(
-    cohort, index, trained, config, capsys
-):
+def test_few_calibration_tokens_are_reported_and_damping_is_raised(cohort, index, trained, config, capsys):
     quantize = QuantizeConfig(bits=(4,), methods=("gptq",), calibration_tokens=16, damping=0.0)
     few = dataclasses.replace(config, quantize=quantize)
     assert evaluate(trained, cohort, index, few, lambda job: True, Choice(only=("gptq",)))
