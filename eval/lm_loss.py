@@ -57,7 +57,7 @@ class Losses:
     @functools.cached_property
     def tokens(self) -> dict[str, int]:
         """Return the number of tokens of each domain."""
-        return {d: int(self.text.tokens_K[self._of(d)].sum()) for d in self.text.domains}
+        return {d: int(self.text.tokens_K[self._in_domain(d)].sum()) for d in self.text.domains}
 
     @functools.cached_property
     def bits_per_byte(self) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ class Losses:
         """
         results = {}
         for domain in self.text.domains:
-            known = self._of(domain) & np.isfinite(self.text.bytes_K)
+            known = self._in_domain(domain) & np.isfinite(self.text.bytes_K)
             size = self.text.bytes_K[known].sum() if known.any() else np.nan
             results[domain] = self.nats_MK[:, known].sum(axis=1) / math.log(2) / size
         return results
@@ -81,15 +81,15 @@ class Losses:
         nats_MK = self.nats_MK if other is None else self.nats_MK - other.nats_MK
         results = {}
         for domain in self.text.domains:
-            in_domain_K = self._of(domain)
+            in_domain_K = self._in_domain(domain)
             results[domain] = standard_error(nats_MK[:, in_domain_K], self.text.tokens_K[in_domain_K])
         return results
 
-    def _of(self, domain: str) -> np.ndarray:
+    def _in_domain(self, domain: str) -> np.ndarray:
         return self.text.domain_K == self.text.domains.index(domain)
 
     def _summed(self, domain: str) -> np.ndarray:
-        return self.nats_MK[:, self._of(domain)].sum(axis=1)
+        return self.nats_MK[:, self._in_domain(domain)].sum(axis=1)
 
 
 def standard_error(nats_MK: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def read_bytes(
 
 
 def _with_bytes(index: TokenIndex, split: str, domain: str) -> Iterator[tuple[np.ndarray, int | None]]:
-    """The documents that aren't empty and the bytes stored of each, None where none are."""
+    """Yield the documents that aren't empty, with the bytes stored for each, or None."""
     stored = index.text_bytes(split, domain)
     sizes = itertools.repeat(None) if stored is None else map(int, stored)
     return ((document, size) for document, size in zip(index.documents(split, domain), sizes) if len(document))  # noqa: B905
@@ -222,13 +222,13 @@ def averages(domains: Sequence[str], train_domains: Sequence[str], set_apart: Se
     trained = [d for d in domains if d in train_domains or not train_domains]
     others = [d for d in domains if d not in trained and d not in set_apart]
     means = {"in_domain": trained, "out_of_domain": others, "macro": list(domains)}
-    return {name: of for name, of in means.items() if of}
+    return {name: chosen for name, chosen in means.items() if chosen}
 
 
 def summary(by_domain: Mapping[str, float], train_domains: Sequence[str], set_apart: Sequence[str]) -> dict[str, float]:
     """Return macro-averages, with equal weight for each domain, followed by the values by domain."""
     means = averages(list(by_domain), train_domains, set_apart)
-    return {name: float(np.mean([by_domain[d] for d in of])) for name, of in means.items()} | dict(by_domain)
+    return {name: float(np.mean([by_domain[d] for d in chosen])) for name, chosen in means.items()} | dict(by_domain)
 
 
 def summary_of_errors(
@@ -236,7 +236,9 @@ def summary_of_errors(
 ) -> dict[str, float]:
     """Return standard errors of macro-averages, with domains independent, followed by those by domain."""
     means = averages(list(by_domain), train_domains, set_apart)
-    return {n: math.sqrt(sum(by_domain[d] ** 2 for d in of)) / len(of) for n, of in means.items()} | dict(by_domain)
+    return {n: math.sqrt(sum(by_domain[d] ** 2 for d in chosen)) / len(chosen) for n, chosen in means.items()} | dict(
+        by_domain
+    )
 
 
 @functools.partial(jax.jit, static_argnames="config")

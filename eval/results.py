@@ -119,10 +119,13 @@ def _are_numbers(value: Any) -> bool:
 def _are_documents(value: Any) -> bool:
     """Return whether `value` holds, by domain, lists of summed nats and of tokens of the same length."""
     return isinstance(value, dict) and all(
-        isinstance(of, dict)
-        and all(isinstance(of.get(key), list) and _are_numbers(dict(enumerate(of[key]))) for key in ("nats", "tokens"))
-        and len(of["nats"]) == len(of["tokens"])
-        for of in value.values()
+        isinstance(documents, dict)
+        and all(
+            isinstance(documents.get(key), list) and _are_numbers(dict(enumerate(documents[key])))
+            for key in ("nats", "tokens")
+        )
+        and len(documents["nats"]) == len(documents["tokens"])
+        for documents in value.values()
     )
 
 

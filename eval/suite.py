@@ -81,8 +81,10 @@ def _unigram(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     """Return the loss of a unigram model of the training tokens on the same validation tokens, as a baseline."""
     eval_data = stack.eval_data
     domains = eval_data.shape.config.data.train_domains
-    rows = {d: np.array([unigram_loss(eval_data.index, domains, of)]) for d, of in eval_data.documents.items()}
-    tokens = {d: sum(map(len, of)) for d, of in eval_data.documents.items()}
+    rows = {
+        d: np.array([unigram_loss(eval_data.index, domains, documents)]) for d, documents in eval_data.documents.items()
+    }
+    tokens = {d: sum(map(len, documents)) for d, documents in eval_data.documents.items()}
     return [Measured(stack.summaries(rows)[0], {"tokens": tokens})] * len(stack.models)
 
 

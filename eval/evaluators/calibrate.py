@@ -115,7 +115,7 @@ def _block(
         zeros = {path: jnp.zeros((len(w_IO), len(w_IO))) for path, w_IO in matrices.items()}
         hessians, _ = jax.lax.scan(add, zeros, x_nBLD)
         quantized, errors = _quantize(matrices, hessians, how._replace(bits=bits))
-        new = {part: dict(of) if isinstance(of, dict) else of for part, of in block_params.items()}
+        new = {part: dict(value) if isinstance(value, dict) else value for part, value in block_params.items()}
         for path, q_IO in quantized.items():
             part, name = path.split("/")
             new[part][name] = q_IO
@@ -157,7 +157,7 @@ def _quantize(
     errors: dict[str, Errors] = {}
     for shape in sorted({w_IO.shape for w_IO in matrices.values()}):
         paths = [path for path, w_IO in matrices.items() if w_IO.shape == shape]
-        stacked = (jnp.stack([of[path] for path in paths]) for of in (matrices, hessians))
+        stacked = (jnp.stack([arrays[path] for path in paths]) for arrays in (matrices, hessians))
         q_KIO, errors_K = jax.vmap(one)(*stacked)
         for k, path in enumerate(paths):
             quantized[path], errors[path] = q_KIO[k], jax.tree.map(lambda x, k=k: x[k], errors_K)

@@ -38,7 +38,9 @@ def saturation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
 def _saturation(eval_data: EvalData, run: str, end: int, evaluation: Evaluation) -> Measured:
     losses = _losses_by_step(eval_data, run, evaluation)
     domains = eval_data.shape.config.data.train_domains or eval_data.text.domains
-    rise = rise_after_best({step: [of[d] for d in domains if d in of] for step, of in losses.items()})
+    rise = rise_after_best(
+        {step: [by_domain[d] for d in domains if d in by_domain] for step, by_domain in losses.items()}
+    )
     (config,) = (r.config for r in eval_data.cohort.runs if r.id == run)
     share, after = (evaluation.settings[name] for name in COLLAPSE)
     ranks = {step: rank for step, rank in _ranks(eval_data, run).items() if step >= after * end}
@@ -63,8 +65,8 @@ def rise_after_best(documents: Mapping[int, Sequence[Mapping[str, Sequence[float
     nan = dict.fromkeys(("best_step", "rise", "rise_standard_error", "saturated"), math.nan)
     if len(steps) < 2:
         return nan
-    nats = {step: [np.array(of["nats"], float) for of in documents[step]] for step in steps}
-    tokens = [np.array(of["tokens"], float) for of in documents[steps[-1]]]
+    nats = {step: [np.array(domain["nats"], float) for domain in documents[step]] for step in steps}
+    tokens = [np.array(domain["tokens"], float) for domain in documents[steps[-1]]]
     loss = {s: float(np.mean([x.sum() / t.sum() for x, t in zip(nats[s], tokens, strict=True)])) for s in steps}
     if not all(map(math.isfinite, loss.values())):
         return nan

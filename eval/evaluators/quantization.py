@@ -105,9 +105,12 @@ def _with_errors(results: list[Measured], errors: dict[str, dict[str, Any]]) -> 
     """Add the errors of each changed matrix, and their means over matrices as `error/<name>`."""
     extended = []
     for m, measured in enumerate(results):
-        matrices = {path: {k: float(v[m]) for k, v in of.items()} for path, of in errors.items()}
-        matrices = {path: of for path, of in matrices.items() if of["weight"] != 0}
-        names = {name for of in matrices.values() for name in of}
-        means = {f"error/{n}": float(np.mean([of[n] for of in matrices.values() if n in of])) for n in sorted(names)}
+        matrices = {path: {k: float(v[m]) for k, v in values.items()} for path, values in errors.items()}
+        matrices = {path: values for path, values in matrices.items() if values["weight"] != 0}
+        names = {name for values in matrices.values() for name in values}
+        means = {
+            f"error/{name}": float(np.mean([values[name] for values in matrices.values() if name in values]))
+            for name in sorted(names)
+        }
         extended.append(Measured(measured.metrics | means, measured.more | {"matrices": matrices}))
     return extended
