@@ -1,6 +1,6 @@
-"""Checkpoint in, results out: loss by domain, quantisation, fine-tuning.
+"""Evaluate checkpoints: loss by domain, quantisation, perturbation, tasks and fine-tuning.
 
-Each name is imported when it is first asked for.
+Names are imported when they are first used.
 """
 
 from etils import epy

@@ -1,4 +1,4 @@
-"""Batches through a compiled function: on a CPU as many at a time as it has cores."""
+"""Run batches through a compiled function; on a CPU, as many at a time as it has cores."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,15 +9,15 @@ import jax
 
 from olmo_jax.config import ModelConfig
 
-# Of the widest activations of the batches that run at a time, in numbers: half a GiB in float32.
+# Most elements of the widest activations of all batches that run at a time: half a GiB in float32.
 _MOST_ACTIVATIONS = 2**27
 
 
 def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Return what a compiled function of arrays gives for each batch, in order, as numpy arrays.
 
-    XLA runs the loop over members on about one core, so a CPU takes several batches at a time; of those that meet a
-    shape for the first time one compiles, and the others wait. The first array of a batch has its tokens, `[B, L]`.
+    XLA runs the loop over members on about one core, so on a CPU several batches run at a time; of batches with
+    a new shape, one compiles the program and the others wait. The first array of a batch holds its tokens, `[B, L]`.
     """
     at_once = _at_once(config, max(batch[0].size for batch in batches))
     if at_once == 1:
@@ -27,7 +27,7 @@ def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequenc
 
 
 def _at_once(config: ModelConfig, tokens: int) -> int:
-    """How many batches of so many tokens run at a time."""
+    """Return how many batches of `tokens` tokens run at a time."""
     if jax.default_backend() != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What evaluations read: a stack of models, and the text, tokens and items that all stacks of a cohort share."""
+"""Load what evaluations read: stacks of models, and the text, tokens and items that a cohort's stacks share."""
 
 import dataclasses
 import functools
@@ -35,16 +35,16 @@ Model = tuple[str, int]  # run id and step
 
 
 class StoppedError(Exception):
-    """`Material.stop` answered True in the middle of an evaluation."""
+    """`EvalData.stop` returned True in the middle of an evaluation."""
 
 
 def _validation_items(task: str) -> list[task_items.Item]:
-    """As `task_items.items`; those of a published package, which doesn't change, are read once for all cohorts."""
+    """Return `task_items.items`; those of a published package don't change and are read once for all cohorts."""
     return _published_items(task) if task in task_items.TASKS else task_items.items(task, "validation")
 
 
 def drawn_items(task: str, most: int) -> list[task_items.Item]:
-    """So many validation items of a task in the order drawn, the same for all models; all of them for 0."""
+    """Return `most` validation items of a task (0: all), in a fixed random order, the same for all models."""
     items = _validation_items(task)
     return [items[i] for i in np.random.default_rng(0).permutation(len(items))[: most or None]]
 
@@ -56,7 +56,7 @@ def _published_items(task: str) -> list[task_items.Item]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalData:
-    """Of one cohort, read when first asked for. `stop`: whether to leave, asked in the middle of long work."""
+    """The data of one cohort, read when first used. `stop` says whether to stop, and is called during long work."""
 
     workdir: epath.Path
     cohort: Cohort
@@ -70,7 +70,7 @@ class EvalData:
 
     @functools.cached_property
     def documents(self) -> dict[str, list[np.ndarray]]:
-        """Validation documents by domain; of domains that this cohort wasn't trained on, any."""
+        """Return validation documents by domain; for domains that weren't trained on, documents of any split."""
         return read_documents(self.index, self.config.tokens_per_domain, self._learnt, self.config.domains)
 
     @property
@@ -80,7 +80,7 @@ class EvalData:
 
     @functools.cached_property
     def text(self) -> Text:
-        if single := [domain for domain, of in self.documents.items() if len(of) == 1]:
+        if single := [domain for domain, documents in self.documents.items() if len(documents) == 1]:
             say(
                 f"{', '.join(single)}: one document fills config.evaluation.tokens_per_domain = "
                 f"{self.config.tokens_per_domain}, so these losses have no standard error; raise it"
@@ -94,23 +94,22 @@ class EvalData:
 
     @functools.cached_property
     def calibration(self) -> np.ndarray:
-        """Training windows `[N, L]`, the same for every run; says so where they are few."""
-        wanted = self.config.quantize.calibration_tokens
+        """Return training windows `[N, L]`, the same for every run; prints a notice if they are few."""
         length, domains = self.shape.sequence_length, self.shape.config.data.train_domains
-        count = max(1, wanted // length)
+        count = max(1, self.config.quantize.calibration_tokens // length)
         tokens = sum(self.index.shard("train", d).tokens for d in domains or self.index.domains)
         count = min(count, (tokens - 1) // length)
         widest = max(self.shape.model.d_model, self.shape.model.d_ff)
         if count * length < widest:
             say(
                 f"calibration has {count * length} tokens, fewer than the {widest} inputs of a matrix, so GPTQ's "
-                "Hessians are singular but for the damping; raise config.evaluation.quantize.calibration_tokens"
+                "Hessians are singular without damping; raise config.evaluation.quantize.calibration_tokens"
             )
         return np.asarray(train_windows(self.index, domains, length, count, 0)[0])[:, :-1]
 
     @functools.cached_property
     def rows(self) -> Callable[[str, int, int], tasks.Rows]:
-        """Validation items of a task as rows, `rows(task, most, tokens)`: so many, drawn once for all, or all for 0."""
+        """Return `rows(task, most, tokens)`, which lays out `most` validation items of a task (0: all) in rows."""
 
         @functools.cache
         def rows(task: str, most: int, tokens: int) -> tasks.Rows:
@@ -119,13 +118,13 @@ class EvalData:
         return rows
 
     def load(self, models: Sequence[Model]) -> Any:
-        """The parameters of some models, stacked. Raises CheckpointError where one doesn't fit its configuration."""
+        """Return the stacked parameters of models. Raises CheckpointError if one doesn't fit its configuration."""
         parts, order = [], []
         for step in dict.fromkeys(step for _, step in models):
             members, params_M = checkpoint.load_stack(self.workdir, self.cohort.folder, step)
             place = checkpoint.directory(self.workdir, self.cohort.folder) / str(step)
             checkpoint.check_fits(place, params_M, self.shape.model, stacked=True)
-            places = [m for m, (_, at) in enumerate(models) if at == step]
+            places = [m for m, (_, model_step) in enumerate(models) if model_step == step]
             order += places
             taken = np.array([members.index(models[m][0]) for m in places])
             parts.append(jax.tree.map(lambda x, taken=taken: x[taken], params_M))
@@ -134,14 +133,14 @@ class EvalData:
 
     @functools.cached_property
     def load_last(self) -> Callable[[tuple[str, ...]], Any]:
-        """As `load`, of the last checkpoints of some runs; kept, for CKA needs them at each step."""
+        """Return a function that loads runs' last checkpoints; cached, since CKA uses them at each step."""
         ends = {run.id: run.config.total_steps for run in self.cohort.runs}
         return functools.lru_cache(maxsize=1)(lambda runs: self.load([(run, ends[run]) for run in runs]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelBatch:
-    """M models of a cohort, (run, step) by place, and their parameters once they are asked for."""
+    """M models of a cohort, each (run, step), and their parameters, loaded when first used."""
 
     eval_data: EvalData
     models: tuple[Model, ...]
@@ -152,37 +151,37 @@ class ModelBatch:
 
     @functools.cached_property
     def losses(self) -> Losses:
-        """Of the models as they are."""
+        """Return the losses of the models unchanged."""
         return self.losses_of(self.params_M)
 
     def losses_of(self, params_M: Any) -> Losses:
-        """Of models of this architecture on the cohort's text."""
+        """Return the losses of stacked parameters of this architecture on the cohort's text."""
         return lm_loss(self.eval_data.shape.model, params_M, self.eval_data.text, self.eval_data.config.batch_size)
 
     def told(self, losses: Losses) -> list[Measured]:
-        """Of each model: loss in nats per token, averages first, and the tokens behind it."""
-        return [Measured(of, {"tokens": losses.tokens}) for of in self.summaries(losses.by_domain)]
+        """Return the results of each model: losses in nats per token, averages first, and the tokens by domain."""
+        return [Measured(row, {"tokens": losses.tokens}) for row in self.summaries(losses.by_domain)]
 
     def told_with_rise(self, losses: Losses) -> list[Measured]:
-        """The same and, of the averages, the rise above the losses of the models as they are, with paired errors."""
+        """Return the same with the rise of each average over the unchanged models, and its paired standard error."""
         errors = self.summaries(losses.standard_errors(self.losses), errors=True)
-        found = []
+        results = []
         for after, before, error in zip(self.told(losses), self.summaries(self.losses.by_domain), errors, strict=True):
             for name in self.averages:
                 after.metrics[f"rise/{name}"] = after.metrics[name] - before[name]
                 after.metrics[f"rise_standard_error/{name}"] = error[name]
-            found.append(after)
-        return found
+            results.append(after)
+        return results
 
     def summaries(self, by_domain: dict[str, np.ndarray], errors: bool = False) -> list[dict[str, float]]:
-        """Of each model: averages, then domains; of standard errors as such."""
+        """Return one row per model: averages, then domains; `errors` says that the values are standard errors."""
         summarize = summary_of_errors if errors else summary
         rows = [{d: float(v[m]) for d, v in by_domain.items()} for m in range(len(next(iter(by_domain.values()))))]
         return [summarize(row, *self._division) for row in rows]
 
     @property
     def averages(self) -> list[str]:
-        """Names of the averages over domains that there are."""
+        """Return the names of the averages that are over at least one domain."""
         return list(averages(self.eval_data.text.domains, *self._division))
 
     @property

@@ -1,4 +1,4 @@
-"""Every evaluation of a cohort's checkpoints: what is done already is skipped, the rest is batched over models."""
+"""Run the evaluations of a cohort's checkpoints, batched over models; those that are done already are skipped."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ from olmo_jax.storage.names import matching
 
 
 class Job(NamedTuple):
-    """One evaluation of the models of a cohort that lack it."""
+    """One evaluation, and the models of a cohort that have no result of it."""
 
     evaluation: Evaluation
     models: tuple[Model, ...]
@@ -32,12 +32,12 @@ class Job(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What of a configuration's evaluations is wanted.
+    """Which of a configuration's evaluations to run.
 
     Attributes:
       only: kinds or names, with * and ?; () for all.
       runs: a pattern of run ids.
-      steps: "" for each evaluation's own, else "final", "all", or some.
+      steps: "" for each evaluation's default steps, else "final", "all", or a tuple of steps.
     """
 
     only: tuple[str, ...] = ()
@@ -45,35 +45,35 @@ class Choice:
     steps: str | tuple[int, ...] = ""
 
     def check(self, config: EvalConfig, runs: Sequence[str], steps: Sequence[int]) -> None:
-        """Raises ConfigError for a name that no evaluation has, a pattern of no run, and a step of no checkpoint."""
+        """Raise ConfigError for an unknown evaluation, a pattern of no run, or a step without a checkpoint."""
         names = {name for e in evaluations(config) for name in (e.kind, e.name)}
-        for wanted in self.only:
+        for name in self.only:
             known = ", ".join(sorted({e.kind for e in evaluations(config)}))
-            remedy = f"is no evaluation of this configuration; it has {known}, or one of these by its file's name"
-            require(bool(matching(names, wanted)), "--only", wanted, remedy)
+            remedy = f"is no evaluation of this configuration; it has {known}, or the name of one of these results"
+            require(bool(matching(names, name)), "--only", name, remedy)
         some = ", ".join(sorted(runs)[:3])
-        require(bool(matching(runs, self.runs)), "--runs", self.runs, f"is no run; there are {some}, ...")
+        require(bool(matching(runs, self.runs)), "--runs", self.runs, f"matches no run; the runs are {some}, ...")
         for step in self.steps if isinstance(self.steps, tuple) else ():
             known = ", ".join(map(str, steps))
-            require(step in steps, "--steps", step, f"is the step of no checkpoint; there are {known}")
+            require(step in steps, "--steps", step, f"is the step of no checkpoint; the steps are {known}")
 
     def takes(self, evaluation: Evaluation) -> bool:
-        """Whether an evaluation is wanted, for itself or for another that is found from its results."""
+        """Return whether to run an evaluation, by choice or because a chosen one is computed from its results."""
         return self.names(evaluation) or self.needs(evaluation)
 
     def names(self, evaluation: Evaluation) -> bool:
-        """Whether an evaluation is wanted for itself."""
+        """Return whether an evaluation is chosen."""
         return not self.only or self._is_named(evaluation.kind, evaluation.name, evaluation.kind.removesuffix("_best"))
 
     def needs(self, evaluation: Evaluation) -> bool:
-        """Whether it is needed by what is wanted: saturation's losses, the rates among which is the best."""
+        """Return whether a chosen evaluation needs it: saturation the losses, the best rate all rates."""
         if evaluation.kind == "lm_loss":
             return self._is_named("saturation")
         best = evaluation.name.rsplit("_lr", 1)[0] + "_best"
         return evaluation.kind == "finetune" and self._is_named("finetune_best", best)
 
     def at(self, evaluation: Evaluation, step: int, end: int) -> bool:
-        """Whether it is wanted at a step of a run that ends at `end`."""
+        """Return whether to run an evaluation at a step of a run that ends at `end`."""
         if evaluation.kind == "lm_loss" and not self.names(evaluation):
             return True
         chosen = self.steps if isinstance(self.steps, tuple) else ()
@@ -89,9 +89,9 @@ EVERYTHING = Choice()
 
 
 def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice = EVERYTHING) -> list[Job]:
-    """What is still to do for a cohort, checkpoint by checkpoint; then the fine-tuning of all checkpoints together.
+    """Return the jobs left for a cohort, checkpoint by checkpoint; then fine-tuning, for all checkpoints together.
 
-    Of a cohort that learnt equations what needs no text: their loss and accuracy are in its metrics.
+    For a cohort trained on equations, only evaluations that need no text; loss and accuracy are in its metrics.
     """
     ends = {run.id: run.config.total_steps for run in cohort.runs}
     written = checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder))
@@ -99,28 +99,29 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
     chosen = [e for e in evaluations(config) if choice.takes(e)]
     if cohort.shape.arithmetic:
         chosen = [e for e in chosen if e.kind in WITHOUT_TEXT]
-    wanted = {*matching(ends, choice.runs)}
-    found: list[Job] = []
+    selected = {*matching(ends, choice.runs)}
+    by_checkpoint: list[Job] = []
     across: dict[str, list[Model]] = collections.defaultdict(list)
     for step, members in written.items():
         for evaluation in chosen:
             models = [
                 (run, step)
                 for run in members
-                if run in wanted
+                if run in selected
                 and choice.at(evaluation, step, ends[run])
                 and not _is_done(workdir, run, step, evaluation, steps[run])
-                and _can_be_done(workdir, run, evaluation, steps[run], ends[run], found)
+                and _can_be_done(workdir, run, evaluation, steps[run], ends[run], by_checkpoint)
             ]
             if _order(evaluation):
                 across[evaluation.name] += models
             elif models:
-                found.append(Job(evaluation, tuple(models)))
-    return found + [Job(e, models) for e in chosen if _order(e) for models in _portions(across[e.name], config)]
+                by_checkpoint.append(Job(evaluation, tuple(models)))
+    later = [Job(e, models) for e in chosen if _order(e) for models in _portions(across[e.name], config)]
+    return by_checkpoint + later
 
 
 def _is_done(workdir: epath.Path, run: str, step: int, evaluation: Evaluation, steps: list[int]) -> bool:
-    """Whether a result is there and still holds: imports may have brought a run more checkpoints."""
+    """Return whether a valid result exists; checkpoints that were imported later make some results outdated."""
     result = results.read(workdir, run, step, evaluation)
     if result is None:
         return False
@@ -132,7 +133,7 @@ def _is_done(workdir: epath.Path, run: str, step: int, evaluation: Evaluation, s
 def _can_be_done(
     workdir: epath.Path, run: str, evaluation: Evaluation, steps: list[int], end: int, listed: list[Job]
 ) -> bool:
-    """CKA needs the run's last checkpoint, saturation the losses at all, stored already or `listed` to come."""
+    """Return whether CKA has the run's last checkpoint, and saturation all losses, stored already or in `listed`."""
     if evaluation.kind == "cka":
         return steps[-1] == end
     if evaluation.kind != "saturation":
@@ -143,7 +144,7 @@ def _can_be_done(
 
 
 def _order(evaluation: Evaluation) -> int:
-    """What is found from stored results comes after what these are of; fine-tuning takes all checkpoints together."""
+    """Return the position of an evaluation's phase: 0 per checkpoint, 1 fine-tuning, 2 what reads its results."""
     return {"finetune": 1, "finetune_best": 2}.get(evaluation.kind, 0)
 
 
@@ -162,11 +163,11 @@ def evaluate(
     choice: Choice = EVERYTHING,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Does what `jobs` lists and writes each model's result whole.
+    """Run the `jobs` of a cohort and write one result per model, atomically.
 
-    `go_on` is asked after each job, `stop` after each step of a fine-tuning, which may be long and is then lost.
-    Only for whoever holds the cohort's lock. Returns True if all is done, False if one of them ended it. Raises
-    CheckpointError, and DataError for text or items that aren't there.
+    `go_on` is called after each job; False ends the evaluation. `stop` is called after each step of a fine-tuning; True
+    ends it, and its work is lost. The caller must hold the cohort's lock. Returns whether all jobs are done. Raises
+    CheckpointError, and DataError for missing text or items.
     """
     for member in cohort.runs:
         results.clean(workdir, member.id)
@@ -184,9 +185,9 @@ def evaluate(
                 for evaluation, measured in zip(chosen, KINDS[kind](stack, chosen), strict=True):
                     seconds, start = time.monotonic() - start, time.monotonic()
                     if any(results.path_of(workdir, run, step, evaluation.name).exists() for run, step in models):
-                        say(f"{evaluation.name}: stored results don't hold any more and are replaced")
-                    for (run, step), one in zip(stack.models, measured, strict=True):
-                        results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, one, seconds)
+                        say(f"{evaluation.name}: stored results are outdated and are replaced")
+                    for (run, step), result in zip(stack.models, measured, strict=True):
+                        results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, result, seconds)
                     if not go_on(Job(evaluation, models)):
                         return False
             except StoppedError:
@@ -195,19 +196,22 @@ def evaluate(
 
 
 def read_results(workdir: epath.Path, run: str, step: int, config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """The stored results of a run at a step, by evaluation: of the configuration's own those with its settings.
+    """Return the stored results of a run at a step, by evaluation name.
 
-    And all that the configuration doesn't name, which an earlier one asked for.
+    Results of the configuration's evaluations are left out if their settings differ from it. Results of evaluations
+    that it doesn't name, such as those of an earlier configuration, are included.
     """
-    asked = {e.name: e for e in evaluations(config)}
-    found = results.read_all(workdir, run, step)
-    return {name: r for name, r in found.items() if name not in asked or r["settings"] == asked[name].settings}
+    configured = {e.name: e for e in evaluations(config)}
+    stored = results.read_all(workdir, run, step)
+    return {
+        name: r for name, r in stored.items() if name not in configured or r["settings"] == configured[name].settings
+    }
 
 
 def outdated(workdir: epath.Path, runs: Sequence[str], config: EvalConfig) -> list[str]:
-    """Names of the configuration's evaluations of which stored results have other settings than it asks for."""
-    found = set()
+    """Return the names of evaluations with stored results whose settings differ from the configuration."""
+    names = set()
     for run in runs:
         for step in results.steps(workdir, run):
-            found |= results.read_all(workdir, run, step).keys() - read_results(workdir, run, step, config).keys()
-    return sorted(found)
+            names |= results.read_all(workdir, run, step).keys() - read_results(workdir, run, step, config).keys()
+    return sorted(names)

@@ -1,4 +1,4 @@
-"""GPTQ: weights rounded one input after the other, each making up for the errors of those before it.
+"""GPTQ: round weights one input after another, and let later inputs compensate for the errors of earlier ones.
 
 Source: Frantar, Ashkboos, Hoefler & Alistarh 2023, "GPTQ: accurate post-training quantization for generative
 pre-trained transformers", Algorithm 1; where the paper leaves a choice, the authors' code.
@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from eval.quantize import Grid, check_bits, check_scales, fit_grid
 
-# Inputs whose errors are spread at once over the inputs after them.
+# Number of inputs whose errors are propagated to later inputs in one matrix product.
 BLOCK = 128
 
 
@@ -32,39 +32,39 @@ def gptq(
     act_order: bool = False,
     damping: float = 0.01,
 ) -> Array:
-    """Rounds the weights so that the layer's outputs on calibration inputs, not the weights, change little.
+    """Round the weights so that the layer's outputs on calibration inputs change little, instead of the weights.
 
     With W the weights and Q the result, the error is tr((W - Q)^T H (W - Q)). Inputs are taken in order; each is
-    rounded to the grid of `eval.quantize.round_to_nearest`, and what the rounding changed is made up for by the
-    weights of the inputs to come: w_j -= (w_i - q_i) U_ij / U_ii for j > i, U the upper Cholesky factor of H^-1.
+    rounded to the grid of `eval.quantize.round_to_nearest`, and the weights of later inputs compensate for the
+    rounding error: w_j -= (w_i - q_i) U_ij / U_ii for j > i, U the upper Cholesky factor of H^-1.
 
     A dead input, whose diagonal entry of H is 0, gets 1 there and the weight 0. Then `damping` times the mean of the
-    diagonal is added to it. If H isn't positive definite even so, the damping is raised: to ten times as much but at
-    least .01, again and again, as long as that is no more than 1.
+    diagonal is added to it. While H still isn't positive definite, the damping is raised to ten times its value, but at
+    least .01, up to 1.
 
-    The scale of a column or of the matrix comes from the weights as they are given, dead inputs included. That of a
-    group comes from the weights as they stand when its first input is reached, with the errors of all before spread.
+    The scale of a column or of the matrix comes from the original weights, including dead inputs. That of a group
+    comes from its weights when its first input is reached, updated with the errors of all earlier inputs.
 
-    A NaN or an infinity in `hessian_II` makes NaN of the whole result; one in `w_IO`, of every weight that shares its
-    scale and of those taken after it in its column.
+    A NaN or an infinity in `hessian_II` makes the whole result NaN; one in `w_IO` makes NaN of every weight that shares
+    its scale, and of the later weights of its column.
 
     Args:
       w_IO: one matrix [inputs, outputs].
-      hessian_II: 2 X^T X for calibration inputs X, or any positive multiple of it; taken to be symmetric.
+      hessian_II: 2 X^T X for calibration inputs X, or any positive multiple of it; assumed symmetric.
       bits, granularity, group_size, symmetric, grid: as in `round_to_nearest`.
-      act_order: take inputs by descending diagonal of H, where a dead one counts as 1 and the first of equals goes
-        first. Groups are then formed in that order; the result is in the order of `w_IO` all the same.
-      damping: a number, 0 or more.
+      act_order: process inputs by descending diagonal of H, where a dead input counts as 1; the sort is stable. Groups
+        are formed in that order; the result keeps the order of `w_IO`.
+      damping: a non-negative number.
 
     Returns:
-      The rounded weights in the type of `w_IO` (whole numbers: float32), computed in at least float32. Where
-      nothing is traced, one warning says so if the damping had to be raised.
+      The rounded weights in the dtype of `w_IO` (float32 for integers), computed in float32 or wider. Outside of
+      transformations, a warning is given if the damping had to be raised.
 
     Raises:
-      ValueError: an argument outside what is said above; or H is finite and no damping makes it positive definite.
-        Under a transformation that isn't known: all weights are NaN instead, and `gptq_with_damping` tells the damping.
+      ValueError: an invalid argument; or H is finite and no damping makes it positive definite. Under jit or vmap all
+        weights are NaN instead, and `gptq_with_damping` returns the damping.
 
-    One compiled program for each shape and each choice of the arguments after `bits`, `damping` excepted.
+    There is one compiled program per shape and choice of the arguments after `bits`, except `damping`.
     """
     rounded_IO, used, definite = _gptq(
         w_IO, hessian_II, damping, bits, granularity, group_size, symmetric, grid, act_order
@@ -80,7 +80,7 @@ def gptq(
     if definite and used > jnp.asarray(damping, used.dtype):
         warnings.warn(
             f"hessian {shape} isn't positive definite with damping = {damping:g}: {float(used):.3g} was used; "
-            "calibrate on more tokens to do with less",
+            "calibrate on more tokens to need less",
             stacklevel=2,
         )
     return rounded_IO
@@ -97,10 +97,10 @@ def gptq_with_damping(
     act_order: bool = False,
     damping: float = 0.01,
 ) -> tuple[Array, Array]:
-    """As `gptq`, for use under jit and vmap: never warns, and of the Hessian's values refuses none.
+    """Round as `gptq` does, under jit and vmap too: without warnings, or errors for the Hessian's values.
 
     Returns:
-      The rounded weights [I, O], and the damping that was used: NaN, like all the weights, where none sufficed.
+      The rounded weights [I, O], and the damping that was used; both are NaN if no damping sufficed.
     """
     rounded_IO, used, definite = _gptq(
         w_IO, hessian_II, damping, bits, granularity, group_size, symmetric, grid, act_order
@@ -111,7 +111,7 @@ def gptq_with_damping(
 def _gptq(
     w_IO: ArrayLike, hessian_II: ArrayLike, damping: float, bits: int | Array, *choices
 ) -> tuple[Array, Array, Array]:
-    """`_solve` with its arguments checked."""
+    """Check the arguments and call `_solve`."""
     check_bits(bits)
     if not (damping >= 0 and math.isfinite(damping)):
         raise ValueError(f"damping = {damping!r}: needs a number that is 0 or more")
@@ -130,7 +130,7 @@ def _solve(
     grid: str,
     act_order: bool,
 ) -> tuple[Array, Array, Array]:
-    """Rounded weights, the last damping that was tried, and whether H was positive definite with it."""
+    """Return the rounded weights, the last damping tried, and whether H was positive definite with it."""
     w_IO, h_II = jnp.asarray(w_IO), jnp.asarray(hessian_II)
     check_scales(w_IO.shape, granularity, group_size)
     if h_II.shape != (len(w_IO), len(w_IO)):
@@ -155,7 +155,7 @@ def _solve(
 
 
 def _spread(h_II: Array, damping: Array) -> tuple[Array, Array, Array]:
-    """U_ij / U_ii, with U upper and U^T U = (H, dampened)^-1; the damping it took, and whether any did."""
+    """Return U_ij / U_ii, with U upper and U^T U the inverse of the damped H; the damping, and whether it sufficed."""
     identity_II = jnp.eye(len(h_II), dtype=h_II.dtype)
 
     def factor(damping: Array) -> Array:
@@ -167,12 +167,12 @@ def _spread(h_II: Array, damping: Array) -> tuple[Array, Array, Array]:
 
     def unfinished(state: tuple[Array, Array]) -> Array:
         damping, r_II = state
-        return ~jnp.all(jnp.isfinite(r_II)) & (raised(damping) < 1.001)  # 1, give or take its rounding
+        return ~jnp.all(jnp.isfinite(r_II)) & (raised(damping) < 1.001)  # 1, with a margin for rounding
 
     used, r_II = jax.lax.while_loop(
         unfinished, lambda state: (raised(state[0]), factor(raised(state[0]))), (damping, factor(damping))
     )
-    # U = R^-1: the inverse of H, which would have the square of R's condition, isn't formed.
+    # U = R^-1; the inverse of H isn't formed, since its condition number is the square of R's.
     u_II = jsp.linalg.solve_triangular(r_II, identity_II, lower=False)
     return u_II / jnp.diagonal(u_II)[:, None], used, jnp.all(jnp.isfinite(r_II))
 
@@ -180,17 +180,17 @@ def _spread(h_II: Array, damping: Array) -> tuple[Array, Array, Array]:
 def _round_in_order(
     w_IO: Array, spread_II: Array, levels: Grid, group_size: int | None, fit: Callable[..., Grid]
 ) -> Array:
-    """One block of inputs after the other. Errors reach the inputs after a block by one product, once it's rounded.
+    """Round one block of inputs after another; each block's errors reach later inputs by one matrix product.
 
-    Without groups, weights of 0 fill up the last block. A block never begins in one group and ends in the next: so
-    the weights of a group that is entered have all errors from before it.
+    Without groups, the last block is padded with zeros. A block never spans two groups, so that at the start of a group
+    its weights include the errors of all earlier inputs.
     """
     inputs, outputs = w_IO.shape
     block = _block(inputs, group_size)
     blocks = -(-inputs // block)
-    fill = blocks * block - inputs
-    w_IO = jnp.pad(w_IO, ((0, fill), (0, 0)))
-    spread_II = jnp.pad(spread_II, ((0, fill), (0, fill)))
+    padding = blocks * block - inputs
+    w_IO = jnp.pad(w_IO, ((0, padding), (0, 0)))
+    spread_II = jnp.pad(spread_II, ((0, padding), (0, padding)))
 
     def round_block(state, start):
         w_IO, scale, zero = state
@@ -202,7 +202,7 @@ def _round_in_order(
         spread_BI = jax.lax.dynamic_slice_in_dim(spread_II, start, block)
         spread_BB = jax.lax.dynamic_slice_in_dim(spread_BI, start, block, axis=1)
         rounded_BO, error_BO = _round_block(w_BO, spread_BB, levels._replace(scale=scale, zero=zero))
-        # Also changes inputs that are done with, which nothing reads any more.
+        # This also changes inputs that are already rounded, which aren't read again.
         w_IO = w_IO - jnp.matmul(spread_BI.T, error_BO, precision=jax.lax.Precision.HIGHEST)
         return (w_IO, scale, zero), rounded_BO
 
@@ -212,11 +212,11 @@ def _round_in_order(
 
 
 def _round_block(w_BO: Array, spread_BB: Array, levels: Grid) -> tuple[Array, Array]:
-    """The rounded weights of one block, and what rounding took from each; errors spread within the block alone."""
+    """Return the rounded weights of one block and their rounding errors, propagated only within the block."""
 
-    def round_input(error_BO, this):
-        i, w_O, spread_B = this
-        # The errors of inputs to come are still 0. Reading all of them is less work than writing all weights to come.
+    def round_input(error_BO, current):
+        i, w_O, spread_B = current
+        # The errors of later inputs are still 0. Reading all errors is cheaper than updating all later weights.
         w_1O = w_O[None, :] - jnp.matmul(spread_B[None, :], error_BO, precision=jax.lax.Precision.HIGHEST)
         rounded_1O = levels.snap(w_1O)
         return jax.lax.dynamic_update_slice_in_dim(error_BO, w_1O - rounded_1O, i, axis=0), rounded_1O[0]
@@ -227,7 +227,7 @@ def _round_block(w_BO: Array, spread_BB: Array, levels: Grid) -> tuple[Array, Ar
 
 
 def _block(inputs: int, group_size: int | None) -> int:
-    """Inputs in a block, BLOCK at most: the greatest number that divides a group, or blocks of nearly equal size."""
+    """Return the block size, at most BLOCK: the largest divisor of a group, or for blocks of nearly equal size."""
     if group_size is None:
         return -(-inputs // -(-inputs // BLOCK))
     return next(size for size in range(min(group_size, BLOCK), 0, -1) if group_size % size == 0)

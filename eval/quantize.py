@@ -1,7 +1,7 @@
-"""Weights rounded to a grid of 2^bits levels, and back: quantisation as it is emulated for evaluation.
+"""Round weights to a grid of 2^bits levels and back, which emulates quantisation for evaluation.
 
-A grid is affine: level n stands for the weight scale * (n - zero), and n runs over 2^bits whole numbers. What shares
-a scale is an output column ("channel"), a group of consecutive inputs of a column ("group") or the matrix ("tensor").
+A grid is affine: level n stands for the weight scale * (n - zero), with 2^bits consecutive integers n. A scale is
+shared by an output column ("channel"), a group of consecutive inputs of a column ("group") or the matrix ("tensor").
 """
 
 import functools
@@ -26,13 +26,13 @@ class Grid(NamedTuple):
     highest: int | Array
 
     def snap(self, w: Array) -> Array:
-        """The weights of the levels nearest to `w`, exact halves to the even one, in the type of the scale."""
+        """Return the weights of the levels nearest to `w`, ties to even, in the dtype of the scale."""
         level = jnp.clip(jnp.round(w / self.scale) + self.zero, self.lowest, self.highest)
         return self.scale * (level - self.zero)
 
 
 def check_bits(bits: int | Array) -> None:
-    """Raises ValueError for a number of bits outside 2..8; one that is traced is taken as it is."""
+    """Raise ValueError for a number of bits outside 2..8; a traced number isn't checked."""
     if not isinstance(bits, jax.core.Tracer) and bits not in range(2, 9):
         raise ValueError(f"bits = {bits!r}: needs a whole number from 2 to 8")
 
@@ -40,7 +40,7 @@ def check_bits(bits: int | Array) -> None:
 def fit_grid(
     w: Array, bits: int | Array, axis: int | tuple[int, ...] = 0, symmetric: bool = True, grid: str = "max"
 ) -> Grid:
-    """The grid of the weights along `axis`, as `round_to_nearest` takes it; scale and zero keep `axis` at size 1.
+    """Return the grid of `round_to_nearest` for the weights along `axis`; scale and zero keep `axis` with size 1.
 
     Raises ValueError for an unknown grid.
     """
@@ -60,7 +60,7 @@ def fit_grid(
 
 
 def check_scales(shape: tuple[int, ...], granularity: str, group_size: int | None) -> None:
-    """Raises ValueError for a shape other than [inputs, outputs] and scales that can't be shared as it is asked."""
+    """Raise ValueError for a shape other than [inputs, outputs], and for an invalid granularity or group size."""
     if len(shape) != 2:
         raise ValueError(f"expected one matrix [inputs, outputs], got shape {shape}; jax.vmap rounds a stack")
     if granularity not in GRANULARITIES:
@@ -82,33 +82,33 @@ def round_to_nearest(
     symmetric: bool = True,
     grid: str = "max",
 ) -> Array:
-    """Rounds each weight to the nearest level of its grid.
+    """Round each weight to the nearest level of its grid.
 
     Symmetric, with q = 2^(bits-1) - 1: zero is level 0, levels are -q - 1..q, and scale = max|w| / q (grid "max") or
     max|w| / (q + 1/2) (grid "gptq", the scale of the reference GPTQ code and of Qwix).
 
     Asymmetric, with levels 0..2^bits - 1: scale = (max - min) / (2^bits - 1) and zero = round(-min / scale), where
     min and max are first extended to include 0, as the reference GPTQ code does. So a weight of 0 stays exactly 0,
-    and the ends of the range may be off by up to half a scale. `grid` makes no difference here.
+    and the ends of the range may move by up to half a scale. `grid` has no effect here.
 
-    No weight moves by more than half its scale. Weights that are all zero stay so. A NaN or an infinity makes NaN of
-    every weight that shares its scale, and of no other.
+    No weight moves by more than half its scale. Weights that are all zero stay zero. If a weight is NaN or infinite,
+    all weights that share its scale become NaN, and no others.
 
     Args:
       w_IO: one matrix [inputs, outputs].
       bits: 2 to 8.
-      granularity: what shares a scale: "channel" (an output's column), "group" or "tensor".
-      group_size: inputs in a group; implies granularity "group". It divides the number of inputs.
-      symmetric: which grid; see above. grid: "max" or "gptq".
+      granularity: which weights share a scale: "channel" (an output's column), "group" or "tensor".
+      group_size: inputs in a group; implies granularity "group". It must divide the number of inputs.
+      symmetric: whether the grid is symmetric, see above. grid: "max" or "gptq".
 
     Returns:
-      The rounded weights in the type of `w_IO` (whole numbers: float32). They are computed in at least float32, so in
-      a narrower type they lie on the grid only as nearly as that type can say.
+      The rounded weights in the dtype of `w_IO` (float32 for integers). They are computed in float32 or wider, so in a
+      narrower dtype they lie on the grid only up to its precision.
 
     Raises:
-      ValueError: not a matrix, or an argument outside what is said above.
+      ValueError: not a matrix, or an invalid argument.
 
-    One compiled program for each shape and each choice of the arguments after `bits`.
+    There is one compiled program per shape and choice of the arguments after `bits`.
     """
     check_bits(bits)
     return _round_to_nearest(w_IO, bits, granularity, group_size, symmetric, grid)
@@ -139,35 +139,34 @@ def quantize_params(
     symmetric: bool = True,
     grid: str = "max",
 ) -> Any:
-    """Rounds the matrices of one model whose path matches; everything else, vectors that match included, is
-    returned as it is.
+    """Round the matrices of one model whose path matches; all else, including matching vectors, stays unchanged.
 
-    Embedding, positions and unembedding [V, D] are rounded as [D, V], so that a token has a scale of its own or one for
-    each group of its dimensions. An embedding that serves as unembedding too matches by either name.
+    Embedding, positions and unembedding [V, D] are rounded as [D, V], so that each token has its own scale, or one per
+    group of its dimensions. A tied embedding matches by either name.
 
     Args:
-      params: nested dict of arrays, of one model: `jax.vmap` rounds those of a stack of members.
+      params: nested dict of arrays, of one model; `jax.vmap` rounds a stack of members.
       bits, granularity, group_size, symmetric, grid: as in `round_to_nearest`.
       pattern: regular expression that the whole of a leaf's path, its keys joined by "/", has to match.
 
     Returns:
-      The same tree.
+      A tree of the same structure.
 
     Raises:
-      ValueError: no matrix matches, or `round_to_nearest` refuses one, a stack of matrices among them (the message
-        says which).
+      ValueError: no matrix matches, a match has more than two axes, or `round_to_nearest` rejects one (the message
+        gives its path).
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves]
     names = {"embedding": ("embedding", "unembedding")} if "unembedding" not in params else {}
     matching = [any(re.fullmatch(pattern, name) for name in names.get(path, (path,))) for path in paths]
-    for path, (_, leaf), hit in zip(paths, leaves, matching, strict=True):
-        if hit and jnp.ndim(leaf) > 2:
+    for path, (_, leaf), matches in zip(paths, leaves, matching, strict=True):
+        if matches and jnp.ndim(leaf) > 2:
             raise ValueError(f"{path}: expected one matrix, got shape {jnp.shape(leaf)}; jax.vmap rounds a stack")
-    chosen = [hit and jnp.ndim(leaf) == 2 for hit, (_, leaf) in zip(matching, leaves, strict=True)]
+    chosen = [matches and jnp.ndim(leaf) == 2 for matches, (_, leaf) in zip(matching, leaves, strict=True)]
     if not any(chosen):
-        seen = ", ".join(f"{path} {jnp.shape(leaf)}" for path, (_, leaf) in list(zip(paths, leaves, strict=True))[:8])
-        raise ValueError(f"no matrix of the parameters matches {pattern!r}; they begin: {seen}")
+        first = ", ".join(f"{path} {jnp.shape(leaf)}" for path, (_, leaf) in list(zip(paths, leaves, strict=True))[:8])
+        raise ValueError(f"no matrix of the parameters matches {pattern!r}; the first are: {first}")
 
     def rounded(path: str, leaf: Array) -> Array:
         by_token = path in ("embedding", "positions", "unembedding")
@@ -179,5 +178,8 @@ def quantize_params(
 
     return jax.tree_util.tree_unflatten(
         structure,
-        [rounded(path, leaf) if hit else leaf for path, (_, leaf), hit in zip(paths, leaves, chosen, strict=True)],
+        [
+            rounded(path, leaf) if matches else leaf
+            for path, (_, leaf), matches in zip(paths, leaves, chosen, strict=True)
+        ],
     )

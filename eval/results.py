@@ -1,4 +1,4 @@
-"""runs/<run>/results/: one JSON file per evaluation and step, written whole or not at all."""
+"""Store results in runs/<run>/results/, one JSON file per evaluation and step, written atomically."""
 
 import math
 import os
@@ -12,13 +12,13 @@ from olmo_jax.files import DamagedFileError, read_json, remove_unfinished, write
 
 
 class Evaluation(NamedTuple):
-    """One evaluation, whatever models it is done to.
+    """One evaluation, independent of the models.
 
-    kind: how it is done, a key of suite.KINDS. name: of its results' files and of its columns in the table.
-    settings: what its numbers depend on beside the models: a stored result with others is done again. One that is added
-      later is left out where it does nothing (identity.identity_fields), or all that is stored would be done again.
-    everywhere: it is done at every checkpoint, unless others are asked for; else at a run's last.
-    at_the_end: it says nothing of another checkpoint.
+    kind: a key of suite.KINDS. name: name of its result files and of its columns in the table.
+    settings: what its numbers depend on besides the models; a stored result with other settings is recomputed. A new
+      setting is omitted at its neutral value (identity.identity_fields), so that stored results stay valid.
+    everywhere: by default it runs at every checkpoint, otherwise at a run's last.
+    at_the_end: it is defined only for a run's last checkpoint.
     """
 
     kind: str
@@ -29,10 +29,10 @@ class Evaluation(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What an evaluation says of one model.
+    """The result of an evaluation of one model.
 
-    metrics: numbers by name, which become columns of the table; NaN for one that can't be given. more: the rest of the
-    file, such as the tokens by domain or the losses by document.
+    metrics: numbers by name, which become columns of the table; NaN for an undefined one. more: the other entries of
+    the file, such as the tokens by domain or the losses by document.
     """
 
     metrics: dict[str, float]
@@ -48,10 +48,10 @@ def write(
     measured: Measured,
     seconds: float,
 ) -> None:
-    """Writes a result, in place of an earlier one. `seconds` is of all models that were measured together."""
+    """Write a result, replacing an earlier one. `seconds` is the time for all models that were measured together."""
     path = path_of(workdir, run, step, evaluation.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {
+    result = {
         "evaluation": evaluation.name,
         "run_id": run,
         "step": step,
@@ -61,52 +61,55 @@ def write(
         **finite(measured.more),
         "seconds": round(seconds, 3),
     }
-    write_json(path, told)
+    write_json(path, result)
 
 
 def clean(workdir: epath.Path, run: str) -> None:
-    """Removes what killed evaluations left half-written; for whoever holds the lock of the run's stack."""
+    """Remove unfinished files of killed evaluations; the caller must hold the lock of the run's stack."""
     remove_unfinished(_folder(workdir, run))
 
 
 def read(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> dict[str, Any] | None:
-    """A stored result that was made with the evaluation's settings, else None."""
+    """Return the stored result if it has the evaluation's settings, else None."""
     result = _whole(path_of(workdir, run, step, evaluation.name))
     return result if result is not None and result["settings"] == evaluation.settings else None
 
 
 def steps(workdir: epath.Path, run: str) -> list[int]:
-    """Steps of a run that have a result, ascending, whether or not their checkpoints are still there."""
+    """Return the steps of a run that have a result, ascending, including steps without a checkpoint."""
     return sorted({step for _, step in _stored(workdir, run)})
 
 
 def read_all(workdir: epath.Path, run: str, step: int) -> dict[str, dict[str, Any]]:
-    """Every stored result of a run at a step, by name, sorted; those that are damaged are left out."""
-    found = {name: _whole(path_of(workdir, run, step, name)) for name, at in _stored(workdir, run) if at == step}
-    return {name: result for name, result in found.items() if result is not None}
+    """Return the stored results of a run at a step, by name, sorted; damaged ones are left out."""
+    names = [name for name, stored_step in _stored(workdir, run) if stored_step == step]
+    stored = {name: _whole(path_of(workdir, run, step, name)) for name in names}
+    return {name: result for name, result in stored.items() if result is not None}
 
 
 def damaged(workdir: epath.Path, run: str) -> list[str]:
-    """Names of a run's results that are there and damaged, at any step."""
+    """Return the names of a run's damaged results, at any step."""
     stored = _stored(workdir, run)
     return sorted({name for name, step in stored if _whole(path_of(workdir, run, step, name)) is None})
 
 
 def _stored(workdir: epath.Path, run: str) -> list[tuple[str, int]]:
-    """Name and step of every result of a run, sorted."""
+    """Return name and step of every result of a run, sorted."""
     folder = _folder(workdir, run)
     files = os.listdir(folder) if folder.is_dir() else []
-    return sorted((of[1], int(of[2])) for file in files if (of := re.fullmatch(r"(.+)@(\d{1,12})\.json", file)))
+    return sorted(
+        (match[1], int(match[2])) for file in files if (match := re.fullmatch(r"(.+)@(\d{1,12})\.json", file))
+    )
 
 
 def _whole(path: epath.Path) -> dict[str, Any] | None:
-    """A result; None where there is none, or one that isn't what was written, which is then made anew."""
+    """Return a result; None if it is missing or damaged, and will be computed again."""
     try:
-        result = read_json(path, "it is made anew")
+        result = read_json(path, "it is computed again")
     except (FileNotFoundError, DamagedFileError):
         return None
-    needed = isinstance(result.get("settings"), dict) and _are_numbers(result.get("metrics"))
-    return result if needed and all(of(result[key]) for key, of in _MORE.items() if key in result) else None
+    valid = isinstance(result.get("settings"), dict) and _are_numbers(result.get("metrics"))
+    return result if valid and all(is_valid(result[key]) for key, is_valid in _MORE.items() if key in result) else None
 
 
 def _are_numbers(value: Any) -> bool:
@@ -114,28 +117,31 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _are_documents(value: Any) -> bool:
-    """By domain lists of summed nats and of tokens, of one length."""
+    """Return whether `value` holds, by domain, lists of summed nats and of tokens of the same length."""
     return isinstance(value, dict) and all(
-        isinstance(of, dict)
-        and all(isinstance(of.get(key), list) and _are_numbers(dict(enumerate(of[key]))) for key in ("nats", "tokens"))
-        and len(of["nats"]) == len(of["tokens"])
-        for of in value.values()
+        isinstance(documents, dict)
+        and all(
+            isinstance(documents.get(key), list) and _are_numbers(dict(enumerate(documents[key])))
+            for key in ("nats", "tokens")
+        )
+        and len(documents["nats"]) == len(documents["tokens"])
+        for documents in value.values()
     )
 
 
 def _are_rows(value: Any) -> bool:
-    """Measurements along a fine-tuning."""
+    """Return whether `value` holds measurements along a fine-tuning."""
     return isinstance(value, list) and all(
         _are_numbers(row) and all(type(row.get(key)) in (int, float) for key in ("seed", "step")) for row in value
     )
 
 
-# What of some results is read again, and how it is known to be whole.
+# Checks of the entries of `more` that are read again.
 _MORE = {"documents": _are_documents, "along": _are_rows, "before": _are_numbers}
 
 
 def path_of(workdir: epath.Path, run: str, step: int, name: str) -> epath.Path:
-    """Where a result lies."""
+    """Return the path of a result."""
     return _folder(workdir, run) / f"{name}@{step}.json"
 
 
@@ -144,7 +150,7 @@ def _folder(workdir: epath.Path, run: str) -> epath.Path:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for numbers that JSON can't say."""
+    """Return `value` with None for NaN and infinity, which JSON doesn't have."""
     if isinstance(value, Mapping):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The evaluations that a configuration asks for, and how each is done for a stack of models at once."""
+"""List the evaluations of a configuration, and run each kind for a stack of models."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,69 +20,71 @@ from olmo_jax.storage.names import file_name
 
 
 def evaluations(config: EvalConfig) -> list[Evaluation]:
-    """Every evaluation of a configuration, in the order in which they are done."""
+    """Return every evaluation of a configuration, in the order in which they run."""
     text = {
         "tokens_per_domain": config.tokens_per_domain,
         "domains": list(config.domains),
         "set_apart": list(config.finetune.domains),
     }
-    found = [Evaluation("lm_loss", "lm_loss", text, config.all_checkpoints), Evaluation("unigram", "unigram", text)]
-    found += quantization.evaluations(config.quantize, text)
-    found += _perturbations(config, text)
+    chosen = [Evaluation("lm_loss", "lm_loss", text, config.all_checkpoints), Evaluation("unigram", "unigram", text)]
+    chosen += quantization.evaluations(config.quantize, text)
+    chosen += _perturbations(config, text)
     for name in config.tasks.names:
         settings = {"task": name, "items": config.tasks.most_items, "tokens": config.tasks.tokens}
-        found.append(Evaluation("tasks", f"task_{file_name(name)}", settings))
+        chosen.append(Evaluation("tasks", f"task_{file_name(name)}", settings))
     if config.dynamics.cka:
         settings = text | {"tokens": config.dynamics.cka_tokens}
-        found.append(Evaluation("cka", "cka", settings, everywhere=True))
+        chosen.append(Evaluation("cka", "cka", settings, everywhere=True))
     if config.dynamics.saturation and config.all_checkpoints:
         settings = text | {name: getattr(config.dynamics, name) for name in dynamics.COLLAPSE}
-        found.append(Evaluation("saturation", "saturation", settings, at_the_end=True))
-    return found + local_dimension.evaluations(config) + finetuning.evaluations(config, text)
+        chosen.append(Evaluation("saturation", "saturation", settings, at_the_end=True))
+    return chosen + local_dimension.evaluations(config) + finetuning.evaluations(config, text)
 
 
 def _perturbations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
     noise = {name: getattr(config.perturb, name) for name in ("pattern", "draws", "seed")}
     scales = [("relative", s) for s in config.perturb.relative] + [("absolute", s) for s in config.perturb.absolute]
-    found = [
+    noisy = [
         Evaluation("noise", f"noise_{kind}_{s:g}", text | noise | {"scale": s, "relative": kind == "relative"})
         for kind, s in scales
     ]
-    return found + [
+    return noisy + [
         Evaluation("truncation", f"truncation_{share:g}", text | {"kept": share}) for share in config.perturb.kept_ranks
     ]
 
 
 def _lm_loss(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     losses = stack.losses
-    errors, bits = (stack.summaries(*of) for of in ((losses.standard_errors(), True), (losses.bits_per_byte,)))
-    found = []
-    for m, told in enumerate(stack.told(losses)):
-        metrics = dict(told.metrics)
-        for name, nats in told.metrics.items():
+    errors, bits = stack.summaries(losses.standard_errors(), True), stack.summaries(losses.bits_per_byte)
+    results = []
+    for m, measured in enumerate(stack.told(losses)):
+        metrics = dict(measured.metrics)
+        for name, nats in measured.metrics.items():
             metrics[f"standard_error/{name}"] = errors[m][name]
             metrics[f"bits_per_byte/{name}"] = bits[m][name]
             metrics[f"perplexity/{name}"] = float(np.exp(nats))
-        found.append(Measured(metrics, told.more | {"documents": by_document(losses, m)}))
-    return found
+        results.append(Measured(metrics, measured.more | {"documents": by_document(losses, m)}))
+    return results
 
 
 def by_document(losses: Losses, member: int) -> dict[str, dict[str, list[float]]]:
-    """Summed nats and tokens of each document, by domain: what paired comparisons between models start from."""
-    text, found = losses.text, {}
+    """Return the summed nats and the tokens of each document, by domain, for paired comparisons between models."""
+    text, results = losses.text, {}
     for place, domain in enumerate(text.domains):
-        of = text.domain_K == place
-        nats = [round(x, 4) if np.isfinite(x) else x for x in losses.nats_MK[member, of].tolist()]
-        found[domain] = {"nats": nats, "tokens": text.tokens_K[of].tolist()}
-    return found
+        in_domain_K = text.domain_K == place
+        nats = [round(x, 4) if np.isfinite(x) else x for x in losses.nats_MK[member, in_domain_K].tolist()]
+        results[domain] = {"nats": nats, "tokens": text.tokens_K[in_domain_K].tolist()}
+    return results
 
 
 def _unigram(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """Loss of a unigram model of the training tokens on the same validation tokens: what any model should beat."""
+    """Return the loss of a unigram model of the training tokens on the same validation tokens, as a baseline."""
     eval_data = stack.eval_data
     domains = eval_data.shape.config.data.train_domains
-    rows = {d: np.array([unigram_loss(eval_data.index, domains, of)]) for d, of in eval_data.documents.items()}
-    tokens = {d: sum(map(len, of)) for d, of in eval_data.documents.items()}
+    rows = {
+        d: np.array([unigram_loss(eval_data.index, domains, documents)]) for d, documents in eval_data.documents.items()
+    }
+    tokens = {d: sum(map(len, documents)) for d, documents in eval_data.documents.items()}
     return [Measured(stack.summaries(rows)[0], {"tokens": tokens})] * len(stack.models)
 
 
@@ -93,14 +95,14 @@ def _noise(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         key = jax.random.fold_in(jax.random.key(settings["seed"]), draw)
         noisy_M = _noisy(stack.params_M, key, settings["scale"], settings["relative"], settings["pattern"])
         draws.append(stack.losses_of(noisy_M))
-    told = stack.told_with_rise(Losses(draws[0].text, np.mean([of.nats_MK for of in draws], axis=0)))
-    by_draw = [stack.summaries(of.by_domain) for of in draws]
-    for m, measured in enumerate(told):
+    results = stack.told_with_rise(Losses(draws[0].text, np.mean([losses.nats_MK for losses in draws], axis=0)))
+    by_draw = [stack.summaries(losses.by_domain) for losses in draws]
+    for m, measured in enumerate(results):
         for name in stack.averages:
             values = [row[m][name] for row in by_draw]
             error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
             measured.metrics[f"draws_standard_error/{name}"] = float(error)
-    return told
+    return results
 
 
 @functools.partial(jax.jit, static_argnames=("relative", "pattern"))
@@ -112,8 +114,8 @@ def _truncation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     shape = stack.eval_data.shape
     rank = perturbation.kept_dimensions(evaluation.settings["kept"], shape.model.d_model)
     params_M = _truncated(stack.params_M, rank, stack.eval_data.index.vocab_size)
-    told = stack.told_with_rise(stack.losses_of(params_M))
-    return [Measured(measured.metrics | {"kept_rank": float(rank)}, measured.more) for measured in told]
+    results = stack.told_with_rise(stack.losses_of(params_M))
+    return [Measured(measured.metrics | {"kept_rank": float(rank)}, measured.more) for measured in results]
 
 
 @functools.partial(jax.jit, static_argnames=("rank", "vocabulary"))
@@ -127,11 +129,11 @@ def _tasks(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     rows = eval_data.rows(settings["task"], settings["items"], tokens)
     scores = tasks.score(eval_data.shape.model, stack.params_M, rows, eval_data.config.batch_size)
     sources = task_items.sources(settings["task"])
-    return [Measured(of, {"sources": sources}) for of in tasks.metrics(rows, scores)]
+    return [Measured(row, {"sources": sources}) for row in tasks.metrics(rows, scores)]
 
 
 def _each(measure: Callable[[ModelBatch, Evaluation], list[Measured]]) -> Callable:
-    """One evaluation after the other."""
+    """Return a function that runs `measure` for one evaluation after the other."""
 
     def measured(stack: ModelBatch, chosen: Sequence[Evaluation]) -> Iterator[list[Measured]]:
         return (measure(stack, evaluation) for evaluation in chosen)
@@ -139,7 +141,7 @@ def _each(measure: Callable[[ModelBatch, Evaluation], list[Measured]]) -> Callab
     return measured
 
 
-# How each kind is done: from a stack and evaluations of that kind to what each of these says of each model, in turn.
+# For each kind, a function of a stack and evaluations of that kind; yields, per evaluation, one result per model.
 KINDS: dict[str, Callable[[ModelBatch, Sequence[Evaluation]], Iterator[list[Measured]]]] = {
     "lm_loss": _each(_lm_loss),
     "unigram": _each(_unigram),
@@ -155,5 +157,5 @@ KINDS: dict[str, Callable[[ModelBatch, Sequence[Evaluation]], Iterator[list[Meas
     "finetune_best": _each(finetuning.best),
 }
 
-# Those of KINDS that can be done to models that learnt equations.
+# The KINDS that apply to models trained on equations.
 WITHOUT_TEXT = ("local_dimension",)

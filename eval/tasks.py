@@ -1,8 +1,8 @@
-"""Rank classification as OLMo does it: the continuation that a model finds likeliest, for a stack of models at once.
+"""Score multiple-choice tasks by likelihood as OLMo does, for a stack of models at once.
 
-What is read before a continuation, and how it is laid out: see task_rows.py.
+A model's answer is the continuation that it finds most likely; task_rows.py says how items are laid out.
 
-Shapes: C choices of all I items, P places that are scored, in all rows together.
+Shapes: C choices of all I items, P scored positions of all rows.
 """
 
 import functools
@@ -24,15 +24,15 @@ from olmo_jax.config import ModelConfig, require
 from olmo_jax.execution.attention import Spans
 from olmo_jax.execution.members import over_members
 
-# Logits held at a time: 4 MiB in float32, which stay in a CPU's caches; an accelerator wants larger matmuls.
+# Logits held at a time: 4 MiB in float32, which fits a CPU's caches; an accelerator needs larger matrix products.
 _CPU_LOGITS, _LOGITS = 2**20, 2**22
-_FEWEST_PLACES = 64  # at a time, whatever the vocabulary
+_FEWEST_PLACES = 64  # at a time, for any vocabulary
 
 
 class Scores(NamedTuple):
-    """Log-likelihood of each choice in nats, float64, and whether each of its tokens is the likeliest in its place.
+    """Log-likelihood of each choice in nats, float64, and whether greedy decoding would give all its tokens.
 
-    The latter is None where items have several choices.
+    The latter is None if items have several choices.
     """
 
     log_likelihood_MC: np.ndarray
@@ -40,10 +40,10 @@ class Scores(NamedTuple):
 
 
 def score(config: ModelConfig, params_M: Any, rows: Rows, batch_size: int) -> Scores:
-    """Scores each choice under each member of a stack; independent of the batch size but for rounding.
+    """Score each choice under each member of a stack; independent of the batch size up to rounding.
 
-    Every bucket is one compiled program at most, whatever the number of its rows, and logits are held for a few of the
-    places that are scored at a time. Raises ConfigError for rows with more positions than a model has learned.
+    A bucket needs at most one compiled program, for any number of rows, and logits are held for only a few scored
+    positions at a time. Raises ConfigError for rows with more positions than the model has learned.
     """
     if config.positions == "learned":
         longest = max(int(bucket.spans.position_BL.max()) + 1 for bucket in rows.buckets)
@@ -65,48 +65,48 @@ def score(config: ModelConfig, params_M: Any, rows: Rows, batch_size: int) -> Sc
 
 
 def metrics(rows: Rows, scores: Scores) -> list[dict[str, float]]:
-    """What the scores say of each member, by name.
+    """Return the metrics of each member, by name.
 
-    With several choices: `accuracy` by log-likelihood, `accuracy_per_token` and `accuracy_per_character` by that over
-    the continuation's length; of ties the first choice wins. With one: `accuracy`, the share of items whose
-    continuation the model would have said greedily, and `nats` of it, the log of what lm-eval calls perplexity.
-    `bits_per_byte` is that of the right continuation. Each is a mean over items and comes with
+    With several choices: `accuracy` by log-likelihood, `accuracy_per_token` and `accuracy_per_character` by that
+    divided by the continuation's length; the first choice wins ties. With one: `accuracy`, the share of items whose
+    continuation greedy decoding would give, and `nats`, its mean loss, the log of what lm-eval calls perplexity.
+    `bits_per_byte` is that of the correct continuation. Each is a mean over items and comes with
     `<name>_standard_error`, sqrt(p (1 - p) / (n - 1)) for an accuracy; NaN with one item. `chance` is the accuracy of
-    guessing, 0 where there is no choice; `items` is n.
+    guessing, 0 with one continuation; `items` is n.
 
-    An item with a log-likelihood that isn't finite is NaN, and so is the mean.
+    An item with a log-likelihood that isn't finite is NaN, and so are the means.
 
     Source: olmo_eval/metrics.py, ICLMetric: accuracy is its acc, per character its len_norm, and bits_per_byte its bpb.
-    Characters and bytes are with the leading space, as OLMES and OLMo's current figures count; without it those with
-    the suffix no_leading_space, and those before ai2-olmo-eval.
+    Characters and bytes include the leading space, as in OLMES and OLMo's current numbers; olmo_eval's metrics with
+    the suffix no_leading_space, and versions before ai2-olmo-eval, exclude it.
     """
     by_item = _means(rows, scores)
     guesses_I = np.bincount(rows.item_C)
     fixed = {"chance": 0.0 if rows.single else float(np.mean(1 / guesses_I)), "items": float(len(rows.gold_I))}
-    found = []
+    results = []
     for m in range(len(scores.log_likelihood_MC)):
         of_member = {name: (float(np.mean(values_MI[m])), _error(values_MI[m])) for name, values_MI in by_item.items()}
         means = {name: mean for name, (mean, _) in of_member.items()}
-        found.append(means | {f"{name}_standard_error": error for name, (_, error) in of_member.items()} | fixed)
-    return found
+        results.append(means | {f"{name}_standard_error": error for name, (_, error) in of_member.items()} | fixed)
+    return results
 
 
 def _means(rows: Rows, scores: Scores) -> dict[str, np.ndarray]:
-    """Of each metric the values `[M, I]` that it is the mean of."""
+    """Return for each metric its values per item, `[M, I]`."""
     log_likelihood_MC = scores.log_likelihood_MC
     bad_MI = np.zeros((len(log_likelihood_MC), len(rows.gold_I)), bool)
     member, choice = np.nonzero(~np.isfinite(log_likelihood_MC))
     bad_MI[member, rows.item_C[choice]] = True
-    right_C = rows.place_C == rows.gold_I[rows.item_C]  # items are in order, so these are in the order of items
+    right_C = rows.place_C == rows.gold_I[rows.item_C]  # sorted by item, as choices are
     nats_MI = -log_likelihood_MC[:, right_C]
-    found = {"bits_per_byte": nats_MI / math.log(2) / rows.bytes_C[right_C][None]}
+    values = {"bits_per_byte": nats_MI / math.log(2) / rows.bytes_C[right_C][None]}
     if scores.greedy_MC is not None:
-        found |= {"accuracy": scores.greedy_MC.astype(float), "nats": nats_MI}
+        values |= {"accuracy": scores.greedy_MC.astype(float), "nats": nats_MI}
     else:
         ones_C = np.ones(len(rows.item_C))
         lengths = {"": ones_C, "_per_token": rows.tokens_C, "_per_character": rows.characters_C}
-        found |= {f"accuracy{by}": _right(rows, log_likelihood_MC / n_C[None]) for by, n_C in lengths.items()}
-    return {name: np.where(bad_MI, np.nan, values_MI) for name, values_MI in found.items()}
+        values |= {f"accuracy{by}": _right(rows, log_likelihood_MC / n_C[None]) for by, n_C in lengths.items()}
+    return {name: np.where(bad_MI, np.nan, values_MI) for name, values_MI in values.items()}
 
 
 def _right(rows: Rows, score_MC: np.ndarray) -> np.ndarray:
@@ -120,9 +120,9 @@ def _error(values_I: np.ndarray) -> float:
 
 
 class _Batch(NamedTuple):
-    """Rows of a bucket, the places scored in them counted through all rows, padded; `choice_P` isn't.
+    """Rows of a bucket, and their scored positions as indices into the flattened rows, padded; `choice_P` isn't.
 
-    chunks: how many of the equal parts of P have a place in them that isn't padding.
+    chunks: how many of the equal chunks of P contain a position that isn't padding.
     """
 
     tokens_BL: np.ndarray
@@ -134,12 +134,12 @@ class _Batch(NamedTuple):
 
 
 def _batches(config: ModelConfig, bucket: Bucket, size: int) -> Iterator[_Batch]:
-    """`size` rows at a time, with rows of zeros beyond the end, and as many places in each."""
+    """Yield `size` rows at a time, padded with rows of zeros, all with the same number of scored positions."""
     count, length = bucket.tokens_NL.shape
     starts = range(0, count, size)
     ends = np.searchsorted(bucket.row_P, [start + size for start in starts])
     firsts = np.concatenate([[0], ends[:-1]])
-    # By powers of two, so that tasks of one length of rows mostly share a program.
+    # A power of two, so that tasks with rows of the same length mostly share a program.
     chunk = _chunk(config)
     places = max(chunk, 1 << int(max(ends - firsts) - 1).bit_length())
     for start, first, end in zip(starts, firsts, ends, strict=True):
@@ -156,7 +156,7 @@ def _batches(config: ModelConfig, bucket: Bucket, size: int) -> Iterator[_Batch]
 
 
 def _chunk(config: ModelConfig) -> int:
-    """Places whose logits are held at a time, a power of two."""
+    """Return the number of positions whose logits are held at a time, a power of two."""
     logits = _CPU_LOGITS if jax.default_backend() == "cpu" else _LOGITS
     return max(_FEWEST_PLACES, 1 << (logits // config.padded_vocab_size).bit_length() - 1)
 
@@ -172,14 +172,14 @@ def _place_scores(
     target_P: Array,
     chunks: Array,
 ) -> tuple[Array, Array]:
-    """Loss of each target and, with `greedy`, 1 where it is the likeliest token; `[M, P]` each, 0 beyond the chunks."""
+    """Return the loss of each target, and 1 if it is the most likely token (only with `greedy`), both `[M, P]`."""
     chunk = _chunk(config)
 
     def one(params: Any) -> tuple[Array, Array]:
         final_BLD, w_VD = model.hidden(config, params, tokens_BL, spans=spans).final_BLD, model.unembedding(params)
         final_ND = final_BLD.reshape(-1, final_BLD.shape[-1])
 
-        def add(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        def add(i: Array, scored: tuple[Array, Array]) -> tuple[Array, Array]:
             place_1C, target_1C = (jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk)[None] for a in (place_P, target_P))
             x_1CD = final_ND[place_1C]
             if greedy:
@@ -188,7 +188,7 @@ def _place_scores(
                 nats_1C = loss.token_losses(x_1CD, w_VD, target_1C, chunk)
                 scores = nats_1C, jnp.zeros_like(nats_1C)
             nats_P, right_P = (
-                jax.lax.dynamic_update_slice_in_dim(a, x[0], i * chunk, 0) for a, x in zip(found, scores, strict=True)
+                jax.lax.dynamic_update_slice_in_dim(a, x[0], i * chunk, 0) for a, x in zip(scored, scores, strict=True)
             )
             return nats_P, right_P
 

@@ -1,6 +1,6 @@
-"""Arrays in, numbers out: the geometry of weights and representations. Knows nothing of models.
+"""Measure the geometry of weights and representations. Functions take arrays and don't depend on the models.
 
-Each name is imported when it is first asked for.
+Names are imported when they are first used.
 """
 
 from etils import epy

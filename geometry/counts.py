@@ -1,6 +1,7 @@
-"""Names of the metrics that tell about the measurement, not about the matrix: nothing to relate to a loss.
+"""Names of the metrics that describe the measurement, not the matrix; analyses don't relate them to a loss.
 
-Without JAX, for whoever reads tables of metrics; geometry.probe adds those that `count` registers.
+This module doesn't import JAX, so that code that only reads tables of metrics needn't either. geometry.probe adds the
+names that `count` registers.
 """
 
 COUNTS: set[str] = {"points", "rank_cap", "duplicates"}

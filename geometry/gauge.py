@@ -1,4 +1,4 @@
-"""The part of an unembedding that its logits can't see, and how to take it out."""
+"""Remove the part of an unembedding that doesn't affect the model's predictions."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -9,21 +9,22 @@ from geometry.svd import as_matrix
 
 
 def gauge_fix(w_VD: ArrayLike, norm: str) -> Array:
-    """The one member of a family of equivalent unembeddings that has no part in the directions the softmax ignores.
+    """Return the unembedding without its components in the directions that don't affect the predictions.
 
-    With a final state h the logits are W h, and the softmax is blind to a constant added to all of them.
+    Many unembeddings give the same predictions; this picks one of them. With a final state h the logits are W h, and a
+    constant added to all of them doesn't change the softmax.
 
-    Rows. (W + 1 c^T) h = W h + (c.h) 1 for every h and c: the same vector added to every row of W changes no
-    prediction, whatever the norm. Subtracting the mean row picks the one W of that family with columns that sum to 0.
+    Rows. (W + 1 c^T) h = W h + (c.h) 1 for every h and c: adding the same vector to every row of W changes no
+    prediction, whatever the norm. Subtracting the mean row picks the equivalent W whose columns sum to 0.
 
     Columns. LayerNorm without parameters gives states whose components sum to zero, 1.h = 0, so that
-    (W + a 1^T) h = W h + (1.h) a = W h: a multiple of ones added to each row, each its own, changes no logit.
-    Subtracting each row's own mean picks the one with rows that sum to 0. It spends a direction: the rank is D - 1 at
-    most. A LayerNorm with parameters gives h = g n + b with 1.n = 0; there the ones direction is seen. (With a gain
-    alone the hidden direction is 1/g; fold the gain, W diag(g), and it is the case without parameters.) RMSNorm
-    hides no direction.
+    (W + a 1^T) h = W h + (1.h) a = W h: adding a constant a_i to all entries of row i, for each row, changes no logit.
+    Subtracting each row's mean picks the equivalent W whose rows sum to 0. It removes one direction: the rank is at
+    most D - 1. A LayerNorm with parameters gives h = g n + b with 1.n = 0; then the ones direction does affect the
+    logits. (With a gain and no bias the direction without effect is 1/g; fold the gain into the weights, W diag(g), to
+    get the case without parameters.) With RMSNorm every direction of the columns affects the logits.
 
-    The two projections commute, so the order is of no matter, and fixing twice is fixing once.
+    The two projections commute, so their order doesn't matter, and the result is unchanged by applying it again.
 
     Args:
       w_VD: the unembedding, without the padding rows of the vocabulary.
@@ -31,7 +32,7 @@ def gauge_fix(w_VD: ArrayLike, norm: str) -> Array:
         GPT-NeoX) or "rms_norm" (OLMo-2).
 
     Returns:
-      The fixed matrix, [V, D], of at least float32.
+      The gauge-fixed matrix, [V, D], in float32 or wider.
 
     Raises:
       ValueError: an unknown norm, or not a matrix.
@@ -45,9 +46,9 @@ def gauge_fix(w_VD: ArrayLike, norm: str) -> Array:
 
 
 def centred(x_ND: ArrayLike) -> Array:
-    """The matrix without its mean row; a metric of this is the metric's centred variant, and its rank is N - 1 at most.
+    """Return the matrix without its mean row; its rank is at most N - 1.
 
-    The first row is taken off before the mean is, so that equal rows leave zeros and not rounding.
+    The first row is subtracted before the mean, so that equal rows give exact zeros instead of rounding errors.
     """
     x_ND = as_matrix(x_ND)
     x_ND = x_ND - x_ND[:1]

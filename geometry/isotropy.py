@@ -1,4 +1,4 @@
-"""How evenly the rows of a matrix point in all directions."""
+"""Metrics of isotropy: how uniformly the rows of a matrix are distributed over directions."""
 
 import functools
 import math
@@ -25,15 +25,16 @@ def mean_cosine(x_ND: ArrayLike) -> Array:
       two rows are left, since there is no pair to average, and where x_ND holds a NaN or an infinity.
     """
     x_ND = as_matrix(x_ND)
-    # Rows are scaled first, so that their squares neither overflow nor vanish; the cosine's gradient doesn't see it.
+    # Rows are scaled first, so that their squares neither overflow nor underflow. The scale doesn't change
+    # a cosine, so no gradient has to flow through it.
     largest_N = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND), axis=1))
     scale_N = 1.0 / jnp.where(largest_N == 0, 1.0, largest_N)
     square_N = jnp.sum(jnp.square(x_ND * scale_N[:, None]), axis=1)
-    directed_N = square_N != 0  # true of NaN
-    weight_N = scale_N / jnp.sqrt(jnp.where(directed_N, square_N, 1.0))
-    # The unit rows are never formed: their sum is a product, and their squared lengths are 1 but for rounding.
+    nonzero_N = square_N != 0  # also true for NaN
+    weight_N = scale_N / jnp.sqrt(jnp.where(nonzero_N, square_N, 1.0))
+    # The unit rows are never formed: their sum is a matrix product, and their squared lengths are 1 up to rounding.
     u_D = matmul(weight_N, x_ND)
-    n = jnp.sum(directed_N, dtype=x_ND.dtype)  # n (n - 1) would overflow an int32
+    n = jnp.sum(nonzero_N, dtype=x_ND.dtype)  # n (n - 1) would overflow an int32
     pairs = n * (n - 1)
     between = jnp.sum(u_D * u_D) - n
     return _over(between, jnp.maximum(pairs, 0.0))
@@ -62,19 +63,19 @@ def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array
 
 
 def isotropy_along(w_VD: ArrayLike, c_DK: ArrayLike, *, max_elements: int = 1 << 20) -> Array:
-    """`partition_isotropy` with c over the columns of c_DK and their negatives, for who has the eigenvectors."""
+    """Return `partition_isotropy` with the columns of c_DK and their negatives as c; for known eigenvectors."""
     w_VD, c_DK = as_matrix(w_VD), as_matrix(c_DK)
-    x_NCD, there_NC = _row_blocks(w_VD, max_elements)
+    x_NCD, valid_NC = _row_blocks(w_VD, max_elements)
 
     def add_block(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
-        """Takes a block of rows into the running sums of exp(y - highest) and exp(-y - highest)."""
+        """Add a block of rows to the running sums of exp(y - highest) and exp(-y - highest)."""
         highest_K, total_2K = carry
         y_NK = matmul(jax.lax.dynamic_index_in_dim(x_NCD, i, axis=1, keepdims=False), c_DK)
-        there_N1 = jax.lax.dynamic_slice_in_dim(jnp.asarray(there_NC), i, 1, axis=1)
-        # One shift for both signs: where it lets exp vanish, I(W) is below the least float32 anyway.
+        valid_N1 = jax.lax.dynamic_slice_in_dim(jnp.asarray(valid_NC), i, 1, axis=1)
+        # One shift serves both signs: if exp underflows because of it, I(W) is below the smallest float32 anyway.
         new_K = jax.lax.stop_gradient(jnp.maximum(highest_K, jnp.max(jnp.abs(y_NK), axis=0)))
-        above_K = jnp.sum(jnp.where(there_N1, jnp.exp(y_NK - new_K[None]), 0.0), axis=0)
-        below_K = jnp.sum(jnp.where(there_N1, jnp.exp(-y_NK - new_K[None]), 0.0), axis=0)
+        above_K = jnp.sum(jnp.where(valid_N1, jnp.exp(y_NK - new_K[None]), 0.0), axis=0)
+        below_K = jnp.sum(jnp.where(valid_N1, jnp.exp(-y_NK - new_K[None]), 0.0), axis=0)
         return (new_K, total_2K * jnp.exp(highest_K - new_K)[None] + jnp.stack([above_K, below_K])), None
 
     start = jnp.zeros(c_DK.shape[1], w_VD.dtype), jnp.zeros((2, c_DK.shape[1]), w_VD.dtype)
@@ -140,7 +141,7 @@ def row_norm_spread(x_ND: ArrayLike) -> Array:
 
 
 def _rows_over_largest(x_ND: ArrayLike) -> tuple[Array, Array]:
-    """The matrix over its largest entry, and the norms of its rows then."""
+    """Return the matrix divided by its largest absolute entry, and the row norms of the result."""
     x_ND = as_matrix(x_ND)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND)))
     x_ND = x_ND / jnp.where(largest == 0, 1.0, largest)
@@ -148,28 +149,28 @@ def _rows_over_largest(x_ND: ArrayLike) -> tuple[Array, Array]:
 
 
 def _over(x: Array, y: Array) -> Array:
-    """x / y, NaN where y is 0, with derivatives that are finite elsewhere."""
+    """Return x / y, NaN where y is 0, with derivatives that are finite elsewhere."""
     return jnp.where(y == 0, jnp.nan, x / jnp.where(y == 0, 1.0, y))
 
 
 def _norm(x_D: Array) -> Array:
-    """Euclidean norm with derivative 0, not NaN, at 0."""
+    """Return the Euclidean norm, with derivative 0 instead of NaN at 0."""
     square = jnp.sum(x_D * x_D)
     return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
 def _row_blocks(w_VD: Array, max_elements: int) -> tuple[Array, np.ndarray]:
-    """The matrix as [rows, count, D], a block of rows for each place on the middle axis, and which rows are there.
+    """Return the matrix as [rows, count, D], one block of rows per index of the middle axis, and a mask of real rows.
 
-    A block takes every count-th row. So where the rows lie on several devices each of them has its share of every
-    block; a block of neighbouring rows would have to be fetched from where it lies.
+    A block takes every count-th row, so that with rows sharded over several devices, every device holds its share of
+    every block. A block of consecutive rows would have to be fetched from the one device that holds it.
     """
     height, width = w_VD.shape
     least = -(-height // min(max(max_elements // width, 1), height))
-    # A count that divides the height spares a copy; of these, one that leaves each device an equal share.
+    # A count that divides the height avoids a copy for padding; of these, prefer one that gives devices equal shares.
     exact = [n for n in range(least, min(2 * least, height) + 1) if height % n == 0]
     count = max(exact, key=lambda n: math.gcd(height // n, 64)) if exact else least
     rows = -(-height // count)
-    there_NC = np.arange(rows * count).reshape(rows, count) < height
+    valid_NC = np.arange(rows * count).reshape(rows, count) < height
     x_ND = jnp.pad(w_VD, ((0, rows * count - height), (0, 0))) if rows * count > height else w_VD
-    return x_ND.reshape(rows, count, width), there_NC
+    return x_ND.reshape(rows, count, width), valid_NC

@@ -1,6 +1,6 @@
-"""Metrics of one matrix by name, as one compiled program.
+"""Compute named metrics of one matrix in one compiled program.
 
-A metric is one decorated function of what is `Measured`; the decorator alone makes it known under its own name:
+A metric is a function of `Measured`; its decorator registers it under the function's name:
 
     @metric
     def row_norm(measured):
@@ -26,10 +26,10 @@ from geometry.counts import COUNTS as COUNTS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """A matrix under measurement, and what its metrics share, each computed where the first metric asks, and once.
+    """A matrix to measure, with intermediate results that metrics share, each computed once, when it is first used.
 
     Attributes:
-      x_ND: the matrix, of at least float32.
+      x_ND: the matrix, in float32 or wider.
       n_neighbors: size of the neighbourhoods of local metrics.
     """
 
@@ -38,18 +38,18 @@ class Measured:
 
     @functools.cached_property
     def singular_values_D(self) -> Array:
-        """min(N, D) of them, descending, as right as by QR and for rows on several devices too."""
+        """Return the min(N, D) singular values, descending; as accurate as by QR, and efficient for sharded rows."""
         tall = self.x_ND.shape[0] >= self.x_ND.shape[1]
         return self.right_singular[0] if tall else svd.singular_values(self.x_ND, "refined_gram")
 
     @functools.cached_property
     def right_singular(self) -> tuple[Array, Array]:
-        """Singular values and the eigenvectors of X^T X."""
+        """Return the singular values and the eigenvectors of X^T X."""
         return svd.right_singular(self.x_ND)
 
     @functools.cached_property
     def local_dimension(self) -> dimension.Distribution:
-        """Of the TwoNN dimensions around each point, in paper B's form: its F, the regression, 10 % left out."""
+        """Return the distribution of local TwoNN dimensions in paper B's form: skdim's F, regression, 10 % cut."""
         return dimension.distribution(dimension.local_two_nn(self.x_ND, self.n_neighbors, convention="skdim034"))
 
 
@@ -57,7 +57,7 @@ Metric = Callable[[Measured], Array]
 
 METRICS: dict[str, Metric] = {}
 
-# Places in the spectrum, counted from 1, that together draw it on a log scale.
+# Indices into the spectrum, counted from 1, about evenly spaced on a log scale, for plotting it.
 SPECTRUM_PLACES = (
     1,
     2,
@@ -89,10 +89,10 @@ UNEMBEDDING_METRICS = ("effective_rank", "effective_rank_percent", "stable_rank"
 
 
 def metric(function: Metric) -> Metric:
-    """Registers a scalar function of `Measured` under its own name.
+    """Register a scalar function of `Measured` under its name.
 
-    Raises ValueError if another function has that name. The same one defined again (a notebook cell run twice, a
-    configuration file read twice) takes its own place.
+    Raises ValueError if another function has that name. The same function defined again (a notebook cell run twice, a
+    configuration file read twice) replaces the earlier one.
     """
     name, known = function.__name__, METRICS.get(function.__name__)
     if known is not None and not _same_origin(known, function):
@@ -104,13 +104,13 @@ def metric(function: Metric) -> Metric:
 
 
 def count(function: Metric) -> Metric:
-    """Registers, as `metric` does, a number that tells about the measurement: how many points, what was left out."""
+    """Register, as `metric` does, a number that describes the measurement, such as the number of points."""
     COUNTS.add(function.__name__)
     return metric(function)
 
 
 def check_names(metrics: Sequence[str]) -> None:
-    """Raises ValueError, with the nearest name, for one that isn't registered."""
+    """Raise ValueError for a name that isn't registered, suggesting the nearest one."""
     for name in metrics:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)
@@ -123,23 +123,23 @@ def summarize(
     n_neighbors: int = 128,
     places: Sequence[int] = (),
 ) -> dict[str, Array]:
-    """Measures one matrix.
+    """Return metrics of one matrix by name.
 
-    The matrix is measured as it is given. Centred and gauge-fixed variants are those of another matrix:
+    The matrix is measured unchanged. For centred or gauge-fixed variants, transform it first:
     `summarize(centred(h_ND))`, `summarize(gauge_fix(w_VD, norm))`.
 
     Args:
       x_ND: an unembedding, or states in rows.
       metrics: names of registered metrics; static under jit and vmap.
       n_neighbors: size of the neighbourhoods of local metrics.
-      places: of singular values to give too, the largest at 1.
+      places: indices of singular values to return as well, counted from 1, the largest.
 
     Returns:
-      A scalar for each name, in the order given, then `singular_value_<place>` for each place. The spectral ones come
-      from one set of singular values, and all of them from one program, compiled once a shape.
+      A scalar for each name, in the order given, then `singular_value_<place>` for each place. All spectral metrics use
+      one decomposition, and all metrics are computed by one program, compiled once per shape.
 
     Raises:
-      ValueError: an unknown metric, not a matrix, or a place beyond its spectrum.
+      ValueError: an unknown metric, not a matrix, or a place beyond the spectrum.
     """
     if isinstance(metrics, str):
         raise ValueError(f"metrics = {metrics!r}: needs a sequence of names, such as ({metrics!r},)")
@@ -150,7 +150,7 @@ def summarize(
             f"places = {beyond}: a matrix of shape {x_ND.shape} has singular values 1 to {min(x_ND.shape)}"
         )
     names = (*metrics, *(f"singular_value_{place}" for place in places))
-    # The functions are part of the key of the compiled program, so that one defined again is compiled again.
+    # The functions are part of the compiled program's key, so that a redefined metric is compiled again.
     functions = tuple(METRICS[name] for name in metrics)
     return dict(zip(names, _measure(x_ND, functions, tuple(places), n_neighbors), strict=True))
 

@@ -1,4 +1,4 @@
-"""How alike two representations are, and how far an unembedding has turned."""
+"""Measure the similarity of two representations, and how far an unembedding's column space has rotated."""
 
 import functools
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from geometry.svd import as_matrix, matmul, right_singular
 
 @functools.partial(jax.jit, static_argnames="debiased")
 def linear_cka(x_ND: ArrayLike, y_NE: ArrayLike, debiased: bool = False) -> Array:
-    """Linear centred kernel alignment |X^T Y|_F^2 / (|X^T X|_F |Y^T Y|_F), columns centred.
+    """Return linear centred kernel alignment, |X^T Y|_F^2 / (|X^T X|_F |Y^T Y|_F) with centred columns.
 
-    The same for rotated, shifted and rescaled columns; 1 for representations alike in that sense.
+    Invariant to rotation, translation and isotropic scaling; 1 if X and Y differ only by these.
 
     Args:
       x_ND, y_NE: two representations of the same N points, row by row.
-      debiased: put the unbiased estimator of HSIC in place of each square: with N not much above D the plain form is
-        near 1 for unrelated X and Y, this one near 0. Needs N >= 4.
+      debiased: replace each squared norm by the unbiased estimator of HSIC: if N isn't much larger than D, the plain
+        form is near 1 for unrelated X and Y, this one near 0. Needs N >= 4.
 
     Returns:
-      A scalar in [0, 1] (debiased: at most 1 up to noise, and may be negative); NaN where a side has no variance, with
-      too few points, and where an input holds a NaN or an infinity.
+      A scalar in [0, 1] (debiased: at most 1 up to noise, and may be negative); NaN if X or Y has no variance, with too
+      few points, and if an input holds a NaN or an infinity.
 
     Raises:
-      ValueError: not matrices, or not of the same points.
+      ValueError: not matrices, or different numbers of rows.
 
     Source: Kornblith et al. 2019, equation 3; debiased: Nguyen et al. 2021, equation 5 (Song et al. 2012).
     """
@@ -37,14 +37,14 @@ def linear_cka(x_ND: ArrayLike, y_NE: ArrayLike, debiased: bool = False) -> Arra
         raise ValueError(f"{len(x_ND)} and {len(y_NE)} rows: both must be representations of the same points")
     if debiased and len(x_ND) < 4:
         return jnp.full((), jnp.nan, x_ND.dtype)
-    alike = _hsic if debiased else lambda a, b: jnp.sum(jnp.square(matmul(a.T, b)))
-    between, own = alike(x_ND, y_NE), alike(x_ND, x_ND) * alike(y_NE, y_NE)
-    defined = own > 0
-    return jnp.where(defined, between / jnp.sqrt(jnp.where(defined, own, 1.0)), jnp.nan) + 0 * between
+    hsic = _hsic if debiased else lambda a, b: jnp.sum(jnp.square(matmul(a.T, b)))
+    between, within = hsic(x_ND, y_NE), hsic(x_ND, x_ND) * hsic(y_NE, y_NE)
+    defined = within > 0
+    return jnp.where(defined, between / jnp.sqrt(jnp.where(defined, within, 1.0)), jnp.nan) + 0 * between
 
 
 def cka_between(states: Sequence[ArrayLike], debiased: bool = False) -> Array:
-    """Linear CKA of every two representations of the same points, such as the states of K layers: [K, K], symmetric."""
+    """Return the symmetric matrix [K, K] of linear CKA between K representations of the same points, such as layers."""
     one = functools.partial(linear_cka, debiased=debiased)
     rows = [[one(x, y) for y in states[: i + 1]] for i, x in enumerate(states)]
     return jnp.stack([jnp.stack([rows[max(i, j)][min(i, j)] for j in range(len(rows))]) for i in range(len(rows))])
@@ -52,21 +52,22 @@ def cka_between(states: Sequence[ArrayLike], debiased: bool = False) -> Array:
 
 @functools.partial(jax.jit, static_argnames="rank")
 def mean_squared_angle(w_VD: ArrayLike, z_VE: ArrayLike, rank: int | None = None) -> Array:
-    """Mean squared principal angle, in radians squared, between the column spaces of two unembeddings.
+    """Return the mean squared principal angle, in radians squared, between the column spaces of two unembeddings.
 
-    How far the space of logits that W can give has turned: the same for W A with any invertible A, so that a change of
-    basis of the states is none. Small angles are as right as large ones (sine and cosine are both taken).
+    It says how far the space of possible logits has rotated. It is the same for W A with any invertible A, and so
+    independent of the basis of the states. Sine and cosine are both used, so that small angles are accurate too.
 
     Args:
-      w_VD, z_VE: two matrices over the same V rows; gauge-fix both first to leave out what predictions can't see.
-      rank: of each take the space of the `rank` directions with the largest singular values, instead of all.
+      w_VD, z_VE: two matrices over the same V rows; gauge-fix both first to leave out directions that don't affect the
+        predictions.
+      rank: use only the `rank` directions with the largest singular values of each matrix, instead of all.
 
     Returns:
-      A scalar in [0, (pi/2)^2], over as many angles as the smaller of the two spaces has dimensions; NaN if that is
-      none, and where an input holds a NaN or an infinity.
+      A scalar in [0, (pi/2)^2], the mean over min(dim W, dim Z) angles; NaN if that is 0, and if an input holds a NaN
+      or an infinity.
 
     Raises:
-      ValueError: not matrices, or not over the same rows.
+      ValueError: not matrices, or different numbers of rows.
 
     Source: Bjorck & Golub 1973, section 3.
     """
@@ -86,20 +87,20 @@ def mean_squared_angle(w_VD: ArrayLike, z_VE: ArrayLike, rank: int | None = None
 
 
 def _orthonormal(w_VD: Array, rank: int | None) -> tuple[Array, Array]:
-    """An orthonormal basis of the column space, by descending singular value, zeros beyond it; and its dimension."""
+    """Return an orthonormal basis of the column space, padded with zero columns, and the dimension of the space."""
     s_D, v_DD = right_singular(w_VD)
     s_K, v_DK = s_D[:rank], v_DD[:, :rank]
-    there_K = s_K > 0
+    nonzero_K = s_K > 0
     image_VK = matmul(w_VD, v_DK)
     length_1K = jnp.sqrt(jnp.sum(image_VK * image_VK, axis=0, keepdims=True))
-    u_VK = jnp.where(there_K[None], image_VK / jnp.where(length_1K > 0, length_1K, 1.0), 0.0)
-    return u_VK + 0 * jnp.sum(s_K), jnp.sum(there_K)
+    u_VK = jnp.where(nonzero_K[None], image_VK / jnp.where(length_1K > 0, length_1K, 1.0), 0.0)
+    return u_VK + 0 * jnp.sum(s_K), jnp.sum(nonzero_K)
 
 
 def _hsic(x_ND: Array, y_NE: Array) -> Array:
-    """Unbiased HSIC of linear kernels of centred points, times N (N - 3), from products of D x E at most.
+    """Return N (N - 3) times the unbiased HSIC of linear kernels of centred points, without forming N x N arrays.
 
-    With K = X X^T and L = Y Y^T less their diagonals: tr(K L) + (1.K 1)(1.L 1)/((N-1)(N-2)) - 2 (1.K L 1)/(N-2).
+    With K = X X^T and L = Y Y^T without their diagonals: tr(K L) + (1.K 1)(1.L 1)/((N-1)(N-2)) - 2 (1.K L 1)/(N-2).
     """
     n = len(x_ND)
     x_square_N, y_square_N = jnp.sum(x_ND * x_ND, axis=1), jnp.sum(y_NE * y_NE, axis=1)

@@ -1,8 +1,8 @@
-"""Metrics of how the singular values of one matrix are spread.
+"""Metrics of the distribution of one matrix's singular values.
 
-A metric takes singular values, not a matrix, so that one decomposition serves them all. But for the three norms none of
-them depends on the scale of the matrix, and none on the order in which the values come. NaN in gives NaN out; nothing
-raises for what an array holds. All of it works under jit, vmap and grad.
+A metric takes singular values, not a matrix, so that one decomposition serves all metrics. No metric depends on the
+order of the values and, except for the three norms, none on the scale of the matrix. If an input holds NaN, the result
+is NaN; no value of the input raises an exception. All functions work under jit, vmap and grad.
 """
 
 import jax
@@ -20,7 +20,7 @@ def effective_rank(s_D: Array) -> Array:
       s_D: singular values of one matrix, non-negative, any order.
 
     Returns:
-      A scalar in [1, D]; 0 for the zero matrix, NaN where s_D has one.
+      A scalar in [1, D]; 0 for the zero matrix, NaN if s_D holds a NaN.
 
     Source: Roy & Vetterli 2007, Definition 1; paper A's R(W).
     """
@@ -101,11 +101,11 @@ def frobenius_norm(s_D: Array) -> Array:
 def condition_number(s_D: Array) -> Array:
     """Largest over smallest of the r singular values: in [1, inf]; inf for a singular matrix and the zero matrix.
 
-    In float32 up to about 1e5 is right to 1 % by "qr", "refined_gram" or "svd", and what is beyond about 1e6 is inf; by
-    "gram" 1e3 is the limit.
+    In float32, values up to about 1e5 are accurate to 1 % with "qr", "refined_gram" or "svd", and values above about
+    1e6 come out as inf; with "gram" the limit is about 1e3.
 
-    A matrix with a direction projected out (`gauge_fix` under "layer_norm") is singular by construction: leave its
-    last value out, `condition_number(s_D[:-1])`.
+    A matrix with a direction projected out (`gauge_fix` under "layer_norm") is singular by construction: leave out
+    its last singular value, `condition_number(s_D[:-1])`.
     """
     largest, smallest = jnp.max(s_D), jnp.min(s_D)
     return jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1.0, smallest))
@@ -116,43 +116,43 @@ def power_law_alpha(s_D: Array) -> Array:
     """Exponent of the power law that fits the tail of the eigenvalues lambda = s^2 best.
 
     Every eigenvalue but the largest is tried as xmin. Each gives alpha = 1 + n / sum(ln lambda_i - ln xmin) over the n
-    eigenvalues from xmin up; the one taken has the least Kolmogorov-Smirnov distance between fit and data.
+    eigenvalues from xmin up; the xmin with the smallest Kolmogorov-Smirnov distance between fit and data is used.
 
     Args:
       s_D: singular values of one matrix, non-negative, any order. Those below D eps s_1, zero to working precision,
         are left out.
 
     Returns:
-      A scalar above 1; NaN where no tail has two distinct eigenvalues (so for the zero matrix), or s_D has a NaN.
+      A scalar above 1; NaN if no tail has two distinct eigenvalues (as for the zero matrix), or s_D holds a NaN.
 
-    Source: Clauset, Shalizi & Newman 2009, equation 3.1 and section 3.3, with the empirical distribution that
-    WeightWatcher's WWFit takes, F_i = i/n for i = 0..n-1.
+    Source: Clauset, Shalizi & Newman 2009, equation 3.1 and section 3.3, with the empirical distribution of
+    WeightWatcher's WWFit, F_i = i/n for i = 0..n-1.
     """
     t_D = jnp.sort(_over_largest(s_D))
     kept_D = t_D > t_D.shape[0] * jnp.finfo(t_D.dtype).eps
     log_D = 2.0 * jnp.log(jnp.where(kept_D, t_D, 1.0))
-    place_D = jnp.arange(t_D.shape[0])
+    index_D = jnp.arange(t_D.shape[0])
 
     def fit(first: Array) -> tuple[Array, Array]:
-        """Exponent and distance with the eigenvalue at `first`, in ascending order, as xmin."""
-        tail_D = kept_D & (place_D >= first)
+        """Return exponent and distance for xmin = the eigenvalue at index `first`, in ascending order."""
+        tail_D = kept_D & (index_D >= first)
         n = jnp.sum(tail_D)
         excess_D = jnp.where(tail_D, log_D - log_D[first], 0.0)
         total = jnp.sum(excess_D)
         possible = kept_D[first] & (total > 0)
         slope = n / jnp.where(possible, total, 1.0)
         fitted_D = -jnp.expm1(-slope * excess_D)
-        distance_D = jnp.abs(fitted_D - (place_D - first) / n)
+        distance_D = jnp.abs(fitted_D - (index_D - first) / n)
         return 1.0 + slope, jnp.where(possible, jnp.max(jnp.where(tail_D, distance_D, 0.0)), jnp.inf)
 
-    alpha_D, distance_D = jax.lax.map(fit, place_D, batch_size=min(t_D.shape[0], 128))
+    alpha_D, distance_D = jax.lax.map(fit, index_D, batch_size=min(t_D.shape[0], 128))
     best = jnp.argmin(distance_D)
     fitted = jnp.isfinite(distance_D[best]) & ~jnp.any(jnp.isnan(s_D))
     return jnp.where(fitted, alpha_D[best], jnp.nan)
 
 
 def _entropy(s_D: Array) -> Array:
-    """Entropy in nats of s / sum(s), zeros left out; 0 for the zero matrix."""
+    """Return the entropy in nats of s / sum(s), without zeros; 0 for the zero matrix."""
     t_D = _over_largest(s_D)
     total = jnp.sum(t_D)
     p_D = t_D / jnp.where(total == 0, 1.0, total)

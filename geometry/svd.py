@@ -1,18 +1,19 @@
-"""Singular values and right singular vectors of one matrix, by routes that differ in cost and in small values.
+"""Compute singular values and right singular vectors of one matrix, by methods that differ in cost and accuracy.
 
 In float32, with s_1 the largest singular value and |W|_F the Frobenius norm:
 
-  qr            QR, then the SVD of the square factor. Right to about 3e-6 s_1 in every value and nearer in the
-                smallest: condition numbers up to 1e5 hold to 1e-3.
-  refined_gram  Eigenvectors V of the Gram matrix W^T W and, where it can't resolve the small values, the Gram matrix of
-                W V with its columns at length 1, which can: as right as qr, from products of matrices and D x D work
-                alone. The form for the training loop, and for a matrix whose rows lie on several devices: what is
-                exchanged between them is D x D.
-  gram          The first of these two steps alone: the fastest, but values below about 3e-4 s_1 are noise, since they
-                were squared. Not for condition numbers, nor for the effective rank of a nearly low-rank matrix.
-  svd           SVD of the whole matrix: as right as qr, and slower on tall matrices.
+  qr            QR, then the SVD of the square factor. Every value is accurate to about 3e-6 s_1 and the smallest ones
+                more so: condition numbers up to 1e5 are accurate to 1e-3.
+  refined_gram  Eigenvectors V of the Gram matrix W^T W. If it can't resolve the small values, a second step takes the
+                Gram matrix of W V with columns scaled to length 1, which can. As accurate as qr, and uses only matrix
+                products and D x D decompositions. Meant for the training loop, and for a matrix whose rows are sharded
+                over devices, which then exchange only D x D arrays.
+  gram          The first of these two steps only: the fastest, but values below about 3e-4 s_1 are noise, since they
+                come from the roots of tiny squares. Not for condition numbers, nor for the effective rank of a nearly
+                low-rank matrix.
+  svd           SVD of the whole matrix: as accurate as qr, and slower on tall matrices.
 
-But by gram, a value of at most 2 eps |W|_F is what rounding leaves of a zero, and is given as 0.
+Except with gram, a value of at most 2 eps |W|_F counts as the rounding error of a zero, and is returned as 0.
 """
 
 import functools
@@ -33,7 +34,7 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def as_matrix(x: ArrayLike) -> Array:
-    """One matrix of at least float32. Raises ValueError unless `x` has two axes."""
+    """Return `x` as one matrix in float32 or wider. Raises ValueError unless it has two axes."""
     x = jnp.asarray(x)
     if x.ndim != 2:
         raise ValueError(f"expected one matrix [rows, columns], got shape {x.shape}; jax.vmap measures a stack")
@@ -42,17 +43,17 @@ def as_matrix(x: ArrayLike) -> Array:
 
 @functools.partial(jax.jit, static_argnames="method")
 def singular_values(w_VD: ArrayLike, method: str = "qr") -> Array:
-    """Singular values in descending order, r = min(V, D) of them.
+    """Return the r = min(V, D) singular values in descending order.
 
     Args:
       w_VD: one matrix, tall or wide; narrower types are measured in float32.
-      method: "qr", "refined_gram", "gram" or "svd"; see the module.
+      method: "qr", "refined_gram", "gram" or "svd"; see the module docstring.
 
     Returns:
-      s_D; all NaN where the matrix holds a NaN or an infinity.
+      s_D; all NaN if the matrix holds a NaN or an infinity.
 
-    Differentiable whatever the method, rank-deficient matrices included: where a singular value is zero it has no
-    derivative, and the one given is a subgradient.
+    Differentiable with every method, for rank-deficient matrices too: a singular value of zero has no derivative, and a
+    subgradient is returned.
 
     Raises:
       ValueError: an unknown method, or not a matrix.
@@ -68,14 +69,14 @@ def singular_values(w_VD: ArrayLike, method: str = "qr") -> Array:
 
 @jax.jit
 def right_singular(w_VD: ArrayLike) -> tuple[Array, Array]:
-    """Singular values and right singular vectors (eigenvectors of W^T W), by "refined_gram".
+    """Return singular values and right singular vectors (eigenvectors of W^T W), by "refined_gram".
 
     Returns:
-      s_D descending, with zeros beyond V of them if V < D, and v_DD with the vectors in its columns, a full basis. All
-      NaN where the matrix holds a NaN or an infinity. An eigenvector's sign, and its choice where eigenvalues repeat,
-      are arbitrary.
+      s_D descending, padded with zeros to D values if V < D, and v_DD with the vectors as columns, a full basis. All
+      NaN if the matrix holds a NaN or an infinity. The signs of eigenvectors, and the basis of a repeated eigenvalue's
+      eigenspace, are arbitrary.
 
-    The derivative of a vector takes those pairs of vectors as fixed whose eigenvalues can't be told apart.
+    The derivative of v_DD ignores rotations between vectors whose eigenvalues are equal to working precision.
     """
     w_VD = as_matrix(w_VD)
     finite = jnp.isfinite(_largest(w_VD))
@@ -85,7 +86,7 @@ def right_singular(w_VD: ArrayLike) -> tuple[Array, Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _tall_singular_values(x_ND: Array, method: str) -> Array:
-    """Whatever, but soon, where x_ND isn't finite."""
+    """Return singular values with V >= D; arbitrary, but without delay, if x_ND isn't finite."""
     if method == "refined_gram":
         return _right_singular(x_ND)[0]
     if method == "gram":
@@ -98,14 +99,14 @@ def _tall_singular_values(x_ND: Array, method: str) -> Array:
 
 @_tall_singular_values.defjvp
 def _tall_singular_values_jvp(method: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """Those of `_right_singular`: QR's own derivative divides by zero on a rank-deficient matrix."""
+    """Use the derivative of `_right_singular`: that of QR divides by zero on a rank-deficient matrix."""
     _, (ds_D, _) = jax.jvp(_right_singular, primals, tangents)
     return _tall_singular_values(primals[0], method), ds_D
 
 
 @jax.custom_jvp
 def _right_singular(x_ND: Array) -> tuple[Array, Array]:
-    """A step of one-sided block Jacobi: eigenvectors V of the Gram matrix, then those that X V still lacks."""
+    """Take one step of one-sided block Jacobi: eigenvectors V of the Gram matrix, then the correction from X V."""
     gram_DD, unit = _gram(x_ND)
     square_D, v_DD = jnp.linalg.eigh(gram_DD)
     square_D, v_DD = jnp.maximum(square_D[::-1], 0.0), v_DD[:, ::-1]
@@ -115,9 +116,10 @@ def _right_singular(x_ND: Array) -> tuple[Array, Array]:
 
 
 def _gram(x_ND: Array) -> tuple[Array, Array]:
-    """X^T X / unit^2 and the unit: 1, or the largest entry where squares would overflow or vanish.
+    """Return X^T X / unit^2 and the unit: 1, or the largest entry if squares would overflow or underflow.
 
-    The matrix itself is only read, never copied. Zeros where it isn't finite, which eigenvalue routines don't like.
+    The matrix isn't copied unless it is rescaled. Zeros if it isn't finite, because eigenvalue routines need
+    finite input.
     """
     largest = _largest(x_ND)
     finite = jnp.isfinite(largest)
@@ -131,45 +133,47 @@ def _gram(x_ND: Array) -> tuple[Array, Array]:
 
 
 def _largest(x: Array) -> Array:
-    """The largest absolute entry; NaN where there is a NaN."""
+    """Return the largest absolute entry; NaN if there is a NaN."""
     return jnp.max(jnp.abs(x), initial=0.0)
 
 
 def _refine(x_ND: Array, unit: Array, v_DD: Array) -> tuple[Array, Array]:
-    """SVD of X from X V = Y with nearly orthogonal columns: the Gram matrix of Y at unit columns resolves the small."""
+    """Return singular values and vectors of X, by the Gram matrix of the normalised columns of X V."""
     y_ND = matmul(x_ND, v_DD) / unit
     length_1D = jnp.sqrt(jnp.sum(y_ND * y_ND, axis=0, keepdims=True))
     unit_ND = y_ND / jnp.where(length_1D == 0, 1.0, length_1D)
-    # Q L Q^T and not a Cholesky factor, which fails where columns of rounding errors happen to be alike.
+    # Q L Q^T instead of a Cholesky factor, which fails if columns of rounding errors happen to be parallel.
     value_D, q_DD = jnp.linalg.eigh(matmul(unit_ND.T, unit_ND))
-    # R^T with the long rows first: of R itself LAPACK gets the small singular values fifty times worse.
+    # R^T, with the long rows first: from R, LAPACK computes the small singular values fifty times less accurately.
     factor_DD = length_1D.T * q_DD * jnp.sqrt(jnp.maximum(value_D, 0.0))[None]
-    turned_DD, s_D, _ = jnp.linalg.svd(factor_DD)
-    return s_D, matmul(v_DD, turned_DD)
+    rotation_DD, s_D, _ = jnp.linalg.svd(factor_DD)
+    return s_D, matmul(v_DD, rotation_DD)
 
 
 @_right_singular.defjvp
 def _right_singular_jvp(
     primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """ds_i = u_i . dX v_i with u_i = X v_i / |X v_i|; dv_i = sum_j v_j (V^T d(X^T X) V)_ji / (s_i^2 - s_j^2)."""
+    """Return ds_i = u_i . dX v_i with u_i = X v_i / |X v_i|,
+    and dv_i = sum_j v_j (V^T d(X^T X) V)_ji / (s_i^2 - s_j^2).
+    """
     (x_ND,), (dx_ND,) = primals, tangents
     s_D, v_DD = _right_singular(x_ND)
     unit = jnp.where(s_D[0] > 0, s_D[0], 1.0)
     image_ND, change_ND = matmul(x_ND, v_DD) / unit, matmul(dx_ND, v_DD) / unit
     length_D = jnp.sqrt(jnp.sum(image_ND * image_ND, axis=0))
-    # Where s_i = 0 the image is rounding errors and has no direction; 0 is a subgradient.
+    # If s_i = 0 the image consists of rounding errors and has no direction; 0 is a subgradient.
     ds_D = unit * jnp.sum(image_ND * change_ND, axis=0) / jnp.where(s_D == 0, 1.0, length_D) * (s_D > 0)
 
     half_DD, t_D = matmul(image_ND.T, change_ND), s_D / unit
     gap_DD = (t_D[None] - t_D[:, None]) * (t_D[None] + t_D[:, None])
-    apart_DD = jnp.abs(gap_DD) > 4 * jnp.finfo(s_D.dtype).eps
-    turn_DD = jnp.where(apart_DD, (half_DD + half_DD.T) / jnp.where(apart_DD, gap_DD, 1.0), 0.0)
-    return (s_D, v_DD), (ds_D, matmul(v_DD, turn_DD))
+    distinct_DD = jnp.abs(gap_DD) > 4 * jnp.finfo(s_D.dtype).eps
+    rotation_DD = jnp.where(distinct_DD, (half_DD + half_DD.T) / jnp.where(distinct_DD, gap_DD, 1.0), 0.0)
+    return (s_D, v_DD), (ds_D, matmul(v_DD, rotation_DD))
 
 
 def _without_rounding(s_D: Array) -> Array:
-    """Singular values with those that are rounding errors of a zero set to zero; NaN stays."""
+    """Return the singular values with rounding errors of zeros set to zero; NaN stays."""
     largest = jnp.max(s_D)
     t_D = s_D / jnp.where(largest > 0, largest, 1.0)
     floor = 2 * jnp.finfo(s_D.dtype).eps * jnp.sqrt(jnp.sum(t_D * t_D))

@@ -25,7 +25,7 @@ from olmo_jax.logs.metrics import MetricsError, MetricsLog, check_rows, resume_a
 from olmo_jax.logs.timing import Clock, Trace
 from olmo_jax.logs.writers import check_writers, writers
 from olmo_jax.probes.geometry import Documents, Probe, choose_documents, make_probes
-from olmo_jax.probes.texts import passages
+from olmo_jax.probes.texts import evaluation_sets
 from olmo_jax.step import State, member_structs
 from olmo_jax.storage.run_files import run_config
 from olmo_jax.storage.run_status import has_ended, restore_statuses, write_statuses
@@ -271,9 +271,9 @@ def cohort_probes(
 ) -> dict[int, Probe]:
     """Return the probes of a cohort by interval (see make_probes); raises ConfigError for an unknown text."""
     shape = cohort.shape
-    evaluation_sets = passages([run.config for run in cohort.runs], index)
+    text_sets = evaluation_sets([run.config for run in cohort.runs], index)
     documents = probe_documents(cohort, index)
-    return make_probes(shape.config.probe, shape.model, index.vocab_size, documents, mapping, mesh, evaluation_sets)
+    return make_probes(shape.config.probe, shape.model, index.vocab_size, documents, mapping, mesh, text_sets)
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:

@@ -1,7 +1,7 @@
-"""GPTQ of whole models: block after block, each calibrated on states that came through the quantised ones before it.
+"""Quantise whole models by GPTQ, block by block, each calibrated on the output of the quantised blocks before it.
 
-As in the reference code, the Hessians of a block are those of its inputs while the block itself still has its full
-precision; its quantised weights are used for what the next block reads.
+As in the reference code, the Hessians of a block are computed while the block is still at full precision; its
+quantised weights are used to compute the inputs of the next block.
 """
 
 import functools
@@ -23,10 +23,10 @@ from olmo_jax.execution.members import over_members
 
 
 class Errors(NamedTuple):
-    """How far a quantised matrix Q is from W, scalars.
+    """Errors of a quantised matrix Q with respect to W, scalars.
 
     output: sqrt(tr((W - Q)^T H (W - Q)) / tr(W^T H W)), the relative error of its outputs on the calibration tokens.
-    output_rounded: the same of round-to-nearest. damping: what the Hessian needed.
+    output_rounded: the same for round-to-nearest. damping: the damping that the Hessian needed.
     """
 
     output: Array
@@ -47,28 +47,28 @@ class Method(NamedTuple):
 
     @property
     def rounding(self) -> tuple[int | Array, str, int | None, bool, str]:
-        """Those that `round_to_nearest` takes."""
+        """Return the arguments of `round_to_nearest`."""
         return self[:5]
 
 
 def gptq_params(
     config: ModelConfig, params_M: Any, tokens_NL: ArrayLike, pattern: str, method: Method, batch_size: int = 32
 ) -> tuple[Any, dict[str, Errors]]:
-    """A stack of models with the matrices whose path matches quantised by GPTQ, each member on its own states.
+    """Quantise the matrices whose path matches by GPTQ, each member of a stack calibrated on its own states.
 
-    Embedding and positions that match are rounded to nearest, which is what GPTQ comes to where inputs are single
-    tokens. They and the unembedding have a scale a token ("channel"), or groups of dimensions of a token's vector.
+    Embedding and positions that match are rounded to nearest, which is equivalent to GPTQ for one-hot inputs. They and
+    the unembedding have one scale per token ("channel"), or per group of dimensions of a token's vector.
 
     Args:
       tokens_NL: calibration text, the same for all members.
       pattern: regular expression that the whole of a parameter's path has to match.
-      batch_size: rows of text that go through a block at a time, at most; a divisor of N is taken.
+      batch_size: most rows of text per batch; the largest divisor of N up to it is used.
 
     Returns:
-      The stack, and the errors `[M]` of each matrix by path.
+      The quantised stack, and the errors `[M]` of each matrix by path.
     """
     tokens_nBL = _batches(jnp.asarray(tokens_NL), batch_size)
-    bits, how = method.bits, method._replace(bits=0)  # apart, so that all widths are one compiled program
+    bits, how = method.bits, method._replace(bits=0)  # separate, so that all bit widths share one compiled program
     params_M, errors = dict(params_M), dict[str, Errors]()
     tied = "unembedding" not in params_M
     for name in ("positions",) if tied else ("embedding", "positions"):
@@ -78,8 +78,8 @@ def gptq_params(
     for i in range(config.n_layers):
         block = f"blocks_{i}"
         chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
-        params_M[block], x_MnBLD, found = _block(config, chosen, how, bits, params_M[block], x_MnBLD)
-        errors |= {f"{block}/{path}": of for path, of in found.items()}
+        params_M[block], x_MnBLD, block_errors = _block(config, chosen, how, bits, params_M[block], x_MnBLD)
+        errors |= {f"{block}/{path}": of_path for path, of_path in block_errors.items()}
     last = "embedding" if tied else "unembedding"
     if any(re.fullmatch(pattern, name) for name in {last, "unembedding"}):
         params_M[last], errors[last] = _unembedding(config, how, bits, params_M, x_MnBLD)
@@ -87,7 +87,7 @@ def gptq_params(
 
 
 def _projections(block_params_M: Any) -> list[str]:
-    """Paths of a block's matrices, such as attention/query."""
+    """Return the paths of a block's matrices, such as attention/query."""
     return [f"{part}/{name}" for part in ("attention", "mlp") for name, w in block_params_M[part].items()
             if getattr(w, "ndim", 0) == 3]  # fmt: skip
 
@@ -103,7 +103,7 @@ def _embed(config: ModelConfig, params_M: Any, tokens_nBL: Array) -> Array:
 def _block(
     config: ModelConfig, chosen: Sequence[str], how: Method, bits: Array, block_params_M: Any, x_MnBLD: Array
 ) -> tuple[Any, Array, dict[str, Errors]]:
-    """A block quantised, the states after it, and its errors."""
+    """Return the quantised block, the states after it, and its errors."""
 
     def one(block_params: Any, x_nBLD: Array) -> tuple[Any, Array, dict[str, Errors]]:
         matrices = {path: block_params[path.split("/")[0]][path.split("/")[1]] for path in chosen}
@@ -115,7 +115,7 @@ def _block(
         zeros = {path: jnp.zeros((len(w_IO), len(w_IO))) for path, w_IO in matrices.items()}
         hessians, _ = jax.lax.scan(add, zeros, x_nBLD)
         quantized, errors = _quantize(matrices, hessians, how._replace(bits=bits))
-        new = {part: dict(of) if isinstance(of, dict) else of for part, of in block_params.items()}
+        new = {part: dict(value) if isinstance(value, dict) else value for part, value in block_params.items()}
         for path, q_IO in quantized.items():
             part, name = path.split("/")
             new[part][name] = q_IO
@@ -142,7 +142,7 @@ def _unembedding(config: ModelConfig, how: Method, bits: Array, params_M: Any, x
 def _quantize(
     matrices: dict[str, Array], hessians: dict[str, Array], method: Method
 ) -> tuple[dict[str, Array], dict[str, Errors]]:
-    """One model's matrices by path, those of a shape side by side."""
+    """Return one model's quantised matrices and their errors by path; matrices of equal shape are batched."""
 
     def one(w_IO: Array, hessian_II: Array) -> tuple[Array, Errors]:
         q_IO, used = gptq_with_damping(w_IO, hessian_II, *method)
@@ -153,15 +153,15 @@ def _quantize(
 
         return q_IO, Errors(share(w_IO - q_IO), share(w_IO - round_to_nearest(w_IO, *method.rounding)), used)
 
-    found: dict[str, Array] = {}
+    quantized: dict[str, Array] = {}
     errors: dict[str, Errors] = {}
     for shape in sorted({w_IO.shape for w_IO in matrices.values()}):
         paths = [path for path, w_IO in matrices.items() if w_IO.shape == shape]
-        stacked = (jnp.stack([of[path] for path in paths]) for of in (matrices, hessians))
+        stacked = (jnp.stack([arrays[path] for path in paths]) for arrays in (matrices, hessians))
         q_KIO, errors_K = jax.vmap(one)(*stacked)
         for k, path in enumerate(paths):
-            found[path], errors[path] = q_KIO[k], jax.tree.map(lambda x, k=k: x[k], errors_K)
-    return found, errors
+            quantized[path], errors[path] = q_KIO[k], jax.tree.map(lambda x, k=k: x[k], errors_K)
+    return quantized, errors
 
 
 def _output(w_IO: Array, hessian_II: Array) -> Array:
@@ -169,12 +169,12 @@ def _output(w_IO: Array, hessian_II: Array) -> Array:
 
 
 def _gram(x_BLI: Array) -> Array:
-    """2 X^T X of the inputs of all tokens, in float32."""
+    """Return 2 X^T X for the inputs of all tokens, in float32."""
     x_NI = x_BLI.reshape(-1, x_BLI.shape[-1]).astype(jnp.float32)
     return 2 * matmul(x_NI.T, x_NI)
 
 
 def _batches(tokens_NL: Array, batch_size: int) -> Array:
-    """[N, L] -> [n, B, L]."""
+    """Reshape [N, L] to [n, B, L]."""
     size = next(b for b in range(min(batch_size, len(tokens_NL)), 0, -1) if len(tokens_NL) % b == 0)
     return tokens_NL.reshape(-1, size, tokens_NL.shape[1])

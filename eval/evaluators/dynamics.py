@@ -1,4 +1,4 @@
-"""What happened over a run's checkpoints: saturation, collapse of rank, and when the states became what they stay."""
+"""Measure what changes over a run's checkpoints: saturation, rank collapse, and similarity to the final states."""
 
 import functools
 import math
@@ -20,17 +20,17 @@ from olmo_jax.execution.members import over_members
 from olmo_jax.logs.metrics import METRICS, read_jsonl
 
 RANK = "unembedding/effective_rank"
-# The settings of `saturation` beside those of the losses that it is found from.
+# The settings of `saturation` besides those of the losses that it is computed from.
 COLLAPSE = ("collapse", "collapse_after")
 
 
 def saturation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """Of runs at their end: whether the in-domain loss rose after its best, and when the unembedding's rank fell.
+    """Return, for completed runs, whether in-domain loss rose after its best, and when the unembedding's rank fell.
 
     `rise` is the final loss minus the best of all checkpoints, with its paired standard error by document; `saturated`
-    is 1 where it is more than two of these, else 0 (methods.md section 5). The best is found on the same documents, so
-    that the rise is at least 0 and a little too large: two errors are no test at 5 %. Beside it the learning rate over
-    its peak at the best step.
+    is 1 if it exceeds two standard errors, else 0 (methods.md section 5). The best is chosen on the same documents, so
+    that the rise is at least 0 and slightly too large: two errors aren't a test at the 5 % level.
+    `learning_rate_at_best` is the learning rate at the best step, over its peak.
     """
     return [_saturation(stack.eval_data, run, step, evaluation) for run, step in stack.models]
 
@@ -38,7 +38,9 @@ def saturation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
 def _saturation(eval_data: EvalData, run: str, end: int, evaluation: Evaluation) -> Measured:
     losses = _losses_by_step(eval_data, run, evaluation)
     domains = eval_data.shape.config.data.train_domains or eval_data.text.domains
-    rise = rise_after_best({step: [of[d] for d in domains if d in of] for step, of in losses.items()})
+    rise = rise_after_best(
+        {step: [by_domain[d] for d in domains if d in by_domain] for step, by_domain in losses.items()}
+    )
     (config,) = (r.config for r in eval_data.cohort.runs if r.id == run)
     share, after = (evaluation.settings[name] for name in COLLAPSE)
     ranks = {step: rank for step, rank in _ranks(eval_data, run).items() if step >= after * end}
@@ -50,10 +52,10 @@ def _saturation(eval_data: EvalData, run: str, end: int, evaluation: Evaluation)
 
 
 def rise_after_best(documents: Mapping[int, Sequence[Mapping[str, Sequence[float]]]]) -> dict[str, float]:
-    """How far the loss at the last step lies above the best, from summed nats and tokens by document.
+    """Return how far the loss at the last step lies above the best, from summed nats and tokens by document.
 
     Args:
-      documents: for each step, of each domain, `nats` and `tokens` of its documents; domains count alike.
+      documents: for each step, of each domain, `nats` and `tokens` of its documents; domains have equal weight.
 
     Returns:
       best_step, rise (nats per token), rise_standard_error, saturated (1 or 0); NaN where there are fewer than two
@@ -63,8 +65,8 @@ def rise_after_best(documents: Mapping[int, Sequence[Mapping[str, Sequence[float
     nan = dict.fromkeys(("best_step", "rise", "rise_standard_error", "saturated"), math.nan)
     if len(steps) < 2:
         return nan
-    nats = {step: [np.array(of["nats"], float) for of in documents[step]] for step in steps}
-    tokens = [np.array(of["tokens"], float) for of in documents[steps[-1]]]
+    nats = {step: [np.array(domain["nats"], float) for domain in documents[step]] for step in steps}
+    tokens = [np.array(domain["tokens"], float) for domain in documents[steps[-1]]]
     loss = {s: float(np.mean([x.sum() / t.sum() for x, t in zip(nats[s], tokens, strict=True)])) for s in steps}
     if not all(map(math.isfinite, loss.values())):
         return nan
@@ -83,10 +85,10 @@ def rise_after_best(documents: Mapping[int, Sequence[Mapping[str, Sequence[float
 
 
 def collapse(rank_by_step: Mapping[int, float], share: float) -> dict[str, float]:
-    """When a rank, measured at some steps, first lay below `share` of the highest value before.
+    """Return when a rank, measured at some steps, first fell below `share` of its highest value so far.
 
     Returns:
-      highest_rank and its highest_rank_step, collapse_step (NaN: it never did), rank_fall: 1 - last / highest.
+      highest_rank and its highest_rank_step, collapse_step (NaN if it never did), rank_fall: 1 - last / highest.
     """
     ranks = {s: r for s, r in sorted(rank_by_step.items()) if math.isfinite(r)}
     if not ranks:
@@ -107,12 +109,12 @@ def collapse(rank_by_step: Mapping[int, float], share: float) -> dict[str, float
 
 
 def losses_behind(evaluation: Evaluation) -> dict[str, Any]:
-    """The settings of the losses that a saturation is found from."""
+    """Return the settings of the losses that a saturation is computed from."""
     return {k: v for k, v in evaluation.settings.items() if k not in COLLAPSE}
 
 
 def _losses_by_step(eval_data: EvalData, run: str, evaluation: Evaluation) -> dict[int, Any]:
-    """The losses by document that lm_loss has stored, by step."""
+    """Return the losses by document stored by lm_loss, by step."""
     losses = Evaluation("lm_loss", "lm_loss", losses_behind(evaluation))
     stored = {s: read(eval_data.workdir, run, s, losses) for s in checkpoint.run_steps(eval_data.workdir, run)}
     return {step: result["documents"] for step, result in stored.items() if result is not None}
@@ -124,18 +126,18 @@ def _ranks(eval_data: EvalData, run: str) -> dict[int, float]:
 
 
 def cka(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """Linear CKA of the states of each layer, and of the final ones, to those of the run's last checkpoint.
+    """Return linear CKA of the states of each layer, and the final ones, with those of the run's last checkpoint.
 
-    Of the first tokens of the validation documents of the domains trained on, each after a BOS. 1 says that a layer has
-    become what it stays, up to rotation and scale. `layer_<i>` is after block i, before the final norm.
+    On the first tokens of validation documents of the trained domains, each after a BOS. 1 means that a layer equals
+    its final form up to rotation and scale. `layer_<i>` is after block i, before the final norm.
     """
     eval_data = stack.eval_data
     tokens_NL, points_P = _points(eval_data, evaluation.settings["tokens"])
     ends = {run.id: run.config.total_steps for run in eval_data.cohort.runs}
     last_M = eval_data.load_last(tuple(run for run, _ in stack.models))
-    alike_MK = np.asarray(_alike(eval_data.shape.model, tokens_NL, points_P, stack.params_M, last_M))
+    cka_MK = np.asarray(_similarity(eval_data.shape.model, tokens_NL, points_P, stack.params_M, last_M))
     names = [f"layer_{i}" for i in range(eval_data.shape.model.n_layers)] + ["final_states"]
-    rows = [dict(zip(names, map(float, row_K), strict=True)) for row_K in alike_MK]
+    rows = [dict(zip(names, map(float, row_K), strict=True)) for row_K in cka_MK]
     return [
         Measured(row, {"points": len(points_P), "reference": ends[run]})
         for row, (run, _) in zip(rows, stack.models, strict=True)
@@ -143,7 +145,7 @@ def cka(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
 
 
 def _points(eval_data: EvalData, count: int) -> tuple[Array, Array]:
-    """Windows `[N, L]` of the first documents, and the places of the first `count` states that count in them."""
+    """Return windows `[N, L]` of the first documents, and the flat indices of their first `count` scored tokens."""
     text = eval_data.text
     domains = eval_data.shape.config.data.train_domains
     trained = [domain in domains or not domains for domain in text.domains]
@@ -154,7 +156,7 @@ def _points(eval_data: EvalData, count: int) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _alike(config: ModelConfig, tokens_NL: Array, points_P: Array, params_M: Any, last_M: Any) -> Array:
+def _similarity(config: ModelConfig, tokens_NL: Array, points_P: Array, params_M: Any, last_M: Any) -> Array:
     def states(params: Any) -> list[Array]:
         hidden = model.hidden(config, params, tokens_NL, layers=True)
         return [x_NLD.reshape(-1, x_NLD.shape[-1])[points_P] for x_NLD in (*hidden.layers, hidden.final_BLD)]

@@ -1,4 +1,4 @@
-"""Fine-tuning of a stack of models: each learning rate and each seed a member beside the others."""
+"""Fine-tune a stack of models, with all learning rates and seeds as members of one cohort."""
 
 import dataclasses
 import functools
@@ -25,21 +25,23 @@ from olmo_jax.data.windows import in_order, train_windows
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.members import over_members
 from olmo_jax.probes.geometry import make_probes
-from olmo_jax.probes.texts import EvaluationSet, scored_passage, text_passages, texts_by_name
+from olmo_jax.probes.texts import EvaluationSet, scored_set, text_sets, texts_by_name
 from olmo_jax.step import State, init_member, member_step
 from olmo_jax.storage.names import file_name
 from olmo_jax.train import probe_documents
 
 Row = dict[str, float]
-# The tokens `[S, B, L + 1]` of a step, for each seed, and the weights `[S, B, L]` of its predictions or None.
+# From a step to its tokens `[S, B, L + 1]`, one batch per seed, and the weights `[S, B, L]` of predictions or None.
 Batches = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
-class Course(NamedTuple):
-    """What became of one model at one learning rate and seed: a row of numbers a point on the way, and the step at
-    which it turned non-finite, or -1.
+class Curve(NamedTuple):
+    """The fine-tuning curve of one model at one learning rate and seed.
 
-    A model that did keeps its last finite parameters, which say nothing of fine-tuning: leave it out.
+    Attributes:
+      rows: one row of numbers per measured step.
+      diverged_at: the step at which the model became non-finite, or -1. It then keeps its last finite parameters, and
+        later rows say nothing about fine-tuning: leave the curve out.
     """
 
     rows: list[Row]
@@ -53,17 +55,17 @@ def finetune(
     batches: Batches,
     measure: Callable[[Any], list[Row]],
     stop: Callable[[], bool] = lambda: False,
-) -> dict[tuple[float, int], list[Course]]:
-    """Continues every model of a stack at every learning rate and seed, as one cohort of rates x seeds x models.
+) -> dict[tuple[float, int], list[Curve]]:
+    """Fine-tune every model of a stack at every learning rate and seed, as one cohort of rates x seeds x models.
 
     Args:
-      shape: of the cohort that the models come from, with the batch size and sequence length of `batches`.
-      params_M: their parameters, stacked. batches: by step, counted from 0.
-      measure: from a stack of parameters to a row of numbers each; asked at `config.points` steps.
-      stop: whether to leave, asked at each step.
+      shape: that of the models' cohort, but with the batch size and sequence length of `batches`.
+      params_M: the stacked parameters. batches: function of the step, counted from 0.
+      measure: function of stacked parameters that returns one row per member; called at `config.points` steps.
+      stop: whether to stop, called at each step.
 
     Returns:
-      The course of each model, by (learning rate, seed). Raises StoppedError if `stop` says so.
+      The curve of each model, by (learning rate, seed). Raises StoppedError if `stop` returns True.
     """
     models = len(jax.tree.leaves(params_M)[0])
     places = [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
@@ -71,7 +73,7 @@ def finetune(
     hyper = jax.tree.map(lambda *xs: jnp.repeat(jnp.stack(xs), models), *map(optimizer.hyper, runs))
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
     state = _initial(start)
-    # What else the training was told is of its machine and batch.
+    # The other execution settings of the training depend on its machine and batch size.
     compute = execution_plan.forward(shape.model)._replace(
         remat=shape.config.compute.remat, members=models * len(places)
     )
@@ -87,13 +89,13 @@ def finetune(
         weights_MBl = None if weights_SBl is None else weights_SBl[seed_M]
         state, metrics = _step(shape, compute, state, hyper, tokens_SBL[seed_M], weights_MBl)
         if i + 1 in due:
-            at = {"step": float(i + 1), "tokens": float((i + 1) * shape.tokens_per_step)}
+            progress = {"step": float(i + 1), "tokens": float((i + 1) * shape.tokens_per_step)}
             trained_M = np.asarray(metrics.loss)
             for m, row in enumerate(measure(state.params)):
-                rows[m].append(at | {"train_loss": float(trained_M[m])} | row)
+                rows[m].append(progress | {"train_loss": float(trained_M[m])} | row)
     diverged_M = np.asarray(state.diverged_at).tolist()
-    courses = [Course(of, diverged_at) for of, diverged_at in zip(rows, diverged_M, strict=True)]
-    return {place: courses[p * models : (p + 1) * models] for p, place in enumerate(places)}
+    curves = [Curve(points, diverged_at) for points, diverged_at in zip(rows, diverged_M, strict=True)]
+    return {place: curves[p * models : (p + 1) * models] for p, place in enumerate(places)}
 
 
 @jax.jit
@@ -106,12 +108,12 @@ def _step(shape: Shape, compute: Any, state: Any, hyper: Any, tokens_MBL: Any, w
     def one(state: Any, h: Any, tokens_BL: Any, *weights_Bl: Any) -> Any:
         return member_step(shape, state, h, tokens_BL, None, compute, *weights_Bl)
 
-    given = () if weights_MBl is None else (weights_MBl,)
-    return over_members(one, shape.config.mapping)(state, hyper, tokens_MBL, *given)
+    optional = () if weights_MBl is None else (weights_MBl,)
+    return over_members(one, shape.config.mapping)(state, hyper, tokens_MBL, *optional)
 
 
 def _run(config: FinetuneConfig, shape: Shape, rate: float, seed: int) -> TrainConfig:
-    """The run that one learning rate and seed of the fine-tuning amount to."""
+    """Return the training configuration of the fine-tuning at one learning rate and seed."""
     adamw = OptimizerConfig(
         learning_rate=rate,
         weight_decay=config.weight_decay,
@@ -125,37 +127,37 @@ def _run(config: FinetuneConfig, shape: Shape, rate: float, seed: int) -> TrainC
 
 
 def text_batches(eval_data: EvalData, domain: str, config: FinetuneConfig) -> Batches:
-    """Windows of a domain's training text, in the order of each seed."""
+    """Return batches of windows of a domain's training text, in the order of each seed."""
     length = eval_data.shape.sequence_length
     streams = [train_windows(eval_data.index, (domain,), length, config.batch_size, seed) for seed in config.seeds]
     return lambda step: (np.stack([stream[step] for stream in streams]), None)
 
 
-def domain_passages(shape: Shape, index: TokenIndex, domain: str) -> list[EvaluationSet]:
-    """What config.probe.texts names, "train" and "validation" being those of the domain that is trained on.
+def domain_sets(shape: Shape, index: TokenIndex, domain: str) -> list[EvaluationSet]:
+    """Return the evaluation sets of config.probe.texts, with "train" and "validation" taken from the given domain.
 
-    Raises ConfigError for a text that isn't there or is too short.
+    Raises ConfigError for a text that doesn't exist or is too short.
     """
     config = shape.config.probe.texts
-    return text_passages(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
+    return text_sets(config, texts_by_name(config, index, (domain,), (domain,)), index.eos_id)
 
 
-def item_passages(eval_data: EvalData, task: str, config: FinetuneConfig) -> list[EvaluationSet]:
-    """The same where a task is trained on: "train" and "validation" are its items with their right answers."""
+def item_sets(eval_data: EvalData, task: str, config: FinetuneConfig) -> list[EvaluationSet]:
+    """Return the evaluation sets for a task: "train" and "validation" are its items with their correct answers."""
     texts, index = eval_data.shape.config.probe.texts, eval_data.index
-    found = []
+    sets: list[EvaluationSet] = []
     for name in texts.names:
         if name in ("train", "validation"):
             tokens_Nl, weights_NL = _right_answers(eval_data, task, config, name)
-            drawn = np.random.default_rng(0).permutation(len(tokens_Nl))[: texts.documents]  # they come by length
-            found.append(scored_passage(texts, name, tokens_Nl[drawn], weights_NL[drawn] > 0))
+            drawn = np.random.default_rng(0).permutation(len(tokens_Nl))[: texts.documents]  # they are sorted by length
+            sets.append(scored_set(texts, name, tokens_Nl[drawn], weights_NL[drawn] > 0))
         else:
-            found += text_passages(texts, {name: index.documents("validation", name)}, index.eos_id)
-    return found
+            sets += text_sets(texts, {name: index.documents("validation", name)}, index.eos_id)
+    return sets
 
 
 def _right_answers(eval_data: EvalData, task: str, config: FinetuneConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Items with their right answers: tokens `[N, L + 1]`, and the weights `[N, L]` of what they predict."""
+    """Return items with their correct answers: tokens `[N, L + 1]`, and weights `[N, L]` of the predictions."""
     items = task_items.items(task, split)
     if split == "train" and config.train_items:
         drawn = np.random.default_rng(0).permutation(len(items))[: config.train_items]
@@ -165,7 +167,7 @@ def _right_answers(eval_data: EvalData, task: str, config: FinetuneConfig, split
 
 
 def item_batches(eval_data: EvalData, task: str, config: FinetuneConfig) -> Batches:
-    """Training items with their right answers, whose tokens alone bear loss, in the order of each seed."""
+    """Return batches of training items with their correct answers, by seed; only answers count in the loss."""
     tokens_Nl, weights_NL = _right_answers(eval_data, task, config, "train")
     orders = [in_order(range(len(tokens_Nl)), config.batch_size, seed) for seed in config.seeds]
 
@@ -177,10 +179,10 @@ def item_batches(eval_data: EvalData, task: str, config: FinetuneConfig) -> Batc
 
 
 def _in_one_length(pieces: Sequence[task_rows.Piece], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces as `[N, L + 1]` tokens and the weights `[N, L]` of what they predict, a row each, by length."""
+    """Return pieces, sorted by length, one per row: tokens `[N, L + 1]`, and weights `[N, L]` of the predictions."""
 
     def sizes(piece: task_rows.Piece) -> tuple[int, int]:
-        """Which of few lengths a row has: the order of rows decides which of them a seed draws, and in what order."""
+        """Return the rounded lengths to sort by. The order matters: a seed draws rows by their index."""
         read = min(_doubled(32, len(piece.before) + len(piece.targets) - 1), length)
         return read, min(_doubled(8, len(piece.targets)), read)
 
@@ -194,54 +196,55 @@ def _in_one_length(pieces: Sequence[task_rows.Piece], length: int) -> tuple[np.n
 
 
 def _doubled(number: int, least: int) -> int:
-    """The first of number, 2 number, 4 number, ... that isn't below `least`."""
+    """Return the first of number, 2 number, 4 number, ... that isn't below `least`."""
     while number < least:
         number *= 2
     return number
 
 
 def evaluations(config: EvalConfig, text: dict[str, Any]) -> list[Evaluation]:
-    """One for each target and learning rate; then for each target the best of these."""
+    """Return one evaluation per target and learning rate and, per target, one for the best of its rates."""
     tuning = config.finetune
     shared = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in identity_fields(tuning).items()
         if k not in ("targets", "learning_rates", "most_members") and (k != "train_items" or v)
     }
-    found = []
+    chosen = []
     for target in tuning.targets:
         settings = text | shared | {"target": target}
         for rate in tuning.learning_rates:
-            found.append(Evaluation("finetune", f"{_name(target)}_lr{rate:g}", settings | {"learning_rate": rate}))
+            chosen.append(Evaluation("finetune", f"{_name(target)}_lr{rate:g}", settings | {"learning_rate": rate}))
         rates = {"learning_rates": list(tuning.learning_rates)}
-        found.append(Evaluation("finetune_best", f"{_name(target)}_best", settings | rates))
-    return found
+        chosen.append(Evaluation("finetune_best", f"{_name(target)}_best", settings | rates))
+    return chosen
 
 
 def measure(stack: ModelBatch, chosen: Sequence[Evaluation]) -> Iterator[list[Measured]]:
-    """What `chosen`, evaluations as above, say of each model: their learning rates are trained together.
+    """Yield the results of each evaluation in `chosen`, one per model; the learning rates of a target train together.
 
-    Loss by domain after fine-tuning as of any model, mean over seeds, and with it:
-      target: nats per token on the target's validation text, or of the right answers; target_accuracy of a task.
-      forgetting: the in-domain loss less that before.
-      best/...: step, target, forgetting and the averages at the point with the least target loss.
+    The metrics are losses by domain after fine-tuning, averaged over seeds, and:
+      target: nats per token on the target's validation text or, for a task, of the correct answers.
+      target_accuracy: accuracy on a task.
+      forgetting: the in-domain loss minus that before fine-tuning.
+      best/...: step, target, forgetting and averages at the measured step with the lowest target loss.
       spread/...: standard deviation over seeds, if there are several.
-      geometry/...: what the run's probe measures.
-    NaN where a seed diverged. The point is chosen on the validation text that its loss is reported of, so that the best
-    of few points and rates is a little too good.
+      geometry/...: the metrics of the run's probe.
+    They are NaN if a seed diverged. The best step is chosen on the same validation text as its loss is reported on, so
+    that the best of several steps and rates is slightly too low.
     """
     for target in dict.fromkeys(e.settings["target"] for e in chosen):
         rates = tuple(e.settings["learning_rate"] for e in chosen if e.settings["target"] == target)
-        before, courses = _courses(stack, target, rates)
+        before, curves = _curves(stack, target, rates)
         for rate in rates:
-            by_seed = [courses[rate, seed] for seed in stack.eval_data.config.finetune.seeds]
-            yield [_told(stack, before[m], [of[m] for of in by_seed]) for m in range(len(stack.models))]
+            by_seed = [curves[rate, seed] for seed in stack.eval_data.config.finetune.seeds]
+            yield [_summary(stack, before[m], [curves_M[m] for curves_M in by_seed]) for m in range(len(stack.models))]
 
 
-def _courses(
+def _curves(
     stack: ModelBatch, target: str, rates: tuple[float, ...]
-) -> tuple[list[Row], dict[tuple[float, int], list[Course]]]:
-    """A row for each model before fine-tuning, and the courses of all."""
+) -> tuple[list[Row], dict[tuple[float, int], list[Curve]]]:
+    """Return one row per model before fine-tuning, and the curves of all models by (learning rate, seed)."""
     eval_data = stack.eval_data
     config = dataclasses.replace(eval_data.config.finetune, learning_rates=rates)
     task = target.removeprefix("task:") if target.startswith("task:") else ""
@@ -250,9 +253,11 @@ def _courses(
     windows = dataclasses.replace(eval_data.shape.config.data, batch_size=config.batch_size, sequence_length=length)
     shape = eval_data.shape.with_config(data=windows)
     documents = probe_documents(eval_data.cohort, eval_data.index)
-    read = item_passages(eval_data, task, config) if task else domain_passages(shape, eval_data.index, target)
+    sets = item_sets(eval_data, task, config) if task else domain_sets(shape, eval_data.index, target)
     vocabulary = eval_data.index.vocab_size
-    probes = make_probes(shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, passages=read)
+    probes = make_probes(
+        shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, evaluation_sets=sets
+    )
 
     def measure_all(params: Any) -> list[Row]:
         losses = stack.losses if params is stack.params_M else stack.losses_of(params)
@@ -268,20 +273,20 @@ def _courses(
             for row in rows:
                 row["target"] = row[target]
         for probe in probes.values():
-            found = {k: np.asarray(v) for k, v in probe(params).items()}
+            values_M = {k: np.asarray(v) for k, v in probe(params).items()}
             for m, row in enumerate(rows):
-                row |= {f"geometry/{name}": float(x_M[m]) for name, x_M in found.items()}
+                row |= {f"geometry/{name}": float(x_M[m]) for name, x_M in values_M.items()}
         return rows
 
     return measure_all(stack.params_M), finetune(config, shape, stack.params_M, batches, measure_all, eval_data.stop)
 
 
-def _told(stack: ModelBatch, before: Row, courses: Sequence[Course]) -> Measured:
-    """One model at one learning rate, over seeds."""
+def _summary(stack: ModelBatch, before: Row, curves: Sequence[Curve]) -> Measured:
+    """Return the results of one model at one learning rate from its curves, one per seed."""
     along, ends, bests = [], [], []
-    for seed, course in zip(stack.eval_data.config.finetune.seeds, courses, strict=True):
-        rows = [row | {"forgetting": row["in_domain"] - before["in_domain"]} for row in course.rows]
-        if course.diverged_at >= 0:  # the parameters before it blew up would pass for a gentle fine-tuning
+    for seed, curve in zip(stack.eval_data.config.finetune.seeds, curves, strict=True):
+        rows = [row | {"forgetting": row["in_domain"] - before["in_domain"]} for row in curve.rows]
+        if curve.diverged_at >= 0:  # the last finite parameters would look like a gentle fine-tuning
             rows = [row | dict.fromkeys(row.keys() - {"step", "tokens"}, math.nan) for row in rows]
         along += [{"seed": float(seed)} | row for row in rows]
         ends.append(rows[-1])
@@ -289,34 +294,34 @@ def _told(stack: ModelBatch, before: Row, courses: Sequence[Course]) -> Measured
     shown = ("target", "target_accuracy", "forgetting", *stack.averages)
     metrics = {name: float(np.mean([row[name] for row in ends])) for name in ends[0] if name not in ("step", "tokens")}
     metrics |= {f"best/{n}": float(np.mean([row[n] for row in bests])) for n in ("step", *shown) if n in bests[0]}
-    if len(courses) > 1:
+    if len(curves) > 1:
         metrics |= {f"spread/{n}": float(np.std([row[n] for row in ends], ddof=1)) for n in shown if n in ends[0]}
     if not math.isfinite(metrics.get("best/target", math.nan)):
         metrics["best/step"] = math.nan
-    metrics["diverged"] = float(sum(course.diverged_at >= 0 for course in courses))
+    metrics["diverged"] = float(sum(curve.diverged_at >= 0 for curve in curves))
     return Measured(metrics, {"before": before, "along": along})
 
 
 def best(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """The learning rate with the least target loss at its best point, from the stored results of all of them."""
+    """Return, per model, the learning rate with the lowest target loss at its best step, from stored results."""
     return [_best(stack.eval_data.workdir, run, step, evaluation) for run, step in stack.models]
 
 
 def _best(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> Measured:
     shared = {k: v for k, v in evaluation.settings.items() if k != "learning_rates"}
-    found = {}
+    by_rate = {}
     for rate in evaluation.settings["learning_rates"]:
         name = f"{_name(evaluation.settings['target'])}_lr{rate:g}"
         stored = results.read(workdir, run, step, Evaluation("finetune", name, shared | {"learning_rate": rate}))
         if stored is not None and stored["metrics"]["best/target"] is not None:
-            found[rate] = stored["metrics"]
-    if not found:
+            by_rate[rate] = stored["metrics"]
+    if not by_rate:
         return Measured({"learning_rate": math.nan}, {})
-    rate = min(found, key=lambda r: found[r]["best/target"])
-    at_best = {k.removeprefix("best/"): v for k, v in found[rate].items() if k.startswith("best/")}
+    rate = min(by_rate, key=lambda r: by_rate[r]["best/target"])
+    at_best = {k.removeprefix("best/"): v for k, v in by_rate[rate].items() if k.startswith("best/")}
     return Measured({"learning_rate": rate} | at_best, {})
 
 
 def _name(target: str) -> str:
-    """The target in a result's name."""
+    """Return the beginning of the names of a target's results."""
     return "finetune_" + file_name(target.replace("task:", "task_", 1))

@@ -1,4 +1,4 @@
-"""Bits x methods x scopes: a stack of models after quantisation, and how far its matrices are from what they were."""
+"""Quantise a stack of models for all bits, methods and scopes; measure losses and the errors of matrices."""
 
 import functools
 from typing import Any
@@ -18,9 +18,9 @@ from olmo_jax.storage.names import file_name
 
 
 def evaluations(config: QuantizeConfig, text: dict[str, Any]) -> list[Evaluation]:
-    """One for each method, scope and width; `text` are the settings of the losses."""
+    """Return one evaluation per method, scope and number of bits; `text` holds the settings of the losses."""
     how = {name: getattr(config, name) for name in ("granularity", "group_size", "symmetric", "grid")}
-    found = []
+    chosen = []
     for method in config.methods:
         for scope in config.scopes:
             for bits in config.bits:
@@ -28,21 +28,21 @@ def evaluations(config: QuantizeConfig, text: dict[str, Any]) -> list[Evaluation
                 if method == "gptq":
                     settings |= {k: getattr(config, k) for k in ("act_order", "damping", "calibration_tokens")}
                 name = f"{method}_{bits}" + ("" if scope == "blocks" else f"_{file_name(scope)}")
-                found.append(Evaluation(method, name, settings))
-    return found
+                chosen.append(Evaluation(method, name, settings))
+    return chosen
 
 
 def round_to_nearest(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """Loss after rounding to nearest with its rise, and the errors of weights."""
+    """Return losses after rounding to nearest, their rise, and the errors of weights."""
     settings = evaluation.settings
     bits, *how = _method(settings).rounding
     rounded_M = _rounded(stack.params_M, bits, settings["pattern"], tuple(how))
-    told = stack.told_with_rise(stack.losses_of(rounded_M))
-    return _with_errors(told, _weight_errors(stack.params_M, rounded_M))
+    losses = stack.told_with_rise(stack.losses_of(rounded_M))
+    return _with_errors(losses, _weight_errors(stack.params_M, rounded_M))
 
 
 def gptq(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """The same by GPTQ, with the errors of outputs on the calibration tokens; says so where damping was raised."""
+    """Return the same for GPTQ, with output errors on the calibration tokens; prints a notice if damping was raised."""
     settings, eval_data = evaluation.settings, stack.eval_data
     method = _method(settings)._replace(act_order=settings["act_order"], damping=settings["damping"])
     quantized_M, errors = gptq_params(
@@ -53,23 +53,24 @@ def gptq(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         method,
         eval_data.config.batch_size,
     )
-    told = stack.told_with_rise(stack.losses_of(quantized_M))
+    losses = stack.told_with_rise(stack.losses_of(quantized_M))
     by_path: dict[str, dict[str, Any]] = _weight_errors(stack.params_M, quantized_M)
-    for path, of in jax.device_get(errors).items():
-        by_path[path] |= of._asdict()
-    found = _with_errors(told, by_path)
-    asked = np.float32(method.damping)  # as it was computed with
-    raised = {path: np.nanmax(e.damping) for path, e in errors.items() if np.any(np.asarray(e.damping) > asked)}
+    for path, output_errors in jax.device_get(errors).items():
+        by_path[path] |= output_errors._asdict()
+    results = _with_errors(losses, by_path)
+    configured = np.float32(method.damping)  # the precision of the computation
+    raised = {path: np.nanmax(e.damping) for path, e in errors.items() if np.any(np.asarray(e.damping) > configured)}
     if raised:
         _say_raised(evaluation.name, method.damping, raised)
-    return found
+    return results
 
 
-def _say_raised(name: str, asked: float, raised: dict[str, float]) -> None:
+def _say_raised(name: str, configured: float, raised: dict[str, float]) -> None:
     path = max(raised, key=lambda p: raised[p])
     say(
-        f"{name}: with damping = {asked:g} the Hessians of {len(raised)} matrices aren't positive definite; it was "
-        f"raised to {raised[path]:g} at most ({path}); raise config.evaluation.quantize.damping or calibration_tokens"
+        f"{name}: with damping = {configured:g} the Hessians of {len(raised)} matrices aren't positive definite; it "
+        f"was raised to at most {raised[path]:g} ({path}); raise "
+        "config.evaluation.quantize.damping or calibration_tokens"
     )
 
 
@@ -90,7 +91,7 @@ def _rounded(params_M: Any, bits: jax.Array, pattern: str, how: tuple) -> Any:
 
 @jax.jit
 def _weight_errors(before_M: Any, after_M: Any) -> dict[str, dict[str, jax.Array]]:
-    """|W - Q|_F / |W|_F of each matrix `[M]` as "weight", by path."""
+    """Return |W - Q|_F / |W|_F of each matrix, `[M]`, as "weight", by path."""
 
     def error(w: jax.Array, q: jax.Array) -> jax.Array:
         size = jnp.sqrt(jnp.sum(w * w, axis=(1, 2)))
@@ -100,13 +101,16 @@ def _weight_errors(before_M: Any, after_M: Any) -> dict[str, dict[str, jax.Array
     return {path_name(path): {"weight": error(w, q)} for (path, w), q in pairs if w.ndim == 3}
 
 
-def _with_errors(told: list[Measured], errors: dict[str, dict[str, Any]]) -> list[Measured]:
-    """With the errors of each matrix that has changed, and their means over matrices as `error/<name>`."""
-    found = []
-    for m, measured in enumerate(told):
-        matrices = {path: {k: float(v[m]) for k, v in of.items()} for path, of in errors.items()}
-        matrices = {path: of for path, of in matrices.items() if of["weight"] != 0}
-        names = {name for of in matrices.values() for name in of}
-        means = {f"error/{n}": float(np.mean([of[n] for of in matrices.values() if n in of])) for n in sorted(names)}
-        found.append(Measured(measured.metrics | means, measured.more | {"matrices": matrices}))
-    return found
+def _with_errors(results: list[Measured], errors: dict[str, dict[str, Any]]) -> list[Measured]:
+    """Add the errors of each changed matrix, and their means over matrices as `error/<name>`."""
+    extended = []
+    for m, measured in enumerate(results):
+        matrices = {path: {k: float(v[m]) for k, v in values.items()} for path, values in errors.items()}
+        matrices = {path: values for path, values in matrices.items() if values["weight"] != 0}
+        names = {name for values in matrices.values() for name in values}
+        means = {
+            f"error/{name}": float(np.mean([values[name] for values in matrices.values() if name in values]))
+            for name in sorted(names)
+        }
+        extended.append(Measured(measured.metrics | means, measured.more | {"matrices": matrices}))
+    return extended

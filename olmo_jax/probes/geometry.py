@@ -135,7 +135,7 @@ def make_probes(
     documents: Documents | None,
     mapping: str = "auto",
     mesh: Mesh | None = None,
-    passages: Sequence[EvaluationSet] = (),
+    evaluation_sets: Sequence[EvaluationSet] = (),
     at_once: int | None = None,
 ) -> dict[int, Probe]:
     """Return `{interval: probe}` with `probe(params_M, places=None) -> {"target/metric": [M]}`.
@@ -144,39 +144,39 @@ def make_probes(
       vocabulary: number of tokens of the tokenizer; later rows of embedding and unembedding are padding.
       documents: None if no target measures states.
       mapping, mesh: how members share the devices (members.over_members).
-      passages: evaluation sets of config.texts. at_once: most members that read them side by side; None: by memory.
+      evaluation_sets: those of config.texts. at_once: most members that read them side by side; None: by memory.
     """
     groups: dict[int, dict[str, TargetConfig]] = {}
     for name in TARGETS:
         target = getattr(config, name)
         if target.metrics and (interval := config.interval(target)):
             groups.setdefault(interval, {})[name] = target
-    texts_interval = (config.texts.every or config.every) if passages else 0
+    texts_interval = (config.texts.every or config.every) if evaluation_sets else 0
     if texts_interval:
         groups.setdefault(texts_interval, {})
 
     def probe_of(interval: int, group: dict[str, TargetConfig]) -> Probe:
-        evaluation_sets = list(passages) if interval == texts_interval else []
+        measured_sets = list(evaluation_sets) if interval == texts_interval else []
         names = {name for target in group.values() for name in target.metrics}
-        names |= set(config.texts.metrics) if evaluation_sets else set()
+        names |= set(config.texts.metrics) if measured_sets else set()
         program = ProbeProgram(
             config,
             tuple(group.items()),
             tuple(METRICS[name] for name in sorted(names)),
-            bool(evaluation_sets),
+            bool(measured_sets),
             architecture,
             vocabulary,
             mapping,
             mesh,
-            (at_once or members_at_once(config.texts, architecture, evaluation_sets)) if evaluation_sets else None,
+            (at_once or members_at_once(config.texts, architecture, measured_sets)) if measured_sets else None,
         )
         state_documents = documents if program.reads_states else None
 
         def probe(params_M: Any, places: Sequence[int] | None = None) -> dict[str, Array]:
             if places is None:
                 places = range(len(jax.tree.leaves(params_M)[0]))
-            counted_M = [evaluation_set.of(places) for evaluation_set in evaluation_sets]
-            return _measure_members(program, params_M, state_documents, evaluation_sets, counted_M)
+            counted_M = [evaluation_set.of(places) for evaluation_set in measured_sets]
+            return _measure_members(program, params_M, state_documents, measured_sets, counted_M)
 
         return probe
 
@@ -188,7 +188,7 @@ def _measure_members(
     program: ProbeProgram,
     params_M: Any,
     documents: Documents | None,
-    passages: list[EvaluationSet],
+    evaluation_sets: list[EvaluationSet],
     counted_M: list[Any],
 ) -> dict[str, Array]:
     """Return `{"target/metric": [M]}` of a stack; `counted_M` holds what EvaluationSet.of returns for its members."""
@@ -198,8 +198,8 @@ def _measure_members(
         values = measure_parameters(config, targets, architecture, program.vocabulary, params)
         if documents is not None:
             values |= measure_states(config, targets, architecture, documents, params)
-        for passage, (documents_KN, points_KT) in zip(passages, counted, strict=True):
-            values |= measure_texts(config.texts, architecture, passage, params, documents_KN, points_KT)
+        for evaluation_set, (documents_KN, points_KT) in zip(evaluation_sets, counted, strict=True):
+            values |= measure_texts(config.texts, architecture, evaluation_set, params, documents_KN, points_KT)
         return values
 
     return over_members(measure, program.mapping, program.mesh, program.at_once)(params_M, counted_M)

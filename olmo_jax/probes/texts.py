@@ -1,8 +1,7 @@
 """Measure a member on named texts during training: its loss, its accuracy, and the geometry of its states.
 
-An evaluation set (`passage` in arguments) holds documents that are read together; a text is the part of them that
-counts, which for equations differs between members. The metrics are `texts.<text>/loss`, `texts.<text>/accuracy` and
-`<states>.<text>/<metric>`.
+An evaluation set holds documents that are read together; a text is the part of them that counts, which for equations
+differs between members. The metrics are `texts.<text>/loss`, `texts.<text>/accuracy` and `<states>.<text>/<metric>`.
 
 Shapes: N documents of L tokens, K texts of an evaluation set, T drawn tokens, M members.
 """
@@ -82,7 +81,7 @@ def check_texts(config: TextsConfig, architecture: ModelConfig) -> None:
         )
 
 
-def passages(configs: Sequence[TrainConfig], index: TokenIndex) -> list[EvaluationSet]:
+def evaluation_sets(configs: Sequence[TrainConfig], index: TokenIndex) -> list[EvaluationSet]:
     """Return the evaluation sets of a cohort, as configured in config.probe.texts; [] if it names no text.
 
     Raises ConfigError for an unknown text, and for one with fewer tokens than are to be measured.
@@ -92,7 +91,7 @@ def passages(configs: Sequence[TrainConfig], index: TokenIndex) -> list[Evaluati
         return []
     if data.is_arithmetic:
         return [_equations(configs)]
-    return text_passages(config, texts_by_name(config, index, data.train_domains, data.train_domains), index.eos_id)
+    return text_sets(config, texts_by_name(config, index, data.train_domains, data.train_domains), index.eos_id)
 
 
 def texts_by_name(
@@ -114,7 +113,7 @@ def texts_by_name(
     return results
 
 
-def text_passages(config: TextsConfig, texts: Mapping[str, Iterable[np.ndarray]], bos: int) -> list[EvaluationSet]:
+def text_sets(config: TextsConfig, texts: Mapping[str, Iterable[np.ndarray]], bos: int) -> list[EvaluationSet]:
     """Return one evaluation set per text, with its first documents of more than one token.
 
     Raises ConfigError for a text that is too short.
@@ -137,10 +136,10 @@ def _text_evaluation_set(config: TextsConfig, name: str, documents: Sequence[np.
     windows = evaluation_windows(documents, bos, config.document_tokens)
     tokens_Nl = np.concatenate([windows.inputs_NL, windows.targets_NL[:, -1:]], axis=1)
     tokens_Nl[:, 1:] = windows.targets_NL
-    return scored_passage(config, name, tokens_Nl, windows.weights_NL > 0)
+    return scored_set(config, name, tokens_Nl, windows.weights_NL > 0)
 
 
-def scored_passage(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored_NL: np.ndarray) -> EvaluationSet:
+def scored_set(config: TextsConfig, name: str, tokens_Nl: np.ndarray, scored_NL: np.ndarray) -> EvaluationSet:
     """Return the evaluation set of one text, the same for all members.
 
     Args:
@@ -245,16 +244,16 @@ def _in_turn(streams: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
 def measure_texts(
     config: TextsConfig,
     architecture: ModelConfig,
-    passage: EvaluationSet,
+    evaluation_set: EvaluationSet,
     params: Any,
     documents_KN: Array,
     points_KT: Array,
 ) -> dict[str, Array]:
     """Return the metrics of one member on one evaluation set: float32 scalars by "target/metric"."""
-    read = _read(config, architecture, passage, params, points_KT)
+    read = _read(config, architecture, evaluation_set, params, points_KT)
     results: dict[str, Array] = {}
-    for k, name in enumerate(passage.names):
-        counted_NL = documents_KN[k][:, None] * passage.scored_NL
+    for k, name in enumerate(evaluation_set.names):
+        counted_NL = documents_KN[k][:, None] * evaluation_set.scored_NL
         total = jnp.maximum(jnp.sum(counted_NL), 1)
         results[f"texts.{name}/loss"] = jnp.sum(read.loss_NL * counted_NL) / total
         results[f"texts.{name}/accuracy"] = jnp.sum(read.right_NL * counted_NL) / total
@@ -274,19 +273,19 @@ def states_geometry(config: TextsConfig, states_TD: Array) -> dict[str, Array]:
 
 
 def read_states(
-    config: TextsConfig, architecture: ModelConfig, passage: EvaluationSet, params: Any, points_KT: Array
+    config: TextsConfig, architecture: ModelConfig, evaluation_set: EvaluationSet, params: Any, points_KT: Array
 ) -> dict[str, Array]:
     """Return one member's states `[K, T, D]` of the drawn tokens, in the order drawn, by the names in config.states."""
-    return _read(config, architecture, passage, params, points_KT).states
+    return _read(config, architecture, evaluation_set, params, points_KT).states
 
 
-def members_at_once(config: TextsConfig, architecture: ModelConfig, passages: Sequence[EvaluationSet]) -> int:
+def members_at_once(config: TextsConfig, architecture: ModelConfig, evaluation_sets: Sequence[EvaluationSet]) -> int:
     """Return how many members a device measures side by side.
 
     It follows from the approximate memory of one member: states, neighbourhoods, and a batch of documents.
     """
     width = architecture.d_model
-    drawn = max(p.points_MKT.shape[1] * p.points_MKT.shape[2] for p in passages) * width * len(config.states)
+    drawn = max(p.points_MKT.shape[1] * p.points_MKT.shape[2] for p in evaluation_sets) * width * len(config.states)
     neighbourhoods = MAX_ELEMENTS * 3 + config.points * config.neighbors * 4
     batch = _TOKENS_AT_ONCE * (8 * width + 3 * architecture.d_ff + width * architecture.n_layers)
     return int(max(1, _MAX_BYTES // (4.0 * (3 * drawn + neighbourhoods + batch))))
@@ -299,16 +298,16 @@ class _Reading(NamedTuple):
 
 
 def _read(
-    config: TextsConfig, architecture: ModelConfig, passage: EvaluationSet, params: Any, points_KT: Array
+    config: TextsConfig, architecture: ModelConfig, evaluation_set: EvaluationSet, params: Any, points_KT: Array
 ) -> _Reading:
     """Read the evaluation set, some documents at a time, and keep only the states of drawn tokens."""
-    count, length = passage.inputs_NL.shape
+    count, length = evaluation_set.inputs_NL.shape
     size = min(count, max(1, _TOKENS_AT_ONCE // length))
     batches = -(-count // size)
     state_names = config.states if config.metrics else ()
     w_VD = model.unembedding(params)
     # If only one position is predicted, as in equations, the logits of the others aren't computed.
-    columns_L = np.array(passage.scored_places)
+    columns_L = np.array(evaluation_set.scored_places)
 
     def split(x_NL: Any) -> Array:
         return jnp.pad(x_NL, [(0, batches * size - count), (0, 0)]).reshape(batches, size, length)
@@ -335,7 +334,7 @@ def _read(
     states, (loss_bBC, right_bBC) = jax.lax.scan(
         read,
         dict.fromkeys(state_names, zero_KTD),
-        (jnp.arange(batches), split(passage.inputs_NL), split(passage.targets_NL)),
+        (jnp.arange(batches), split(evaluation_set.inputs_NL), split(evaluation_set.targets_NL)),
     )
 
     def merge(x_bBC: Array) -> Array:

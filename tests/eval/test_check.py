@@ -33,14 +33,17 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, train
         ({"quantize.bits": (9,)}, "quantize.bits = .*needs widths of 2 to 8"),
         ({"quantize.granularity": "group"}, "quantize.group_size = 0: contradicts"),
         ({"quantize.granularity": "group", "quantize.group_size": 7}, "group_size = 7: doesn't divide the 16 inputs"),
-        ({"quantize.scopes": ("head",)}, "scopes = 'head': matches no matrix; there are blocks_0/attention/key"),
+        ({"quantize.scopes": ("head",)}, "scopes = 'head': matches no matrix; the matrices are blocks_0/attention/key"),
         ({"quantize.scopes": ("(",)}, "is none of blocks, .* no regular expression"),
-        ({"finetune.targets": ("poetry",)}, "targets = 'poetry': isn't in the data, which have code, other, prose"),
+        (
+            {"finetune.targets": ("poetry",)},
+            "targets = 'poetry': isn't a domain of the data, which have code, other, prose",
+        ),
         ({"finetune.targets": ("task:copa",)}, "targets = 'copa': has no train items; these tasks have: arc_challenge"),
         ({"tasks.names": ("trivia",)}, "tasks.names: task 'trivia' isn't known"),
         ({"perturb.absolute": (0.1,), "perturb.pattern": "w"}, "perturb.pattern = 'w': matches no matrix"),
         ({"perturb.kept_ranks": (0.0,)}, r"kept_ranks = \(0.0,\): needs shares"),
-        ({"domains": ("verse",)}, "domains = 'verse': isn't in the data"),
+        ({"domains": ("verse",)}, "domains = 'verse': isn't a domain of the data"),
         ({"dynamics.collapse": 1.5}, "collapse = 1.5: needs a share between 0 and 1"),
     ],
 )
@@ -51,9 +54,7 @@ def test_what_can_not_be_done_is_refused_before_training(cohort, index, changes,
         check_evaluation(from_config_dict(EvalConfig, values, "config.evaluation"), cohort, index)
 
 
-def test_few_calibration_tokens_are_told_with_their_number_and_damping_is_raised(
-    cohort, index, trained, config, capsys
-):
+def test_few_calibration_tokens_are_reported_and_damping_is_raised(cohort, index, trained, config, capsys):
     quantize = QuantizeConfig(bits=(4,), methods=("gptq",), calibration_tokens=16, damping=0.0)
     few = dataclasses.replace(config, quantize=quantize)
     assert evaluate(trained, cohort, index, few, lambda job: True, Choice(only=("gptq",)))

@@ -46,14 +46,14 @@ def test_parts_of_it_are_done_by_kind_run_and_step(cohort, trained, config):
     runs, steps = ["run0", "run1"], [5, 10, 12]
     for choice, said in (
         (Choice(only=("gptqq",)), "--only = 'gptqq': is no evaluation"),
-        (Choice(runs="walk*"), "--runs = 'walk.*': is no run; there are run0, run1"),
-        (Choice(steps=(7,)), "--steps = 7: is the step of no checkpoint; there are 5, 10, 12"),
+        (Choice(runs="walk*"), "--runs = 'walk.*': matches no run; the runs are run0, run1"),
+        (Choice(steps=(7,)), "--steps = 7: is the step of no checkpoint; the steps are 5, 10, 12"),
     ):
         with pytest.raises(ConfigError, match=said):
             choice.check(config, runs, steps)
 
 
-def test_saturation_waits_for_the_losses_of_all_checkpoints_and_is_found_anew_with_more(cohort, trained, index, config):
+def test_saturation_waits_for_the_losses_of_all_checkpoints_and_is_recomputed_with_more(cohort, trained, index, config):
     def names(choice=Choice()):  # noqa: B008
         return {job.evaluation.name for job in jobs(trained, cohort, config, choice)}
 
@@ -69,7 +69,7 @@ def test_saturation_waits_for_the_losses_of_all_checkpoints_and_is_found_anew_wi
     assert again.models == (("run0", 12),)
 
 
-def test_states_are_compared_anew_once_the_last_checkpoint_is_another(cohort, evaluated, light):
+def test_states_are_compared_again_once_the_last_checkpoint_changes(cohort, evaluated, light):
     path = pathlib.Path(evaluated) / "runs" / "run0" / "results" / "cka@5.json"
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"reference": 10}))

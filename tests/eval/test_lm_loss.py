@@ -95,7 +95,7 @@ def test_domains_trained_on_are_scored_on_validation_text_alone(index):
     assert sum(map(len, trained["other"])) == everything
 
 
-def test_macro_averages_count_domains_alike_and_set_one_apart():
+def test_macro_averages_weight_domains_equally_and_set_one_apart():
     losses = {"prose": 2.0, "code": 9.0, "law": 4.0, "verse": 6.0}
     assert summary(losses, ("prose",), ("code",)) == {
         "in_domain": 2.0,
@@ -216,7 +216,7 @@ def test_documents_made_as_tokens_have_no_bytes(tmp_path):
     assert np.isnan(bytes_K).all()
 
 
-def test_the_standard_error_is_that_of_drawing_documents_anew():
+def test_the_standard_error_is_that_of_resampling_documents():
     rng = np.random.default_rng(0)
     tokens_K = rng.integers(5, 200, 300).astype(float)
     nats_MK = tokens_K * (3 + rng.normal(0, 0.5, (1, 300))) + rng.normal(0, 2, (1, 300))

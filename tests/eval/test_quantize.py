@@ -231,7 +231,7 @@ def test_members_are_rounded_under_vmap(params):
 
 
 def test_a_pattern_without_matrices_is_refused(params):
-    with pytest.raises(ValueError, match="'layers/.*they begin: .*blocks_0/attention/query"):
+    with pytest.raises(ValueError, match="'layers/.*the first are: .*blocks_0/attention/query"):
         quantize_params(params, 4, pattern="layers/.*")
     with pytest.raises(ValueError, match=r"\(1, 24, 5\)"):  # a stack without vmap
         quantize_params(jax.tree.map(lambda x: x[None], params), 4)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from geometry import neighbors
 
 
-def oracle(x, k, there=None):
+def oracle(x, k, valid_N=None):
     """Distances [N, k] in float64, all pairs."""
     distance = np.sqrt(np.square(x[:, None] - x[None]).sum(-1))
     np.fill_diagonal(distance, np.inf)
-    if there is not None:
-        distance[:, ~there] = np.inf
+    if valid_N is not None:
+        distance[:, ~valid_N] = np.inf
     return np.sort(distance, axis=1)[:, :k], distance
 
 
@@ -42,14 +42,14 @@ def test_neighbours_are_exact(kind, tile_rows):
     np.testing.assert_allclose(np.take_along_axis(all_NN, np.asarray(index_NK), 1), truth_NK, rtol=1e-5)
 
 
-def test_rows_that_are_not_there_are_nobodys_neighbours():
+def test_invalid_rows_are_no_rows_neighbours():
     x_ND = CLOUDS["gaussian"][:50]
-    there_N = np.arange(50) % 3 > 0
-    k = 45  # of 33 that are there
-    distance_NK, index_NK = neighbors.nearest(jnp.float32(x_ND), there_N, k)
-    truth_NK, _ = oracle(x_ND, k, there_N)
+    valid_N = np.arange(50) % 3 > 0
+    k = 45  # of 33 valid rows
+    distance_NK, index_NK = neighbors.nearest(jnp.float32(x_ND), valid_N, k)
+    truth_NK, _ = oracle(x_ND, k, valid_N)
     np.testing.assert_allclose(distance_NK, truth_NK, rtol=1e-5)
-    assert there_N[np.asarray(index_NK)[np.isfinite(truth_NK)]].all()
+    assert valid_N[np.asarray(index_NK)[np.isfinite(truth_NK)]].all()
 
 
 def test_many_points_go_through_groups_and_tiles():
@@ -63,15 +63,15 @@ def test_many_points_go_through_groups_and_tiles():
 def test_under_vmap_a_hard_cloud_does_not_disturb_an_easy_one():
     easy, hard = CLOUDS["gaussian"][:300], CLOUDS["clusters a millionth of their distance wide"][:300]
     stack = jnp.float32(np.stack([easy, hard]))
-    there = jnp.ones((2, 300), bool)
-    together, _ = jax.vmap(lambda x, t: neighbors.nearest(x, t, 10))(stack, there)
+    valid = jnp.ones((2, 300), bool)
+    together, _ = jax.vmap(lambda x, valid: neighbors.nearest(x, valid, 10))(stack, valid)
     for i, x_ND in enumerate((easy, hard)):
         np.testing.assert_allclose(together[i], oracle(x_ND, 10)[0], rtol=1e-5)
 
 
 def test_no_array_is_as_large_as_all_pairs():
     points, rows = 4096, 64
-    program = jax.jit(lambda x, t: neighbors.nearest(x, t, 8, rows)).lower(
+    program = jax.jit(lambda x, valid: neighbors.nearest(x, valid, 8, rows)).lower(
         jax.ShapeDtypeStruct((points, 16), jnp.float32), jax.ShapeDtypeStruct((points,), bool)
     )
     largest = program.compile().memory_analysis().temp_size_in_bytes

@@ -24,7 +24,7 @@ from olmo_jax.config import (
 from olmo_jax.config.presets import GROKKING
 from olmo_jax.data.prepare import prepare
 from olmo_jax.logs.metrics import read_jsonl
-from olmo_jax.probes.texts import passages, read_states
+from olmo_jax.probes.texts import evaluation_sets, read_states
 from olmo_jax.train import train_cohort, write_run_files
 
 pytestmark = pytest.mark.oracle
@@ -64,8 +64,8 @@ def test_the_logged_value_is_theirs_on_the_states_of_the_checkpoint(trained, sta
 
     workdir, run, index = trained
     config, params = load_run(workdir, "sums")
-    (passage,) = passages([run], index)
-    drawn = read_states(TEXTS, config, passage, params, passage.points_MKT[0])[states]
+    (evaluation_set,) = evaluation_sets([run], index)
+    drawn = read_states(TEXTS, config, evaluation_set, params, evaluation_set.points_MKT[0])[states]
     drawn_TD = np.asarray(drawn[TEXTS.names.index(text)])
     # Duplicates are dropped from what was drawn, then the first N kept.
     _, first = np.unique(drawn_TD, axis=0, return_index=True)

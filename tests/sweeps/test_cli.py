@@ -367,7 +367,7 @@ def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_pa
     assert {"round_to_nearest_2/macro", "round_to_nearest_3/macro"} <= {*pd.read_parquet(workdir / "results.parquet")}
     changed = "--config.evaluation.tokens_per_domain=100"
     assert cli.main(["evaluate", f"--workdir={workdir}", changed, "--only=unigram"]) == 0
-    assert "unigram: stored results don't hold any more and are replaced" in capsys.readouterr().err
+    assert "unigram: stored results are outdated and are replaced" in capsys.readouterr().err
     assert cli.main(["report", f"--workdir={workdir}"]) == 0
     assert "are left out: lm_loss, round_to_nearest_2, saturation; `olmo-jax evaluate`" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--workdir={workdir}"]) == 0

@@ -27,7 +27,7 @@ def test_a_rise_that_documents_do_not_agree_on_is_none():
     assert found["saturated"] == 0
 
 
-def test_domains_count_alike_however_long_they_are():
+def test_domains_have_equal_weight_whatever_their_length():
     short, long = {"nats": [1.0, 1.0], "tokens": [1.0, 1.0]}, {"nats": [200.0, 200.0], "tokens": [100.0, 100.0]}
     worse = {"nats": [1.5, 1.5], "tokens": [1.0, 1.0]}
     assert rise_after_best({1: [short, long], 2: [worse, long]})["rise"] == pytest.approx(0.25)

@@ -19,7 +19,7 @@ from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.config import ArithmeticConfig, ConfigError, DataConfig, ProbeConfig, TargetConfig, TextsConfig
 from olmo_jax.data.prepare import prepare
 from olmo_jax.logs.metrics import read_jsonl
-from olmo_jax.probes.texts import passages, read_states
+from olmo_jax.probes.texts import evaluation_sets, read_states
 from olmo_jax.train import train_cohort, write_run_files
 from tests.eval.stored import metrics, stored
 
@@ -54,13 +54,13 @@ def workdir(cohort, index, tmp_path_factory):
 def test_it_is_that_of_so_many_states_in_such_neighbourhoods(workdir, cohort, index, points, neighbors):
     found = metrics(workdir, "run1", "local_dimension")
     config, params = load_run(workdir, "run1")
-    read = passages([run.config for run in cohort.runs], index)
-    for passage in read:
-        states = read_states(TEXTS, config, passage, params, passage.points_MKT[0])["final_states"][0]
+    read = evaluation_sets([run.config for run in cohort.runs], index)
+    for evaluation_set in read:
+        states = read_states(TEXTS, config, evaluation_set, params, evaluation_set.points_MKT[0])["final_states"][0]
         _, first = np.unique(np.asarray(states), axis=0, return_index=True)
         x_ND = jnp.asarray(np.asarray(states)[np.sort(first)][:points])
         expected = jnp.nanmean(local_two_nn(x_ND, neighbors, convention="skdim034"))
-        name = f"final_states.{passage.names[0]}/n{points}_l{neighbors}"
+        name = f"final_states.{evaluation_set.names[0]}/n{points}_l{neighbors}"
         assert found[f"{name}/local_two_nn"] == pytest.approx(float(expected), rel=1e-3)
         assert found[f"{name}/points"] == points
 
@@ -105,7 +105,7 @@ def test_of_a_task_the_answers_bear_the_loss_and_few_items_are_the_same_for_all(
     texts = dataclasses.replace(TEXTS, names=("train", "code"), documents=20, points=20)
     shape = cohort.shape.with_config(probe=dataclasses.replace(cohort.shape.config.probe, texts=texts))
     eval_data = EvalData(epath.Path(), dataclasses.replace(cohort, shape=shape), index, PLAIN)
-    train, code = finetuning.item_passages(eval_data, str(quiz), config)
+    train, code = finetuning.item_sets(eval_data, str(quiz), config)
     assert (train.names, code.names) == (("train",), ("code",))
     assert len(train.inputs_NL) == 6  # of 20
     answer = eval_data.tokenizer.encode([" the of and"])[0].tolist()
@@ -141,7 +141,7 @@ def test_equations_have_their_local_dimension_and_nothing_that_needs_text(tiny, 
         logged = read_jsonl(workdir / "runs" / run.id / "metrics.jsonl")[-1]["final_states.train/local_two_nn"]
         found = metrics(workdir, run.id, "local_dimension", 6)["final_states.train/n30_l8/local_two_nn"]
         assert found == pytest.approx(logged, rel=1e-3)
-    with pytest.raises(ConfigError, match="finetune.targets = .*: there is no text but equations"):
+    with pytest.raises(ConfigError, match="finetune.targets = .*: needs text, and the data have only equations"):
         check_evaluation(dataclasses.replace(config, finetune=FinetuneConfig(targets=("code",))), cohort, index)
 
 

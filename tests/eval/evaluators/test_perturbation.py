@@ -44,7 +44,7 @@ def test_matrices_get_different_noise_and_models_of_a_stack_the_same(params):
         np.testing.assert_allclose(b[0] - a[0], b[1] - a[1], atol=1e-5)
 
 
-def test_only_what_the_pattern_matches_is_touched_and_a_pattern_of_nothing_is_told(params):
+def test_only_what_the_pattern_matches_is_touched_and_a_pattern_that_matches_nothing_is_refused(params):
     off = differences(params, add_noise(params, KEY, 1.0, pattern="unembedding"))
     assert [path for path, o in off.items() if o.any()] == ["['unembedding']"]
     with pytest.raises(ValueError, match="no matrix of the parameters matches 'head'"):

@@ -23,7 +23,7 @@ from olmo_jax.config import (
 from olmo_jax.data.prepare import prepare
 from olmo_jax.data.sources import arithmetic
 from olmo_jax.probes.geometry import make_probes
-from olmo_jax.probes.texts import check_texts, passages, read_states, states_geometry, text_passages
+from olmo_jax.probes.texts import check_texts, evaluation_sets, read_states, states_geometry, text_sets
 
 MODEL = ModelConfig(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=2, n_heads=2, d_ff=32)
 TEXTS = TextsConfig(
@@ -53,7 +53,7 @@ def measured(config, runs, index, params_M, mapping="map", at_once=None, places=
     only = ProbeConfig(every=1, unembedding=TargetConfig(), final_states=TargetConfig(), texts=config)
 
     runs = [dataclasses.replace(r, probe=only) for r in runs]
-    read = passages(runs, index)
+    read = evaluation_sets(runs, index)
     (probe,) = make_probes(only, runs[0].model, index.vocab_size, None, mapping, None, read, at_once).values()
     return {name: np.asarray(x_M) for name, x_M in probe(params_M, places).items()}
 
@@ -90,8 +90,8 @@ def test_states_are_drawn_then_rid_of_duplicates_then_cut(run, index, params, st
     config = dataclasses.replace(TEXTS, names=("train",), tokens=tokens, documents=30, points=20)
     if tokens == "all":
         config = dataclasses.replace(config, drawn=150, points=100)
-    (passage, *_) = passages([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
-    drawn = np.asarray(read_states(config, MODEL, passage, params, passage.points_MKT[0])[states][0])
+    (evaluation_set, *_) = evaluation_sets([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
+    drawn = np.asarray(read_states(config, MODEL, evaluation_set, params, evaluation_set.points_MKT[0])[states][0])
     alone = []
     documents = [d[: config.document_tokens] for d in index.documents("train", "prose") if len(d) > 1][:30]
     for document in documents:
@@ -121,8 +121,8 @@ def test_states_are_drawn_then_rid_of_duplicates_then_cut(run, index, params, st
 @pytest.mark.parametrize("tokens, expected", [("all", [0, 0, 11, 12, 13, 21, 22]), ("last", [13, 22])])
 def test_the_last_token_of_a_short_document_has_a_state_and_padding_none(tokens, expected):
     config = TextsConfig(tokens=tokens, documents=2, document_tokens=8, metrics=())
-    (passage,) = text_passages(config, {"short": iter([np.array([11, 12, 13]), np.array([21, 22])])}, 0)
-    assert sorted(passage.inputs_NL.ravel()[passage.points_MKT.ravel()]) == expected
+    (evaluation_set,) = text_sets(config, {"short": iter([np.array([11, 12, 13]), np.array([21, 22])])}, 0)
+    assert sorted(evaluation_set.inputs_NL.ravel()[evaluation_set.points_MKT.ravel()]) == expected
 
 
 def test_fewer_distinct_states_than_points_are_told_and_measured_once_each():
@@ -205,16 +205,16 @@ def test_loss_and_accuracy_alone_ask_for_no_states(sums):
 def test_a_text_that_is_not_there_or_too_short_is_refused(run, index, changes, words):
     config = dataclasses.replace(TEXTS, **changes)
     with pytest.raises(ConfigError, match=words):
-        passages([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
+        evaluation_sets([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
 
 
 def test_equations_too_few_for_the_points_are_refused_with_the_share(sums):
     config = dataclasses.replace(OF_EQUATIONS, points=400)
     with pytest.raises(ConfigError, match=r"train_fraction = 0.3\) gives 144 tokens, "):
-        passages([equation_run(0.3, 0, config)], sums)
+        evaluation_sets([equation_run(0.3, 0, config)], sums)
     config = dataclasses.replace(OF_EQUATIONS, names=("prose",))
     with pytest.raises(ConfigError, match="equations have no text 'prose'"):
-        passages([equation_run(0.3, 0, config)], sums)
+        evaluation_sets([equation_run(0.3, 0, config)], sums)
 
 
 @pytest.mark.parametrize(

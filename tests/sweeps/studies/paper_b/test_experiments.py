@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from olmo_jax.config import ConfigError
-from olmo_jax.probes.texts import passages
+from olmo_jax.probes.texts import evaluation_sets
 from sweeps import cli
 from sweeps.planning.config_file import load_config
 from sweeps.planning.plan import read_sweep, resolve
@@ -51,8 +51,8 @@ def test_other_operations_are_an_option(operation, words):
 @pytest.mark.parametrize("operation", ["add", "divide", "permute"])
 def test_every_scale_has_the_states_that_it_measures(scale, operation):
     (cohort,) = plan_of(f"{GROKKING}:{scale},operation={operation}").cohorts
-    (passage,) = passages([run.config for run in cohort.runs], None)
-    assert passage.points_MKT.shape[:2] == (len(cohort.runs), 2)
+    (evaluation_set,) = evaluation_sets([run.config for run in cohort.runs], None)
+    assert evaluation_set.points_MKT.shape[:2] == (len(cohort.runs), 2)
 
 
 @pytest.mark.parametrize("experiment", ["shift", "exhaustion", "overfitting"])
