@@ -302,7 +302,7 @@ def test_export_gives_back_what_was_imported(imported, published, run_id, tmp_pa
         (["generate", "pythia-*", "--prompt=a", "--seed=-1"], 2, ["--seed = -1"]),
         (["export", "{id}", "--to={t}/x", "--shard_mb=0"], 2, ["shard_bytes = 0"]),
         (["import", "{p}/step1", "--step=-3"], 2, ["--step = -3"]),
-        (["import", "{p}", "--config.train.model.d_model=8"], 2, ["--config.train.model.d_model", "says nothing"]),
+        (["import", "{p}", "--config.train.model.d_model=8"], 2, ["--config.train.model.d_model", "doesn't apply"]),
         (["import", "{p}", "--config.train.probe.documents=9"], 2, ["other probes", "--name"]),
         (["export", "nobody", "--to={t}/x"], 1, ["no run 'nobody'"]),
         (["export", "{id}", "--to={t}/x", "--dtype=int8"], 2, ["dtype = 'int8'", "bfloat16"]),
