@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.bootstrap import ROUNDING
-from sweeps.analysis.clusters import enough_groups, groups_alone, rank_between
+from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
 from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
 from sweeps.analysis.r2 import DRAWS, group_codes
@@ -133,8 +133,8 @@ def mixed_fit(
     b = float(_coefficients(_products(sums, once_1G, ratio))[0] * scale)
     between = ratio / (1 + ratio)
 
-    k_between, alone = rank_between(held_NK, clusters_N), groups_alone(clusters_N)
-    if not enough_groups(alone, k_between):
+    k_between, copies = rank_between(held_NK, clusters_N), rows_as_copies(clusters_N)
+    if not enough_groups(copies, k_between):
         given = f"{n_sizes} sizes" + (f" and {len(controls)} control{'s'[: len(controls) > 1]}" if controls else "")
         note = f"{n_clusters} configurations are too few for a p-value or an interval with {given}"
         return MixedFit(Estimate(b, np.nan, np.nan, np.nan, n), note, between, in_logs)

@@ -34,14 +34,14 @@ class Increment(NamedTuple):
     Attributes:
       variance_inflation: 1 / (1 - R2 of the metric on the baseline): how much more the metric's coefficient varies than
         if the baseline told nothing about it. inf where the baseline explains the metric, NaN where that can't be said.
-      error_taken: root mean squared error out of fold of the baseline, less that with the metric, in the target's
+      error_reduction: root mean squared error out of fold of the baseline, less that with the metric, in the target's
         units; NaN where the target is in logs.
     """
 
     estimate: Estimate
     note: str
     variance_inflation: float
-    error_taken: float
+    error_reduction: float
 
 
 def baseline_columns(table: pd.DataFrame) -> list[str]:

@@ -136,7 +136,7 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
         can't be parsed.
     """
     if not path.is_dir():
-        what = "is a file; give its folder" if path.exists() else "no such folder; download one"
+        what = "is a file; give the folder that holds it" if path.exists() else "no such folder; download one"
         raise WeightsError(f"{path}: {what}, with config.json and .safetensors, or several below a folder")
     require(step is None or step >= 0, "--step", step, "needs a number of 0 or more")
     if _is_model(path):
