@@ -1,7 +1,7 @@
-"""The command line: olmo-jax VERB [arguments]; arguments.py is its grammar.
+"""The command line: olmo-jax VERB [arguments]; arguments.py defines its arguments.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped by a signal after a checkpoint (run it again).
-Heavy imports wait until a verb needs them, so that --help answers at once.
+Heavy modules are imported only by the verbs that need them, so that --help answers at once.
 """
 
 import argparse
@@ -26,12 +26,12 @@ DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carries out one command; returns its exit code, with one line on stderr for what went wrong."""
+    """Carry out one command and return its exit code; one line on stderr says what went wrong."""
     argv = sys.argv[1:] if argv is None else list(argv)
     take_any_text()
     try:
         with _sigterm_as_sigint():
-            code = _guarded(argv)
+            code = _exit_code(argv)
             finish_stdout()
             return code
     except KeyboardInterrupt:
@@ -40,49 +40,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(FAILED, f"standard output: {error.strerror or error}")
 
 
-def _guarded(argv: Sequence[str]) -> int:
-    """The command, what users can mend turned into one line and an exit code; anything else is a bug and is shown."""
+def _exit_code(argv: Sequence[str]) -> int:
+    """Carry out the command; errors that users can fix become one line and an exit code, bugs keep their traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     arguments = argparse.Namespace()
     try:
         arguments, overrides = parse(argv)
         _quiet()
         command = "olmo-jax " + shlex.join(argv)
-        # It is shown on pages and in tables, which are UTF-8; a file's name may not be.
+        # Reports and tables show the command in UTF-8; a file's name may hold bytes that aren't.
         return _carry_out(arguments, overrides, command.encode(errors="backslashreplace").decode())
     except SystemExit as error:  # --help
         return int(error.code or 0)
     except UserError as error:
         return _fail(error.exit_code, str(error), lines=error.lines)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and reader_left():  # verbs print once their work is done
+        if isinstance(error, BrokenPipeError) and reader_left():  # verbs print after their work is done
             return DONE
         place = error.filename or getattr(arguments, "workdir", "") or getattr(arguments, "path", "")
         place = os.fsdecode(place) if isinstance(place, bytes) else place
         return _fail(FAILED, ": ".join(str(part) for part in (place, error.strerror or error) if part != ""))
     except MemoryError as error:
         return _fail(
-            FAILED, f"not enough memory: {str(error) or 'none is left'}; do less at a time, or take more of it"
+            FAILED,
+            f"not enough memory: {str(error) or 'none is left'}; process less at a time, or use a larger machine",
         )
 
 
 @contextlib.contextmanager
 def _sigterm_as_sigint() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does, wherever a stage doesn't look to it itself."""
+    """Let SIGTERM raise KeyboardInterrupt, as SIGINT does, wherever a stage doesn't handle it itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    alone = {"geometry": _geometry, "generate": _generate, "export": _export, "config": _config}
-    if arguments.verb in alone:
-        return alone[arguments.verb](arguments)
+    without_config = {"geometry": _geometry, "generate": _generate, "export": _export, "config": _config}
+    if arguments.verb in without_config:
+        return without_config[arguments.verb](arguments)
     if arguments.verb == "import":
         return _import(arguments, overrides)
     if arguments.verb == "compare":
@@ -96,10 +97,10 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     from sweeps.planning.config_file import load_config, override_evaluation
 
     verb, workdir = arguments.verb, _workdir(arguments)
-    if several := getattr(arguments, "hosts", ""):
+    if hosts := getattr(arguments, "hosts", ""):
         from olmo_jax.execution import processes
 
-        processes.initialize(several)
+        processes.initialize(hosts)
     if mirror := getattr(arguments, "mirror", "") if verb != "launch" else "":
         from sweeps.remote.mirror import fetch
 
@@ -142,17 +143,17 @@ def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     stages.keep_compiled(workdir)
     with stages.stop_on_signals() as stop, mirrored(workdir, mirror):
         if verb == "run":
-            ended = stages.run(workdir, plan, stop, command, arguments.profile, arguments.cohort)
+            completed = stages.run(workdir, plan, stop, command, arguments.profile, arguments.cohort)
         else:
             plan, indexes = stages.begin(workdir, plan, to_train=verb == "train")
             if verb == "train":
-                ended = stages.train_all(workdir, plan, indexes, stop, arguments.profile)
+                completed = stages.train_all(workdir, plan, indexes, stop, arguments.profile)
             else:
                 from eval.evaluate import Choice
 
                 choice = Choice(arguments.only, arguments.runs, arguments.steps)
-                ended = stages.evaluate_all(workdir, plan, indexes, stop, choice)
-    return DONE if ended else STOPPED
+                completed = stages.evaluate_all(workdir, plan, indexes, stop, choice)
+    return DONE if completed else STOPPED
 
 
 def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> int:
@@ -164,8 +165,8 @@ def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> i
     workdir = _workdir(arguments)
     check_place(workdir)
     plan = records.join(workdir, plan)
-    given = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
-    options = Options(**{k: v for k, v in given.items() if v is not None} | {"more": tuple(arguments.more)})
+    values = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
+    options = Options(**{k: v for k, v in values.items() if v is not None} | {"more": tuple(arguments.more)})
     command = [sys.executable, "-m", "sweeps.cli", "run", *overrides, f"--workdir={workdir}"]
     command += [f"--mirror={arguments.mirror}"] if arguments.mirror else []
     try:
@@ -183,16 +184,16 @@ def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:
     from sweeps.planning import record as records
     from sweeps.running import stages
 
-    rate, told = arguments.flops, "as stated"
+    rate, source = arguments.flops, "as stated"
     if rate is None:
-        rate, told = matmul_peak(plan.runs[0].config.model.compute_dtype), "the matmul peak measured here: at least"
+        rate, source = matmul_peak(plan.runs[0].config.model.compute_dtype), "the matmul peak measured here: at least"
     require(rate > 0, "--flops", rate, "needs a positive number")
     workdir = _workdir(arguments) if arguments.workdir else None
     if workdir is not None:
         check_place(workdir)
         plan = records.join(workdir, plan)
         plan = records.with_stacks(workdir, plan)
-    return costs.lines(plan, stages.training_tokens(workdir, plan), rate, told)
+    return costs.lines(plan, stages.training_tokens(workdir, plan), rate, source)
 
 
 def _geometry(arguments: argparse.Namespace) -> int:
@@ -219,21 +220,21 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     sampling = Sampling(**{name: getattr(arguments, name) for name in Sampling._fields})
     workdir = _workdir(arguments) if arguments.workdir else None
-    found = continuations(arguments.run, arguments.prompt, sampling, workdir, arguments.step)
+    results = continuations(arguments.run, arguments.prompt, sampling, workdir, arguments.step)
     if arguments.json:
-        print(json.dumps({"prompt": arguments.prompt, "continuations": [one._asdict() for one in found]}))
+        print(json.dumps({"prompt": arguments.prompt, "continuations": [result._asdict() for result in results]}))
         return DONE
-    for one in found:
-        print(f"{one.run}{'' if one.step is None else f' at step {one.step}'}:")
-        print("\n".join(f"  {arguments.prompt}|{text}" for text in one.texts))
+    for result in results:
+        print(f"{result.run}{'' if result.step is None else f' at step {result.step}'}:")
+        print("\n".join(f"  {arguments.prompt}|{text}" for text in result.texts))
     return DONE
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from sweeps.models.export_run import export_run
 
-    size = arguments.shard_mb * 1e6
-    architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, size)
+    shard = arguments.shard_mb * 1e6
+    architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, shard)
     print(f"{arguments.to}: {architecture}, {arguments.dtype}")
     return DONE
 
@@ -254,10 +255,10 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     for key in override_keys(overrides):
         if re.match(r"(train\.)?(model|optimizer|tokens|name|checkpoint|init_seed|data_seed)\b|grid\b", key):
-            raise ConfigError(f"--config.{key}: says nothing of an imported run, whose model and training are given")
-    named = any(override.startswith("--config=") for override in overrides)
-    keep_evaluation = not named and not any(key.startswith("evaluation") for key in override_keys(overrides))
-    config = load_config(overrides if named else [f"--config={imported.__file__}", *overrides])
+            raise ConfigError(f"--config.{key}: doesn't apply to an imported run; its model is trained already")
+    names_file = any(override.startswith("--config=") for override in overrides)
+    keep_evaluation = not names_file and not any(key.startswith("evaluation") for key in override_keys(overrides))
+    config = load_config(overrides if names_file else [f"--config={imported.__file__}", *overrides])
     workdir = _workdir(arguments)
     stages.keep_compiled(workdir)
     print(import_run(workdir, arguments.path, config, arguments.name, arguments.step, keep_evaluation))
@@ -265,29 +266,29 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _workdir(arguments: argparse.Namespace) -> Any:
-    """The folder of --workdir, made or to be made. Raises ConfigError for what can't be one."""
+    """Return the folder of --workdir, which may not exist yet. Raises ConfigError if it can't be a folder."""
     from etils import epath
 
     from olmo_jax.config import require
 
-    given = arguments.workdir
-    require("://" not in given, "--workdir", given, "needs a folder; --mirror=URL copies it to an object store")
-    odd = re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", given)  # a byte that isn't UTF-8 is a surrogate
-    require(not odd, "--workdir", given, "needs a name in UTF-8, without control characters")
-    path = epath.Path(os.path.abspath(given))
-    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
-    what = "is a file" if os.path.exists(there) else "is a link to what isn't there"
-    require(os.path.isdir(there), "--workdir", given, f"{there} {what}; name a folder")
+    text = arguments.workdir
+    require("://" not in text, "--workdir", text, "needs a folder; --mirror=URL copies it to an object store")
+    invalid = re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text)  # a byte that isn't UTF-8 is a surrogate
+    require(not invalid, "--workdir", text, "needs a name in UTF-8, without control characters")
+    path = epath.Path(os.path.abspath(text))
+    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    what = "is a file" if os.path.exists(existing) else "is a broken link"
+    require(os.path.isdir(existing), "--workdir", text, f"{existing} {what}; name a folder")
     return path
 
 
 def _quiet() -> None:
-    """Orbax and absl tell much at INFO that is no news to users; warnings and errors stay, in lines of usual length."""
+    """Drop what Orbax and absl log at INFO; warnings and errors stay, shortened to lines of usual length."""
     import logging
 
     from absl import logging as absl_logging
 
-    sys.unraisablehook = _without_given_up_reads
+    sys.unraisablehook = _without_abandoned_reads
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("absl").addFilter(_shorten)
@@ -296,19 +297,19 @@ def _quiet() -> None:
 def _shorten(record: Any) -> bool:
     try:
         record.msg, record.args = shortened(record.getMessage()), ()
-    except (TypeError, ValueError):  # a message that doesn't fit its arguments: logging itself says so
+    except (TypeError, ValueError):  # a message that doesn't fit its arguments: logging reports that itself
         return True
     return True
 
 
-def _without_given_up_reads(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Drops the errors that Orbax's pending reads report after one read has failed and their event loop is closed."""
+def _without_abandoned_reads(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Drop the errors that Orbax's pending reads report after one read has failed and their event loop is closed."""
     if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)
 
 
 def _fail(code: int, message: str, lines: bool = False) -> int:
-    """Says what went wrong in one line, or in the message's own; returns the code."""
+    """Print the message, joined into one line unless `lines` is set, and return the code."""
     say(f"olmo-jax: {message if lines else ' '.join(filter(None, map(str.strip, message.splitlines())))}")
     return code
 

@@ -1,7 +1,7 @@
-"""Standard output and error that take any text, whatever their encoding, and that are there even if they were closed.
+"""Standard output and error that accept any text, whatever their encoding, and exist even if they were closed.
 
-What their encoding lacks is written as the nearest ASCII where we have one, and as a backslash escape elsewhere: a file
-name that isn't UTF-8, or a model's text.
+A character that the encoding lacks is written as the nearest ASCII where the table below has one, else as a backslash
+escape. Such characters come from file names that aren't UTF-8 and from text that models generate.
 """
 
 import codecs
@@ -45,10 +45,11 @@ _NEAREST = str.maketrans(
 
 
 def take_any_text() -> None:
-    """Has sys.stdout and sys.stderr write any text without raising UnicodeEncodeError.
+    """Let sys.stdout and sys.stderr write any text without raising UnicodeEncodeError.
 
-    A stream that was closed before the process began (`>&-`) becomes the null device: Python has None for it, to which
-    print(file=None) answers by the other stream, and the next file opened would be what libraries write messages to.
+    A stream that was closed before the process began (`>&-`) becomes the null device. Python sets it to None, so that
+    print(file=None) would write to the other stream, and the next file opened would get the descriptor that libraries
+    write messages to.
     """
     codecs.register_error(_NAME, _nearest)
     for name in ("stdin", "stdout", "stderr"):
@@ -67,7 +68,7 @@ def reader_left() -> bool:
 
 
 def finish_stdout() -> None:
-    """Writes what stdout still holds, if anybody reads it. Raises OSError for what a full disk doesn't take."""
+    """Flush stdout, unless its reader has closed it. Raises OSError if that fails, as on a full disk."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -86,9 +87,9 @@ def _nearest(error: UnicodeError) -> tuple[str, int]:
 
 
 def _ascii(character: str) -> str:
-    near = character.translate(_NEAREST)
-    if near.isascii():
-        return near
+    nearest = character.translate(_NEAREST)
+    if nearest.isascii():
+        return nearest
     if greek := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (FINAL )?(\w+)", unicodedata.name(character, "")):
         return greek[3].capitalize() if greek[1] == "CAPITAL" else greek[3].lower()
     if "\N{BOX DRAWINGS LIGHT HORIZONTAL}" <= character <= "\N{BOX DRAWINGS HEAVY LEFT AND LIGHT RIGHT}":

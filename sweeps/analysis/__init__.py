@@ -1,7 +1,8 @@
-"""From the table to statements: statistics of columns, clustered by configuration. Pure functions of a DataFrame.
+"""Statistics of the table's columns, clustered by configuration: pure functions of a DataFrame.
 
-The table has one row a (run, checkpoint). Seeds of a configuration and checkpoints of a run aren't independent, so
-functions take `groups`, the column that names the cluster. Definitions and traps: methods.md, sections 1 and 5.
+The table has one row per (run, checkpoint). Seeds of a configuration and checkpoints of a run aren't independent, so
+functions take `groups`, the column that names the cluster. For definitions and pitfalls see methods.md, sections 1
+and 5.
 """
 
 from sweeps.analysis.association import associations

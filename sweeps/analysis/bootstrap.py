@@ -1,4 +1,4 @@
-"""Intervals of rank correlations by a bootstrap of whole groups: seeds of a configuration aren't independent.
+"""Compute intervals of rank correlations by a bootstrap of whole groups, as seeds of a configuration are dependent.
 
 Letters: N rows, K ranked columns (controls, then metrics, then targets), L fixed columns, C metrics, E targets,
 G groups, B draws.
@@ -8,9 +8,9 @@ import numpy as np
 
 DRAWS = 1000
 
-# A residual under this share of its column's norm is rounding: the column is constant, or its controls explain it.
+# A residual under this share of its column's norm is rounding error: the column is constant, or controls explain it.
 ROUNDING = 1e-7
-# Elements of one chunk of draws; some megabytes, so that a chunk stays in the cache.
+# Elements in one chunk of draws; some megabytes, so that a chunk fits in the cache.
 _CHUNK = 1 << 16
 
 
@@ -22,48 +22,48 @@ def interval_of_groups(
     groups_N: np.ndarray,
     k_between: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of (partial) rank correlations over draws of whole groups with replacement.
+    """Return 95 % percentile intervals of (partial) rank correlations over draws of whole groups with replacement.
 
     Args:
       columns_NC: metrics, then targets. ranked_controls_NK: controls that enter as ranks; level_controls_NL: those that
         enter as 0 and 1, without an intercept. groups_N: each row's group, counted from 0.
-      k_between: controls that vary between groups.
+      k_between: number of controls that vary between groups.
 
     Returns:
       The lower and the upper ends, `[C, E]`; NaN where no draw gives a value.
 
-    A draw is a weight for each row, the number of times that its group was taken; ranks, correlations and regressions
-    under whole-number weights equal those of the table with the rows repeated. A draw with too few different groups for
-    the controls, or in which a column has become constant, gives nothing; the interval is that of the others. A draw
-    holds 63 % of the groups on average, so twice as many as the controls need leave few draws out.
+    A draw is a weight for each row, the number of times that its group was drawn; ranks, correlations and regressions
+    with integer weights equal those of the table with the rows repeated. Draws with too few different groups for the
+    controls, or with a constant column, are left out. A draw holds 63 % of the groups on average, so with twice as many
+    groups as the controls need few draws are left out.
     """
     n, n_groups = len(groups_N), int(groups_N.max()) + 1
     counts_BG = draws_of_groups(n_groups)
     counts_BG = counts_BG[np.count_nonzero(counts_BG, axis=1) > k_between + 2]
     ranked_NK = np.concatenate([ranked_controls_NK, columns_NC], axis=1)
     fixed_NL = np.concatenate([np.ones((n, 1)), level_controls_NL], axis=1)
-    standing_GKN = _standing(ranked_NK, groups_N)
+    contribution_GKN = _rank_contributions(ranked_NK, groups_N)
     n_controls = ranked_controls_NK.shape[1]
     chunks = np.array_split(counts_BG, max(1, len(counts_BG) * ranked_NK.size // _CHUNK))
-    draws_BCE = np.concatenate([_draw(c, groups_N, standing_GKN, fixed_NL, n_controls, n_metrics) for c in chunks])
+    draws_BCE = np.concatenate([_draw(c, groups_N, contribution_GKN, fixed_NL, n_controls, n_metrics) for c in chunks])
     low_CE, high_CE = np.full((2, *draws_BCE.shape[1:]), np.nan)
-    given_CE = ~np.isnan(draws_BCE).all(axis=0)
-    quantile = np.nanquantile if np.isnan(draws_BCE[:, given_CE]).any() else np.quantile
-    low_CE[given_CE], high_CE[given_CE] = quantile(draws_BCE[:, given_CE], [0.025, 0.975], axis=0)
+    known_CE = ~np.isnan(draws_BCE).all(axis=0)
+    quantile = np.nanquantile if np.isnan(draws_BCE[:, known_CE]).any() else np.quantile
+    low_CE[known_CE], high_CE[known_CE] = quantile(draws_BCE[:, known_CE], [0.025, 0.975], axis=0)
     return low_CE, high_CE
 
 
 def draws_of_groups(n_groups: int) -> np.ndarray:
-    """How often each group comes up in DRAWS draws with replacement of as many groups, always the same: [B, G]."""
+    """Return how often each group occurs in DRAWS draws with replacement of all groups, with a fixed seed: [B, G]."""
     drawn_BG = np.random.default_rng(0).integers(n_groups, size=(DRAWS, n_groups))
     places_BG = drawn_BG + n_groups * np.arange(DRAWS)[:, None]
     return np.bincount(places_BG.ravel(), minlength=DRAWS * n_groups).reshape(DRAWS, n_groups)
 
 
-def _standing(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
-    """What one copy of group g adds to the centred average rank of row n in column k: [G, K, N].
+def _rank_contributions(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
+    """Return what one copy of group g adds to the centred average rank of row n in column k: [G, K, N].
 
-    Half of the rows of g below x less half of those above it; so the ranks of a draw are a product.
+    It is half the number of rows of g below x minus half the number above it; so the ranks of a draw are a product.
     """
     of_group_GN = (np.arange(groups_N.max() + 1)[:, None] == groups_N).astype(np.float32)
     above = (np.sign(x_N - x_N[:, None]).astype(np.float32) for x_N in x_NK.T)
@@ -73,19 +73,19 @@ def _standing(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
 def _draw(
     counts_BG: np.ndarray,
     groups_N: np.ndarray,
-    standing_GKN: np.ndarray,
+    contribution_GKN: np.ndarray,
     fixed_NL: np.ndarray,
     n_controls: int,
     n_metrics: int,
 ) -> np.ndarray:
-    """Partial correlations [B, C, E] of the draws `counts_BG`.
+    """Return the partial correlations [B, C, E] of the draws `counts_BG`.
 
-    Columns K are those that are ranked: controls, then metrics, then targets. Columns L are the intercept and levels.
+    Columns K are the ranked ones: controls, then metrics, then targets. Columns L are the intercept and levels.
     """
     n_draws, n_fixed = len(counts_BG), fixed_NL.shape[1]
-    n_groups, n_ranked, n = standing_GKN.shape
-    # Halves of whole numbers: exact in float32 up to some million rows.
-    ranks_BKN = counts_BG.astype(np.float32) @ standing_GKN.reshape(n_groups, -1)
+    n_groups, n_ranked, n = contribution_GKN.shape
+    # Multiples of 1/2 are exact in float32 up to some million rows.
+    ranks_BKN = counts_BG.astype(np.float32) @ contribution_GKN.reshape(n_groups, -1)
     ranks_BKN = ranks_BKN.reshape(n_draws, n_ranked, n).astype(float)
     weighted_BKN = ranks_BKN * counts_BG[:, groups_N][:, None, :]
 
@@ -112,10 +112,11 @@ def _draw(
 
 
 def _explained(rows_XYB: np.ndarray) -> np.ndarray:
-    """Coordinates of the columns along orthonormal controls, by Cholesky's steps on sums of products: [X, K, B].
+    """Return coordinates of the columns along orthonormalised controls, by Cholesky decomposition: [X, K, B].
 
-    `rows_XYB` holds the products of the X controls with themselves and, after them, with the other columns. A control
-    that those before it explain gets no direction, so controls may be collinear. Draws lie last, for long inner loops.
+    `rows_XYB` holds the sums of products of the X controls with themselves and then with the other columns. A control
+    that earlier ones explain gets no direction, so controls may be collinear. Draws are the last axis, for long inner
+    loops.
     """
     n_controls = rows_XYB.shape[0]
     scale_XB = np.sqrt(np.einsum("xxb->xb", rows_XYB[:, :n_controls]))

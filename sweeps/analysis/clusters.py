@@ -1,4 +1,4 @@
-"""How much rows that come in groups are worth: seeds of a configuration, checkpoints of a run.
+"""Compute effective sample sizes of rows in groups, such as seeds of a configuration or checkpoints of a run.
 
 Letters: N rows, C metrics, E targets, X both, K control columns, G groups.
 """
@@ -10,20 +10,20 @@ import numpy as np
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.ranks import unit
 
-# Below so many degrees of freedom between groups, how alike a group's rows are can't be estimated, nor can draws of
-# whole groups stand for new ones; see `correlation.spearman`.
+# With fewer degrees of freedom between groups, neither the correlation within groups can be estimated nor a bootstrap
+# of whole groups be trusted; see `correlation.spearman`.
 MIN_DOF_BETWEEN = 12
 
 
 class Partial(NamedTuple):
-    """Partial correlations and what they are worth.
+    """Partial correlations and their degrees of freedom.
 
     Attributes:
-      r_CE: correlations of what the controls leave. dof_CE: their degrees of freedom.
-      left_X: the share of each column's norm that is left, metrics first; 0 where that is rounding.
-      rank: of the controls, beyond the intercept. rank_between: of their means over groups.
-      alone: how many independent rows there would be if those of a group were copies.
-      enough: whether there are groups enough to estimate how alike their rows are, and to draw whole ones.
+      r_CE: correlations of the residuals given the controls. dof_CE: their degrees of freedom.
+      left_X: each residual's share of its column's norm, metrics first; 0 where that is rounding error.
+      rank: that of the controls, beyond the intercept. rank_between: that of their means over groups.
+      n_as_copies: the number of independent rows if those of a group were copies.
+      enough: whether there are enough groups to estimate the correlation within them, and to bootstrap them.
     """
 
     r_CE: np.ndarray
@@ -31,14 +31,14 @@ class Partial(NamedTuple):
     left_X: np.ndarray
     rank: int
     rank_between: int
-    alone: float
+    n_as_copies: float
     enough: bool
 
 
 def partial_correlation(
     metrics_NC: np.ndarray, targets_NE: np.ndarray, controls_NK: np.ndarray, groups_N: np.ndarray | None
 ) -> Partial:
-    """Correlations of what least squares on the controls leaves of metrics and targets; `groups_N` None: rows alone."""
+    """Correlate the residuals of metrics and targets regressed on the controls; `groups_N` None: independent rows."""
     n, n_metrics = metrics_NC.shape
     controls_NK = unit(controls_NK)
     columns_NX = unit(np.concatenate([metrics_NC, targets_NE], axis=1))
@@ -53,52 +53,56 @@ def partial_correlation(
     if groups_N is None:
         return Partial(r_CE, np.full(r_CE.shape, n - 2.0 - k), left_X, k, k, float(n), False)
 
-    k_between, alone = rank_between(controls_NK, groups_N), groups_alone(groups_N)
-    enough = enough_groups(alone, k_between)
-    rows = effective_rows(metrics_NC, targets_NE, groups_N, k, k_between) if enough else np.full(r_CE.shape, alone)
-    return Partial(r_CE, np.minimum(n - 2 - k, rows - 2 - k_between), left_X, k, k_between, alone, enough)
+    k_between, copies = rank_between(controls_NK, groups_N), rows_as_copies(groups_N)
+    enough = enough_groups(copies, k_between)
+    rows = effective_rows(metrics_NC, targets_NE, groups_N, k, k_between) if enough else np.full(r_CE.shape, copies)
+    return Partial(r_CE, np.minimum(n - 2 - k, rows - 2 - k_between), left_X, k, k_between, copies, enough)
 
 
-def enough_groups(alone: float, k_between: int) -> bool:
-    """Whether so many groups, given controls of rank `k_between` between them, can be drawn and their likeness told."""
-    return alone - 2 - k_between >= MIN_DOF_BETWEEN and alone >= 2 * (k_between + 2)
+def enough_groups(n_as_copies: float, k_between: int) -> bool:
+    """Return whether there are enough groups for the bootstrap and the correlation within groups.
+
+    Args:
+      n_as_copies: as `rows_as_copies` returns it. k_between: rank of the controls between groups.
+    """
+    return n_as_copies - 2 - k_between >= MIN_DOF_BETWEEN and n_as_copies >= 2 * (k_between + 2)
 
 
 def rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:
-    """Rank, beyond the intercept, of the controls' means over groups."""
+    """Return the rank, beyond the intercept, of the controls' means over groups."""
     if controls_NK.shape[1] == 0:
         return 0
     means_GK = _sums(controls_NK, groups_N) / np.bincount(groups_N)[:, None]
     return int(np.linalg.matrix_rank(unit(means_GK), tol=ROUNDING))
 
 
-def groups_alone(groups_N: np.ndarray) -> float:
-    """How many independent rows there are if those of a group are copies: (sum of sizes)^2 / sum of squared sizes.
+def rows_as_copies(groups_N: np.ndarray) -> float:
+    """Return the effective sample size if a group's rows are copies: (sum of sizes)^2 / sum of squared sizes.
 
-    The number of groups where they are of one size (Kish 1965).
+    With groups of equal size it is the number of groups (Kish 1965).
     """
     sizes_G = np.bincount(groups_N)
     return len(groups_N) ** 2 / float(np.sum(sizes_G**2))
 
 
 def effective_rows(x_NC: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, k: int, k_between: int) -> np.ndarray:
-    """How many independent rows the correlation of each two residuals rests on, from as alike as a group's are: [C, E].
+    """Return the effective sample size of the correlation of each pair of residuals: [C, E].
 
     Args:
       x_NC, y_NE: residuals of regressions on controls of rank k, k_between of it between groups.
 
     The variance of a sum of products over clusters is that of independent rows times 1 + (m - 1) rho_x rho_y, for
-    clusters of m rows (Moulton 1986), m the mean size weighted by size where sizes differ.
+    clusters of m rows with intraclass correlations rho (Moulton 1986); m is the mean size weighted by size.
     """
-    size = len(groups_N) / groups_alone(groups_N)
-    alike_C, alike_E = (intraclass_correlation(x, groups_N, k, k_between) for x in (x_NC, y_NE))
-    return len(groups_N) / (1 + (size - 1) * alike_C[:, None] * alike_E[None, :])
+    size = len(groups_N) / rows_as_copies(groups_N)
+    rho_C, rho_E = (intraclass_correlation(x, groups_N, k, k_between) for x in (x_NC, y_NE))
+    return len(groups_N) / (1 + (size - 1) * rho_C[:, None] * rho_E[None, :])
 
 
 def intraclass_correlation(x_NC: np.ndarray, groups_N: np.ndarray, k: int, k_between: int) -> np.ndarray:
-    """Share of a column's variance that lies between groups, by one-way analysis of variance, kept in 0 to 1: [C].
+    """Return the share of a column's variance between groups, by one-way analysis of variance, clipped to 0 to 1: [C].
 
-    1 where there is no degree of freedom to tell. x_NC as in `effective_rows`.
+    It is 1 where no degree of freedom is left. x_NC as in `effective_rows`.
     """
     sizes_G = np.bincount(groups_N)
     n, n_groups = len(groups_N), len(sizes_G)

@@ -1,4 +1,4 @@
-"""Two sweeps side by side: the difference of every metric and loss over runs paired by configuration.
+"""Compare two sweeps: the difference of every metric and loss over runs paired by configuration.
 
 Letters: N final rows, P pairs, S choices of signs.
 """
@@ -16,7 +16,7 @@ from sweeps.analysis.pairing import Pairing, as_level, pair
 from sweeps.analysis.seed_noise import seed_deviations
 from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns, numbers
 
-# With so many pairs or fewer every choice of signs is taken, with more SAMPLED random ones.
+# Up to so many pairs the permutation test takes every choice of signs, with more SAMPLED random ones.
 EXACT_PAIRS = 12
 SAMPLED = 9999
 
@@ -44,24 +44,24 @@ def compare(
     pair_by: Sequence[str] | None = None,
     unit_of: Callable[[str], str] = lambda column: "",
 ) -> pd.DataFrame:
-    """The difference of every metric and loss between two sweeps, over runs paired by configuration.
+    """Return the difference of every metric and loss between two sweeps, over runs paired by configuration.
 
     Final rows of runs that didn't diverge, paired as `pairing.pair` says. The pairs are the sample, one difference each
-    [ours]: over the seeds that both have, each with itself; without any, between the means over seeds. The interval is
-    Student's t over the pairs: right for normal differences from 2 pairs on, where a bootstrap of a handful is too
-    narrow. p is of the paired permutation test that flips the signs of differences: all 2^n choices up to 12 pairs,
-    9,999 random ones (always the same) with more. It takes a difference to be as likely as its opposite, not to be
-    normal, and can't fall under 2 / 2^n.
+    [ours]: over the seeds that both sweeps have; without common seeds, between the means over seeds. The interval is
+    Student's t over the pairs, which is valid for normal differences from 2 pairs on, whereas a bootstrap of a few is
+    too narrow. p is that of the paired permutation test that flips the signs of differences: all 2^n choices up to 12
+    pairs, 9,999 random ones with a fixed seed for more. It assumes a symmetric distribution, not a normal one, and is
+    at least 2 / 2^n.
 
     Args:
-      first, second: tables of the two sweeps, one row a (run, checkpoint).
-      pair_by: pair where these columns agree instead; what it doesn't name is averaged over.
-      unit_of: the unit of a column by its name, "" for none.
+      first, second: tables of the two sweeps, one row per (run, checkpoint).
+      pair_by: pair runs for which these columns agree instead; other settings are averaged over.
+      unit_of: function that returns the unit of a column by its name, "" for none.
 
     Returns:
-      One row a column: losses, then geometry, the pair declared beforehand ahead. column, kind ("loss" or "metric"),
+      One row per column: losses, then geometry, after the pair declared beforehand. column, kind ("loss" or "metric"),
       unit ("" without one), pairs (that have it in both sweeps), first and second (means over these pairs), difference
-      (second less first), low and high (95 %), p_value, q_value (Benjamini-Hochberg over all rows), seed_sds (the
+      (second minus first), low and high (95 %), p_value, q_value (Benjamini-Hochberg over all rows), seed_sds (the
       difference in standard deviations over seeds), seed_deviation (that standard deviation, pooled over the
       configurations of both), spread (standard deviation of the first's values over the pairs), note (why a value is
       missing). A column that only one sweep has is a row without numbers.
@@ -74,11 +74,11 @@ def compare(
 
 
 def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column: "") -> pd.DataFrame:
-    """As `compare`, of what is paired already."""
-    of_first, of_second = pairing.first.rows, pairing.second.rows
-    columns = pd.DataFrame(columns=list(dict.fromkeys([*of_first.columns, *of_second.columns])))
+    """Return the table of `compare` for sweeps that are already paired."""
+    first_rows, second_rows = pairing.first.rows, pairing.second.rows
+    columns = pd.DataFrame(columns=list(dict.fromkeys([*first_rows.columns, *second_rows.columns])))
     kinds = dict.fromkeys(loss_columns(columns), "loss") | dict.fromkeys(geometry_columns(columns), "metric")
-    both = [c for c in kinds if c in of_first.columns and c in of_second.columns]
+    both = [c for c in kinds if c in first_rows.columns and c in second_rows.columns]
     first_PC, second_PC = _means(pairing, both)
     noise = seed_deviations(_by_sweep(pairing, both), both)
     rows = []
@@ -87,7 +87,10 @@ def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column:
         if column in both:
             row |= _difference(first_PC[column].to_numpy(), second_PC[column].to_numpy(), float(noise[column]))
         else:
-            row |= {"pairs": 0, "note": f"only the {'first' if column in of_first.columns else 'second'} sweep has it"}
+            row |= {
+                "pairs": 0,
+                "note": f"only the {'first' if column in first_rows.columns else 'second'} sweep has it",
+            }
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table = table.astype(dict.fromkeys(_NUMBERS, float) | {"pairs": int})
@@ -98,9 +101,9 @@ def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column:
 
 
 def _means(pairing: Pairing, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The columns' means in each pair, of the first and of the second sweep; over the seeds that both have, if any.
+    """Return the columns' means in each pair for the first and the second sweep, over common seeds if there are any.
 
-    A seed that lacks the value in one sweep is left out of both. A mean over configurations needs it of each of them.
+    A seed that lacks the value in one sweep is left out of both. A mean over configurations requires it of each.
     """
     sides = (pairing.first.rows, pairing.first_N), (pairing.second.rows, pairing.second_N)
     names = [c for c in _SEEDS if all(c in rows.columns for rows, _ in sides)]
@@ -122,23 +125,23 @@ def _means(pairing: Pairing, columns: list[str]) -> tuple[pd.DataFrame, pd.DataF
 
 
 def _labels(rows: pd.DataFrame, pair_N: np.ndarray, seeds: list[str]) -> pd.DataFrame:
-    """Pair, seed and configuration of the rows that are in a pair."""
+    """Return pair, seed and configuration of the rows that are in a pair."""
     seed = [str([as_level(value) for value in values]) for values in zip(*(rows[c] for c in seeds), strict=True)]
     labels = {"pair": pair_N, "seed": seed or "", _CONFIGURATION: rows[_CONFIGURATION].map(str)}
     return pd.DataFrame(labels, rows.index)[pair_N >= 0]
 
 
 def _by_sweep(pairing: Pairing, columns: list[str]) -> pd.DataFrame:
-    """Final rows of both sweeps, a configuration of one apart from the same of the other."""
+    """Return the final rows of both sweeps, with the configurations of each renamed so that none is in both."""
     finals = {"first": pairing.first.rows, "second": pairing.second.rows}
     named = [r[columns].assign(configuration=f"{s} " + r[_CONFIGURATION].map(str)) for s, r in finals.items()]
     return pd.concat(named, ignore_index=True)
 
 
 def _difference(first_P: np.ndarray, second_P: np.ndarray, noise: float) -> dict[str, Any]:
-    """One row's numbers, of the pairs that have both values. `noise`: the standard deviation over seeds."""
-    there_P = np.isfinite(first_P) & np.isfinite(second_P)
-    first_P, second_P = first_P[there_P], second_P[there_P]
+    """Return one row's numbers, over the pairs that have both values. `noise`: the standard deviation over seeds."""
+    known_P = np.isfinite(first_P) & np.isfinite(second_P)
+    first_P, second_P = first_P[known_P], second_P[known_P]
     n = len(first_P)
     if n == 0:
         return {"pairs": 0, "seed_deviation": noise, "note": "no pair has it in both sweeps"}
@@ -148,8 +151,8 @@ def _difference(first_P: np.ndarray, second_P: np.ndarray, noise: float) -> dict
     if n == 1:
         notes.append("1 pair gives no interval")
     else:
-        reach = float(stats.t.ppf(0.975, n - 1)) * float(difference_P.std(ddof=1)) / math.sqrt(n)
-        row |= {"low": mean - reach, "high": mean + reach, "p_value": _sign_flip(difference_P)}
+        half_width = float(stats.t.ppf(0.975, n - 1)) * float(difference_P.std(ddof=1)) / math.sqrt(n)
+        row |= {"low": mean - half_width, "high": mean + half_width, "p_value": _sign_flip(difference_P)}
         row |= {"spread": first_P.std(ddof=1)}
         if 2 / 2**n > 0.05:
             notes.append(f"{n} pairs allow no p-value under {2 / 2**n:.3g}")
@@ -161,17 +164,17 @@ def _difference(first_P: np.ndarray, second_P: np.ndarray, noise: float) -> dict
 
 
 def _sign_flip(difference_P: np.ndarray) -> float:
-    """Two-sided p of a mean difference, among those of its terms under other signs."""
+    """Return the two-sided p of a mean difference by the permutation test that flips signs."""
     sums_S = np.abs(_signs(len(difference_P)) @ difference_P)
-    as_far = int((sums_S >= abs(difference_P.sum()) * (1 - 1e-9)).sum())
+    extreme = int((sums_S >= abs(difference_P.sum()) * (1 - 1e-9)).sum())
     if len(difference_P) <= EXACT_PAIRS:
-        return as_far / len(sums_S)
-    return (as_far + 1) / (len(sums_S) + 1)
+        return extreme / len(sums_S)
+    return (extreme + 1) / (len(sums_S) + 1)
 
 
 @functools.lru_cache(maxsize=8)
 def _signs(n_pairs: int) -> np.ndarray:
-    """[S, P] of 1 and -1."""
+    """Return choices of signs, 1 and -1: [S, P]."""
     if n_pairs <= EXACT_PAIRS:
         return ((np.arange(2**n_pairs)[:, None] >> np.arange(n_pairs)) & 1) * 2.0 - 1
     return np.random.default_rng(0).integers(0, 2, (SAMPLED, n_pairs)) * 2.0 - 1

@@ -1,4 +1,4 @@
-"""Rank correlations between columns of the table, with intervals and p-values that respect its clusters.
+"""Compute rank correlations between columns of the table, with intervals and p-values that respect its clusters.
 
 Letters: N rows, C metrics, E targets, K control columns, G groups.
 """
@@ -20,28 +20,28 @@ Form = Literal["rank", "factor"]
 
 
 def spearman(table: pd.DataFrame, metric: str, target: str, groups: str | None = None) -> Estimate:
-    """Spearman's rank correlation of two columns.
+    """Return Spearman's rank correlation of two columns.
 
     Rows with a missing or infinite value in a used column are dropped. Ties take their average rank.
 
     Without groups: p by Student's t with n - 2 degrees of freedom, as scipy.stats.spearmanr; a 95 % interval by
     Fisher's z with the variance (1 + r^2/2) / (n - 3) (Bonett & Wright 2000).
 
-    With groups, whose rows may repeat each other [ours]: n rows count for n / (1 + (m - 1) rho_x rho_y) independent
-    ones, m the sum of squared sizes over n, rho the share of a column's variance that lies between groups (intraclass
-    correlation of its residuals by analysis of variance). So copies count once (Kish 1965), and rows that are no more
-    alike within groups than between count fully. p is by t with 2 fewer degrees of freedom. The 95 % interval is the
-    percentile interval of 1,000 draws of whole groups, always the same draws. With fewer than 14 groups rho can't be
-    estimated and draws give too narrow an interval (6 groups of 2: it covered 0 in 89 to 93 % of 150 null tables, and
-    in 74 to 80 % given two controls): then rho is taken as 1, and the interval is Fisher's z with as many rows.
+    With groups, whose rows may be correlated [ours]: n rows count as n / (1 + (m - 1) rho_x rho_y) independent ones, m
+    the sum of squared group sizes over n, rho the share of a column's variance that lies between groups (intraclass
+    correlation of its residuals by analysis of variance). So copies count once (Kish 1965), and rows uncorrelated
+    within groups count fully. p is by t with the effective number of rows minus 2 degrees of freedom. The 95 % interval
+    is the percentile interval of 1,000 draws of whole groups with a fixed seed. With fewer than 14 groups rho can't be
+    estimated and the bootstrap interval is too narrow (6 groups of 2: it covered 0 in 89 to 93 % of 150 null tables,
+    and in 74 to 80 % given two controls): then rho is taken as 1, and the interval is Fisher's z with as many rows.
 
     Args:
-      table: rows to use, all of them.
+      table: the rows to use.
       metric, target: numeric columns; the result is the same with the two swapped.
       groups: column that names the cluster of a row, or None for independent rows.
 
     Returns:
-      An Estimate. All but n are NaN with fewer than 4 usable rows or a constant column; p_value and the interval are
+      An Estimate. All except n are NaN with fewer than 4 usable rows or a constant column; p_value and the interval are
       NaN where no degree of freedom is left for them (as with fewer than 3, or 4, groups).
 
     Raises:
@@ -58,18 +58,18 @@ def partial_spearman(
     form: Form = "rank",
     groups: str | None = None,
 ) -> Estimate:
-    """Spearman's correlation of metric and target given the controls.
+    """Return Spearman's correlation of metric and target given the controls.
 
-    Metric and target are ranked, regressed on the controls by least squares, and their residuals correlated. As
-    `spearman` with k degrees of freedom fewer, k the rank of the controls beyond the intercept, so that settings that
-    move together are counted once. With groups, k counts what the controls explain between groups, as far as the rows
-    count once a group; rho is estimated and groups are drawn with at least 14 + k groups and 2 (k + 2) of them.
+    Metric and target are ranked, regressed on the controls by least squares, and their residuals correlated. It has k
+    degrees of freedom fewer than `spearman`, k the rank of the controls beyond the intercept, so that collinear
+    settings count once. With groups, k is the rank of the controls' means over groups as far as a group's rows count
+    once; rho is estimated and groups are bootstrapped if there are at least 14 + k groups and 2 (k + 2).
 
-    Form "rank" enters each control as its ranks (pingouin.partial_corr, method "spearman"), and so takes away only what
-    rises or falls with it: a loss that is U-shaped in a control makes it find effects that aren't there. Form "factor"
-    enters each control as a category, one level a value, which takes away any shape and costs a degree of freedom a
-    level. A column that isn't numeric is a category in both. Where settings explain nearly all of both columns, ranks
-    bend sums of their effects, and a little of these stays in: of null tables with R2 of .9 and more, 6 to 10 % had
+    Form "rank" enters each control as its ranks (pingouin.partial_corr, method "spearman"), and so removes only
+    monotonic effects: a loss that is U-shaped in a control gives spurious correlations. Form "factor" enters each
+    control as a category, one level per value, which removes an effect of any shape and costs one degree of freedom per
+    level. A column that isn't numeric is a category in both. Where settings explain nearly all of both columns, ranking
+    distorts sums of their effects, and a part of these remains: of null tables with R2 of .9 and more, 6 to 10 % had
     p < .05, of those with less 4 to 6 %.
 
     Args:
@@ -78,7 +78,7 @@ def partial_spearman(
       form: "rank" or "factor".
 
     Returns:
-      An Estimate, NaN as in `spearman`, and also where the controls take up every degree of freedom or explain the
+      An Estimate, NaN as in `spearman`, and also where the controls use up every degree of freedom or explain the
       metric or the target completely.
 
     Raises:
@@ -93,9 +93,9 @@ def partial_spearman(
 def partial_slopes(
     table: pd.DataFrame, metrics: list[str], targets: list[str], controls: tuple[str, ...], form: Form
 ) -> dict[tuple[str, str], float]:
-    """The change of each target, in its units, with one standard deviation of what the controls leave of a metric.
+    """Return each target's change, in its units, per standard deviation of a metric's residual given the controls.
 
-    By least squares on the values, with the controls as in `partial_spearman`; NaN where it can't be given.
+    By least squares on the values, with the controls as in `partial_spearman`; NaN where it can't be computed.
     """
     slopes = dict.fromkeys(((m, t) for m in metrics for t in targets), np.nan)
     for metric_names, metrics_NC, target_names, targets_NE, rows in _blocks(table, metrics, targets, controls):
@@ -103,19 +103,19 @@ def partial_slopes(
             continue
         design = _design(rows, controls, form)
         controls_NK = unit(np.concatenate([ranks(design.ranked), design.levels], axis=1))
-        left = [x - x.mean(axis=0) for x in (metrics_NC, targets_NE)]
-        left = [x - controls_NK @ np.linalg.lstsq(controls_NK, x, rcond=1e-10)[0] for x in left]
-        whole_C = np.linalg.norm(metrics_NC - metrics_NC.mean(axis=0), axis=0)
-        norm_C = np.linalg.norm(left[0], axis=0)
-        norm_C = np.where(norm_C > ROUNDING * whole_C, norm_C, np.nan)
-        slope_CE = left[0].T @ left[1] / norm_C[:, None] / np.sqrt(len(rows) - 1)
+        residuals = [x - x.mean(axis=0) for x in (metrics_NC, targets_NE)]
+        residuals = [x - controls_NK @ np.linalg.lstsq(controls_NK, x, rcond=1e-10)[0] for x in residuals]
+        total_C = np.linalg.norm(metrics_NC - metrics_NC.mean(axis=0), axis=0)
+        norm_C = np.linalg.norm(residuals[0], axis=0)
+        norm_C = np.where(norm_C > ROUNDING * total_C, norm_C, np.nan)
+        slope_CE = residuals[0].T @ residuals[1] / norm_C[:, None] / np.sqrt(len(rows) - 1)
         for i, metric in enumerate(metric_names):
             slopes |= {(metric, target): float(slope_CE[i, j]) for j, target in enumerate(target_names)}
     return slopes
 
 
 class _Design(NamedTuple):
-    """Controls as columns [N, K]: `ranked` are numbers that enter as ranks, `levels` are 0 and 1 and stay so."""
+    """Controls as columns [N, K]: `ranked` are numbers that enter as ranks, `levels` are 0 and 1 and aren't ranked."""
 
     ranked: np.ndarray
     levels: np.ndarray
@@ -135,7 +135,7 @@ def many(
     form: Form,
     groups: str | None,
 ) -> dict[tuple[str, str], tuple[Estimate, str]]:
-    """Estimate and note of every (metric, target); pairs that are missing in the same rows are done together."""
+    """Return estimate and note of every (metric, target); pairs missing in the same rows are computed together."""
     for name in (*metrics, *targets, *controls, *([groups] if groups else [])):
         require_column(table, name)
     results = {}
@@ -152,19 +152,19 @@ def many(
 def _blocks(
     table: pd.DataFrame, metrics: list[str], targets: list[str], used: tuple[str, ...]
 ) -> Iterator[tuple[list[str], np.ndarray, list[str], np.ndarray, pd.DataFrame]]:
-    """Metrics and targets that are there in the same rows: names and values `[N, C]`, `[N, E]` of both, and these rows.
+    """Yield metrics and targets that have values in the same rows: names and values `[N, C]`, `[N, E]`, and the rows.
 
     Rows where one of the columns `used` is missing are left out.
     """
     used_N = usable(table, used)
-    for metric_names, metrics_NC, metric_there_N in by_missing(table, metrics):
-        for target_names, targets_NE, target_there_N in by_missing(table, targets):
-            there_N = metric_there_N & target_there_N & used_N
-            yield metric_names, metrics_NC[there_N], target_names, targets_NE[there_N], table[there_N]
+    for metric_names, metrics_NC, metric_known_N in by_missing(table, metrics):
+        for target_names, targets_NE, target_known_N in by_missing(table, targets):
+            mask_N = metric_known_N & target_known_N & used_N
+            yield metric_names, metrics_NC[mask_N], target_names, targets_NE[mask_N], table[mask_N]
 
 
 def by_missing(table: pd.DataFrame, names: list[str]) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Columns in classes that are there in the same rows: (names, values [N, C], there [N])."""
+    """Group columns that have values in the same rows: (names, values [N, C], mask of these rows [N])."""
     classes: dict[bytes, list[str]] = {}
     values = {name: numbers(table, name) for name in names}
     for name in names:
@@ -188,7 +188,7 @@ def _design(rows: pd.DataFrame, controls: tuple[str, ...], form: Form) -> _Desig
 def _block(
     metrics_NC: np.ndarray, targets_NE: np.ndarray, design: _Design, groups_N: np.ndarray | None
 ) -> list[list[tuple[Estimate, str]]]:
-    """Estimate and note of every pair of a metric and a target, all there in the same N rows."""
+    """Return estimate and note of every pair of a metric and a target, which all have values in the N rows."""
     n, n_metrics = metrics_NC.shape
     columns_NC = np.concatenate([metrics_NC, targets_NE], axis=1)
     if n < MIN_ROWS:
@@ -196,14 +196,14 @@ def _block(
 
     ranks_NC = unit(ranks(columns_NC))
     controls_NK = np.concatenate([ranks(design.ranked), design.levels], axis=1)
-    r_CE, dof_CE, left_X, k, k_between, alone, enough = partial_correlation(
+    r_CE, dof_CE, left_X, k, k_between, n_as_copies, enough = partial_correlation(
         ranks_NC[:, :n_metrics], ranks_NC[:, n_metrics:], controls_NK, groups_N
     )
     if groups_N is not None and enough:
-        drawn = (columns_NC, n_metrics, design.ranked, design.levels, groups_N, k_between)
-        low_CE, high_CE = interval_of_groups(*drawn)
+        arguments = (columns_NC, n_metrics, design.ranked, design.levels, groups_N, k_between)
+        low_CE, high_CE = interval_of_groups(*arguments)
     else:
-        low_CE, high_CE = fisher_interval(r_CE, alone, k_between)
+        low_CE, high_CE = fisher_interval(r_CE, n_as_copies, k_between)
     p_CE = p_values(r_CE, dof_CE)
 
     constant_C = np.linalg.norm(ranks_NC, axis=0) == 0
@@ -220,9 +220,9 @@ def _block(
                 continue
             estimate = Estimate(float(r_CE[i, j]), float(low_CE[i, j]), float(high_CE[i, j]), float(p_CE[i, j]), n)
             if np.isnan(estimate.p_value) or np.isnan(estimate.low):
-                what = "an interval" if dof_CE[i, j] > 0 else "a p-value or an interval"
-                independent = f"{groups_N.max() + 1} groups" if groups_N is not None else f"{n} rows"
-                note = f"{independent} are too few for {what}" + (f" with {k_between} controls" if k_between else "")
+                missing = "an interval" if dof_CE[i, j] > 0 else "a p-value or an interval"
+                units = f"{groups_N.max() + 1} groups" if groups_N is not None else f"{n} rows"
+                note = f"{units} are too few for {missing}" + (f" with {k_between} controls" if k_between else "")
             row.append((estimate, note))
         result.append(row)
     return result

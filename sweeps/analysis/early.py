@@ -1,4 +1,4 @@
-"""How well the final loss is told from early on: from the settings, the loss so far, and the geometry so far.
+"""Predict the final loss early in training: from the settings, the loss so far, and the geometry so far.
 
 Letters: N runs, L points of a curve, C columns.
 """
@@ -32,7 +32,7 @@ SETTINGS, WITH_LOSS, WITH_GEOMETRY, ALL = "settings", "settings and loss", "sett
 _FEATURES = (SETTINGS, WITH_LOSS, WITH_GEOMETRY, ALL, GAIN)
 SPLITS = 10
 
-# The loss at a point is the mean over so large a share of the steps before it.
+# The loss at a step is the mean over this share of the steps before it.
 _SMOOTHED = 0.1
 _LOSS = ("loss", "slope of loss", "loss at half")
 
@@ -43,24 +43,24 @@ def predict_early(
     target: str = PRIMARY_PAIR[1],
     groups: str = "configuration",
 ) -> pd.DataFrame:
-    """R2 out of fold of the final loss predicted from what was known at 10, 25 and 50 % of a run's steps.
+    """Return out-of-fold R2 of the final loss predicted from what was known at 10, 25 and 50 % of a run's steps.
 
-    Final rows of runs that didn't diverge; a run's steps are its final row's. The settings are known from the start,
-    the number of tokens to come too. The training loss is told by its mean over the last tenth of the steps so far, its
-    mean there at half as many steps, and its slope in log steps over the second half of those so far (with a constant
-    batch, the slope in log tokens). Geometry is that of the last probe, after the first step, up to then, columns
-    chosen as in `predict`. Nothing later than the share enters, so even a run's own final training loss as the target
-    gives nothing away.
+    Final rows of runs that didn't diverge; a run's steps are those of its final row. The settings are known from the
+    start, including the number of training tokens. The training loss enters as its mean over the last tenth of the
+    steps so far, the same at half as many steps, and its slope in log steps over the second half of the steps so far
+    (with a constant batch, the slope in log tokens). Geometry is that of the last probe up to then, after the first
+    step, with columns chosen as in `predict`. Nothing later than the share enters, so even the final training loss of a
+    run as the target causes no leak.
 
-    A ridge, its penalty found in grouped folds inside, where it may also leave out what comes last, loss or geometry;
-    outer folds of shuffled groups, 10 splits with seeds 0 to 9; intervals as in `predict`. All features of one share
-    are tried on the same runs. "geometry's gain" is R2 of all less that of settings and loss: what geometry tells that
-    the loss curve doesn't.
+    The model is a ridge regression whose penalty is chosen in inner grouped folds, where it may also leave out the last
+    block, loss or geometry; outer folds are of shuffled groups, 10 splits with seeds 0 to 9; intervals as in `predict`.
+    All features of one share are tested on the same runs. "geometry's gain" is R2 of all minus that of settings and
+    loss: what geometry adds to the loss curve.
 
     Args:
-      table: one row a (run, checkpoint). curves: metrics.jsonl by run id, columns step, loss and `<target>/<metric>`,
+      table: one row per (run, checkpoint). curves: metrics.jsonl by run id, columns step, loss and `<target>/<metric>`,
         which is NaN between probes; a run may have none.
-      target: column of the final loss. groups: column that runs alike but for their seeds share.
+      target: column of the final loss. groups: column that is equal for runs which differ only in their seeds.
 
     Returns:
       target, share, features ("settings", "settings and loss", "settings and geometry", "all", "geometry's gain"), r2,
@@ -68,7 +68,7 @@ def predict_early(
       and the note says why; with fewer than 14 groups the interval is. No row for a table without columns.
 
     Raises:
-      UnknownColumnError: no such column, but for the default target, whose absence gives notes. AnalysisError: a target
+      UnknownColumnError: no such column, except the default target, whose absence gives notes. AnalysisError: a target
       that holds something other than numbers.
 
     Source: [ours].
@@ -81,15 +81,15 @@ def predict_early(
     require_column(table, target)
     final = final_rows(table).rows
     final = final[usable(final, [groups]) & np.isfinite(numbers(final, target))].reset_index(drop=True)
-    found = []
-    known = _Curves(final, curves)
+    rows = []
+    arrays = _Curves(final, curves)
     for share in SHARES:
-        found += _at_share(final, known, share, target, groups)
-    return _table(found)
+        rows += _at_share(final, arrays, share, target, groups)
+    return _table(rows)
 
 
 class _Curves:
-    """Curves as arrays, so that each is taken from its frame once."""
+    """Curves as arrays, so that each is converted from its frame once."""
 
     def __init__(self, final: pd.DataFrame, curves: Mapping[str, pd.DataFrame]):
         frames = [curves.get(run, pd.DataFrame()) for run in final["run_id"]]
@@ -99,7 +99,7 @@ class _Curves:
         self.without = sum(len(step_L) == 0 for step_L, _, _ in self.parts)
 
     def at(self, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """What was known of each run's loss and geometry at a share of its steps; NaN where nothing was."""
+        """Return each run's loss and geometry as known at a share of its steps; NaN where nothing was known."""
         loss, geometry = [], []
         for (step_L, loss_L, probe_LC), total in zip(self.parts, self.steps, strict=True):
             until = share * total
@@ -113,20 +113,20 @@ class _Curves:
 
 
 def _arrays(curve: pd.DataFrame, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, losses and geometry of a curve in the order of the steps; NaN for what it lacks."""
+    """Return steps, losses and geometry of a curve, sorted by step; NaN for missing columns."""
     if "step" not in curve.columns:
         return np.zeros(0), np.zeros(0), np.zeros((0, len(names)))
     curve = curve.sort_values("step", kind="stable")
-    nothing_L = np.full(len(curve), np.nan)
-    columns = [numbers(curve, c) if c in curve.columns else nothing_L for c in ("step", "loss", *names)]
+    missing_L = np.full(len(curve), np.nan)
+    columns = [numbers(curve, c) if c in curve.columns else missing_L for c in ("step", "loss", *names)]
     values_LC = np.stack(columns, axis=1)
     return values_LC[:, 0], values_LC[:, 1], values_LC[:, 2:]
 
 
 def _loss_until(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> tuple[float, float, float]:
-    """The loss, its slope in log steps, and the loss at half of the steps, as of step `until`."""
-    there_L = np.isfinite(loss_L) & (step_L > 0) & (step_L <= until)
-    step_L, loss_L = step_L[there_L], loss_L[there_L]
+    """Return the loss, its slope in log steps, and the loss at half of the steps, as of step `until`."""
+    known_L = np.isfinite(loss_L) & (step_L > 0) & (step_L <= until)
+    step_L, loss_L = step_L[known_L], loss_L[known_L]
     second_L = step_L > until / 2
     slope = np.nan
     if second_L.sum() > 1:
@@ -137,7 +137,7 @@ def _loss_until(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> tuple[f
 
 
 def _smoothed(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> float:
-    """The mean loss over the tenth of the steps before `until`; the last before it if none was logged in these."""
+    """Return the mean loss over the tenth of the steps before `until`, or the last loss if none was logged in these."""
     before_L = step_L <= until
     if not before_L.any():
         return float("nan")
@@ -146,20 +146,20 @@ def _smoothed(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> float:
 
 
 def _last_probe(probe_LC: np.ndarray) -> np.ndarray:
-    """The last finite value of each column; NaN without one."""
-    there_LC = np.isfinite(probe_LC)
+    """Return the last finite value of each column; NaN without one."""
+    known_LC = np.isfinite(probe_LC)
     if not len(probe_LC):
         return np.full(probe_LC.shape[1], np.nan)
-    last_C = len(probe_LC) - 1 - there_LC[::-1].argmax(axis=0)
-    return np.where(there_LC.any(axis=0), probe_LC[last_C, np.arange(probe_LC.shape[1])], np.nan)
+    last_C = len(probe_LC) - 1 - known_LC[::-1].argmax(axis=0)
+    return np.where(known_LC.any(axis=0), probe_LC[last_C, np.arange(probe_LC.shape[1])], np.nan)
 
 
-def _at_share(final: pd.DataFrame, known: _Curves, share: float, target: str, groups: str) -> list[dict[str, Any]]:
-    loss, geometry = known.at(share)
+def _at_share(final: pd.DataFrame, arrays: _Curves, share: float, target: str, groups: str) -> list[dict[str, Any]]:
+    loss, geometry = arrays.at(share)
     loss, no_loss = measured(loss, loss.columns)
     geometry, no_geometry = measured(geometry, geometry.columns)
-    there_N = (loss.notna().all(axis=1) & geometry.notna().all(axis=1)).to_numpy()
-    rows = final[there_N]
+    known_N = (loss.notna().all(axis=1) & geometry.notna().all(axis=1)).to_numpy()
+    rows = final[known_N]
     groups_N, n_groups = group_codes(rows, groups)
     why = too_few(len(rows), n_groups, groups)
     if not why:
@@ -167,11 +167,11 @@ def _at_share(final: pd.DataFrame, known: _Curves, share: float, target: str, gr
         why = "" if y_N1.any() else "the target is the same in all runs"
     if why:
         return [_row(target, share, f, len(rows), why) for f in _FEATURES]
-    parts = setting_features(rows), measured_features(loss[there_N]), measured_features(geometry[there_N], MAX_GEOMETRY)
+    parts = setting_features(rows), measured_features(loss[known_N]), measured_features(geometry[known_N], MAX_GEOMETRY)
     by_when = f"by {100 * share:.0f} % of training"
     lacking = _lacking(parts[1], f"no training loss {by_when}"), _lacking(parts[2], f"no geometry {by_when}")
-    left = f"{int((~there_N).sum())} runs lack a curve or a probe {by_when}" if not there_N.all() else ""
-    few, without = no_interval(n_groups, groups), f"{known.without} runs have no curve" if known.without else ""
+    left = f"{int((~known_N).sum())} runs lack a curve or a probe {by_when}" if not known_N.all() else ""
+    few, without = no_interval(n_groups, groups), f"{arrays.without} runs have no curve" if arrays.without else ""
     notes = {
         SETTINGS: parts[0].note,
         WITH_LOSS: "; ".join(filter(None, (no_loss, parts[1].note))),
@@ -202,17 +202,17 @@ def _scored(
     n = len(y_N1)
     result, errors = [], {}
     for name, (used, why) in sets.items():
-        said = "; ".join(filter(None, (why or common, notes.get(name, ""))))
+        note = "; ".join(filter(None, (why or common, notes.get(name, ""))))
         if why:
-            result.append(_row(target, share, name, n, said))
+            result.append(_row(target, share, name, n, note))
             continue
         regress = functools.partial(ridge, n_first=sum(part.x_NK.shape[1] for part in used[:-1]))
         errors[name] = out_of_fold(regress, joined(*used).x_NK, y_N1, groups_N, SPLITS)[:, :, 0]
-        result.append(_row(target, share, name, n, said, 1 + shares(-errors[name], y_N1[:, 0], groups_N)[0]))
+        result.append(_row(target, share, name, n, note, 1 + shares(-errors[name], y_N1[:, 0], groups_N)[0]))
     if ALL in errors:
         gain_1N = errors[WITH_LOSS] - errors[ALL]
-        said = common if gain_1N.any() else UNUSED
-        return [*result, _row(target, share, GAIN, n, said, shares(gain_1N, y_N1[:, 0], groups_N)[0])]
+        note = common if gain_1N.any() else UNUSED
+        return [*result, _row(target, share, GAIN, n, note, shares(gain_1N, y_N1[:, 0], groups_N)[0])]
     return [*result, _row(target, share, GAIN, n, sets[ALL][1])]
 
 

@@ -1,7 +1,7 @@
-"""Columns of the table as the columns of a linear regression. Letters: N rows, K regressors.
+"""Encode columns of the table as regressors of a linear regression. Letters: N rows, K regressors.
 
-The rule, for settings, metrics and losses alike: a positive column that spans a decade enters in logs. A setting that
-isn't a number, or is one with zeros among levels that span a decade (a final fraction of 0, .01 and .1), is a category.
+The rule for settings, metrics and losses: a positive column that spans a decade enters in logs. A setting that isn't a
+number, or that has zeros among levels that span a decade (a final fraction of 0, .01 and .1), is a category.
 """
 
 from collections.abc import Sequence
@@ -11,33 +11,34 @@ import pandas as pd
 
 from sweeps.table.columns import as_levels, numbers
 
-# Where max is this many times min, equal steps of the column are no longer alike.
+# From this ratio of maximum to minimum on, ratios matter rather than differences.
 DECADE = 10.0
 
-# A column that varies by a smaller share of its values than this varies by rounding only.
+# A column whose range is a smaller share of its values than this is constant up to rounding.
 _CONSTANT = 1e-12
 
 
 def usable(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Whether each row has a finite or a worded value in all these columns, `[N]`."""
-    there_N = np.ones(len(table), dtype=bool)
+    """Return whether each row has a value in all these columns, finite if they are numeric: `[N]`."""
+    usable_N = np.ones(len(table), dtype=bool)
     for name in columns:
         if pd.api.types.is_numeric_dtype(table[name]):
-            there_N &= np.isfinite(numbers(table, name))
+            usable_N &= np.isfinite(numbers(table, name))
         else:
-            there_N &= table[name].notna().to_numpy(dtype=bool)
-    return there_N
+            usable_N &= table[name].notna().to_numpy(dtype=bool)
+    return usable_N
 
 
 def encode(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """The columns as regressors `[N, K]`, without an intercept.
+    """Return the columns as regressors `[N, K]`, without an intercept.
 
-    Numbers, in logs where the rule says so, with mean 0 and variance 1, so that the rank of the regressors doesn't
-    depend on units; a constant is zeros. A category is a 0 or 1 for each of its levels, all of them: with least squares
-    of the smallest norm a level that the fitted rows lack is then predicted from the others, whichever comes first.
+    Numbers, in logs where the rule says so, are scaled to mean 0 and variance 1, so that the rank of the regressors
+    doesn't depend on units; a constant becomes zeros. A category has an indicator for each of its levels, without a
+    reference level: with the least-squares solution of minimum norm, the prediction for a level that the fitted rows
+    lack then doesn't depend on the order of levels.
 
     Args:
-      rows: every value used is there; see `usable`.
+      rows: rows without a missing value in these columns; see `usable`.
       columns: names, without repeats.
 
     Source: methods.md, section 1; zeros as a category of at most half as many levels as rows are [ours].
@@ -53,7 +54,7 @@ def encode(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def is_wide(x_NK: np.ndarray) -> np.ndarray:
-    """Whether each column is positive and spans a decade or more, `[K]`."""
+    """Return whether each column is positive and spans a decade or more: `[K]`."""
     if len(x_NK) == 0:
         return np.zeros(x_NK.shape[1], dtype=bool)
     least_K = x_NK.min(axis=0)
@@ -61,17 +62,17 @@ def is_wide(x_NK: np.ndarray) -> np.ndarray:
 
 
 def in_logs_if_wide(x_NK: np.ndarray) -> np.ndarray:
-    """Columns that `is_wide` finds as their natural logs, the others as they are."""
+    """Return natural logs of the columns for which `is_wide` is true, and the others unchanged."""
     wide_K = is_wide(x_NK)
     return np.where(wide_K, np.log(np.where(wide_K, x_NK, 1.0)), x_NK)
 
 
 def standardised(x_NK: np.ndarray) -> np.ndarray:
-    """Columns with mean 0 and variance 1 (over N); one that varies by rounding only becomes zeros."""
+    """Scale columns to mean 0 and variance 1 (over N); one that is constant up to rounding becomes zeros."""
     if len(x_NK) == 0:
         return x_NK
     varies_K = np.ptp(x_NK, axis=0) > _CONSTANT * np.abs(x_NK).max(axis=0)
-    # By their largest value first: the squares of very large or very small columns don't fit a float.
+    # First divided by the largest value, as squares of very large or very small columns over- or underflow.
     x_NK = x_NK / np.where(varies_K, np.abs(x_NK).max(axis=0), 1.0)
     deviation_K = np.where(varies_K, x_NK.std(axis=0), 1.0)
     return np.where(varies_K, (x_NK - x_NK.mean(axis=0)) / deviation_K, 0.0)
@@ -81,6 +82,6 @@ def _is_category(column: pd.Series) -> bool:
     if not pd.api.types.is_numeric_dtype(column):
         return True
     values_N = column.to_numpy(dtype=float)
-    above_M = values_N[values_N > 0]
-    with_zeros = len(above_M) and values_N.min() == 0
-    return bool(with_zeros and is_wide(above_M[:, None])[0] and 2 * column.nunique() <= len(column))
+    positive_M = values_N[values_N > 0]
+    with_zeros = len(positive_M) and values_N.min() == 0
+    return bool(with_zeros and is_wide(positive_M[:, None])[0] and 2 * column.nunique() <= len(column))

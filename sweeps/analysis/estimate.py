@@ -1,15 +1,15 @@
-"""What a statistic comes back as: an estimate with its interval."""
+"""The result type of statistics: an estimate with its interval."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Fewer usable rows than this give no statistic.
+# With fewer usable rows no statistic is computed.
 MIN_ROWS = 4
 
 
 class Estimate(NamedTuple):
-    """A statistic and its 95 % interval. A value that the rows can't give is NaN; `n` counts the rows used."""
+    """A statistic and its 95 % interval. A value that can't be computed is NaN; `n` counts the rows used."""
 
     estimate: float
     low: float
@@ -19,5 +19,5 @@ class Estimate(NamedTuple):
 
 
 def nothing(n: int) -> Estimate:
-    """The estimate of what can't be estimated from n rows."""
+    """Return the estimate of a statistic that can't be computed from n rows: NaN throughout."""
     return Estimate(np.nan, np.nan, np.nan, np.nan, n)

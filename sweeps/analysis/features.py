@@ -1,4 +1,4 @@
-"""What a loss is predicted from: columns of settings and of measurements, chosen and encoded alike wherever used.
+"""Choose and encode the columns from which a loss is predicted: settings and measurements.
 
 Letters: N rows, K regressors, C columns.
 """
@@ -20,12 +20,12 @@ from sweeps.table.columns import (
     target_of,
 )
 
-# A measurement that more of the rows lack is left out; of others the rows that lack it are.
+# A measurement missing in a larger share of the rows is left out; for others the rows that lack it are left out.
 MAX_MISSING = 0.2
 MAX_GEOMETRY = 12
-# Columns whose correlation is this near to 1 or -1 are copies.
+# Columns whose correlation is this close to 1 or -1 are copies.
 _COPY = 1e-6
-# Of a run's scale, beside its `config.` settings, and before them: of settings that say the same the first is kept.
+# The scale of a run, which comes before its `config.` settings: of equivalent settings the first is kept.
 _SCALE = ("parameters_non_embedding", "tokens")
 
 
@@ -33,8 +33,8 @@ class Features(NamedTuple):
     """Columns as regressors.
 
     Attributes:
-      names: the columns. owner_K: which of them each regressor is of, as a place in `names`.
-      x_NK: regressors as `encode` makes them; no regressor where there is no column.
+      names: the columns. owner_K: the index in `names` of each regressor's column.
+      x_NK: regressors as `encode` returns them; none if there is no column.
       note: what was left out and why; "" if nothing.
     """
 
@@ -45,10 +45,10 @@ class Features(NamedTuple):
 
 
 def setting_features(rows: pd.DataFrame) -> Features:
-    """Non-embedding parameters, tokens and the settings, as far as they vary.
+    """Return non-embedding parameters, tokens and the settings, as far as they vary.
 
     Text and lists are categories, and so is a number that is missing in some rows: missing is a level. Of settings that
-    divide the rows alike the first is taken, parameters and tokens ahead; the note names the others.
+    partition the rows in the same way the first is kept, after parameters and tokens; the note names the others.
     """
     scale = [c for c in _SCALE if c in rows.columns and rows[c].nunique() > 1]
     filled = pd.DataFrame({name: _filled(rows[name]) for name in (*scale, *controls_of(rows))}, index=rows.index)
@@ -63,10 +63,10 @@ def setting_features(rows: pd.DataFrame) -> Features:
 
 
 def geometry_candidates(columns: Iterable[str]) -> list[str]:
-    """The metrics of FIRST_TARGETS among `columns`, in an order that depends on their names alone.
+    """Return the metrics of FIRST_TARGETS among `columns`, in an order that depends only on their names.
 
-    One of each target in turn, so that a cut leaves some of each; of a target the metric declared first is the first,
-    the others follow by name [ours].
+    They alternate between targets, so that the first few have some of each; within a target the metric declared
+    beforehand comes first, the others follow by name [ours].
     """
     first = PRIMARY_PAIR[0].rpartition("/")[2]
     by_target: dict[str, list[str]] = {target: [] for target in FIRST_TARGETS}
@@ -81,7 +81,7 @@ def geometry_candidates(columns: Iterable[str]) -> list[str]:
 
 
 def measured(rows: pd.DataFrame, names: Iterable[str]) -> tuple[pd.DataFrame, str]:
-    """Columns as floats, infinite as missing, without those that over 20 % of the rows lack; the note counts these."""
+    """Return columns as floats, infinite as missing, without those missing in over 20 % of rows, and a note."""
     values = pd.DataFrame({name: numbers(rows, name) for name in names}, index=rows.index)
     values = values.replace([np.inf, -np.inf], np.nan)
     kept = values.loc[:, values.isna().mean() <= MAX_MISSING] if len(values) else values
@@ -93,7 +93,7 @@ def measured(rows: pd.DataFrame, names: Iterable[str]) -> tuple[pd.DataFrame, st
 
 
 def measured_features(values: pd.DataFrame, most: int | None = None) -> Features:
-    """Columns without a missing value as regressors, in their order: no constants, no copies, at most `most`."""
+    """Return columns without missing values as regressors, in order: no constants, no copies, at most `most`."""
     kept: list[str] = []
     columns: list[np.ndarray] = []
     constant = copies = over = 0
@@ -108,13 +108,13 @@ def measured_features(values: pd.DataFrame, most: int | None = None) -> Features
         else:
             kept.append(name)
             columns.append(x_N)
-    told = [(constant, "constant"), (copies, "copies of others"), (over, f"beyond the first {most}")]
-    left = ", ".join(f"{count} ({why})" for count, why in told if count)
-    return _features(values, kept, f"measurements left out: {left}" if left else "")
+    reasons = [(constant, "constant"), (copies, "copies of others"), (over, f"beyond the first {most}")]
+    left_out = ", ".join(f"{count} ({why})" for count, why in reasons if count)
+    return _features(values, kept, f"measurements left out: {left_out}" if left_out else "")
 
 
 def joined(*parts: Features) -> Features:
-    """All their columns, side by side."""
+    """Concatenate the columns of several features."""
     names: list[str] = []
     owners, regressors = [np.zeros(0, dtype=int)], []
     for part in parts:
@@ -132,8 +132,8 @@ def _features(rows: pd.DataFrame, names: list[str], note: str) -> Features:
 
 
 def _filled(column: pd.Series) -> pd.Series:
-    """The column as `encode` takes it: what isn't a finite number throughout is a category, missing a level of it."""
+    """Return the column for `encode`: a category with missing as a level, unless all its values are finite numbers."""
     if pd.api.types.is_numeric_dtype(column):
-        there_N = np.isfinite(numbers(column.to_frame("x"), "x"))
-        return column if there_N.all() else column.map(str)
+        finite_N = np.isfinite(numbers(column.to_frame("x"), "x"))
+        return column if finite_N.all() else column.map(str)
     return as_levels(column).astype(object).fillna("missing").map(str)

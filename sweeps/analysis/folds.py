@@ -1,4 +1,4 @@
-"""Predictions out of fold, over folds that never split a group, and intervals of what their errors come to.
+"""Predict out of fold, with folds that never split a group, and compute intervals from the errors.
 
 Letters: N rows, K regressors, E targets, P permutations, X sets of columns, V versions of a fold's rows, M rows of a
 fold, B draws, G groups.
@@ -12,12 +12,12 @@ import numpy as np
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.r2 import DRAWS, FOLDS, MIN_GROUPS, shuffled_folds
 
-# Fewer are too few for nested folds.
+# The fewest groups and rows for nested folds.
 LEAST_GROUPS, LEAST_ROWS = 10, 8
-# Permutations a split, of columns that are changed.
+# Permutations per split of columns whose importance is measured.
 PERMUTATIONS = 5
 
-# Of x_NK, y_NE, groups_N and x_MK, the prediction [M, E].
+# A function of x_NK, y_NE, groups_N and x_MK that returns the prediction [M, E].
 Regression = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -29,10 +29,10 @@ def out_of_fold(
     splits: int,
     changed: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
-    """Squared errors of predictions out of fold, means over splits: [1 + X, N, E].
+    """Return squared errors of out-of-fold predictions, averaged over splits: [1 + X, N, E].
 
-    The first are of the columns as they are. Each of the X others is with the columns that `changed` names taken from
-    another row: a permutation of all rows, so that a small fold doesn't exchange values among a few configurations.
+    The first are those with unchanged columns. For each of the X others, the columns with the indexes in `changed` are
+    taken from another row, by a permutation of all rows, as within a small fold few configurations would swap values.
     """
     n = len(x_NK)
     error_XNE = np.zeros((1 + len(changed), n, y_NE.shape[1]))
@@ -40,16 +40,16 @@ def out_of_fold(
         other_PN = np.random.default_rng(split).permuted(np.tile(np.arange(n), (PERMUTATIONS, 1)), axis=1)
         for fold in range(FOLDS):
             test_N = fold_N == fold
-            tried = [x_NK[test_N]]
+            versions = [x_NK[test_N]]
             for columns in changed:
                 for other_N in other_PN:
-                    tried.append(x_NK[test_N])
-                    tried[-1][:, columns] = x_NK[np.ix_(other_N[test_N], columns)]
+                    versions.append(x_NK[test_N])
+                    versions[-1][:, columns] = x_NK[np.ix_(other_N[test_N], columns)]
             if x_NK.shape[1]:
-                given_ME = regress(x_NK[~test_N], y_NE[~test_N], groups_N[~test_N], np.concatenate(tried))
+                predicted_ME = regress(x_NK[~test_N], y_NE[~test_N], groups_N[~test_N], np.concatenate(versions))
             else:
-                given_ME = np.tile(y_NE[~test_N].mean(axis=0), (len(tried) * int(test_N.sum()), 1))
-            square_VME = (given_ME.reshape(len(tried), -1, y_NE.shape[1]) - y_NE[test_N]) ** 2
+                predicted_ME = np.tile(y_NE[~test_N].mean(axis=0), (len(versions) * int(test_N.sum()), 1))
+            square_VME = (predicted_ME.reshape(len(versions), -1, y_NE.shape[1]) - y_NE[test_N]) ** 2
             error_XNE[0, test_N] += square_VME[0] / splits
             changed_XPME = square_VME[1:].reshape(len(changed), PERMUTATIONS, *square_VME.shape[1:])
             error_XNE[1:, test_N] += changed_XPME.mean(axis=1) / splits
@@ -57,9 +57,9 @@ def out_of_fold(
 
 
 def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
-    """Sums of `part` as shares of the target's squares about its mean, with 95 % intervals: [X, 3].
+    """Return sums of `part` divided by the target's sum of squares about its mean, with 95 % intervals: [X, 3].
 
-    The intervals are of draws of whole groups, and NaN with fewer than 14 groups.
+    The intervals are percentiles over draws of whole groups, and NaN with fewer than 14 groups.
     """
     n_groups = int(groups_N.max()) + 1
     result_X3 = np.full((len(part_XN), 3), np.nan)
@@ -69,15 +69,15 @@ def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.nda
     weights_BN = _draws(n_groups, DRAWS)[:, groups_N]
     rows_B = weights_BN.sum(axis=1)
     total_B = weights_BN @ y_N**2 - (weights_BN @ y_N) ** 2 / rows_B
-    given_B = total_B > ROUNDING * rows_B * y_N.var()
-    drawn_BX = weights_BN[given_B] @ part_XN.T / total_B[given_B, None]
+    valid_B = total_B > ROUNDING * rows_B * y_N.var()
+    drawn_BX = weights_BN[valid_B] @ part_XN.T / total_B[valid_B, None]
     result_X3[:, 1:] = np.quantile(drawn_BX, [0.025, 0.975], axis=0).T
     return result_X3
 
 
 @functools.lru_cache(maxsize=2)
 def _draws(n_groups: int, n_draws: int) -> np.ndarray:
-    """How often each group comes up in draws with replacement of as many groups, always the same: [B, G]."""
+    """Return how often each group occurs in draws with replacement of as many groups, with a fixed seed: [B, G]."""
     shares_G = np.full(n_groups, 1 / n_groups)
     counts_BG = np.random.default_rng(0).multinomial(n_groups, shares_G, size=n_draws).astype(float)
     counts_BG.setflags(write=False)
@@ -85,7 +85,7 @@ def _draws(n_groups: int, n_draws: int) -> np.ndarray:
 
 
 def too_few(n: int, n_groups: int, groups: str) -> str:
-    """Why so many rows and groups give no prediction out of fold, or "" if they do."""
+    """Return why n rows in n_groups groups allow no out-of-fold prediction, or "" if they do."""
     if n == 0:
         return "no finished run has the target"
     if n < LEAST_ROWS:
@@ -96,7 +96,7 @@ def too_few(n: int, n_groups: int, groups: str) -> str:
 
 
 def no_interval(n_groups: int, groups: str) -> str:
-    """Why there is no interval, or "" if there is one."""
+    """Return why there is no interval, or "" if there is one."""
     return f"{n_groups} {_word(groups)} are too few for an interval" if n_groups < MIN_GROUPS else ""
 
 

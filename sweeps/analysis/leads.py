@@ -1,10 +1,10 @@
-"""Which of two curves changes first: change points of each run, the lag between them, and a null of shuffled runs.
+"""Test which of two curves changes first: change points of each run, the lag between them, a null of shuffled runs.
 
-    found = lead_lag(curves, "layer_1.train/local_two_nn", "texts.validation/accuracy")
-    found.lead          Estimate: steps by which the metric's change comes before the outcome's
-    found.changes       a row a run: the two change points
+    result = lead_lag(curves, "layer_1.train/local_two_nn", "texts.validation/accuracy")
+    result.lead          Estimate: steps by which the metric's change precedes the outcome's
+    result.changes       one row per run: the two change points
 
-Units are groups of runs, by default each run for itself.
+Units are groups of runs, by default single runs.
 """
 
 import math
@@ -18,14 +18,14 @@ from sweeps.analysis.estimate import Estimate, nothing
 from sweeps.table.columns import AnalysisError
 
 KINDS = ("jump", "level", "turn")
-# Of so many values noise alone has a change, as defined below, less than one time in twenty.
+# From so many values on, pure noise has a change, as defined below, in less than 5 % of cases.
 LEAST_VALUES = 16
 LEAST_EXPLAINED = 0.5
-# A change has to leave less than this share of the squares that a straight line leaves: a drift is none.
+# A change must leave less than this share of a straight line's sum of squared residuals, as a drift isn't a change.
 _BESIDE_A_LINE = 0.8
-# A level is one that holds for this share of the values.
+# A level must hold for this share of the values.
 _LEAST_LEVEL = 0.1
-# Fewer have no 95 % interval of signed ranks: 2 / 2^5 is more than 5 %.
+# Fewer values have no 95 % signed-rank interval: 2 / 2^5 is more than 5 %.
 MIN_FOR_INTERVAL = 6
 SHUFFLES = 2000
 
@@ -46,13 +46,13 @@ NO_CHANGE = Change(math.nan, math.nan, math.nan, math.nan)
 
 
 class LeadLag(NamedTuple):
-    """What `lead_lag` found.
+    """The result of `lead_lag`.
 
     Attributes:
       lead: steps from the metric's change to the outcome's, positive where the metric's comes first; p by shuffling; n
         counts groups.
-      changes: a row a run: run_id, group, metric_step, outcome_step, lag; NaN where a curve has no change.
-      claimed: whether a lead or a lag is shown: its interval leaves out 0, and p < .05.
+      changes: one row per run: run_id, group, metric_step, outcome_step, lag; NaN where a curve has no change.
+      claimed: whether a lead or a lag is significant: its interval excludes 0, and p < .05.
       note: what is missing, and why.
     """
 
@@ -63,27 +63,27 @@ class LeadLag(NamedTuple):
 
 
 def change_point(steps: np.ndarray, values: np.ndarray, kind: str = "jump", least: float = 0.0) -> Change:
-    """The point where a curve changes, by least squares; found to within the distance of two measurements.
+    """Return the point where a curve changes, by least squares, up to the distance between measurements.
 
     Args:
       steps: ascending. values: NaN are left out.
-      kind: "jump", from one level to another; "level", from a straight slope to a level that stays, for a tenth of the
-        values at least; "turn", from a slope to one of the other sign, the middle of a V.
-      least: the smallest difference of levels (for a turn: of the change before or after it) that is a change.
+      kind: "jump", from one level to another; "level", from a straight slope to a level that lasts for at least a tenth
+        of the values; "turn", from a slope to one of the other sign, the vertex of a V.
+      least: the smallest difference of levels (for a turn: of the change before or after it) that counts.
 
     Returns:
-      NO_CHANGE with fewer than 16 values, where the change explains less than half of the variance or hardly more than
-      a straight line, and where it is smaller than `least`.
+      The change; NO_CHANGE with fewer than 16 values, where the change explains less than half of the variance or
+      hardly more than a straight line, and where it is smaller than `least`.
 
-    Raises AnalysisError for another kind, and for steps and values that aren't as many.
+    Raises AnalysisError for another kind, and for unequal numbers of steps and values.
     """
     if kind not in KINDS:
         raise AnalysisError(f"kind = '{kind}': needs one of {', '.join(KINDS)}")
     steps, values = np.asarray(steps, float), np.asarray(values, float)
     if steps.shape != values.shape:
         raise AnalysisError(f"{steps.size} steps and {values.size} values: a curve has as many of both")
-    there = np.isfinite(steps) & np.isfinite(values)
-    x_N, y_N = steps[there], values[there]
+    known = np.isfinite(steps) & np.isfinite(values)
+    x_N, y_N = steps[known], values[known]
     total = float(np.sum((y_N - y_N.mean()) ** 2)) if len(y_N) else 0.0
     if len(y_N) < LEAST_VALUES or total == 0:
         return NO_CHANGE
@@ -94,14 +94,14 @@ def change_point(steps: np.ndarray, values: np.ndarray, kind: str = "jump", leas
     size = abs(after - before)
     if kind == "turn":
         first, last = (float(v) for v in (y_N[:2].mean(), y_N[-2:].mean()))
-        if (after - first) * (last - after) >= 0:  # it goes on the way it went
+        if (after - first) * (last - after) >= 0:  # it continues in the same direction
             return NO_CHANGE
         size = min(abs(after - first), abs(last - after))
     return Change(step, before, after, explained) if size >= least else NO_CHANGE
 
 
 def _jump(x_N: np.ndarray, y_N: np.ndarray) -> tuple[float, float, float, float]:
-    """Of two levels: where, the levels, and the squares left over; all divisions at once by running sums."""
+    """Fit two levels: the step between them, the levels and the squares left, for all splits by running sums."""
     n_K = np.arange(1, len(y_N))
     sum_K, square = np.cumsum(y_N)[:-1], np.sum(y_N**2)
     rest_K, m_K = y_N.sum() - sum_K, len(y_N) - n_K
@@ -111,7 +111,7 @@ def _jump(x_N: np.ndarray, y_N: np.ndarray) -> tuple[float, float, float, float]
 
 
 def _hinge(x_N: np.ndarray, y_N: np.ndarray, flat: bool) -> tuple[float, float, float, float]:
-    """Of two straight lines that meet, the second level if `flat`: where, value at the start and there, left over."""
+    """Fit two lines that meet, the second level if `flat`: the step, values at start and step, the squares left."""
     best = (math.nan, math.nan, math.nan, math.inf)
     scaled_N = (x_N - x_N[0]) / (x_N[-1] - x_N[0])
     shortest = max(1, math.ceil(_LEAST_LEVEL * len(x_N))) if flat else 1
@@ -140,20 +140,20 @@ def lead_lag(
     settings: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> LeadLag:
-    """Whether a metric changes before or after an outcome, over runs.
+    """Test over runs whether a metric changes before or after an outcome.
 
-    The lead is the median of the pairwise means of the lags (Hodges and Lehmann), each group's mean lag counting once;
-    the interval is that of Wilcoxon's signed ranks, exact for lags that scatter evenly about their middle, and takes 6
-    groups. A lag that is there because all runs change at the same time of their training says nothing of the two
-    curves of one run: p is the share of shuffles, each group's metric against another's outcome, in which the lags
-    scatter as little as they do. Where all are alike, p is large, and nothing can be claimed. What moves both changes,
-    such as a setting, makes p small: with `settings` only groups that share theirs are shuffled.
+    The lead is the median of the pairwise means of the lags (Hodges and Lehmann), with one mean lag per group; the
+    interval is that of Wilcoxon's signed ranks, exact for lags with a symmetric distribution, and needs 6 groups. A lag
+    that exists because all runs change at the same time of training says nothing about the two curves of one run: p is
+    the share of shuffles, which pair each group's metric with another's outcome, in which the lags scatter as little as
+    observed. If all runs change at the same times, p is large, and nothing can be claimed. A common cause of both
+    changes, such as a setting, makes p small: with `settings` only groups of the same settings are shuffled.
 
     Args:
       curves: each run's metrics by run id, with a column `step`; those without one of the columns are left out.
-      kinds: of the change of metric and outcome; see `change_point`. least: the smallest change of the outcome.
-      groups: a name for each run; None for each run its own. settings: likewise, the same for all runs of a group.
-      seed: of the shuffles.
+      kinds: kinds of change of metric and outcome; see `change_point`. least: the smallest change of the outcome.
+      groups: the group of each run; None for one group per run. settings: the settings of each run, equal in a group.
+      seed: seed of the shuffles.
 
     Raises AnalysisError for a curve without `step`, and for a run that `groups` or `settings` doesn't name.
     """
@@ -167,46 +167,46 @@ def lead_lag(
         if not {metric, outcome} <= {*curve.columns}:
             continue
         steps = curve["step"].to_numpy(float)
-        of_metric = change_point(steps, curve[metric].to_numpy(float), kinds[0])
-        of_outcome = change_point(steps, curve[outcome].to_numpy(float), kinds[1], least)
-        rows.append((run, run if groups is None else groups[run], of_metric.step, of_outcome.step))
-    found = lag_of(pd.DataFrame(rows, columns=["run_id", "group", "metric_step", "outcome_step"]), settings, seed)
+        metric_change = change_point(steps, curve[metric].to_numpy(float), kinds[0])
+        outcome_change = change_point(steps, curve[outcome].to_numpy(float), kinds[1], least)
+        rows.append((run, run if groups is None else groups[run], metric_change.step, outcome_change.step))
+    result = lag_of(pd.DataFrame(rows, columns=["run_id", "group", "metric_step", "outcome_step"]), settings, seed)
     if lacking := len(curves) - len(rows):
         note = f"{lacking} of {len(curves)} runs lack one of the two"
-        found = found._replace(note="; ".join(filter(None, [note, found.note])))
-    return found
+        result = result._replace(note="; ".join(filter(None, [note, result.note])))
+    return result
 
 
 def lag_of(changes: pd.DataFrame, settings: Mapping[str, str] | None = None, seed: int = 0) -> LeadLag:
-    """As `lead_lag`, from the change points: columns run_id, group, metric_step and outcome_step."""
+    """Return the result of `lead_lag` from the change points: columns run_id, group, metric_step and outcome_step."""
     changes = changes.assign(lag=changes["outcome_step"] - changes["metric_step"])
-    there = changes.dropna(subset=["metric_step", "outcome_step"])
+    complete = changes.dropna(subset=["metric_step", "outcome_step"])
     notes = [
         f"{what} doesn't change in {int(changes[column].isna().sum())} of {len(changes)} runs"
         for what, column in (("the metric", "metric_step"), ("the outcome", "outcome_step"))
         if changes[column].isna().any()
     ]
-    if not len(there):
+    if not len(complete):
         return LeadLag(nothing(0), changes, False, "; ".join(notes or ["no run has both curves"]))
-    by_group = there.groupby("group")
-    of_G = by_group[["metric_step", "outcome_step", "lag"]].mean()
+    by_group = complete.groupby("group")
+    means_G = by_group[["metric_step", "outcome_step", "lag"]].mean()
     named = by_group["run_id"].first()
     strata_G = np.array([settings[run] if settings else "" for run in named])
-    estimate, low, high = middle(of_G["lag"].to_numpy())
+    estimate, low, high = middle(means_G["lag"].to_numpy())
     if math.isnan(low):
-        notes.append(f"{len(of_G)} groups have no 95 % interval of a lead, which takes {MIN_FOR_INTERVAL}")
-    p_value = _shuffled(of_G["metric_step"].to_numpy(), of_G["outcome_step"].to_numpy(), strata_G, seed)
+        notes.append(f"{len(means_G)} groups have no 95 % interval of a lead, which takes {MIN_FOR_INTERVAL}")
+    p_value = _shuffled(means_G["metric_step"].to_numpy(), means_G["outcome_step"].to_numpy(), strata_G, seed)
     if math.isnan(p_value):
-        alike = " of the same settings" if settings else ""
-        notes.append(f"too few groups{alike} to tell a lead from chance by shuffling them")
-    lead = Estimate(estimate, low, high, p_value, len(of_G))
+        condition = " of the same settings" if settings else ""
+        notes.append(f"too few groups{condition} to tell a lead from chance by shuffling them")
+    lead = Estimate(estimate, low, high, p_value, len(means_G))
     return LeadLag(lead, changes, bool((low > 0 or high < 0) and p_value < 0.05), "; ".join(notes))
 
 
 def middle(x_N: np.ndarray) -> tuple[float, float, float]:
-    """The median of pairwise means (Hodges and Lehmann), and the 95 % interval that Wilcoxon's signed ranks leave.
+    """Return the median of pairwise means (Hodges and Lehmann) with the 95 % interval of Wilcoxon's signed ranks.
 
-    Of the values that aren't NaN. The interval is NaN of fewer than 6, all of it of none.
+    NaN values are left out. The interval is NaN with fewer than 6 values, and the median with none.
     """
     x_N = x_N[~np.isnan(x_N)]
     if not len(x_N):
@@ -221,9 +221,9 @@ def middle(x_N: np.ndarray) -> tuple[float, float, float]:
 
 
 def _rank_quantile(n: int) -> int:
-    """How many pairwise means may lie beyond each end of a 95 % interval of n values."""
+    """Return how many pairwise means may lie beyond each end of a 95 % interval of n values."""
     ways = np.ones(1)
-    for rank in range(1, n + 1):  # of each sum of signed ranks, how many signs give it
+    for rank in range(1, n + 1):  # for each sum of signed ranks, how many choices of signs give it
         longer = np.zeros(len(ways) + rank)
         longer[: len(ways)] += ways
         longer[rank:] += ways
@@ -233,14 +233,14 @@ def _rank_quantile(n: int) -> int:
 
 
 def _shuffled(metric_G: np.ndarray, outcome_G: np.ndarray, strata_G: np.ndarray, seed: int) -> float:
-    """The share of shuffles within strata in which the lags scatter no more than they do; NaN below 20 orders."""
+    """Return the share of shuffles within strata in which lags scatter no more than observed; NaN below 20 orders."""
     members = [np.flatnonzero(strata_G == stratum) for stratum in np.unique(strata_G)]
-    if math.prod(math.factorial(min(len(of), 20)) for of in members) < 20:
+    if math.prod(math.factorial(min(len(places), 20)) for places in members) < 20:
         return math.nan
     random = np.random.default_rng(seed)
     order_BG = np.tile(np.arange(len(metric_G)), (SHUFFLES, 1))
-    for of in members:
-        order_BG[:, of] = of[np.argsort(random.random((SHUFFLES, len(of))), axis=1)]
+    for places in members:
+        order_BG[:, places] = places[np.argsort(random.random((SHUFFLES, len(places))), axis=1)]
     scatter_B = np.std(outcome_G - metric_G[order_BG], axis=1)
     as_little = scatter_B <= np.std(outcome_G - metric_G) * (1 + 1e-9)
     return float((1 + as_little.sum()) / (1 + SHUFFLES))

@@ -1,4 +1,4 @@
-"""A metric's effect on a loss within model sizes: a linear mixed model with a random intercept for each size.
+"""Estimate a metric's effect on a loss within model sizes: a linear mixed model with a random intercept per size.
 
 Letters: N rows, K control regressors, Q columns (intercept, controls, metric, target), G configurations, B draws.
 """
@@ -11,24 +11,24 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.bootstrap import ROUNDING
-from sweeps.analysis.clusters import enough_groups, groups_alone, rank_between
+from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
 from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
 from sweeps.analysis.r2 import DRAWS, group_codes
 from sweeps.table.columns import numbers, require_column
 
-# Variance between sizes over that within them: 0, and a grid between whose points the best is looked for. Beyond its
-# end only what varies within sizes counts.
+# Grid of ratios of the variance between sizes to that within them; the optimum is refined between its points, and 0 is
+# tried as well. Beyond its end only variation within sizes counts.
 _LOG_RATIOS = np.linspace(np.log(1e-6), np.log(1e6), 57)
 
 
 class MixedFit(NamedTuple):
-    """A coefficient, why a value is missing ("" where none is), and what it takes to read it.
+    """A coefficient, why a value is missing ("" where none is), and what is needed to interpret it.
 
     Attributes:
-      between_sizes: share of the variance left by metric and controls that lies between sizes; 0 where the sizes differ
-        by no more than their runs do, and the model is least squares.
-      target_in_logs: whether the target spans a decade and so the coefficient is in logs of it.
+      between_sizes: share of the residual variance given metric and controls that lies between sizes; 0 where sizes
+        differ by no more than runs within them do, so that the model reduces to least squares.
+      target_in_logs: whether the coefficient is in logs of the target, as it spans a decade.
     """
 
     estimate: Estimate
@@ -45,33 +45,33 @@ def mixed_effects(
     groups: str = "parameters_non_embedding",
     cluster: str = "configuration",
 ) -> Estimate:
-    """How much the target changes with one standard deviation of the metric, among runs of one size, given controls.
+    """Return the target's change per standard deviation of the metric, among runs of one size, given controls.
 
     The model is target = intercept + b metric + controls + u(size) + e, u and e normal, fitted by restricted maximum
     likelihood (statsmodels' MixedLM). It has one free parameter, the ratio of the variances of u and e; that is found
     by search along it, so no optimiser can fail to converge. Columns enter by the rule of `encode`, metric and target
     too; the metric is divided by its standard deviation over the rows (n - 1).
 
-    The 95 % interval is the percentile interval of 2,000 draws, always the same, of whole configurations with
-    replacement within their size, by generalised least squares at the fitted ratio; draws are spread about the estimate
-    by sqrt(G / (G - 1 - k)), for G configurations and k as below. p_value is twice the share of draws on the other side
-    of 0, one more counted, so never below about .001. Sizes are taken as they are: nothing is said of other sizes.
+    The 95 % interval is the percentile interval of 2,000 draws, with a fixed seed, of whole configurations with
+    replacement within their size, by generalised least squares at the fitted ratio; the deviations of draws from the
+    estimate are scaled by sqrt(G / (G - 1 - k)), for G configurations and k as below. p_value is twice the share of
+    draws on the other side of 0, plus one draw, so never below about .001. Inference is conditional on these sizes.
     In null tables of 108 configurations, of one seed or three, p was under .05 in 5 to 7 %.
 
-    With few sizes a little of what lies between them stays in b, the less the more runs a size has; a control that
-    follows size takes that away. In null tables of 6 sizes by 18 configurations whose metric was mostly size, intervals
+    With few sizes, b keeps a part of the association between sizes, the smaller the more runs a size has; a control
+    that follows size removes it. In null tables of 6 sizes by 18 configurations whose metric was mostly size, intervals
     held 0 in 88 %, and in 93 % with the size's log among the controls.
 
     Args:
       table: rows to use; those with a missing or infinite value in a used column are dropped.
       metric, target: numeric columns.
-      controls: columns held fixed; they may be collinear, and may say the size.
-      groups: column that tells the sizes apart. cluster: column that names a row's configuration.
+      controls: columns held fixed; they may be collinear, and may include the size.
+      groups: column that distinguishes the sizes. cluster: column that names a row's configuration.
 
     Returns:
-      An Estimate. All but n are NaN with one size, a constant column, or where size and controls leave nothing of the
-      metric, the target or the degrees of freedom. Interval and p_value are NaN with fewer than 14 + k configurations
-      or 2 (k + 2), k the controls and sizes that vary between them.
+      An Estimate. All except n are NaN with one size, a constant column, or where size and controls explain the metric
+      or the target completely or use up the degrees of freedom. Interval and p_value are NaN with fewer than 14 + k
+      configurations or 2 (k + 2), k the rank of controls and sizes between them.
 
     Raises:
       UnknownColumnError: no such column. AnalysisError: a metric or target that holds something other than numbers.
@@ -88,7 +88,7 @@ def mixed_table(
     groups: str = "parameters_non_embedding",
     cluster: str = "configuration",
 ) -> pd.DataFrame:
-    """`mixed_effects` of each (metric, target), a row each.
+    """Return `mixed_effects` of each (metric, target), one row each.
 
     Returns:
       Columns metric, target, estimate, low, high, p_value, n, note, between_sizes, target_in_logs; see `MixedFit`.
@@ -102,7 +102,7 @@ def mixed_table(
 def mixed_fit(
     table: pd.DataFrame, metric: str, target: str, controls: Sequence[str], groups: str, cluster: str
 ) -> MixedFit:
-    """`mixed_effects` with its note; arguments and errors as there."""
+    """Return `mixed_effects` with its note; arguments and errors are the same."""
     controls = list(dict.fromkeys(controls))
     for name in (metric, target, *controls, groups, cluster):
         require_column(table, name)
@@ -126,21 +126,21 @@ def mixed_fit(
 
     z_NQ = np.concatenate([np.ones((n, 1)), _basis(controls_NK), standardised(pair_N2)], axis=1)
     ratio = _variance_ratio(z_NQ, sizes_N)
-    # Both columns have variance 1 in the fit; back to the target's units, and to a deviation with n - 1.
+    # Both columns have variance 1 in the fit; this converts to the target's units, and to a deviation with n - 1.
     scale = float(pair_N2[:, 1].std() * np.sqrt(n / (n - 1)))
     n_clusters = int(clusters_N.max()) + 1
     sums, once_1G = _sums(z_NQ, sizes_N, clusters_N), np.ones((1, n_clusters))
     b = float(_coefficients(_products(sums, once_1G, ratio))[0] * scale)
     between = ratio / (1 + ratio)
 
-    k_between, alone = rank_between(held_NK, clusters_N), groups_alone(clusters_N)
-    if not enough_groups(alone, k_between):
+    k_between, copies = rank_between(held_NK, clusters_N), rows_as_copies(clusters_N)
+    if not enough_groups(copies, k_between):
         given = f"{n_sizes} sizes" + (f" and {len(controls)} control{'s'[: len(controls) > 1]}" if controls else "")
         note = f"{n_clusters} configurations are too few for a p-value or an interval with {given}"
         return MixedFit(Estimate(b, np.nan, np.nan, np.nan, n), note, between, in_logs)
     counts_BG = _draws(tuple(sums.size_G.tolist()), DRAWS)
     draws_B = _coefficients(_products(sums, counts_BG, ratio)) * scale
-    # Fitted values follow the rows, so draws spread too little: by the degrees of freedom that they take.
+    # The residuals of a fit are too small, and so is the spread of draws: corrected by the degrees of freedom used.
     draws_B = b + (draws_B[np.isfinite(draws_B)] - b) * np.sqrt(n_clusters / (n_clusters - 1 - k_between))
     low, high = np.quantile(draws_B, [0.025, 0.975])
     other_side = min(np.sum(draws_B <= 0), np.sum(draws_B >= 0))
@@ -149,7 +149,7 @@ def mixed_fit(
 
 
 def _why_not(pair_N2: np.ndarray, held_NK: np.ndarray, n_sizes: int) -> str:
-    """Why metric and target, standardised, have no coefficient given sizes and controls; "" if they have one."""
+    """Return why metric and target, standardised, have no coefficient given sizes and controls; "" if they have one."""
     n, columns = len(pair_N2), ("metric", "target")
     constant_2 = ~pair_N2.any(axis=0)
     if constant_2.any():
@@ -166,7 +166,7 @@ def _why_not(pair_N2: np.ndarray, held_NK: np.ndarray, n_sizes: int) -> str:
 
 
 def _basis(controls_NK: np.ndarray) -> np.ndarray:
-    """Orthonormal columns, each of norm sqrt(N), that span what the controls span."""
+    """Return orthogonal columns of norm sqrt(N) with the span of the controls."""
     if controls_NK.shape[1] == 0:
         return controls_NK
     u_NK, s_K, _ = np.linalg.svd(controls_NK, full_matrices=False)
@@ -174,7 +174,7 @@ def _basis(controls_NK: np.ndarray) -> np.ndarray:
 
 
 def _variance_ratio(z_NQ: np.ndarray, sizes_N: np.ndarray) -> float:
-    """The variance between sizes over that within them that maximises the restricted likelihood."""
+    """Return the ratio of the variance between sizes to that within them that maximises the restricted likelihood."""
     from scipy import optimize
 
     n, n_fixed = len(z_NQ), z_NQ.shape[1] - 1
@@ -182,7 +182,7 @@ def _variance_ratio(z_NQ: np.ndarray, sizes_N: np.ndarray) -> float:
     sums, once_1G = _sums(z_NQ, sizes_N, sizes_N), np.ones((1, len(rows_J)))
 
     def criterion(ratio: float) -> float:
-        """-2 log likelihood, minus a constant."""
+        """Return -2 log likelihood, up to a constant."""
         products_QQ = _products(sums, once_1G, ratio)[0]
         fixed_QQ, with_target_Q = products_QQ[:-1, :-1], products_QQ[:-1, -1]
         squares = products_QQ[-1, -1] - with_target_Q @ np.linalg.solve(fixed_QQ, with_target_Q)
@@ -193,16 +193,16 @@ def _variance_ratio(z_NQ: np.ndarray, sizes_N: np.ndarray) -> float:
     values = [criterion(np.exp(x)) for x in _LOG_RATIOS]
     best = int(np.argmin(values))
     ends = (_LOG_RATIOS[max(best - 1, 0)], _LOG_RATIOS[min(best + 1, len(_LOG_RATIOS) - 1)])
-    found = optimize.minimize_scalar(lambda x: criterion(np.exp(x)), bounds=ends, method="bounded")
-    return float(np.exp(found.x)) if found.fun < criterion(0.0) else 0.0
+    optimum = optimize.minimize_scalar(lambda x: criterion(np.exp(x)), bounds=ends, method="bounded")
+    return float(np.exp(optimum.x)) if optimum.fun < criterion(0.0) else 0.0
 
 
 class _Sums(NamedTuple):
     """Sums over the rows of each cluster; a cluster lies in one size.
 
     Attributes:
-      squares_GQQ: of the products of its columns. of_columns_GQ: of its columns. rows_G: how many there are.
-      size_G: the size that each cluster is of.
+      squares_GQQ: sums of products of columns. of_columns_GQ: sums of columns. rows_G: numbers of rows.
+      size_G: index of each cluster's size.
     """
 
     squares_GQQ: np.ndarray
@@ -222,7 +222,7 @@ def _sums(z_NQ: np.ndarray, sizes_N: np.ndarray, clusters_N: np.ndarray) -> _Sum
 
 
 def _products(sums: _Sums, counts_BG: np.ndarray, ratio: float) -> np.ndarray:
-    """Z' V^-1 Z of draws in which each cluster is there so many times, `[B, Q, Q]`.
+    """Return Z' V^-1 Z of draws in which cluster g occurs counts_BG[b, g] times, `[B, Q, Q]`.
 
     V is I + ratio 11' within a size, and its inverse I - ratio / (1 + m ratio) 11' for m rows.
     """
@@ -238,9 +238,9 @@ def _products(sums: _Sums, counts_BG: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def _coefficients(products_BQQ: np.ndarray) -> np.ndarray:
-    """The metric's coefficient given intercept and controls, from sums of products; NaN where they explain it: [B]."""
+    """Return the metric's coefficient given intercept and controls, from sums of products, NaN if they explain it."""
     held_BXX, pair_BX2 = products_BQQ[:, :-2, :-2], products_BQQ[:, :-2, -2:]
-    # To a diagonal of ones: the intercept's square is small where sizes differ much. Controls may be collinear.
+    # Scaled to a unit diagonal, as the intercept's square is small where sizes differ much. Controls may be collinear.
     scale_BX = np.sqrt(np.maximum(np.diagonal(held_BXX, axis1=1, axis2=2), np.finfo(float).tiny))
     held_BXX = held_BXX / scale_BX[:, :, None] / scale_BX[:, None, :]
     pair_BX2 = pair_BX2 / scale_BX[:, :, None]
@@ -251,13 +251,13 @@ def _coefficients(products_BQQ: np.ndarray) -> np.ndarray:
     return (products_BQQ[:, -2, -1] - np.sum(fitted_BX * pair_BX2[:, :, 1], axis=1)) / left_B
 
 
-@functools.lru_cache(maxsize=2)  # the same for all pairs that are there in the same rows
+@functools.lru_cache(maxsize=2)  # the same for all pairs with values in the same rows
 def _draws(size_G: tuple[int, ...], n_draws: int) -> np.ndarray:
-    """How often each configuration is drawn, `[B, G]`: within each size as many as it has, with replacement."""
+    """Return how often each configuration is drawn, `[B, G]`, with replacement among those of its size."""
     rng = np.random.default_rng(0)
     counts_BG = np.zeros((n_draws, len(size_G)))
     for size in range(max(size_G) + 1):
-        own = np.flatnonzero(np.asarray(size_G) == size)
-        counts_BG[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=n_draws)
+        members = np.flatnonzero(np.asarray(size_G) == size)
+        counts_BG[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n_draws)
     counts_BG.setflags(write=False)
     return counts_BG

@@ -1,7 +1,7 @@
-"""Which runs of two sweeps belong together.
+"""Pair the runs of two sweeps.
 
-Sweeps that differ in one setting everywhere (another optimiser, another corpus) share no configuration, so pairs are
-found by the settings that vary within the sweeps. Letters: N final rows.
+Sweeps that differ in one setting everywhere (another optimiser, another corpus) share no configuration, so runs are
+paired by the settings that vary within the sweeps. Letters: N final rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,26 +12,26 @@ import pandas as pd
 
 from sweeps.table.columns import AnalysisError, FinalRows, controls_of, final_rows, require_column
 
-# Floats that differ by rounding alone are one value.
+# Significant digits to which floats are compared, so that rounding makes no difference.
 _DIGITS = 9
-# Values and settings that a message names.
+# The most values and settings that a message names.
 _MOST_VALUES, _MOST_SETTINGS = 6, 3
 
 Level = str | float | None
 
 
 class Pairing(NamedTuple):
-    """Which final rows of two sweeps belong together.
+    """The pairs of final rows of two sweeps.
 
     Attributes:
       first, second: final rows of each sweep, and how many runs these leave out.
-      first_N, second_N: the pair of each row, counted from 0; -1 for a row without one.
-      pairs: how many pairs there are.
-      paired_by: settings that vary and agree in every pair; where they were given, those.
+      first_N, second_N: index of each row's pair, from 0; -1 for a row without one.
+      pairs: number of pairs.
+      paired_by: settings that vary and agree in every pair; if `pair_by` was given, those.
       differs: the settings that don't agree, each with its values in the pairs of the first and of the second sweep.
-      same: pairs that are one configuration in both sweeps.
-      averaged: pairs of several configurations, which count by their means.
-      apart: settings for which alone some runs are in no pair: others of the other sweep agree in all else.
+      same: number of pairs with the same configuration in both sweeps.
+      averaged: number of pairs of several configurations, whose means are compared.
+      apart: settings that by themselves keep some runs from being paired: without one, these would have a pair.
     """
 
     first: FinalRows
@@ -47,21 +47,21 @@ class Pairing(NamedTuple):
 
     @property
     def unpaired(self) -> tuple[int, int]:
-        """Finished runs of the first and of the second sweep that are in no pair."""
+        """Return the numbers of finished runs of the first and of the second sweep that are in no pair."""
         return int((self.first_N < 0).sum()), int((self.second_N < 0).sum())
 
 
 def pair(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | None = None) -> Pairing:
-    """Pairs the finished runs of two sweeps by configuration [ours].
+    """Pair the finished runs of two sweeps by configuration [ours].
 
-    Runs pair where the settings agree that vary within either sweep: their grids. A setting that is one value in each
-    and not the same in both is what differs. A setting of the grids needn't agree if the others tell as many points
-    apart, in both sweeps: a learning rate that follows from the batch size, by another rule in each. It then differs
-    too. The settings with the smallest share of values in common are tried first.
+    Runs pair if they agree in the settings that vary within either sweep, their grids. A setting that is constant
+    within each sweep, with different values, counts as a difference. So does a setting of the grids that is redundant:
+    in both sweeps the others distinguish as many points, as when each sweep sets the learning rate from the batch size
+    by another rule. The settings with the smallest share of common values are tried first.
 
     Args:
-      first, second: tables of the two sweeps, one row a (run, checkpoint).
-      pair_by: pair where these columns agree instead, with or without `config.`; what it doesn't name is averaged over.
+      first, second: tables of the two sweeps, one row per (run, checkpoint).
+      pair_by: pair runs that agree in these columns instead, with or without `config.`; others are averaged over.
 
     Raises:
       AnalysisError: a sweep without a finished run, or no pair; the message names the settings without a common value.
@@ -75,12 +75,12 @@ def pair(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | Non
     grid = [c for c in varied if len(set(one[c])) > 1 or len(set(other[c])) > 1]
     key = _shortest(grid, one, other) if named is None else named
 
-    of_one, of_other = _points(one, key), _points(other, key)
-    there = set(of_other)
-    place = {point: i for i, point in enumerate(p for p in dict.fromkeys(of_one) if p in there)}
-    if not place:
+    one_points, other_points = _points(one, key), _points(other, key)
+    common = set(other_points)
+    index = {point: i for i, point in enumerate(p for p in dict.fromkeys(one_points) if p in common)}
+    if not index:
         raise AnalysisError(f"no configuration of one sweep pairs with one of the other: {_why_none(key, one, other)}")
-    first_N, second_N = (np.array([place.get(point, -1) for point in points]) for points in (of_one, of_other))
+    first_N, second_N = (np.array([index.get(point, -1) for point in points]) for points in (one_points, other_points))
 
     apart = _apart(key, one[first_N < 0], other[second_N < 0])
     one, other = _paired(one, first_N), _paired(other, second_N)
@@ -93,7 +93,7 @@ def pair(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | Non
         *finals,
         first_N,
         second_N,
-        pairs=len(place),
+        pairs=len(index),
         paired_by=[c for c in grid if c not in differing] if named is None else named,
         differs={c: (_in_words(one[c]), _in_words(other[c])) for c in differing},
         same=int((ids[0] == ids[1]).sum()),
@@ -103,7 +103,7 @@ def pair(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | Non
 
 
 def as_level(value: Any) -> Level:
-    """A setting's value such that equal ones are equal in two tables, whatever their types there; None for missing."""
+    """Return a setting's value in a form that compares equal between tables, whatever its types; None if missing."""
     if isinstance(value, list | tuple | np.ndarray):
         return ", ".join(map(str, value))
     if pd.isna(value):
@@ -126,7 +126,7 @@ def _finished(table: pd.DataFrame, which: str) -> FinalRows:
 
 
 def _column(name: str, finals: Iterable[FinalRows]) -> str:
-    """A column that both tables have, from its name with or without `config.`."""
+    """Return the name of a column that both tables have, given with or without `config.`."""
     column = name
     for final in finals:
         column = name if name in final.rows.columns else f"config.{name.removeprefix('config.')}"
@@ -141,14 +141,14 @@ def _levels(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def _shortest(grid: list[str], one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """The settings of the grid, without those that both sweeps can drop and still have as many different points.
+    """Return the settings of the grid without the redundant ones, which distinguish no points in either sweep.
 
-    No pair is lost by that. Of settings with equal shares of common values the later column goes first.
+    No pair is lost by that. Of settings with equal shares of common values the later column is dropped first.
     """
 
     def common(setting: str) -> float:
-        here, there = set(one[setting]), set(other[setting])
-        return len(here & there) / len(here | there)
+        one_values, other_values = set(one[setting]), set(other[setting])
+        return len(one_values & other_values) / len(one_values | other_values)
 
     def different(key: list[str]) -> tuple[int, int]:
         return len(set(_points(one, key))), len(set(_points(other, key)))
@@ -165,7 +165,7 @@ def _points(levels: pd.DataFrame, key: list[str]) -> list[tuple[Level, ...]]:
 
 
 def _apart(key: list[str], one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """Each setting of the key without which some of the rows of both, which have no pair, would have one."""
+    """Return each setting of the key without which some of these unpaired rows would have a pair."""
     rests = {setting: [c for c in key if c != setting] for setting in key}
     return [s for s, rest in rests.items() if set(_points(one, rest)) & set(_points(other, rest))]
 
@@ -175,21 +175,21 @@ def _paired(rows: pd.DataFrame, pair_N: np.ndarray) -> pd.DataFrame:
 
 
 def _sets(column: pd.Series) -> pd.Series:
-    """The different values in each pair."""
+    """Return the set of values in each pair."""
     return column.groupby(level=0).agg(frozenset)
 
 
 def _why_none(key: list[str], one: pd.DataFrame, other: pd.DataFrame) -> str:
     apart = [c for c in key if not set(one[c]) & set(other[c])]
-    told = [f"{c} is {_in_words(one[c])} in the first, {_in_words(other[c])} in the second" for c in apart]
-    if not told:
-        told = [f"{', '.join(key)} have common values, but no combination of them is in both"]
-    more = f" and {len(told) - _MOST_SETTINGS} more" if len(told) > _MOST_SETTINGS else ""
-    return f"{'; '.join(told[:_MOST_SETTINGS])}{more}; pair_by names the settings that have to agree"
+    reasons = [f"{c} is {_in_words(one[c])} in the first, {_in_words(other[c])} in the second" for c in apart]
+    if not reasons:
+        reasons = [f"{', '.join(key)} have common values, but no combination of them is in both"]
+    more = f" and {len(reasons) - _MOST_SETTINGS} more" if len(reasons) > _MOST_SETTINGS else ""
+    return f"{'; '.join(reasons[:_MOST_SETTINGS])}{more}; pair_by names the settings that have to agree"
 
 
 def _in_words(levels: pd.Series) -> str:
-    """The different values of a setting, from low to high."""
+    """Return the different values of a setting in words, from low to high."""
     known = sorted({v for v in levels if v is not None}, key=lambda v: (isinstance(v, str), v))
     words = [v or "none" if isinstance(v, str) else f"{v:.{_DIGITS}g}" for v in known]
     words += ["missing"] if levels.isna().any() else []

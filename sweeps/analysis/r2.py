@@ -1,4 +1,4 @@
-"""What a metric adds to a linear prediction of a loss: cross-validated R2 with it, less that without it.
+"""Compute what a metric adds to a linear prediction of a loss: cross-validated R2 with it minus that without it.
 
 Letters: N rows, K regressors of the baseline, C metrics, E targets, X metrics and targets, G groups, S splits, B draws.
 """
@@ -20,35 +20,36 @@ from sweeps.table.columns import as_levels, numbers, require_column
 FOLDS = 5
 SPLITS = 20
 DRAWS = 2000
-# Draws of fewer whole groups give too narrow an interval; see `correlation.spearman`.
+# With fewer groups bootstrap intervals are too narrow; see `correlation.spearman`.
 MIN_GROUPS = MIN_DOF_BETWEEN + 2
 
 _PAIR = ("metric", "target")
-# Singular values of a baseline under this share of the largest are rounding.
+# Singular values of a baseline below this share of the largest are rounding error.
 _RCOND = 1e-10
 
 
 class Increment(NamedTuple):
-    """What a metric adds, why a value is missing ("" where none is), and what it takes to read it.
+    """What a metric adds, why a value is missing ("" where none is), and what is needed to interpret it.
 
     Attributes:
-      variance_inflation: 1 / (1 - R2 of the metric on the baseline): how much more the metric's coefficient varies than
-        if the baseline told nothing about it. inf where the baseline explains the metric, NaN where that can't be said.
-      error_taken: root mean squared error out of fold of the baseline, less that with the metric, in the target's
+      variance_inflation: 1 / (1 - R2 of the metric on the baseline): the factor by which the variance of the metric's
+        coefficient exceeds that with an uncorrelated baseline. inf where the baseline explains the metric completely,
+        NaN where it can't be computed.
+      error_reduction: out-of-fold root mean squared error of the baseline minus that with the metric, in the target's
         units; NaN where the target is in logs.
     """
 
     estimate: Estimate
     note: str
     variance_inflation: float
-    error_taken: float
+    error_reduction: float
 
 
 def baseline_columns(table: pd.DataFrame) -> list[str]:
-    """The paper's baseline, as far as the table has it: model size, training tokens and training compute.
+    """Return the paper's baseline, as far as the table has it: model size, training tokens and training compute.
 
-    That is parameters_non_embedding, tokens, and training_flops, which counts the unembedding: as 6 N D compute would
-    be the sum of the other two in logs, and no third column.
+    That is parameters_non_embedding, tokens, and training_flops, which includes the unembedding: compute as 6 N D would
+    be the sum of the other two in logs, and so redundant.
     """
     return [c for c in ("parameters_non_embedding", "tokens", "training_flops") if c in table.columns]
 
@@ -56,30 +57,30 @@ def baseline_columns(table: pd.DataFrame) -> list[str]:
 def incremental_r2(
     table: pd.DataFrame, metric: str, target: str, baseline: Sequence[str], groups: str | None
 ) -> Estimate:
-    """R2 of a linear prediction of the target from baseline and metric, less R2 from the baseline alone.
+    """Return R2 of a linear prediction of the target from baseline and metric minus R2 from the baseline.
 
     Each R2 is out of fold, over 5 folds of shuffled groups and so never with a group on both sides, pooled over the
     folds (sklearn's r2_score of cross_val_predict with LinearRegression) and averaged over 20 splits with seeds 0 to
-    19. So a metric that tells nothing new comes out a little under 0. Columns enter by the rule of `encode`, metric and
-    target too: a target that spans a decade is predicted in logs. The baseline may be of any rank.
+    19. So an uninformative metric has an increment slightly below 0. Columns enter by the rule of `encode`, including
+    metric and target: a target that spans a decade is predicted in logs. The baseline may be of any rank.
 
-    The 95 % interval is the percentile interval of 2,000 draws of whole groups, always the same, over the errors out of
-    fold. It tells how far these rows stand for others, with the fits as they are, and not how the fits would differ. In
-    480 null tables of 108 configurations it lay above 0 in none, and covered the estimate's mean in 92 %; for metrics
-    with an effect of .1, .3 and 1 deviations of the noise it covered that in 76, 88 and 94 %.
+    The 95 % interval is the percentile interval of 2,000 draws of whole groups, with a fixed seed, over the
+    out-of-fold errors. It reflects the sampling of rows, conditional on the fits. In 480 null tables of 108
+    configurations it lay above 0 in none, and covered the estimate's mean in 92 %; for metrics with an effect of .1, .3
+    and 1 standard deviations of the noise it covered the mean in 76, 88 and 94 %.
 
-    p_value is not of R2: it tests the metric's coefficient given the baseline, by the correlation of residuals with
-    degrees of freedom for clustered rows as in `partial_spearman`. Where it is small and the estimate is under 0, there
-    is an effect too weak to help prediction.
+    p_value isn't that of R2: it tests the metric's coefficient given the baseline, by the correlation of residuals with
+    degrees of freedom for clustered rows as in `partial_spearman`. If it is small and the estimate is negative, the
+    effect is too weak to help prediction.
 
     Args:
       table: rows to use; those with a missing or infinite value in a used column are dropped.
       metric, target: numeric columns.
-      baseline: columns, such as those of `baseline_columns`; none is a baseline that predicts the mean.
+      baseline: columns, such as those of `baseline_columns`; without any the baseline predicts the mean.
       groups: column that names the cluster of a row, or None for independent rows.
 
     Returns:
-      An Estimate. All but n are NaN with fewer than 5 groups, a constant column, or a baseline that takes up every
+      An Estimate. All except n are NaN with fewer than 5 groups, a constant column, or a baseline that uses up every
       degree of freedom; the interval is NaN with fewer than 14 groups. Where the baseline explains the metric or the
       target completely, the estimate and its interval are 0 by construction and p_value is NaN.
 
@@ -94,18 +95,18 @@ def incremental_r2(
 def increments(
     table: pd.DataFrame, metrics: Sequence[str], targets: Sequence[str], baseline: Sequence[str], groups: str | None
 ) -> dict[tuple[str, str], Increment]:
-    """`incremental_r2` of every (metric, target), with its note; pairs missing in the same rows are done together."""
+    """Return `incremental_r2` of every (metric, target) with its note; pairs missing in the same rows share work."""
     if not (metrics and targets):
         return {}
     baseline = list(dict.fromkeys(baseline))
-    there_N = _usable(table, [*metrics, *targets], baseline, groups)
+    usable_N = _usable(table, [*metrics, *targets], baseline, groups)
     results = {}
-    for metric_names, metrics_NC, metric_there_N in by_missing(table, list(metrics)):
-        for target_names, targets_NE, target_there_N in by_missing(table, list(targets)):
-            used_N = there_N & metric_there_N & target_there_N
+    for metric_names, metrics_NC, metric_known_N in by_missing(table, list(metrics)):
+        for target_names, targets_NE, target_known_N in by_missing(table, list(targets)):
+            used_N = usable_N & metric_known_N & target_known_N
             rows = table[used_N]
-            of_groups = (*group_codes(rows, groups), _word(groups))
-            block = _block(metrics_NC[used_N], targets_NE[used_N], encode(rows, baseline), *of_groups)
+            group_arguments = (*group_codes(rows, groups), _word(groups))
+            block = _block(metrics_NC[used_N], targets_NE[used_N], encode(rows, baseline), *group_arguments)
             for i, metric in enumerate(metric_names):
                 for j, target in enumerate(target_names):
                     results[metric, target] = block[i][j]
@@ -120,7 +121,7 @@ def r2(
     n_folds: int = FOLDS,
     splits: int = SPLITS,
 ) -> float:
-    """Out-of-fold R2 of a linear prediction of the target from columns, as in `incremental_r2`.
+    """Return the out-of-fold R2 of a linear prediction of the target from columns, as in `incremental_r2`.
 
     NaN with fewer than 4 usable rows, fewer groups than folds or a constant target. Raises as `incremental_r2`.
     """
@@ -136,7 +137,7 @@ def r2(
 
 
 def group_codes(rows: pd.DataFrame, groups: str | None) -> tuple[np.ndarray, int]:
-    """Each row's group, counted from 0 in the order of their names, and how many there are; a row each for None."""
+    """Return each row's group as an index in the order of names, and the number of groups; None: one per row."""
     if groups is None:
         return np.arange(len(rows)), len(rows)
     codes_N, names = pd.factorize(as_levels(rows[groups]), sort=True)
@@ -144,14 +145,14 @@ def group_codes(rows: pd.DataFrame, groups: str | None) -> tuple[np.ndarray, int
 
 
 def shuffled_folds(groups_N: np.ndarray, n_folds: int = FOLDS, splits: int = SPLITS) -> np.ndarray:
-    """The fold of each row in each split, `[S, N]`: split s deals the groups, shuffled by seed s, into folds."""
+    """Return the fold of each row in each split, `[S, N]`: split s assigns the groups to folds at random by seed s."""
     n_groups = int(groups_N.max()) + 1
-    dealt_G = np.arange(n_groups) % n_folds
-    return np.stack([np.random.default_rng(seed).permutation(dealt_G)[groups_N] for seed in range(splits)])
+    fold_G = np.arange(n_groups) % n_folds
+    return np.stack([np.random.default_rng(seed).permutation(fold_G)[groups_N] for seed in range(splits)])
 
 
 def _usable(table: pd.DataFrame, columns: Sequence[str], controls: Sequence[str], groups: str | None) -> np.ndarray:
-    """Rows with a value of all controls and of the group, `[N]`; all columns are there."""
+    """Return the mask of rows with a value of all controls and of the group, `[N]`; raises for a missing column."""
     used = [*controls, *([groups] if groups else [])]
     for name in (*columns, *used):
         require_column(table, name)
@@ -166,13 +167,13 @@ def _block(
     n_groups: int,
     what: str,
 ) -> list[list[Increment]]:
-    """Of every pair of a metric and a target, all there in the same N rows. `what` are the groups, in words."""
+    """Return the increments of every pair, whose values are all in the N rows. `what`: the word for the groups."""
     n, shape = len(groups_N), (metrics_NC.shape[1], targets_NE.shape[1])
-    few = f"fewer than {MIN_ROWS} usable rows" if n < MIN_ROWS else ""
+    why = f"fewer than {MIN_ROWS} usable rows" if n < MIN_ROWS else ""
     if n_groups < FOLDS:
-        few = few or f"{n_groups} {what} are too few for {FOLDS} folds"
-    if few:
-        return [[_without_values(n, few)] * shape[1] for _ in range(shape[0])]
+        why = why or f"{n_groups} {what} are too few for {FOLDS} folds"
+    if why:
+        return [[_without_values(n, why)] * shape[1] for _ in range(shape[0])]
 
     unit_E = np.where(is_wide(targets_NE), np.nan, targets_NE.std(axis=0))
     metrics_NC, targets_NE = (standardised(in_logs_if_wide(x)) for x in (metrics_NC, targets_NE))
@@ -207,14 +208,14 @@ def _without_values(n: int, why: str) -> Increment:
 
 
 def _why_not(constant_2: np.ndarray, freedom: int) -> str:
-    """Why nothing can be given for a metric and a target, or ""."""
+    """Return why no increment can be computed for a metric and a target, or ""."""
     if constant_2.any():
         return f"the {_PAIR[int(constant_2.argmax())]} is the same in all rows"
     return "the baseline takes up every degree of freedom" if freedom <= 0 else ""
 
 
 def _judged(values: Estimate, taken: float, left_2: np.ndarray, independent: str) -> Increment:
-    """The values with the note that says why one is missing. left_2: shares that the baseline leaves of both."""
+    """Return the increment with a note on missing values. left_2: norms of both residuals given the baseline."""
     inflation = float(left_2[0] ** -2) if left_2[0] > 0 else np.inf
     if not left_2.all():
         note = f"the baseline explains the {_PAIR[int((left_2 == 0).argmax())]} completely, so the metric adds nothing"
@@ -228,10 +229,10 @@ def _judged(values: Estimate, taken: float, left_2: np.ndarray, independent: str
 def _out_of_fold(
     metrics_NC: np.ndarray, targets_NE: np.ndarray, baseline_NK: np.ndarray, folds_SN: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Squared errors of the baseline `[N, E]`, and what each metric takes off them `[N, C, E]`; means over splits.
+    """Return squared errors of the baseline `[N, E]` and their reductions by each metric `[N, C, E]`, over splits.
 
-    Metric and target less their regression on the baseline, fitted to the other folds, are regressed on each other: the
-    coefficient is that of the regression on both (Frisch & Waugh 1933), at the price of one regression for all pairs.
+    The residuals of metric and target given the baseline, fitted to the other folds, are regressed on each other: the
+    coefficient is that of the regression on both (Frisch & Waugh 1933), at the cost of one regression for all pairs.
     """
     n_metrics = metrics_NC.shape[1]
     columns_NX = np.concatenate([metrics_NC, targets_NE], axis=1)
@@ -255,19 +256,19 @@ def _out_of_fold(
 
 
 def _interval(gain_NCE: np.ndarray, targets_NE: np.ndarray, groups_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95 % percentile interval of sum of gains over sum of squares, over draws of whole groups."""
+    """Return the 95 % percentile interval of sum of gains over sum of squares, over draws of whole groups."""
     n_groups = int(groups_N.max()) + 1
     counts_BG = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
     weights_BN = counts_BG[:, groups_N].astype(float)
     mean_BE = weights_BN @ targets_NE / weights_BN.sum(axis=1, keepdims=True)
     total_BE = weights_BN @ targets_NE**2 - weights_BN.sum(axis=1, keepdims=True) * mean_BE**2
     total_BE = np.where(total_BE > ROUNDING * len(groups_N), total_BE, np.nan)
-    given_E = ~np.isnan(total_BE).all(axis=0)
+    known_E = ~np.isnan(total_BE).all(axis=0)
     low_CE, high_CE = np.full((2, *gain_NCE.shape[1:]), np.nan)
-    quantile = np.nanquantile if np.isnan(total_BE[:, given_E]).any() else np.quantile
+    quantile = np.nanquantile if np.isnan(total_BE[:, known_E]).any() else np.quantile
     for c in range(gain_NCE.shape[1]):
         draws_BE = weights_BN @ gain_NCE[:, c] / total_BE
-        low_CE[c, given_E], high_CE[c, given_E] = quantile(draws_BE[:, given_E], [0.025, 0.975], axis=0)
+        low_CE[c, known_E], high_CE[c, known_E] = quantile(draws_BE[:, known_E], [0.025, 0.975], axis=0)
     return low_CE, high_CE
 
 

@@ -1,4 +1,4 @@
-"""Ranks of columns, and what a rank correlation is worth: p-value and interval in closed form.
+"""Rank columns, and compute p-values and intervals of rank correlations in closed form.
 
 Letters: N rows, C columns.
 """
@@ -10,28 +10,29 @@ from sweeps.analysis.bootstrap import ROUNDING
 
 
 def ranks(x_NC: np.ndarray) -> np.ndarray:
-    """Ranks within each column, ties by their average."""
+    """Return the ranks within each column, with average ranks for ties."""
     return stats.rankdata(x_NC, axis=0) if x_NC.size else x_NC
 
 
 def unit(x_NC: np.ndarray) -> np.ndarray:
-    """Columns centred and of norm 1; a constant column becomes zeros."""
+    """Centre columns and scale them to norm 1; a constant column becomes zeros."""
     x_NC = x_NC - x_NC.mean(axis=0)
     norms_C = np.linalg.norm(x_NC, axis=0)
     return np.where(norms_C > ROUNDING, x_NC / np.maximum(norms_C, ROUNDING), 0.0)
 
 
 def p_values(r: np.ndarray, dof: np.ndarray) -> np.ndarray:
-    """Two-sided, of correlations with so many degrees of freedom each by Student's t; NaN without any."""
+    """Return two-sided p-values of correlations by Student's t; NaN without degrees of freedom."""
     dof = np.where(dof > 0, dof, np.nan)
     with np.errstate(divide="ignore"):
         return 2 * stats.t.sf(np.abs(r) * np.sqrt(dof / (1 - r**2)), dof)
 
 
 def fisher_interval(r: np.ndarray, n: float, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % by Fisher's z with the Bonett-Wright variance, of n independent rows and k controls; NaN if n is too few.
+    """Return 95 % intervals by Fisher's z with the Bonett-Wright variance, of n independent rows and k controls.
 
-    |r| = 1 has no z; it is taken as half a step of an untied Spearman's rho, 6 / (n^3 - n), short of 1 [ours].
+    NaN if n is too small. As z is infinite at |r| = 1, |r| is limited to 1 minus half a step of an untied Spearman's
+    rho, 6 / (n^3 - n) [ours].
     """
     if n - 3 - k <= 0:
         return np.full_like(r, np.nan), np.full_like(r, np.nan)

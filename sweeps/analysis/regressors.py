@@ -1,8 +1,8 @@
-"""Regressions that find their own penalties in the rows they are given, for predictions out of fold.
+"""Regressions that choose their penalties on the fitted rows, for predictions out of fold.
 
-Each takes x_NK, y_NE, groups_N and x_MK and gives the prediction [M, E]; each target is fitted for itself. Columns of x
-have variance 1, except for the 0 and 1 of categories. The first `n_first` are those that the others are to add to; each
-regression can leave the others out, so that columns which tell nothing cost little.
+Each takes x_NK, y_NE, groups_N and x_MK and returns the prediction [M, E]; targets are fitted separately. Columns of x
+have variance 1, except the indicators of categories. The first `n_first` are the baseline; each regression can leave
+out the others, so that uninformative columns cost little.
 
 Letters: N rows fitted, M rows predicted, K regressors, E targets, A penalties, Q directions, R noise ratios, T trees,
 C choices of columns.
@@ -14,23 +14,23 @@ import numpy as np
 
 from sweeps.analysis.r2 import shuffled_folds
 
-# Of a ridge: added to the sum of squares of a column, as a share of the rows.
+# Ridge: penalties added to the sum of squares of a column, as multiples of the number of rows.
 PENALTIES_A = np.logspace(-4, 2, 13)
-# Of a Gaussian process: lengths, as a share of the root mean squared distance of two rows, and noise over signal. At
-# an infinite length the columns don't count.
+# Gaussian process: length scales in units of the root mean squared distance of two rows, and noise variance over signal
+# variance. Columns with an infinite length scale have no influence.
 LENGTHS = (0.35, 0.7, 1.4, 2.8, 5.6, np.inf)
 NOISES_R = np.logspace(-4, 2, 13)
-# Of boosting: levels of a tree, the most trees, the share of each that is taken, and rows in a leaf.
+# Boosting: depth of a tree, maximum number of trees, learning rate, and minimum number of rows in a leaf.
 DEPTH, TREES, RATE, LEAF = 3, 30, 0.3, 3
 
 RIDGE_FOLDS, BOOSTING_FOLDS = 4, 3
 
 
 def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_first: int) -> np.ndarray:
-    """Linear regression with a penalty on squared coefficients, of 13 the one with the least error in grouped folds.
+    """Predict by ridge regression with the one of 13 penalties that has the least error in grouped folds.
 
-    The same folds choose between all columns and the first `n_first` alone: a penalty that turned a dozen columns of
-    noise off would take the others along [ours].
+    The same folds choose between all columns and only the first `n_first`: a penalty that suppresses a dozen columns of
+    noise would also suppress the others [ours].
     """
     fold_N, choices = _inner_folds(groups_N, RIDGE_FOLDS), _choices(n_first, x_NK.shape[1])
     error_CAE = np.zeros((len(choices), len(PENALTIES_A), y_NE.shape[1]))
@@ -44,7 +44,7 @@ def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.nda
 
 
 def _ridge_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray) -> np.ndarray:
-    """Predictions under each penalty, [A, M, E]."""
+    """Return the predictions with each penalty, [A, M, E]."""
     mean_K, mean_E = x_NK.mean(axis=0), y_NE.mean(axis=0)
     u_NQ, s_Q, v_QK = np.linalg.svd(x_NK - mean_K, full_matrices=False)
     shrunk_AQ = s_Q / (s_Q**2 + len(x_NK) * PENALTIES_A[:, None])
@@ -55,23 +55,23 @@ def _ridge_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray) -> np.ndar
 def gaussian_process(
     x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_first: int
 ) -> np.ndarray:
-    """The mean of a Gaussian process with a squared exponential kernel, white noise and a constant, the rows' mean.
+    """Predict by the mean of a Gaussian process with a squared exponential kernel, white noise and the rows' mean.
 
-    The first `n_first` columns share one length and the others another, so that columns of noise can be turned off
-    without losing the first. scikit-learn's kernel has one length for all columns or one for each; with these
-    shared, the likelihood has so few parameters that a grid over them is exact and quick [ours]. Lengths and noise are
-    those of the largest marginal likelihood, in which the signal's variance is at its best for each.
+    The first `n_first` columns share one length scale and the others another, so that columns of noise can be ignored
+    without the first. scikit-learn's kernel has one length scale for all columns or one for each; with two, the
+    likelihood has so few parameters that a grid search is reliable and fast [ours]. Length scales and noise maximise
+    the marginal likelihood, with the optimal signal variance for each.
 
     Source: Rasmussen & Williams 2006, algorithm 2.1 and equation 5.8; checked against scikit-learn's.
     """
     mean_E = y_NE.mean(axis=0)
     blocks = [block for block in np.split(np.arange(x_NK.shape[1]), [n_first]) if len(block)]
-    own = [_squared_distances(x_NK[:, block], x_NK[:, block]) for block in blocks]
-    sizes = [max(float(d_NN.mean()) * len(d_NN) / max(len(d_NN) - 1, 1), 1e-12) for d_NN in own]
+    fitted = [_squared_distances(x_NK[:, block], x_NK[:, block]) for block in blocks]
+    sizes = [max(float(d_NN.mean()) * len(d_NN) / max(len(d_NN) - 1, 1), 1e-12) for d_NN in fitted]
     best_E = np.full(y_NE.shape[1], -np.inf)
     chosen: list[tuple[tuple[float, ...], np.ndarray]] = [((), np.zeros(0))] * y_NE.shape[1]
     for lengths in itertools.product(LENGTHS, repeat=len(blocks)):
-        value_Q, vector_NQ = np.linalg.eigh(_kernel(own, sizes, lengths))
+        value_Q, vector_NQ = np.linalg.eigh(_kernel(fitted, sizes, lengths))
         noisy_RQ = np.maximum(value_Q, 0) + NOISES_R[:, None]
         along_QE = vector_NQ.T @ (y_NE - mean_E)
         signal_RE = (1 / noisy_RQ) @ along_QE**2 / len(x_NK)
@@ -92,24 +92,24 @@ def _squared_distances(x_MK: np.ndarray, x_NK: np.ndarray) -> np.ndarray:
 
 
 def _kernel(distances: list[np.ndarray], sizes: list[float], lengths: tuple[float, ...]) -> np.ndarray:
-    """The product of the blocks' squared exponentials, [M, N]."""
+    """Return the product of the blocks' squared exponentials, [M, N]."""
     parts = zip(distances, sizes, lengths, strict=True)
     return np.exp(-sum(d_MN / (2 * size * length**2) for d_MN, size, length in parts))
 
 
 def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_first: int) -> np.ndarray:
-    """Gradient boosting of trees of 3 levels; up to 30, as many as have the least error in grouped folds.
+    """Predict by gradient boosting of trees of depth 3; their number, up to 30, has the least error in grouped folds.
 
-    The same folds choose between all columns and the first `n_first` alone, as a dozen columns of noise cost trees much
-    of their R2 at a hundred rows [ours]. The predictions are those of scikit-learn's GradientBoostingRegressor.
+    The same folds choose between all columns and only the first `n_first`, as with a hundred rows a dozen columns of
+    noise cost trees much of their R2 [ours]. The predictions are those of scikit-learn's GradientBoostingRegressor.
     """
-    # Here and not above: the command line imports this package at each command.
+    # Imported late, as the command line imports this package at each command.
     import sklearn
 
     fold_N = _inner_folds(groups_N, BOOSTING_FOLDS)
     choices = _choices(n_first, x_NK.shape[1])
     predicted = []
-    # Checks of arguments that are the same each time take a third of the time of such small fits.
+    # The validation of arguments would take a third of the time of such small fits.
     with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):
         for y_N in y_NE.T:
             error_CT = np.zeros((len(choices), TREES))
@@ -124,15 +124,15 @@ def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.
 
 
 def _boosted_stages(x_NK: np.ndarray, y_N: np.ndarray, x_MK: np.ndarray, trees: int) -> np.ndarray:
-    """Predictions after each of so many trees of gradient boosting with squared error, [T, M].
+    """Return the predictions after each tree of gradient boosting with squared error, [T, M].
 
-    Equal to the stages of scikit-learn's GradientBoostingRegressor bit for bit, in half of its time: that checks the
-    weights of the rows, all of them 1, at each tree.
+    They equal the stages of scikit-learn's GradientBoostingRegressor bit for bit, in half the time, as that validates
+    the rows' weights, which are all 1, for each tree.
     """
     from sklearn.tree import DecisionTreeRegressor
 
-    x_NK, x_MK = (np.ascontiguousarray(x, dtype=np.float32) for x in (x_NK, x_MK))  # as trees take them
-    draws = np.random.RandomState(0)  # of the order in which columns are tried
+    x_NK, x_MK = (np.ascontiguousarray(x, dtype=np.float32) for x in (x_NK, x_MK))  # the type that trees use
+    draws = np.random.RandomState(0)  # for the order in which columns are tried
     fitted_N, predicted_M = np.full(len(x_NK), y_N.mean()), np.full(len(x_MK), y_N.mean())
     stages = []
     for _ in range(trees):
@@ -145,11 +145,11 @@ def _boosted_stages(x_NK: np.ndarray, y_N: np.ndarray, x_MK: np.ndarray, trees: 
 
 
 def _choices(n_first: int, n_columns: int) -> list[int]:
-    """How many columns to try: the first ones, and all."""
+    """Return the numbers of columns to try: the first ones, and all."""
     return sorted({n_first, n_columns} - {0})
 
 
 def _inner_folds(groups_N: np.ndarray, n_folds: int) -> np.ndarray:
-    """Each row's fold, never with a group in two; `groups_N` may have gaps."""
+    """Return each row's fold, without splitting a group; `groups_N` may have gaps."""
     codes_N = np.unique(groups_N, return_inverse=True)[1].reshape(-1)
     return shuffled_folds(codes_N, n_folds, 1)[0]

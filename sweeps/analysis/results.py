@@ -1,4 +1,4 @@
-"""All statistics of a sweep, computed once for the page, the figures and the tables of a paper."""
+"""Compute all statistics of a sweep, once for the page, the figures and the tables of a paper."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,26 +13,26 @@ from sweeps.analysis.saturation import Saturation, saturation_of
 from sweeps.analysis.variance import variance_split
 from sweeps.table.columns import FinalRows, controls_of, final_rows, geometry_columns, loss_columns
 
-# From the table, the curves by run id and the fine-tuning curves to whatever the study reports.
+# A function of the table, the curves by run id and the fine-tuning curves that returns what the study reports.
 StudyAnalysis = Callable[[pd.DataFrame, Mapping[str, pd.DataFrame], pd.DataFrame | None], Any]
 
 _SIZES = ("d_model", "n_layers", "n_heads", "d_ff")
-# What a table without a row still has, so that the rest needn't ask.
+# Columns added to an empty table, so that the analyses needn't check for them.
 _LEAST = ("run_id", "configuration", "step", "final", "diverged_at")
 
 
 class AnalysisResults(NamedTuple):
-    """What the page and the figures are made from.
+    """The results from which the page and the figures are made.
 
     Attributes:
-      table: one row a (run, checkpoint). curves: metrics.jsonl of each run, by run id.
-      final: the last rows that the statistics are of, and how many runs they leave out.
+      table: one row per (run, checkpoint). curves: metrics.jsonl of each run, by run id.
+      final: the last rows, which the statistics use, and how many runs they leave out.
       settings: columns of the settings that differ between runs.
-      associations: a row a (metric, target, method); see `associations`.
-      variance: a row a (column, setting); see `variance_split`.
+      associations: one row per (metric, target, method); see `associations`.
+      variance: one row per (column, setting); see `variance_split`.
       prediction, importance: see `predict`. early: see `predict_early`.
       saturation: see `saturation_of`.
-      courses: of fine-tuning; see sweeps.table.curves. studies: what each study says of the sweep, by its name.
+      courses: fine-tuning curves; see sweeps.table.curves. studies: the result of each study, by its name.
     """
 
     table: pd.DataFrame
@@ -58,15 +58,15 @@ def analyze(
     """Return all statistics of a sweep.
 
     Args:
-      table: one row a (run, checkpoint); see sweeps.table.
-      curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A run may be lacking.
-      courses: of fine-tuning; see sweeps.table.curves.
-      studies: further analyses, by the names under which their results come back.
+      table: one row per (run, checkpoint); see sweeps.table.
+      curves: metrics.jsonl of each run, by run id; geometry is NaN except at probe steps. Runs may be missing.
+      courses: fine-tuning curves; see sweeps.table.curves.
+      studies: further analyses, by the names under which their results are returned.
     """
-    # Here and not above: the command line imports this package at each command.
+    # Imported late, as the command line imports this package at each command.
     from threadpoolctl import threadpool_limits
 
-    # The matrices are small: several threads of BLAS take longer to meet than one takes to multiply.
+    # The matrices are so small that synchronising several BLAS threads takes longer than multiplying with one.
     with threadpool_limits(limits=1, user_api="blas"):
         return _analyze(table, curves, courses, studies)
 
@@ -100,11 +100,11 @@ def _analyze(
 
 
 def with_size(rows: pd.DataFrame, settings: list[str]) -> list[str]:
-    """The settings with parameters_non_embedding in place of those that make up a model's size.
+    """Return the settings with parameters_non_embedding instead of those that determine a model's size.
 
-    Width, depth and heads vary together in a suite of sizes, and each alone would get a part of what size does.
+    Width, depth and heads vary together in a suite of sizes, so that each would get a part of the effect of size.
     """
-    of_size = [s for s in settings if s.removeprefix("config.model.") in _SIZES]
-    if len(of_size) < 2 or "parameters_non_embedding" not in rows:
+    size_settings = [s for s in settings if s.removeprefix("config.model.") in _SIZES]
+    if len(size_settings) < 2 or "parameters_non_embedding" not in rows:
         return settings
-    return ["parameters_non_embedding", *(s for s in settings if s not in of_size)]
+    return ["parameters_non_embedding", *(s for s in settings if s not in size_settings)]

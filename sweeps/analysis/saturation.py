@@ -1,4 +1,4 @@
-"""Saturation: which runs' loss rose after its best, which have a low rank, and whether the rank fell before that."""
+"""Analyse saturation: which runs' loss rose after its minimum, which have a low rank, and which came first."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from sweeps.analysis.correlation import many
 from sweeps.analysis.estimate import Estimate, nothing
 from sweeps.table.columns import PRIMARY_PAIR, final_rows, numbers
 
-# A rise is one of more than so many standard errors (methods.md, section 5).
+# A loss has risen if it did so by more than this many standard errors (methods.md, section 5).
 ERRORS = 2
-# The order statistics of so many values reach a 95 % interval of their median, and those of fewer don't.
+# The fewest values whose order statistics give a 95 % interval of the median.
 MIN_FOR_MEDIAN = 6
 EXAMPLES = 3
 
@@ -41,18 +41,18 @@ _COLUMNS = {
 
 
 class Saturation(NamedTuple):
-    """What `saturation_of` found.
+    """The result of `saturation_of`.
 
     Attributes:
-      runs: a row a finished run: run_id, configuration, best_step, rise (nats a token, of the last loss over the best),
-        standard_error, degraded (NA where that can't be told), collapse_step, rank_percent, low_rank (NA without a
-        rank), lead (a share of the run's steps).
-      quadrants: the four rows of rank ("low" or "high") and degraded (True or False): runs, configurations (one whose
-        seeds differ counts in several), examples (run ids, the most telling first).
-      median_rank: below it a rank is low.
-      lead: median over configurations; positive says that the rank collapsed before the loss turned.
+      runs: one row per finished run: run_id, configuration, best_step, rise (last loss minus the best, nats per token),
+        standard_error, degraded (NA where unknown), collapse_step, rank_percent, low_rank (NA without a rank), lead (a
+        share of the run's steps).
+      quadrants: the four combinations of rank ("low" or "high") and degraded (True or False): runs, configurations (one
+        whose seeds differ counts in several), examples (run ids, the clearest first).
+      median_rank: ranks below it are low.
+      lead: median over configurations; positive means that the rank collapsed before the loss turned.
       note: what is missing, and why.
-      association: of a low rank with degrading, the phi coefficient: 1 if the same runs do both, -1 if none does.
+      association: phi coefficient of low rank and degrading: 1 if the same runs do both, -1 if no run does.
     """
 
     runs: pd.DataFrame
@@ -64,29 +64,30 @@ class Saturation(NamedTuple):
 
 
 def saturation_of(table: pd.DataFrame) -> Saturation:
-    """Rise of the loss after its best, rank, and which came first, of every run that finished.
+    """Return the rise of the loss after its minimum, the rank, and which came first, for every run that finished.
 
     The columns `saturation/...` hold best step, rise and its paired standard error. Where they are missing, these are
-    found from the in-domain loss of the run's checkpoints, with the root of the two losses' summed squared errors: that
-    is too large, as both are of the same documents, so fewer runs degrade. Degraded: a rise of more than two errors.
+    computed from the in-domain loss of the run's checkpoints, with the root of the two losses' summed squared errors:
+    that is too large, as both are of the same documents, so fewer runs degrade. Degraded: a rise of more than two
+    standard errors.
 
     The rank is the effective rank of the unembedding in percent of its width, low if below the median of all finished
-    runs of any size, since the paper's low-rank small models are low beside the large ones [ours].
+    runs of any size, since the paper's low-rank small models are low relative to the large ones [ours].
 
-    The lead is (best step - collapse step) / steps, of degraded runs whose rank collapsed. Of others the loss never
-    turned, their best step is the last, and any collapse would seem to lead [ours]. The loss turned somewhere between
-    the best checkpoint and the next, so that a lead is too small by up to the time between the two. The estimate is the
-    median of the configurations' medians; the interval takes 2,000 draws of configurations and needs 6, as fewer values
-    have no 95 % interval of their median; p is by the exact sign test of the configurations' medians against 0.
+    The lead is (best step - collapse step) / steps, for degraded runs whose rank collapsed. In other runs the loss
+    never turned, so that the best step is the last and any collapse would seem to lead [ours]. The loss turned
+    between the best checkpoint and the next, so a lead is too small by up to the time between the two. The estimate is
+    the median of the configurations' medians; the interval is from 2,000 draws of configurations and needs 6, as fewer
+    values have no 95 % interval of their median; p is that of the exact sign test of the configurations' medians.
 
-    The association is Spearman's correlation of the two flags, clustered as in `spearman`; p is rough where one of the
-    flags is rare. It is raw: size can cause both.
+    The association is Spearman's correlation of the two flags, clustered as in `spearman`; p is approximate where one
+    of the flags is rare. It isn't controlled for size, which can cause both.
 
     Raises AnalysisError for one of these columns that holds something other than numbers.
     """
     final = pd.DataFrame() if table.empty else final_rows(table).rows
     if final.empty:
-        return _of(pd.DataFrame(columns=[*_COLUMNS]).astype(_COLUMNS), "no run finished")
+        return _summary(pd.DataFrame(columns=[*_COLUMNS]).astype(_COLUMNS), "no run finished")
     runs = final[["run_id", "configuration"]].copy()
     for name, column in _KNOWN.items():
         runs[name] = _numbers(final, column)
@@ -98,10 +99,10 @@ def saturation_of(table: pd.DataFrame) -> Saturation:
     runs["low_rank"] = low.astype("boolean").where(runs["rank_percent"].notna())
     lead = (runs["best_step"] - runs["collapse_step"]) / final["step"]
     runs["lead"] = lead.where(runs["degraded"].fillna(False).astype(bool))
-    return _of(runs[[*_COLUMNS]], note)
+    return _summary(runs[[*_COLUMNS]], note)
 
 
-def _of(runs: pd.DataFrame, note: str) -> Saturation:
+def _summary(runs: pd.DataFrame, note: str) -> Saturation:
     missing = {
         "degraded": "not known whether degraded, for want of losses at two checkpoints or their standard errors,",
         "rank_percent": "no rank of the unembedding",
@@ -122,16 +123,16 @@ def _of(runs: pd.DataFrame, note: str) -> Saturation:
 
 
 def _fill_in(runs: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Finds best step and rise from the checkpoints' losses for the runs that lack them; says for how many."""
+    """Set best step and rise from the checkpoints' losses for runs that lack them; return a note on their number."""
     lacking = runs.index[runs["rise"].isna()]
     if _LOSS not in table.columns or lacking.empty:
         return ""
     checkpoints = table[["run_id", "step"]].assign(loss=_numbers(table, _LOSS), error=_numbers(table, _ERROR))
     by_run = {
-        run: of.to_numpy(dtype=float)
-        for run, of in checkpoints.sort_values("step").groupby("run_id")[["step", "loss", "error"]]
+        run: rows.to_numpy(dtype=float)
+        for run, rows in checkpoints.sort_values("step").groupby("run_id")[["step", "loss", "error"]]
     }
-    found = {}
+    computed = {}
     for i in lacking:
         rows_C3 = by_run[runs.at[i, "run_id"]]
         last_step, last_loss, last_error = rows_C3[-1]
@@ -139,8 +140,8 @@ def _fill_in(runs: pd.DataFrame, table: pd.DataFrame) -> str:
         if len(rows_C3) < 2 or not np.isfinite(last_loss):
             continue
         step, loss, error = rows_C3[rows_C3[:, 1].argmin()]
-        found[i] = step, last_loss - loss, np.hypot(error, last_error) if step < last_step else 0.0
-    runs.loc[[*found], ["best_step", "rise", "standard_error"]] = np.reshape([*found.values()], (-1, 3))
+        computed[i] = step, last_loss - loss, np.hypot(error, last_error) if step < last_step else 0.0
+    runs.loc[[*computed], ["best_step", "rise", "standard_error"]] = np.reshape([*computed.values()], (-1, 3))
     filled = int(runs.loc[lacking, "rise"].notna().sum())
     return (
         f"the rise is from the table's losses, with unpaired errors, in {filled} of {len(runs)} runs" if filled else ""
@@ -148,37 +149,37 @@ def _fill_in(runs: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def _lead(runs: pd.DataFrame) -> tuple[Estimate, str]:
-    """Median of the configurations' median leads, and what is missing of it."""
-    there = runs.dropna(subset="lead")
-    of_G = there.astype({"lead": float}).groupby("configuration")["lead"].median().to_numpy()
-    n_groups = len(of_G)
+    """Return the median of the configurations' median leads, and a note on what is missing."""
+    with_lead = runs.dropna(subset="lead")
+    medians_G = with_lead.astype({"lead": float}).groupby("configuration")["lead"].median().to_numpy()
+    n_groups = len(medians_G)
     if n_groups == 0:
         fell, degraded = int(runs["collapse_step"].notna().sum()), int(runs["degraded"].fillna(False).sum())
         return nothing(
             0
         ), f"no lead: of {len(runs)} runs the rank collapsed in {fell}, {degraded} degraded, none did both"
-    before, after = int((of_G > 0).sum()), int((of_G < 0).sum())
+    before, after = int((medians_G > 0).sum()), int((medians_G < 0).sum())
     p_value = float(stats.binomtest(before, before + after).pvalue) if before + after else 1.0
     if n_groups < MIN_FOR_MEDIAN:
         note = f"{n_groups} configurations are too few for an interval of the lead"
-        return Estimate(float(np.median(of_G)), np.nan, np.nan, p_value, len(there)), note
+        return Estimate(float(np.median(medians_G)), np.nan, np.nan, p_value, len(with_lead)), note
     drawn_BG = np.random.default_rng(0).integers(n_groups, size=(DRAWS, n_groups))
-    low, high = np.quantile(np.median(of_G[drawn_BG], axis=1), [0.025, 0.975])
-    return Estimate(float(np.median(of_G)), float(low), float(high), p_value, len(there)), ""
+    low, high = np.quantile(np.median(medians_G[drawn_BG], axis=1), [0.025, 0.975])
+    return Estimate(float(np.median(medians_G)), float(low), float(high), p_value, len(with_lead)), ""
 
 
 def _quadrants(runs: pd.DataFrame) -> pd.DataFrame:
-    """How many runs and configurations have a low or a high rank and degraded or not, with the most telling runs."""
+    """Count runs and configurations by low or high rank and degraded or not, with the clearest examples."""
     rows = []
     for rank, low in (("low", True), ("high", False)):
         for degraded in (True, False):
-            of = runs[(runs["low_rank"] == low).fillna(False) & (runs["degraded"] == degraded).fillna(False)]
-            order = of.assign(by=-of["rise"] if degraded else of["rise"].abs()).sort_values(["by", "run_id"])
-            examples = list(order["run_id"][:EXAMPLES])
-            rows.append((rank, degraded, len(of), of["configuration"].nunique(), examples))
+            selected = runs[(runs["low_rank"] == low).fillna(False) & (runs["degraded"] == degraded).fillna(False)]
+            key = -selected["rise"] if degraded else selected["rise"].abs()
+            examples = list(selected.assign(by=key).sort_values(["by", "run_id"])["run_id"][:EXAMPLES])
+            rows.append((rank, degraded, len(selected), selected["configuration"].nunique(), examples))
     return pd.DataFrame(rows, columns=["rank", "degraded", "runs", "configurations", "examples"])
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
-    """A column that may not be there as floats, all NaN then."""
+    """Return a column as floats, all NaN if it doesn't exist."""
     return numbers(rows, column) if column in rows.columns else np.full(len(rows), np.nan)

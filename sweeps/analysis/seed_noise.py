@@ -1,4 +1,4 @@
-"""How far seeds alone move a column: what an effect has to be larger than."""
+"""Estimate how much a column varies over seeds alone, to which effects are compared."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,20 @@ from sweeps.table.columns import as_levels, numbers, require_column
 
 
 def seed_deviation(rows: pd.DataFrame, column: str, groups: str = "configuration") -> float:
-    """Standard deviation of a column over seeds; see `seed_deviations`."""
+    """Return the standard deviation of a column over seeds; see `seed_deviations`."""
     return float(seed_deviations(rows, [column], groups)[column])
 
 
 def seed_deviations(rows: pd.DataFrame, columns: Sequence[str], groups: str = "configuration") -> pd.Series:
-    """Standard deviations of columns over seeds, pooled over configurations.
+    """Return standard deviations of columns over seeds, pooled over configurations.
 
-    The root of the summed squared deviations from the configurations' means, over the values less the configurations
-    that have any (methods.md, section 5). Configurations of one run tell nothing and change nothing.
+    It is the square root of the summed squared deviations from the configurations' means, divided by the number of
+    values minus the number of configurations that have any (methods.md, section 5). Configurations of one run have no
+    influence.
 
     Args:
-      rows: one row a run. columns: of numbers; missing and infinite values are left out, each column's for itself.
-      groups: column that runs alike but for their seeds share.
+      rows: one row per run. columns: numeric; missing and infinite values are left out of each column separately.
+      groups: column that is equal for runs which differ only in their seeds.
 
     Returns:
       A Series by column, in its units; NaN where no configuration has two values, and exactly 0 where all seeds agree.
@@ -33,11 +34,11 @@ def seed_deviations(rows: pd.DataFrame, columns: Sequence[str], groups: str = "c
         return pd.Series(dtype=float)
     for name in (*columns, groups):
         require_column(rows, name)
-    of = as_levels(rows[groups])
+    groups_N = as_levels(rows[groups])
     values = pd.DataFrame({name: numbers(rows, name) for name in columns}, index=rows.index)
     values = values.replace([np.inf, -np.inf], np.nan)
-    # From each one's first value, so that equal values differ by 0 and not by the rounding of their mean.
-    shifted = values - values.groupby(of).transform("first")
-    squares = ((shifted - shifted.groupby(of).transform("mean")) ** 2).sum()
-    freedom = (values.groupby(of).count() - 1).clip(lower=0).sum()
-    return np.sqrt(squares / freedom)  # 0 / 0 without replicates
+    # Relative to each group's first value, so that equal values deviate by exactly 0, without rounding of the mean.
+    shifted = values - values.groupby(groups_N).transform("first")
+    squares = ((shifted - shifted.groupby(groups_N).transform("mean")) ** 2).sum()
+    dof = (values.groupby(groups_N).count() - 1).clip(lower=0).sum()
+    return np.sqrt(squares / dof)  # 0 / 0 without replicates

@@ -1,4 +1,4 @@
-"""What sets a column: how much of its variance over runs goes with each setting, with the seed, and with neither.
+"""Split a column's variance over runs into the parts due to each setting, to the seed, and to neither.
 
 Letters: N rows, C columns, G configurations, K columns of a design, F factors, P parts (factors, seed, rest),
 J samples: all configurations first, then all but one, for the jackknife.
@@ -18,9 +18,9 @@ from sweeps.analysis.estimate import MIN_ROWS
 from sweeps.table.columns import as_levels, numbers, require_column
 
 COLUMNS = ("column", "setting", "share", "low", "high", "n", "note")
-# With up to so many factors all their subsets are fitted, 2^8; with more, those that so many orders pass through.
+# With up to EXACT_FACTORS factors all 2^8 subsets are fitted; with more, the subsets along ORDERS random orders.
 EXACT_FACTORS, ORDERS = 8, 128
-# A column that varies by less of its size than this is constant.
+# A column whose range is a smaller share of its values than this is constant.
 FLAT = 1e-12
 FLAT_NOTE = "the column is the same in all rows"
 
@@ -28,34 +28,34 @@ FLAT_NOTE = "the column is the same in all rows"
 def variance_split(
     rows: pd.DataFrame, columns: Sequence[str], settings: Sequence[str], groups: str = "configuration"
 ) -> pd.DataFrame:
-    """Shares of each column's variance that go with each setting, with the seed, and with the rest.
+    """Return the shares of each column's variance due to each setting, to the seed, and to the rest.
 
-    The variance is that of one run of a configuration drawn from those of the table, each as likely; so more seeds of
-    one don't change what is estimated [ours]. It is the variance between configurations, estimated from their means
-    minus the seeds' part of it, and the variance between seeds. The former is split by regressions of the means on the
-    settings as factors, main effects only. What a setting adds to the sum of squares depends on which are in before it:
-    the average over all orders is taken (Shapley value; Lindeman, Merenda & Gold 1980), with more than 8 factors over
-    128 orders, always the same. Each level adds by chance what a degree of freedom of the full model's residuals holds,
-    and that is taken off: in a balanced design the shares are Kelley's epsilon squared. Adjusted R2 of each subset
-    would take off more than chance, since the residuals of a subset hold the effects of the other settings [ours].
+    The variance is that of one run of a configuration drawn uniformly from those of the table; so more seeds of one
+    don't change the estimand [ours]. It is the sum of the variance between configurations, estimated from their means
+    minus the seeds' contribution, and the variance between seeds. The former is split by regressions of the means on
+    the settings as factors, main effects only. What a setting adds to the sum of squares depends on which are in before
+    it: the average over all orders is taken (Shapley value; Lindeman, Merenda & Gold 1980), with more than 8 factors
+    over 128 random orders with a fixed seed. By chance each level adds the full model's residual variance per degree of
+    freedom, which is subtracted: in a balanced design the shares are Kelley's epsilon squared. Adjusted R2 of each
+    subset would subtract more than chance, since the residuals of a subset hold the other settings' effects [ours].
 
-    "rest" is what main effects and seed leave: interactions, and without replicates the seed too. Shares below 0, which
-    chance gives where nothing is, are set to 0 and all scaled to add to 1; the note says so. The interval is the share
-    and t standard errors by a jackknife over configurations, t of the residuals' degrees of freedom, cut to 0 and 1.
-    In simulated tables of 12 to 108 configurations it held the truth in 93 to 100 %: draws of configurations vary more
-    than the seeds of a fixed design.
+    "rest" is the remainder: interactions, and without replicates the seed too. Negative shares, which arise by chance
+    where there is no effect, are set to 0 and all are scaled to add to 1; the note says so. The interval is the share
+    plus or minus t standard errors by a jackknife over configurations, with the residuals' degrees of freedom, clipped
+    to 0 and 1. In simulated tables of 12 to 108 configurations it held the truth in 93 to 100 %: draws of
+    configurations vary more than the seeds of a fixed design.
 
     Args:
-      rows: one row a run, the final ones.
-      columns: of numbers; rows where one is missing or infinite are left out of it.
-      settings: columns of any type; a missing value is a level. Those that divide the runs alike are one factor, named
-        by the first.
-      groups: column that runs alike but for their seeds share. Rows that differ in a setting are of two configurations
-        even so: of joined sweeps, data of one name may differ.
+      rows: one row per run, the final ones.
+      columns: numeric; rows where one is missing or infinite are left out of it.
+      settings: columns of any type; a missing value is a level. Those that partition the runs in the same way are one
+        factor, named by the first.
+      groups: column that is equal for runs which differ only in their seeds. Rows that differ in a setting are still of
+        two configurations: in joined sweeps, data of one name may differ.
 
     Returns:
-      One row a (column, setting): column, setting ("seed" and "rest" last), share, low, high, n (runs used), note. NaN
-      where it can't be given, and the note says why; it also names the settings that are one with this.
+      One row per (column, setting): column, setting ("seed" and "rest" last), share, low, high, n (runs used), note. A
+      share that can't be computed is NaN, and the note says why; it also names equivalent settings.
 
     Raises:
       UnknownColumnError: no such column. AnalysisError: a column that holds something other than numbers.
@@ -68,14 +68,14 @@ def variance_split(
     classes: dict[bytes, list[str]] = {}
     for name in columns:
         classes.setdefault(np.isfinite(numbers(rows, name)).tobytes(), []).append(name)
-    found: dict[str, pd.DataFrame] = {}
-    for there, names in classes.items():
-        found |= _split(rows[np.frombuffer(there, dtype=bool)], names, settings, groups)
-    return pd.concat([found[name] for name in columns], ignore_index=True)
+    tables: dict[str, pd.DataFrame] = {}
+    for mask, names in classes.items():
+        tables |= _split(rows[np.frombuffer(mask, dtype=bool)], names, settings, groups)
+    return pd.concat([tables[name] for name in columns], ignore_index=True)
 
 
 class _Factor(NamedTuple):
-    """A setting, its levels as columns of 0 and 1, and the settings that divide the configurations alike."""
+    """A setting, its levels as columns of 0 and 1, and the settings that partition configurations in the same way."""
 
     name: str
     levels_GK: np.ndarray
@@ -83,7 +83,7 @@ class _Factor(NamedTuple):
 
 
 def _split(rows: pd.DataFrame, names: list[str], settings: Sequence[str], groups: str) -> dict[str, pd.DataFrame]:
-    """The result's rows, by column, of columns that have a value in all of `rows`."""
+    """Return the result's rows by column, for columns that have a value in all of `rows`."""
     levels = {s: pd.factorize(as_levels(rows[s]), use_na_sentinel=False)[0] for s in dict.fromkeys((groups, *settings))}
     groups_N = pd.DataFrame(levels, index=rows.index).groupby(list(levels)).ngroup().to_numpy()
     factors, constant = _factors({s: levels[s] for s in settings}, groups_N)
@@ -100,27 +100,27 @@ def _split(rows: pd.DataFrame, names: list[str], settings: Sequence[str], groups
     notes[-2:-2] = ["the setting is the same in all rows"] * len(constant)
     share_PC, half_PC = _to_show(raw_PJC, dof)
     low_PC, high_PC = np.maximum(share_PC - half_PC, 0), np.minimum(share_PC + half_PC, 1)
-    found = {}
+    tables = {}
     for c, name in enumerate(names):
-        rows_of = []
+        result_rows = []
         for p, (setting, note) in enumerate(zip(parts, notes, strict=True)):
-            said = [FLAT_NOTE if flat_C[c] else note]
-            said += ["no interval: too few configurations"] * bool(share_PC[p, c] >= 0 and np.isnan(half_PC[p, c]))
-            said += ["below 0 by chance, set to 0"] * bool(raw_PJC[p, 0, c] < -ROUNDING)
-            said += [same[setting]]
-            numbers_of = (share_PC[p, c], low_PC[p, c], high_PC[p, c], len(rows))
-            rows_of.append((name, setting, *numbers_of, "; ".join(filter(None, said))))
-        found[name] = pd.DataFrame(rows_of, columns=list(COLUMNS))
-    return found
+            remarks = [FLAT_NOTE if flat_C[c] else note]
+            remarks += ["no interval: too few configurations"] * bool(share_PC[p, c] >= 0 and np.isnan(half_PC[p, c]))
+            remarks += ["below 0 by chance, set to 0"] * bool(raw_PJC[p, 0, c] < -ROUNDING)
+            remarks += [same[setting]]
+            values = (share_PC[p, c], low_PC[p, c], high_PC[p, c], len(rows))
+            result_rows.append((name, setting, *values, "; ".join(filter(None, remarks))))
+        tables[name] = pd.DataFrame(result_rows, columns=list(COLUMNS))
+    return tables
 
 
 def _factors(levels: Mapping[str, np.ndarray], groups_N: np.ndarray) -> tuple[list[_Factor], list[str]]:
-    """The settings that divide the rows, each division once, and the names of those that don't, from levels [N]."""
+    """Return the settings that vary, each partition of the rows once, and the names of those that don't."""
     _, first_G = np.unique(groups_N, return_index=True)
     by_division: dict[bytes, _Factor] = {}
     constant = []
     for name, level_N in levels.items():
-        # Numbered anew over the configurations, so that one division has one numbering.
+        # Renumbered over the configurations, so that equal partitions have equal codes.
         level_G, values = pd.factorize(level_N[first_G])
         if len(values) < 2:
             constant.append(name)
@@ -133,9 +133,9 @@ def _factors(levels: Mapping[str, np.ndarray], groups_N: np.ndarray) -> tuple[li
 
 
 def _shares(y_NC: np.ndarray, groups_N: np.ndarray, factors: list[_Factor]) -> tuple[np.ndarray, int, list[str]]:
-    """Shares of the factors, the seed and the rest, as they come, of each sample: [P, J, C].
+    """Return the unscaled shares of the factors, the seed and the rest in each sample: [P, J, C].
 
-    With them the degrees of freedom of the full model's residuals, and what is wrong with each part.
+    Also the degrees of freedom of the full model's residuals, and for each part a note on why it can't be estimated.
     """
     seeds_G = np.bincount(groups_N)
     n_groups, n_factors = len(seeds_G), len(factors)
@@ -144,11 +144,11 @@ def _shares(y_NC: np.ndarray, groups_N: np.ndarray, factors: list[_Factor]) -> t
         return nothing_PJC, 0, [f"fewer than {MIN_ROWS} configurations"] * (n_factors + 2)
     means_GC = _by_group(y_NC, groups_N) / seeds_G[:, None]
     within_GC = _by_group((y_NC - means_GC[groups_N]) ** 2, groups_N)
-    groups_J1 = _left(np.ones((n_groups, 1)))
-    seed_JC = _over(_left(within_GC), _left(seeds_G[:, None] - 1.0))
-    # One configuration alone may have replicates: without it, the seed's variance is taken as with it.
+    groups_J1 = _jackknife_sums(np.ones((n_groups, 1)))
+    seed_JC = _over(_jackknife_sums(within_GC), _jackknife_sums(seeds_G[:, None] - 1.0))
+    # If only one configuration has replicates, the sample without it takes the seed's variance from all.
     known_JC = np.nan_to_num(np.where(np.isnan(seed_JC), seed_JC[0], seed_JC))
-    in_means_JC = known_JC * _left(1 / seeds_G[:, None]) / groups_J1
+    in_means_JC = known_JC * _jackknife_sums(1 / seeds_G[:, None]) / groups_J1
 
     squares_JC, _ = _residuals(means_GC, [])
     left_JC, rank_J1 = _residuals(means_GC, factors)
@@ -164,13 +164,13 @@ def _shares(y_NC: np.ndarray, groups_N: np.ndarray, factors: list[_Factor]) -> t
     full = (
         "" if dof > 0 else f"{n_groups} configurations leave no freedom beside {n_groups - 1 - dof} levels of settings"
     )
-    alone = "" if replicated else "no configuration has two runs"
-    rest = full or (f"with the seed: {alone}" if alone else "")
-    return _over(np.concatenate(parts), total_JC), dof, [*[full] * n_factors, alone, rest]
+    unreplicated = "" if replicated else "no configuration has two runs"
+    rest = full or (f"with the seed: {unreplicated}" if unreplicated else "")
+    return _over(np.concatenate(parts), total_JC), dof, [*[full] * n_factors, unreplicated, rest]
 
 
 def _to_show(raw_PJC: np.ndarray, dof: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shares, none below 0 and adding to 1 where all are known, and the half widths of their intervals: [P, C]."""
+    """Return non-negative shares, which add to 1 if all are known, and the half widths of their intervals: [P, C]."""
     n_groups = raw_PJC.shape[1] - 1
     share_PC = np.maximum(raw_PJC[:, 0], 0)
     share_PC = share_PC * _over(np.nansum(raw_PJC[:, 0], axis=0), np.nansum(share_PC, axis=0))
@@ -179,10 +179,10 @@ def _to_show(raw_PJC: np.ndarray, dof: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _residuals(y_GC: np.ndarray, factors: Sequence[_Factor]) -> tuple[np.ndarray, np.ndarray]:
-    """Squares left by least squares on the factors, of each sample [J, C], and the factors' rank in it [J, 1].
+    """Return the residual sum of squares given the factors in each sample [J, C], and the factors' rank in it [J, 1].
 
-    Without a configuration they are less by e^2 / (1 - h), e its residual and h its leverage; one that alone has a
-    level (h = 1) takes the level with it and nothing else.
+    Leaving out a configuration reduces it by e^2 / (1 - h), e its residual and h its leverage; one that is the only one
+    of a level (h = 1) removes the level and nothing else.
     """
     x_GK = np.concatenate([np.empty((len(y_GC), 0)), *(f.levels_GK for f in factors)], axis=1)
     u_GK, s_K, _ = np.linalg.svd(x_GK - x_GK.mean(axis=0), full_matrices=False)
@@ -190,15 +190,15 @@ def _residuals(y_GC: np.ndarray, factors: Sequence[_Factor]) -> tuple[np.ndarray
     e_GC = y_GC - y_GC.mean(axis=0)
     e_GC = e_GC - u_GK @ (u_GK.T @ e_GC)
     free_G1 = 1 - 1 / len(y_GC) - np.sum(u_GK**2, axis=1, keepdims=True)
-    alone_G1 = free_G1 < ROUNDING
-    fewer_GC = np.where(alone_G1, 0, e_GC**2 / np.where(alone_G1, 1, free_G1))
+    only_G1 = free_G1 < ROUNDING
+    fewer_GC = np.where(only_G1, 0, e_GC**2 / np.where(only_G1, 1, free_G1))
     squares_1C = np.sum(e_GC**2, axis=0, keepdims=True)
     squares_JC = np.concatenate([squares_1C, np.maximum(squares_1C - fewer_GC, 0)])
-    return squares_JC, u_GK.shape[1] - np.concatenate([[[0]], alone_G1])
+    return squares_JC, u_GK.shape[1] - np.concatenate([[[0]], only_G1])
 
 
 def _shapley_weights(n_factors: int) -> dict[frozenset[int], np.ndarray]:
-    """Weights [F] by which the values of subsets sum to what each factor adds on average over orders."""
+    """Return weights [F] of the values of subsets, whose sum is what each factor adds on average over orders."""
     weights: dict[frozenset[int], np.ndarray] = {}
     if n_factors <= EXACT_FACTORS:
         for size in range(n_factors + 1):
@@ -217,8 +217,8 @@ def _shapley_weights(n_factors: int) -> dict[frozenset[int], np.ndarray]:
     return weights
 
 
-def _left(x_GC: np.ndarray) -> np.ndarray:
-    """Sums over all configurations, then over all but each: [J, C]."""
+def _jackknife_sums(x_GC: np.ndarray) -> np.ndarray:
+    """Return sums over all configurations, then over all but each one: [J, C]."""
     total_1C = x_GC.sum(axis=0, keepdims=True)
     return np.concatenate([total_1C, total_1C - x_GC])
 
@@ -230,5 +230,5 @@ def _by_group(x_NC: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
 
 
 def _over(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x / y, NaN where y isn't positive."""
+    """Return x / y, NaN where y isn't positive."""
     return x / np.where(y > 0, y, np.nan)

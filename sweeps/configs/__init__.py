@@ -1,1 +1,1 @@
-"""Configurations of sweeps, each a get_config(arg) file."""
+"""Configurations of sweeps, each a file with a function get_config(arg)."""

@@ -1,7 +1,7 @@
 """The demonstration: 12 small models, 2 batch sizes x 3 weight decays x 2 seeds, from text to report on a laptop.
 
     olmo-jax run --config=demo --workdir=demo          (`make demo`; 6 minutes on 2 cores)
-    olmo-jax run --config=demo:smoke --workdir=/tmp/x  (every stage, under a minute; means nothing)
+    olmo-jax run --config=demo:smoke --workdir=/tmp/x  (every stage, under a minute; a test without meaning)
 
 Two cohorts, one per batch size. The cumulative weight decay, the sum over the steps of learning rate x weight decay,
 spans .05 to 4 (methods.md section 5), the range in which decay can act as it does in paper A's suite. All values are
@@ -47,7 +47,7 @@ def get_config(size: str = "") -> ConfigDict:
             bpe_vocab_size=512 if smoke else 2048,
             sequence_length=64 if smoke else 128,
         ),
-        # States cost forward passes over all the documents, matrices next to nothing.
+        # Measuring states takes forward passes over all documents; measuring matrices costs almost nothing.
         probe=ProbeConfig(
             every=8 if smoke else 62,
             unembedding=dataclasses.replace(ProbeConfig().unembedding, every=4 if smoke else 10),
@@ -64,7 +64,7 @@ def get_config(size: str = "") -> ConfigDict:
             tokens=2048 if smoke else 16_384,
             batch_size=8,
             learning_rates=(3e-4, 3e-3),
-            points=2,  # at each of which all domains are read, longer than the steps between them take
+            points=2,  # each evaluates all domains, which takes longer than the training steps between them
         ),
     )
     grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.25, 1.0, 5.0], "init_seed": [0, 1]})

@@ -1,10 +1,10 @@
-"""What imported models are looked at with, if `olmo-jax import` is given no other file: text, probes, evaluations.
+"""Text, probes and evaluations for imported models, unless `olmo-jax import` is given another file.
 
     olmo-jax import pythia-14m --workdir=runs/pythia --config.train.data.max_megabytes=24
 
-`train.data` is the text: `train_domains` says which of its domains count as in-domain, and nothing is trained on them.
-The model, its name and its tokenizer are the imported ones; optimiser, batch and budget aren't used. Windows are no
-longer than the model's context.
+`train.data` is the text: `train_domains` says which of its domains count as in-domain; nothing is trained on them. The
+model, its name and its tokenizer are the imported ones; optimiser, batch and budget aren't used. Windows are cut to the
+model's context.
 """
 
 from ml_collections import ConfigDict

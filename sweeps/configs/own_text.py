@@ -2,15 +2,15 @@ r"""A sweep over your own text; copy it and change it.
 
     olmo-jax run --config='own_text:texts/*.txt' --workdir=runs/mine
 
-The argument is a path or a glob of .txt, .jsonl, .json (one object a line; also .gz and .zst of these) or .parquet
-files. A .txt is one document. One large text is divided by what stands between its documents, or cut into blocks:
+The argument is a path or a glob of .txt, .jsonl, .json (one object per line; also .gz and .zst of these) or .parquet
+files. A .txt is one document. One large text can be split at a separator of documents, or cut into blocks:
 
     --config.train.data.document_separator='<|endoftext|>'      or '\n\n', an empty line
     --config.train.data.block_characters=2000
 
-Where a field of the others names the domain of a document, say so: `--config.train.data.domain_field=source`, or
-`=meta.source` for a field within a field. Then `--config.train.data.train_domains` chooses what is trained on, the
-other domains are out of domain, and `--config.evaluation.finetune.targets=('law',)` are some to fine-tune on.
+If a field of the other formats holds a document's domain, name it: `--config.train.data.domain_field=source`, or
+`=meta.source` for a nested field. Then `--config.train.data.train_domains` chooses the domains to train on, the others
+are out of domain, and `--config.evaluation.finetune.targets=('law',)` names domains to fine-tune on.
 """
 
 from ml_collections import ConfigDict
@@ -34,12 +34,12 @@ def get_config(files: str = "texts/*") -> ConfigDict:
             sequence_length=128,
             batch_size=16,
         ),
-        # Final states of 32 tokens order models as those of 64, the default, do, in half of the time (docs/speed.md).
+        # Final states of 32 tokens rank models as those of 64, the default, do, in half the time (docs/speed.md).
         probe=ProbeConfig(document_tokens=32),
         checkpoint=CheckpointConfig(log_spaced=4),
     )
     grid = cross(
-        # A point is a dict of overrides by dotted key: together pairs its lists, product takes every combination.
+        # A point is a dict of overrides by dotted key; `together` pairs its lists, `product` takes every combination.
         together({"optimizer.learning_rate": [1e-3, 5e-3], "optimizer.warmup_fraction": [0.02, 0.1]}),
         product({"optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]}),
     )

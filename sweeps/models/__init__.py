@@ -1,1 +1,1 @@
-"""Verbs on single models: import, export, generate, geometry."""
+"""The verbs that work on single models: import, export, generate, geometry."""

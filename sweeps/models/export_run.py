@@ -1,4 +1,4 @@
-"""A run of a working directory as a Hugging Face folder: `olmo-jax export`."""
+"""Write a run of a working directory as a Hugging Face folder: `olmo-jax export`."""
 
 from etils import epath
 
@@ -17,10 +17,10 @@ def export_run(
     dtype: str = "float32",
     shard_bytes: float = 5e9,
 ) -> str:
-    """Writes a run's last checkpoint, or the one at `step`, with its tokenizer; returns the architecture's name.
+    """Write a run's last checkpoint, or the one at `step`, with its tokenizer; return the architecture's name.
 
-    `run` is its id, or a pattern that no other's matches. Raises CheckpointError for no such run or step, or several
-    runs, and what `hf.export_checkpoint` raises.
+    `run` is an id, or a pattern that matches only one. Raises CheckpointError for no such run or step, or several runs,
+    and what `hf.export_checkpoint` raises.
     """
     run_id, *others = matching_runs(workdir, run)
     if others:

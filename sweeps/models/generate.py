@@ -1,4 +1,4 @@
-"""What runs make of a prompt: `olmo-jax generate`."""
+"""Continue a prompt with the models of runs: `olmo-jax generate`."""
 
 import collections
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from olmo_jax.hf.settings import TOKENIZER, eos_of
 from olmo_jax.storage.run_files import matching_runs, run_config
 from sweeps.running.stages import data_root
 
-# Runs of one architecture go through the device together, this many at a time.
-_TOGETHER = 16
+# Models of one architecture are batched on the device, this many at a time.
+_MODELS_PER_BATCH = 16
 
 
 class Sampling(NamedTuple):
-    """How to go on: with `tokens` new ones, the likeliest each time at temperature 0, else drawn with `seed`.
+    """How to sample: `tokens` new tokens, each the likeliest at temperature 0, else drawn with `seed`.
 
-    `top_p` draws among the likeliest tokens that together have that share; `samples` is how often to draw.
+    Tokens are drawn from the likeliest that together have probability `top_p`; `samples` is the number of texts.
     """
 
     tokens: int = 64
@@ -37,7 +37,7 @@ class Sampling(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """Texts that follow the prompt; run and step are those of a working directory, else the folder and None."""
+    """Texts that follow the prompt, and the model: its run and step, or a Hugging Face folder and None."""
 
     run: str
     step: int | None
@@ -47,15 +47,15 @@ class Continuation(NamedTuple):
 def continuations(
     runs: str, prompt: str, sampling: Sampling, workdir: epath.Path | None = None, step: int | None = None
 ) -> list[Continuation]:
-    """Continues a prompt, after a beginning-of-text, under one model or many.
+    """Continue a prompt, preceded by a beginning-of-text token, with one model or several.
 
     Args:
-      runs: an id or a pattern of ids of `workdir`; without a workdir, a Hugging Face folder with its tokenizer.
-      step: of the checkpoints; the last by default.
+      runs: an id or a pattern of ids in `workdir`; without a workdir, a Hugging Face folder with its tokenizer.
+      step: that of the checkpoints; the last by default.
 
     Raises:
       CheckpointError, WeightsError: no such run, step or folder.
-      ConfigError: a prompt that doesn't fit into the context, or sampling numbers that are none.
+      ConfigError: a prompt that doesn't fit into the context, or an invalid sampling parameter.
       DataError: no tokenizer.
     """
     try:
@@ -65,14 +65,14 @@ def continuations(
     require(sampling.samples > 0, "--samples", sampling.samples, "needs a positive number")
     require(0 <= sampling.seed < 2**32, "--seed", sampling.seed, "needs a number in [0, 2^32)")
     if sampling.samples > 1 and sampling.temperature == 0:
-        raise ConfigError(f"--samples={sampling.samples}: all would be the likeliest text; add --temperature=1")
+        raise ConfigError(f"--samples={sampling.samples}: all would be the same likeliest text; add --temperature=1")
     if workdir is None:
         if step is not None:
-            raise ConfigError(f"--step={step}: a folder has one checkpoint; steps are of a --workdir")
+            raise ConfigError(f"--step={step}: a folder has one checkpoint; only a --workdir has steps")
         folder = weights.at(runs)
         hf.check_checkpoint(folder)
         if not (folder / TOKENIZER).exists():
-            raise ConfigError(f"{folder}: has no {TOKENIZER}, and no prompt can be read without; put the model's there")
+            raise ConfigError(f"{folder}: has no {TOKENIZER}, which reading the prompt needs; put the model's there")
         tokenizer = tokenizers.load(Path(folder) / TOKENIZER, eos_of(folder, folder / TOKENIZER))
         config, params = hf.import_checkpoint(folder)
         return _continue([(runs, None, params)], config, tokenizer, prompt, sampling)
@@ -81,20 +81,23 @@ def continuations(
     for run in matching:
         train, steps = run_config(workdir, run), run_steps(workdir, run)
         if len(matching) > 1 and not (steps if step is None else step in steps):
-            continue  # one that is asked for by name is refused below
+            continue  # a run given by its id is refused below
         file = data_root(workdir, train) / train.data.name / TOKENIZER
         chosen = max(steps, default=None) if step is None else step
         groups[train.model, file, train.data.eos_token].append((run, chosen))
     if not groups:
-        at = "" if step is None else f" at step {step}"
-        raise CheckpointError(f"{workdir}: no run '{runs}' has a checkpoint{at}; train first, or choose another step")
-    found = []
+        at_step = "" if step is None else f" at step {step}"
+        raise CheckpointError(
+            f"{workdir}: no run '{runs}' has a checkpoint{at_step}; train first, or choose another step"
+        )
+    results = []
     for (config, file, eos), members in groups.items():
         tokenizer = tokenizers.load(file, eos)
-        for start in range(0, len(members), _TOGETHER):
-            read = [(run, at, load_run(workdir, run, at)[1]) for run, at in members[start : start + _TOGETHER]]
-            found += _continue(read, config, tokenizer, prompt, sampling)
-    return sorted(found, key=lambda one: one.run)
+        for start in range(0, len(members), _MODELS_PER_BATCH):
+            batch = members[start : start + _MODELS_PER_BATCH]
+            models = [(run, chosen, load_run(workdir, run, chosen)[1]) for run, chosen in batch]
+            results += _continue(models, config, tokenizer, prompt, sampling)
+    return sorted(results, key=lambda result: result.run)
 
 
 def _continue(
@@ -104,7 +107,7 @@ def _continue(
     prompt: str,
     sampling: Sampling,
 ) -> list[Continuation]:
-    """Continuations under models (run, step, parameters) of one configuration, stacked."""
+    """Continue the prompt with models (run, step, parameters) of one configuration, as one batch."""
     tokens_L = np.concatenate([[tokenizer.eos_id], tokenizer.encode([prompt])[0]]).astype(np.int32)
     check_sampling(config, len(tokens_L), sampling.tokens, sampling.temperature, sampling.top_p)
     params_M = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, _, params in members))

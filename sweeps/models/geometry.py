@@ -1,6 +1,6 @@
-"""Any weights in, a table of their geometry out: a row a matrix, and one more where what logits can't see is taken out.
+"""Measure the geometry of any weights, in one table: `olmo-jax geometry`.
 
-The verb `olmo-jax geometry`.
+A matrix has one row, and a second for the matrix without the directions that don't affect the logits, if asked for.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ DEFAULT_METRICS = (
 )  # fmt: skip
 RAW = "none"
 
-# Ours and Hugging Face's, GPT-2's, Llama's and OLMo's own names of the two matrices that are vocabulary by width.
+# Names of the embedding and unembedding in our checkpoints and in those of Hugging Face, GPT-2, Llama and OLMo.
 _EMBEDDINGS = re.compile(r"embed|lm_head|\bwte\b|transformer\.ff_out\.|^output\.weight$")
 _NAMED_IN_ERRORS = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Metrics of one matrix, raw (gauge "none") or after `gauge_fix` for a norm; run and step of a run of ours."""
+    """Metrics of one matrix, raw (gauge "none") or after `gauge_fix` for a norm; run and step if it is a run's."""
 
     name: str
     run_id: str | None
@@ -54,47 +54,46 @@ def measure(
     metrics: Sequence[str] = DEFAULT_METRICS,
     gauge: str | None = None,
 ) -> list[Row]:
-    """Measures the matrices of any weights in float32, one after another.
+    """Measure the matrices of any weights in float32, one after another.
 
     Args:
-      path, run_id, step: as of `weights.models`.
-      pattern: a tensor's name, which takes that one alone, or a regular expression that is searched for in names; None
-        takes what looks like an embedding or an unembedding, or every matrix where nothing does. What isn't a matrix
-        is left out.
+      path, run_id, step: as in `weights.models`.
+      pattern: the name of one tensor, or a regular expression that is searched for in names; None chooses what looks
+        like an embedding or an unembedding, or every matrix if nothing does. Tensors that aren't matrices are left out.
       metrics: names of geometry.probe.METRICS.
-      gauge: one of geometry.gauge.NORMS adds a row a matrix, and "none" adds none. None adds one to the unembedding of
-        our own runs, for the norm that they have.
+      gauge: one of geometry.gauge.NORMS adds one row per matrix, "none" adds none. None adds one for the unembedding of
+        a working directory's runs, with their norm.
 
     Raises:
-      ConfigError: an expression, a metric or a gauge that is none.
+      ConfigError: an invalid expression, metric or gauge.
       WeightsError, CheckpointError: nothing to read or nothing to measure.
     """
     _check(metrics, gauge)
     rows: list[Row] = []
     models = weights.models(path, run_id, step)
-    with _shown(len(models)) as models_done:
+    with _progress(len(models)) as models_done:
         for i, model in enumerate(models):
             tensors = model.tensors()
             chosen = _choose(tensors, pattern)
-            with _shown(len(chosen) if len(models) == 1 else 0) as tensors_done:
+            with _progress(len(chosen) if len(models) == 1 else 0) as tensors_done:
                 for j, tensor in enumerate(chosen):
                     rows += _rows(model, tensor, metrics, gauge)
                     tensors_done(j + 1, "")
             models_done(i + 1, "")
     if not rows:
-        raise WeightsError(_nothing(path, tensors, pattern))
+        raise WeightsError(_nothing_measured(path, tensors, pattern))
     return rows
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """The rows in aligned columns with a heading, numbers to 4 significant digits, "-" for NaN."""
-    ours = any(row.run_id is not None for row in rows)
-    heading = [*(("run", "step") if ours else ()), "tensor", "shape", "dtype", *rows[0].metrics]
+    """Return the rows in aligned columns with a heading, numbers to 4 significant digits, "-" for NaN."""
+    of_runs = any(row.run_id is not None for row in rows)
+    heading = [*(("run", "step") if of_runs else ()), "tensor", "shape", "dtype", *rows[0].metrics]
     cells = [heading]
     for row in rows:
         name = row.name if row.gauge == RAW else f"{row.name} (gauge-fixed)"
         values = ["-" if math.isnan(value) else f"{value:.4g}" for value in row.metrics.values()]
-        run = (str(row.run_id), str(row.step)) if ours else ()
+        run = (str(row.run_id), str(row.step)) if of_runs else ()
         cells.append([*run, name, _shape(row.shape), row.dtype, *values])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     texts = {"run", "tensor", "shape", "dtype"}
@@ -107,18 +106,18 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 
 def as_json(path: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """What `geometry --json` prints; a metric that isn't finite is null."""
+    """Return what `geometry --json` prints; a metric that isn't finite is null."""
 
-    def of(row: Row) -> dict[str, Any]:
+    def row_json(row: Row) -> dict[str, Any]:
         metrics = {name: value if math.isfinite(value) else None for name, value in row.metrics.items()}
         return dataclasses.asdict(row) | {"metrics": metrics}
 
-    return {"path": path, "tensors": [of(row) for row in rows]}
+    return {"path": path, "tensors": [row_json(row) for row in rows]}
 
 
 def _check(metrics: Sequence[str], gauge: str | None) -> None:
     try:
-        # Traced and not run: refuses unknown names before anything large is read.
+        # Traced without running, to refuse unknown names before anything large is read.
         jax.eval_shape(lambda x: summarize(x, metrics), jax.ShapeDtypeStruct((2, 2), jnp.float32))
     except ValueError as error:
         raise ConfigError(f"--metrics={','.join(metrics)}: {error}") from error
@@ -134,7 +133,7 @@ def _choose(tensors: list[Tensor], pattern: str | None) -> list[Tensor]:
 
 
 def _matching(tensors: list[Tensor], pattern: str) -> list[Tensor]:
-    """The tensors that an expression stands for; of one that is a tensor's name, that one alone."""
+    """Return the tensor of this name, or else those whose names match the expression."""
     if exact := [tensor for tensor in tensors if tensor.name == pattern]:
         return exact
     try:
@@ -147,7 +146,7 @@ def _matching(tensors: list[Tensor], pattern: str) -> list[Tensor]:
 
 
 def _rows(model: Model, tensor: Tensor, metrics: Sequence[str], gauge: str | None) -> list[Row]:
-    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and its metrics NaN
+    with np.errstate(over="ignore"):  # overflow gives infinities, and metrics NaN
         x_ND = jnp.asarray(tensor.read().astype(np.float32))
     if gauge is None:
         gauge = tensor.norm or RAW
@@ -159,28 +158,29 @@ def _rows(model: Model, tensor: Tensor, metrics: Sequence[str], gauge: str | Non
             step=model.step,
             shape=tensor.shape,
             dtype=tensor.dtype,
-            gauge=of,
+            gauge=norm,
             metrics={name: float(value) for name, value in summarize(matrix_ND, metrics).items()},
         )
-        for of, matrix_ND in matrices.items()
+        for norm, matrix_ND in matrices.items()
     ]
 
 
-def _nothing(path: epath.PathLike, tensors: list[Tensor], pattern: str | None) -> str:
+def _nothing_measured(path: epath.PathLike, tensors: list[Tensor], pattern: str | None) -> str:
+    """Return the message for weights without a matrix to measure; it lists the tensors."""
     matching = tensors if pattern is None else _matching(tensors, pattern)
     listed = [f"{tensor.name} [{_shape(tensor.shape)}] {tensor.dtype}" for tensor in matching or tensors]
     more = f" and {len(listed) - _NAMED_IN_ERRORS} more" if len(listed) > _NAMED_IN_ERRORS else ""
-    there = ", ".join(listed[:_NAMED_IN_ERRORS]) + more or "none at all"
+    names = ", ".join(listed[:_NAMED_IN_ERRORS]) + more or "none at all"
     if pattern is not None and not matching:
-        return f"{path}: no tensor matches --tensors={pattern}; there are: {there}"
-    of = "" if pattern is None else f" that matches --tensors={pattern}"
-    return f"{path}: no tensor{of} is a matrix of real numbers, and nothing else is measured: {there}"
+        return f"{path}: no tensor matches --tensors={pattern}; there are: {names}"
+    condition = "" if pattern is None else f" that matches --tensors={pattern}"
+    return f"{path}: no tensor{condition} is a matrix of real numbers, and only these are measured; there are: {names}"
 
 
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _shown(total: int) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
-    """Progress where there is more than one thing to wait for."""
+def _progress(total: int) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
+    """Return a progress display, which shows nothing if there is only one thing to measure."""
     return progress("geometry", total) if total > 1 else contextlib.nullcontext(lambda done, note: None)

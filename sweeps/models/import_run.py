@@ -1,4 +1,4 @@
-"""Published checkpoints as a run of a working directory, with a history where there are several: `olmo-jax import`."""
+"""Import published checkpoints as a run, with a history if there are several: `olmo-jax import`."""
 
 import collections
 import dataclasses
@@ -45,12 +45,12 @@ _REVISION = re.compile(
     r"(?:(stage\d+(?:-ingredient\d+)?)-)?step(\d+)(?:-tokens(\d+(?:\.\d+)?)([KMBT]?))?(?:-unsharded|-hf)?"
 )
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-# Where the run came from: the folder, and by step the revision and a hash of its parameters.
+# Records where the run came from: the folder, and for each step the revision and a hash of its parameters.
 ORIGIN = "imported.json"
 
 
 class Revision(NamedTuple):
-    """A folder with one checkpoint, its step, and what its name tells beside: tokens seen by then, stage."""
+    """A folder with one checkpoint, its step, and the tokens seen by then and the stage, if its name gives them."""
 
     step: int
     tokens: int | None
@@ -66,23 +66,24 @@ def import_run(
     step: int | None = None,
     keep_evaluation: bool = False,
 ) -> str:
-    """Makes a run of what lies at `path`: checkpoints, and the probe's metrics at each. What is there already is kept.
+    """Import the checkpoints at `path` as a run, with the probe's metrics at each; those already imported are kept.
 
-    Everything that can be refused without reading weights is refused before a run is begun.
+    Everything that can be refused without reading weights is refused before anything of the run is written.
 
     Args:
       workdir: a new directory, or one of imported runs.
-      path: a Hugging Face folder, or a folder of such, named by their steps (`revisions`).
+      path: a Hugging Face folder, or a folder of these, named by their steps (`revisions`).
       config: text, probes and evaluations (sweeps/configs/imported.py).
-      name: of the run; the folder's by default. step: of a single checkpoint; told by its name, or 1.
-      keep_evaluation: of a directory that has runs already; else the evaluations of all become those of `config`.
+      name: that of the run; the folder's by default. step: that of a single checkpoint; by default from the folder's
+        name, or 1.
+      keep_evaluation: whether a directory that has runs keeps its evaluations; else all runs get those of `config`.
 
     Returns:
       The run's id.
 
     Raises:
-      WeightsError, ConfigError, DataError: what `hf.import_checkpoint`, configurations and `prepare` raise, and what
-        doesn't fit together.
+      WeightsError, ConfigError, DataError: what `hf.import_checkpoint`, configurations and `prepare` raise, and
+        checkpoints, directory and configuration that don't fit together.
     """
     source = at(path).absolute()
     found = revisions(at(path), step)
@@ -94,20 +95,20 @@ def import_run(
     index = prepare(train.data, data_root(workdir, train), say)
     check_vocabulary(train.model.vocab_size, index)
     id_ = run_id(train, index.fingerprint)
-    place = workdir / "runs" / id_
+    folder = workdir / "runs" / id_
     with exclusive_lock(Path(workdir / ".sweep.lock"), say):
         origin: dict[str, Any] = {"source": str(source), "revisions": {}}
-        if (place / ORIGIN).exists():
-            origin = _origin(place / ORIGIN)
+        if (folder / ORIGIN).exists():
+            origin = _origin(folder / ORIGIN)
         if origin["source"] != str(source):
             raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")
         last = max(found[-1].step, *map(int, origin["revisions"]), 0)
         train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
-        cohort = _in_its_place(workdir, Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),)))
+        cohort = _with_stack_number(workdir, Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),)))
         check_probe(train.probe, member_structs(cohort.shape).params)
         check_texts(train.probe.texts, train.model)
         probes = cohort_probes(cohort, index)
-        plan = _joined(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
+        plan = _extended_plan(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
         write_run_files(workdir, cohort, anew=True)
         write_json(workdir / "sweep.json", records.record(plan, versions()))
         _import_revisions(workdir, cohort, probes, found, origin)
@@ -124,36 +125,39 @@ def _origin(path: epath.Path) -> dict[str, Any]:
 
 
 def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
-    """The checkpoints at a path, by step: the folder itself, or those in it that are named like step3000 or
-    step3000-tokens12B, whose other folders are told on stderr.
+    """Return the checkpoints at a path, sorted by step.
+
+    They are the folder itself, or the folders in it with names such as step3000 or step3000-tokens12B; a line on stderr
+    names other models in it.
 
     Raises:
-      WeightsError: none there, two of one step, or of several stages of training, each of which counts from 0.
-      ConfigError: a negative step, one for a folder of revisions, or none for a folder whose name hides one.
+      WeightsError: no checkpoint, two of one step, or several stages of training, each of which counts from 0.
+      ConfigError: a negative step, a step for a folder of revisions, or none for a folder whose name has a step that
+        can't be parsed.
     """
     if not path.is_dir():
-        what = "is a file; give the folder that it lies in" if path.exists() else "no such folder; download one"
+        what = "is a file; give the folder that holds it" if path.exists() else "no such folder; download one"
         raise WeightsError(f"{path}: {what}, with config.json and .safetensors, or several below a folder")
     require(step is None or step >= 0, "--step", step, "needs a number of 0 or more")
     if _is_model(path):
         return [_single(path.absolute(), step)]
     if step is not None:
-        raise ConfigError(f"--step={step}: {path} is a folder of revisions, whose names tell their steps; leave it out")
+        raise ConfigError(f"--step={step}: {path} is a folder of revisions, whose names give their steps; leave it out")
     folders = sorted(folder for folder in path.iterdir() if _is_model(folder))
-    found = [revision for folder in folders if (revision := _told(folder)) is not None]
+    found = [revision for folder in folders if (revision := _named_revision(folder)) is not None]
     if not found:
         raise WeightsError(
             f"{path}: neither a model (config.json) nor a folder of revisions named like step3000 or step3000-tokens12B"
         )
-    if left := [folder.name for folder in folders if _told(folder) is None]:
-        say(f"{path}: left out, for their names tell no step: {', '.join(left)}")
+    if unnamed := [folder.name for folder in folders if _named_revision(folder) is None]:
+        say(f"{path}: left out, as their names give no step: {', '.join(unnamed)}")
     if len(stages := {revision.stage for revision in found}) > 1:
         names = ", ".join(sorted(str(stage) for stage in stages))
-        raise WeightsError(f"{path}: has revisions of several stages ({names}); import each from a folder of its own")
+        raise WeightsError(f"{path}: has revisions of several stages ({names}); import each from a separate folder")
     found.sort(key=lambda revision: revision.step)
-    for one, following in zip(found, found[1:], strict=False):
-        if one.step == following.step:
-            raise WeightsError(f"{path}: {one.folder.name} and {following.folder.name} are of one step; move one away")
+    for first, second in zip(found, found[1:], strict=False):
+        if first.step == second.step:
+            raise WeightsError(f"{path}: {first.folder.name} and {second.folder.name} have the same step; remove one")
     return found
 
 
@@ -161,8 +165,8 @@ def _is_model(folder: epath.Path) -> bool:
     return folder.is_dir() and any((folder / file).exists() for file in ("config.json", "config.yaml"))
 
 
-def _told(folder: epath.Path) -> Revision | None:
-    """What a revision's name tells; None where it tells no step."""
+def _named_revision(folder: epath.Path) -> Revision | None:
+    """Return the revision that a folder's name describes; None if the name has no step."""
     name = re.fullmatch(_REVISION, folder.name)
     if name is None:
         return None
@@ -171,26 +175,26 @@ def _told(folder: epath.Path) -> Revision | None:
 
 
 def _single(folder: epath.Path, step: int | None) -> Revision:
-    told = _told(folder)
-    if told is not None:
-        return told if step is None else told._replace(step=step)
+    revision = _named_revision(folder)
+    if revision is not None:
+        return revision if step is None else revision._replace(step=step)
     if step is None and re.search(r"step\d", folder.name):
-        raise ConfigError(f"{folder}: its name tells a step in a way that isn't known; say it by --step")
+        raise ConfigError(f"{folder}: its name has a step in an unknown form; give the step with --step")
     return Revision(1 if step is None else step, None, None, folder)
 
 
 def _configure(
     workdir: epath.Path, config: ConfigDict, found: Sequence[Revision], name: str
 ) -> tuple[TrainConfig, EvalConfig]:
-    """The run's configuration: the model's own from its folder, the rest from `config`."""
+    """Return the run's configuration, the model's from its folder and the rest from `config`, and the evaluations."""
     sweep = plans.read_sweep(config)
     values = sweep.train.to_dict()
     data = values["data"]
     tokenizer, eos_token = _tokenizer(data, found)
     architecture, model = _one_model(found, tokenizer)
     check_tokenizer(tokenizer, model.vocab_size, eos_token)
-    kept = _keep(workdir, tokenizer)
-    data |= {"tokenizer": str(kept), "eos_token": eos_token, "name": f"{data['name']}-{kept.stem}"}
+    copy = _copy_tokenizer(workdir, tokenizer)
+    data |= {"tokenizer": str(copy), "eos_token": eos_token, "name": f"{data['name']}-{copy.stem}"}
     data["sequence_length"] = min(data["sequence_length"], model.context_length)
     values |= {
         "name": _plain(name),
@@ -203,7 +207,7 @@ def _configure(
 
 
 def _plain(name: str) -> str:
-    """A name as a run's, without what file names can't hold; where its id would be too long for one, its beginning."""
+    """Return a name for the run that file names can hold; a long one is cut and ends in a hash."""
     plain = re.sub(r"[^\w.-]", "_", name).lstrip(".").encode()
     if len(plain) <= LONGEST_BEGINNING:
         return plain.decode()
@@ -211,7 +215,7 @@ def _plain(name: str) -> str:
 
 
 def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.Path, str]:
-    """The tokenizer.json that the configuration names, or else that of any revision or of the folder they lie in."""
+    """Return the tokenizer.json that the configuration names, else that of a revision or their folder, and its EOS."""
     if data["tokenizer"] != "bpe":
         file = at(data["tokenizer"])
         if not file.is_file():
@@ -224,45 +228,45 @@ def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.P
         if (folder / TOKENIZER).exists():
             return folder / TOKENIZER, eos_of(folders[-1], folder / TOKENIZER)
     raise ConfigError(
-        f"{folders[0]}: has no {TOKENIZER}, and no text can be read without; put it there, or name one in "
+        f"{folders[0]}: has no {TOKENIZER}, which reading text needs; put it there, or name one in "
         "--config.train.data.tokenizer (olmo-jax geometry needs none)"
     )
 
 
 def _one_model(found: Iterable[Revision], tokenizer: epath.Path) -> tuple[str, ModelConfig]:
-    """Architecture and configuration that all revisions share."""
-    read = {revision.folder: read_config(revision.folder, tokenizer) for revision in found}
-    first, (family, config) = next(iter(read.items()))
-    for folder, (other_family, other) in read.items():
+    """Return the architecture and configuration that all revisions share; raises ConfigError if they differ."""
+    configs = {revision.folder: read_config(revision.folder, tokenizer) for revision in found}
+    first, (family, config) = next(iter(configs.items()))
+    for folder, (other_family, other) in configs.items():
         if (other_family, other) != (family, config):
-            raise ConfigError(f"{folder} is another model than {first} by its config.json; import them apart")
+            raise ConfigError(f"{folder} is another model than {first} by its config.json; import them separately")
     return family.architecture, config
 
 
-def _keep(workdir: epath.Path, tokenizer: epath.Path) -> epath.Path:
-    """A copy in the working directory, which then needs the imported folder no more, named by its hash."""
+def _copy_tokenizer(workdir: epath.Path, tokenizer: epath.Path) -> epath.Path:
+    """Copy the tokenizer into the working directory, which then no longer needs the imported folder."""
     content = tokenizer.read_bytes()
-    kept = workdir / "tokenizers" / f"{hashlib.sha256(content).hexdigest()[:8]}.json"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, content)
-    return kept
+    copy = workdir / "tokenizers" / f"{hashlib.sha256(content).hexdigest()[:8]}.json"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(copy, content)
+    return copy
 
 
 def _check_directory(workdir: epath.Path) -> None:
-    """Raises ConfigError for a directory of runs that were trained, or that no sweep.json tells of."""
+    """Raise ConfigError for a directory with runs that were trained, or without the sweep.json of its runs."""
     if not (workdir / "sweep.json").exists():
         if (workdir / "cohorts").exists():
             raise ConfigError(f"{workdir} has runs but no sweep.json; put it back, or choose another --workdir")
         return
     if trained := [run.id for run in records.recorded_plan(workdir).runs if not run.config.imported]:
-        raise ConfigError(f"{workdir} holds runs that were trained ({trained[0]}); import into a --workdir of its own")
+        raise ConfigError(f"{workdir} holds runs that were trained ({trained[0]}); import into another --workdir")
 
 
-def _in_its_place(workdir: epath.Path, cohort: Cohort) -> Cohort:
-    """The cohort of one imported run with the part that it has, or gets beside others of its shape, in the directory.
+def _with_stack_number(workdir: epath.Path, cohort: Cohort) -> Cohort:
+    """Return the cohort of one imported run with the number of its stack among those of its shape in the directory.
 
-    Raises ConfigError if the run is there with other probes.
+    Raises ConfigError if the run was imported with other probes.
     """
     if not (workdir / "sweep.json").exists():
         return cohort
@@ -278,16 +282,16 @@ def _in_its_place(workdir: epath.Path, cohort: Cohort) -> Cohort:
     return dataclasses.replace(cohort, part=sum(stack.id == cohort.id for stack in stacks))
 
 
-def _joined(
+def _extended_plan(
     workdir: epath.Path, cohort: Cohort, fingerprint: str, evaluation: EvalConfig, keep_evaluation: bool
 ) -> Plan:
-    """The plan of the directory's other runs and this one."""
+    """Return the plan of the directory's other runs and this one."""
     data = {cohort.shape.data_name: fingerprint}
     if not (workdir / "sweep.json").exists():
         return Plan((cohort,), data, evaluation, stacks=(cohort,))
     old = records.recorded_plan(workdir)
     if not keep_evaluation and evaluation != old.evaluation:
-        say(f"{workdir}: its runs are evaluated anew, by this configuration's evaluations")
+        say(f"{workdir}: all its runs will be evaluated again, by this configuration's evaluations")
     stacks = {stack.folder: stack for stack in old.stacks} | {cohort.folder: cohort}
     runs: dict[str, list[Run]] = collections.defaultdict(list)
     for stack in stacks.values():
@@ -304,15 +308,15 @@ def _joined(
 def _import_revisions(
     workdir: epath.Path, cohort: Cohort, probes: dict[int, Probe], found: Sequence[Revision], origin: dict[str, Any]
 ) -> None:
-    """Checkpoint and metrics of each revision that isn't there yet."""
+    """Write the checkpoint and metrics of each revision that hasn't been imported yet."""
     (run,) = cohort.runs
-    place = workdir / "runs" / run.id
+    folder = workdir / "runs" / run.id
     with open_checkpoints(directory(workdir, cohort.folder)) as checkpoints:
-        there = set(checkpoints.steps())
-        rows = {row["step"]: row for row in read_jsonl(place / METRICS) if row["step"] in there}
-        with progress(f"import {run.id}", len(found), len(there)) as show:
+        imported = set(checkpoints.steps())
+        rows = {row["step"]: row for row in read_jsonl(folder / METRICS) if row["step"] in imported}
+        with progress(f"import {run.id}", len(found), len(imported)) as show:
             for revision in found:
-                if revision.step in there:
+                if revision.step in imported:
                     continue
                 _, params = hf.import_checkpoint(revision.folder)
                 if bad := [path_name(p) for p, x in jax.tree_util.tree_leaves_with_path(params) if not _finite(x)]:
@@ -322,16 +326,16 @@ def _import_revisions(
                 for probe in probes.values():
                     row |= {name: float(str(x_M[0])) for name, x_M in jax.device_get(probe(params_M)).items()}
                 rows[revision.step] = row
-                # In this order: the checkpoint, which says that a step is done, comes last.
+                # The checkpoint is written last, as its existence means that the step is done.
                 origin["revisions"][str(revision.step)] = {"name": revision.folder.name, "sha256": _sha256(params)}
-                write_json(place / ORIGIN, origin)
-                write_jsonl(place / METRICS, [rows[step] for step in sorted(rows)])
+                write_json(folder / ORIGIN, origin)
+                write_jsonl(folder / METRICS, [rows[step] for step in sorted(rows)])
                 checkpoints.save_params(revision.step, params_M, [run.id])
-                there.add(revision.step)
-                show(len(there), revision.folder.name)
-    last = max(there)
+                imported.add(revision.step)
+                show(len(imported), revision.folder.name)
+    last = max(imported)
     status = {"state": "done", "step": last, "total_steps": run.config.total_steps}
-    write_json(place / "status.json", status | {"diverged_at": None, "reason": ""})
+    write_json(folder / "status.json", status | {"diverged_at": None, "reason": ""})
 
 
 def _finite(x: np.ndarray) -> bool:
@@ -339,7 +343,7 @@ def _finite(x: np.ndarray) -> bool:
 
 
 def _sha256(params: Any) -> str:
-    """Of the parameters' bytes, float32, in the order of the tree."""
+    """Return the hash of the parameters' bytes, float32, in the order of the tree."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).data)

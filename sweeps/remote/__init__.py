@@ -1,1 +1,1 @@
-"""A sweep on other machines: Slurm, SkyPilot, a mirror of its working directory."""
+"""Run a sweep on other machines: Slurm, SkyPilot, a mirror of its working directory."""

@@ -1,7 +1,7 @@
-"""A sweep beyond one process, on engines that exist: Slurm, processes of this machine, cloud machines.
+"""Start a sweep as several tasks on an engine: Slurm, processes of this machine, or cloud machines.
 
-One task a cohort (task.py). What is done is told by the runs' status.json in the working directory, never by the
-engine.
+There is one task per cohort (task.py). Whether a run is done is read from its status.json in the working directory,
+never from the engine.
 """
 
 import os
@@ -17,32 +17,31 @@ from olmo_jax.config.validation import ConfigError, require
 from olmo_jax.console import say
 from sweeps.remote.options import Options
 from sweeps.remote.slurm import check_folder, submit
-from sweeps.remote.task import SECONDS_BETWEEN_LOOKS, LaunchError, Task, held_back, tail
+from sweeps.remote.task import POLL_SECONDS, LaunchError, Task, signal_blocked, tail
 
 _ENDLESS_MINUTES = 60 * 24 * 365
 
 
 class StoppedError(Exception):
-    """A signal ended local tasks, each after a checkpoint; the same command goes on."""
+    """A signal stopped local tasks, each after a checkpoint; the same command resumes them."""
 
 
 def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
-    """Starts a task a cohort and returns lines that say where they are, how to look at them and how to stop them.
+    """Start one task per cohort and return lines that say how to find, inspect and stop them.
 
     Args:
-      workdir: a directory that every task sees; launch/ in it takes logs and submitit's files.
-      command: the arguments of a run; task K appends `--cohort=K`.
-      cohorts: their places in the plan.
+      workdir: a directory that every task can reach; its launch/ holds logs and submitit's files.
+      command: the command line of a run; task K appends `--cohort=K`.
+      cohorts: their indexes in the plan.
 
-    On Slurm it returns once the tasks are in the queue. On this machine it waits for them; after SIGTERM or SIGINT
-    they are asked to stop, and it raises StoppedError once they have. For SkyPilot it writes launch/sky.yaml and
-    starts nothing.
+    On Slurm it returns once the tasks are queued. On this machine it waits for them; after SIGTERM or SIGINT it stops
+    them and raises StoppedError once they have ended. For SkyPilot it writes launch/sky.yaml and starts nothing.
 
     Raises ConfigError, and LaunchError for what the engine refused or, on this machine, for cohorts that failed.
     """
     options.check()
-    where = "needs a directory of a file system; --mirror copies it to a bucket"
-    require("://" not in str(workdir), "--workdir", str(workdir), where)
+    need = "needs a directory of a file system; --mirror copies it to a bucket"
+    require("://" not in str(workdir), "--workdir", str(workdir), need)
     folder = Path(workdir).absolute() / "launch"
     if options.engine == "sky":
         from sweeps.remote.sky import write_task
@@ -51,16 +50,16 @@ def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options
     try:
         import submitit
     except ModuleNotFoundError as error:
-        lack = f"--engine={options.engine}: submitit is not installed; pip install 'olmo-jax[slurm]'"
-        raise ConfigError(lack) from error
+        message = f"--engine={options.engine}: submitit is not installed; pip install 'olmo-jax[slurm]'"
+        raise ConfigError(message) from error
     if options.engine == "slurm":
         for name in ("sbatch", "srun"):
             if shutil.which(name) is None:
-                lack = f"no {name} on PATH; launch where Slurm is, or here with --engine=local"
-                raise ConfigError(f"--engine=slurm: {lack}")
+                message = f"no {name} on PATH; launch on a Slurm machine, or on this one with --engine=local"
+                raise ConfigError(f"--engine=slurm: {message}")
     check_folder(workdir, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # submitit hides all GPUs from a process of this machine that asks for none.
+    # submitit hides all GPUs from a local task that asks for none.
     visible = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),)
     environment = visible if options.engine == "local" and not options.gpus else ()
     tasks = [Task(options.engine, k, tuple(command), str(folder / f"cohort-{k}.log"), environment) for k in cohorts]
@@ -69,7 +68,7 @@ def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options
     else:
         lines = _local(submitit.LocalExecutor(folder / "submitit"), tasks, options)
     place = f"--workdir={shlex.quote(str(workdir))}"
-    return [*lines, f"to look: olmo-jax status {place} --watch; once all is done: olmo-jax report {place}"]
+    return [*lines, f"to watch: olmo-jax status {place} --watch; once all is done: olmo-jax report {place}"]
 
 
 def _local(executor: Any, tasks: Sequence[Task], options: Options) -> list[str]:
@@ -86,34 +85,34 @@ def _local(executor: Any, tasks: Sequence[Task], options: Options) -> list[str]:
                 executor.update_parameters(
                     timeout_min=_ENDLESS_MINUTES, gpus_per_node=options.gpus, visible_gpus=tuple(gpus)
                 )
-                with held_back(signal.SIGINT):  # a terminal's goes to every process; tasks are asked from here
+                with signal_blocked(signal.SIGINT):  # a terminal sends it to every process; we send tasks SIGTERM
                     running.append((task, slot, executor.submit(task)))
                 say(f"cohort {task.cohort}: started, log {task.log}")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_SECONDS)
             for entry in list(running):
                 task, slot, job = entry
                 if not job.done():
                     if stop():
-                        os.kill(int(job.job_id), signal.SIGTERM)  # again and again: it may come too early to be heard
+                        os.kill(int(job.job_id), signal.SIGTERM)  # repeated, as one before the handler is set is lost
                     continue
                 running.remove(entry)
                 slots.append(slot)
-                ended = _ended(job)
-                if ended == "failed" or (ended == "lost" and not stop()):
+                outcome = _outcome(job)
+                if outcome == "failed" or (outcome == "lost" and not stop()):
                     cause = tail(task.log, 0, lines=1) or job.paths.stderr
-                    failed.append(f"cohort {task.cohort}: {ended}, log {task.log}; {cause}")
+                    failed.append(f"cohort {task.cohort}: {outcome}, log {task.log}; {cause}")
                     say(failed[-1])
                 else:
-                    say(f"cohort {task.cohort}: {'done' if ended == 'done' else 'stopped'}")
+                    say(f"cohort {task.cohort}: {'done' if outcome == 'done' else 'stopped'}")
         if stop():
-            raise StoppedError("tasks were stopped after a checkpoint; the same command goes on")
+            raise StoppedError("tasks were stopped after a checkpoint; run the same command again to resume")
     if failed:
         raise LaunchError("\n".join([f"{len(failed)} of {len(tasks)} cohorts failed", *failed]))
     return [f"cohort {task.cohort}: done, log {task.log}" for task in tasks]
 
 
-def _ended(job: Any) -> str:
-    """done, stopped, failed, or lost for a process that ended without a word."""
+def _outcome(job: Any) -> str:
+    """Return done, stopped, failed, or lost for a process that ended without leaving a result."""
     if not job.paths.result_pickle.exists():
         return "lost"
     return "failed" if job.exception() is not None else job.result()

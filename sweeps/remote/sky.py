@@ -1,4 +1,4 @@
-"""A sweep as a SkyPilot task, for cloud GPUs and TPU VMs: one file, started once for every cohort."""
+"""Describe a sweep as a SkyPilot task for cloud GPUs and TPU VMs: one file, started once per cohort."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import yaml
 from olmo_jax.config.validation import ConfigError, require
 from sweeps.remote.options import Options
 
-# A machine's own Python is often older than 3.11.
+# The Python that comes with a machine is often older than 3.11.
 _SETUP = """\
 set -e
 python3 -m pip install --quiet uv
@@ -25,18 +25,20 @@ _EXTRA = """\
 
 
 def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
-    """Writes sky.yaml into `folder` and returns lines that say how to start it; SkyPilot isn't needed for that.
+    """Write sky.yaml into `folder` and return lines that say how to start it, which itself doesn't need SkyPilot.
 
-    The current folder, which must be the repository, goes to the machine. Raises ConfigError where it isn't, where the
-    configuration lies outside it, and for GPUs of no named kind.
+    The current folder, which must be the repository, is copied to the machine. Raises ConfigError where it isn't, where
+    the configuration lies outside it, and for GPUs without a kind.
     """
-    here = Path.cwd()
-    if not (here / "Makefile").exists() or not (here / "requirements").exists():
-        raise ConfigError("--engine=sky: run it in the repository's folder, which goes to the cloud machine")
-    words = [re.sub(f"=({re.escape(str(here))})/", "=", word) for word in command]
+    repository = Path.cwd()
+    if not (repository / "Makefile").exists() or not (repository / "requirements").exists():
+        raise ConfigError("--engine=sky: run it in the repository's folder, which is copied to the cloud machine")
+    words = [re.sub(f"=({re.escape(str(repository))})/", "=", word) for word in command]
     for word in words:
         if word.startswith("--config=/"):
-            raise ConfigError(f"{word}: lies outside {here}, which goes to the cloud machine; copy it there")
+            raise ConfigError(
+                f"{word}: lies outside {repository}, which is copied to the cloud machine; put it in that folder"
+            )
     name = re.sub(r"[^a-z0-9]+", "-", f"olmo-jax-{folder.parent.name}".lower()).strip("-")
     resources = _resources(options)
     kind = str(resources.get("accelerators", ""))
@@ -57,10 +59,10 @@ def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], opt
         f"{path}: a SkyPilot task; start it for every cohort with",
         f"for K in {' '.join(map(str, cohorts))}; do sky jobs launch --yes --detach-run --name={name}-$K "
         f"--env COHORT=$K {place}; done",
-        "in the queue: sky jobs queue; to stop: sky jobs cancel ID; to go on: the same again",
+        "to list them: sky jobs queue; to stop one: sky jobs cancel ID; to resume: run the loop again",
     ]
     if not any(word.startswith("--mirror") for word in words):
-        lines.append("without --mirror=BUCKET results are lost with the machine, and what was cut short begins again")
+        lines.append("without --mirror=BUCKET results are lost with the machine, and interrupted cohorts start over")
     return lines
 
 
@@ -69,17 +71,17 @@ def _resources(options: Options) -> dict[str, Any]:
     kind = more.pop("accelerators", None)
     need = "needs their kind for --engine=sky, such as --more=accelerators=H100"
     require(kind is not None or not options.gpus, "--gpus", options.gpus, need)
-    asked = {
+    requested = {
         "accelerators": f"{kind}:{options.gpus}" if options.gpus else kind,
         "cpus": options.cpus and f"{options.cpus}+",
         "memory": options.memory_gb and f"{options.memory_gb}+",
     }
-    recovery = {"job_recovery": {"recover_on_exit_codes": [75]}}  # a run that a signal ended, to be run again
-    return {key: value for key, value in asked.items() if value} | {"use_spot": True} | recovery | more
+    recovery = {"job_recovery": {"recover_on_exit_codes": [75]}}  # a run that a signal stopped, to be run again
+    return {key: value for key, value in requested.items() if value} | {"use_spot": True} | recovery | more
 
 
 class _Blocks(yaml.SafeDumper):
-    """Text of several lines as a block, for people to read and change."""
+    """A YAML writer that writes text of several lines as a block, for people to read and change."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

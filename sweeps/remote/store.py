@@ -1,4 +1,4 @@
-"""The folder, or the part of an object store, that a mirror's URL names."""
+"""Read and write the folder, or the part of an object store, that a mirror's URL names."""
 
 import contextlib
 import json
@@ -26,47 +26,49 @@ class MirrorError(UserError):
 
 
 class DamagedMirrorError(MirrorError):
-    """A file on a mirror that isn't what was written."""
+    """A file on a mirror whose content isn't what was written."""
 
 
-class Place:
-    """The folder, or part of an object store, that a mirror's URL names. Whatever fails there raises MirrorError."""
+class Store:
+    """The folder, or part of an object store, that a mirror's URL names. Every failed access raises MirrorError."""
 
     def __init__(self, url: str, workdir: epath.Path):
-        self.url = re.sub(r"//[^/@]*@", "//", url)  # without a key that may be in it
-        require("://" not in str(workdir), "--mirror", self.url, f"copies a folder, and {workdir} is none")
-        with self._reaching("opening it"):
+        self.url = re.sub(r"//[^/@]*@", "//", url)  # without credentials
+        require("://" not in str(workdir), "--mirror", self.url, f"copies a folder, and {workdir} isn't one")
+        with self._mirror_errors("opening it"):
             self._fs, self._base = _parse(url, self.url)
         self._is_folder = isinstance(self._fs, fs.LocalFileSystem)
-        self._aside = f".{uuid.uuid4().hex}{PARTIAL}"  # of this process: another may be sending the same file
-        home, there = os.path.realpath(workdir), os.path.realpath(self._base)
-        inside = self._is_folder and os.path.commonpath([home, there]) == home
-        require(not inside, "--mirror", self.url, f"lies in the working directory {workdir}; name a place outside it")
+        self._partial = f".{uuid.uuid4().hex}{PARTIAL}"  # unique, as another process may be sending the same file
+        home, target = os.path.realpath(workdir), os.path.realpath(self._base)
+        inside = self._is_folder and os.path.commonpath([home, target]) == home
+        require(
+            not inside, "--mirror", self.url, f"lies in the working directory {workdir}; choose a folder outside it"
+        )
         bucket = self._base.partition("/")[0]
-        with self._reaching("looking for it"):
+        with self._mirror_errors("looking for it"):
             if not self._is_folder and self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
                 raise MirrorError(f"{self.url}: there is no bucket {bucket}; create it first")
 
     def files(self) -> dict[str, fs.FileInfo]:
-        with self._reaching("listing it"):
-            found = self._fs.get_file_info(fs.FileSelector(self._base, recursive=True, allow_not_found=True))
-        return {info.path[len(self._base) + 1 :]: info for info in found if info.type == fs.FileType.File}
+        with self._mirror_errors("listing it"):
+            infos = self._fs.get_file_info(fs.FileSelector(self._base, recursive=True, allow_not_found=True))
+        return {info.path[len(self._base) + 1 :]: info for info in infos if info.type == fs.FileType.File}
 
     def has(self, name: str) -> bool:
-        with self._reaching(f"looking for {name}"):
+        with self._mirror_errors(f"looking for {name}"):
             return self._fs.get_file_info(f"{self._base}/{name}").type == fs.FileType.File
 
     def check_has(self, name: str) -> None:
-        """For what was sent, which shouldn't go."""
+        """Raise MirrorError if a file that was sent has since been deleted."""
         if not self.has(name):
-            raise MirrorError(f"{self.url}: {name} is gone from there; put it back, or run the same command again")
+            raise MirrorError(f"{self.url}: {name} is gone; put it back, or run the same command again")
 
     def read(self, name: str) -> bytes:
-        with self._reaching(f"reading {name}"), self._open(f"{self._base}/{name}") as stream:
+        with self._mirror_errors(f"reading {name}"), self._open(f"{self._base}/{name}") as stream:
             return stream.read()
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file; raises DamagedMirrorError for anything else."""
+        """Return the JSON object in a file; raises DamagedMirrorError for anything else."""
         content, damaged = self.read(name), f"{self.url}: {name} is damaged; put it back from a copy"
         try:
             value = json.loads(content)
@@ -77,23 +79,25 @@ class Place:
         return value
 
     def get(self, info: fs.FileInfo, name: str, path: Path) -> None:
-        """Brings a file to `path`, with the time it was sent at."""
-        with self._reaching(f"reading {name}"), self._open(info.path) as stream:
+        """Fetch a file to `path`, with the modification time that it has on the mirror."""
+        with self._mirror_errors(f"reading {name}"), self._open(info.path) as stream:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 shutil.copyfileobj(stream, file, _CHUNK)
         if path.stat().st_size != info.size:
-            raise MirrorError(f"{self.url}: {name} changed while it was read; stop what writes there, and try again")
+            raise MirrorError(
+                f"{self.url}: {name} changed while it was read; stop what writes to the mirror, and try again"
+            )
         os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
 
     def put(self, name: str, source: bytes | Path) -> None:
-        """Sends a file, which appears whole or not at all. FileNotFoundError: there is none here."""
+        """Send a file, which appears whole or not at all. Raises FileNotFoundError if the source doesn't exist."""
         final = f"{self._base}/{name}"
-        # An object does so by itself; a file by a rename.
-        target = final + self._aside if self._is_folder else final
+        # An object store writes atomically by itself; a folder needs a rename.
+        target = final + self._partial if self._is_folder else final
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else None
-            with self._reaching(f"writing {name}"):
+            with self._mirror_errors(f"writing {name}"):
                 if self._is_folder:
                     self._fs.create_dir(os.path.dirname(final), recursive=True)
                 with self._fs.open_output_stream(target, compression=None) as stream:
@@ -102,15 +106,15 @@ class Place:
                     self._fs.move(target, final)
 
     def delete(self, name: str, folder: bool = False) -> None:
-        """Deletes a file or a folder, if it is there."""
-        with self._reaching(f"deleting {name}"), contextlib.suppress(FileNotFoundError):
+        """Delete a file or a folder, if it exists."""
+        with self._mirror_errors(f"deleting {name}"), contextlib.suppress(FileNotFoundError):
             (self._fs.delete_dir if folder else self._fs.delete_file)(f"{self._base}/{name}")
 
     def _open(self, path: str) -> Any:
-        return self._fs.open_input_stream(path, compression=None)  # else a name that ends in .gz is unpacked
+        return self._fs.open_input_stream(path, compression=None)  # by default a name ending in .gz is decompressed
 
     @contextlib.contextmanager
-    def _reaching(self, doing: str) -> Iterator[None]:
+    def _mirror_errors(self, doing: str) -> Iterator[None]:
         try:
             yield
         except (OSError, pyarrow.ArrowException) as error:
@@ -124,11 +128,11 @@ def _parse(url: str, shown: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
     usable = "needs a folder, file:///FOLDER, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
     require(scheme[1] in ("file", "s3", "gs"), "--mirror", shown, usable)
-    if scheme[1] == "gs" and "retry_limit_seconds" not in url:  # else each call of an outage hangs for a quarter hour
+    if scheme[1] == "gs" and "retry_limit_seconds" not in url:  # by default each call hangs for 15 minutes in an outage
         url += ("&" if "?" in url else "?") + "retry_limit_seconds=30"
     try:
-        found, base = fs.FileSystem.from_uri(url)
+        file_system, base = fs.FileSystem.from_uri(url)
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"--mirror = {shown!r}: {usable} ({error})") from error
     require(base.strip("/") != "", "--mirror", shown, usable)
-    return found, base.rstrip("/")
+    return file_system, base.rstrip("/")

@@ -88,7 +88,7 @@ def _compared(
 
 
 def _names(places: Sequence[str]) -> list[str]:
-    """Folders by their names, by their paths if two are called the same."""
+    """Return the folders by their names, or by their paths if two have the same name."""
     names = [os.path.basename(place) for place in places]
     return names if len(set(names)) == len(names) else list(places)
 
@@ -110,7 +110,7 @@ def _lines(one: Comparison) -> list[str]:
 
 
 def _pairs(one: Comparison) -> str:
-    """How many pairs, what they agree in, and what was left out."""
+    """Say how many pairs there are, in which settings they agree, and what was left out."""
     p = one.pairing
     text = counted(p.pairs, "pair") + " of configurations"
     text += f", alike in {', '.join(map(_setting, p.paired_by))}" if p.paired_by else ""
@@ -200,7 +200,7 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _figure(one: Comparison) -> dict[str, Any]:
-    """The differences in standard deviations over seeds; without replicates, over the first's configurations."""
+    """Return the differences in standard deviations over seeds; without replicates, over the first's configurations."""
     rows = one.rows
     scale, unit = rows["seed_deviation"], "in standard deviations over seeds"
     if not (scale > 0).any():
@@ -222,7 +222,7 @@ def _figure(one: Comparison) -> dict[str, Any]:
 
 
 def _range(points: Sequence[dict[str, Any]]) -> list[float]:
-    """The axis: 0 and the intervals of all differences that aren't FAR."""
+    """Return the range of the axis: 0 and the intervals of all differences that aren't FAR."""
     if not points:
         return [0.0, 0.0]
     median = statistics.median(abs(point["value"]) for point in points)

@@ -39,7 +39,7 @@ _COUNTS = {"points": "{} points", "rank_cap": "rank at most {}", "duplicates": "
 
 
 def curve_data(curves: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """What training.js draws.
+    """Return the data that training.js draws.
 
     Args:
       curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A frame may be empty.
@@ -75,7 +75,7 @@ def curve_data(curves: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
 
 
 def by_target(columns: Iterable[str]) -> dict[str, list[str]]:
-    """Columns `<target>/<metric>` by their target, in the order given."""
+    """Group columns `<target>/<metric>` by their target, in the given order."""
     groups: dict[str, list[str]] = {}
     for column in columns:
         groups.setdefault(analysis.target_of(column), []).append(column)
@@ -83,7 +83,7 @@ def by_target(columns: Iterable[str]) -> dict[str, list[str]]:
 
 
 def target_name(target: str) -> str:
-    """A target in words: `layer_3_centred` is "Layer 3, centred"."""
+    """Return a target in words: `layer_3_centred` is "Layer 3, centred"."""
     of = target.removesuffix("_centred")
     layer = re.fullmatch(r"layer_(\d+)", of)
     name = f"Layer {layer[1]}" if layer else _TARGETS.get(of, f"Parameter {of}")
@@ -91,13 +91,13 @@ def target_name(target: str) -> str:
 
 
 def metric_name(column: str) -> str:
-    """The metric of a column `<target>/<metric>` in words."""
+    """Return the metric of a column `<target>/<metric>` in words."""
     name = column.rpartition("/")[2]
     return _METRICS.get(name, name.replace("_", " "))
 
 
 def to_json(x_N: np.ndarray) -> list[float | None]:
-    """Numbers to six digits as JSON has them: what isn't finite is null."""
+    """Return numbers to six digits as JSON values, with null for values that aren't finite."""
     return [float(f"{x:.6g}") if math.isfinite(x) else None for x in x_N.tolist()]
 
 
@@ -147,6 +147,6 @@ def _note(target: str, curves: Iterable[pd.DataFrame]) -> str:
 
 
 def thinned(x_N: np.ndarray, points: int) -> np.ndarray:
-    """Means of neighbours, at most `points` of them."""
+    """Return at most `points` values, each the mean of neighbouring ones."""
     edges_P = np.linspace(0, len(x_N), min(points, len(x_N)) + 1).astype(int)
     return np.add.reduceat(x_N, edges_P[:-1]) / np.diff(edges_P)

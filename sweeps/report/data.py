@@ -26,7 +26,7 @@ METHODS = {"round_to_nearest": "rounding", "gptq": "GPTQ"}
 
 
 def page_data(results: AnalysisResults, studies: Sequence[Study]) -> dict[str, Any]:
-    """All of it; a key whose data aren't there holds nothing."""
+    """Return all data of the page; a key without data has an empty value."""
     table, final = results.table, results.final.rows
     settings = [c for c in results.settings if as_levels(table[c]).nunique() <= MAX_LEVELS]
     data = {
@@ -72,17 +72,17 @@ def effects(columns: list[str]) -> list[dict[str, Any]]:
 
 
 def finetuning_name(evaluation: str) -> str:
-    """`finetune_code_lr0.001` in words."""
+    """Return the name of a fine-tuning, such as `finetune_code_lr0.001`, in words."""
     return evaluation.replace("finetune_", "fine-tuning on ").replace("_lr", " at rate ").replace("_", " ")
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON has them; what is missing is null."""
+    """Return rows as JSON values, with null for missing ones."""
     return [{key: _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _runs(table: pd.DataFrame, settings: list[str]) -> dict[str, Any]:
-    """Each run's settings as [value to order by, text], and where it diverged."""
+    """Return each run's settings as [value to order by, text], and where it diverged."""
     first = table.drop_duplicates("run_id")
     diverged = table.groupby("run_id")["diverged_at"].max() if len(table) else {}
     return {
@@ -101,7 +101,7 @@ def _final(final: pd.DataFrame) -> dict[str, Any]:
 
 
 def _spectra(results: AnalysisResults) -> dict[str, Any]:
-    """By target: its name, the places measured, and each run's steps and singular values, one list a step."""
+    """Return for each target its name, the measured indexes and each run's steps and singular values by step."""
     found: dict[str, Any] = {}
     for run, curve in results.curves.items():
         spectra = [c for c in curve.columns if c.partition("/")[0].endswith(SPECTRUM)]
@@ -125,7 +125,7 @@ def _place(column: str) -> int:
 
 
 def _matrix(associations: pd.DataFrame) -> dict[str, Any]:
-    """Estimates of the rank correlations by method as [metric][target], with what to say of each."""
+    """Return the estimates of rank correlations by method as [metric][target], with a text on each."""
     metrics, targets = (list(dict.fromkeys(associations[c])) for c in ("metric", "target"))
     methods = {}
     for method in ("raw", "partial rank", "partial factor"):
@@ -141,7 +141,7 @@ def _matrix(associations: pd.DataFrame) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it."""
+    """Return the value as a JSON value."""
     if is_missing(value):
         return None
     if isinstance(value, bool | np.bool_):

@@ -21,7 +21,7 @@ _NAMES_OF_FAMILY = (1, 16)  # in the font's table of names
 
 @contextlib.contextmanager
 def small_font() -> Iterator[None]:
-    """While it lasts, matplotlib knows the small copy, and `in_small_font` has an effect."""
+    """Register the small copy with matplotlib within the block, so that `in_small_font` has an effect."""
     from matplotlib.font_manager import fontManager
 
     with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +36,7 @@ def small_font() -> Iterator[None]:
 
 
 def in_small_font(figure: "Figure") -> None:
-    """Sets the figure's text in the small copy, and in its former font what that lacks."""
+    """Set the figure's text in the small copy, and characters that it lacks in the former font."""
     from matplotlib.font_manager import fontManager
     from matplotlib.text import Text
 

@@ -61,7 +61,7 @@ def all_figures() -> "dict[str, Callable[[AnalysisResults], Figure]]":
 def write_figures(
     folder: epath.PathLike, results: "AnalysisResults", only: str | Sequence[str] | None = None
 ) -> list[epath.Path]:
-    """Writes NAME.svg and NAME.pdf of each figure, whole or not at all.
+    """Write NAME.svg and NAME.pdf of each figure, each atomically.
 
     Args:
       folder: made if it isn't there. only: the name of a figure, or several; None for all.
@@ -84,7 +84,7 @@ def write_figures(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises AnalysisError, with the nearest name and the list, for one that is no figure."""
+    """Raise AnalysisError, with the nearest name and the list, for an unknown figure."""
     known = all_figures()
     for name in names:
         if name not in known:
@@ -93,7 +93,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _rendered(figure: "Figure") -> dict[str, bytes]:
-    """The files' contents by their ending.
+    """Return the files' contents by extension.
 
     The canvases' methods, not savefig: that draws twice for each file, once for the layout, which the first draw finds
     by itself and the second keeps.

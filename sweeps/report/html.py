@@ -21,7 +21,7 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 
 
 def write_whole(path: epath.PathLike, content: str | bytes) -> epath.Path:
-    """Writes a file whole or not at all, and the folders above it. Returns its path."""
+    """Write a file atomically, and the folders above it. Returns its path."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return files.write_whole(path, content, durable=False)
@@ -112,7 +112,7 @@ def sortable_table(
 def estimate_cell(
     estimate: float, low: float, high: float, tested: tuple[str, float] | None, more: Sequence[str], digits: int = 2
 ) -> str:
-    """An estimate with its interval, coloured by strength; `tested` is p or q with its value, `more` goes behind."""
+    """Return an estimate with its interval, coloured by strength; `tested` is p or q with its value, `more` follows."""
     if math.isnan(estimate):
         return cell("")
     text = f"<b>{signed(estimate, digits)}</b>"
@@ -133,7 +133,7 @@ def value_cell(value: Any, kind: str = "") -> str:
 
 
 def cell(value: Any, shown: str | None = None, kind: str = "") -> str:
-    """A cell; numbers carry their full value for sorting. Sorting text goes by what is shown."""
+    """Return a cell; numbers carry their full value for sorting, and text is sorted as shown."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and not is_missing(value)
     data = f' data-value="{_as_number(value)}"' if number else ""
     classes = " ".join(filter(None, [kind, "number" if number else ""]))
@@ -143,7 +143,7 @@ def cell(value: Any, shown: str | None = None, kind: str = "") -> str:
 
 
 def _as_number(value: Any) -> str:
-    """With all its digits, as scripts and CSV read it."""
+    """Return a number with all its digits, as scripts and CSV read it."""
     if isinstance(value, int | np.integer):
         return str(value)
     return repr(float(value)).replace("inf", "Infinity")
@@ -154,7 +154,7 @@ def options(options: Iterable[str], chosen: str) -> str:
 
 
 def json_in_script(data: Any) -> str:
-    """JSON that can stand in a script element: no `<`, so neither an end tag nor a comment can begin."""
+    """Return JSON for a script element: without `<`, so that neither an end tag nor a comment can begin."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -84,7 +84,7 @@ def tabular(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: i
 
 
 def escape(text: str) -> str:
-    """Any text as LaTeX shows it; what can't be printed is a space."""
+    """Escape a text for LaTeX; characters that can't be printed become spaces."""
     return "".join(c if c.isprintable() else " " for c in str(text)).translate(_ESCAPES)
 
 
@@ -106,7 +106,7 @@ def number(x: float, digits: int) -> str:
 
 
 def _associations(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """A row a (metric, target), the methods side by side."""
+    """Return one row per (metric, target), with the methods side by side."""
     methods = [m for m in _METHODS if (frame["method"] == m).any()]
     methods += [m for m in dict.fromkeys(frame["method"]) if m not in _METHODS]
     pairs = frame[["metric", "target"]].drop_duplicates()
@@ -130,7 +130,7 @@ def _associations(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _variance(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The .csv has a row a (column, setting), the .tex a row a column, its settings side by side."""
+    """Return the tables: the .csv has one row per (column, setting), the .tex one per column, settings side by side."""
     settings = list(dict.fromkeys(frame["setting"]))
     columns = list(dict.fromkeys(frame["column"]))
     losses = loss_columns(pd.DataFrame(columns=columns))

@@ -16,7 +16,7 @@ MAX_TABLE_CELLS = 50_000
 
 
 def results_section(results: AnalysisResults) -> str:
-    """The table, a row a run and checkpoint, with the settings that differ first; those that don't in a list."""
+    """Return the table, one row per run and checkpoint, with the differing settings first, the others in a list."""
     table, settings = results.table, results.settings
     config = [c for c in table.columns if c.startswith("config.")]
     seeds = [c for c in config if c.endswith("seed") and as_levels(table[c]).nunique() > 1]
@@ -44,7 +44,7 @@ def results_section(results: AnalysisResults) -> str:
 
 
 def facts_section(facts: Mapping[str, str]) -> str:
-    """How the page was made: command, versions, hashes, seconds."""
+    """Return how the page was made: command, versions, hashes, seconds."""
     items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
     return section("made", "How it was made", f"<dl>{items}</dl>" if items else "<p>Not recorded.</p>")
 

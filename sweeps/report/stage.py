@@ -30,7 +30,7 @@ _SHOWN = "made_from.json"
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
-    """Writes report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
+    """Write report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
 
     Or if this code has. Returns the page's path and the table.
     """
@@ -59,14 +59,14 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
 
 
 def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
-    """Writes one figure of the report again; returns its paths. Raises AnalysisError for a name that isn't one."""
+    """Redraw one figure of the report and return its paths. Raises AnalysisError for an unknown name."""
     check_names([name])
     results = _analyzed(workdir, _table(workdir))
     return write_figures(workdir / "report" / FIGURES, results, name)
 
 
 def _shown_beside_the_table(workdir: epath.Path) -> dict[str, Any]:
-    """What else the page follows from: how long each run's metrics are, and by which code they are read."""
+    """Return what else the page depends on: the length of each run's metrics, and the version of the code."""
     runs = {run: workdir / "runs" / run / METRICS for run in known_runs(workdir)}
     sizes = {run: path.stat().length for run, path in runs.items() if path.exists()}
     return {"olmo-jax": code_version(), "bytes_of_metrics": sizes}
@@ -111,7 +111,7 @@ def summary(workdir: epath.Path, table: pd.DataFrame) -> list[str]:
 
 
 def _training_seconds(workdir: epath.Path) -> dict[str, str]:
-    """Compiling, steps, probes and checkpoints over all starts, and the part of probes; runs of a stack share time."""
+    """Return the time of compiling, steps, probes and checkpoints over all starts; runs of a stack share it."""
     longest = [max(stack.runs, key=lambda run: run.config.total_steps).id for stack in recorded_plan(workdir).stacks]
     rows = [row for run in longest for row in read_timings(workdir / "runs" / run / TIMINGS)]
     total = sum(row["seconds"] for row in rows)

@@ -11,7 +11,7 @@ from sweeps.report.numbers import gained, number, signed
 
 
 def describe(estimate: Estimate) -> str:
-    """The number with its interval, as it stands in a sentence."""
+    """Return the number with its interval for a sentence."""
     if math.isnan(estimate.estimate):
         return "can't be given"
     if math.isnan(estimate.low):
@@ -20,7 +20,7 @@ def describe(estimate: Estimate) -> str:
 
 
 def setting_name(column: str) -> str:
-    """`config.optimizer.weight_decay` in words."""
+    """Return a setting, such as `config.optimizer.weight_decay`, in words."""
     return column.rsplit(".", 1)[-1].replace("_", " ")
 
 

@@ -23,20 +23,21 @@ if TYPE_CHECKING:  # matplotlib is heavy, and the command line imports this pack
 class Study:
     """What a study adds to the report of a sweep.
 
-    Where it has nothing to say of a sweep, its section is "" and it has no sentences.
+    For a sweep that it doesn't apply to, its section is "" and it has no sentences.
 
     Attributes:
-      name: what its result is called in `AnalysisResults.studies`.
+      name: the key of its result in `AnalysisResults.studies`.
       analyze: the study's result, from the table, the curves by run id and the fine-tuning curves (`analyze` of
-        sweeps.analysis.results says what each is).
-      section_id, heading: of its section of the page.
+        sweeps.analysis.results describes each).
+      section_id, heading: those of its section of the page.
       after: id of the section of the page that it follows.
       section: the section as HTML, everything from the table escaped; "" for none.
-      data: what its scripts read, as JSON has it, under keys that no other part of the page uses.
-      sentences: what its result says, one sentence or more for each item; they come first among the findings.
-      in_summary: whether a sweep with this table ends `run` with these sentences. Asked before the curves are read.
-      figures: by name, each a function that draws one from the results of the sweep.
-      scripts: files of JavaScript that draw the section's figures from the page's data.
+      data: what its scripts read, as JSON values, under keys that no other part of the page uses.
+      sentences: its result in words, one sentence or more per item; they come first among the findings.
+      in_summary: whether `run` prints these sentences at its end for a sweep with this table; called before the curves
+        are read.
+      figures: functions that draw one figure each from the results of the sweep, by name.
+      scripts: JavaScript files that draw the section's figures from the page's data.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Study:
 
 
 def registered_studies() -> list[Study]:
-    """Return the study of each folder here that declares one, by the folders' names."""
+    """Return the study of each subfolder that declares one, in the order of the folders' names."""
     folders = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
     return [study for folder in folders if (study := _declared(f"{__name__}.{folder}")) is not None]
 

@@ -181,7 +181,11 @@ def test_messages_are_one_line_but_for_lists(capsys):
     [
         (OSError(28, "No space left", b"/w/\xff"), 1, "olmo-jax: /w/\\udcff: No space left\n"),
         (OSError("what\nhappened"), 1, "olmo-jax: x.npy: what happened\n"),
-        (MemoryError(), 1, "olmo-jax: not enough memory: none is left; do less at a time, or take more of it\n"),
+        (
+            MemoryError(),
+            1,
+            "olmo-jax: not enough memory: none is left; process less at a time, or use a larger machine\n",
+        ),
         (KeyboardInterrupt(), 75, "olmo-jax: stopped immediately; run the same command again to resume\n"),
     ],
 )

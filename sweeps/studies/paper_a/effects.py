@@ -1,10 +1,10 @@
-"""The effects that paper A reports (methods.md, section 1), looked for in the table of its suite, whole or reduced.
+"""Test the effects that paper A reports (methods.md, section 1) on the table of its suite, in full or reduced.
 
     python -m sweeps.studies.paper_a.effects WORKDIR        (prints the table of docs/results.md)
 
-A factor is taken from one value to another with everything else alike; the differences are averaged within each size,
-and the sizes are the sample: n of them, a 95 % interval by Student's t. Effects are given in standard deviations over
-seeds too, pooled over the configurations that have replicates.
+A factor is changed from one value to another with everything else equal; the differences are averaged within each size,
+and the sizes are the sample: n of them, a 95 % interval by Student's t. Effects are also given in standard deviations
+over seeds, pooled over the configurations that have replicates.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ _SIZES = ("4m", "8m", "13m", "19m", "34m", "75m")
 
 
 class Effect(NamedTuple):
-    """One row: what is said, and what was found of it.
+    """One row: a claim of the paper and its test on this table.
 
-    effect, low, high: in the metric's units, of the higher value minus the lower one; NaN where nothing tells it.
-    n: sizes. in_seeds: the effect in standard deviations over seeds. verdict: agrees, disagrees, unclear or
-    untestable.
+    effect, low, high: the metric at the factor's higher value minus that at the lower one, in its units, with the
+    interval; NaN if the table can't give it. n: number of sizes. effect_in_seed_sd: the effect in standard deviations
+    over seeds. verdict: agrees, disagrees, unclear or untestable.
     """
 
     claim: str
@@ -45,27 +45,28 @@ class Effect(NamedTuple):
     low: float
     high: float
     n: int
-    in_seeds: float
+    effect_in_seed_sd: float
     verdict: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Claim:
-    """`sign`: of the effect as the paper reports it. `of_size`: the effect in one size's final rows, NaN for none."""
+    """`sign`: that of the effect in the paper. `size_effect`: the effect in one size's final rows, NaN for none."""
 
     text: str
     metric: str
     sign: int
-    of_size: Callable[["_Suite", str, str], float]
+    size_effect: Callable[["_Suite", str, str], float]
 
 
 def effects(table: pd.DataFrame) -> list[Effect]:
-    """What methods.md, section 1, says a re-run should show; "untestable" where this table can't tell.
+    """Return the test of each effect that methods.md, section 1, expects of a re-run; "untestable" without its runs.
 
     Args:
-      table: of a sweep of sweeps/studies/paper_a/paper.py; runs that diverged, ablations and other text are left out.
+      table: that of a sweep of sweeps/studies/paper_a/paper.py; runs that diverged, ablations and other text are left
+        out.
 
-    Raises AnalysisError where none of the suite's sizes is in the table.
+    Raises AnalysisError if the table has none of the suite's sizes.
     """
     rows = analysis.final_rows(table).rows
     rows = rows[rows[_SIZE].isin(_SIZES) & (rows["config.data.name"] == "main")]
@@ -75,41 +76,41 @@ def effects(table: pd.DataFrame) -> list[Effect]:
         )
     suite = _suite(rows)
     noise = {metric: analysis.seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
-    found = [_effect(claim, suite, noise[claim.metric]) for claim in _CLAIMS]
-    return [*found, _sign_change(suite), *_UNTESTABLE]
+    tested = [_effect(claim, suite, noise[claim.metric]) for claim in _CLAIMS]
+    return [*tested, _sign_change(suite), *_UNTESTABLE]
 
 
-def as_markdown(found: Sequence[Effect]) -> str:
-    """A Markdown table."""
+def as_markdown(tested: Sequence[Effect]) -> str:
+    """Return the effects as a Markdown table."""
     lines = [
         "| paper A says | measured | effect | 95 % interval | in SD over seeds | n (sizes) | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for e in found:
+    for e in tested:
         known = math.isfinite(e.effect)
         interval = f"{e.low:+.3g} to {e.high:+.3g}" if math.isfinite(e.low) else ""
-        seeds = f"{e.in_seeds:+.1f}" if math.isfinite(e.in_seeds) else ""
+        seeds = f"{e.effect_in_seed_sd:+.1f}" if math.isfinite(e.effect_in_seed_sd) else ""
         effect = f"{e.effect:+.3g}" if known else ""
         lines.append(f"| {e.claim} | {e.metric} | {effect} | {interval} | {seeds} | {e.n or ''} | {e.verdict} |")
     return "\n".join(lines)
 
 
 def _effect(claim: _Claim, suite: "_Suite", noise: float) -> Effect:
-    by_size = [claim.of_size(suite, size, claim.metric) for size in _SIZES]
+    by_size = [claim.size_effect(suite, size, claim.metric) for size in _SIZES]
     values = np.array([v for v in by_size if math.isfinite(v)])
     n = len(values)
     if n < 3:
         return Effect(claim.text, claim.metric, math.nan, math.nan, math.nan, n, math.nan, "untestable")
-    effect, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
-    reach = float(scipy.stats.t.ppf(0.975, n - 1)) * spread
-    low, high = effect - reach, effect + reach
-    sure = low > 0 or high < 0
-    verdict = ("agrees" if effect * claim.sign > 0 else "disagrees") if sure else "unclear"
+    effect, standard_error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
+    half_width = float(scipy.stats.t.ppf(0.975, n - 1)) * standard_error
+    low, high = effect - half_width, effect + half_width
+    significant = low > 0 or high < 0
+    verdict = ("agrees" if effect * claim.sign > 0 else "disagrees") if significant else "unclear"
     return Effect(claim.text, claim.metric, effect, low, high, n, effect / noise if noise else math.nan, verdict)
 
 
 class _Suite(NamedTuple):
-    """The final rows, their means over seeds by size and factors, each factor's default, lowest and highest value."""
+    """The final rows, their means over seeds by size and factors, and each factor's default and extreme values."""
 
     rows: pd.DataFrame
     means: pd.DataFrame
@@ -118,59 +119,59 @@ class _Suite(NamedTuple):
 
 
 def _suite(rows: pd.DataFrame) -> _Suite:
-    """Learning rates count as multiples of the usual one at their batch size, which may follow it by a rule."""
-    one_each = rows.drop_duplicates("configuration")
-    usual = {batch: of_batch[_RATE].mode().iloc[0] for batch, of_batch in one_each.groupby(_BATCH)}
+    """Return the suite, with learning rates as multiples of the usual one at their batch size."""
+    configurations = rows.drop_duplicates("configuration")
+    usual = {batch: group[_RATE].mode().iloc[0] for batch, group in configurations.groupby(_BATCH)}
     rows = rows.assign(**{_RATE: rows[_RATE] / rows[_BATCH].map(usual)})
     rows = rows.assign(**{factor: rows[factor].map(_rounded) for factor in _FACTORS})
-    one_each = rows.drop_duplicates("configuration")
-    default = {factor: float(one_each[factor].mode().iloc[0]) for factor in _FACTORS}
-    ends = {factor: (float(one_each[factor].min()), float(one_each[factor].max())) for factor in _FACTORS}
+    configurations = rows.drop_duplicates("configuration")
+    default = {factor: float(configurations[factor].mode().iloc[0]) for factor in _FACTORS}
+    ends = {factor: (float(configurations[factor].min()), float(configurations[factor].max())) for factor in _FACTORS}
     means = rows.groupby([_SIZE, *_FACTORS])[[RANK, FIXED_RANK, LOSS]].mean()
     return _Suite(rows, means, default, ends)
 
 
 def _rounded(value: float) -> float:
-    """What differs by rounding alone is one setting."""
+    """Return the value to six digits, so that values which differ only by rounding count as one setting."""
     return float(f"{value:.6g}")
 
 
 def _mean(suite: _Suite, size: str, metric: str, **changes: float) -> float:
-    """Mean over seeds of a size's configuration, by what of it isn't the default; NaN where there is none."""
-    wanted = suite.default | {_NAMES[name]: value for name, value in changes.items()}
-    key = (size, *(wanted[factor] for factor in _FACTORS))
+    """Return the mean over seeds of the configuration of a size with these changes of the default; NaN without one."""
+    values = suite.default | {_NAMES[name]: value for name, value in changes.items()}
+    key = (size, *(values[factor] for factor in _FACTORS))
     return float(suite.means.at[key, metric]) if key in suite.means.index else math.nan
 
 
 def _batch_difference(suite: _Suite, size: str, metric: str) -> float:
-    """Largest batch less smallest, averaged over the budgets."""
+    """Return the metric at the largest batch minus that at the smallest, averaged over the budgets."""
     low, high = suite.ends[_BATCH]
     budgets = (suite.ends[_TOKENS][0], suite.default[_TOKENS], suite.ends[_TOKENS][1])
-    found = [
+    differences = [
         _mean(suite, size, metric, batch=high, tokens=t) - _mean(suite, size, metric, batch=low, tokens=t)
         for t in budgets
     ]
-    return float(np.mean(found))
+    return float(np.mean(differences))
 
 
 def _batch_valley(suite: _Suite, size: str, metric: str) -> float:
-    """How far the default batch size lies below the better end, at the default budget."""
+    """Return how far the metric at the default batch size lies below the lower of those at both ends."""
     ends = [_mean(suite, size, metric, batch=end) for end in suite.ends[_BATCH]]
     return float(np.min(ends)) - _mean(suite, size, metric)
 
 
 def _difference(name: str) -> Callable[[_Suite, str, str], float]:
-    """A factor's highest value minus its lowest."""
+    """Return a function that gives the metric at a factor's highest value minus that at its lowest."""
 
-    def of_size(suite: _Suite, size: str, metric: str) -> float:
+    def size_effect(suite: _Suite, size: str, metric: str) -> float:
         low, high = suite.ends[_NAMES[name]]
         return _mean(suite, size, metric, **{name: high}) - _mean(suite, size, metric, **{name: low})
 
-    return of_size
+    return size_effect
 
 
 def _sign_change(suite: _Suite) -> Effect:
-    """Slope of weight decay's effect on loss over the doublings of size, and whether its line crosses 0 among them."""
+    """Fit a line to weight decay's effect on loss over log2 of the size: its slope, and whether it crosses 0."""
     claim = "weight decay's effect on loss changes sign with size (slope a doubling)"
     sizes = suite.rows.groupby(_SIZE)["parameters_non_embedding"].first()
     by_size = {size: _difference("decay")(suite, size, LOSS) for size in sizes.index}
@@ -179,8 +180,8 @@ def _sign_change(suite: _Suite) -> Effect:
     if len(known) < 4:
         return Effect(claim, LOSS, math.nan, math.nan, math.nan, len(known), math.nan, "untestable")
     line = scipy.stats.linregress(x, y)
-    reach = float(scipy.stats.t.ppf(0.975, len(known) - 2)) * line.stderr
-    low, high = line.slope - reach, line.slope + reach
+    half_width = float(scipy.stats.t.ppf(0.975, len(known) - 2)) * line.stderr
+    low, high = line.slope - half_width, line.slope + half_width
     ends = line.intercept + line.slope * np.array([x.min(), x.max()])
     verdict = "unclear" if low < 0 < high else "agrees" if ends[0] * ends[1] < 0 else "disagrees"
     noise = analysis.seed_deviation(suite.rows, LOSS)
@@ -198,12 +199,12 @@ _CLAIMS = (
     _Claim("the same, without what the logits can't see", FIXED_RANK, +1, _difference("final")),
     _Claim("weaker annealing gives a worse loss", LOSS, +1, _difference("final")),
 )
-_NOTHING = (math.nan, math.nan, math.nan, 0, math.nan, "untestable")
-# What the suite's table alone can't show.
+_NO_EFFECT = (math.nan, math.nan, math.nan, 0, math.nan, "untestable")
+# Claims that can't be tested on the suite's table.
 _UNTESTABLE = (
-    Effect("Pythia-14M saturates late as its rank collapses, its sequential twin doesn't", RANK, *_NOTHING),
-    Effect("a small model can be low-rank without degrading", LOSS, *_NOTHING),
-    Effect("GPTQ hurts small models of very low rank", LOSS, *_NOTHING),
+    Effect("Pythia-14M saturates late as its rank collapses, its sequential twin doesn't", RANK, *_NO_EFFECT),
+    Effect("a small model can be low-rank without degrading", LOSS, *_NO_EFFECT),
+    Effect("GPTQ hurts small models of very low rank", LOSS, *_NO_EFFECT),
 )
 
 

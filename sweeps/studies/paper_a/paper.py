@@ -63,10 +63,10 @@ class Scale:
     """How the suite is reduced [ours].
 
     Attributes:
-      width, depth, batch: divisors of these. context: tokens. vocabulary: of the tokenizer trained on the text.
-      first_steps: steps at the largest batch on the smallest budget; fixes the budgets.
+      width, depth, batch: divisors of these. context: in tokens. vocabulary: size of the tokenizer trained on the text.
+      first_steps: steps at the largest batch on the smallest budget; determines the budgets.
       rate: the default peak. decay: chosen so that each configuration's cumulative weight decay is the full suite's.
-      megabytes: of the built-in corpus. epochs: passes over the text that are asked for.
+      megabytes: size of the built-in corpus. epochs: maximum number of passes over the text.
     """
 
     width: int = 1
@@ -81,17 +81,17 @@ class Scale:
     epochs: float = 1.0
 
     def tokens(self, budget: int) -> int:
-        """A budget of the paper, reduced; its own where nothing is."""
+        """Return a budget of the paper, reduced; unchanged at full scale."""
         if self.batch == 1 and self.context == _CONTEXT:
             return budget
         return self.first_steps * _FACTORIAL_BATCHES[-1] // self.batch * self.context * budget // _BUDGETS[0]
 
     @property
     def decay(self) -> float:
-        """The default weight decay."""
-        steps = _BUDGET // (_BATCH * _CONTEXT)
-        here = self.tokens(_BUDGET) // (_BATCH // self.batch * self.context)
-        return _rounded(_DECAY * _RATE * steps / (self.rate * here), 3)
+        """Return the default weight decay."""
+        full_steps = _BUDGET // (_BATCH * _CONTEXT)
+        steps = self.tokens(_BUDGET) // (_BATCH // self.batch * self.context)
+        return _rounded(_DECAY * _RATE * full_steps / (self.rate * steps), 3)
 
 
 SCALES = {
@@ -135,16 +135,16 @@ def get_config(argument: str = "paper") -> ConfigDict:
 
 
 def _parse(argument: str) -> tuple[str, dict[str, str], set[str]]:
-    """Scale, options and flags of the file's argument; raises ConfigError for one that isn't there."""
+    """Return scale, options and flags from the file's argument; raises ConfigError for an unknown one."""
     name, *rest = argument.split(",")
     if name not in SCALES:
         raise ConfigError(f"paper.py has no scale '{name}'; scales: {', '.join(SCALES)}")
     options, flags = {}, set()
     for part in rest:
-        key, given, value = part.partition("=")
-        if given and key in _OPTIONS and value:
+        key, equals, value = part.partition("=")
+        if equals and key in _OPTIONS and value:
             options[key] = value
-        elif not given and key in _FLAGS:
+        elif not equals and key in _FLAGS:
             flags.add(key)
         else:
             known = [*(f"{option}=" for option in _OPTIONS), *_FLAGS]
@@ -166,7 +166,7 @@ def _parse(argument: str) -> tuple[str, dict[str, str], set[str]]:
 
 
 def _train(scale: Scale, options: dict[str, str]) -> TrainConfig:
-    """The default run of the smallest size."""
+    """Return the default run of the smallest size."""
     text = options.get("text")
     return TrainConfig(
         tokens=scale.tokens(_BUDGET),
@@ -226,11 +226,11 @@ def _suite(scale: Scale, options: dict[str, str], flags: set[str]) -> Grid:
         configurations = chain(configurations, matched)
     points = [_setting(scale, rule, point) for point in configurations]
     grid = cross(by_size, points)
-    everywhere, of_default = int(options.get("all_seeds", 1)), int(options.get("seeds", 1))
-    if everywhere > 1:
-        grid = _replicated(grid, 0, everywhere)
-    if of_default > everywhere:
-        grid = chain(grid, _replicated(cross(by_size, [default]), everywhere, of_default))
+    all_seeds, default_seeds = int(options.get("all_seeds", 1)), int(options.get("seeds", 1))
+    if all_seeds > 1:
+        grid = _replicated(grid, 0, all_seeds)
+    if default_seeds > all_seeds:
+        grid = chain(grid, _replicated(cross(by_size, [default]), all_seeds, default_seeds))
     largest = _setting(scale, rule, {"tokens": _BUDGETS[-1]})
     if "pythia" in flags:
         pair = [_sized(f"pythia-{label}", PYTHIA[label], scale) for label in ("14m", "14m-sequential")]
@@ -243,7 +243,7 @@ def _suite(scale: Scale, options: dict[str, str], flags: set[str]) -> Grid:
 
 
 def _sized(label: str, preset: ModelConfig, scale: Scale) -> Point:
-    """A size as overrides of the smallest, all of the architecture among them."""
+    """Return a size as overrides of the smallest, with every field of the architecture that differs."""
     model = dataclasses.asdict(_model(preset, scale))
     base = dataclasses.asdict(_model(STAND_INS["4m"], scale))
     sized = {key: value for key, value in model.items() if value != base[key]}
@@ -251,24 +251,24 @@ def _sized(label: str, preset: ModelConfig, scale: Scale) -> Point:
 
 
 def _setting(scale: Scale, rule: float, point: Point | None = None) -> Point:
-    """A configuration in the paper's numbers as overrides at this scale; learning rates are factors of the peak."""
-    said: Point = {"tokens": _BUDGET, "data.batch_size": _BATCH, "optimizer.learning_rate": 1.0} | (point or {})
-    batch = said["data.batch_size"]
-    found: dict[str, Any] = {
-        "tokens": scale.tokens(said["tokens"]),
+    """Return overrides for a configuration in the paper's numbers, in which learning rates are factors of the peak."""
+    paper: Point = {"tokens": _BUDGET, "data.batch_size": _BATCH, "optimizer.learning_rate": 1.0} | (point or {})
+    batch = paper["data.batch_size"]
+    overrides: dict[str, Any] = {
+        "tokens": scale.tokens(paper["tokens"]),
         "data.batch_size": batch // scale.batch,
-        "optimizer.learning_rate": _rounded(scale.rate * said["optimizer.learning_rate"] * (batch / _BATCH) ** rule),
-        "probe.every": _longest(scale, batch) // 8,
+        "optimizer.learning_rate": _rounded(scale.rate * paper["optimizer.learning_rate"] * (batch / _BATCH) ** rule),
+        "probe.every": _most_steps(scale, batch) // 8,
     }
-    if "optimizer.weight_decay" in said:
-        found["optimizer.weight_decay"] = _rounded(scale.decay * said["optimizer.weight_decay"] / _DECAY)
-    if "optimizer.final_fraction" in said:
-        found["optimizer.final_fraction"] = said["optimizer.final_fraction"]
-    return found
+    if "optimizer.weight_decay" in paper:
+        overrides["optimizer.weight_decay"] = _rounded(scale.decay * paper["optimizer.weight_decay"] / _DECAY)
+    if "optimizer.final_fraction" in paper:
+        overrides["optimizer.final_fraction"] = paper["optimizer.final_fraction"]
+    return overrides
 
 
-def _longest(scale: Scale, batch: int) -> int:
-    """Steps of the longest run at a batch size: probes stand at steps that its cohort has in common."""
+def _most_steps(scale: Scale, batch: int) -> int:
+    """Return the steps of the longest run at a batch size, on which probe.every depends as its cohort shares it."""
     budget = _BUDGETS[-1] if batch in _FACTORIAL_BATCHES else _BUDGET
     return scale.tokens(budget) // (batch // scale.batch * scale.context)
 
@@ -278,7 +278,7 @@ def _rounded(value: float, digits: int = 6) -> float:
 
 
 def _replicated(grid: Grid, first: int, end: int) -> Grid:
-    """Other parameters to begin with and another order of the data: the noise that effects are measured against."""
+    """Vary initial parameters and data order, which gives the noise that effects are compared with."""
     return seeds(grid, end - first, keys=("init_seed", "data_seed"), first=first)
 
 

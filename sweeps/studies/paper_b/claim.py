@@ -1,7 +1,7 @@
-"""A claim of paper B (arXiv 2506.01034) and the verdict on it; what the experiments in claims.py share.
+"""A claim of paper B (arXiv 2506.01034) and the verdict on it, with the functions that all experiments use.
 
-A verdict is "agrees", "disagrees", "unclear" (the interval leaves both open, or there are too few runs for one) or
-"untestable" (what the claim is about didn't happen, or wasn't measured often enough to be seen).
+A verdict is "agrees", "disagrees", "unclear" (the interval allows both, or there are too few runs for one) or
+"untestable" (the event that the claim is about didn't happen, or it wasn't measured often enough to be detected).
 """
 
 import collections
@@ -25,7 +25,7 @@ CLAIMS = {
     "grokking": "The mean local dimension drops when a model groks.",
 }
 SIGNALS = ["signal", "lead", "low", "high", "p_value", "n", "claimed", "adds", "adds_low", "adds_high", "note"]
-# Of each states and text, the rivals of local dimension.
+# Metrics of the same states and text whose changes are compared with local dimension's.
 _METRICS = (DIMENSION, "effective_rank", "isoscore")
 
 # From a column to the change points of each run: run_id, group, metric_step, outcome_step.
@@ -33,13 +33,13 @@ Changes = Callable[[str], pd.DataFrame]
 
 
 class Claim(NamedTuple):
-    """A claim and what this sweep says of it.
+    """A claim and its test on this sweep.
 
     Attributes:
-      name: a key of CLAIMS. evaluation: the fine-tuning that it is of, or "".
-      verdict: see above. sentence: why, with the numbers. estimate: what the verdict rests on.
-      rows: of "shift" a row a column (see `shifts`), else a row a run.
-      signals: a row a rival signal (SIGNALS): by how many steps it changes before the outcome does, and the R2 that its
+      name: a key of CLAIMS. evaluation: name of the fine-tuning that it was tested on, or "".
+      verdict: see above. sentence: its reason, with the numbers. estimate: the statistic that the verdict is based on.
+      rows: for "shift" one row per column (see `shifts`), else one row per run.
+      signals: one row per signal (columns SIGNALS): how many steps before the outcome it changes, and the R2 that its
         step adds to that of the training loss in predicting the outcome's. column: the first of them.
     """
 
@@ -53,59 +53,60 @@ class Claim(NamedTuple):
     column: str
 
     @property
-    def told(self) -> str:
-        """The claim and its verdict in words."""
+    def text(self) -> str:
+        """Return the claim and its verdict in words."""
         return f"{CLAIMS[self.name]} Here: {self.verdict}. {self.sentence}"
 
 
 def rivals(
     changes: Changes, curves: Mapping[str, pd.DataFrame], column: str, settings: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """When each signal changes against the outcome, and what its step adds to the training loss's in predicting it.
+    """Compare when each signal and the outcome change, and what the signal's step adds in predicting the outcome's.
 
     The signals are local dimension, effective rank and IsoScore of the same states, where all runs have them, and the
-    training loss.
+    training loss, to whose step the others are added.
     """
     shared = _shared(curves)
     states = column.rpartition("/")[0]
     signals = [f"{states}/{metric}" for metric in _METRICS if f"{states}/{metric}" in shared]
     signals += [TRAIN_LOSS] if TRAIN_LOSS in shared else []
-    of_loss = changes(TRAIN_LOSS)["metric_step"] if TRAIN_LOSS in shared else None
+    loss_steps = changes(TRAIN_LOSS)["metric_step"] if TRAIN_LOSS in shared else None
     rows = []
     for signal in signals:
-        found = lag_of(changes(signal), settings)
+        lag = lag_of(changes(signal), settings)
         adds = nothing(0)
-        if of_loss is not None and signal != TRAIN_LOSS:
-            table = found.changes.assign(loss_step=of_loss).dropna(subset=["metric_step", "outcome_step", "loss_step"])
+        if loss_steps is not None and signal != TRAIN_LOSS:
+            table = lag.changes.assign(loss_step=loss_steps).dropna(subset=["metric_step", "outcome_step", "loss_step"])
             adds = incremental_r2(table, "metric_step", "outcome_step", ["loss_step"], "group")
-        lead = found.lead
-        rows.append((signal, *lead, found.claimed, adds.estimate, adds.low, adds.high, found.note))
+        lead = lag.lead
+        rows.append((signal, *lead, lag.claimed, adds.estimate, adds.low, adds.high, lag.note))
     return pd.DataFrame(rows, columns=SIGNALS)
 
 
 def _shared(curves: Mapping[str, pd.DataFrame]) -> set[str]:
-    """The columns that all curves have."""
+    """Return the columns that all curves have."""
     return set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
 
 
 def measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> tuple[str, dict[str, pd.DataFrame]] | None:
-    """The mean local dimension on a text, of the deepest states of those that most runs have; and the curves in which
-    it was measured often enough for a change to be seen.
+    """Return the column of the mean local dimension on a text, and the curves that measure it often enough.
+
+    It is that of the deepest states among those that most runs have; None without such a column.
     """
-    having = collections.Counter(str(c) for curve in curves.values() for c in curve.columns)
-    if not (columns := dimension_columns(set(having), text)):
+    counts = collections.Counter(str(c) for curve in curves.values() for c in curve.columns)
+    if not (columns := dimension_columns(set(counts), text)):
         return None
-    column = max(columns, key=having.__getitem__)
-    often = {
+    column = max(columns, key=counts.__getitem__)
+    measured = {
         run: curve
         for run, curve in curves.items()
         if column in curve and np.isfinite(curve[column].astype(float)).sum() >= LEAST_VALUES
     }
-    return column, often
+    return column, measured
 
 
 def too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.DataFrame]) -> Claim:
-    """Nothing can be said: no run was measured often enough."""
+    """Return an untestable claim: no run measured local dimension often enough."""
     most = max(int(curve[column].notna().sum()) for curve in curves.values() if column in curve)
     remedy = "raise config.evaluation.finetune.points" if evaluation else "lower config.probe.every"
     sentence = f"Local dimension was measured {most} times in a run at most; a change shows in {LEAST_VALUES} or more: "

@@ -9,7 +9,7 @@ argument is a scale, then options, with commas between:
     paper   as published [B]: a + b modulo 197, 9 shares x 5 seeds, 400,000 steps
     gpu     the same 45 members in a tenth of the steps, with more weight decay: 7 minutes on an H100
     cpu     a + b modulo 59, one block, 5 shares x 3 seeds, more weight decay, a constant rate: minutes on a laptop
-    smoke   every stage in a moment; means nothing
+    smoke   every stage in seconds; a test without meaning
     operation=NAME   add, subtract, divide or permute (products of permutations of 5 things, 4 at `cpu`)
 
 Values marked [B] are the paper's code's, [ours] are choices of this project.
@@ -38,12 +38,13 @@ from sweeps.planning.plan import sweep_config
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How the experiment is carried out; the defaults are the paper's [B] but for `looks`.
+    """The size of the experiment; the defaults are the paper's [B] except `probes`.
 
     Attributes:
-      modulus: p. permuted: things that "permute" permutes. fractions, seeds: trained on, and how often.
+      modulus: p. permuted: number of elements that "permute" permutes. fractions: shares of the equations that are
+        trained on. seeds: data seeds per share.
       blocks, dropout, batch, steps, decay, final, eps: of the model and its training; see OptimizerConfig.
-      looks: times over training at which loss, accuracy and geometry are measured.
+      probes: how many times during training loss, accuracy and geometry are measured.
       points, neighbors: N and L of local dimension.
     """
 
@@ -58,18 +59,18 @@ class Scale:
     decay: float = 0.01
     final: float = 0.0
     eps: float = 1e-8
-    looks: int = 800
+    probes: int = 800
     points: int = 3000
     neighbors: int = 64
 
 
 SCALES = {
     "paper": Scale(),
-    "gpu": Scale(steps=40_000, decay=1.0, looks=160),
+    "gpu": Scale(steps=40_000, decay=1.0, probes=160),
     "cpu": Scale(
         modulus=59,
         permuted=4,
-        fractions=(0.2, 0.35, 0.4, 0.425, 0.45),  # from .5 on validation follows at once, in our trials
+        fractions=(0.2, 0.35, 0.4, 0.425, 0.45),  # from .5 on validation followed at once in our trials
         seeds=3,
         blocks=1,
         dropout=0.0,
@@ -77,8 +78,8 @@ SCALES = {
         steps=4000,
         decay=1.0,
         final=1.0,
-        eps=1e-6,  # at 1e-8 the loss bursts again and again once it is small, and local dimension with it
-        looks=80,
+        eps=1e-6,  # at 1e-8 a small loss has repeated spikes, and so has local dimension
+        probes=80,
         points=800,
     ),
     "smoke": Scale(
@@ -90,7 +91,7 @@ SCALES = {
         dropout=0.0,
         batch=16,
         steps=40,
-        looks=10,
+        probes=10,
         points=60,
         neighbors=16,
     ),
@@ -108,13 +109,13 @@ def get_config(arg: str = "cpu") -> ConfigDict:
             raise ConfigError(f"grokking.py: '{option}' is no option; it has operation={'|'.join(OPERATIONS)}")
     scale = SCALES[name]
     equations = ArithmeticConfig(operation, scale.permuted if operation == "permute" else scale.modulus)
-    words = equations.elements + 3
-    # Tokens "b" and "=" of the smallest share have states of their own, "a" and "o" few.
-    fewest = int(1.5 * dataclasses.replace(equations, train_fraction=min(scale.fractions)).train_equations)
+    vocabulary = equations.elements + 3
+    # In the smallest share the states of tokens "b" and "=" all differ; "a" and "o" have few different ones.
+    most_points = int(1.5 * dataclasses.replace(equations, train_fraction=min(scale.fractions)).train_equations)
     train = TrainConfig(
         name=f"grok-{operation}",
         tokens=scale.steps * scale.batch * 4,
-        model=dataclasses.replace(GROKKING, vocab_size=words, n_layers=scale.blocks, dropout=scale.dropout),
+        model=dataclasses.replace(GROKKING, vocab_size=vocabulary, n_layers=scale.blocks, dropout=scale.dropout),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             weight_decay=scale.decay,
@@ -130,13 +131,13 @@ def get_config(arg: str = "cpu") -> ConfigDict:
             name=operation, corpus="arithmetic", sequence_length=4, batch_size=scale.batch, arithmetic=equations
         ),
         probe=ProbeConfig(
-            every=scale.steps // scale.looks,
+            every=scale.steps // scale.probes,
             final_states=TargetConfig(),
             texts=TextsConfig(
                 names=("train", "validation"),
                 states=(f"layer_{scale.blocks - 1}",),  # before the final norm [B]
                 metrics=(*TextsConfig().metrics, "effective_rank", "isoscore"),  # [ours]
-                points=min(scale.points, fewest),
+                points=min(scale.points, most_points),
                 neighbors=scale.neighbors,
             ),
         ),

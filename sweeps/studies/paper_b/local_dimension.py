@@ -2,13 +2,13 @@
 
     olmo-jax run --config=local_dimension:shift --workdir=runs/shift
 
-The argument is an experiment, then `smoke` for a size at which it runs in a moment and means nothing:
+The argument is an experiment, then `smoke` for a size at which it runs in seconds, a test without meaning:
 
-    shift        models of prose are fine-tuned on code: local dimension of each domain before, on the way and after
+    shift        models of prose are fine-tuned on code: local dimension of each domain before, during and after
     exhaustion   long training on little prose: does local dimension level off where validation stops improving?
-    overfitting  models of prose learn to tell spam from little e-mail, far beyond the best validation loss
+    overfitting  models of prose learn to classify spam from few e-mails, far beyond the best validation loss
 
-Six models each, alike but for their seeds, so that an interval over them exists. All sizes are ours.
+Six models each, which differ only in their seeds, so that an interval over them exists. All sizes are ours.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def get_config(arg: str = "shift") -> ConfigDict:
     return sweep_config(train, grid, evaluation)
 
 
-def _train(name: str, steps: int, texts: TextsConfig, looks: int, megabytes: float = 4.0) -> TrainConfig:
+def _train(name: str, steps: int, texts: TextsConfig, probes: int, megabytes: float = 4.0) -> TrainConfig:
     return TrainConfig(
         name=name,
         tokens=steps * _BATCH * _LENGTH,
@@ -68,7 +68,7 @@ def _train(name: str, steps: int, texts: TextsConfig, looks: int, megabytes: flo
             sequence_length=_LENGTH,
             batch_size=_BATCH,
         ),
-        probe=ProbeConfig(every=steps // looks, final_states=TargetConfig(), texts=texts),
+        probe=ProbeConfig(every=steps // probes, final_states=TargetConfig(), texts=texts),
         checkpoint=CheckpointConfig(every=steps // 2),
     )
 
@@ -82,12 +82,12 @@ def _shift() -> tuple[TrainConfig, EvalConfig]:
         batch_size=_BATCH,
         points=5,
     )
-    return _train("shift", 500, texts, looks=5), _evaluation(tuning, DimensionConfig((750, 1500)))
+    return _train("shift", 500, texts, probes=5), _evaluation(tuning, DimensionConfig((750, 1500)))
 
 
 def _exhaustion() -> tuple[TrainConfig, EvalConfig]:
     texts = dataclasses.replace(_TEXTS, names=("train", "validation"))
-    train = _train("exhaust", 900, texts, looks=45, megabytes=0.4)
+    train = _train("exhaust", 900, texts, probes=45, megabytes=0.4)
     data = dataclasses.replace(train.data, max_epochs=100.0, validation_fraction=0.3)
     train = dataclasses.replace(train, data=data, optimizer=dataclasses.replace(train.optimizer, final_fraction=1.0))
     return train, _evaluation()
@@ -105,8 +105,8 @@ def _overfitting() -> tuple[TrainConfig, EvalConfig]:
         task_items=200,
         item_tokens=64,
     )
-    # Loss by domain is measured at every point and isn't what the claim is about.
-    return _train("overfit", 300, texts, looks=3), dataclasses.replace(_evaluation(tuning), tokens_per_domain=1024)
+    # Loss by domain is measured at every point, but the claim isn't about it.
+    return _train("overfit", 300, texts, probes=3), dataclasses.replace(_evaluation(tuning), tokens_per_domain=1024)
 
 
 def _evaluation(

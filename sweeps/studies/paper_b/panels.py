@@ -1,6 +1,6 @@
-"""The experiments on local dimension, as the page and the figures draw them: bands over seeds, shifts, leads.
+"""Compute what the page and the figures draw of the experiments on local dimension: bands over seeds, shifts, leads.
 
-A panel is one quantity over steps, a band for each configuration: the mean over its runs, and their range.
+A panel is one quantity over steps, with one band per configuration: the mean over its runs, and their range.
 """
 
 import re
@@ -25,14 +25,14 @@ TITLES = {
     "overfitting": "Overfitting",
     "grokking": "Grokking",
 }
-# Shares of points below the quantiles that are stored, and the ends of their columns' names.
+# The quantiles over points that are stored, as probabilities, and the suffixes of their columns.
 _QUANTILES = ((0.05, "_q5"), (0.25, "_q25"), (0.5, "_median"), (0.75, "_q75"), (0.95, "_q95"))
 _SENSITIVITY = re.compile(rf"local_dimension/(?P<of>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)/{DIMENSION}")
-_DRAWN = 101
+_VIOLIN_VALUES = 101
 
 
 class Band(NamedTuple):
-    """Of the runs of one configuration: mean, least and most at each step."""
+    """Mean, least and greatest value at each step over the runs of one configuration."""
 
     name: str
     steps: np.ndarray
@@ -51,7 +51,7 @@ class Panel(NamedTuple):
 
 
 class Violin(NamedTuple):
-    """Local dimension over the points of one text, at one time; values that draw its distribution."""
+    """The distribution of local dimension over the points of one text at one time, as values to draw it from."""
 
     text: str
     when: str
@@ -59,37 +59,37 @@ class Violin(NamedTuple):
 
 
 def panels(results: AnalysisResults, claim: Claim) -> list[Panel]:
-    """The curves of a claim."""
+    """Return the panels of a claim."""
     if claim.evaluation:
         course = _course(results, claim)
-        curves = {name: of.assign(step=of["at"]) for name, of in course.groupby(["run_id", "seed"])}
+        curves = {name: rows.assign(step=rows["at"]) for name, rows in course.groupby(["run_id", "seed"])}
         labels = dict.fromkeys(curves, "all runs")
         across = "steps of fine-tuning"
     else:
         curves = {run: probe_rows(curve) for run, curve in results.curves.items() if run in {*claim.rows["run_id"]}}
         labels, across = _labels(results, curves), "steps"
     shared = set.intersection(*({str(c) for c in curve.columns} for curve in curves.values()))
-    found = []
+    drawn = []
     for column, title in _columns(claim, shared).items():
         by_label: dict[str, list[pd.DataFrame]] = {}
         for name, curve in curves.items():
             by_label.setdefault(labels[name], []).append(curve[["step", column]].astype(float).dropna())
-        bands = [_band(label, of, column) for label, of in by_label.items()]
-        found.append(Panel(title, across, sorted(bands, key=lambda band: band.name)))
-    return found
+        bands = [_band(label, group, column) for label, group in by_label.items()]
+        drawn.append(Panel(title, across, sorted(bands, key=lambda band: band.name)))
+    return drawn
 
 
 def _course(results: AnalysisResults, claim: Claim) -> pd.DataFrame:
-    """Of the claim's fine-tuning, that of each run's last checkpoint."""
+    """Return the curves of the claim's fine-tuning from each run's last checkpoint."""
     course = results.courses[results.courses["evaluation"] == claim.evaluation]
     return course[course["step"] == course.groupby("run_id")["step"].transform("max")]
 
 
 def _columns(claim: Claim, shared: set[str]) -> dict[str, str]:
-    """What is drawn of a claim, and its title: of local dimensions those of the states that the claim is on."""
+    """Return the columns to draw for a claim with their titles; of local dimensions those of the claim's states."""
     states = claim.column.partition(".")[0]
-    there = sorted(c for c in dimension_columns(shared) if c.startswith(f"{states}."))
-    dimensions = {c: f"local dimension, {text_of(c)}" for c in there}
+    of_states = sorted(c for c in dimension_columns(shared) if c.startswith(f"{states}."))
+    dimensions = {c: f"local dimension, {text_of(c)}" for c in of_states}
     if claim.name == "grokking":
         chosen = {ACCURACY: "validation accuracy", TRAIN_ACCURACY: "training accuracy"} | dimensions
     elif claim.name == "exhaustion":
@@ -102,11 +102,11 @@ def _columns(claim: Claim, shared: set[str]) -> dict[str, str]:
 
 
 def _labels(results: AnalysisResults, runs: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """Of each run the settings in which it differs from others, in words."""
+    """Return for each run the settings in which it differs from others, in words."""
     first = results.table.drop_duplicates("run_id").set_index("run_id")
-    there = [c for c in results.settings if as_levels(first.loc[list(runs), c]).nunique() > 1]
+    varying = [c for c in results.settings if as_levels(first.loc[list(runs), c]).nunique() > 1]
     return {
-        run: ", ".join(f"{setting_name(c)} {format_value(first.at[run, c])}" for c in there) or "all runs"
+        run: ", ".join(f"{setting_name(c)} {format_value(first.at[run, c])}" for c in varying) or "all runs"
         for run in runs
     }
 
@@ -120,31 +120,31 @@ def _band(name: str, curves: Sequence[pd.DataFrame], column: str) -> Band:
 
 
 def violins(results: AnalysisResults, claim: Claim) -> list[Violin]:
-    """Before and after a fine-tuning, by text, drawn from five quantiles, each averaged over models."""
+    """Return distributions before and after a fine-tuning, by text, from five quantiles averaged over models."""
     if claim.name != "shift":
         return []
     first, last, _ = course_ends(_course(results, claim))
-    found = []
+    drawn = []
     for row in claim.rows.itertuples():
-        columns = [f"{row.column}{end}" for _, end in _QUANTILES]
+        columns = [f"{row.column}{suffix}" for _, suffix in _QUANTILES]
         if not set(columns) <= {*first.columns}:
             continue
         for when, frame in (("before", first), ("after", last)):
             quantiles = frame[columns].astype(float).mean().to_numpy()
-            shares = np.linspace(_QUANTILES[0][0], _QUANTILES[-1][0], _DRAWN)
-            found.append(Violin(row.text, when, np.interp(shares, [share for share, _ in _QUANTILES], quantiles)))
-    return found
+            probabilities = np.linspace(_QUANTILES[0][0], _QUANTILES[-1][0], _VIOLIN_VALUES)
+            drawn.append(Violin(row.text, when, np.interp(probabilities, [p for p, _ in _QUANTILES], quantiles)))
+    return drawn
 
 
 def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean local dimension at the last checkpoints by states and text, points and neighbours; range over runs."""
+    """Return mean local dimension at the last checkpoints by states and text, points and neighbours, with ranges."""
     final = final_rows(table).rows
     rows = []
     for column in map(str, final.columns):
-        if found := _SENSITIVITY.fullmatch(column):
+        if match := _SENSITIVITY.fullmatch(column):
             values = pd.to_numeric(final[column]).dropna()
             if len(values):
-                of = found["of"], int(found["points"]), int(found["neighbors"])
-                rows.append((*of, values.mean(), values.min(), values.max(), len(values)))
+                key = match["of"], int(match["points"]), int(match["neighbors"])
+                rows.append((*key, values.mean(), values.min(), values.max(), len(values)))
     heads = ["of", "points", "neighbors", "mean", "low", "high", "runs"]
     return pd.DataFrame(rows, columns=heads).sort_values(["of", "points", "neighbors"], ignore_index=True)

@@ -1,4 +1,4 @@
-"""The page's section on local dimension: each experiment with its claim, its verdict and its figures."""
+"""Write the page's section on local dimension: each experiment with its claim, its verdict and its figures."""
 
 import math
 from typing import Any
@@ -18,10 +18,10 @@ _SOURCE = "arXiv 2506.01034"
 
 
 def claims_data(results: AnalysisResults) -> dict[str, Any]:
-    """What the scripts draw the section from."""
-    tried = claims_of(results)
-    shown = sensitivity(results.table) if tried else pd.DataFrame()
-    return {"claims": [_data(results, claim) for claim in tried], "sensitivity": shown.to_dict("records")}
+    """Return the data from which the scripts draw the section."""
+    tested = claims_of(results)
+    means = sensitivity(results.table) if tested else pd.DataFrame()
+    return {"claims": [_data(results, claim) for claim in tested], "sensitivity": means.to_dict("records")}
 
 
 def _data(results: AnalysisResults, claim: Claim) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def _data(results: AnalysisResults, claim: Claim) -> dict[str, Any]:
 
 
 def claims_section(results: AnalysisResults) -> str:
-    """The section; "" for a sweep without such an experiment."""
-    if not (tried := claims_of(results)):
+    """Return the section; "" for a sweep without such an experiment."""
+    if not (tested := claims_of(results)):
         return ""
-    parts = [_experiment(i, claim) for i, claim in enumerate(tried)]
+    parts = [_experiment(i, claim) for i, claim in enumerate(tested)]
     if len(sensitivity(results.table)):
         parts.append("""<h3>Points and neighbours</h3>
 <div class="figure" id="figure-sensitivity"></div>
@@ -65,14 +65,14 @@ how much of the number is the method's. Compare runs, and times of one run, only
     return section(SECTION_ID, HEADING, "\n".join(parts))
 
 
-def _experiment(place: int, claim: Claim) -> str:
-    of = f" ({escape(claim.evaluation.replace('_', ' '))})" if claim.evaluation else ""
-    figures = f'<div class="panels" id="claim-{place}-panels"></div>'
+def _experiment(index: int, claim: Claim) -> str:
+    evaluation = f" ({escape(claim.evaluation.replace('_', ' '))})" if claim.evaluation else ""
+    figures = f'<div class="panels" id="claim-{index}-panels"></div>'
     if claim.name == "shift":
-        figures += f'\n<div class="figure" id="claim-{place}-violins"></div>'
+        figures += f'\n<div class="figure" id="claim-{index}-violins"></div>'
     elif len(claim.signals):
-        figures += f'\n<div class="figure" id="claim-{place}-leads"></div>\n{_signals_table(place, claim.signals)}'
-    return f"""<h3>{TITLES[claim.name]}{of}</h3>
+        figures += f'\n<div class="figure" id="claim-{index}-leads"></div>\n{_signals_table(index, claim.signals)}'
+    return f"""<h3>{TITLES[claim.name]}{evaluation}</h3>
 <p><b>Claim</b> ({_SOURCE}): {escape(CLAIMS[claim.name])} <b>Here: {escape(claim.verdict)}.</b>
 {escape(claim.sentence)}</p>
 {figures}
@@ -94,7 +94,7 @@ _NOTES = {
 }
 
 
-def _signals_table(place: int, signals: pd.DataFrame) -> str:
+def _signals_table(index: int, signals: pd.DataFrame) -> str:
     heads = ["signal", "steps ahead of the outcome", "p", "runs", "claimed", "adds to training loss, R2", "note"]
     rows = [
         "".join(
@@ -110,7 +110,7 @@ def _signals_table(place: int, signals: pd.DataFrame) -> str:
         )
         for row in signals.itertuples()
     ]
-    return sortable_table(f"signals-{place}", "Signals and when they change", heads, rows)
+    return sortable_table(f"signals-{index}", "Signals and when they change", heads, rows)
 
 
 def _interval(estimate: float, low: float, high: float, digits: int) -> str:

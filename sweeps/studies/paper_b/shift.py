@@ -1,4 +1,4 @@
-"""What fine-tuning did to the mean local dimension of each text, in standard deviations over points."""
+"""Measure how fine-tuning shifts the mean local dimension of each text, in standard deviations over points."""
 
 import math
 from collections.abc import Iterable
@@ -13,19 +13,19 @@ DIMENSION = "local_two_nn"
 
 
 def dimension_columns(columns: Iterable[str], text: str = "") -> list[str]:
-    """Mean local dimensions `<states>.<text>/local_two_nn`, of one text or of all, the deepest states first."""
+    """Return columns <states>.<text>/local_two_nn of mean local dimension, of one text or all, deepest states first."""
     ending = f".{text}/{DIMENSION}" if text else f"/{DIMENSION}"
-    found = [c for c in columns if c.endswith(ending) and "." in c.rpartition("/")[0]]
-    return sorted(found, key=lambda c: -_depth(states_of(c)))
+    dimensions = [c for c in columns if c.endswith(ending) and "." in c.rpartition("/")[0]]
+    return sorted(dimensions, key=lambda c: -_depth(states_of(c)))
 
 
 def text_of(column: str) -> str:
-    """`final_states.prose/local_two_nn` -> prose."""
+    """Return the text of a column: prose for `final_states.prose/local_two_nn`."""
     return column.rpartition("/")[0].partition(".")[2]
 
 
 def states_of(column: str) -> str:
-    """`final_states.prose/local_two_nn` -> final_states."""
+    """Return the states of a column: final_states for `final_states.prose/local_two_nn`."""
     return column.partition(".")[0]
 
 
@@ -34,7 +34,7 @@ def _depth(states: str) -> float:
 
 
 def course_ends(course: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """First and last rows of each course by run, checkpoint and seed, and how many more ended without a number.
+    """Return first and last rows of each fine-tuning by run, checkpoint and seed, and how many others lack a number.
 
     A fine-tuning that diverged has no numbers along the way.
     """
@@ -42,16 +42,16 @@ def course_ends(course: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
     ordered = course.sort_values("at").groupby(key, sort=True)
     first, last = (rows.set_index(key).sort_index() for rows in (ordered.head(1), ordered.tail(1)))
     columns = [c for c in course.columns if c.endswith(f"/{DIMENSION}")]
-    there = first[columns].notna().any(axis=1) & last[columns].notna().any(axis=1)
-    return first[there], last[there], int((~there).sum())
+    known = first[columns].notna().any(axis=1) & last[columns].notna().any(axis=1)
+    return first[known], last[known], int((~known).sum())
 
 
 def shifts(course: pd.DataFrame) -> pd.DataFrame:
-    """Of each text's mean local dimension, from before a fine-tuning to its end, over models.
+    """Return the shift of each text's mean local dimension from before a fine-tuning to its end, over models.
 
-    In standard deviations over points, the root of the mean of the variances before and after. A row a column: column,
-    text, own (whether it was fine-tuned on), before, after, shift, low, high, n. Seeds and checkpoints of a run count
-    as one; the shift is the median of pairwise means, with the interval of signed ranks, which takes 6 runs.
+    It is in standard deviations over points, the root of the mean of the variances before and after. One row per
+    column: column, text, own (whether it was fine-tuned on), before, after, shift, low, high, n. Seeds and checkpoints
+    of a run are averaged; the shift is the median of pairwise means, with the signed-rank interval, which needs 6 runs.
     """
     first, last, _ = course_ends(course)
     rows = []

@@ -1,4 +1,4 @@
-"""Declares what this study adds to the report of a sweep."""
+"""Declare what this study adds to the report of a sweep."""
 
 import importlib.resources
 
@@ -23,7 +23,7 @@ STUDY = Study(
     after="training",
     section=claims_section,
     data=claims_data,
-    sentences=lambda tried: [claim.told for claim in tried],
+    sentences=lambda tested: [claim.text for claim in tested],
     in_summary=_measures_texts,
     figures={
         "claim_curves": claim_curves,

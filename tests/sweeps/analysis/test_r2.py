@@ -56,7 +56,7 @@ def test_five_rows_worked_out_by_hand():
     found = increments(table, ["x"], ["y"], [], None)["x", "y"]
     assert found.estimate.estimate == pytest.approx((12.5 - with_x) / 8, rel=1e-12)
     assert found.estimate.p_value == pytest.approx(0.040519, abs=1e-6)
-    assert found.error_taken == pytest.approx(np.sqrt(12.5 / 5) - np.sqrt(with_x / 5), rel=1e-12)
+    assert found.error_reduction == pytest.approx(np.sqrt(12.5 / 5) - np.sqrt(with_x / 5), rel=1e-12)
     assert r2(table, "y", [], None) == pytest.approx(1 - 12.5 / 8, rel=1e-12)
     assert r2(table, "y", ["x"], None) == pytest.approx(1 - with_x / 8, rel=1e-12)
     assert found.note == "5 rows are too few for an interval"
@@ -79,16 +79,16 @@ def test_a_target_that_spans_a_decade_is_predicted_in_logs():
     in_logs = increments(table.assign(y=np.exp(table.y * 3)), ["m"], ["y"], BASELINE, "group")["m", "y"]
     plain = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
     assert in_logs.estimate == pytest.approx(plain.estimate, rel=1e-9)
-    assert np.isnan(in_logs.error_taken)
-    assert plain.error_taken > 0
+    assert np.isnan(in_logs.error_reduction)
+    assert plain.error_reduction > 0
 
 
-def test_error_taken_is_in_the_targets_units():
+def test_error_reduction_is_in_the_targets_units():
     table = sweep()
     once, tenfold = (
         increments(t, ["m"], ["y"], BASELINE, "group")["m", "y"] for t in (table, table.assign(y=table.y * 10))
     )
-    assert tenfold.error_taken == pytest.approx(10 * once.error_taken, rel=1e-9)
+    assert tenfold.error_reduction == pytest.approx(10 * once.error_reduction, rel=1e-9)
     assert tenfold.estimate == pytest.approx(once.estimate, rel=1e-9)
 
 

@@ -302,7 +302,7 @@ def test_export_gives_back_what_was_imported(imported, published, run_id, tmp_pa
         (["generate", "pythia-*", "--prompt=a", "--seed=-1"], 2, ["--seed = -1"]),
         (["export", "{id}", "--to={t}/x", "--shard_mb=0"], 2, ["shard_bytes = 0"]),
         (["import", "{p}/step1", "--step=-3"], 2, ["--step = -3"]),
-        (["import", "{p}", "--config.train.model.d_model=8"], 2, ["--config.train.model.d_model", "says nothing"]),
+        (["import", "{p}", "--config.train.model.d_model=8"], 2, ["--config.train.model.d_model", "doesn't apply"]),
         (["import", "{p}", "--config.train.probe.documents=9"], 2, ["other probes", "--name"]),
         (["export", "nobody", "--to={t}/x"], 1, ["no run 'nobody'"]),
         (["export", "{id}", "--to={t}/x", "--dtype=int8"], 2, ["dtype = 'int8'", "bfloat16"]),
@@ -335,7 +335,7 @@ def test_revisions_of_different_models_or_of_one_step_or_without_tokenizer(publi
 
     folder = pathlib.Path(shutil.copytree(published, tmp_path / "copy"))
     shutil.copytree(folder / "step1", folder / "step1-tokens1K")
-    assert "are of one step" in line(folder)
+    assert "have the same step" in line(folder)
     shutil.rmtree(folder / "step1-tokens1K")
     settings = json.loads((folder / "step1" / "config.json").read_text())
     (folder / "step1" / "config.json").write_text(json.dumps(settings | {"use_parallel_residual": True}))
@@ -360,13 +360,13 @@ def test_names_tell_steps_tokens_and_stages(tmp_path, capsys):
     assert folders("a/step0", "a/step512", "a/step1000-tokens4B", "a/step2000-tokens8.5B-unsharded", "a/main") == [
         (0, None), (512, None), (1000, 4 * 10**9), (2000, 85 * 10**8),
     ]  # fmt: skip
-    assert "left out, for their names tell no step: main" in capsys.readouterr().err
+    assert "left out, as their names give no step: main" in capsys.readouterr().err
     assert folders("b/stage2-ingredient1-step10-tokens3M", "b/stage2-ingredient1-step20-tokens6M") == [
         (10, 3 * 10**6), (20, 6 * 10**6),
     ]  # fmt: skip
     with pytest.raises(WeightsError, match=r"several stages \(stage1, stage2-ingredient1\)"):
         folders("c/stage1-step10", "c/stage2-ingredient1-step10")
-    with pytest.raises(ConfigError, match="tells a step in a way that isn't known; say it by --step"):
+    with pytest.raises(ConfigError, match="has a step in an unknown form; give the step with --step"):
         folders("my-step7-model")
     assert folders("step7-tokens2T") == [(7, 2 * 10**12)]
     assert folders("plain") == [(1, None)]

@@ -15,7 +15,7 @@ import yaml
 from olmo_jax.config import ConfigError
 from sweeps.remote.launch import LaunchError, launch
 from sweeps.remote.options import Options
-from sweeps.remote.slurm import foreign
+from sweeps.remote.slurm import conflicting_variables
 from tests.sweeps.remote import slurm
 from tests.sweeps.running.test_interruption import CONFIG
 
@@ -138,7 +138,7 @@ def test_interrupted_it_asks_its_tasks_to_stop_once_and_waits_for_them(stub, tmp
         (Options("kubernetes"), "--engine = 'kubernetes': needs one of slurm, local, sky"),
         (Options("slurm", minutes=0), "--minutes = 0: needs 10 or more"),
         (Options("slurm", gpus=-1), "--gpus = -1: needs 0 or more"),
-        (Options("local", partition="gpu"), "--partition = 'gpu': means nothing to --engine=local"),
+        (Options("local", partition="gpu"), "--partition = 'gpu': has no effect with --engine=local"),
         (Options("slurm", more=("=h100",)), "--more = '=h100': needs key=value"),
         (Options("slurm", more=("array=0-9",)), "--more = 'array=0-9': is set by launch itself"),
         (Options("slurm", more=("open_mode=append",)), "--more = 'open_mode=append': is set by launch itself"),
@@ -234,7 +234,7 @@ def test_from_inside_a_slurm_job_what_is_that_jobs_is_kept_from_sbatch(sbatch, m
     _, seen, _ = sbatch()
     assert not OUTER_JOB.keys() & seen.keys()
     assert {name: seen[name] for name in OF_THE_USER} == OF_THE_USER
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kept from sbatch")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hidden from sbatch")]
     assert line.endswith(": " + ", ".join(sorted(OUTER_JOB)))
     assert os.environ["SLURM_JOB_ID"] == "4", "this process is still in its job"
 
@@ -266,7 +266,7 @@ def test_the_engine_local_runs_inside_a_slurm_job(stub, tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_variables_that_would_win_over_what_was_asked_are_kept_from_sbatch(environment, said, kept_from):
-    assert foreign(environment.split(), said.split()) == kept_from.split()
+    assert conflicting_variables(environment.split(), said.split()) == kept_from.split()
 
 
 def test_sbatch_is_told_what_was_asked_and_nothing_of_submitits(sbatch):

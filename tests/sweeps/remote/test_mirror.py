@@ -232,7 +232,7 @@ def test_a_checkpoint_whose_list_of_files_is_damaged_is_left_there(workdir, fold
     (folder / CHECKPOINTS / "60.complete.json").write_bytes(content)
     fetch(str(folder), epath.Path(tmp_path / "back"))
     assert [p.name for p in (tmp_path / "back" / CHECKPOINTS).iterdir()] == ["30"]
-    assert "checkpoints/60 isn't what" in capsys.readouterr().err
+    assert "checkpoints/60 doesn't match" in capsys.readouterr().err
     copy(workdir, folder)
     assert json.loads((folder / CHECKPOINTS / "60.complete.json").read_bytes())["params/.zarray"] == 2
 
@@ -285,7 +285,7 @@ def test_a_fetch_cut_short_is_begun_again(workdir, folder, tmp_path, monkeypatch
 def test_what_fails_to_arrive_is_no_file(workdir, folder, tmp_path, monkeypatch):
     """Errors in the middle of the copying, not of the renaming."""
     copy(workdir, folder)
-    real, left = mirror.Place.get, iter(range(3))
+    real, left = mirror.Store.get, iter(range(3))
 
     def get(self, info, name, path):
         if next(left, None) is None:
@@ -294,7 +294,7 @@ def test_what_fails_to_arrive_is_no_file(workdir, folder, tmp_path, monkeypatch)
         real(self, info, name, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror.Place, "get", get)
+        patch.setattr(mirror.Store, "get", get)
         with pytest.raises(MirrorError, match="network"):
             fetch(str(folder), epath.Path(tmp_path / "back"))
     assert all(name.startswith(".fetch.partial/") for name in files(tmp_path / "back"))
@@ -305,14 +305,14 @@ def test_what_fails_to_arrive_is_no_file(workdir, folder, tmp_path, monkeypatch)
 
 def test_a_file_that_changes_while_it_is_fetched_is_no_file(workdir, folder, tmp_path, monkeypatch):
     copy(workdir, folder)
-    real = mirror.Place.files
+    real = mirror.Store.files
 
     def then_written(self):
         there = real(self)
         write(folder / "runs/a/metrics.jsonl", "")
         return there
 
-    monkeypatch.setattr(mirror.Place, "files", then_written)
+    monkeypatch.setattr(mirror.Store, "files", then_written)
     with pytest.raises(MirrorError, match=r"runs/a/metrics.jsonl changed"):
         fetch(str(folder), epath.Path(tmp_path / "back"))
     assert not (tmp_path / "back/runs").exists()
@@ -421,7 +421,7 @@ def assert_fit_to_resume(url, back):
         assert there["step"] in steps
 
 
-ON_THE_MIRROR = (mirror.Place, "put"), (mirror.Place, "delete")
+ON_THE_MIRROR = (mirror.Store, "put"), (mirror.Store, "delete")
 ON_THE_DISK = (mirror._Mirror, "_names"), (mirror._Mirror, "_read")
 
 
@@ -437,7 +437,7 @@ def at_operation(patch, number, action, operations=ON_THE_MIRROR):
 
         return operation
 
-    patch.setattr(mirror, "_AT_ONCE", 1)
+    patch.setattr(mirror, "_TRANSFERS", 1)
     for owner, name in operations:
         patch.setattr(owner, name, counted(getattr(owner, name)))
 
@@ -621,7 +621,7 @@ def test_a_mirror_of_another_sweep_is_refused_and_one_of_its_beginning_taken_on(
     copy(workdir, folder)
     assert (folder / "sweep.json").read_text() == sweep_json("a", "b")
     write(workdir / "sweep.json", sweep_json("a"))
-    with pytest.raises(MirrorError, match="holds runs that .* hasn't got"):
+    with pytest.raises(MirrorError, match="holds runs that .* doesn't have"):
         copy(workdir, folder)
     assert (folder / "sweep.json").read_text() == sweep_json("a", "b")
 

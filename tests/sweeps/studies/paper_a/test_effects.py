@@ -54,7 +54,7 @@ def test_planted_effects_are_found_with_their_size_and_sign(suite):
     assert batch.effect == pytest.approx(8, abs=0.6)  # 32 to 512 is a factor of 2^4
     assert batch.low < batch.effect < batch.high
     assert batch.n == 6
-    assert batch.in_seeds == pytest.approx(16, rel=0.4)
+    assert batch.effect_in_seed_sd == pytest.approx(16, rel=0.4)
     decay = found["stronger weight decay keeps R(W) high", RANK]
     assert (decay.verdict, decay.effect) == ("agrees", pytest.approx(4 * math.log10(50), abs=0.9))
     annealing = found["weaker annealing keeps R(W) high", RANK]
@@ -94,7 +94,7 @@ def test_without_replicates_there_is_no_noise_to_measure_by(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
     alone = table[table["config.init_seed"] == 0]
     found = by_claim(effects(alone))["a larger batch raises R(W)", RANK]
-    assert math.isnan(found.in_seeds)
+    assert math.isnan(found.effect_in_seed_sd)
     assert math.isfinite(found.effect)
 
 
