@@ -43,7 +43,7 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 class _OwnBuilder(_TextBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Documents of `examples` of a corpus in built_in.OWN."""
+    """Documents of `examples` of a corpus in registry.OWN."""
 
     corpus: str
 
@@ -172,7 +172,7 @@ class Joined:
 
 
 def build(data: DataConfig, directory: Path) -> Corpus | Joined:
-    """The corpus of a configuration: written below `directory` if it is one of built_in.OWN, else as in tfds_dir.
+    """The corpus of a configuration: written below `directory` if it is one of registry.OWN, else as in tfds_dir.
 
     Raises DataError for sources that can't be read or fetched, for names that can't be joined and for a data set that
     isn't there.
