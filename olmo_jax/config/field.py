@@ -105,7 +105,7 @@ def within(low: float, high: float, remedy: str = "") -> Bound:
 
 
 def choice(*known: str) -> Bound:
-    """Return the bound of some words."""
+    """Return the bound of a field that takes one of these words."""
     return Bound(" | ".join(known), f"needs one of {', '.join(known)}", lambda value: value in known)
 
 

@@ -1,6 +1,6 @@
 """The demonstration: 12 small models, 2 batch sizes x 3 weight decays x 2 seeds, from text to report on a laptop.
 
-    olmo-jax run --config=demo --workdir=demo          (`make demo`; 6 minutes on 2 cores)
+    olmo-jax run --config=demo --workdir=demo          (`make demo`; 5 minutes on 2 cores)
     olmo-jax run --config=demo:smoke --workdir=/tmp/x  (every stage, under a minute; a test without meaning)
 
 Two cohorts, one per batch size. The cumulative weight decay, the sum over the steps of learning rate x weight decay,

@@ -31,7 +31,7 @@ _HEADS = {"p_value": "p", "q_value": "q", "seed_sds": "in SD over seeds", "low":
 
 
 class Comparison(NamedTuple):
-    """One sweep against the first: their names, which runs are paired, and a row a metric or loss (`differences`)."""
+    """One sweep against the first: their names, the paired runs, and one row per metric or loss (`differences`)."""
 
     first: str
     second: str

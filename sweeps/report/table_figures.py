@@ -44,7 +44,7 @@ def loss_against_geometry(results: "AnalysisResults") -> "Figure":
 
 @parts.styled
 def u_shapes(results: "AnalysisResults") -> "Figure":
-    """Mean in-domain loss and effective rank against each number that varies within a size, a line a size.
+    """Mean in-domain loss and effective rank against each number that varies within a size, one line per size.
 
     A point is the mean over the configurations of a size at that value, whatever else differs between them; its bar
     goes from the mean of their lowest seeds to that of their highest. [ours]

@@ -20,6 +20,15 @@ def test_studies_and_configurations_have_names():
     assert "claims" not in named_configs(), "a study's other files are none"
 
 
+def test_no_two_files_share_a_name():
+    root = pathlib.Path(load_config.__code__.co_filename).parents[2]
+    folders = ("sweeps/configs", "sweeps/studies/*", "olmo_jax/configs")
+    files = [
+        file for folder in folders for file in root.glob(f"{folder}/*.py") if "\ndef get_config(" in file.read_text()
+    ]
+    assert len({file.stem for file in files}) == len(files) == len(named_configs())
+
+
 def test_a_name_takes_an_argument_and_overrides():
     config = load_config(["--config=demo:smoke", "--config.train.optimizer.beta1=0.5"])
     assert config.train.optimizer.beta1 == 0.5
