@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import os
+import pickle
 import select
 import signal
 import subprocess
@@ -20,7 +21,6 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeVar
 
 from olmo_jax.data import DataError
@@ -116,13 +116,13 @@ class _Process:
                 env=os.environ | _ONE_THREAD,
             )
         self.numbers: collections.deque[int] = collections.deque()
-        self._send(ForkingPickler.dumps(job))
+        self._send(pickle.dumps(job))
 
-    def takes(self, item: memoryview) -> bool:
+    def takes(self, item: bytes) -> bool:
         """Whether it can be sent a pickled item without waiting for it, which may itself be waiting to be read from."""
         return not self.numbers or (len(self.numbers) < _IN_FLIGHT and 2 * len(item) <= self._capacity)
 
-    def work_on(self, number: int, item: memoryview) -> None:
+    def work_on(self, number: int, item: bytes) -> None:
         self._send(item)
         self.numbers.append(number)
 
@@ -139,7 +139,7 @@ class _Process:
         self._items.close()
         self.results.close()
 
-    def _send(self, pickled: memoryview) -> None:
+    def _send(self, pickled: bytes) -> None:
         try:
             self._items.send_bytes(pickled)
         except OSError:
@@ -182,7 +182,9 @@ class _Pool:
                         results[sent] = item
                         sent += 1
                         continue
-                    pickled = ForkingPickler.dumps(item)
+                    # Not multiprocessing's ForkingPickler: its memoryview of a BytesIO, kept alive by the traceback of
+                    # an error, crashes the garbage collector of CPython 3.12.1.
+                    pickled = pickle.dumps(item)
                 process = self._free()
                 if not process.takes(pickled):
                     break
