@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.config import SCOPES
 from eval.evaluators.calibrate import Method, gptq_params
+from eval.evaluators.quantization import SCOPES
 from eval.gptq import gptq, gptq_with_damping
 from olmo_jax import model
 from olmo_jax.config import ModelConfig

@@ -20,7 +20,8 @@ from etils import epath
 
 from eval import tasks
 from eval.config import EvalConfig
-from eval.eval_data import EvalData, ModelBatch, drawn_items
+from eval.eval_data import EvalData, ModelBatch
+from eval.evaluators.tasks import drawn_items, validation_rows
 from olmo_jax import model
 from olmo_jax.config import ModelConfig
 from olmo_jax.data.shards import TokenIndex
@@ -89,7 +90,7 @@ def measure(workdir: epath.Path, task: str, items: int, compared: int) -> None:
     models, seconds, apart, chosen = 0, np.zeros(2), 0.0, []
     for stack in stacks(workdir):
         shape, params_M = stack.eval_data.shape, stack.params_M
-        rows = stack.eval_data.rows(task, items, shape.sequence_length)
+        rows = stack.eval_data.once(validation_rows, task, items, shape.sequence_length)
         for again in range(2):
             start = time.perf_counter()
             scores = tasks.score(shape.model, params_M, rows, stack.eval_data.config.batch_size)

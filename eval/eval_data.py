@@ -1,16 +1,14 @@
-"""Load what evaluations read: stacks of models, and the text, tokens and items that a cohort's stacks share."""
+"""Load what evaluations read: batches of models, and the text that all models of a cohort share."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from etils import epath
 
-from eval import tasks
-from eval.config import EvalConfig
 from eval.lm_loss import (
     Losses,
     Text,
@@ -25,12 +23,15 @@ from eval.lm_loss import (
 from eval.results import Measured
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Shape
+from olmo_jax.config.field import POSITIVE_WHOLE, Role, setting
+from olmo_jax.config.validation import Settings, unique
 from olmo_jax.console import say
 from olmo_jax.data import tokenizer
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.data.sources import task_items
-from olmo_jax.data.windows import train_windows
+from olmo_jax.execution.sharding import path_name
+from olmo_jax.step import member_structs
 
+T = TypeVar("T")
 Model = tuple[str, int]  # run id and step
 
 
@@ -38,20 +39,43 @@ class StoppedError(Exception):
     """`EvalData.stop` returned True in the middle of an evaluation."""
 
 
-def _validation_items(task: str) -> list[task_items.Item]:
-    """Return `task_items.items`; those of a published package don't change and are read once for all cohorts."""
-    return _published_items(task) if task in task_items.TASKS else task_items.items(task, "validation")
+@dataclasses.dataclass(frozen=True)
+class TextConfig(Settings):
+    """The text that losses are taken over."""
 
+    tokens_per_domain: int = setting(
+        16384,
+        Role.OBSERVATION,
+        "Validation tokens of each domain that losses are taken over.",
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
+    )
+    domains: tuple[str, ...] = setting((), Role.OBSERVATION, "Domains that losses are taken of; () for all there are.")
+    batch_size: int = setting(
+        32, Role.OBSERVATION, "Windows that go through the models at a time.", bound=POSITIVE_WHOLE, unit="sequences"
+    )
+    all_checkpoints: bool = setting(
+        True,
+        Role.OBSERVATION,
+        "Take the loss by domain at every checkpoint, or else at the last; the rest is at the last only.",
+    )
 
-def drawn_items(task: str, most: int) -> list[task_items.Item]:
-    """Return `most` validation items of a task (0: all), in a fixed random order, the same for all models."""
-    items = _validation_items(task)
-    return [items[i] for i in np.random.default_rng(0).permutation(len(items))[: most or None]]
+    @property
+    def set_apart(self) -> tuple[str, ...]:
+        """Domains besides those trained on that count in no average, for models are fine-tuned on them."""
+        return ()
 
+    @property
+    def text_settings(self) -> dict[str, Any]:
+        """What a loss depends on besides the models."""
+        return {
+            "tokens_per_domain": self.tokens_per_domain,
+            "domains": list(self.domains),
+            "set_apart": list(self.set_apart),
+        }
 
-@functools.cache
-def _published_items(task: str) -> list[task_items.Item]:
-    return task_items.items(task, "validation")
+    def check_fields(self, at: str) -> None:
+        unique(self.domains, f"{at}.domains")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +85,7 @@ class EvalData:
     workdir: epath.Path
     cohort: Cohort
     index: TokenIndex
-    config: EvalConfig
+    config: TextConfig
     stop: Callable[[], bool] = lambda: False
 
     @property
@@ -76,7 +100,7 @@ class EvalData:
     @property
     def _learnt(self) -> tuple[str, ...]:
         trained = self.shape.config.data.train_domains
-        return (*trained, *self.config.finetune.domains) if trained else ()
+        return (*trained, *self.config.set_apart) if trained else ()
 
     @functools.cached_property
     def text(self) -> Text:
@@ -93,29 +117,21 @@ class EvalData:
         return tokenizer.of_prepared(self.index.directory, self.index.eos_id)
 
     @functools.cached_property
-    def calibration(self) -> np.ndarray:
-        """Return training windows `[N, L]`, the same for every run; prints a notice if they are few."""
-        length, domains = self.shape.sequence_length, self.shape.config.data.train_domains
-        count = max(1, self.config.quantize.calibration_tokens // length)
-        tokens = sum(self.index.shard("train", d).tokens for d in domains or self.index.domains)
-        count = min(count, (tokens - 1) // length)
-        widest = max(self.shape.model.d_model, self.shape.model.d_ff)
-        if count * length < widest:
-            say(
-                f"calibration has {count * length} tokens, fewer than the {widest} inputs of a matrix, so GPTQ's "
-                "Hessians are singular without damping; raise config.evaluation.quantize.calibration_tokens"
-            )
-        return np.asarray(train_windows(self.index, domains, length, count, 0)[0])[:, :-1]
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Return the shape of each matrix of a model, by its path."""
+        params = member_structs(self.shape).params
+        return {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params) if x.ndim == 2}
+
+    def once(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return `function(self, *arguments)`, which is called the first time only; arguments must be hashable."""
+        key = (function, *arguments)
+        if key not in self._results:
+            self._results[key] = function(self, *arguments)
+        return cast(T, self._results[key])
 
     @functools.cached_property
-    def rows(self) -> Callable[[str, int, int], tasks.Rows]:
-        """Return `rows(task, most, tokens)`, which lays out `most` validation items of a task (0: all) in rows."""
-
-        @functools.cache
-        def rows(task: str, most: int, tokens: int) -> tasks.Rows:
-            return tasks.prepare(drawn_items(task, most), self.tokenizer, tokens)
-
-        return rows
+    def _results(self) -> dict[tuple[Any, ...], Any]:
+        return {}
 
     def load(self, models: Sequence[Model]) -> Any:
         """Return the stacked parameters of models. Raises CheckpointError if one doesn't fit its configuration."""
@@ -158,15 +174,17 @@ class ModelBatch:
         """Return the losses of stacked parameters of this architecture on the cohort's text."""
         return lm_loss(self.eval_data.shape.model, params_M, self.eval_data.text, self.eval_data.config.batch_size)
 
-    def told(self, losses: Losses) -> list[Measured]:
+    def measured(self, losses: Losses) -> list[Measured]:
         """Return the results of each model: losses in nats per token, averages first, and the tokens by domain."""
         return [Measured(row, {"tokens": losses.tokens}) for row in self.summaries(losses.by_domain)]
 
-    def told_with_rise(self, losses: Losses) -> list[Measured]:
+    def measured_with_rise(self, losses: Losses) -> list[Measured]:
         """Return the same with the rise of each average over the unchanged models, and its paired standard error."""
         errors = self.summaries(losses.standard_errors(self.losses), errors=True)
         results = []
-        for after, before, error in zip(self.told(losses), self.summaries(self.losses.by_domain), errors, strict=True):
+        for after, before, error in zip(
+            self.measured(losses), self.summaries(self.losses.by_domain), errors, strict=True
+        ):
             for name in self.averages:
                 after.metrics[f"rise/{name}"] = after.metrics[name] - before[name]
                 after.metrics[f"rise_standard_error/{name}"] = error[name]
@@ -186,4 +204,4 @@ class ModelBatch:
 
     @property
     def _division(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return self.eval_data.shape.config.data.train_domains, self.eval_data.config.finetune.domains
+        return self.eval_data.shape.config.data.train_domains, self.eval_data.config.set_apart

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -12,14 +12,14 @@ from etils import epath
 from eval import results
 from eval.config import EvalConfig
 from eval.eval_data import EvalData, Model, ModelBatch, StoppedError
-from eval.evaluators.dynamics import losses_behind
-from eval.results import Evaluation
-from eval.suite import KINDS, WITHOUT_TEXT, evaluations
+from eval.evaluator import BUILT_IN, OWN, Evaluation, Evaluator, Measured, in_one_line
+from eval.suite import evaluations, evaluators
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import require
 from olmo_jax.console import say
 from olmo_jax.data.shards import TokenIndex
+from olmo_jax.errors import UserError
 from olmo_jax.storage.names import matching
 
 
@@ -57,24 +57,19 @@ class Choice:
             known = ", ".join(map(str, steps))
             require(step in steps, "--steps", step, f"is the step of no checkpoint; the steps are {known}")
 
-    def takes(self, evaluation: Evaluation) -> bool:
-        """Return whether to run an evaluation, by choice or because a chosen one is computed from its results."""
-        return self.names(evaluation) or self.needs(evaluation)
+    def select(self, config: EvalConfig) -> list[Evaluation]:
+        """Return the evaluations to run, by choice or because a chosen one is computed from their results."""
+        listed = evaluations(config)
+        needed = {required for evaluation in listed if self.names(evaluation) for required in evaluation.required}
+        return [evaluation for evaluation in listed if self.names(evaluation) or evaluation.name in needed]
 
     def names(self, evaluation: Evaluation) -> bool:
         """Return whether an evaluation is chosen."""
-        return not self.only or self._is_named(evaluation.kind, evaluation.name, evaluation.kind.removesuffix("_best"))
-
-    def needs(self, evaluation: Evaluation) -> bool:
-        """Return whether a chosen evaluation needs it: saturation the losses, the best rate all rates."""
-        if evaluation.kind == "lm_loss":
-            return self._is_named("saturation")
-        best = evaluation.name.rsplit("_lr", 1)[0] + "_best"
-        return evaluation.kind == "finetune" and self._is_named("finetune_best", best)
+        return not self.only or self._is_named(evaluation.kind, evaluation.name, *_chosen_with(evaluation))
 
     def at(self, evaluation: Evaluation, step: int, end: int) -> bool:
         """Return whether to run an evaluation at a step of a run that ends at `end`."""
-        if evaluation.kind == "lm_loss" and not self.names(evaluation):
+        if evaluation.everywhere and not self.names(evaluation):
             return True
         chosen = self.steps if isinstance(self.steps, tuple) else ()
         if evaluation.at_the_end or self.steps == "final":
@@ -89,69 +84,62 @@ EVERYTHING = Choice()
 
 
 def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice = EVERYTHING) -> list[Job]:
-    """Return the jobs left for a cohort, checkpoint by checkpoint; then fine-tuning, for all checkpoints together.
+    """Return the jobs left for a cohort, checkpoint by checkpoint; then those across checkpoints.
 
     For a cohort trained on equations, only evaluations that need no text; loss and accuracy are in its metrics.
     """
+    by_kind = {evaluator.kind: evaluator for evaluator in evaluators(config)}
     ends = {run.id: run.config.total_steps for run in cohort.runs}
     written = checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder))
     steps = {run: sorted(step for step, members in written.items() if run in members) for run in ends}
-    chosen = [e for e in evaluations(config) if choice.takes(e)]
-    if cohort.shape.arithmetic:
-        chosen = [e for e in chosen if e.kind in WITHOUT_TEXT]
+    chosen = [e for e in choice.select(config) if not (cohort.shape.arithmetic and by_kind[e.kind].needs_text)]
+    phases = _phases(chosen, by_kind)
     selected = {*matching(ends, choice.runs)}
-    by_checkpoint: list[Job] = []
+    listed: set[tuple[str, Model]] = set()
+    result: list[Job] = []
     across: dict[str, list[Model]] = collections.defaultdict(list)
+
+    def is_left(evaluation: Evaluation, run: str, step: int) -> bool:
+        evaluator = by_kind[evaluation.kind]
+        if run not in selected or not choice.at(evaluation, step, ends[run]):
+            return False
+        stored = results.read(workdir, run, step, evaluation)
+        if stored is not None and evaluator.is_current(stored, steps[run]):
+            return False
+        return evaluator.is_ready(steps[run], ends[run]) and all(
+            (required.name, (run, at)) in listed or results.read(workdir, run, at, required) is not None
+            for required in evaluation.requires
+            for at in (steps[run] if required.everywhere else (step,))
+        )
+
     for step, members in written.items():
         for evaluation in chosen:
-            models = [
-                (run, step)
-                for run in members
-                if run in selected
-                and choice.at(evaluation, step, ends[run])
-                and not _is_done(workdir, run, step, evaluation, steps[run])
-                and _can_be_done(workdir, run, evaluation, steps[run], ends[run], by_checkpoint)
-            ]
-            if _order(evaluation):
+            models = [(run, step) for run in members if is_left(evaluation, run, step)]
+            listed |= {(evaluation.name, model) for model in models}
+            if phases[evaluation.name]:
                 across[evaluation.name] += models
             elif models:
-                by_checkpoint.append(Job(evaluation, tuple(models)))
-    later = [Job(e, models) for e in chosen if _order(e) for models in _portions(across[e.name], config)]
-    return by_checkpoint + later
+                result.append(Job(evaluation, tuple(models)))
+    for evaluation in chosen:
+        if models := across[evaluation.name]:
+            portions = by_kind[evaluation.kind].portions(models)
+            result += [Job(evaluation, portion) for portion in portions]
+    return result
 
 
-def _is_done(workdir: epath.Path, run: str, step: int, evaluation: Evaluation, steps: list[int]) -> bool:
-    """Return whether a valid result exists; checkpoints that were imported later make some results outdated."""
-    result = results.read(workdir, run, step, evaluation)
-    if result is None:
-        return False
-    if evaluation.kind == "saturation":
-        return result.get("checkpoints") == steps
-    return evaluation.kind != "cka" or result.get("reference") == steps[-1]
+def _chosen_with(evaluation: Evaluation) -> tuple[str, ...]:
+    return (BUILT_IN.get(evaluation.kind) or OWN[evaluation.kind]).chosen_with
 
 
-def _can_be_done(
-    workdir: epath.Path, run: str, evaluation: Evaluation, steps: list[int], end: int, listed: list[Job]
-) -> bool:
-    """Return whether CKA has the run's last checkpoint, and saturation all losses, stored already or in `listed`."""
-    if evaluation.kind == "cka":
-        return steps[-1] == end
-    if evaluation.kind != "saturation":
-        return True
-    to_come = {model for job in listed if job.evaluation.kind == "lm_loss" for model in job.models}
-    losses = evaluation._replace(kind="lm_loss", name="lm_loss", settings=losses_behind(evaluation))
-    return all((run, step) in to_come or results.read(workdir, run, step, losses) is not None for step in steps)
-
-
-def _order(evaluation: Evaluation) -> int:
-    """Return the position of an evaluation's phase: 0 per checkpoint, 1 fine-tuning, 2 what reads its results."""
-    return {"finetune": 1, "finetune_best": 2}.get(evaluation.kind, 0)
-
-
-def _portions(models: list[Model], config: EvalConfig) -> Iterator[tuple[Model, ...]]:
-    tuning = config.finetune
-    size = max(1, tuning.most_members // (len(tuning.learning_rates) * len(tuning.seeds)))
-    return (tuple(models[i : i + size]) for i in range(0, len(models), size))
+def _phases(chosen: Sequence[Evaluation], by_kind: Mapping[str, Evaluator[Any]]) -> dict[str, int]:
+    """Return each evaluation's phase by name: 0 per checkpoint, 1 across checkpoints, 2 what requires such results."""
+    phases: dict[str, int] = {}
+    for evaluation in chosen:
+        after = [phases[required.name] for required in evaluation.requires if required.name in phases]
+        phases[evaluation.name] = max(
+            int(by_kind[evaluation.kind].across_checkpoints), *(phase + (phase > 0) for phase in after), 0
+        )
+    return phases
 
 
 def evaluate(
@@ -167,32 +155,64 @@ def evaluate(
 
     `go_on` is called after each job; False ends the evaluation. `stop` is called after each step of a fine-tuning; True
     ends it, and its work is lost. The caller must hold the cohort's lock. Returns whether all jobs are done. Raises
-    CheckpointError, and DataError for missing text or items.
+    CheckpointError, DataError for missing text or items and, after all other jobs, EvaluationError for evaluations that
+    raised anything else.
     """
     for member in cohort.runs:
         results.clean(workdir, member.id)
-    # Jobs for the same models share a stack: it is read once, and one shape is one compiled program.
+    by_kind = {evaluator.kind: evaluator for evaluator in evaluators(config)}
+    listed = jobs(workdir, cohort, config, choice)
+    phases = _phases(choice.select(config), by_kind)
+    # Jobs for the same models share their parameters, read once; one shape is one compiled program.
     groups: dict[tuple[Any, ...], list[Job]] = collections.defaultdict(list)
-    for job in jobs(workdir, cohort, config, choice):
-        groups[job.models, _order(job.evaluation)].append(job)
+    for job in listed:
+        groups[job.models, phases[job.evaluation.name]].append(job)
     eval_data = EvalData(workdir, cohort, index, config, stop)
+    failed: dict[str, str] = {}
     for (models, _), of_models in sorted(groups.items(), key=lambda group: group[0][1]):
-        stack = ModelBatch(eval_data, models)
+        batch = ModelBatch(eval_data, models)
         for kind, of_kind in itertools.groupby(of_models, key=lambda job: job.evaluation.kind):
-            chosen = [job.evaluation for job in of_kind]
-            start = time.monotonic()
-            try:
-                for evaluation, measured in zip(chosen, KINDS[kind](stack, chosen), strict=True):
-                    seconds, start = time.monotonic() - start, time.monotonic()
-                    if any(results.path_of(workdir, run, step, evaluation.name).exists() for run, step in models):
-                        say(f"{evaluation.name}: stored results are outdated and are replaced")
-                    for (run, step), result in zip(stack.models, measured, strict=True):
-                        results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, result, seconds)
-                    if not go_on(Job(evaluation, models)):
-                        return False
-            except StoppedError:
-                return False
+            chosen = [job.evaluation for job in of_kind if not failed.keys() & job.evaluation.required]
+            results_of_kind = by_kind[kind].measure_all(batch, chosen)
+            for place, evaluation in enumerate(chosen):
+                start = time.monotonic()
+                try:
+                    measured = next(results_of_kind)
+                    _check_results(evaluation, measured, models)
+                except StoppedError:
+                    return False
+                except UserError:
+                    raise
+                except Exception as error:  # noqa: BLE001  an evaluator may be the user's own program
+                    if evaluation.name not in failed:
+                        say(f"{evaluation.name} failed: {in_one_line(error)}; continuing with the others")
+                    failed |= {one.name: in_one_line(error) for one in chosen[place:]}
+                    break
+                seconds = time.monotonic() - start
+                if any(results.path_of(workdir, run, step, evaluation.name).exists() for run, step in models):
+                    say(f"{evaluation.name}: stored results are outdated and are replaced")
+                for (run, step), result in zip(models, measured, strict=True):
+                    results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, result, seconds)
+                if not go_on(Job(evaluation, models)):
+                    return False
+    if failed:
+        name, why = next(iter(failed.items()))
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise EvaluationError(f"evaluation {name}{more} failed: {why}; correct it and run the same command again")
     return True
+
+
+class EvaluationError(UserError):
+    """Evaluations that raised an error; the others are done."""
+
+
+def _check_results(evaluation: Evaluation, measured: Sequence[Measured], models: Sequence[Model]) -> None:
+    """Raise TypeError or ValueError for results that can't be stored: not one per model, or not numbers by name."""
+    if len(measured) != len(models):
+        raise ValueError(f"returned {len(measured)} results for {len(models)} models; needs one per model")
+    for name, value in (pair for one in measured for pair in one.metrics.items()):
+        if not isinstance(name, str) or not isinstance(value, int | float):
+            raise TypeError(f"metric {name!r} is of type {type(value).__name__}; needs a Python number")
 
 
 def read_results(workdir: epath.Path, run: str, step: int, config: EvalConfig) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from eval.config import BLOCK_PROJECTIONS, GRANULARITIES, SYMMETRIC_GRIDS
+# What shares a scale, and the range that a symmetric grid covers: see round_to_nearest.
+GRANULARITIES = ("channel", "group", "tensor")
+SYMMETRIC_GRIDS = ("max", "gptq")
+# The projections of every block; embedding, unembedding and norms keep their precision.
+BLOCK_PROJECTIONS = r"blocks_\d+/(attention|mlp)/\w+"
 
 
 class Grid(NamedTuple):

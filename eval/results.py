@@ -14,11 +14,13 @@ from olmo_jax.files import DamagedFileError, read_json, remove_unfinished, write
 class Evaluation(NamedTuple):
     """One evaluation, independent of the models.
 
-    kind: a key of suite.KINDS. name: name of its result files and of its columns in the table.
+    kind: the evaluator's. name: name of its result files and of its columns in the table.
     settings: what its numbers depend on besides the models; a stored result with other settings is recomputed. A new
       setting is omitted at its neutral value (identity.identity_fields), so that stored results stay valid.
     everywhere: by default it runs at every checkpoint, otherwise at a run's last.
     at_the_end: it is defined only for a run's last checkpoint.
+    requires: evaluations whose stored results it is computed from; those with `everywhere`, of all of a run's
+      checkpoints.
     """
 
     kind: str
@@ -26,6 +28,12 @@ class Evaluation(NamedTuple):
     settings: dict[str, Any]
     everywhere: bool = False
     at_the_end: bool = False
+    requires: tuple["Evaluation", ...] = ()
+
+    @property
+    def required(self) -> set[str]:
+        """Return the names of what it requires."""
+        return {evaluation.name for evaluation in self.requires}
 
 
 class Measured(NamedTuple):

@@ -1,5 +1,6 @@
 """Measure what changes over a run's checkpoints: saturation, rank collapse, and similarity to the final states."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,39 +12,129 @@ import numpy as np
 from jax import Array
 
 from eval.eval_data import EvalData, ModelBatch
+from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.lm_loss import standard_error
-from eval.results import Evaluation, Measured, read
+from eval.results import read
 from geometry.similarity import linear_cka
 from olmo_jax import checkpoint, model, optimizer
 from olmo_jax.config import ModelConfig
+from olmo_jax.config.field import Bound, Role, at_least, setting
+from olmo_jax.config.validation import Settings
 from olmo_jax.execution.members import over_members
 from olmo_jax.logs.metrics import METRICS, read_jsonl
 
 RANK = "unembedding/effective_rank"
 # The settings of `saturation` besides those of the losses that it is computed from.
-COLLAPSE = ("collapse", "collapse_after")
+_COLLAPSE = ("collapse", "collapse_after")
 
 
-def saturation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """Return, for completed runs, whether in-domain loss rose after its best, and when the unembedding's rank fell.
+@dataclasses.dataclass(frozen=True)
+class DynamicsConfig(Settings):
+    """What happened over a run's checkpoints."""
+
+    saturation: bool = setting(
+        True,
+        Role.OBSERVATION,
+        "Whether the loss rose after its best, and when the unembedding's rank fell; at the last checkpoint.",
+    )
+    collapse: float = setting(
+        0.8,
+        Role.OBSERVATION,
+        "The rank has collapsed once it is lower than this share of the highest before.",
+        bound=Bound("(0, 1)", "needs a share between 0 and 1", lambda share: 0 < share < 1),
+        unit="share",
+    )
+    collapse_after: float = setting(
+        0.2,
+        Role.OBSERVATION,
+        "Share of the steps after which a collapse is looked for, since every rank falls from that of its random "
+        "beginning.",
+        bound=Bound("[0, 1)", "needs a share in [0, 1)", lambda share: 0 <= share < 1),
+        unit="share",
+    )
+    cka: bool = setting(
+        False,
+        Role.OBSERVATION,
+        "Linear CKA of each layer's states to those of the last checkpoint, at every checkpoint.",
+    )
+    cka_tokens: int = setting(
+        1024, Role.OBSERVATION, "States that CKA is taken of.", bound=at_least(2, "needs at least 2"), unit="tokens"
+    )
+
+
+@evaluator
+class Cka(Evaluator[DynamicsConfig]):
+    """Linear CKA of the states of each layer, and the final ones, with those of the run's last checkpoint.
+
+    On the first tokens of validation documents of the trained domains, each after a BOS. 1 means that a layer equals
+    its final form up to rotation and scale. `layer_<i>` is after block i, before the final norm.
+    """
+
+    kind = "cka"
+    section = "dynamics"
+    config_type = DynamicsConfig
+
+    def evaluations(self) -> list[Evaluation]:
+        settings = self.text.text_settings | {"tokens": self.config.cka_tokens}
+        return [Evaluation(self.kind, self.kind, settings, everywhere=True)] if self.config.cka else []
+
+    def is_current(self, result: dict[str, Any], steps: list[int]) -> bool:
+        return result.get("reference") == steps[-1]
+
+    def is_ready(self, steps: list[int], end: int) -> bool:
+        return steps[-1] == end
+
+    def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+        data = models.eval_data
+        tokens_NL, points_P = _points(data, evaluation.settings["tokens"])
+        ends = {run.id: run.config.total_steps for run in data.cohort.runs}
+        last_M = data.load_last(tuple(run for run, _ in models.models))
+        cka_MK = np.asarray(_similarity(data.shape.model, tokens_NL, points_P, models.params_M, last_M))
+        names = [f"layer_{i}" for i in range(data.shape.model.n_layers)] + ["final_states"]
+        rows = [dict(zip(names, map(float, row_K), strict=True)) for row_K in cka_MK]
+        return [
+            Measured(row, {"points": len(points_P), "reference": ends[run]})
+            for row, (run, _) in zip(rows, models.models, strict=True)
+        ]
+
+
+@evaluator
+class Saturation(Evaluator[DynamicsConfig]):
+    """Whether in-domain loss rose after its best, and when the unembedding's rank fell, for completed runs.
 
     `rise` is the final loss minus the best of all checkpoints, with its paired standard error by document; `saturated`
     is 1 if it exceeds two standard errors, else 0 (methods.md section 5). The best is chosen on the same documents, so
     that the rise is at least 0 and slightly too large: two errors aren't a test at the 5 % level.
     `learning_rate_at_best` is the learning rate at the best step, over its peak.
     """
-    return [_saturation(stack.eval_data, run, step, evaluation) for run, step in stack.models]
+
+    kind = "saturation"
+    section = "dynamics"
+    config_type = DynamicsConfig
+
+    def evaluations(self) -> list[Evaluation]:
+        if not (self.config.saturation and self.text.all_checkpoints):
+            return []
+        losses = Evaluation("lm_loss", "lm_loss", self.text.text_settings, everywhere=True)
+        settings = self.text.text_settings | {name: getattr(self.config, name) for name in _COLLAPSE}
+        return [Evaluation(self.kind, self.kind, settings, at_the_end=True, requires=(losses,))]
+
+    def is_current(self, result: dict[str, Any], steps: list[int]) -> bool:
+        return result.get("checkpoints") == steps
+
+    def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+        return [_saturation(models.eval_data, run, step, evaluation) for run, step in models.models]
 
 
-def _saturation(eval_data: EvalData, run: str, end: int, evaluation: Evaluation) -> Measured:
-    losses = _losses_by_step(eval_data, run, evaluation)
-    domains = eval_data.shape.config.data.train_domains or eval_data.text.domains
+def _saturation(data: EvalData, run: str, end: int, evaluation: Evaluation) -> Measured:
+    losses = _losses_by_step(data, run, evaluation.requires[0])
+    domains = data.shape.config.data.train_domains or data.text.domains
     rise = rise_after_best(
         {step: [by_domain[d] for d in domains if d in by_domain] for step, by_domain in losses.items()}
     )
-    (config,) = (r.config for r in eval_data.cohort.runs if r.id == run)
-    share, after = (evaluation.settings[name] for name in COLLAPSE)
-    ranks = {step: rank for step, rank in _ranks(eval_data, run).items() if step >= after * end}
+    (config,) = (r.config for r in data.cohort.runs if r.id == run)
+    share, after = (evaluation.settings[name] for name in _COLLAPSE)
+    ranks = {step: rank for step, rank in _ranks(data, run).items() if step >= after * end}
     metrics = rise | collapse(ranks, share)
     if not config.imported and not math.isnan(rise["best_step"]):
         rate = optimizer.learning_rate(optimizer.hyper(config), np.array(rise["best_step"]))
@@ -108,46 +199,21 @@ def collapse(rank_by_step: Mapping[int, float], share: float) -> dict[str, float
     }
 
 
-def losses_behind(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the settings of the losses that a saturation is computed from."""
-    return {k: v for k, v in evaluation.settings.items() if k not in COLLAPSE}
-
-
-def _losses_by_step(eval_data: EvalData, run: str, evaluation: Evaluation) -> dict[int, Any]:
+def _losses_by_step(data: EvalData, run: str, losses: Evaluation) -> dict[int, Any]:
     """Return the losses by document stored by lm_loss, by step."""
-    losses = Evaluation("lm_loss", "lm_loss", losses_behind(evaluation))
-    stored = {s: read(eval_data.workdir, run, s, losses) for s in checkpoint.run_steps(eval_data.workdir, run)}
+    stored = {step: read(data.workdir, run, step, losses) for step in checkpoint.run_steps(data.workdir, run)}
     return {step: result["documents"] for step, result in stored.items() if result is not None}
 
 
-def _ranks(eval_data: EvalData, run: str) -> dict[int, float]:
-    rows = read_jsonl(eval_data.workdir / "runs" / run / METRICS)
+def _ranks(data: EvalData, run: str) -> dict[int, float]:
+    rows = read_jsonl(data.workdir / "runs" / run / METRICS)
     return {row["step"]: row[RANK] for row in rows if row.get(RANK) is not None}
 
 
-def cka(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """Return linear CKA of the states of each layer, and the final ones, with those of the run's last checkpoint.
-
-    On the first tokens of validation documents of the trained domains, each after a BOS. 1 means that a layer equals
-    its final form up to rotation and scale. `layer_<i>` is after block i, before the final norm.
-    """
-    eval_data = stack.eval_data
-    tokens_NL, points_P = _points(eval_data, evaluation.settings["tokens"])
-    ends = {run.id: run.config.total_steps for run in eval_data.cohort.runs}
-    last_M = eval_data.load_last(tuple(run for run, _ in stack.models))
-    cka_MK = np.asarray(_similarity(eval_data.shape.model, tokens_NL, points_P, stack.params_M, last_M))
-    names = [f"layer_{i}" for i in range(eval_data.shape.model.n_layers)] + ["final_states"]
-    rows = [dict(zip(names, map(float, row_K), strict=True)) for row_K in cka_MK]
-    return [
-        Measured(row, {"points": len(points_P), "reference": ends[run]})
-        for row, (run, _) in zip(rows, stack.models, strict=True)
-    ]
-
-
-def _points(eval_data: EvalData, count: int) -> tuple[Array, Array]:
+def _points(data: EvalData, count: int) -> tuple[Array, Array]:
     """Return windows `[N, L]` of the first documents, and the flat indices of their first `count` scored tokens."""
-    text = eval_data.text
-    domains = eval_data.shape.config.data.train_domains
+    text = data.text
+    domains = data.shape.config.data.train_domains
     trained = [domain in domains or not domains for domain in text.domains]
     rows = np.flatnonzero(np.array(trained)[text.domain_K[text.document_N]])
     ends_N = np.cumsum(text.weights_NL[rows].sum(axis=1))

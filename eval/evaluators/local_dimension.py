@@ -12,47 +12,99 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
-from eval.config import EvalConfig
-from eval.eval_data import ModelBatch
-from eval.results import Evaluation, Measured
-from olmo_jax.config import ModelConfig, TextsConfig
+from eval.eval_data import EvalData, ModelBatch
+from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
+from olmo_jax.config import ConfigError, ModelConfig, TextsConfig, TrainConfig, require
+from olmo_jax.config.field import Role, at_least, each, setting
 from olmo_jax.config.identity import identity_fields
+from olmo_jax.config.validation import Settings, unique
 from olmo_jax.execution.members import over_members
 from olmo_jax.probes.texts import EvaluationSet, evaluation_sets, members_at_once, read_states, states_geometry
 
 METRICS = ("local_two_nn", "local_two_nn_std", "points")
 
 
-def evaluations(config: EvalConfig) -> list[Evaluation]:
-    """Return one evaluation if any numbers of points are configured, else none."""
-    settings = {k: list(v) for k, v in identity_fields(config.dimension).items()}
-    return [Evaluation("local_dimension", "local_dimension", settings)] if config.dimension.points else []
+@dataclasses.dataclass(frozen=True)
+class DimensionConfig(Settings):
+    """How local dimension depends on how it is measured: of the texts and states of config.train.probe.texts."""
 
+    points: tuple[int, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Numbers N of states. All pairs of these and `neighbors` are measured, at the last checkpoint; () for none.",
+    )
+    neighbors: tuple[int, ...] = setting(
+        (32, 64, 128),
+        Role.OBSERVATION,
+        "Sizes L of neighbourhoods.",
+        bound=each(at_least(3, ""), "needs numbers of at least 3"),
+    )
 
-def measure(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
-    """Return each model's metrics `<states>.<text>/n<N>_l<L>/<metric>`: mean, SD over points, and number of points."""
-    cohort, settings = stack.eval_data.cohort, evaluation.settings
-    texts = dataclasses.replace(cohort.shape.config.probe.texts, points=max(settings["points"]), metrics=METRICS)
-    configs = [
-        dataclasses.replace(run.config, probe=dataclasses.replace(run.config.probe, texts=texts)) for run in cohort.runs
-    ]
-    ids = [run.id for run in cohort.runs]
-    places = [ids.index(run) for run, _ in stack.models]
-    rows: list[dict[str, float]] = [{} for _ in places]
-    for evaluation_set in evaluation_sets(configs, stack.eval_data.index):
-        at_once = members_at_once(texts, cohort.shape.model, [evaluation_set])
-        mapping = Mapping(cohort.shape.config.mapping, at_once)
-        states = _states(
-            texts, cohort.shape.model, mapping, evaluation_set, stack.params_M, evaluation_set.of(places)[1]
+    def check_fields(self, at: str) -> None:
+        for name in ("points", "neighbors"):
+            unique(getattr(self, name), f"{at}.{name}")
+        require(bool(self.neighbors) or not self.points, f"{at}.neighbors", self.neighbors, "needs one at least")
+        require(
+            not self.points or min(self.points) > max(self.neighbors),
+            f"{at}.points",
+            self.points,
+            f"a point among {min(self.points, default=0)} has fewer than {max(self.neighbors, default=0)} others; "
+            f"raise it, or lower {at}.neighbors",
         )
-        for (name, states_MKTD), (k, text) in itertools.product(states.items(), enumerate(evaluation_set.names)):
-            for points, neighbors in itertools.product(settings["points"], settings["neighbors"]):
-                sized = dataclasses.replace(texts, points=points, neighbors=neighbors)
-                values = _geometry(sized, mapping, states_MKTD[:, k])
-                prefix = f"{name}.{text}/n{points}_l{neighbors}"
-                for m, row in enumerate(rows):
-                    row |= {f"{prefix}/{metric}": float(x_M[m]) for metric, x_M in values.items()}
-    return [Measured(row, {}) for row in rows]
+
+
+@evaluator
+class LocalDimension(Evaluator[DimensionConfig]):
+    """Mean over points, its standard deviation and the number of points, `<states>.<text>/n<N>_l<L>/<metric>`."""
+
+    kind = "local_dimension"
+    section = "dimension"
+    config_type = DimensionConfig
+    needs_text = False
+
+    def evaluations(self) -> list[Evaluation]:
+        settings = {k: list(v) for k, v in identity_fields(self.config).items()}
+        return [Evaluation(self.kind, self.kind, settings)] if self.config.points else []
+
+    def check(self, data: EvalData) -> None:
+        """Check that there are texts, with enough states, for the configured numbers of points and neighbours."""
+        value = self.config.points
+        if not value:
+            return
+        texts = dataclasses.replace(
+            data.shape.config.probe.texts, points=max(value), neighbors=max(self.config.neighbors)
+        )
+        require(bool(texts.names), f"{self.key}.points", value, "needs texts; name some in config.train.probe.texts")
+        try:
+            evaluation_sets(_with_texts(data, texts), data.index)
+        except ConfigError as error:
+            raise ConfigError(f"{self.key}.points = {value!r}: {error}") from error
+
+    def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+        data, settings = models.eval_data, evaluation.settings
+        shape = data.shape
+        texts = dataclasses.replace(shape.config.probe.texts, points=max(settings["points"]), metrics=METRICS)
+        ids = [run.id for run in data.cohort.runs]
+        places = [ids.index(run) for run, _ in models.models]
+        rows: list[dict[str, float]] = [{} for _ in places]
+        for evaluation_set in evaluation_sets(_with_texts(data, texts), data.index):
+            mapping = Mapping(shape.config.mapping, members_at_once(texts, shape.model, [evaluation_set]))
+            points_MKT = evaluation_set.of(places)[1]
+            states = _states(texts, shape.model, mapping, evaluation_set, models.params_M, points_MKT)
+            for (name, states_MKTD), (k, text) in itertools.product(states.items(), enumerate(evaluation_set.names)):
+                for points, neighbors in itertools.product(settings["points"], settings["neighbors"]):
+                    sized = dataclasses.replace(texts, points=points, neighbors=neighbors)
+                    values = _geometry(sized, mapping, states_MKTD[:, k])
+                    prefix = f"{name}.{text}/n{points}_l{neighbors}"
+                    for m, row in enumerate(rows):
+                        row |= {f"{prefix}/{metric}": float(x_M[m]) for metric, x_M in values.items()}
+        return [Measured(row, {}) for row in rows]
+
+
+def _with_texts(data: EvalData, texts: TextsConfig) -> list[TrainConfig]:
+    """Return the configurations of the cohort's runs, with these texts in their probe."""
+    configs = [run.config for run in data.cohort.runs]
+    return [dataclasses.replace(config, probe=dataclasses.replace(config.probe, texts=texts)) for config in configs]
 
 
 class Mapping(NamedTuple):

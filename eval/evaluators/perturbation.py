@@ -1,15 +1,150 @@
 """Perturb weights: add Gaussian noise, or reduce the rank of the unembedding."""
 
+import dataclasses
+import functools
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from eval.eval_data import EvalData, ModelBatch
+from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
+from eval.lm_loss import Losses
 from geometry.svd import matmul, right_singular
 from olmo_jax import model
+from olmo_jax.config import ConfigError, require
+from olmo_jax.config.field import POSITIVE_WHOLE, POSITIVES, SEED, Bound, Role, each, setting
+from olmo_jax.config.validation import Settings, unique
 from olmo_jax.execution import sharding
+from olmo_jax.execution.members import over_members
+
+
+@dataclasses.dataclass(frozen=True)
+class PerturbConfig(Settings):
+    """How the loss takes damage that no training made: noise on the weights, and an unembedding of lower rank."""
+
+    absolute: tuple[float, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Standard deviations of Gaussian noise, in units of weights; () for none.",
+        bound=POSITIVES,
+    )
+    relative: tuple[float, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Standard deviations over the root mean square of the matrix that the noise is added to.",
+        bound=POSITIVES,
+    )
+    pattern: str = setting(
+        ".*",
+        Role.OBSERVATION,
+        "Regular expression that the whole of a matrix's path has to match for it to get noise.",
+    )
+    draws: int = setting(
+        3,
+        Role.OBSERVATION,
+        "Draws of the noise, the same for every model; mean and standard error are over these.",
+        bound=POSITIVE_WHOLE,
+    )
+    seed: int = setting(0, Role.OBSERVATION, "Seed of the draws.", bound=SEED)
+    kept_ranks: tuple[float, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Shares of its dimensions that the unembedding keeps, by descending singular value; () for none.",
+        bound=each(Bound("(0, 1]", "needs shares in (0, 1]", lambda share: 0 < share <= 1)),
+        unit="share",
+    )
+
+    def check_fields(self, at: str) -> None:
+        for name in ("absolute", "relative"):
+            unique(tuple(f"{scale:g}" for scale in getattr(self, name)), f"{at}.{name}")
+        unique(tuple(f"{share:g}" for share in self.kept_ranks), f"{at}.kept_ranks")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(f"{at}.pattern = {self.pattern!r}: is no regular expression: {error}") from error
+
+
+@evaluator
+class Noise(Evaluator[PerturbConfig]):
+    """Losses with noise on the weights, the mean over draws, and the standard error over these."""
+
+    kind = "noise"
+    section = "perturb"
+    config_type = PerturbConfig
+
+    def evaluations(self) -> list[Evaluation]:
+        shared = self.text.text_settings | {name: getattr(self.config, name) for name in ("pattern", "draws", "seed")}
+        scales = [("relative", scale) for scale in self.config.relative]
+        scales += [("absolute", scale) for scale in self.config.absolute]
+        return [
+            Evaluation(self.kind, f"noise_{unit}_{scale:g}", shared | {"scale": scale, "relative": unit == "relative"})
+            for unit, scale in scales
+        ]
+
+    def check(self, data: EvalData) -> None:
+        if self.evaluations():
+            check_pattern(f"{self.key}.pattern", self.config.pattern, self.config.pattern, data)
+
+    def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+        settings = evaluation.settings
+        draws = []
+        for draw in range(settings["draws"]):
+            key = jax.random.fold_in(jax.random.key(settings["seed"]), draw)
+            noisy_M = _noisy(models.params_M, key, settings["scale"], settings["relative"], settings["pattern"])
+            draws.append(models.losses_of(noisy_M))
+        mean = Losses(draws[0].text, np.mean([losses.nats_MK for losses in draws], axis=0))
+        results = models.measured_with_rise(mean)
+        by_draw = [models.summaries(losses.by_domain) for losses in draws]
+        for m, measured in enumerate(results):
+            for name in models.averages:
+                values = [row[m][name] for row in by_draw]
+                error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+                measured.metrics[f"draws_standard_error/{name}"] = float(error)
+        return results
+
+
+@evaluator
+class Truncation(Evaluator[PerturbConfig]):
+    """Losses with an unembedding of lower rank."""
+
+    kind = "truncation"
+    section = "perturb"
+    config_type = PerturbConfig
+
+    def evaluations(self) -> list[Evaluation]:
+        return [
+            Evaluation(self.kind, f"truncation_{share:g}", self.text.text_settings | {"kept": share})
+            for share in self.config.kept_ranks
+        ]
+
+    def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+        data = models.eval_data
+        rank = kept_dimensions(evaluation.settings["kept"], data.shape.model.d_model)
+        params_M = _truncated(models.params_M, rank, data.index.vocab_size)
+        results = models.measured_with_rise(models.losses_of(params_M))
+        return [Measured(measured.metrics | {"kept_rank": float(rank)}, measured.more) for measured in results]
+
+
+def check_pattern(key: str, value: str, pattern: str, data: EvalData) -> list[str]:
+    """Return the paths of the matrices that a pattern matches whole. Raises ConfigError if there are none."""
+    matched = [path for path in data.matrices if re.fullmatch(pattern, path)]
+    remedy = f"matches no matrix; the matrices are {', '.join(list(data.matrices)[:8])}, ..."
+    require(bool(matched), key, value, remedy)
+    return matched
+
+
+@functools.partial(jax.jit, static_argnames=("relative", "pattern"))
+def _noisy(params_M: Any, key: Array, scale: float, relative: bool, pattern: str) -> Any:
+    return over_members(lambda params: add_noise(params, key, scale, relative, pattern))(params_M)
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "vocabulary"))
+def _truncated(params_M: Any, rank: int, vocabulary: int) -> Any:
+    return over_members(lambda params: truncate_unembedding(params, rank, vocabulary))(params_M)
 
 
 def add_noise(params: Any, key: Array, scale: float, relative: bool = False, pattern: str = ".*") -> Any:

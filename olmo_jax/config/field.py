@@ -63,8 +63,10 @@ def setting(
     Args:
       identity: `neutral`, the value at which a later field does nothing, if that isn't its default (see identity.py).
     """
-    declared = Setting(role, meaning, unit, bound)
-    return dataclasses.field(default=default, metadata={"setting": declared, **identity})
+    metadata = {"setting": Setting(role, meaning, unit, bound), **identity}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def declared(field: dataclasses.Field[Any]) -> Setting:

@@ -52,6 +52,11 @@ def one_of(value: str, known: tuple[str, ...], key: str) -> None:
     require(value in known, key, value, f"needs one of {', '.join(known)}")
 
 
+def unique(values: tuple[Any, ...], key: str) -> None:
+    """Raises ConfigError for a value that is there twice."""
+    require(len(set(values)) == len(values), key, values, "names something twice")
+
+
 def folder_name(value: str, key: str) -> None:
     """Raises ConfigError unless `value` can begin a folder's name on any file system that we write to."""
     require(
@@ -90,9 +95,14 @@ def to_config_dict(config: Any) -> ConfigDict:
     """The ml_collections form of a dataclass configuration, nested as it is."""
     result = ConfigDict()
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        result[field.name] = to_config_dict(value) if dataclasses.is_dataclass(value) else value
+        result[field.name] = _for_config_dict(getattr(config, field.name))
     return result
+
+
+def _for_config_dict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _for_config_dict(one) for key, one in value.items()}
+    return to_config_dict(value) if dataclasses.is_dataclass(value) else value
 
 
 def from_config_dict(kind: type[T], values: Mapping[str, Any] | ConfigDict, at: str = "config") -> T:
@@ -125,10 +135,20 @@ def _typed_fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
     return [(f, hints[f.name]) for f in dataclasses.fields(kind)]
 
 
+def _plain(value: Any) -> Any:
+    """Returns a value of no declared type without ConfigDicts and lists, as it would stand in Python."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
 def _convert(kind: Any, value: Any, at: str) -> Any:
     if dataclasses.is_dataclass(kind):
         require(isinstance(value, Mapping | ConfigDict), at, value, "needs a section with keys of its own")
         return from_config_dict(kind, value, at)  # type: ignore[arg-type]
+    if typing.get_origin(kind) is dict:
+        require(isinstance(value, Mapping | ConfigDict), at, value, "needs sections with keys of their own")
+        return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(kind, types.GenericAlias):
         require(isinstance(value, tuple | list), at, value, "needs a tuple, such as ('a', 'b')")
         item = typing.get_args(kind)[0]

@@ -55,8 +55,8 @@ def _of_matrices(case: dict[str, Any]) -> Any:
 def _of_models(case: dict[str, Any]) -> Any:
     import numpy as np
 
-    from eval.config import SCOPES
     from eval.evaluators.calibrate import Method, gptq_params
+    from eval.evaluators.quantization import SCOPES
 
     model, params_M = training.models(case)
     size = (case["sequences"], case["length"])

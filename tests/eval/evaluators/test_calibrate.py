@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.config import SCOPES
 from eval.evaluators.calibrate import Method, gptq_params
+from eval.evaluators.quantization import SCOPES
 from eval.gptq import gptq
 from eval.quantize import quantize_params
 from olmo_jax import model

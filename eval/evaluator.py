@@ -1,0 +1,117 @@
+"""What an evaluation is made of: a class in a file of its own, in eval/evaluators or in a configuration file of yours.
+
+@evaluator
+class WeightNorm(Evaluator[WeightNormConfig]):
+    kind = "weight_norm"
+
+    def evaluations(self):
+        return [Evaluation(self.kind, self.kind, {"pattern": self.config.pattern})]
+
+    def measure(self, models, evaluation):
+        return [Measured({"mean": norm}, {}) for norm in norms(models.params_M, evaluation.settings["pattern"])]
+"""
+
+import inspect
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from eval.eval_data import EvalData, Model, ModelBatch, TextConfig
+from eval.results import Evaluation as Evaluation
+from eval.results import Measured as Measured
+from olmo_jax.config.validation import Settings
+from olmo_jax.errors import brief
+
+Config = TypeVar("Config", bound=Settings)
+AnyEvaluator = TypeVar("AnyEvaluator", bound="type[Evaluator[Any]]")
+
+
+class Evaluator(Generic[Config]):
+    """One kind of evaluation; subclasses say which results a configuration asks for, and measure them.
+
+    Class attributes:
+      kind: the name by which `--only` chooses it, and which the names of its results begin with.
+      section: field of EvalConfig with its configuration; "" for one that needs none but that of the text. Evaluations
+        of your own have the section `own.<kind>`, an instance of `config_type`.
+      chosen_with: further names by which `--only` chooses it.
+      needs_text: it isn't defined for models that were trained on equations, which don't get it.
+      refused_without_text: the field of the section that, if it isn't empty, is an error for such models.
+      across_checkpoints: models of several checkpoints are measured together, after all evaluations of one checkpoint.
+    """
+
+    kind: ClassVar[str]
+    section: ClassVar[str] = ""
+    config_type: ClassVar[type[Settings]] = Settings
+    chosen_with: ClassVar[tuple[str, ...]] = ()
+    needs_text: ClassVar[bool] = True
+    refused_without_text: ClassVar[str] = ""
+    across_checkpoints: ClassVar[bool] = False
+
+    def __init__(self, config: Config, text: TextConfig):
+        self.config, self.text = config, text
+
+    @property
+    def key(self) -> str:
+        """Return the dotted key of the section, for messages."""
+        return f"config.evaluation.{self.section}" if self.section else "config.evaluation"
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return what the configuration asks for: one entry per result that each model gets, with distinct names."""
+        raise NotImplementedError
+
+    def check(self, data: EvalData) -> None:
+        """Raise ConfigError for a setting that the cohort or its data don't allow; called before anything is trained.
+
+        `data.cohort` and `data.index` are there; no model is.
+        """
+
+    def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
+        """Return one result per model."""
+        raise NotImplementedError
+
+    def measure_all(self, models: ModelBatch, evaluations: Sequence[Evaluation]) -> Iterator[list[Measured]]:
+        """Yield what `measure` returns for each evaluation; override it to measure several at once."""
+        return (self.measure(models, evaluation) for evaluation in evaluations)
+
+    def is_current(self, result: dict[str, Any], steps: list[int]) -> bool:
+        """Return whether a stored result still holds, given the steps of the run's checkpoints today."""
+        return True
+
+    def is_ready(self, steps: list[int], end: int) -> bool:
+        """Return whether a run with checkpoints at `steps`, of which `end` is its last one, can be measured."""
+        return True
+
+    def portions(self, models: list[Model]) -> Iterator[tuple[Model, ...]]:
+        """Yield the models that are measured at a time, for evaluations across checkpoints."""
+        yield tuple(models)
+
+
+BUILT_IN: dict[str, type[Evaluator[Any]]] = {}
+OWN: dict[str, type[Evaluator[Any]]] = {}
+
+
+def evaluator(cls: AnyEvaluator) -> AnyEvaluator:
+    """Register a class of evaluators under its kind.
+
+    Raises ValueError if another class has that kind. The same class defined again, as by a configuration file that is
+    read twice, replaces the earlier one.
+    """
+    registry = BUILT_IN if cls.__module__.startswith("eval.evaluators.") else OWN
+    known = BUILT_IN.get(cls.kind) or OWN.get(cls.kind)
+    if known is not None and (known.__qualname__, _file(known)) != (cls.__qualname__, _file(cls)):
+        raise ValueError(f"evaluation {cls.kind!r} of {_file(cls)} is already defined in {_file(known)}; rename it")
+    if registry is OWN:
+        cls.section = f"own.{cls.kind}"
+    registry[cls.kind] = cls
+    return cls
+
+
+def in_one_line(error: Exception) -> str:
+    """Return an error that an evaluator raised, with the place in the code, in one line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {brief(error)} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def _file(cls: type[Evaluator[Any]]) -> str:
+    return inspect.getfile(cls.evaluations)
