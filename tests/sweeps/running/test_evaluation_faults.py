@@ -45,7 +45,7 @@ def config(corpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(config):
     """Starts `olmo-jax` in a process of its own."""
-    return lambda arguments: forked.start(arguments, config.parent / "cache")
+    return lambda arguments, stderr=None: forked.start(arguments, config.parent / "cache", stderr)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +118,54 @@ def test_what_is_killed_goes_on_and_repeats_nothing(trained, evaluation, tmp_pat
     process.join(300)
     assert process.exitcode == 0
     assert {name: moment for name, (moment, _) in written(killed).items()} == times
+
+
+OWN = """
+import dataclasses
+from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
+from olmo_jax.config.validation import Settings
+
+@dataclasses.dataclass(frozen=True)
+class Nothing(Settings):
+    pass
+
+@evaluator
+class Broken(Evaluator[Nothing]):
+    kind = "broken"
+    config_type = Nothing
+
+    def evaluations(self):
+        return [Evaluation("broken", "broken", {{}})]
+
+    def measure(self, models, evaluation):
+        {body}
+
+def get_config():
+    config = _plain()
+    config.evaluation.own = {{"broken": {{}}}}
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_the_users_own_that_raises_is_in_the_status_and_the_exit_code(
+    config, trained, start, tmp_path
+):
+    workdir, file, errors = tmp_path / "work", tmp_path / "own.py", tmp_path / "stderr"
+    shutil.copytree(trained, workdir)
+    arguments = ["evaluate", f"--workdir={workdir}", f"--config={file}", "--only=broken,unigram"]
+    plain = config.read_text().replace("get_config", "_plain")
+    for body, code in (("raise KeyError('row')", 1), ("return [Measured({'one': 1.0}, {})] * len(models.models)", 0)):
+        file.write_text(plain + OWN.format(body=body))
+        process = start(arguments, errors)
+        process.join(300)
+        assert process.exitcode == code
+        said, failed = errors.read_text(), workdir.glob("cohorts/*/failed.txt")
+        if code:
+            assert said.strip().splitlines()[-1].endswith("correct it and run the same command again")
+            assert "Traceback" not in said
+            assert {path.read_text().split(":")[0] for path in failed} == {"evaluation broken failed"}
+        else:
+            assert not list(failed)
+    assert len({name for name in results(workdir) if "unigram@" in name}) == 4
+    assert len({name for name in results(workdir) if "broken@" in name}) == 4
