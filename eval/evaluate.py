@@ -193,6 +193,8 @@ def evaluate(
                     say(f"{evaluation.name}: stored results are outdated and are replaced")
                 for (run, step), result in zip(models, measured, strict=True):
                     results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, result, seconds)
+                    if kind in OWN:
+                        results.declare(workdir, run, [OWN[kind].describe(evaluation.name, n) for n in result.metrics])
                 if not go_on(Job(evaluation, models)):
                     return False
     if failed:

@@ -12,16 +12,20 @@ class WeightNorm(Evaluator[WeightNormConfig]):
 """
 
 import inspect
+import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from eval.columns import Result, describe_result, in_words, numbers
 from eval.eval_data import EvalData, Model, ModelBatch, TextConfig
 from eval.results import Evaluation as Evaluation
 from eval.results import Measured as Measured
+from olmo_jax.columns import NOT_DESCRIBED, Column, sentence
 from olmo_jax.config.validation import Settings
 from olmo_jax.errors import brief
+from olmo_jax.probes import columns as probe_columns
 
 Config = TypeVar("Config", bound=Settings)
 AnyEvaluator = TypeVar("AnyEvaluator", bound="type[Evaluator[Any]]")
@@ -38,6 +42,10 @@ class Evaluator(Generic[Config]):
       needs_text: it isn't defined for models that were trained on equations, which don't get it.
       refused_without_text: the field of the section that, if it isn't empty, is an error for such models.
       across_checkpoints: models of several checkpoints are measured together, after all evaluations of one checkpoint.
+      names: regular expression of the names of its evaluations; "" for its kind, alone or with "_" and more.
+      words: what was done, the beginning of the meanings of its columns; groups of `names` may stand in it as {group}.
+      of: what its columns are of, besides the groups of `names`; see columns.Column.
+      results: the results that it has, such as columns.LOSSES, besides `geometry/...`, those of a probe.
     """
 
     kind: ClassVar[str]
@@ -47,6 +55,10 @@ class Evaluator(Generic[Config]):
     needs_text: ClassVar[bool] = True
     refused_without_text: ClassVar[str] = ""
     across_checkpoints: ClassVar[bool] = False
+    names: ClassVar[str] = ""
+    words: ClassVar[str] = ""
+    of: ClassVar[Mapping[str, Any]] = {}
+    results: ClassVar[Sequence[Result]] = ()
 
     def __init__(self, config: Config, text: TextConfig):
         self.config, self.text = config, text
@@ -59,6 +71,32 @@ class Evaluator(Generic[Config]):
     def evaluations(self) -> list[Evaluation]:
         """Return what the configuration asks for: one entry per result that each model gets, with distinct names."""
         raise NotImplementedError
+
+    @classmethod
+    def has(cls, evaluation: str) -> bool:
+        """Return whether an evaluation of this name is of this kind."""
+        return cls._match(evaluation) is not None
+
+    @classmethod
+    def describe(cls, evaluation: str, result: str) -> Column:
+        """Return the column of a result by its name and the evaluation's."""
+        match = cls._match(evaluation)
+        return cls.column(f"{evaluation}/{result}", result, match.groupdict() if match else {})
+
+    @classmethod
+    def _match(cls, evaluation: str) -> re.Match[str] | None:
+        return re.fullmatch(cls.names or rf"{re.escape(cls.kind)}(?:_.*)?", evaluation)
+
+    @classmethod
+    def column(cls, name: str, result: str, groups: Mapping[str, str | None]) -> Column:
+        """Return the column `name` of a result; `groups` are those of `names`, in the evaluation's name."""
+        known = {key: value for key, value in groups.items() if value is not None}
+        words, of = cls.words.format(**in_words(groups)), {**cls.of, **numbers(known)}
+        if result.startswith("geometry/"):
+            inner = probe_columns.describe(result.removeprefix("geometry/"))
+            if inner is not None:
+                return Column(name, "evaluation", inner.unit, sentence(words, inner.meaning), {**of, **inner.of})
+        return describe_result(name, result, words, of, cls.results) or Column(name, "evaluation", "", NOT_DESCRIBED)
 
     def check(self, data: EvalData) -> None:
         """Raise ConfigError for a setting that the cohort or its data don't allow; called before anything is trained.
@@ -103,6 +141,8 @@ def evaluator(cls: AnyEvaluator) -> AnyEvaluator:
         raise ValueError(f"evaluation {cls.kind!r} of {_file(cls)} is already defined in {_file(known)}; rename it")
     if registry is OWN:
         cls.section = f"own.{cls.kind}"
+        cls.words = cls.words or cls.kind.replace("_", " ")
+        cls.of = {"after": cls.kind, **cls.of}
     registry[cls.kind] = cls
     return cls
 

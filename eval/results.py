@@ -3,11 +3,12 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from olmo_jax.columns import Column
 from olmo_jax.files import DamagedFileError, read_json, remove_unfinished, write_json
 
 
@@ -70,6 +71,31 @@ def write(
         "seconds": round(seconds, 3),
     }
     write_json(path, result)
+
+
+def declare(workdir: epath.Path, run: str, columns: Iterable[Column]) -> None:
+    """Add the columns of an evaluation of the user's own to the run's columns.json, for readers without its code.
+
+    The caller must hold the lock of the run's stack.
+    """
+    known = {column.name: column for column in declared(workdir, run)}
+    new = known | {column.name: column for column in columns}
+    if new != known:
+        entries = {name: {k: v for k, v in vars(column).items() if k != "name"} for name, column in new.items()}
+        write_json(_columns_path(workdir, run), entries)
+
+
+def declared(workdir: epath.Path, run: str) -> list[Column]:
+    """Return the columns that `declare` has stored; none from a damaged file."""
+    try:
+        stored = read_json(_columns_path(workdir, run), "evaluate again")
+        return [Column(name=name, **entry) for name, entry in stored.items()]
+    except (FileNotFoundError, DamagedFileError, TypeError):
+        return []
+
+
+def _columns_path(workdir: epath.Path, run: str) -> epath.Path:
+    return workdir / "runs" / run / "columns.json"
 
 
 def clean(workdir: epath.Path, run: str) -> None:

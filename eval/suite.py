@@ -13,6 +13,7 @@ import eval.evaluators
 from eval.config import EvalConfig
 from eval.eval_data import EvalData
 from eval.evaluator import BUILT_IN, OWN, Evaluation, Evaluator, in_one_line
+from olmo_jax.columns import Column
 from olmo_jax.config import ConfigError, from_config_dict, require
 from olmo_jax.errors import UserError
 
@@ -66,6 +67,13 @@ def check(config: EvalConfig, data: EvalData) -> None:
         else:
             with _errors_of(evaluator):
                 evaluator.check(data)
+
+
+def describe(name: str) -> Column | None:
+    """Return the column of an evaluation's result by its name, `<evaluation>/<result>`; None if no evaluator has it."""
+    evaluation, _, result = name.partition("/")
+    kinds = [kind for kind in (*BUILT_IN.values(), *OWN.values()) if result and kind.has(evaluation)]
+    return kinds[0].describe(evaluation, result) if kinds else None
 
 
 def _evaluations_of(evaluator: Evaluator[Any]) -> list[Evaluation]:

@@ -34,7 +34,7 @@ MODULES = {
 SEPARATE = {
     "sweeps.planning": ["sweeps.table", "sweeps.analysis", "sweeps.report"],  # a plan is made before there are results
     "sweeps.table": ["sweeps.analysis", "sweeps.report"],  # the table is what both are made from
-    "sweeps.analysis": ["sweeps.report", "sweeps.studies", "sweeps.table.catalog"],  # statistics of any table
+    "sweeps.analysis": ["sweeps.report", "sweeps.studies"],  # statistics of any table
     "sweeps.report": ["sweeps.studies."],  # studies register themselves: the registry may be asked, a study not named
     "sweeps.running": ["sweeps.studies."],
 }

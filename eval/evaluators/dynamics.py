@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from eval.columns import Result
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.lm_loss import standard_error
 from eval.results import read
 from geometry.similarity import linear_cka
 from olmo_jax import checkpoint, model, optimizer
+from olmo_jax.columns import NATS
 from olmo_jax.config import ModelConfig
 from olmo_jax.config.field import Bound, Role, at_least, setting
 from olmo_jax.config.validation import Settings
@@ -71,6 +73,9 @@ class Cka(Evaluator[DynamicsConfig]):
     """
 
     kind = "cka"
+    results = (
+        Result("(?P<states>.+)", "Linear CKA of {states} to its states at the run's last checkpoint", "", "evaluation"),
+    )
     section = "dynamics"
     config_type = DynamicsConfig
 
@@ -109,6 +114,24 @@ class Saturation(Evaluator[DynamicsConfig]):
     """
 
     kind = "saturation"
+    results = (
+        Result("saturated", "1 where the rise is more than two standard errors, else 0", "", "evaluation"),
+        Result("best_step", "Step of the least in-domain loss of all checkpoints", "steps", "evaluation"),
+        Result("rise", "Final in-domain loss minus the least of all checkpoints", NATS, "evaluation"),
+        Result("rise_standard_error", "Paired standard error, by document, of the rise", NATS, "evaluation"),
+        Result(
+            "highest_rank",
+            "Highest effective rank of the unembedding after the first part of training",
+            "",
+            "evaluation",
+        ),
+        Result("highest_rank_step", "Step of the highest effective rank", "steps", "evaluation"),
+        Result(
+            "collapse_step", "Step at which that rank first lay below a share of its highest", "steps", "evaluation"
+        ),
+        Result("rank_fall", "1 minus the last effective rank over the highest", "", "evaluation"),
+        Result("learning_rate_at_best", "Learning rate at the best step, over its peak", "", "evaluation"),
+    )
     section = "dynamics"
     config_type = DynamicsConfig
 

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from eval import results, tasks
+from eval.columns import LOSSES, Result
 from eval.eval_data import EvalData, Model, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.evaluators.loss import check_domain
@@ -23,12 +24,16 @@ from eval.finetuning import (
     item_sets,
     text_batches,
 )
+from olmo_jax.columns import NATS, Column, sentence
 from olmo_jax.config import require
 from olmo_jax.config.identity import identity_fields
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.probes.geometry import make_probes
 from olmo_jax.storage.names import file_name
 from olmo_jax.train import probe_documents
+
+# Numbers about a result, by the beginning of their names.
+_PARTS = {"spread": "standard deviation over seeds", "best": "at the step of the least target loss"}
 
 
 class _Finetuning(Evaluator[FinetuneConfig]):
@@ -37,6 +42,26 @@ class _Finetuning(Evaluator[FinetuneConfig]):
     section = "finetune"
     config_type = FinetuneConfig
     refused_without_text = "targets"
+    results = (
+        Result("diverged", "Seeds whose fine-tuning diverged", "seeds", "evaluation"),
+        Result("learning_rate", "That learning rate", "", "evaluation"),
+        Result("step", "That step", "steps", "evaluation"),
+        Result("train_loss", "Training loss of the last step", NATS, "evaluation"),
+        Result("target_accuracy", "Accuracy on the task that was trained on", "share", "task"),
+        Result("(?P<domain>target)", "Loss on what was trained on", NATS, "loss"),
+        Result("forgetting", "Rise of the in-domain loss", NATS, "change", {"measure": "forgetting"}),
+        *LOSSES,
+    )
+
+    @classmethod
+    def column(cls, name: str, result: str, groups: Mapping[str, str | None]) -> Column:
+        part, _, rest = result.partition("/")
+        if part in _PARTS and rest:
+            inner = super().column(name, rest, groups)
+            before, _, meaning = inner.meaning.partition(": ")
+            text = sentence(f"{before}, {_PARTS[part]}", meaning) if meaning else inner.meaning
+            return Column(name, "evaluation", inner.unit, text, {**inner.of, "statistic": part})
+        return super().column(name, result, groups)
 
     def at_rate(self, target: str, rate: float) -> Evaluation:
         """Return the evaluation of a target at one learning rate."""
@@ -69,6 +94,9 @@ class Finetune(_Finetuning):
     """
 
     kind = "finetune"
+    names = r"finetune_(?P<target>.+)_lr(?P<rate>[^_]+)"
+    words = "After fine-tuning on {target} at learning rate {rate}"
+    of = {"after": "finetune"}
     across_checkpoints = True
 
     def evaluations(self) -> list[Evaluation]:
@@ -116,6 +144,9 @@ class FinetuneBest(_Finetuning):
     """The learning rate with the lowest target loss at its best step, and the results at that step."""
 
     kind = "finetune_best"
+    names = r"finetune_(?P<target>.+)_best"
+    words = "After fine-tuning on {target} at the rate and step of the least target loss"
+    of = {"after": "finetune", "rate": "best"}
     chosen_with = ("finetune",)
 
     def evaluations(self) -> list[Evaluation]:

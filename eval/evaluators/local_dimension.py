@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
+from eval.columns import Result
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from olmo_jax.config import ConfigError, ModelConfig, TextsConfig, TrainConfig, require
@@ -22,6 +23,7 @@ from olmo_jax.execution.members import over_members
 from olmo_jax.probes.texts import EvaluationSet, evaluation_sets, members_at_once, read_states, states_geometry
 
 METRICS = ("local_two_nn", "local_two_nn_std", "points")
+_OF = r"(?P<states>[^./]+)\.(?P<text>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,21 @@ class LocalDimension(Evaluator[DimensionConfig]):
     section = "dimension"
     config_type = DimensionConfig
     needs_text = False
+    results = (
+        Result(
+            f"{_OF}/(?P<metric>local_two_nn)",
+            "Mean TwoNN dimension of {states}.{text} around {points} points in neighbourhoods of {neighbors}",
+            "",
+            "evaluation",
+        ),
+        Result(
+            f"{_OF}/(?P<metric>local_two_nn_std)",
+            "Standard deviation over points of the same for {states}.{text}, {points} and {neighbors}",
+            "",
+            "evaluation",
+        ),
+        Result(f"{_OF}/(?P<metric>points)", "Points that there were", "rows", "count"),
+    )
 
     def evaluations(self) -> list[Evaluation]:
         settings = {k: list(v) for k, v in identity_fields(self.config).items()}

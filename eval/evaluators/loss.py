@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from eval.columns import LOSSES
 from eval.eval_data import EvalData, ModelBatch, TextConfig
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.lm_loss import Losses
@@ -28,6 +29,8 @@ class Loss(Evaluator[TextConfig]):
 
     kind = "lm_loss"
     config_type = TextConfig
+    names = "lm_loss"
+    results = LOSSES
 
     def evaluations(self) -> list[Evaluation]:
         return [Evaluation(self.kind, self.kind, self.text.text_settings, self.text.all_checkpoints)]
@@ -63,6 +66,9 @@ class Unigram(Evaluator[TextConfig]):
     """Loss of a unigram model of the training tokens on the same validation tokens, as a baseline."""
 
     kind = "unigram"
+    words = "Of a unigram model of the training tokens"
+    of = {"model": "unigram"}
+    results = LOSSES
     config_type = TextConfig
 
     def evaluations(self) -> list[Evaluation]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from eval.columns import LOSSES, Result
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.lm_loss import Losses
@@ -75,6 +76,10 @@ class Noise(Evaluator[PerturbConfig]):
     kind = "noise"
     section = "perturb"
     config_type = PerturbConfig
+    names = r"noise_(?P<unit>relative|absolute)_(?P<scale>[^_]+)"
+    words = "After {unit} noise of {scale}"
+    of = {"after": "perturb", "method": "noise"}
+    results = LOSSES
 
     def evaluations(self) -> list[Evaluation]:
         shared = self.text.text_settings | {name: getattr(self.config, name) for name in ("pattern", "draws", "seed")}
@@ -114,6 +119,10 @@ class Truncation(Evaluator[PerturbConfig]):
     kind = "truncation"
     section = "perturb"
     config_type = PerturbConfig
+    names = r"truncation_(?P<kept>[^_]+)"
+    words = "After the unembedding was cut to {kept} of its dimensions"
+    of = {"after": "perturb", "method": "truncation"}
+    results = (Result("kept_rank", "Its rank", "", "count"), *LOSSES)
 
     def evaluations(self) -> list[Evaluation]:
         return [

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eval.columns import LOSSES, Result
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.evaluators.calibrate import Method, gptq_params
@@ -115,6 +116,15 @@ class _Quantization(Evaluator[QuantizeConfig]):
     section = "quantize"
     config_type = QuantizeConfig
     own_settings: tuple[str, ...] = ()
+    results = (
+        Result("error/weight", "Relative error of the weights, mean over matrices", "", "evaluation"),
+        Result(
+            "error/output", "Relative error of outputs on the calibration tokens, mean over matrices", "", "evaluation"
+        ),
+        Result("error/output_rounded", "The same by rounding to nearest, mean over matrices", "", "evaluation"),
+        Result("error/damping", "Damping of the Hessians, mean over matrices", "", "evaluation"),
+        *LOSSES,
+    )
 
     def evaluations(self) -> list[Evaluation]:
         config = self.config
@@ -149,6 +159,9 @@ class RoundToNearest(_Quantization):
     """Losses after rounding to nearest, their rise, and the errors of weights."""
 
     kind = "round_to_nearest"
+    names = r"round_to_nearest_(?P<bits>\d+)(?P<scope>_.+)?"
+    words = "After rounding weights to {bits} bits{scope}"
+    of = {"after": "quantize", "method": "round_to_nearest", "scope": "blocks"}
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         settings = evaluation.settings
@@ -163,6 +176,9 @@ class Gptq(_Quantization):
     """The same for GPTQ, with output errors on the calibration tokens; prints a notice if damping was raised."""
 
     kind = "gptq"
+    names = r"gptq_(?P<bits>\d+)(?P<scope>_.+)?"
+    words = "After GPTQ to {bits} bits{scope}"
+    of = {"after": "quantize", "method": "gptq", "scope": "blocks"}
     own_settings = ("act_order", "damping", "calibration_tokens")
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 from eval import tasks
+from eval.columns import Result
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from olmo_jax.config import ConfigError, require
@@ -51,6 +52,22 @@ class Tasks(Evaluator[TasksConfig]):
     section = "tasks"
     config_type = TasksConfig
     refused_without_text = "names"
+    names = r"task_(?P<task>.+)"
+    words = "On the task {task}"
+    results = (
+        Result(
+            r"(?P<name>\w+)_standard_error",
+            "Standard error of {name}",
+            "",
+            "evaluation",
+            {"statistic": "standard_error"},
+        ),
+        Result(r"accuracy(?P<how>\w*)", "Share of items answered rightly, by log-likelihood{how}", "share", "task"),
+        Result("bits_per_byte", "Of the right answer", "bits per byte", "task"),
+        Result("nats", "Of the right answer", "nats", "task"),
+        Result("chance", "Accuracy of guessing", "share", "evaluation"),
+        Result("items", "Items that were scored", "items", "count"),
+    )
 
     def evaluations(self) -> list[Evaluation]:
         settings = {"items": self.config.most_items, "tokens": self.config.tokens}

@@ -16,7 +16,6 @@ from sweeps.analysis.seed_noise import seed_deviation, seed_deviations
 from sweeps.analysis.variance import variance_split
 from sweeps.table.columns import (
     FIRST_TARGETS,
-    LOSS_PREFIXES,
     PRIMARY_PAIR,
     SPECTRUM,
     SPREAD,
@@ -35,7 +34,6 @@ from sweeps.table.columns import (
 
 __all__ = [
     "FIRST_TARGETS",
-    "LOSS_PREFIXES",
     "MIN_ROWS",
     "PRIMARY_PAIR",
     "SPECTRUM",

@@ -11,6 +11,7 @@ from sweeps.analysis.estimate import Estimate, nothing
 from sweeps.analysis.mixed import mixed_table
 from sweeps.analysis.r2 import baseline_columns, increments
 from sweeps.analysis.seed_noise import seed_deviations
+from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import (
     FIRST_TARGETS,
     PRIMARY_PAIR,
@@ -137,7 +138,8 @@ def _mixed(
     if size not in rows:
         return {}
     selected = [m for m in metrics if target_of(m) in FIRST_TARGETS and m.rpartition("/")[2] in _MIXED_METRICS]
-    losses = [t for t in targets if t == PRIMARY_PAIR[1] or (t.startswith("finetune") and t.endswith("/target"))]
+    tuned = catalog_of(rows).select(kind="loss", after="finetune", domain="target")
+    losses = [t for t in targets if t == PRIMARY_PAIR[1] or t in tuned]
     pairs = [(metric, target) for target in losses[:_MIXED_LOSSES] for metric in selected]
     fits = mixed_table(rows, pairs, controls, size, groups)
     return {

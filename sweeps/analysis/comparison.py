@@ -14,6 +14,7 @@ from scipy import stats
 
 from sweeps.analysis.pairing import Pairing, as_level, pair
 from sweeps.analysis.seed_noise import seed_deviations
+from sweeps.table.catalog import heads
 from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns, numbers
 
 # Up to so many pairs the permutation test takes every choice of signs, with more SAMPLED random ones.
@@ -76,7 +77,7 @@ def compare(
 def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column: "") -> pd.DataFrame:
     """Return the table of `compare` for sweeps that are already paired."""
     first_rows, second_rows = pairing.first.rows, pairing.second.rows
-    columns = pd.DataFrame(columns=list(dict.fromkeys([*first_rows.columns, *second_rows.columns])))
+    columns = heads(first_rows, second_rows)
     kinds = dict.fromkeys(loss_columns(columns), "loss") | dict.fromkeys(geometry_columns(columns), "metric")
     both = [c for c in kinds if c in first_rows.columns and c in second_rows.columns]
     first_PC, second_PC = _means(pairing, both)

@@ -4,7 +4,6 @@ Letters: N rows, K regressors, E targets, X sets of columns.
 """
 
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from sweeps.analysis.features import (
 from sweeps.analysis.folds import Regression, no_interval, out_of_fold, shares, too_few
 from sweeps.analysis.r2 import group_codes
 from sweeps.analysis.regressors import boosting, gaussian_process, ridge
+from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import PRIMARY_PAIR, final_rows, loss_columns, numbers, require_column
 
 COLUMNS = ("target", "model", "features", "r2", "low", "high", "n", "note")
@@ -34,8 +34,6 @@ ALL_SETTINGS, ALL_GEOMETRY = "all settings", "all geometry"
 
 UNUSED = "the fits leave geometry out"
 SPLITS = 2
-
-_QUANTISED = re.compile(r"(gptq|round_to_nearest)_(\d+)/in_domain")
 
 
 class Prediction(NamedTuple):
@@ -106,15 +104,15 @@ def predicted_losses(table: pd.DataFrame) -> list[str]:
     The in-domain loss; the out-of-domain loss, or else the mean over domains; in-domain loss after quantisation to the
     fewest bits, by GPTQ rather than rounding; loss on the fine-tuning text, at the best learning rate if available.
     """
-    losses = loss_columns(table)
-    quantised = {c: match for c in losses if (match := _QUANTISED.fullmatch(c))}
-    fewest = sorted(quantised, key=lambda c: (int(quantised[c][2]), quantised[c][1]))
-    tuned = [c for c in losses if c.startswith("finetune_") and c.endswith("/target")]
+    catalog, losses = catalog_of(table), loss_columns(table)
+    quantised = catalog.select(kind="loss", after="quantize", scope="blocks", domain="in_domain")
+    fewest = sorted(quantised, key=lambda c: (catalog[c].of["bits"], catalog[c].of["method"]))
+    tuned = catalog.select(kind="loss", after="finetune", domain="target")
     choices = [
         [PRIMARY_PAIR[1]],
         ["lm_loss/out_of_domain", "lm_loss/macro"],
         fewest,
-        sorted(tuned, key=lambda c: not c.endswith("_best/target")),
+        sorted(tuned, key=lambda c: catalog[c].of["rate"] != "best"),
     ]
     return [available[0] for choice in choices if (available := [c for c in choice if c in losses])]
 

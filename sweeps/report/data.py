@@ -1,7 +1,6 @@
 """What the page's scripts draw from, as JSON: runs and their settings, curves, spectra, final values, statistics."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from sweeps.report.curves import by_target, curve_data, metric_name, target_name
 from sweeps.report.numbers import format_value, is_missing
 from sweeps.report.words import setting_name
 from sweeps.studies import Study
+from sweeps.table.catalog import Catalog, catalog_of
 from sweeps.table.columns import PRIMARY_PAIR, SPECTRUM, as_levels, geometry_columns, loss_columns
 
 # Of one run's spectra over training so many are drawn, equally far apart among those measured.
@@ -20,8 +20,6 @@ MAX_SPECTRA = 8
 # A setting with more values than this is no filter and no colour.
 MAX_LEVELS = 40
 
-_QUANTISED = re.compile(r"(round_to_nearest|gptq)_(\d+)([^/]*)/in_domain")
-_FINETUNED = re.compile(r"(finetune_[^/]+_lr[^/]+)/(target|forgetting)")
 METHODS = {"round_to_nearest": "rounding", "gptq": "GPTQ"}
 
 
@@ -38,7 +36,7 @@ def page_data(results: AnalysisResults, studies: Sequence[Study]) -> dict[str, A
         "metrics": geometry_columns(table),
         "losses": loss_columns(table),
         "primary": PRIMARY_PAIR,
-        "effects": effects(list(table.columns)),
+        "effects": effects(catalog_of(table)),
         "matrix": _matrix(results.associations),
         "saturation": records(results.saturation.runs),
         "median_rank": _plain(results.saturation.median_rank),
@@ -52,22 +50,24 @@ def page_data(results: AnalysisResults, studies: Sequence[Study]) -> dict[str, A
     return data
 
 
-def effects(columns: list[str]) -> list[dict[str, Any]]:
+def effects(catalog: Catalog) -> list[dict[str, Any]]:
     """What is done to trained models: each with the column of its loss, its name, and `bits` where it has some.
 
     `less` names the column to take off, so that an effect is a change of loss; None where it is one already.
     """
     found: list[dict[str, Any]] = []
-    for column in columns:
-        if of := _QUANTISED.fullmatch(column):
-            variant = of[3].replace("_", " ")
-            name = f"{METHODS[of[1]]} to {of[2]} bits{variant}: rise of in-domain loss"
-            method = METHODS[of[1]] + variant
-            found.append({"key": column, "name": name, "less": PRIMARY_PAIR[1], "bits": int(of[2]), "method": method})
-        elif of := _FINETUNED.fullmatch(column):
-            what = {"target": "loss on its text", "forgetting": "forgetting"}[of[2]]
-            name = f"{finetuning_name(of[1])}: {what}"
-            found.append({"key": column, "name": name, "less": None, "bits": None, "method": None})
+    for key in catalog.select():
+        column, of = catalog[key], catalog[key].of
+        if of.get("after") == "quantize" and column.kind == "loss" and of["domain"] == "in_domain":
+            variant = "" if of["scope"] == "blocks" else f" {of['scope']}".replace("_", " ")
+            method = METHODS[of["method"]] + variant
+            name = f"{METHODS[of['method']]} to {of['bits']} bits{variant}: rise of in-domain loss"
+            found.append({"key": key, "name": name, "less": PRIMARY_PAIR[1], "bits": of["bits"], "method": method})
+        elif of.get("after") == "finetune" and of["rate"] != "best":
+            what = "forgetting" if of.get("measure") == "forgetting" else "loss on its text"
+            if what == "forgetting" or of.get("domain") == "target":
+                name = f"{finetuning_name(key.partition('/')[0])}: {what}"
+                found.append({"key": key, "name": name, "less": None, "bits": None, "method": None})
     return found
 
 

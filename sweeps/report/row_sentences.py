@@ -4,7 +4,6 @@ What the rows can't say, the sentence says so.
 """
 
 import math
-import re
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from sweeps import analysis
 from sweeps.analysis import PRIMARY_PAIR, Estimate, FinalRows
 from sweeps.report.numbers import number, percent
 from sweeps.report.words import as_level, below, change, counted, describe, listed, moved, setting_name, spanned
+from sweeps.table.catalog import catalog_of
 
 # Below this many configurations a sweep shows that the laboratory works, and nothing about language models.
 FEW_CONFIGURATIONS = 30
@@ -120,8 +120,11 @@ def after_training(rows: pd.DataFrame) -> str:
 
 def _quantisation(rows: pd.DataFrame) -> str:
     """Of the fewest bits."""
-    found = [m for c in rows.columns if (m := re.fullmatch(r"(round_to_nearest|gptq)_(\d+)/in_domain", c))]
-    rises = {(int(m[2]), m[1]): _values(rows, m[0]) - _values(rows, _LOSS) for m in found}
+    catalog = catalog_of(rows)
+    quantised = catalog.select(kind="loss", after="quantize", scope="blocks", domain="in_domain")
+    rises = {
+        (catalog[c].of["bits"], catalog[c].of["method"]): _values(rows, c) - _values(rows, _LOSS) for c in quantised
+    }
     rises = {key: rise for key, rise in rises.items() if np.isfinite(rise).any()}
     if not rises:
         return ""
@@ -136,12 +139,14 @@ def _quantisation(rows: pd.DataFrame) -> str:
 
 def _finetuning(rows: pd.DataFrame) -> str:
     """The fine-tuning that forgets most."""
-    forgetting = {c: _values(rows, c) for c in rows.columns if re.fullmatch(r"finetune_[^/]+_lr[^/]+/forgetting", c)}
-    forgetting = {c: v for c, v in forgetting.items() if np.isfinite(v).any()}
+    catalog = catalog_of(rows)
+    columns = [c for c in catalog.select(kind="change", measure="forgetting") if catalog[c].of["rate"] != "best"]
+    forgetting = {c: v for c in columns if np.isfinite(v := _values(rows, c)).any()}
     if not forgetting:
         return ""
     column = max(forgetting, key=lambda c: float(np.nanmean(forgetting[c])))
-    name = column.split("/")[0].removeprefix("finetune_").replace("_lr", " at learning rate ").replace("_", " ")
+    of = catalog[column].of
+    name = f"{str(of['target']).replace('_', ' ')} at learning rate {of['rate']:g}"
     text = f"fine-tuning on {name} changed in-domain loss by {change(forgetting[column])}"
     return text + _against_rank(rows, forgetting[column], "that change")
 

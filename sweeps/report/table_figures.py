@@ -1,6 +1,5 @@
 """Figures of the last rows, for papers: loss against geometry, U-shapes, quantisation and fine-tuning."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ import pandas as pd
 
 from sweeps.report import figure_parts as parts
 from sweeps.report.words import setting_name
+from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import PRIMARY_PAIR
 
 if TYPE_CHECKING:
@@ -84,8 +84,12 @@ def u_shapes(results: "AnalysisResults") -> "Figure":
 def quantisation(results: "AnalysisResults") -> "Figure":
     """Rise of the in-domain loss against bits, means over runs with their range, and, at the fewest, against rank."""
     rows = results.final.rows
-    found = [m for c in rows.columns if (m := re.fullmatch(r"(round_to_nearest|gptq)_(\d+)/in_domain", c))]
-    rises = {(m[1], int(m[2])): parts.values(rows, m[0]) - parts.values(rows, _LOSS) for m in found}
+    catalog = catalog_of(rows)
+    quantised = catalog.select(kind="loss", after="quantize", scope="blocks", domain="in_domain")
+    rises = {
+        (catalog[c].of["method"], catalog[c].of["bits"]): parts.values(rows, c) - parts.values(rows, _LOSS)
+        for c in quantised
+    }
     rises = {key: rise_N for key, rise_N in rises.items() if np.isfinite(rise_N).any()}
     if not rises:
         return parts.lacking("no finished run was quantised")
@@ -112,21 +116,26 @@ def quantisation(results: "AnalysisResults") -> "Figure":
 def finetuning(results: "AnalysisResults") -> "Figure":
     """What fine-tuning cost against what it gave, by learning rate, and forgetting at the highest against rank."""
     rows = results.final.rows
-    found = [m for c in rows.columns if (m := re.fullmatch(r"finetune_(.+)_lr([^_/]+)/forgetting", c))]
-    found = [m for m in found if np.isfinite(parts.values(rows, m[0])).any() and _is_number(m[2])]
-    if not found:
+    catalog = catalog_of(rows)
+    tunings = {}
+    for column in catalog.select(kind="change", after="finetune", measure="forgetting"):
+        of, forgetting_N = catalog[column].of, parts.values(rows, column)
+        if np.isfinite(forgetting_N).any() and of["rate"] != "best":
+            targets = catalog.select(
+                kind="loss", after="finetune", domain="target", target=of["target"], rate=of["rate"]
+            )
+            tunings[str(of["target"]), of["rate"]] = forgetting_N, parts.values(rows, (*targets, "")[0])
+    if not tunings:
         return parts.lacking("no finished run was fine-tuned")
-    found.sort(key=lambda m: (m[1], float(m[2])))
-    rates, domains = sorted({float(m[2]) for m in found}), sorted({m[1] for m in found})
+    rates, domains = sorted({rate for _, rate in tunings}), sorted({target for target, _ in tunings})
     figure, [[left, right]] = parts.panels(1, 2, parts.DOUBLE)
     rank_N = parts.values(rows, _METRIC)
-    for m in found:
-        name = f"{m[1].replace('_', ' ')}, rate {m[2]}"
-        look = parts.look(rates.index(float(m[2]))) | {"marker": parts.look(domains.index(m[1]))["marker"]}
+    for (target, rate), (forgetting_N, loss_N) in sorted(tunings.items(), key=lambda item: item[0]):
+        name = f"{target.replace('_', ' ')}, rate {rate:g}"
+        look = parts.look(rates.index(rate)) | {"marker": parts.look(domains.index(target))["marker"]}
         look |= {"label": parts.plain(name), "linestyle": "none"}
-        forgetting_N = parts.values(rows, m[0])
-        left.plot(parts.values(rows, f"finetune_{m[1]}_lr{m[2]}/target"), forgetting_N, **look)
-        if float(m[2]) == max(float(o[2]) for o in found if o[1] == m[1]):
+        left.plot(loss_N, forgetting_N, **look)
+        if rate == max(other for of, other in tunings if of == target):
             right.plot(rank_N, forgetting_N, **look)
     left.set_xlabel("Loss on the target, after")
     right.set_xlabel(_RANK_LABEL)
@@ -185,7 +194,3 @@ def _lacking(rows: pd.DataFrame, *columns: str) -> str:
             return f"no finished run has {column}"
     both = np.all([np.isfinite(parts.values(rows, column)) for column in columns], axis=0)
     return "" if both.any() else f"no finished run has {' and '.join(columns)} both"
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[0-9.]+(e[-+]?\d+)?", text) is not None

@@ -1,35 +1,25 @@
 """What a column of the table is: a setting, geometry, or a loss; the rows that statistics are of; errors of columns."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from geometry.counts import COUNTS
+from eval.columns import AVERAGES
+from olmo_jax.columns import Column
 from olmo_jax.config import TrainConfig
 from olmo_jax.config.field import NOT_IDENTITY, declared, settings
 from olmo_jax.errors import UserError
+from olmo_jax.probes.columns import SPECTRUM as SPECTRUM
+from olmo_jax.probes.columns import SPREAD as SPREAD
+from olmo_jax.probes.columns import TEXTS as TEXTS
+from sweeps.table.catalog import catalog_of
 
 # Targets of the probe that come before all others.
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
-# Ends the name of a target whose columns are the standard deviations of another's over the probe's sets.
-SPREAD = "_spread"
-# Ends the name of a target whose columns are the singular values of another, by their place.
-SPECTRUM = "_spectrum"
-LOSS_PREFIXES = ("lm_loss", "round_to_nearest", "gptq", "noise", "truncation", "finetune")
-# Evaluations whose numbers are neither a loss nor geometry that was measured in the loop.
-_OTHER_PREFIXES = ("unigram", "task", "cka", "saturation", "local_dimension")
-# Begins the names of targets that are a text's loss and accuracy, in the loop.
-TEXTS = "texts."
 HELD_OUT_LOSS = f"{TEXTS}validation/loss"
-# Of a distribution, which they draw as singular values draw a spectrum.
-_QUANTILE = re.compile(r"_q\d+$")
-# What is looked at of a loss after something was done to the model; of the loss itself every domain is.
-_SAID_AGAIN = ("standard_error/", "bits_per_byte/", "perplexity/")
-_AFTERWARDS = ("in_domain", "out_of_domain", "macro", "forgetting", "target")
 # The one pair declared before looking; every other number on a page is exploration.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
 
@@ -88,12 +78,12 @@ def missing_as_level(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFram
 
 
 def geometry_columns(table: pd.DataFrame) -> list[str]:
-    """Columns `<target>/<metric>` of the probe, whatever their names, those of FIRST_TARGETS first.
+    """Columns `<target>/<metric>` of the probe, whatever their metrics, those of FIRST_TARGETS first.
 
     Spreads and counts tell about the measurement, and singular values and quantiles are curves; they are left out.
     """
     order = {target: i for i, target in enumerate(FIRST_TARGETS)}
-    return sorted(filter(_is_geometry, table.columns), key=lambda c: order.get(target_of(c), len(order)))
+    return sorted(catalog_of(table).select(kind="geometry"), key=lambda c: order.get(target_of(c), len(order)))
 
 
 def loss_columns(table: pd.DataFrame) -> list[str]:
@@ -102,8 +92,9 @@ def loss_columns(table: pd.DataFrame) -> list[str]:
     Their errors, bits per byte and perplexities say the same again and are left out. Of runs without any, such as those
     that learn equations, the loss on held-out text that is measured in the loop.
     """
-    found = [c for c in table.columns if "/" in c and _is_of(c, LOSS_PREFIXES) and _is_looked_at(c)]
-    return found or [c for c in table.columns if c == HELD_OUT_LOSS]
+    catalog = catalog_of(table)
+    found = [name for name, column in catalog.items() if _is_analysed(column)]
+    return found or [name for name in catalog if name == HELD_OUT_LOSS]
 
 
 def target_of(column: str) -> str:
@@ -151,20 +142,11 @@ def _is_setting(column: str) -> bool:
     return not alike or not alike <= NOT_IDENTITY
 
 
-def _is_geometry(column: str) -> bool:
-    target, _, name = column.rpartition("/")
-    if target in ("", "train") or target.startswith(TEXTS) or _QUANTILE.search(name):
+def _is_analysed(column: Column) -> bool:
+    """Whether a column is a loss of the runs or, after something was done to them, its average or how it changed."""
+    of = column.of
+    if "statistic" in of or of.keys() & {"model", "text"}:
         return False
-    if _is_of(column, (*LOSS_PREFIXES, *_OTHER_PREFIXES)):
-        return False
-    return not target.endswith((SPREAD, SPECTRUM)) and name not in COUNTS
-
-
-def _is_of(column: str, evaluations: tuple[str, ...]) -> bool:
-    """Whether a column is of one of these evaluations, plain or with its settings in the name."""
-    return column.startswith(tuple(f"{e}{end}" for e in evaluations for end in ("/", "_")))
-
-
-def _is_looked_at(column: str) -> bool:
-    evaluation, _, name = column.partition("/")
-    return name in _AFTERWARDS if evaluation != "lm_loss" else not name.startswith(_SAID_AGAIN)
+    if column.kind == "change":
+        return of["measure"] == "forgetting"
+    return column.kind == "loss" and ("after" not in of or of.get("domain") in (*AVERAGES, "target"))

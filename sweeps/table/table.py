@@ -17,20 +17,22 @@ import pyarrow
 import pyarrow.csv
 from etils import epath
 
+from eval import results
 from eval.config import EvalConfig
 from eval.evaluate import read_results
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
+from olmo_jax.columns import Column
 from olmo_jax.config import TrainConfig, from_config_dict
 from olmo_jax.execution import flops
-from olmo_jax.files import write_whole
+from olmo_jax.files import DamagedFileError, read_json, write_whole
 from olmo_jax.logs.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import cumulative_weight_decay
 from olmo_jax.storage.run_files import known_runs, run_record
 from olmo_jax.storage.run_status import read_status
 from sweeps.planning.plan import configuration, leaves
-from sweeps.table.catalog import schema
+from sweeps.table.catalog import catalog_of, declare, from_schema, schema
 from sweeps.table.columns import AnalysisError
 
 TABLE, CSV, SCHEMA = "results.parquet", "results.csv", "results.schema.json"
@@ -50,21 +52,21 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if "diverged_at" in table:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
-    return table
+    return declare(table, [column for run in known_runs(workdir) for column in results.declared(workdir, run)])
 
 
 def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:
     """Write results.csv, results.schema.json and, last, results.parquet, each whole or not at all."""
     write_whole(workdir / CSV, _as_csv(table))
-    described = {name: column._asdict() for name, column in schema(map(str, table.columns)).items()}
+    described = schema(catalog_of(table))
     write_whole(workdir / SCHEMA, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
-    write_whole(workdir / TABLE, table.to_parquet(index=False))
+    write_whole(workdir / TABLE, _as_parquet(table))
 
 
 def is_written(workdir: epath.Path, table: pd.DataFrame) -> bool:
     """Return whether results.parquet holds exactly this table, and its companion files exist."""
     exist = all((workdir / name).exists() for name in (TABLE, CSV, SCHEMA))
-    return exist and (workdir / TABLE).read_bytes() == table.to_parquet(index=False)
+    return exist and (workdir / TABLE).read_bytes() == _as_parquet(table)
 
 
 def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
@@ -90,7 +92,8 @@ def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
     names = _unique([epath.Path(workdir).resolve().name for workdir in workdirs])
     sweeps = np.repeat(names, [len(table) for table in tables])
     columns = dict.fromkeys(column for table in tables for column in table.columns if column != "sweep")
-    return pd.DataFrame({"sweep": sweeps} | {column: _joined(tables, column) for column in columns})
+    joined = pd.DataFrame({"sweep": sweeps} | {column: _joined(tables, column) for column in columns})
+    return declare(joined, [column for table in tables for column in catalog_of(table).values()])
 
 
 def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
@@ -168,6 +171,12 @@ def _losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{e}/{name}": value for e, result in results.items() for name, value in result["metrics"].items()}
 
 
+def _as_parquet(table: pd.DataFrame) -> bytes:
+    plain = table.copy(deep=False)
+    plain.attrs = {}  # results.schema.json has them
+    return plain.to_parquet(index=False)
+
+
 def _as_csv(table: pd.DataFrame) -> bytes:
     """Return a CSV with numbers to their last digit, lists as JSON and missing values empty; pyarrow is fast."""
     lists = {c: table[c].map(_list_as_text) for c in table.columns if pd.api.types.is_object_dtype(table[c])}
@@ -196,7 +205,15 @@ def _read(workdir: epath.Path) -> pd.DataFrame:
         raise AnalysisError(f"{path} can't be read: {error}; delete it and report again") from error
     for column in filter(lambda c: pd.api.types.is_object_dtype(table[c]), table.columns):
         table[column] = table[column].map(_as_list)
-    return table
+    return declare(table, _declared(workdir))
+
+
+def _declared(workdir: epath.Path) -> list[Column]:
+    """Return the columns of results.schema.json; none from a damaged file, or one that older code wrote."""
+    try:
+        return from_schema(read_json(workdir / SCHEMA, "report again"))
+    except (FileNotFoundError, DamagedFileError):
+        return []
 
 
 def _unique(names: Sequence[str]) -> list[str]:

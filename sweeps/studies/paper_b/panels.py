@@ -3,7 +3,6 @@
 A panel is one quantity over steps, with one band per configuration: the mean over its runs, and their range.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from sweeps.studies.paper_b.claim import Claim
 from sweeps.studies.paper_b.claims import ANSWER_LOSS
 from sweeps.studies.paper_b.events import ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS, probe_rows
 from sweeps.studies.paper_b.shift import DIMENSION, course_ends, dimension_columns, text_of
+from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import HELD_OUT_LOSS, as_levels, final_rows
 
 TITLES = {
@@ -27,7 +27,6 @@ TITLES = {
 }
 # The quantiles over points that are stored, as probabilities, and the suffixes of their columns.
 _QUANTILES = ((0.05, "_q5"), (0.25, "_q25"), (0.5, "_median"), (0.75, "_q75"), (0.95, "_q95"))
-_SENSITIVITY = re.compile(rf"local_dimension/(?P<of>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)/{DIMENSION}")
 _VIOLIN_VALUES = 101
 
 
@@ -140,11 +139,11 @@ def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
     """Return mean local dimension at the last checkpoints by states and text, points and neighbours, with ranges."""
     final = final_rows(table).rows
     rows = []
-    for column in map(str, final.columns):
-        if match := _SENSITIVITY.fullmatch(column):
-            values = pd.to_numeric(final[column]).dropna()
-            if len(values):
-                key = match["of"], int(match["points"]), int(match["neighbors"])
-                rows.append((*key, values.mean(), values.min(), values.max(), len(values)))
+    catalog = catalog_of(final)
+    for column in catalog.select(kind="evaluation", metric=DIMENSION):
+        of, values = catalog[column].of, pd.to_numeric(final[column]).dropna()
+        if len(values) and "points" in of:
+            key = f"{of['states']}.{of['text']}", of["points"], of["neighbors"]
+            rows.append((*key, values.mean(), values.min(), values.max(), len(values)))
     heads = ["of", "points", "neighbors", "mean", "low", "high", "runs"]
     return pd.DataFrame(rows, columns=heads).sort_values(["of", "points", "neighbors"], ignore_index=True)

@@ -8,25 +8,30 @@ import pandas as pd
 
 from olmo_jax.storage.names import file_name
 from sweeps.analysis.leads import middle
+from sweeps.table.catalog import describe
 
 DIMENSION = "local_two_nn"
 
 
 def dimension_columns(columns: Iterable[str], text: str = "") -> list[str]:
     """Return columns <states>.<text>/local_two_nn of mean local dimension, of one text or all, deepest states first."""
-    ending = f".{text}/{DIMENSION}" if text else f"/{DIMENSION}"
-    dimensions = [c for c in columns if c.endswith(ending) and "." in c.rpartition("/")[0]]
-    return sorted(dimensions, key=lambda c: -_depth(states_of(c)))
+    dimensions = {name: describe(name).of for name in columns}
+    on_text = [
+        name
+        for name, of in dimensions.items()
+        if of.get("metric") == DIMENSION and "text" in of and "after" not in of and text in ("", of["text"])
+    ]
+    return sorted(on_text, key=lambda name: -_depth(states_of(name)))
 
 
 def text_of(column: str) -> str:
     """Return the text of a column: prose for `final_states.prose/local_two_nn`."""
-    return column.rpartition("/")[0].partition(".")[2]
+    return str(describe(column).of["text"])
 
 
 def states_of(column: str) -> str:
     """Return the states of a column: final_states for `final_states.prose/local_two_nn`."""
-    return column.partition(".")[0]
+    return str(describe(column).of["states"])
 
 
 def _depth(states: str) -> float:

@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 
 from geometry.probe import COUNTS
+from olmo_jax.probes import columns as probe_columns
 from sweeps.report import curves
 from sweeps.report.curves import MAX_POINTS, curve_data, metric_name, target_name
-from sweeps.table import columns as table_columns
 
 
 def run(steps=1000, **columns):
@@ -71,7 +71,7 @@ def test_a_target_without_any_value_is_not_offered():
 
 
 def test_counts_that_differ_are_told_as_a_range(monkeypatch):
-    monkeypatch.setattr(table_columns, "COUNTS", COUNTS | {"outer_rows"})
+    monkeypatch.setattr(probe_columns, "COUNTS", COUNTS | {"outer_rows"})
     monkeypatch.setattr(curves, "COUNTS", COUNTS | {"outer_rows"})
     told = {"layer_0__points": 8.0, "layer_0__outer_rows": 2.0, "layer_0__two_nn": 1.0}
     frames = {"a": geometry(run(), **told, layer_0__rank_cap=4.0), "b": geometry(run(), **told, layer_0__rank_cap=7.0)}

@@ -4,12 +4,14 @@ import pandas as pd
 import pytest
 
 from geometry.probe import METRICS
+from olmo_jax.columns import NATS, NOT_DESCRIBED
 from olmo_jax.config import TrainConfig
+from olmo_jax.probes.columns import metric_meaning
 from sweeps.planning.plan import leaves
-from sweeps.table.catalog import NATS, NOT_DESCRIBED, describe, metric_meaning, schema
+from sweeps.table.catalog import catalog_of, describe
 from sweeps.table.columns import loss_columns
 
-KINDS = {"identity", "setting", "geometry", "loss", "evaluation", "training", "count"}
+KINDS = {"identity", "setting", "geometry", "loss", "change", "task", "evaluation", "training", "count"}
 COLUMNS = [
     "sweep", "run_id", "cohort", "configuration", "step", "final", "diverged_at", "parameters", "tokens",
     "parameters_non_embedding", "training_flops", "weight_decay_dose", "train/loss", "train/grad_norm",
@@ -79,7 +81,7 @@ def test_a_metric_of_the_users_own_shows_its_first_line(monkeypatch):
     ("column", "meaning", "unit", "kind"),
     [
         ("lm_loss/code", "Loss on code.", NATS, "loss"),
-        ("gptq_3_all/rise/code", "After GPTQ to 3 bits, all: rise of the loss on code.", NATS, "evaluation"),
+        ("gptq_3_all/rise/code", "After GPTQ to 3 bits, all: rise of the loss on code.", NATS, "change"),
         ("unembedding_spectrum/2", "Singular value of the unembedding at place 2, the largest at 1.", "", "geometry"),
         ("task_a_b/chance", "On the task a_b: accuracy of guessing.", "share", "evaluation"),
         (
@@ -95,7 +97,8 @@ def test_a_metric_of_the_users_own_shows_its_first_line(monkeypatch):
     ],
 )
 def test_meanings_units_and_kinds(column, meaning, unit, kind):
-    assert describe(column) == (meaning, unit, kind)
+    entry = describe(column)
+    assert (entry.name, entry.meaning, entry.unit, entry.kind) == (column, meaning, unit, kind)
 
 
 @pytest.mark.parametrize("column", ["config.gone.setting", "config.model.gone", "wild", "lm_loss", "gptq_3/a/b/c", ""])
@@ -105,6 +108,7 @@ def test_what_nobody_described_says_so(column):
 
 def test_losses_are_those_that_the_analysis_takes_for_losses():
     table = pd.DataFrame(columns=COLUMNS)
-    kinds = {column: entry.kind for column, entry in schema(COLUMNS).items()}
-    assert list(kinds) == COLUMNS
-    assert {c for c in COLUMNS if kinds[c] == "loss"} == {*loss_columns(table), "unigram/in_domain"}
+    catalog = catalog_of(table)
+    assert list(catalog) == COLUMNS
+    losses = {*catalog.select(kind="loss"), *catalog.select(kind="change", measure="forgetting")}
+    assert losses == {*loss_columns(table), "unigram/in_domain"}

@@ -1,0 +1,112 @@
+"""What the columns of a probe mean: of which matrix or states, and which metric."""
+
+import re
+from typing import Any
+
+from geometry import dimension, isotropy, spectrum
+from geometry.probe import COUNTS, METRICS
+from olmo_jax.columns import NATS, NOT_DESCRIBED, Column, first_sentence, sentence
+
+# Ends the name of a target whose columns are the standard deviations of another's over the probe's sets.
+SPREAD = "_spread"
+# Ends the name of a target whose columns are the singular values of another, by their place.
+SPECTRUM = "_spectrum"
+# Begins the names of targets that are a text's loss and accuracy, in the loop.
+TEXTS = "texts."
+
+_CENTRED = "_centred"
+_TARGETS = {
+    "unembedding": "the unembedding",
+    "unembedding_gauge_fixed": "the unembedding without what the logits can't see",
+    "embedding": "the embedding",
+    "final_states": "the states after the final norm",
+}
+# Of metrics whose function says nothing, and none of the same name in geometry does.
+_METRICS = {
+    "energy_top_1": "Share of the sum of squared singular values in the largest.",
+    "energy_top_10": "Share of the sum of squared singular values in the 10 largest.",
+    "two_nn_mle": "TwoNN's intrinsic dimension, by maximum likelihood instead of the regression.",
+    "local_two_nn_std": "Standard deviation over points of the TwoNN dimension around each.",
+    "local_two_nn_q10": "10 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_median": "Median over points of the TwoNN dimension around each.",
+    "local_two_nn_q90": "90 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q5": "5 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q25": "25 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q75": "75 % quantile over points of the TwoNN dimension around each.",
+    "local_two_nn_q95": "95 % quantile over points of the TwoNN dimension around each.",
+}
+_PERCENT = ("effective_rank_percent",)
+
+
+_QUANTILES = {name for name in _METRICS if re.search(r"_(q\d+|median)$", name)}
+
+
+def describe(name: str) -> Column | None:
+    """Return the column `<target>/<metric>` of a probe; None if the target is none that a probe has."""
+    target, _, metric = name.rpartition("/")
+    if target.startswith(TEXTS):
+        return _of_text(name, target.removeprefix(TEXTS), metric)
+    if target.endswith(SPREAD):
+        inner = describe(f"{target.removesuffix(SPREAD)}/{metric}")
+        meaning = f"Standard deviation of {target.removesuffix(SPREAD)}/{metric} over the probe's sets of documents."
+        return inner and Column(name, inner.kind, inner.unit, meaning, {**inner.of, "statistic": "spread"})
+    of = _target(target.removesuffix(SPECTRUM))
+    if of is None:
+        return None
+    if target.endswith(SPECTRUM) and metric.isdigit():
+        meaning = f"Singular value of {_in_words(of)} at place {metric}, the largest at 1."
+        return Column(name, "geometry", "", meaning, of | {"statistic": "singular_value", "place": int(metric)})
+    kind = "count" if metric in COUNTS else "geometry"
+    unit = "% of the columns" if metric in _PERCENT else "rows" if metric in ("points", "duplicates") else ""
+    statistic = {"statistic": "quantile"} if metric in _QUANTILES else {}
+    meaning = sentence(f"Of {_in_words(of)}", metric_meaning(metric))
+    return Column(name, kind, unit, meaning, of | {"metric": metric} | statistic)
+
+
+def _of_text(name: str, text: str, metric: str) -> Column | None:
+    if metric == "loss":
+        return Column(name, "loss", NATS, f"Loss on the text {text}, measured in the loop.", {"text": text})
+    if metric == "accuracy":
+        meaning = f"Share of the tokens of the text {text} that are the likeliest, measured in the loop."
+        return Column(name, "evaluation", "share", meaning, {"text": text, "metric": metric})
+    return None
+
+
+def metric_meaning(name: str) -> str:
+    """Return the first sentence of a metric's docstring, else of what it calls; NOT_DESCRIBED without any."""
+    if name not in METRICS:
+        return NOT_DESCRIBED
+    if METRICS[name].__doc__:
+        return first_sentence(METRICS[name].__doc__ or "")
+    of_geometry = METRICS[name].__module__ == "geometry.probe"
+    if of_geometry and name in _METRICS:
+        return _METRICS[name]
+    modules = (spectrum, isotropy, dimension) if of_geometry else ()
+    docstrings = [f.__doc__ for module in modules if (f := getattr(module, name, None)) is not None and f.__doc__]
+    return first_sentence(docstrings[0]) if docstrings else NOT_DESCRIBED
+
+
+def _target(target: str) -> dict[str, Any] | None:
+    """Return what a target is of; None for none that a probe has."""
+    plain = target.removesuffix(_CENTRED)
+    of: dict[str, Any] = {"target": target}
+    if match := re.fullmatch(r"(?P<states>layer_\d+|final_states)(?:\.(?P<text>.+))?", plain):
+        of |= {key: value for key, value in match.groupdict().items() if value}
+    elif re.match(r"blocks_\d+[/.]", plain) or plain == "positions":
+        of["parameter"] = plain
+    elif plain not in _TARGETS:
+        return None
+    return of | ({"centred": True} if plain != target else {})
+
+
+def _in_words(of: dict[str, Any]) -> str:
+    plain = of["target"].removesuffix(_CENTRED)
+    if "parameter" in of:
+        words = f"the parameter {plain}"
+    elif "states" in of:
+        layer = re.fullmatch(r"layer_(\d+)", of["states"])
+        words = f"the states after block {layer[1]}" if layer else _TARGETS[of["states"]]
+        words += f", on the text {of['text']}" if "text" in of else ""
+    else:
+        words = _TARGETS[plain]
+    return f"{words}, without the mean row" if "centred" in of else words
