@@ -6,7 +6,6 @@ sibling, which the next call clears away.
 """
 
 import functools
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from olmo_jax.data.tokenizing.portions import Corpus
 from olmo_jax.data.tokenizing.sample import Sample, scan
 from olmo_jax.data.tokenizing.words import bounded
 from olmo_jax.data.windows import too_few_tokens
-from olmo_jax.files import flush_folder, flush_tree
+from olmo_jax.files import whole_folder
 from olmo_jax.signals import ended_by_signals, waited_for
 from olmo_jax.storage.lock import exclusive_lock
 from olmo_jax.storage.paths import local
@@ -55,16 +54,8 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
             raise DataError(f"{final}: exists without {INDEX_FILE}, so it isn't prepared data; move it away or choose "
                             "another data.name")  # fmt: skip
         else:
-            partial = root / f".{data.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
+            with whole_folder(final) as partial:
                 _write(data, partial, progress)
-                flush_tree(partial)
-                partial.rename(final)
-                flush_folder(root)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
             index = TokenIndex.load(final)
     _check_usable(index, data)
     return index
