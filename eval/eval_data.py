@@ -158,15 +158,17 @@ class ModelBatch:
         """Return the losses of stacked parameters of this architecture on the cohort's text."""
         return lm_loss(self.eval_data.shape.model, params_M, self.eval_data.text, self.eval_data.config.batch_size)
 
-    def told(self, losses: Losses) -> list[Measured]:
+    def measured(self, losses: Losses) -> list[Measured]:
         """Return the results of each model: losses in nats per token, averages first, and the tokens by domain."""
         return [Measured(row, {"tokens": losses.tokens}) for row in self.summaries(losses.by_domain)]
 
-    def told_with_rise(self, losses: Losses) -> list[Measured]:
+    def measured_with_rise(self, losses: Losses) -> list[Measured]:
         """Return the same with the rise of each average over the unchanged models, and its paired standard error."""
         errors = self.summaries(losses.standard_errors(self.losses), errors=True)
         results = []
-        for after, before, error in zip(self.told(losses), self.summaries(self.losses.by_domain), errors, strict=True):
+        for after, before, error in zip(
+            self.measured(losses), self.summaries(self.losses.by_domain), errors, strict=True
+        ):
             for name in self.averages:
                 after.metrics[f"rise/{name}"] = after.metrics[name] - before[name]
                 after.metrics[f"rise_standard_error/{name}"] = error[name]

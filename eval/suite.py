@@ -57,7 +57,7 @@ def _lm_loss(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     losses = stack.losses
     errors, bits = stack.summaries(losses.standard_errors(), True), stack.summaries(losses.bits_per_byte)
     results = []
-    for m, measured in enumerate(stack.told(losses)):
+    for m, measured in enumerate(stack.measured(losses)):
         metrics = dict(measured.metrics)
         for name, nats in measured.metrics.items():
             metrics[f"standard_error/{name}"] = errors[m][name]
@@ -95,7 +95,7 @@ def _noise(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         key = jax.random.fold_in(jax.random.key(settings["seed"]), draw)
         noisy_M = _noisy(stack.params_M, key, settings["scale"], settings["relative"], settings["pattern"])
         draws.append(stack.losses_of(noisy_M))
-    results = stack.told_with_rise(Losses(draws[0].text, np.mean([losses.nats_MK for losses in draws], axis=0)))
+    results = stack.measured_with_rise(Losses(draws[0].text, np.mean([losses.nats_MK for losses in draws], axis=0)))
     by_draw = [stack.summaries(losses.by_domain) for losses in draws]
     for m, measured in enumerate(results):
         for name in stack.averages:
@@ -114,7 +114,7 @@ def _truncation(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
     shape = stack.eval_data.shape
     rank = perturbation.kept_dimensions(evaluation.settings["kept"], shape.model.d_model)
     params_M = _truncated(stack.params_M, rank, stack.eval_data.index.vocab_size)
-    results = stack.told_with_rise(stack.losses_of(params_M))
+    results = stack.measured_with_rise(stack.losses_of(params_M))
     return [Measured(measured.metrics | {"kept_rank": float(rank)}, measured.more) for measured in results]
 
 

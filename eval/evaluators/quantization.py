@@ -37,7 +37,7 @@ def round_to_nearest(stack: ModelBatch, evaluation: Evaluation) -> list[Measured
     settings = evaluation.settings
     bits, *how = _method(settings).rounding
     rounded_M = _rounded(stack.params_M, bits, settings["pattern"], tuple(how))
-    losses = stack.told_with_rise(stack.losses_of(rounded_M))
+    losses = stack.measured_with_rise(stack.losses_of(rounded_M))
     return _with_errors(losses, _weight_errors(stack.params_M, rounded_M))
 
 
@@ -53,7 +53,7 @@ def gptq(stack: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         method,
         eval_data.config.batch_size,
     )
-    losses = stack.told_with_rise(stack.losses_of(quantized_M))
+    losses = stack.measured_with_rise(stack.losses_of(quantized_M))
     by_path: dict[str, dict[str, Any]] = _weight_errors(stack.params_M, quantized_M)
     for path, output_errors in jax.device_get(errors).items():
         by_path[path] |= output_errors._asdict()

@@ -14,7 +14,7 @@ from olmo_jax.config import ConfigError, MeshConfig
 from olmo_jax.data import batches as feeds
 from olmo_jax.data.batches import BatchLoader
 from olmo_jax.execution import sharding
-from olmo_jax.execution.memory import decide
+from olmo_jax.execution.memory import choose_execution_plan
 from olmo_jax.execution.program import compile_steps, initial_state
 from olmo_jax.step import REASONS
 
@@ -36,11 +36,11 @@ def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = shape.with_config(mesh=mesh_config, mapping=mapping)
     mesh = sharding.make_mesh(mesh_config, len(runs))
-    compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
+    plan = choose_execution_plan(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
     feed = BatchLoader(index, [run.config for run in runs], mesh, 1, most_bytes)
     state = initial_state(shape, runs, mesh)
     start, seen, losses = jax.device_get(state.params), [], []
-    program = compile_steps(shape, runs, mesh, compute, feed.table)
+    program = compile_steps(shape, runs, mesh, plan, feed.table)
     for step in range(steps):
         fed = feed(step, 1, range(len(runs)))
         seen.append(np.asarray(fed)[0])
@@ -97,8 +97,8 @@ def test_members_on_several_devices_never_talk_to_each_other(runs, index, mappin
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = shape.with_config(mesh=MeshConfig(member=3), mapping=mapping)
     mesh = sharding.make_mesh(shape.config.mesh, len(runs))
-    compute = decide(shape, len(runs), mesh)
-    program = compile_steps(shape, runs, mesh, compute)
+    plan = choose_execution_plan(shape, len(runs), mesh)
+    program = compile_steps(shape, runs, mesh, plan)
     talk = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     assert [word for word in talk if f" {word}" in program.steps.as_text()] == []
 
@@ -137,11 +137,11 @@ def test_one_program_serves_members_that_differ_in_every_number(runs, index):
     law = shape.with_config(data=dataclasses.replace(shape.config.data, train_domains=("law",)))
     elsewhere = dataclasses.replace(law, data_name="other", data_fingerprint="text 2")
     mesh = sharding.make_mesh(ONE_DEVICE, 2)
-    compute = decide(shape, 2, mesh)
-    first, second = compile_steps(shape, runs[:2], mesh, compute), compile_steps(elsewhere, runs[1:3], mesh, compute)
+    plan = choose_execution_plan(shape, 2, mesh)
+    first, second = compile_steps(shape, runs[:2], mesh, plan), compile_steps(elsewhere, runs[1:3], mesh, plan)
     assert first.steps is second.steps
     assert not np.array_equal(first.hyper.learning_rate, second.hyper.learning_rate)
-    assert compile_steps(shape, runs, mesh, compute).steps is not first.steps
+    assert compile_steps(shape, runs, mesh, plan).steps is not first.steps
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 1)])
