@@ -26,7 +26,7 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(data: DataConfig) -> Fingerprint:
     """Return what identifies the data that `prepare` would write. Raises DataError for missing sources."""
-    return of(sources(data))
+    return fingerprint_of(sources(data))
 
 
 def rough_bytes(data: DataConfig) -> float:
@@ -39,7 +39,7 @@ def rough_bytes(data: DataConfig) -> float:
     return sum(registry.rough_bytes(name, data.max_megabytes, data.train_domains) for name in names)
 
 
-def of(described: Sources) -> Fingerprint:
+def fingerprint_of(described: Sources) -> Fingerprint:
     """Return the fingerprint of what `sources` returned."""
     corpus, tokenizer = (
         hashlib.sha256(canonical_json(described[half]).encode()).hexdigest() for half in Fingerprint._fields

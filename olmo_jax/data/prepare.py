@@ -1,4 +1,4 @@
-"""Prepare a corpus: tokenize its text once and write token shards.
+"""Prepare a corpus: tokenise its text once and write token shards.
 
 `<root>/<name>/` holds tokenizer.json, the shards and index.json, and corpus/ (the TFDS data set) if the corpus comes
 with the library. The folder appears by one rename (see files.whole_folder); what a killed process leaves behind is
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from olmo_jax.config.data import DataConfig
 from olmo_jax.data import DataError, some_of
-from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
+from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, fingerprint_of, sources
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.sources import downloads, text_files
 from olmo_jax.data.sources.text_corpus import Counting, TextCorpus
@@ -105,7 +105,7 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         tokenizer_sha256=tokenizer.sha256,
-        fingerprint=str(of(described)),
+        fingerprint=str(fingerprint_of(described)),
         sources=described,
         shards=writer.shards(),
     )
@@ -213,8 +213,8 @@ def _too_few_documents(index: TokenIndex, data: DataConfig) -> str:
 
 def _check_same(index: TokenIndex, data: DataConfig) -> None:
     now = sources(data)
-    if index.fingerprint != str(of(now)):
+    if index.fingerprint != str(fingerprint_of(now)):
         raise DataError(
-            f"{index.directory}: prepared from {index.fingerprint}, but the sources now are {of(now)} "
+            f"{index.directory}: prepared from {index.fingerprint}, but the sources now are {fingerprint_of(now)} "
             f"({changes(index.sources, now)}); choose another data.name or --workdir, or restore the sources"
         )

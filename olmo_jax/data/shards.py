@@ -108,7 +108,7 @@ class TokenIndex:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """All domains, sorted."""
+        """Return all domains, sorted."""
         return tuple(sorted({shard.domain for shard in self.shards}))
 
     def shard(self, split: str, domain: str) -> Shard:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Example(NamedTuple):
-    """A document: its name, which is unique in the corpus, its domain, and its text."""
+    """A document: its name within the corpus, its domain, and its text."""
 
     id: str
     domain: str

@@ -1,4 +1,4 @@
-"""Tokenize portions of documents, and sort their documents."""
+"""Tokenise portions of documents, and sort their documents."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from olmo_jax.data.tokenizing.portions import Portion, Tally
 
 
 class Encoded(NamedTuple):
-    """Tokenized documents.
+    """Tokenised documents.
 
     Attributes:
       groups: pairs of split and domain. group_N: index of each document's pair, uint32.
@@ -42,7 +42,7 @@ class Group(NamedTuple):
 
 
 class Encode:
-    """A picklable function that returns the tokenized documents of a portion.
+    """A picklable function that returns the tokenised documents of a portion.
 
     It raises DataError for text that can't be read and for a token outside the tokenizer's vocabulary.
     """

@@ -1,4 +1,4 @@
-"""Portions of a corpus: consecutive documents, about a quarter of a megabyte, that a process tokenizes at a time."""
+"""Portions of a corpus: consecutive documents, about a quarter of a megabyte, that a process tokenises at a time."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence

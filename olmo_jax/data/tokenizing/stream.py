@@ -1,4 +1,4 @@
-"""Read a corpus, tokenize it and write token shards, in one pass and with one process per core."""
+"""Read a corpus, tokenise it and write token shards, in one pass and with one process per core."""
 
 import contextlib
 import time

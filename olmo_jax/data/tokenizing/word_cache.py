@@ -1,6 +1,6 @@
-r"""Tokenize texts word by word with a cache, with the same result as for whole texts and several times as fast.
+r"""Tokenise texts word by word with a cache, with the same result as for whole texts and several times as fast.
 
-GPT-2's byte-level BPE divides a text by a regular expression and tokenizes each match separately:
+GPT-2's byte-level BPE divides a text by a regular expression and tokenises each match separately:
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
@@ -57,7 +57,7 @@ class WordCache:
 def suits(parts: dict[str, Any]) -> bool:
     """Return whether a tokenizer.json divides texts by GPT-2's expression and in no other way.
 
-    It doesn't if it normalizes text first, or looks for added tokens in it.
+    It doesn't if it normalises text first, or looks for added tokens in it.
     """
     first = parts["pre_tokenizer"] or {}
     return (
