@@ -51,7 +51,7 @@ class BatchLoader:
         self._streams = {key: _stream(index, config, fits) for key, config in zip(self._keys, configs, strict=True)}
 
     def __call__(self, step: int, count: int, places: Sequence[int]) -> Array:
-        """Return the batches of `count` steps for the members at `places`, int32, filled up to K steps.
+        """Return the batches of `count` steps for the members at `places`, int32; the last is repeated up to K.
 
         Args:
           step: the number of steps taken so far.

@@ -44,8 +44,8 @@ def train(architecture, mesh_config, members=MEMBERS):
     losses = []
     for _ in range(STEPS):
         tokens = rng.integers(0, architecture.vocab_size, (MEMBERS, BATCH, LENGTH + 1)).astype(np.int32)[:members]
-        fed = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens[None])
-        state, metrics = compiled.steps(state, compiled.hyper, None, fed, np.int32(1))
+        batches = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens[None])
+        state, metrics = compiled.steps(state, compiled.hyper, None, batches, np.int32(1))
         losses.append(np.asarray(metrics.loss)[0])
     return np.array(losses), jax.device_get(state.params)
 
