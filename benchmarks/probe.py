@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.execution import sharding
-from olmo_jax.execution.memory import decide
+from olmo_jax.execution.memory import choose_execution_plan
 from olmo_jax.execution.program import compile_steps, initial_state
 from olmo_jax.probes.geometry import Probe, choose_documents, make_probes
 from sweeps.configs import demo
@@ -40,8 +40,8 @@ def ask(cohort: Cohort) -> None:
     shape, runs = cohort.shape, cohort.runs
     mesh = sharding.make_mesh(dataclasses.replace(shape.config.mesh, member=1), len(runs))
     state = initial_state(shape, runs, mesh)
-    compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1)
-    program = compile_steps(shape, runs, mesh, compute)
+    plan = choose_execution_plan(shape, len(runs), mesh)._replace(steps_per_call=1)
+    program = compile_steps(shape, runs, mesh, plan)
     rng = np.random.default_rng(0)
     vocabulary = shape.model.vocab_size
     size = (1, len(runs), shape.batch_size, shape.sequence_length + 1)

@@ -24,7 +24,7 @@ from olmo_jax.cohort import Run  # noqa: E402
 from olmo_jax.config import MeshConfig, ModelConfig, TrainConfig  # noqa: E402
 from olmo_jax.config.presets import OLMO, OLMO2, PYTHIA  # noqa: E402
 from olmo_jax.execution import sharding  # noqa: E402
-from olmo_jax.execution.memory import decide  # noqa: E402
+from olmo_jax.execution.memory import choose_execution_plan  # noqa: E402
 from olmo_jax.execution.program import compile_steps  # noqa: E402
 from olmo_jax.model import parameter_count  # noqa: E402
 
@@ -44,8 +44,8 @@ def measure(model: ModelConfig, mesh: MeshConfig, length: int) -> dict[str, floa
     shape = cohorts.shape_of(run.config, "text")
     start = time.monotonic()
     devices = sharding.make_mesh(mesh, 1)
-    compute = decide(shape, 1, devices)._replace(steps_per_call=1)
-    steps = compile_steps(shape, [run], devices, compute).steps
+    plan = choose_execution_plan(shape, 1, devices)._replace(steps_per_call=1)
+    steps = compile_steps(shape, [run], devices, plan).steps
     memory = steps.memory_analysis()
     assert memory is not None
     return {

@@ -32,8 +32,7 @@ from olmo_jax import loss
 from olmo_jax.cohort import Run
 from olmo_jax.config import ComputeConfig, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from olmo_jax.config.presets import STAND_INS
-from olmo_jax.execution import flops, sharding
-from olmo_jax.execution import memory as decide
+from olmo_jax.execution import flops, memory, sharding
 from olmo_jax.execution.program import compile_steps, initial_state
 from olmo_jax.logs.timing import matmul_seconds
 
@@ -86,17 +85,17 @@ class Ours:
         config = dataclasses.replace(config, compute=ComputeConfig(steps_per_call=steps_per_call or case.steps))
         runs = [Run(f"run{m}", dataclasses.replace(config, init_seed=m)) for m in range(case.members)]
         shape, mesh = cohorts.shape_of(config, "random"), sharding.make_mesh(config.mesh, case.members)
-        compute = decide.decide(shape, case.members, mesh)
-        compute = decide.fit(shape, runs, mesh, compute, decide.device_memory())
-        self.microbatches = compute.microbatches
+        plan = memory.choose_execution_plan(shape, case.members, mesh)
+        plan = memory.fit(shape, runs, mesh, plan, memory.device_memory())
+        self.microbatches = plan.microbatches
         start = time.perf_counter()
         self._state = initial_state(shape, runs, mesh)
-        self._program = compile_steps(shape, runs, mesh, compute)
+        self._program = compile_steps(shape, runs, mesh, plan)
         self.compile_seconds = time.perf_counter() - start
-        size = (compute.steps_per_call, case.members, case.batch, case.length + 1)
+        size = (plan.steps_per_call, case.members, case.batch, case.length + 1)
         tokens = np.random.default_rng(0).integers(0, case.model.vocab_size, size).astype(np.int32)
         self._fed = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens)
-        self._calls = case.steps // compute.steps_per_call
+        self._calls = case.steps // plan.steps_per_call
 
     @property
     def state(self) -> Any:

@@ -153,7 +153,7 @@ def finetune(
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
     state = _initial(start)
     # The other execution settings of the training depend on its machine and batch size.
-    compute = execution_plan.forward(shape.model)._replace(
+    plan = execution_plan.forward(shape.model)._replace(
         remat=shape.config.compute.remat, members=models * len(places)
     )
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
@@ -166,7 +166,7 @@ def finetune(
             raise StoppedError
         tokens_SBL, weights_SBl = batches(i)
         weights_MBl = None if weights_SBl is None else weights_SBl[seed_M]
-        state, metrics = _step(shape, compute, state, hyper, tokens_SBL[seed_M], weights_MBl)
+        state, metrics = _step(shape, plan, state, hyper, tokens_SBL[seed_M], weights_MBl)
         if i + 1 in due:
             progress = {"step": float(i + 1), "tokens": float((i + 1) * shape.tokens_per_step)}
             trained_M = np.asarray(metrics.loss)
@@ -182,10 +182,10 @@ def _initial(params_M: Any) -> State:
     return jax.vmap(init_member)(params_M)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "compute"), donate_argnames="state")
-def _step(shape: Shape, compute: Any, state: Any, hyper: Any, tokens_MBL: Any, weights_MBl: Any) -> Any:
+@functools.partial(jax.jit, static_argnames=("shape", "plan"), donate_argnames="state")
+def _step(shape: Shape, plan: Any, state: Any, hyper: Any, tokens_MBL: Any, weights_MBl: Any) -> Any:
     def one(state: Any, h: Any, tokens_BL: Any, *weights_Bl: Any) -> Any:
-        return member_step(shape, state, h, tokens_BL, None, compute, *weights_Bl)
+        return member_step(shape, state, h, tokens_BL, None, plan, *weights_Bl)
 
     optional = () if weights_MBl is None else (weights_MBl,)
     return over_members(one, shape.config.mapping)(state, hyper, tokens_MBL, *optional)

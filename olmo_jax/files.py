@@ -1,8 +1,11 @@
-"""Atomic writing of files, and reading of JSON with a clear error for a damaged file."""
+"""Atomic writing of files and folders, and reading of JSON with a clear error for a damaged file."""
 
+import contextlib
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,34 @@ def remove_unfinished(folder: epath.PathLike) -> None:
     """
     for path in Path(folder).glob(f".*{_PARTIAL}"):
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: epath.PathLike, durable: bool = True) -> Iterator[Path]:
+    """Yield a new folder to fill, which is renamed to `path` at its end and removed on an error.
+
+    A killed process leaves that folder, `.NAME.partial` beside `path`, and the next call for the same path removes it.
+    So only one process may write a path at a time.
+
+    Args:
+      path: doesn't exist or is an empty folder; OSError is raised at the end of the context if it is anything else.
+      durable: flush the contents and the folder's own entry to the disk, so that they survive a power cut.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if durable:
+            flush_tree(partial)
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+        if durable:
+            flush_folder(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def flush_folder(folder: epath.PathLike) -> None:

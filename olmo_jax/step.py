@@ -61,7 +61,7 @@ def member_step(
     h: Hyper,
     tokens_BL: Array,
     mesh: Mesh | None = None,
-    compute: ExecutionPlan | None = None,
+    plan: ExecutionPlan | None = None,
     weights_BL: Array | None = None,
 ) -> tuple[State, Metrics]:
     """Return one member's state after one update on `[B, L + 1]` tokens, and the metrics of the step.
@@ -71,18 +71,18 @@ def member_step(
 
     Args:
       mesh: needed if parameters are fully sharded over it.
-      compute: the execution plan, which changes results only by rounding; None chooses by backend.
+      plan: the execution plan, which changes results only by rounding; None chooses by backend.
       weights_BL: weights of the L predictions; None counts each once, and is required with microbatches.
     """
 
-    compute = execution_plan.forward(shape.model) if compute is None else compute
+    plan = execution_plan.forward(shape.model) if plan is None else plan
     # Depends only on seed and step, so that a resumed run has the same dropout as an uninterrupted one.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
-    batch_gradients = functools.partial(_gradients, shape, compute, mesh, state.params)
-    if compute.microbatches == 1:
+    batch_gradients = functools.partial(_gradients, shape, plan, mesh, state.params)
+    if plan.microbatches == 1:
         entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
     else:
-        entropy, gradients = _averaged(batch_gradients, tokens_BL, dropout_key, compute.microbatches)
+        entropy, gradients = _averaged(batch_gradients, tokens_BL, dropout_key, plan.microbatches)
     rate = optimizer.learning_rate(h, state.step + 1)
     settings = shape.config.optimizer
     adamw = optimizer.adamw(h, rate, settings.decay_embeddings, settings.decay_norms)
@@ -107,7 +107,7 @@ def member_step(
 
 def _gradients(
     shape: Shape,
-    compute: ExecutionPlan,
+    plan: ExecutionPlan,
     mesh: Mesh | None,
     params: Any,
     tokens_BL: Array,
@@ -118,9 +118,7 @@ def _gradients(
 
     def states(params: Any) -> Array:
         tokens = tokens_BL[:, :-1]
-        hidden = model.hidden(
-            shape.model, params, tokens, dropout_key=dropout_key, compute=compute, last=shape.arithmetic
-        )
+        hidden = model.hidden(shape.model, params, tokens, dropout_key=dropout_key, compute=plan, last=shape.arithmetic)
         return hidden.final_BLD
 
     def objective(params: Any) -> tuple[Array, Array]:
@@ -129,12 +127,12 @@ def _gradients(
             w_VD = model.unembedding(sharding.gathered(mesh, params))
         else:
             final_BLD, w_VD = states(params), model.unembedding(params)
-        tile = len(w_VD) if compute.whole_vocabulary else None
+        tile = len(w_VD) if plan.whole_vocabulary else None
         targets_BL = tokens_BL[:, 1:]
         if shape.arithmetic:  # only the answer is predicted
             targets_BL = targets_BL[:, -1:]
         result = loss.cross_entropy(
-            final_BLD, w_VD, targets_BL, weights_BL, shape.config.optimizer.z_loss, tile=tile, members=compute.members
+            final_BLD, w_VD, targets_BL, weights_BL, shape.config.optimizer.z_loss, tile=tile, members=plan.members
         )
         return result.objective, result.cross_entropy
 

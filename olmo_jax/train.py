@@ -55,10 +55,10 @@ def train_cohort(
         return True
     check_vocabulary(shape.model.vocab_size, index)
     mesh = sharding.make_mesh(shape.config.mesh, len(runs))
-    compute = _load_or_choose_plan(workdir, cohort, mesh)
-    say(f"{cohort.folder}: {compute}")
-    load_batches = BatchLoader(index, [run.config for run in runs], mesh, compute.steps_per_call)
-    probes = cohort_probes(cohort, index, compute.mapping, mesh)
+    plan = _load_or_choose_plan(workdir, cohort, mesh)
+    say(f"{cohort.folder}: {plan}")
+    load_batches = BatchLoader(index, [run.config for run in runs], mesh, plan.steps_per_call)
+    probes = cohort_probes(cohort, index, plan.mapping, mesh)
     due, total = cohorts.checkpoint_steps(cohort), cohort.segment_ends[-1]
     trace = Trace(workdir / "profile" / cohort.folder, traced)
 
@@ -80,7 +80,7 @@ def train_cohort(
                 padded = sharding.pad(places, mesh)
                 with _open_log(workdir, members, step) as log:
                     clock = Clock(log, shape, len(members), mesh.size, step)
-                    program = programs.compile_steps(shape, members, mesh, compute, load_batches.table)
+                    program = programs.compile_steps(shape, members, mesh, plan, load_batches.table)
                     clock.event("compile", step)
                     if step == 0:
                         log.later([{"step": 0, "tokens": 0}], {})
@@ -89,7 +89,7 @@ def train_cohort(
                         clock.event("probe", step)
                     while step < end and not stopped:
                         trace.at(step)
-                        last = _next_stop(step, compute.steps_per_call, {end, *due, *trace.steps}, probes)
+                        last = _next_stop(step, plan.steps_per_call, {end, *due, *trace.steps}, probes)
                         with clock.waiting():
                             batches = load_batches(step, last - step, places)
                         state, metrics = program.steps(
@@ -182,7 +182,7 @@ def _load_or_choose_plan(workdir: epath.Path, cohort: Cohort, mesh: jax.sharding
     path = directory(workdir, cohort.folder).parent / "compute.json"
     if path.exists() and (stored := _stored_plan(path, request)):
         return stored
-    chosen = memory.decide(shape, len(cohort.runs), mesh)
+    chosen = memory.choose_execution_plan(shape, len(cohort.runs), mesh)
     chosen = memory.fit(shape, cohort.runs, mesh, chosen, memory.device_memory())
     if processes.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +302,7 @@ def check_mesh(cohort: Cohort) -> None:
         mesh.shape["data"],
         f"doesn't divide config.data.batch_size = {shape.batch_size}; choose a divisor",
     )
-    memory.decide(shape, len(cohort.runs), mesh)
+    memory.choose_execution_plan(shape, len(cohort.runs), mesh)
     for run in cohort.runs:
         check_writers(run.config)
     sharding.stack_shardings(mesh, programs.stack_structs(shape, 1), shape.config.mesh.fsdp)

@@ -51,7 +51,7 @@ def measured(part: Part, case: dict[str, Any]) -> dict[str, Any]:
 
     try:
         return {"measured": part.measure(case)}
-    except ConfigError as error:  # by decide.fit, before anything runs
+    except ConfigError as error:  # by memory.fit, before anything runs
         return {"does_not_fit": brief(error)}
     except Exception as error:  # noqa: BLE001  one case that fails must not take the others with it
         out_of_memory = "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError)

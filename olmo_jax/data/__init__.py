@@ -1,4 +1,4 @@
-"""From corpora to token windows: TFDS builders, tokenizer, token shards, grain."""
+"""Turn corpora into batches of tokens: TFDS builders, tokenizer, token shards, windows read with grain."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,15 @@ from olmo_jax.errors import UserError
 
 
 class DataError(UserError):
-    """Data that can't be used; one line says what is wrong, where it lies and what to do."""
+    """Data that can't be used. The message is one line: what is wrong, in which file or setting, and what to do."""
 
 
 def some_of(names: Iterable[str], at_most: int = 20, longest: int = 60) -> str:
-    """Names as part of a line, however many there are and however long: "a, b and 7 more"; "none" for none."""
+    """Return names as part of a line, shortened if they are many or long: "a, b and 7 more", or "none" for none.
+
+    Args:
+      at_most: names that are listed. longest: characters of a name that are kept.
+    """
     cut = [name if len(name) <= longest else name[:longest] + "..." for name in names]
     more = f" and {len(cut) - at_most} more" if len(cut) > at_most else ""
     return (", ".join(cut[:at_most]) or "none") + more

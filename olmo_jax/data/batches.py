@@ -1,7 +1,7 @@
-"""What a call of several steps is fed: a batch a step and member, as tokens or, better, as numbers of windows.
+"""Batches for a call of several steps: one batch per step and member, as window numbers or as tokens.
 
-Training tokens that fit lie on the device once, as a table; a batch is then its windows' numbers, `[K, M, B]` for K
-steps and M members. Else its tokens come along, `[K, M, B, L + 1]`.
+If the training tokens fit, each device holds them once, as a table, and batches are the numbers of their windows,
+`[K, M, B]` for K steps and M members. Otherwise batches are the tokens themselves, `[K, M, B, L + 1]`.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,20 @@ from olmo_jax.data.sources import arithmetic
 from olmo_jax.data.windows import train_windows, training_tokens, window_order
 from olmo_jax.execution import sharding
 
-# Of a table: little beside an accelerator's memory, and its places fit into int32.
+# The largest table: small compared to an accelerator's memory, and its positions fit into int32.
 _MOST_BYTES = 2**30
 
 
 class BatchLoader:
-    """The batches of a cohort; each stream that members share is read once.
+    """Loads the batches of a cohort; a stream that several members share is read once.
 
     Args:
-      configs: of the members. most_bytes: of a table on the device; more stays on the host.
+      configs: the members' configurations.
+      steps_per_call: K, the steps of one call.
+      most_bytes: size of the largest table; more training tokens than that stay on the host.
 
     Attributes:
-      table: training tokens on every device of the mesh, or None.
+      table: the training tokens on every device of the mesh; None if batches contain tokens.
     """
 
     def __init__(
@@ -49,7 +51,11 @@ class BatchLoader:
         self._streams = {key: _stream(index, config, fits) for key, config in zip(self._keys, configs, strict=True)}
 
     def __call__(self, step: int, count: int, places: Sequence[int]) -> Array:
-        """The batches of `count` steps after step number `step` for the members at `places`, filled up to K steps."""
+        """Return the batches of `count` steps for the members at `places`, int32; the last is repeated up to K.
+
+        Args:
+          step: the number of steps taken so far.
+        """
         keys = [self._keys[i] for i in sharding.pad(places, self._mesh)]
         read = {key: [self._streams[key][step + i] for i in range(count)] for key in set(keys)}
         batches = np.stack([np.stack([read[key][i] for key in keys]) for i in range(count)])
@@ -57,27 +63,32 @@ class BatchLoader:
         return sharding.put(self._mesh, _spec(self.table is not None), filled)
 
 
-def _stream(index: TokenIndex, config: TrainConfig, numbers: bool) -> Any:
-    """A member's batches by step: numbers of windows, or their tokens."""
+def _stream(index: TokenIndex, config: TrainConfig, window_numbers: bool) -> Any:
+    """Return a member's batches, indexed by step: the numbers of windows, or their tokens."""
     data, seed = config.data, config.data_seed
     if data.is_arithmetic:
         return arithmetic.Batches(data.arithmetic, data.batch_size, seed)
-    stream = window_order if numbers else train_windows
+    stream = window_order if window_numbers else train_windows
     return stream(index, data.train_domains, data.sequence_length, data.batch_size, seed)
 
 
 def struct(mesh: Mesh, steps: int, members: int, batch_size: int, length: int, windows: bool) -> jax.ShapeDtypeStruct:
-    """Shape and place of what a call is fed."""
+    """Return the shape, dtype and sharding of the batches of a call; `windows`: they are window numbers, not tokens."""
     shape = (steps, members, batch_size) if windows else (steps, members, batch_size, length + 1)
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, _spec(windows)))
 
 
 def tokens(table: Array | None, batch: Array, length: int, stride: int) -> Array:
-    """The `[B, L + 1]` tokens of one member's batch, whichever form it has; windows begin every `stride` tokens."""
+    """Return the `[B, L + 1]` tokens of one member's batch.
+
+    Args:
+      table: the tokens in which `batch` names windows; None if `batch` contains the tokens.
+      length: L. stride: tokens from the start of one window to the start of the next.
+    """
     if table is None:
         return batch
-    place_BL = batch[:, None] * stride + jnp.arange(length + 1)[None]
-    return table[place_BL].astype(jnp.int32)
+    position_BL = batch[:, None] * stride + jnp.arange(length + 1)[None]
+    return table[position_BL].astype(jnp.int32)
 
 
 def _spec(windows: bool) -> PartitionSpec:

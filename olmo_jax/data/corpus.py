@@ -1,7 +1,7 @@
 """Corpora as TFDS data sets, stored as array_record and read at random; TensorFlow is not needed.
 
-Every corpus has one split, "train", of examples `{text, domain, id}`; which of them training sees is decided by
-`prepare`. A corpus that lies on disk already needs `text` alone.
+Every corpus has one split, "train", of examples `{text, domain, id}`; `prepare` divides them into training and
+validation. In a data set that is on disk already, only the text is required.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from olmo_jax.storage.paths import local, printable
 
 class _Info(tfds.core.DatasetInfo):
     def initialize_from_bucket(self) -> None:
-        """Does nothing: there is no data set of ours to ask Google's servers for, and the asking leaves a folder."""
+        """Do nothing: Google's servers have none of our data sets, and asking them would leave a folder behind."""
 
 
 class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS looks for checksums of downloads beside the code, by way of importlib_resources, which it doesn't depend on.
+    # TFDS would look for checksums beside the code with importlib_resources, which isn't one of its dependencies.
     code_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -42,8 +42,8 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         return {"train": self._generate_examples()}
 
 
-class _OwnBuilder(_TextBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Documents of `examples` of a corpus in registry.OWN."""
+class _RegisteredBuilder(_TextBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Builds a corpus of registry.CORPORA from its `examples`."""
 
     corpus: str
 
@@ -52,30 +52,30 @@ class _OwnBuilder(_TextBuilder, skip_registration=True):  # type: ignore[call-ar
         super().__init__(**kwargs)
 
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        for example in registry.OWN[self.corpus].examples(self._max_megabytes):
+        for example in registry.CORPORA[self.corpus].examples(self._max_megabytes):
             yield example.id, example._asdict()
 
 
-class PythonPackages(_OwnBuilder):
+class PythonPackages(_RegisteredBuilder):
     VERSION = tfds.core.Version(python_packages.VERSION)
     corpus = "python_packages"
 
 
-class DebianProse(_OwnBuilder):
+class DebianProse(_RegisteredBuilder):
     VERSION = tfds.core.Version(debian_prose.VERSION)
     corpus = "debian_prose"
 
 
-class OlmoTasks(_OwnBuilder):
+class OlmoTasks(_RegisteredBuilder):
     VERSION = tfds.core.Version(olmo_tasks.VERSION)
     corpus = "olmo_tasks"
 
 
-_OWN_BUILDERS = {builder.corpus: builder for builder in (PythonPackages, DebianProse, OlmoTasks)}
+_BUILDERS = {builder.corpus: builder for builder in (PythonPackages, DebianProse, OlmoTasks)}
 
 
 class TextFiles(_TextBuilder):
-    """Documents of `text_files.examples`, file after file, for programs that read TFDS; `prepare` reads the files."""
+    """Builds a data set from text files, for programs that read TFDS; `prepare` reads the files directly."""
 
     VERSION = tfds.core.Version(text_files.VERSION)
 
@@ -89,7 +89,7 @@ class TextFiles(_TextBuilder):
         block_characters: int = 0,
         **kwargs: Any,
     ):
-        self.notes: list[str] = []  # on what was passed over
+        self.notes: list[str] = []  # one line per file with skipped rows
         self._files = tuple(files)
         self._reading = (text_field, domain_field, separator, block_characters, self.notes.append)
         super().__init__(**kwargs)
@@ -97,12 +97,12 @@ class TextFiles(_TextBuilder):
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
         for number, source in enumerate(text_files.find(self._files)):
             for example in text_files.examples(source, *self._reading):
-                # Two folders may have a file of one name; the number keeps their keys apart, wherever they lie.
+                # Files in two folders may have the same name; the number keeps their keys distinct.
                 yield f"{number}/{example.id}", example._asdict()
 
 
 class Corpus:
-    """A corpus on disk, iterated as often as needed in one order (TFDS's: by a hash of the examples' keys)."""
+    """A data set on disk. It can be iterated repeatedly, in TFDS's order (by a hash of the examples' keys)."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, text_field: str, domain_field: str):
         self.name = builder.name
@@ -119,12 +119,12 @@ class Corpus:
         return self._builder.info.splits["train"].num_examples
 
     def portions(self, note: Callable[[str], None] = lambda line: None) -> Iterator[Portion]:
-        """All of it; there is nothing to note."""
+        """Yield all portions; `note` isn't called, as no rows are skipped."""
         del note
         return stored(self)
 
     def rough_bytes(self) -> float:
-        """About how much text there is; 0 where TFDS didn't record it."""
+        """Return the approximate bytes of text; 0 if TFDS didn't record them."""
         return float(self._builder.info.splits["train"].num_bytes or 0)
 
     def __iter__(self) -> Iterator[Document]:
@@ -149,7 +149,7 @@ class Corpus:
 
 
 class Joined:
-    """Several corpora as one: the documents of each in turn."""
+    """Several corpora as one: the documents of the first, then those of the next."""
 
     def __init__(self, corpora: Sequence[Corpus]):
         self.name = "+".join(corpus.name for corpus in corpora)
@@ -162,25 +162,24 @@ class Joined:
         return itertools.chain.from_iterable(self._corpora)
 
     def portions(self, note: Callable[[str], None] = lambda line: None) -> Iterator[Portion]:
-        """All of it; there is nothing to note."""
+        """Yield all portions; `note` isn't called, as no rows are skipped."""
         del note
         return stored(self)
 
     def rough_bytes(self) -> float:
-        """About how much text there is; 0 where TFDS didn't record it."""
+        """Return the approximate bytes of text; 0 if TFDS didn't record them."""
         return sum(corpus.rough_bytes() for corpus in self._corpora)
 
 
 def build(data: DataConfig, directory: Path) -> Corpus | Joined:
-    """The corpus of a configuration: written below `directory` if it is one of registry.OWN, else as in tfds_dir.
+    """Return the corpus of a configuration: one of registry.CORPORA written below `directory`, else from tfds_dir.
 
-    Raises DataError for sources that can't be read or fetched, for names that can't be joined and for a data set that
-    isn't there.
+    Raises DataError for sources that can't be read or fetched, names that can't be joined and a missing data set.
     """
-    place: dict[str, Any] = {"data_dir": directory, "file_format": "array_record"}
+    storage: dict[str, Any] = {"data_dir": directory, "file_format": "array_record"}
     names = registry.parts(data.corpus)
     if names:
-        builders = [_OWN_BUILDERS[name](max_megabytes=data.max_megabytes, **place) for name in names]
+        builders = [_BUILDERS[name](max_megabytes=data.max_megabytes, **storage) for name in names]
         corpora = [_written(builder) for builder in builders]
         return corpora[0] if len(corpora) == 1 else Joined(corpora)
     return Corpus(_builder_on_disk(data), data.text_field, data.domain_field)
@@ -188,38 +187,38 @@ def build(data: DataConfig, directory: Path) -> Corpus | Joined:
 
 def _written(builder: tfds.core.DatasetBuilder) -> Corpus:
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces downloads, and there are none
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download, which doesn't take place
         builder.download_and_prepare(file_format="array_record")
     return Corpus(builder, "text", "domain")
 
 
 def sources_on_disk(data: DataConfig) -> dict[str, str]:
-    """What identifies a data set that lies in tfds_dir: its name, version, and the sizes TFDS recorded."""
+    """Return what identifies a data set in tfds_dir: its name, version, and the sizes that TFDS recorded."""
     info = _builder_on_disk(data).info
-    found = {"tfds": f"{info.full_name}", "text_field": data.text_field, "domain_field": data.domain_field}
+    described = {"tfds": f"{info.full_name}", "text_field": data.text_field, "domain_field": data.domain_field}
     for name, split in info.splits.items():
-        found[f"split {name}"] = f"{split.num_examples} examples, {split.num_bytes} bytes, {split.shard_lengths}"
-    return found
+        described[f"split {name}"] = f"{split.num_examples} examples, {split.num_bytes} bytes, {split.shard_lengths}"
+    return described
 
 
 def _builder_on_disk(data: DataConfig) -> tfds.core.DatasetBuilder:
-    """Never TFDS's own code for a name: that may download, or import TensorFlow."""
-    place = local(data.tfds_dir)
+    """Return a read-only builder, never TFDS's code for a data set, which may download or import TensorFlow."""
+    folder = local(data.tfds_dir)
     known = ", ".join(map(repr, BUILT_IN))
-    if not data.tfds_dir or not place.is_dir():
+    if not data.tfds_dir or not folder.is_dir():
         raise DataError(f"data.corpus = {data.corpus!r} is none of {known}, so it needs the TFDS folder it lies in: "
                         f"data.tfds_dir = {data.tfds_dir!r} is none")  # fmt: skip
     try:
-        if (place / "dataset_info.json").is_file():
-            return tfds.builder_from_directory(place)
-        return tfds.core.read_only_builder.builder_from_files(data.corpus, data_dir=place)
+        if (folder / "dataset_info.json").is_file():
+            return tfds.builder_from_directory(folder)
+        return tfds.core.read_only_builder.builder_from_files(data.corpus, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
-        raise DataError(f"data.corpus = {data.corpus!r}: no such data set in {place}, and it is none of {known}; "
+        raise DataError(f"data.corpus = {data.corpus!r}: no such data set in {folder}, and it is none of {known}; "
                         "correct the name or data.tfds_dir")  from None  # fmt: skip
     except Exception as e:  # noqa: BLE001  TFDS raises many kinds of error for a damaged file
-        raise _unreadable(place, e) from None
+        raise _unreadable(folder, e) from None
 
 
-def _unreadable(place: os.PathLike[str], error: Exception) -> DataError:
+def _unreadable(path: os.PathLike[str], error: Exception) -> DataError:
     remedy = "write it again as array_record, or correct data.tfds_dir"
-    return DataError(f"{printable(place)}: can't be read as a TFDS data set ({brief(error)}); {remedy}")
+    return DataError(f"{printable(path)}: can't be read as a TFDS data set ({brief(error)}); {remedy}")

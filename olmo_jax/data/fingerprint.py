@@ -1,4 +1,4 @@
-"""What prepared data are made from, told from the sources alone; where they lie doesn't enter."""
+"""Identify the sources of prepared data by their content, wherever they are stored."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Sources = dict[str, dict[str, str]]
 
 
 class Fingerprint(NamedTuple):
-    """SHA-256 of the corpus with its split, and of the tokenizer; `str` is 12 digits of each, "3fa9…-77b1…"."""
+    """SHA-256 of the corpus and its split, and of the tokenizer; `str` has 12 digits of each, "3fa9…-77b1…"."""
 
     corpus: str
     tokenizer: str
@@ -25,12 +25,12 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(data: DataConfig) -> Fingerprint:
-    """Identifies the data that `prepare` would write. Raises DataError for sources that aren't there."""
-    return of(sources(data))
+    """Return what identifies the data that `prepare` would write. Raises DataError for missing sources."""
+    return fingerprint_of(sources(data))
 
 
 def rough_bytes(data: DataConfig) -> float:
-    """About how much text there is, before anything is prepared; 0 where that can't be told."""
+    """Return the approximate size of the text in bytes, before anything is prepared; 0 if it is not known."""
     if data.is_arithmetic:
         return 0.0
     if data.corpus == "text_files":
@@ -39,30 +39,32 @@ def rough_bytes(data: DataConfig) -> float:
     return sum(registry.rough_bytes(name, data.max_megabytes, data.train_domains) for name in names)
 
 
-def of(found: Sources) -> Fingerprint:
-    """The fingerprint of `sources`."""
+def fingerprint_of(described: Sources) -> Fingerprint:
+    """Return the fingerprint of what `sources` returned."""
     corpus, tokenizer = (
-        hashlib.sha256(canonical_json(found[half]).encode()).hexdigest() for half in Fingerprint._fields
+        hashlib.sha256(canonical_json(described[half]).encode()).hexdigest() for half in Fingerprint._fields
     )
     return Fingerprint(corpus, tokenizer)
 
 
 def sources(data: DataConfig, files: Sequence[text_files.Source] | None = None) -> Sources:
-    """What the two halves of the fingerprint stand for, by name, so that a change can be named too.
+    """Return what the two halves of the fingerprint are computed from, by name, so that a change can be named.
 
     Args:
-      files: what text_files.find returns for data.files, where that is known.
+      files: what text_files.find returns for data.files, if that is known.
+
+    Raises DataError for missing sources.
     """
     if data.is_arithmetic:
-        from olmo_jax.data.sources import arithmetic  # the tokenizer library, which the others don't need here
+        from olmo_jax.data.sources import arithmetic  # imports the tokenizer library, which the others don't need
 
         return {"corpus": arithmetic.sources(data.arithmetic), "tokenizer": {"words": arithmetic.VERSION}}
     if names := registry.parts(data.corpus):
-        each = {name: registry.OWN[name].sources(data.max_megabytes) for name in names}
+        by_name = {name: registry.CORPORA[name].sources(data.max_megabytes) for name in names}
         if len(names) == 1:
-            corpus = each[names[0]]
+            corpus = by_name[names[0]]
         else:
-            corpus = {f"{name}: {key}": value for name, found in each.items() for key, value in found.items()}
+            corpus = {f"{name}: {key}": value for name, part in by_name.items() for key, value in part.items()}
     elif data.corpus == "text_files":
         corpus = text_files.sources(
             data.files,
@@ -74,14 +76,14 @@ def sources(data: DataConfig, files: Sequence[text_files.Source] | None = None) 
             files,
         )
     else:
-        from olmo_jax.data.corpus import sources_on_disk  # imports TFDS, half a second that the others don't need
+        from olmo_jax.data.corpus import sources_on_disk  # imports TFDS, which takes half a second
 
         corpus = sources_on_disk(data)
     return {"corpus": corpus | {"validation_fraction": repr(data.validation_fraction)}, "tokenizer": _tokenizer(data)}
 
 
 def changes(before: Sources, now: Sources, at_most: int = 4) -> str:
-    """One line on what differs: "numpy was 2.4.5, is 2.4.6; ..."."""
+    """Return a line on what differs: "numpy was 2.4.5, is 2.4.6; ..."; it names `at_most` differences."""
     lines = []
     for half in Fingerprint._fields:
         old, new = before.get(half, {}), now[half]

@@ -1,19 +1,18 @@
-"""prepare: from the sources of a corpus to token shards, once.
+"""Prepare a corpus: tokenise its text once and write token shards.
 
-`<root>/<name>/` holds tokenizer.json, the shards, index.json and, of a corpus that comes with the library, corpus/ (the
-TFDS data set). All of it is written in a sibling folder and appears by one rename: what a kill leaves behind is that
-sibling, which the next call clears away.
+`<root>/<name>/` holds tokenizer.json, the shards and index.json, and corpus/ (the TFDS data set) if the corpus comes
+with the library. The folder appears by one rename (see files.whole_folder); what a killed process leaves behind is
+removed by the next call.
 """
 
 import functools
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from olmo_jax.config.data import DataConfig
 from olmo_jax.data import DataError, some_of
-from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, of, sources
+from olmo_jax.data.fingerprint import Fingerprint, changes, fingerprint, fingerprint_of, sources
 from olmo_jax.data.shards import INDEX_FILE, ShardWriter, TokenIndex
 from olmo_jax.data.sources import downloads, text_files
 from olmo_jax.data.sources.text_corpus import Counting, TextCorpus
@@ -22,7 +21,7 @@ from olmo_jax.data.tokenizing.portions import Corpus
 from olmo_jax.data.tokenizing.sample import Sample, scan
 from olmo_jax.data.tokenizing.words import bounded
 from olmo_jax.data.windows import too_few_tokens
-from olmo_jax.files import flush_folder, flush_tree
+from olmo_jax.files import whole_folder
 from olmo_jax.signals import ended_by_signals, waited_for
 from olmo_jax.storage.lock import exclusive_lock
 from olmo_jax.storage.paths import local
@@ -34,16 +33,16 @@ __all__ = ["Fingerprint", "fingerprint", "prepare", "summary"]
 
 
 def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> TokenIndex:
-    """Writes `<root>/<data.name>/` and returns its index; done already from the same sources, only reads it.
+    """Write `<root>/<data.name>/` and return its index; if it was written from the same sources, only read it.
+
+    SIGINT and SIGTERM end the preparation at once, as KeyboardInterrupt, and remove what was written.
 
     Args:
-      progress: takes a line of text at a time.
+      progress: called with one line of text at a time.
 
-    SIGINT and SIGTERM end it at once, as KeyboardInterrupt, and nothing half-written stays.
-
-    Raises DataError for sources that can't be read, for prepared data of other sources under this name (both
-    fingerprints are shown, nothing is touched), for unknown `train_domains`, for a train domain without validation
-    text, for a sample too small for the tokenizer's vocabulary, and for a training split shorter than one window.
+    Raises DataError for sources that can't be read, data prepared from other sources under this name (both
+    fingerprints are shown and nothing is changed), unknown `train_domains`, a domain without documents in one of the
+    splits, a sample too small for the tokenizer's vocabulary, and a training split shorter than one window.
     """
     final = root / data.name
     root.mkdir(parents=True, exist_ok=True)
@@ -55,23 +54,15 @@ def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> To
             raise DataError(f"{final}: exists without {INDEX_FILE}, so it isn't prepared data; move it away or choose "
                             "another data.name")  # fmt: skip
         else:
-            partial = root / f".{data.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
+            with whole_folder(final) as partial:
                 _write(data, partial, progress)
-                flush_tree(partial)
-                partial.rename(final)
-                flush_folder(root)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
             index = TokenIndex.load(final)
     _check_usable(index, data)
     return index
 
 
 def summary(index: TokenIndex) -> list[str]:
-    """A table, a line an entry: MB, documents and tokens of each split and domain."""
+    """Return the lines of a table: MB, documents, tokens and bytes per token of each split and domain."""
     width = max(len("domain"), *(len(s.domain) for s in index.shards))
     rows = [f"{'split':10} {'domain':{width}} {'MB':>8} {'documents':>10} {'tokens':>12} {'bytes/token':>11}"]
     for s in index.shards:
@@ -87,7 +78,7 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         progress(f"prepare {data.name}: {line}")
 
     files = text_files.find(data.files) if data.corpus == "text_files" else ()
-    found = sources(data, files)
+    described = sources(data, files)
     say(f"reading the corpus {data.corpus}")
     write_shards: Callable[[ShardWriter], None]
     if data.is_arithmetic:
@@ -97,7 +88,7 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         write_shards = functools.partial(_write_equations, data)
     else:
         from olmo_jax.data.tokenizing import (
-            stream,  # the tokenizer library, which most calls don't need: they find all done
+            stream,  # imports the tokenizer library, which a call doesn't need if the data are prepared already
         )
 
         corpus = _corpus(data, directory, files)
@@ -114,8 +105,8 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         tokenizer_sha256=tokenizer.sha256,
-        fingerprint=str(of(found)),
-        sources=found,
+        fingerprint=str(fingerprint_of(described)),
+        sources=described,
         shards=writer.shards(),
     )
     _check_usable(index, data)
@@ -127,13 +118,17 @@ def _write(data: DataConfig, directory: Path, progress: Callable[[str], None]) -
 def _corpus(data: DataConfig, directory: Path, files: Sequence[text_files.Source]) -> Corpus:
     if data.corpus == "text_files":
         return TextCorpus(data, files)
-    from olmo_jax.data.corpus import build  # TFDS takes half a second to import, and text files don't need it
+    from olmo_jax.data.corpus import build  # imports TFDS, which takes half a second
 
     return build(data, directory / "corpus")
 
 
 def _scanned(data: DataConfig, corpus: Corpus) -> tuple[float, Sample | None]:
-    """Bytes of text, 0 if they needn't be counted, and the sample for the tokenizer; None for all documents."""
+    """Return the bytes of text (0 if the corpus isn't read) and the sample to train the tokenizer on.
+
+    The sample is None if the tokenizer is trained on all documents, or not trained. Raises DataError for unknown
+    `train_domains`.
+    """
     sampled = data.tokenizer == "bpe" and data.bpe_megabytes > 0
     if not data.train_domains and not sampled:
         return 0.0, None
@@ -151,18 +146,18 @@ def _tokenizer(data: DataConfig, corpus: Corpus, sample: Sample | None, say: Cal
         return tokenizers.of_olmo(data.tokenizer, data.eos_token)
     if data.tokenizer != "bpe":
         return tokenizers.load(local(data.tokenizer), data.eos_token)
-    of_sample = "" if sample is None or sample.whole else f" on {data.bpe_megabytes:,g} MB"
-    say(f"training a BPE of {data.bpe_vocab_size} tokens{of_sample}")
+    sample_size = "" if sample is None or sample.whole else f" on {data.bpe_megabytes:,g} MB"
+    say(f"training a BPE of {data.bpe_vocab_size} tokens{sample_size}")
     texts = _training_texts(data, corpus) if sample is None else sample.texts()
 
-    def checked(check: Callable[[], None]) -> Iterator[str]:
+    def interruptible(check: Callable[[], None]) -> Iterator[str]:
         for text in texts:
             check()
             for part in bounded(text):
                 check()
                 yield part
 
-    trained = waited_for(lambda check: tokenizers.train_bpe(checked(check), data.bpe_vocab_size, data.eos_token))
+    trained = waited_for(lambda check: tokenizers.train_bpe(interruptible(check), data.bpe_vocab_size, data.eos_token))
     if sample is not None and not sample.whole and trained.vocab_size < data.bpe_vocab_size:
         raise DataError(
             f"data.bpe_megabytes = {data.bpe_megabytes}: so little of the text gives a tokenizer of only "
@@ -191,8 +186,8 @@ def _write_equations(data: DataConfig, writer: ShardWriter) -> None:
 
 
 def _check_usable(index: TokenIndex, data: DataConfig) -> None:
-    """What training needs of prepared data, whoever prepared it."""
-    if data.is_arithmetic:  # what of it is validation is each run's own matter, and checked with its configuration
+    """Raise DataError if prepared data lack what training with this configuration needs."""
+    if data.is_arithmetic:  # each run divides its equations; its configuration is checked for that
         return
     if message := _too_few_documents(index, data):
         raise DataError(message)
@@ -201,7 +196,7 @@ def _check_usable(index: TokenIndex, data: DataConfig) -> None:
 
 
 def _too_few_documents(index: TokenIndex, data: DataConfig) -> str:
-    """The message for domains that lack one of the splits; "" where none does."""
+    """Return the error message for domains without documents in one of the splits; "" if there are none."""
     problems, remedies = [], ["add documents"]
     for split, remedy in (("validation", "raise"), ("train", "lower")):
         lacking = [name for name in data.train_domains or index.domains if not index.shard(split, name).documents]
@@ -218,8 +213,8 @@ def _too_few_documents(index: TokenIndex, data: DataConfig) -> str:
 
 def _check_same(index: TokenIndex, data: DataConfig) -> None:
     now = sources(data)
-    if index.fingerprint != str(of(now)):
+    if index.fingerprint != str(fingerprint_of(now)):
         raise DataError(
-            f"{index.directory}: prepared from {index.fingerprint}, but the sources now are {of(now)} "
+            f"{index.directory}: prepared from {index.fingerprint}, but the sources now are {fingerprint_of(now)} "
             f"({changes(index.sources, now)}); choose another data.name or --workdir, or restore the sources"
         )

@@ -1,8 +1,8 @@
-"""Token shards: the documents of a split and domain as one raw array in OLMo's layout, and the index that names them.
+"""Token shards: the documents of a split and domain as one raw array in OLMo's layout, and the index of all shards.
 
-A `.npy` by name holds little-endian uint16 (or uint32 where the vocabulary needs it) and no header; each document is
-followed by eos. Beside it lie the offsets at which documents begin, uint64, one more than there are documents, and the
-bytes of each document's text, uint64.
+A file named `.npy` holds little-endian uint16 (uint32 if the vocabulary needs it) without a header; each document ends
+with eos. Two more files hold uint64: the offsets of the documents, with the end of the last one, and the bytes of each
+document's text.
 """
 
 import dataclasses
@@ -24,14 +24,17 @@ from olmo_jax.data import DataError
 SPLITS = ("validation", "train")
 INDEX_FILE = "index.json"
 _FORMAT = 1
-_BUFFERED = 64 * 2**20  # bytes of all shards together that wait to be written
+_BUFFERED = 64 * 2**20  # bytes of all shards that are held in memory before they are written
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One (split, domain). `tokens` counts the eos of every document, `bytes` is of the text, in UTF-8.
+    """The documents of one split and domain.
 
-    `sizes` is the file of the bytes of each document; None in data that were prepared before there was one.
+    Attributes:
+      file, offsets: names of the files of tokens and offsets.
+      tokens: their number, with the eos of each document. bytes: of the text in UTF-8.
+      sizes: name of the file with the bytes of each document; None in data prepared by versions that wrote none.
     """
 
     split: str
@@ -46,15 +49,15 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class TokenIndex:
-    """What lies in a folder of prepared data.
+    """The contents of a folder of prepared data.
 
     Attributes:
-      directory: where it was loaded from.
-      dtype: "uint16" or "uint32". vocab_size: the tokenizer's. eos_id: ends every document.
+      directory: the folder.
+      dtype: "uint16" or "uint32". vocab_size: of the tokenizer. eos_id: the token that ends every document.
       tokenizer_sha256: of tokenizer.json in the same folder.
-      fingerprint: of corpus and tokenizer, see fingerprint.py.
-      sources: what the fingerprint was made of, to say what changed.
-      shards: in order of split and domain.
+      fingerprint: of corpus and tokenizer (see fingerprint.py).
+      sources: what the fingerprint was computed from, to report what has changed.
+      shards: sorted by split and domain.
     """
 
     directory: Path
@@ -68,7 +71,10 @@ class TokenIndex:
 
     @classmethod
     def load(cls, directory: Path) -> "TokenIndex":
-        """Reads index.json and compares it with the files. Raises DataError for a missing, cut or foreign file."""
+        """Return the index in a folder, after a check of the sizes of its files.
+
+        Raises DataError for an index or file that is missing, truncated or not written by `prepare`.
+        """
         path = directory / INDEX_FILE
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -102,28 +108,28 @@ class TokenIndex:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """All domains, sorted."""
+        """Return all domains, sorted."""
         return tuple(sorted({shard.domain for shard in self.shards}))
 
     def shard(self, split: str, domain: str) -> Shard:
-        """Raises DataError for a domain that isn't there."""
+        """Return the shard of a split and domain. Raises DataError for an unknown domain."""
         for shard in self.shards:
             if (shard.split, shard.domain) == (split, domain):
                 return shard
         raise DataError(f"{self.directory}: no domain {domain!r} in {split}; there are {', '.join(self.domains)}")
 
     def tokens(self, split: str, domain: str) -> np.ndarray:
-        """All tokens, eos included, [tokens]: a read-only memory map."""
+        """Return all tokens with eos, uint16 or uint32 [tokens]: a read-only memory map."""
         return map_numbers(*self.token_file(split, domain))
 
     def token_file(self, split: str, domain: str) -> tuple[Path, np.dtype]:
-        """The path and the dtype of the tokens."""
+        """Return the file of the tokens and their dtype."""
         return self.directory / self.shard(split, domain).file, np.dtype(self.dtype).newbyteorder("<")
 
     def documents(self, split: str, domain: str) -> Iterator[np.ndarray]:
-        """The tokens of each document in stored order, without its eos: slices of the memory map.
+        """Return the tokens of each document in stored order, without eos: slices of the memory map.
 
-        Raises DataError for offsets and, document by document, for tokens that can't be what was written.
+        Raises DataError for damaged offsets and, when its document is reached, for a token outside the vocabulary.
         """
         tokens = self.tokens(split, domain)
         path = self.directory / self.shard(split, domain).offsets
@@ -143,7 +149,10 @@ class TokenIndex:
         return DataError(f"{path}: isn't what was written; delete {self.directory} and prepare it again")
 
     def text_bytes(self, split: str, domain: str) -> np.ndarray | None:
-        """The bytes of each document's text in stored order, [documents], 0 where it has no text; None: not stored."""
+        """Return the bytes of each document's text in stored order, uint64 [documents]; None if they aren't stored.
+
+        A document made as tokens, without text, has 0.
+        """
         shard = self.shard(split, domain)
         if shard.sizes is None:
             return None
@@ -155,15 +164,15 @@ class TokenIndex:
 
 
 class ShardWriter:
-    """Writes shards, every (split, domain) that `add` meets, below a directory; a context manager.
+    """Writes the shards of all splits and domains that documents are added to; a context manager.
 
-    Of files it has one open at a time, however many domains there are.
+    It has only one file open at a time, however many domains there are.
     """
 
     def __init__(self, directory: Path, vocab_size: int, eos_id: int):
         self.dtype = "uint16" if vocab_size <= 2**16 else "uint32"
         self._directory, self._vocab_size, self._eos_id = directory, vocab_size, eos_id
-        self._begun: dict[tuple[str, str], _BegunShard] = {}
+        self._open: dict[tuple[str, str], _OpenShard] = {}
         self._buffered = 0
 
     def __enter__(self) -> "ShardWriter":
@@ -174,26 +183,28 @@ class ShardWriter:
             self._flush()
 
     def add(self, split: str, domain: str, tokens_L: np.ndarray, text_bytes: int) -> None:
-        """Appends a document. Raises DataError for a token outside the vocabulary.
+        """Append a document. Raises DataError for a token outside the vocabulary.
 
-        `text_bytes` is the length of its text in UTF-8; 0 for a document that was made as tokens.
+        Args:
+          tokens_L: without eos, which is added.
+          text_bytes: length of the text in UTF-8; 0 for a document made as tokens, without text.
         """
         check_tokens(tokens_L, self._vocab_size, domain)
         with_eos = np.append(tokens_L, self._eos_id)
         self.extend(split, domain, with_eos, np.array([len(with_eos)]), np.array([text_bytes]))
 
     def extend(self, split: str, domain: str, tokens_T: np.ndarray, lengths_N: np.ndarray, sizes_N: np.ndarray) -> None:
-        """Appends documents. Raises DataError for a token outside the vocabulary.
+        """Append documents. Raises DataError for a token outside the vocabulary.
 
         Args:
-          tokens_T: of all documents, one after another, each ended by eos.
-          lengths_N: tokens of each, eos included. sizes_N: bytes of its text in UTF-8.
+          tokens_T: the concatenated documents, each ending with eos.
+          lengths_N: tokens of each document with eos. sizes_N: bytes of each text in UTF-8.
         """
         check_tokens(tokens_T, self._vocab_size, domain)
-        for each in SPLITS:
-            if (each, domain) not in self._begun:
-                self._begun[each, domain] = self._begin(each, domain)
-        shard = self._begun[split, domain]
+        for name in SPLITS:
+            if (name, domain) not in self._open:
+                self._open[name, domain] = self._begin(name, domain)
+        shard = self._open[split, domain]
         offsets_N = shard.tokens + np.cumsum(lengths_N, dtype=np.uint64)
         shard.tokens += len(tokens_T)
         shard.documents += len(lengths_N)
@@ -205,27 +216,27 @@ class ShardWriter:
             self._flush()
 
     def shards(self) -> tuple[Shard, ...]:
-        """What was written so far, in order of split and domain."""
+        """Return the shards written so far, sorted by split and domain."""
         return tuple(
             Shard(
                 split, domain, f"{s.name}.npy", f"{s.name}.offsets", s.tokens, s.documents, s.bytes, f"{s.name}.bytes"
             )
-            for (split, domain), s in sorted(self._begun.items())
+            for (split, domain), s in sorted(self._open.items())
         )
 
-    def _begin(self, split: str, domain: str) -> "_BegunShard":
-        # A domain may be any text; what its file name can't say, a hash does.
+    def _begin(self, split: str, domain: str) -> "_OpenShard":
+        # A domain may be any text; a hash stands for the characters that a file name can't have.
         plain = re.sub(r"[^\w-]", "_", domain, flags=re.ASCII)[:60]
         if plain != domain:
             plain += "-" + hashlib.sha256(domain.encode()).hexdigest()[:8]
-        shard = _BegunShard(f"{split}.{plain}")
+        shard = _OpenShard(f"{split}.{plain}")
         for suffix in shard.waiting:
             (self._directory / f"{shard.name}{suffix}").open("xb").close()
         shard.append(".offsets", np.array(0, "<u8"))
         return shard
 
     def _flush(self) -> None:
-        for shard in self._begun.values():
+        for shard in self._open.values():
             for suffix, content in shard.waiting.items():
                 if content:
                     with (self._directory / f"{shard.name}{suffix}").open("ab") as file:
@@ -235,8 +246,8 @@ class ShardWriter:
 
 
 @dataclasses.dataclass
-class _BegunShard:
-    """A shard that is being written; `waiting` is what its files lack yet, by suffix."""
+class _OpenShard:
+    """A shard that is being written; `waiting` is what isn't in its files yet, by suffix."""
 
     name: str
     waiting: dict[str, bytearray] = dataclasses.field(
@@ -247,20 +258,20 @@ class _BegunShard:
     bytes: int = 0
 
     def append(self, suffix: str, numbers: np.ndarray) -> int:
-        """Adds to what waits; returns its bytes."""
+        """Add numbers to the file with this suffix; return how many bytes they have."""
         self.waiting[suffix] += numbers.tobytes()
         return numbers.nbytes
 
 
 def check_tokens(tokens: np.ndarray, vocab_size: int, domain: str) -> None:
-    """Raises DataError for a token outside the vocabulary."""
+    """Raise DataError for a token outside the vocabulary."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
         raise DataError(f"domain {domain!r}: token {tokens.max()} lies outside the vocabulary of "
                         f"{vocab_size}; the tokenizer.json contradicts itself")  # fmt: skip
 
 
 def _check_types(record: Any) -> None:
-    """Raises TypeError for a value that `TokenIndex.save` couldn't have written."""
+    """Raise TypeError for a value of another type than `TokenIndex.save` writes."""
     for name, kind in typing.get_type_hints(type(record)).items():
         value = getattr(record, name)
         plain = typing.get_origin(kind) if isinstance(kind, types.GenericAlias) else kind
@@ -271,13 +282,13 @@ def _check_types(record: Any) -> None:
 
 
 def map_numbers(path: Path, dtype: np.dtype) -> np.ndarray:
-    """The numbers of a whole file, read-only, mapped into memory.
+    """Return all numbers in a file as a read-only memory map.
 
-    The file isn't kept open, as np.memmap would: a process may open few, and domains may be many.
+    Unlike np.memmap, it doesn't keep the file open: domains may be more than the files that a process may open.
     """
     import pyarrow  # takes a moment to import
 
-    if path.stat().st_size == 0:  # nothing can't be mapped
+    if path.stat().st_size == 0:  # an empty file can't be mapped
         return np.zeros(0, dtype)
     with pyarrow.memory_map(os.fsencode(path)) as file:
         return np.frombuffer(file.read_buffer(), dtype)

@@ -1,4 +1,4 @@
-"""The tokenizer: a byte-level BPE trained on the corpus, OLMo's, or a tokenizer.json that is there already."""
+"""The tokenizer: a byte-level BPE trained on the corpus, one of OLMo's, or a given tokenizer.json."""
 
 import functools
 import hashlib
@@ -17,16 +17,16 @@ from olmo_jax.data.sources import downloads
 from olmo_jax.data.tokenizing import word_cache
 from olmo_jax.storage import lfs
 
-# Bytes that no UTF-8 holds, as byte-level vocabularies write them.
+# Bytes that don't occur in UTF-8, as byte-level vocabularies write them.
 _NO_UTF8 = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
 
 
 class Tokenizer:
-    """Text to tokens and back, with the one special token that this library needs.
+    """Converts text to tokens and back.
 
     Attributes:
-      eos_id: the token that ends a document, and in evaluation begins one. A document's text never becomes it.
-      vocab_size: one more than the largest token.
+      eos_id: the token that ends a document and, in evaluation, begins one. Text is never encoded as this token.
+      vocab_size: one more than the largest token id.
     """
 
     def __init__(self, backend: Backend, eos_token: str, origin: str):
@@ -37,7 +37,7 @@ class Tokenizer:
                             f"(its special tokens are {special or 'none'})")  # fmt: skip
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = True  # a text that spells out "<|endoftext|>" doesn't end there
+        backend.encode_special_tokens = True  # a text that spells out "<|endoftext|>" is encoded like any other
         self.eos_id: int = eos_id
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._backend, self._eos_token = backend, eos_token
@@ -47,28 +47,29 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
+        """Return the SHA-256 of tokenizer.json as `save` writes it."""
         return hashlib.sha256(self._json().encode()).hexdigest()
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray | None:
-        """How many bytes of UTF-8 each token stands for, int32 [vocab_size]; None where that can't be told of tokens.
+        """Return the bytes of UTF-8 that each token stands for, int32 [vocab_size]; None if tokens don't keep bytes.
 
-        Over the tokens of a text they sum to its length, after what normalising the tokenizer does (OLMo-1's: NFC).
-        Special tokens, eos among them, and ids that no token has stand for none.
+        Summed over the tokens of a text, they are its length after the tokenizer's normalisation (NFC for OLMo-1's).
+        Special tokens, such as eos, and unused ids count 0.
         """
         if not _keeps_bytes(json.loads(self._json())):
             return None
         lengths_V = np.zeros(self.vocab_size, np.int32)
         for token, number in self._backend.get_vocab(with_added_tokens=True).items():
-            lengths_V[number] = len(token)  # a character for each byte
+            lengths_V[number] = len(token)  # one character per byte
         for number, added in self._backend.get_added_tokens_decoder().items():
             lengths_V[number] = 0 if added.special else len(added.content.encode())
         return lengths_V
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each text, uint32 [length], without eos; the texts are shared among the cores.
+        """Return the tokens of each text, uint32 [length], without eos, using all cores.
 
-        Raises UnicodeEncodeError for a text with half a surrogate pair, which UTF-8 can't hold.
+        Raises UnicodeEncodeError for a text with a lone surrogate, which UTF-8 can't represent.
         """
         for text in texts:
             text.encode()
@@ -83,7 +84,7 @@ class Tokenizer:
         return [ids_L[ids_L != self.eos_id] for ids_L in ids]
 
     def decode(self, tokens_L: Iterable[int]) -> str:
-        """The text of some tokens; eos is left out, a cut character becomes U+FFFD."""
+        """Return the text of tokens, without special tokens; an incomplete character becomes U+FFFD."""
         numbers = [int(t) for t in tokens_L]
         if self._backend.decoder is None and type(self._backend.pre_tokenizer) is pre_tokenizers.ByteLevel:
             special = {n for n, token in self._backend.get_added_tokens_decoder().items() if token.special}
@@ -92,6 +93,7 @@ class Tokenizer:
         return self._backend.decode(numbers, skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
         path.write_text(self._json(), encoding="utf-8")
 
     def _json(self) -> str:
@@ -103,10 +105,10 @@ def _of_json(content: str, eos_token: str) -> Tokenizer:
 
 
 def _keeps_bytes(parts: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json makes each byte of a text part of one token, and adds none: byte-level BPE.
+    """Return whether a tokenizer.json is a byte-level BPE whose tokens contain each byte of a text exactly once.
 
-    Not where a space is put before the first word or taken from beside an added token, where text is rewritten, or
-    where a byte has no token.
+    It isn't if it puts a space before the first word, strips spaces beside an added token, rewrites text, or has no
+    token for some byte.
     """
     steps = _steps(parts["pre_tokenizer"], "pretokenizers")
     *before, last = [step["type"] for step in steps] or [""]
@@ -115,7 +117,9 @@ def _keeps_bytes(parts: dict[str, Any]) -> bool:
         (parts["decoder"] or {}).get("type") == last == "ByteLevel"
         and not steps[-1]["add_prefix_space"]
         and {*before} <= {"Split", "Digits", "Punctuation", "UnicodeScripts"}
-        and all(step.get("behavior") != "Removed" or step.get("invert") for step in steps)  # inverted: words are kept
+        and all(
+            step.get("behavior") != "Removed" or step.get("invert") for step in steps
+        )  # inverted, it keeps what matches
         and all(step["type"] == "NFC" for step in _steps(parts["normalizer"], "normalizers"))
         and model["type"] == "BPE"
         and not any(model[affix] for affix in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
@@ -125,18 +129,18 @@ def _keeps_bytes(parts: dict[str, Any]) -> bool:
 
 
 def _steps(part: dict[str, Any] | None, of_sequence: str) -> list[dict[str, Any]]:
-    """A part of a tokenizer.json as the steps that it takes one after another."""
+    """Return the steps of a part of a tokenizer.json, with nested sequences flattened."""
     if part is None:
         return []
     return (
-        [step for one in part[of_sequence] for step in _steps(one, of_sequence)]
+        [step for inner in part[of_sequence] for step in _steps(inner, of_sequence)]
         if part["type"] == "Sequence"
         else [part]
     )
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
-    """Trains a byte-level BPE (GPT-2's division into words) of at most `vocab_size` tokens; eos is token 0.
+    """Train a byte-level BPE with GPT-2's division into words and at most `vocab_size` tokens; eos is token 0.
 
     The same texts in the same order give the same tokenizer.
     """
@@ -154,14 +158,20 @@ def train_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenize
 
 
 def load(path: Path, eos_token: str) -> Tokenizer:
-    """Reads a tokenizer.json. Raises DataError where there is none, it isn't one, or it lacks `eos_token`."""
+    """Return the tokenizer in a tokenizer.json. Raises DataError if it is missing, invalid, or lacks `eos_token`."""
     return Tokenizer(
         _read(path, "set data.tokenizer to a tokenizer.json, or to 'bpe' to train one"), eos_token, str(path)
     )
 
 
 def of_prepared(directory: Path, eos_id: int) -> Tokenizer:
-    """The tokenizer of a folder of prepared data, whose index says which token is its eos."""
+    """Return the tokenizer of a folder of prepared data.
+
+    Args:
+      eos_id: the eos token of the folder's index.
+
+    Raises DataError if tokenizer.json is missing, invalid, or has no token `eos_id`.
+    """
     path = directory / "tokenizer.json"
     backend = _read(path, f"delete {directory} and prepare it again")
     eos_token = backend.id_to_token(eos_id) if eos_id < 2**32 else None
@@ -185,7 +195,7 @@ def _read(path: Path, remedy: str) -> Backend:
 
 
 def of_olmo(name: str, eos_token: str) -> Tokenizer:
-    """One of downloads.OLMO_TOKENIZERS. Raises DataError where its wheel can't be fetched or read."""
+    """Return one of downloads.OLMO_TOKENIZERS. Raises DataError if its wheel can't be fetched or read."""
     path = downloads.wheel(*downloads.OLMO_WHEEL, f"data.tokenizer = {name!r}")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Token windows: what a training step sees, and how documents are laid out to be scored."""
+"""Token windows for training, and the layout of documents for evaluation."""
 
 import hashlib
 import itertools
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def train_windows(
     index: TokenIndex, domains: Sequence[str], sequence_length: int, batch_size: int, data_seed: int
 ) -> "grain.MapDataset":
-    """The batches of training: element `step` is that step's, int32 [batch_size, sequence_length + 1].
+    """Return the training batches: element `step` is the batch of that step, int32 [batch_size, sequence_length + 1].
 
-    Window i covers tokens [i L, (i + 1) L] of the training shards of `domains` (all for ()), joined in order of name;
-    it reads one token more than the next one's start, so that every token is predicted once. Each epoch draws the
-    windows in a new order. The dataset has no end and is a pure function of its arguments; the windows come in the
-    same order for every batch size.
+    Window i covers tokens [i L, (i + 1) L] of the training shards of `domains` (() for all), joined in order of their
+    names. Its last token is the first of the next window, so that every token is predicted once. Each epoch is
+    shuffled anew. The dataset is infinite and a pure function of its arguments; the order of the windows is the same
+    for every batch size.
 
-    Raises DataError for an unknown domain and where there is no whole window.
+    Raises DataError for an unknown domain, and if there are too few tokens for one window.
     """
     windows = _training_windows(index, domains, sequence_length)
     return in_order(windows, batch_size, data_seed)
@@ -34,13 +34,13 @@ def train_windows(
 def window_order(
     index: TokenIndex, domains: Sequence[str], sequence_length: int, batch_size: int, data_seed: int
 ) -> "grain.MapDataset":
-    """The numbers of the windows of `train_windows`, int64 [batch_size] a step: window i begins at token i L."""
+    """Return the window numbers of `train_windows`, int64 [batch_size] per step: window i begins at token i L."""
     windows = _training_windows(index, domains, sequence_length)
     return in_order(range(len(windows)), batch_size, data_seed)
 
 
 def training_tokens(index: TokenIndex, domains: Sequence[str]) -> list[np.ndarray]:
-    """The arrays that, end to end, are what the windows of `domains` cover."""
+    """Return the arrays that, concatenated, hold the tokens of the training windows of `domains`."""
     return [index.tokens("train", d) for d in _names(index, domains)]
 
 
@@ -56,22 +56,25 @@ def _training_windows(index: TokenIndex, domains: Sequence[str], sequence_length
 
 
 def in_order(source: Any, batch_size: int, data_seed: int) -> "grain.MapDataset":
-    """Batches of a random-access source without an end, each epoch in a new order: a pure function of its arguments."""
+    """Return batches of a random-access source: infinite, and shuffled anew each epoch.
+
+    The dataset is a pure function of its arguments.
+    """
     import grain
 
-    # grain orders epoch e by seed + e: neighbouring seeds would show each other's epochs.
-    spread = int.from_bytes(hashlib.sha256(f"windows {data_seed}".encode()).digest()[:4], "big")
-    return grain.MapDataset.source(source).shuffle(spread).repeat().batch(batch_size)
+    # grain shuffles epoch e with seed + e, so neighbouring seeds would repeat each other's epochs.
+    hashed_seed = int.from_bytes(hashlib.sha256(f"windows {data_seed}".encode()).digest()[:4], "big")
+    return grain.MapDataset.source(source).shuffle(hashed_seed).repeat().batch(batch_size)
 
 
 def epochs(index: TokenIndex, domains: Sequence[str], sequence_length: int, tokens: int) -> float:
-    """How many times training on `tokens` passes over the training windows of `domains`."""
+    """Return how many times training on `tokens` tokens passes over the training windows of `domains`."""
     windows = _TokenWindows(_training_files(index, domains), sequence_length)
     return tokens / (len(windows) * sequence_length)
 
 
 def too_few_tokens(index: TokenIndex, domains: Sequence[str], sequence_length: int) -> str:
-    """The message for a training split without a window; "" where there is one."""
+    """Return the error message for a training split shorter than one window; "" if it isn't."""
     names = _names(index, domains)
     total = sum(index.shard("train", d).tokens for d in names)
     if total > sequence_length:
@@ -83,9 +86,12 @@ def too_few_tokens(index: TokenIndex, domains: Sequence[str], sequence_length: i
 
 
 class EvaluationWindows(NamedTuple):
-    """Documents as rows, each of which predicts `targets_NL` from `inputs_NL` and counts where the weight is 1.
+    """Documents laid out in N rows of length L, to be scored by predicting `targets_NL` from `inputs_NL`.
 
-    int32, int32, float32 and int32; N rows of length L, `document_N` the place of a row's document in the list.
+    Attributes:
+      inputs_NL, targets_NL: tokens, int32.
+      weights_NL: 1 for targets that count, 0 for padding; float32.
+      document_N: index of each row's document in the list, int32.
     """
 
     inputs_NL: np.ndarray
@@ -95,10 +101,10 @@ class EvaluationWindows(NamedTuple):
 
 
 def evaluation_windows(documents: Sequence[np.ndarray], eos_id: int, sequence_length: int) -> EvaluationWindows:
-    """Lays out documents to be scored one by one, each after a BOS (the eos token), as Paloma does.
+    """Return documents laid out in rows to be scored separately, each after a BOS (the eos token), as in Paloma.
 
-    A document longer than L goes on in further rows without overlap; every token is a target once, BOS and padding
-    (eos, weight 0) never. An empty document has no row. Source: Magnusson et al. 2023 (Paloma), section 3.
+    A document longer than L continues in further rows without overlap. Every token is a target once; BOS and padding
+    (eos, weight 0) never are. An empty document has no row. Source: Magnusson et al. 2023 (Paloma), section 3.
     """
     L = sequence_length
     lengths = np.array([len(d) for d in documents], np.int64)
@@ -108,7 +114,7 @@ def evaluation_windows(documents: Sequence[np.ndarray], eos_id: int, sequence_le
     inputs_NL = np.full((N, L), eos_id, np.int32)
     targets_NL = np.full((N, L), eos_id, np.int32)
     weights_NL = np.zeros((N, L), np.float32)
-    # Rows of one document lie one after another, so flattened they are the document itself.
+    # The rows of a document are consecutive, so the flattened array contains each document in one piece.
     starts = np.cumsum(rows) - rows
     for tokens, start in zip(documents, starts * L, strict=True):
         inputs_NL.reshape(-1)[start + 1 : start + len(tokens)] = tokens[:-1]
@@ -120,10 +126,16 @@ def evaluation_windows(documents: Sequence[np.ndarray], eos_id: int, sequence_le
 def validation_documents(
     index: TokenIndex, domain: str, max_tokens: int, splits: Sequence[str] = ("validation",)
 ) -> list[np.ndarray]:
-    """The first documents of a domain's validation split (stored in an order of hashes, so an even sample).
+    """Return the tokens of the first documents of a domain's validation split, int32, without eos.
 
-    At most `max_tokens` in all, eos not counted; the last one is cut. A domain that no run trains on has more to give:
-    with `splits=shards.SPLITS` its training documents follow. Raises DataError where there are none.
+    Documents are stored in the order of hashes, so the first ones are a random sample.
+
+    Args:
+      max_tokens: the total; the last document is cut.
+      splits: where documents are taken from, in this order. For a domain that no run trains on, `shards.SPLITS` adds
+        the training documents.
+
+    Raises DataError if there are none.
     """
     chosen = []
     left = max_tokens
@@ -141,9 +153,9 @@ def validation_documents(
 
 
 def unigram_loss(index: TokenIndex, domains: Sequence[str], documents: Sequence[np.ndarray]) -> float:
-    """Nats a token of `documents` under token frequencies alone.
+    """Return the cross-entropy of a unigram model on `documents`, in nats per token.
 
-    The frequencies are those of the training split of `domains` (all for ()), with one added to every token's count.
+    The model's frequencies are those of the training split of `domains` (() for all), with one added to each count.
     """
     counts_V = np.ones(index.vocab_size, np.int64)
     for domain in _names(index, domains):
@@ -154,7 +166,7 @@ def unigram_loss(index: TokenIndex, domains: Sequence[str], documents: Sequence[
 
 
 class _TokenWindows:
-    """A random-access source of overlapping-by-one windows over the numbers of several files laid end to end."""
+    """A random-access source of windows that overlap by one, over the concatenated tokens of several files."""
 
     def __init__(self, files: Sequence[tuple[Path, np.dtype]], sequence_length: int):
         self._files = files
@@ -163,7 +175,7 @@ class _TokenWindows:
         self._ends = np.cumsum([len(a) for a in self._arrays], dtype=np.int64)
 
     def __reduce__(self) -> tuple:
-        # Mapped numbers would be pickled whole for every worker process; their paths will do.
+        # Memory-mapped arrays would be pickled whole for every worker process, so pickle their paths.
         return _TokenWindows, (self._files, self._length)
 
     def __len__(self) -> int:
@@ -172,13 +184,13 @@ class _TokenWindows:
 
     def __getitem__(self, i: int) -> np.ndarray:
         begin, end = i * self._length, (i + 1) * self._length + 1
-        pieces = []
+        parts = []
         for k in range(int(np.searchsorted(self._ends, begin, side="right")), len(self._arrays)):
             start = int(self._ends[k]) - len(self._arrays[k])
             if start >= end:
                 break
-            pieces.append(self._arrays[k][max(0, begin - start) : end - start])
-        return np.concatenate(pieces).astype(np.int32)
+            parts.append(self._arrays[k][max(0, begin - start) : end - start])
+        return np.concatenate(parts).astype(np.int32)
 
 
 def _names(index: TokenIndex, domains: Sequence[str]) -> list[str]:

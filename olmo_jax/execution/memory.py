@@ -16,10 +16,10 @@ from olmo_jax.execution.program import compile_steps
 from olmo_jax.step import member_structs
 
 
-def decide(shape: Shape, members: int, mesh: Mesh) -> ExecutionPlan:
+def choose_execution_plan(shape: Shape, members: int, mesh: Mesh) -> ExecutionPlan:
     """Return the execution plan of a cohort of `members` on a mesh; raises ConfigError if there is none."""
     members_per_device, c = sharding.padded(members, mesh) // mesh.shape["member"], shape.config.compute
-    chosen = execution_plan.decide(
+    chosen = execution_plan.for_training(
         c,
         shape.model,
         shape.batch_size,
@@ -33,7 +33,7 @@ def decide(shape: Shape, members: int, mesh: Mesh) -> ExecutionPlan:
     return chosen._replace(whole_vocabulary=mesh.shape["model"] > 1, gathered=shape.config.mesh.fsdp)
 
 
-def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: ExecutionPlan, room: float) -> ExecutionPlan:
+def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, plan: ExecutionPlan, room: float) -> ExecutionPlan:
     """Return the plan with the fewest microbatches whose compiled steps fit into `room` bytes of a device.
 
     The plan is unchanged if a rough estimate says that it fits easily, or if the configuration sets the number. Raises
@@ -47,20 +47,20 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: ExecutionPlan, r
     sequences_per_device = shape.batch_size // mesh.shape["data"]
 
     def estimate(microbatches: int) -> float:
-        candidate = compute._replace(microbatches=microbatches)
+        candidate = plan._replace(microbatches=microbatches)
         return execution_plan.rough_bytes(
             shape.model, tokens, shape.sequence_length, sum(sizes), members_per_device, candidate
         )
 
-    if estimate(compute.microbatches) < room / 4 or shape.config.compute.microbatches:
-        return compute
+    if estimate(plan.microbatches) < room / 4 or shape.config.compute.microbatches:
+        return plan
     divisors = [n for n in range(1, sequences_per_device + 1) if sequences_per_device % n == 0]
     # Each attempt compiles a program, so skip those that the estimate, right within a factor of two, rules out.
     for microbatches in [n for n in divisors if estimate(n) < 2 * room] or divisors[-1:]:
-        candidate = compute._replace(microbatches=microbatches)
+        candidate = plan._replace(microbatches=microbatches)
         memory = compile_steps(shape, runs, mesh, candidate).steps.memory_analysis()
         if memory is None:
-            return compute
+            return plan
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         needed -= memory.alias_size_in_bytes
         if needed <= room:

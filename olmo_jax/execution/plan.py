@@ -62,7 +62,7 @@ def forward(config: ModelConfig, backend: str | None = None) -> ExecutionPlan:
     return ExecutionPlan(_attention(config, backend), layers, mapping=mapping)
 
 
-def decide(
+def for_training(
     config: ComputeConfig, model: ModelConfig, batch_size: int, length: int, mapping: str, members: int, backend: str
 ) -> ExecutionPlan:
     """Return the plan for training on a backend ("cpu", "gpu", "tpu"), with "auto" and 0 replaced by choices.
@@ -99,17 +99,17 @@ def decide(
 
 
 def rough_bytes(
-    config: ModelConfig, tokens: int, length: int, parameters: int, members: int, compute: ExecutionPlan
+    config: ModelConfig, tokens: int, length: int, parameters: int, members: int, plan: ExecutionPlan
 ) -> float:
     """Return the approximate bytes that a step needs on a device, right within a factor of two.
 
     They are those of the state, gradients and activations of `members`.
     """
     width = 2 if config.compute_dtype == "bfloat16" else 4
-    scores = 0 if compute.attention == "cudnn" else 3 * config.n_heads * length
+    scores = 0 if plan.attention == "cudnn" else 3 * config.n_heads * length
     per_layer = 16 * config.d_model + 4 * config.d_ff + scores
-    activations = per_layer * (1 if compute.remat else config.n_layers) * tokens * width / compute.microbatches
-    return members * 6 * 4 * parameters + compute.members * activations
+    activations = per_layer * (1 if plan.remat else config.n_layers) * tokens * width / plan.microbatches
+    return members * 6 * 4 * parameters + plan.members * activations
 
 
 def _attention(config: ModelConfig, backend: str) -> str:

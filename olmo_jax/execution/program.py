@@ -63,29 +63,29 @@ def stack_structs(shape: Shape, size: int) -> State:
 
 
 def compile_steps(
-    shape: Shape, runs: Sequence[Run], mesh: Mesh, compute: ExecutionPlan, table: Array | None = None
+    shape: Shape, runs: Sequence[Run], mesh: Mesh, plan: ExecutionPlan, table: Array | None = None
 ) -> Program:
     """Return the compiled steps of a segment of `runs`, cached for cohorts that differ only in hyper-parameters.
 
     Args:
-      compute: the execution plan (see memory.py).
+      plan: the execution plan (see memory.py).
       table: the tokens in which batches name windows; None if batches contain tokens (see data/batches.py).
     """
     hyper_M = stack_hyper(runs, sharding.padded(len(runs), mesh))
     structs = jax.tree.map(_struct, (hyper_M, table))
-    steps = _compiled(shape.compiled, mesh, compute, *structs)
+    steps = _compiled(shape.compiled, mesh, plan, *structs)
     return Program(steps, jax.tree.map(lambda x: sharding.put(mesh, sharding.MEMBERS, x), hyper_M))
 
 
 @functools.lru_cache(_CACHED_PROGRAMS)
 def _compiled(
-    shape: Shape, mesh: Mesh, compute: ExecutionPlan, hyper: Hyper, table: jax.ShapeDtypeStruct | None
+    shape: Shape, mesh: Mesh, plan: ExecutionPlan, hyper: Hyper, table: jax.ShapeDtypeStruct | None
 ) -> jax.stages.Compiled:
     """Return the compiled steps of as many members as `hyper` has, whose leaves are shapes and dtypes."""
     size = hyper.learning_rate.shape[0]
     state = stack_structs(shape, size)
     batch_K = batches.struct(
-        mesh, compute.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None
+        mesh, plan.steps_per_call, size, shape.batch_size, shape.sequence_length, table is not None
     )
     state_shardings = sharding.stack_shardings(mesh, state, shape.config.mesh.fsdp)
     members, metrics = (NamedSharding(mesh, spec) for spec in (sharding.MEMBERS, PartitionSpec(None, "member")))
@@ -96,15 +96,15 @@ def _compiled(
     ) -> tuple[State, Metrics]:
         def one(state: State, h: Hyper, batch: Array) -> tuple[State, Metrics]:
             tokens_BL = batches.tokens(table, batch, shape.sequence_length, shape.window_stride)
-            return member_step(shape, state, h, tokens_BL, mesh, compute)
+            return member_step(shape, state, h, tokens_BL, mesh, plan)
 
         def step(i: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
             state, rows = carry
-            state, row = over_members(one, compute.mapping, mesh)(state, hyper, batch_K[i])
+            state, row = over_members(one, plan.mapping, mesh)(state, hyper, batch_K[i])
             return state, jax.tree.map(lambda values_KM, x_M: values_KM.at[i].set(x_M), rows, row)
 
-        if compute.steps_per_call == 1:
-            state, row = over_members(one, compute.mapping, mesh)(state, hyper, batch_K[0])
+        if plan.steps_per_call == 1:
+            state, row = over_members(one, plan.mapping, mesh)(state, hyper, batch_K[0])
             return state, jax.tree.map(lambda x_M: x_M[None], row)
         rows = Metrics(*(jnp.full(batch_K.shape[:2], jnp.nan) for _ in Metrics._fields))
         return jax.lax.fori_loop(0, count, step, (state, rows))

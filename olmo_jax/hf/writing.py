@@ -3,8 +3,8 @@
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError, one_of, require
 from olmo_jax.console import say
+from olmo_jax.files import whole_folder
 from olmo_jax.hf.families import FAMILIES
 from olmo_jax.hf.family import Family
 from olmo_jax.hf.layout import their_tensors
@@ -66,20 +67,12 @@ def export_checkpoint(
         raise WeightsError(f"{folder}: already exists; choose another folder, or move it away")
     require(0 < shard_bytes < math.inf, "shard_bytes", shard_bytes, "needs a positive number of bytes")
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder, durable=False) as partial:
         for name, content in files.items():
             (partial / name).write_text(json.dumps(content, indent=2) + "\n")
         if tokenizer is not None:
             epath.Path(tokenizer).copy(partial / TOKENIZER)
         _write_weights(partial, their_tensors(config, params, family, dtype), shard_bytes)
-        if folder.exists():  # empty, as checked above
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if kept := family.kept(config):
         listed = ", ".join(f"{name} = {value!r}" for name, value in kept.items())
         say(f"{folder}: transformers has no setting for {listed} and ignores it; import_checkpoint reads it")
@@ -92,7 +85,7 @@ def _settings(config: ModelConfig, family: Family, dtype: str) -> dict[str, Any]
     return named | family.settings(config) | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
-def _write_weights(folder: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: float) -> None:
+def _write_weights(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: float) -> None:
     """Write model.safetensors, or shards of at most `shard_bytes` and their index, one at a time."""
     parts: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}

@@ -58,7 +58,7 @@ def most_members(shape: Shape, members: int, config: StackConfig) -> int:
 
 
 def _bytes(shape: Shape, members: int, mesh: jax.sharding.Mesh, microbatches: int = 0) -> float:
-    plan = memory.decide(shape, members, mesh)
+    plan = memory.choose_execution_plan(shape, members, mesh)
     if microbatches and not shape.config.compute.microbatches:
         plan = plan._replace(microbatches=microbatches)
     cut_over = mesh.shape["model"] * (mesh.shape["data"] if shape.config.mesh.fsdp else 1)

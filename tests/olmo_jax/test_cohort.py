@@ -11,10 +11,10 @@ from olmo_jax import cohort as cohorts
 from olmo_jax import model
 from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig
-from olmo_jax.data import batches as feeds
+from olmo_jax.data import batches as token_batches
 from olmo_jax.data.batches import BatchLoader
 from olmo_jax.execution import sharding
-from olmo_jax.execution.memory import decide
+from olmo_jax.execution.memory import choose_execution_plan
 from olmo_jax.execution.program import compile_steps, initial_state
 from olmo_jax.step import REASONS
 
@@ -36,15 +36,15 @@ def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = shape.with_config(mesh=mesh_config, mapping=mapping)
     mesh = sharding.make_mesh(mesh_config, len(runs))
-    compute = decide(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
-    feed = BatchLoader(index, [run.config for run in runs], mesh, 1, most_bytes)
+    plan = choose_execution_plan(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
+    load_batches = BatchLoader(index, [run.config for run in runs], mesh, 1, most_bytes)
     state = initial_state(shape, runs, mesh)
     start, seen, losses = jax.device_get(state.params), [], []
-    program = compile_steps(shape, runs, mesh, compute, feed.table)
+    program = compile_steps(shape, runs, mesh, plan, load_batches.table)
     for step in range(steps):
-        fed = feed(step, 1, range(len(runs)))
-        seen.append(np.asarray(fed)[0])
-        state, metrics = program.steps(state, program.hyper, feed.table, fed, np.int32(1))
+        batches = load_batches(step, 1, range(len(runs)))
+        seen.append(np.asarray(batches)[0])
+        state, metrics = program.steps(state, program.hyper, load_batches.table, batches, np.int32(1))
         losses.append(np.asarray(metrics.loss)[0])
     return start, np.array(seen), np.array(losses), jax.device_get(state)
 
@@ -97,8 +97,8 @@ def test_members_on_several_devices_never_talk_to_each_other(runs, index, mappin
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = shape.with_config(mesh=MeshConfig(member=3), mapping=mapping)
     mesh = sharding.make_mesh(shape.config.mesh, len(runs))
-    compute = decide(shape, len(runs), mesh)
-    program = compile_steps(shape, runs, mesh, compute)
+    plan = choose_execution_plan(shape, len(runs), mesh)
+    program = compile_steps(shape, runs, mesh, plan)
     talk = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     assert [word for word in talk if f" {word}" in program.steps.as_text()] == []
 
@@ -137,11 +137,11 @@ def test_one_program_serves_members_that_differ_in_every_number(runs, index):
     law = shape.with_config(data=dataclasses.replace(shape.config.data, train_domains=("law",)))
     elsewhere = dataclasses.replace(law, data_name="other", data_fingerprint="text 2")
     mesh = sharding.make_mesh(ONE_DEVICE, 2)
-    compute = decide(shape, 2, mesh)
-    first, second = compile_steps(shape, runs[:2], mesh, compute), compile_steps(elsewhere, runs[1:3], mesh, compute)
+    plan = choose_execution_plan(shape, 2, mesh)
+    first, second = compile_steps(shape, runs[:2], mesh, plan), compile_steps(elsewhere, runs[1:3], mesh, plan)
     assert first.steps is second.steps
     assert not np.array_equal(first.hyper.learning_rate, second.hyper.learning_rate)
-    assert compile_steps(shape, runs, mesh, compute).steps is not first.steps
+    assert compile_steps(shape, runs, mesh, plan).steps is not first.steps
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 1)])
@@ -162,7 +162,7 @@ def test_tokens_that_do_not_fit_on_the_device_come_along_and_train_the_same(runs
 
 
 def test_the_windows_named_are_those_that_come_along(runs, index):
-    """Window by window, the numbers that are fed stand for the tokens that would be."""
+    """Window by window, the window numbers in a batch stand for the same tokens as a batch of tokens has."""
     mesh = sharding.make_mesh(ONE_DEVICE, 1)
     config = dataclasses.replace(runs[0].config, data_seed=3)
     length = config.data.sequence_length
@@ -171,7 +171,7 @@ def test_the_windows_named_are_those_that_come_along(runs, index):
     for step in (0, 17):
         named, sent = by_number(step, 2, [0]), as_tokens(step, 2, [0])
         for k in range(2):
-            results = feeds.tokens(by_number.table, named[k, 0], length, length)
+            results = token_batches.tokens(by_number.table, named[k, 0], length, length)
             np.testing.assert_array_equal(results, sent[k, 0])
 
 

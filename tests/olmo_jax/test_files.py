@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from olmo_jax.files import DamagedFileError, read_json, write_json, write_whole
+from olmo_jax.files import DamagedFileError, read_json, whole_folder, write_json, write_whole
 
 
 def test_several_that_write_one_file_are_in_nobodys_way(tmp_path):
@@ -38,6 +38,30 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path):
         write_json(path, {"x": float("nan")})
     assert path.read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
+
+
+def test_a_folder_appears_whole_in_place_of_an_empty_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / ".a.partial").mkdir()
+    (tmp_path / ".a.partial" / "left by a kill").touch()
+    with whole_folder(tmp_path / "a") as partial:
+        (partial / "b.txt").write_text("text")
+        assert list((tmp_path / "a").iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.txt"]
+
+
+def test_a_folder_that_fails_leaves_what_was_in_its_place(tmp_path):
+    with pytest.raises(ValueError, match="stop"), whole_folder(tmp_path / "a") as partial:
+        (partial / "b.txt").write_text("text")
+        raise ValueError("stop")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "before").touch()
+    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "a") as partial:
+        (partial / "b.txt").write_text("text")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["before"]
 
 
 def test_half_a_surrogate_pair_is_written_as_an_escape(tmp_path):

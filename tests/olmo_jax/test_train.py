@@ -19,7 +19,7 @@ from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.config import ComputeConfig, ConfigError, MeshConfig
 from olmo_jax.execution import memory as deciding
 from olmo_jax.execution import sharding
-from olmo_jax.execution.memory import decide
+from olmo_jax.execution.memory import choose_execution_plan
 from olmo_jax.execution.program import compile_steps
 from olmo_jax.logs.metrics import read_jsonl
 from olmo_jax.storage.lock import LockError
@@ -375,7 +375,7 @@ def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others
 def test_a_batch_that_does_not_fit_goes_through_in_parts(cohort, trained, index, tmp_path, monkeypatch):
     """What the compiled steps need of memory decides, once: a resumed training has more room and does as it did."""
     mesh = sharding.make_mesh(cohort.shape.config.mesh, len(cohort.runs))
-    chosen = decide(cohort.shape, len(cohort.runs), mesh)
+    chosen = choose_execution_plan(cohort.shape, len(cohort.runs), mesh)
     memory = compile_steps(cohort.shape, cohort.runs, mesh, chosen).steps.memory_analysis()
     whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     workdir = epath.Path(tmp_path)

@@ -1,1 +1,1 @@
-"""Where text comes from: one file per corpus, and what they share."""
+"""The corpora: one module per corpus, and what they share."""

@@ -1,6 +1,6 @@
-"""The corpus "arithmetic": all equations a o b = c of a small group, of which each run learns from some.
+"""The corpus "arithmetic": all equations a o b = c of a small group; each run trains on some of them.
 
-Prepared they are one domain without a validation split: which of them a run holds out is the run's own matter. Tokens
+The prepared data are one domain without a validation split, since each run chooses the equations it holds out. Tokens
 are the group's elements 0, 1 and so on, then "o", "=" and eos.
 
 Source: Power et al. 2022, section 2; paper B (arXiv 2506.01034), whose windows are "a o b =".
@@ -25,19 +25,19 @@ EOS = "<|endoftext|>"
 LENGTH = 5
 STRIDE = LENGTH + 1
 _SYMBOLS = {"add": "+", "subtract": "-", "divide": "/", "permute": "*"}
-# Batches are drawn this many at a time; any step is found from its number alone.
+# Batches are drawn this many at a time, with a seed per block, so that a step's batch depends only on its number.
 _BLOCK = 64
 
 
 class Split(NamedTuple):
-    """Numbers of the equations that a run learns from, and of the others; ascending."""
+    """Indices of the equations that a run trains on, and of those it holds out; int64, ascending."""
 
     train: np.ndarray
     validation: np.ndarray
 
 
 def equations(config: ArithmeticConfig) -> np.ndarray:
-    """All of them, int32 [equations, 5], a slowest: tokens of a, o, b, = and c."""
+    """Return all equations, int32 [equations, 5]: the tokens of a, o, b, = and c, sorted by a, then b."""
     n = config.elements
     a_N, b_N = (x.ravel() for x in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
     if config.operation == "divide":
@@ -56,16 +56,19 @@ def _result(config: ArithmeticConfig, a_N: np.ndarray, b_N: np.ndarray) -> np.nd
     if config.operation == "divide":
         inverse_P = np.array([pow(b, -1, p) if b else 0 for b in range(p)])
         return a_N * inverse_P[b_N] % p
-    # A permutation as a number in base p, which is ascending in their order.
+    # Permutations in lexicographic order, as ascending numbers in base p.
     permutation_EP = np.array(list(itertools.permutations(range(p))))
-    place_P = p ** np.arange(p)[::-1]
+    place_value_P = p ** np.arange(p)[::-1]
     product_NP = np.take_along_axis(permutation_EP[a_N], permutation_EP[b_N], axis=1)
-    return np.searchsorted(permutation_EP @ place_P, product_NP @ place_P)
+    return np.searchsorted(permutation_EP @ place_value_P, product_NP @ place_value_P)
 
 
 def tokenizer(config: ArithmeticConfig) -> "Tokenizer":
-    """One token a word: an element (a number, or a permutation such as 021), the operation's sign, "=", and eos."""
-    from tokenizers import Tokenizer as Backend  # not needed but to prepare, and slow to import
+    """Return the tokenizer, with one token per word.
+
+    Words are the elements (numbers, or permutations such as 021), the operation's sign, "=", and eos.
+    """
+    from tokenizers import Tokenizer as Backend  # slow to import, and only needed to prepare the data
     from tokenizers import models, pre_tokenizers
 
     from olmo_jax.data.tokenizer import Tokenizer
@@ -80,13 +83,13 @@ def tokenizer(config: ArithmeticConfig) -> "Tokenizer":
 
 
 def split(config: ArithmeticConfig, seed: int) -> Split:
-    """What a run with this data seed learns from and what it is held to."""
+    """Return the equations that a run with this data seed trains on, and those it holds out."""
     order = np.random.default_rng([1, seed]).permutation(config.equations)
     return Split(np.sort(order[: config.train_equations]), np.sort(order[config.train_equations :]))
 
 
 class Batches:
-    """Numbers of equations drawn from a run's own with replacement: `batches[step]`, int64 [batch_size]."""
+    """A run's batches: `batches[step]` are training equations drawn with replacement, indices, int64 [batch_size]."""
 
     def __init__(self, config: ArithmeticConfig, batch_size: int, seed: int):
         self._train, self._batch_size, self._seed = split(config, seed).train, batch_size, seed
@@ -101,10 +104,10 @@ class Batches:
 
 
 def documents(config: ArithmeticConfig) -> Iterator[np.ndarray]:
-    """Each equation's tokens, in order of their numbers."""
+    """Return the tokens of each equation, uint32 [5], in the order of `equations`."""
     return iter(equations(config).astype(np.uint32))
 
 
 def sources(config: ArithmeticConfig) -> dict[str, str]:
-    """What identifies the equations."""
+    """Return what identifies the equations."""
     return {"version": VERSION, "operation": config.operation, "modulus": str(config.modulus)}

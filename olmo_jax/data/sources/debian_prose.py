@@ -1,8 +1,8 @@
 """English prose from Debian packages: manuals, dictionaries, an essay, the Bible, mathematics, sayings.
 
-The packages are fetched with `apt-get download`, which needs neither root nor an installation, kept as they are, and
-unpacked as they are read. The same packages give the same examples in the same order; one that has been kept stays the
-source, whatever Debian has published since.
+The packages are fetched with `apt-get download`, which needs no root and installs nothing, and are kept in the cache.
+The same packages give the same examples in the same order; a package in the cache is used even if Debian has published
+a newer one.
 """
 
 import gzip
@@ -20,9 +20,9 @@ from olmo_jax.data import DataError
 from olmo_jax.data.sources import downloads, markup, prose
 from olmo_jax.data.sources.example import Example, capped
 
-VERSION = "1.0.0"  # of what the packages are turned into; a change of the text needs a new one
+VERSION = "1.0.0"  # of the text that is made of the packages; raise it if that changes
 MIN_WORDS = 8
-_LARGEST_EXAMPLE = 100_000  # bytes; a longer file becomes several examples
+_LARGEST_EXAMPLE = 100_000  # bytes; a longer document becomes several examples
 _WANTED_BY = "data.corpus 'debian_prose'"
 
 
@@ -30,10 +30,10 @@ class Package(NamedTuple):
     """A package and how it is read.
 
     Attributes:
-      names: what it is called in one Debian release or another, best first.
-      files: pattern that the paths of its files match, whole.
-      read: from the text of a file, or of a section, to paragraphs.
-      divide: from the text of a file that is a collection to sections; None for a file that is one text.
+      names: its names in different Debian releases, in order of preference.
+      files: pattern that the whole paths of its files match.
+      read: returns the paragraphs of a file, or of a section of one.
+      divide: returns the sections of a file that is a collection; None if files are texts.
     """
 
     names: tuple[str, ...]
@@ -42,9 +42,9 @@ class Package(NamedTuple):
     divide: markup.Divider | None = None
 
 
-class _Piece(NamedTuple):
+class _Text(NamedTuple):
     id: str
-    source: Path | str  # a file not read yet, or a section of one
+    source: Path | str  # a file to be read, or the text of a section
     read: markup.Reader
 
 
@@ -91,7 +91,7 @@ DOMAINS: dict[str, tuple[Package, ...]] = {
         ),
     ),
 }
-# About what a domain gives in all, in 1e6 bytes, for telling beforehand how much text there is.
+# The approximate size of each domain in 1e6 bytes, to estimate sizes before anything is fetched.
 MEGABYTES = {
     "bible": 4.1,
     "dictionary": 31.4,
@@ -110,27 +110,27 @@ MEGABYTES = {
 
 
 def sources(max_megabytes: float) -> dict[str, str]:
-    """What the corpus is made from: names and contents of the packages, fetched here if they aren't kept already.
+    """Return what identifies the corpus: names and hashes of the packages, which are fetched if they aren't cached.
 
-    Raises DataError where a package is neither kept nor to be had.
+    Raises DataError for a package that is not in the cache and can't be fetched.
     """
-    found = {"debian_prose": VERSION, "max_megabytes": repr(max_megabytes)}
+    described = {"debian_prose": VERSION, "max_megabytes": repr(max_megabytes)}
     for domain, packages in DOMAINS.items():
         for package in packages:
             deb = _fetched(domain, package)
             with deb.open("rb") as file:
-                found[f"{domain}/{deb.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                described[f"{domain}/{deb.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return described
 
 
 def examples(max_megabytes: float) -> Iterator[Example]:
-    """The documents of all domains in turn, at most `max_megabytes` (1e6 bytes of UTF-8) of each.
+    """Yield the documents of all domains, one domain after the other, at most `max_megabytes` (1e6 bytes) of each.
 
-    A document is a file, a chapter of the Bible or some dozens of entries, in paragraphs of at least MIN_WORDS words; a
-    longer one than 100 kB is cut. Any beginning of a domain is an even sample of its files. A paragraph that was there
-    before, up to case, digits and white space, is left out, in this domain and all after it.
+    A document is a file, a chapter of the Bible or a few dozen entries, in paragraphs of at least MIN_WORDS words; one
+    longer than 100 kB is cut. The files of a domain are in the order of hashes, so the first ones are a random sample.
+    Paragraphs that are repeated, in any domain and up to case, digits and white space, are left out.
 
-    Raises DataError where a package is neither kept nor to be had, can't be unpacked, or holds none of its files.
+    Raises DataError for a package that can't be fetched or unpacked, or holds no file that matches.
     """
     seen: set[bytes] = set()
     for domain in DOMAINS:
@@ -139,39 +139,39 @@ def examples(max_megabytes: float) -> Iterator[Example]:
 
 def _domain(domain: str, seen: set[bytes]) -> Iterator[Example]:
     with tempfile.TemporaryDirectory(prefix="debian-prose-") as scratch:
-        pieces: list[_Piece] = []
+        texts: list[_Text] = []
         for number, package in enumerate(DOMAINS[domain]):
-            pieces += _pieces(package, _fetched(domain, package), Path(scratch, str(number)))
-        for piece in sorted(pieces, key=lambda piece: hashlib.sha256(piece.id.encode()).digest()):
-            text = _text(piece.source) if isinstance(piece.source, Path) else piece.source
-            paragraphs = filter(None, (prose.as_prose(paragraph, MIN_WORDS) for paragraph in piece.read(text)))
+            texts += _texts(package, _fetched(domain, package), Path(scratch, str(number)))
+        for item in sorted(texts, key=lambda item: hashlib.sha256(item.id.encode()).digest()):
+            text = _decoded(item.source) if isinstance(item.source, Path) else item.source
+            paragraphs = filter(None, (prose.as_prose(paragraph, MIN_WORDS) for paragraph in item.read(text)))
             for number, text in enumerate(_portions(prose.fresh(paragraphs, seen))):
-                yield Example(f"{piece.id}#{number}" if number else piece.id, domain, text)
+                yield Example(f"{item.id}#{number}" if number else item.id, domain, text)
 
 
 def _fetched(domain: str, package: Package) -> Path:
     return downloads.debian_package(package.names, f"domain {domain!r} of {_WANTED_BY}")
 
 
-def _pieces(package: Package, deb: Path, scratch: Path) -> list[_Piece]:
-    """The texts of a package, as yet unread unless they are sections of a file."""
-    found: list[_Piece] = []
+def _texts(package: Package, deb: Path, scratch: Path) -> list[_Text]:
+    """Return the texts of a package; those that are whole files are not read yet."""
+    texts: list[_Text] = []
     for name, path in _unpacked(deb, package.files, scratch):
         at = f"{deb.name.partition('_')[0]}/{name}"
         if package.divide is None:
-            found.append(_Piece(at, path, package.read))
+            texts.append(_Text(at, path, package.read))
         else:
-            sections = enumerate(package.divide(_text(path)))
-            found += [_Piece(f"{at}/{number:05d}", section, package.read) for number, section in sections]
-    return found
+            sections = enumerate(package.divide(_decoded(path)))
+            texts += [_Text(f"{at}/{number:05d}", section, package.read) for number, section in sections]
+    return texts
 
 
 def _unpacked(deb: Path, pattern: str, scratch: Path) -> list[tuple[str, Path]]:
-    """Name in the package and place on disk of each regular file that matches."""
+    """Unpack the regular files that match; return for each its name in the package and its path on disk."""
     if shutil.which("dpkg-deb") is None:
         raise DataError(f"{_WANTED_BY} needs dpkg-deb, which isn't here; choose another corpus, or run on Debian")
     scratch.mkdir()
-    found: list[tuple[str, Path]] = []
+    unpacked: list[tuple[str, Path]] = []
     command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as unpacking:
         assert unpacking.stdout and unpacking.stderr
@@ -180,20 +180,20 @@ def _unpacked(deb: Path, pattern: str, scratch: Path) -> list[tuple[str, Path]]:
             with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
                 for member in archive:
                     if member.isfile() and re.fullmatch(pattern, member.name):
-                        # Under a number: no name in an archive decides where a file is written.
-                        found.append((member.name.removeprefix("./"), scratch / str(len(found))))
-                        found[-1][1].write_bytes(archive.extractfile(member).read())  # type: ignore[union-attr]
+                        # Files are named by number: a name in an archive could lead out of the folder.
+                        unpacked.append((member.name.removeprefix("./"), scratch / str(len(unpacked))))
+                        unpacked[-1][1].write_bytes(archive.extractfile(member).read())  # type: ignore[union-attr]
         except tarfile.TarError as error:
             broken = str(error)
-        unpacking.stdout.read()  # what is left, or dpkg-deb waits, or complains that nobody takes it
-        said = unpacking.stderr.read().decode(errors="replace").strip() or broken
-    if said or not found:
-        why = f"can't be unpacked ({said.splitlines()[-1]})" if said else f"holds no file like {pattern}"
+        unpacking.stdout.read()  # the rest, or dpkg-deb would block or report a broken pipe
+        problem = unpacking.stderr.read().decode(errors="replace").strip() or broken
+    if problem or not unpacked:
+        why = f"can't be unpacked ({problem.splitlines()[-1]})" if problem else f"holds no file like {pattern}"
         raise DataError(f"{deb}: {why}; remove it, and it is fetched again")
-    return found
+    return unpacked
 
 
-def _text(path: Path) -> str:
+def _decoded(path: Path) -> str:
     raw = path.read_bytes()
     if raw.startswith(b"\x1f\x8b"):
         raw = gzip.decompress(raw)
@@ -206,7 +206,7 @@ def _text(path: Path) -> str:
 
 
 def _portions(paragraphs: Sequence[str]) -> Iterator[str]:
-    """Paragraphs joined to texts of at most `_LARGEST_EXAMPLE` bytes, or of one paragraph."""
+    """Yield texts of joined paragraphs, of at most `_LARGEST_EXAMPLE` bytes or one paragraph."""
     portion: list[str] = []
     size = 0
     for paragraph in paragraphs:

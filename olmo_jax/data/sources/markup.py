@@ -1,7 +1,7 @@
-"""From the file formats of documentation to raw paragraphs: markup taken off, one line each, prose or not.
+"""Extract paragraphs from file formats of documentation, without markup, each on one line.
 
-A reader turns a text into paragraphs; a divider cuts a file that is a whole collection into texts of some dozens of
-entries. What reads as prose among the paragraphs is for `prose.as_prose` to say.
+A reader turns a text into paragraphs; a divider cuts a collection of entries into texts of a few dozen entries.
+`prose.as_prose` selects the paragraphs that are prose.
 """
 
 import html as entities
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 Reader = Callable[[str], list[str]]
 Divider = Callable[[str], list[str]]
 
-_ENTRIES_A_TEXT = 50
+_ENTRIES_PER_TEXT = 50
 
-# Patterns and not html.parser, which takes ten times as long: the pages come from a few generators and are well-formed.
+# Patterns suffice, as the pages are from a few generators and well-formed; html.parser would take ten times as long.
 _HTML_LEFT_OUT = re.compile(
     r"<!--.*?-->|<(head|script|style|pre|nav|svg|math|button)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE
 )
@@ -26,21 +26,21 @@ _HTML_INLINE = re.compile(
 )
 _HTML_BREAK = re.compile(r"<br\b[^>]*>", re.IGNORECASE)
 _HTML_TAG = re.compile(r"<[!?/a-zA-Z][^>]*>")
-_PILCROW = re.compile("[¶\u200b\u00ad]|\uf0c1")  # signs of links to a heading, and what marks where a word may break
+_PILCROW = re.compile("[¶\u200b\u00ad]|\uf0c1")  # signs of links to headings, and marks where a word may break
 
 _HTML_NAVIGATION = re.compile(r"(?:Next|Previous|Prev|Up): |‹ |.* ›$")
 
 _POD_INDEX = re.compile(r"[XZ]<[^<>]*>")
 _POD_WIDE = re.compile(r"[A-Z](<{2,})\s(.*?)\s>{2,}")
 _POD_LINK = re.compile(r"L<([^<>|]*)\|[^<>]*>")
-_POD_CODE = re.compile(r"[A-Z]<((?:[^<>]|(?<![A-Z])<)*)>")  # a "<" after anything but a capital is itself
+_POD_CODE = re.compile(r"[A-Z]<((?:[^<>]|(?<![A-Z])<)*)>")  # a "<" that follows no capital is a plain character
 _POD_ESCAPE = re.compile(r"E<(\w+)>")
 
 _DICTD = (
     (re.compile(r"\s?\\[^\\\n]*\\,?"), ","),  # pronunciation: \Af*fect"\,
-    (re.compile(r"\s?\([^()\s]*\"[^()\s]*\)(?=,)"), ""),  # and again: (r[a^]s"p[y^])
+    (re.compile(r"\s?\([^()\s]*\"[^()\s]*\)(?=,)"), ""),  # pronunciation: (r[a^]s"p[y^])
     (re.compile(r"\[[^\[\]]*\]"), ""),
-    (re.compile(r"\[[^\[\]]*\]|[{}]"), ""),  # brackets that had others in them
+    (re.compile(r"\[[^\[\]]*\]|[{}]"), ""),  # brackets that contained others
     (re.compile(r"(?m)^( *)(?:\d+\.|\([a-z]\)) "), r"\1"),
 )
 
@@ -53,59 +53,59 @@ BIBLE_MAGIC = b"EC02Compressed Data File"
 
 
 def html(text: str) -> list[str]:
-    """Paragraphs, list items, headings and cells of a page, without preformatted text and navigation."""
+    """Return paragraphs, list items, headings and cells of an HTML page, without preformatted text and navigation."""
     text = _HTML_INLINE.sub("", _HTML_LEFT_OUT.sub("<p>", text))
     blocks = _HTML_TAG.split(_HTML_BREAK.sub(" ", text))
-    found = _lines(_PILCROW.sub("", entities.unescape(block)) for block in blocks)
-    return [line for line in found if not _HTML_NAVIGATION.match(line)]
+    texts = _lines(_PILCROW.sub("", entities.unescape(block)) for block in blocks)
+    return [line for line in texts if not _HTML_NAVIGATION.match(line)]
 
 
 def pod(text: str) -> list[str]:
-    """Perl's "plain old documentation", without its verbatim blocks and commands."""
+    """Return paragraphs of Perl's "plain old documentation", without verbatim blocks and commands."""
     blocks = re.split(r"\n\s*\n", text)
     return _lines(_without_pod_codes(b) for b in blocks if not b.startswith((" ", "\t", "=")))
 
 
 def plain(text: str) -> list[str]:
-    """Paragraphs between blank lines."""
+    """Return the paragraphs between blank lines."""
     return _lines(re.split(r"\n\s*\n", text))
 
 
 def lines(text: str) -> list[str]:
-    """A paragraph a line."""
+    """Return the lines, each as a paragraph."""
     return _lines(text.splitlines())
 
 
 def dictd_entries(text: str) -> list[str]:
-    """Groups of entries of a dictionary for dictd, as GCIDE has them; pronunciation, sources and etymology are cut."""
+    """Return groups of entries of a dictionary for dictd (GCIDE), without pronunciation, sources and etymology."""
     for pattern, instead in _DICTD:
         text = pattern.sub(instead, text)
     return _groups(re.split(r"\n\s*\n(?=\S)", text))
 
 
 def wordnet_entries(text: str) -> list[str]:
-    """Groups of glosses, "word: what it means; "an example"", a line each."""
-    found = []
+    """Return groups of glosses of WordNet, one per line: `word: its meaning; "an example"`."""
+    glosses = []
     for line in text.splitlines():
         head, bar, gloss = line.partition(" | ")
         if bar and not line.startswith(" "):
-            found.append(f"{head.split(maxsplit=5)[4].replace('_', ' ')}: {gloss.strip()}")
-    return _groups(found, "\n")
+            glosses.append(f"{head.split(maxsplit=5)[4].replace('_', ' ')}: {gloss.strip()}")
+    return _groups(glosses, "\n")
 
 
 def metamath_comments(text: str) -> list[str]:
-    """Groups of the comments of a Metamath database, without credits and marks; formulas stay in their sentences."""
-    found = (_METAMATH_CREDIT.sub("", comment) for comment in _METAMATH_COMMENT.findall(text))
-    return _groups([_METAMATH_SIGN.sub("", comment) for comment in found])
+    """Return groups of comments of a Metamath database, without credits and markup, but with formulas."""
+    comments = (_METAMATH_CREDIT.sub("", comment) for comment in _METAMATH_COMMENT.findall(text))
+    return _groups([_METAMATH_SIGN.sub("", comment) for comment in comments])
 
 
 def fortunes(text: str) -> list[str]:
-    """Groups of the sayings of a fortune file."""
+    """Return groups of the sayings in a fortune file."""
     return _groups(re.split(r"(?m)^%\n", text))
 
 
 def bible_chapters(text: str) -> list[str]:
-    """Chapters of lines "Ge1:1 In the beginning ...", a verse a line, without the numbers."""
+    """Return the chapters of lines "Ge1:1 In the beginning ...", one verse per line, without the numbers."""
     chapters: dict[str, list[str]] = {}
     for name, verse in _VERSE.findall(text):
         chapters.setdefault(name, []).append(verse)
@@ -113,9 +113,9 @@ def bible_chapters(text: str) -> list[str]:
 
 
 def bible_text(packed: bytes) -> str:
-    """The text of Debian's bible.data: a table of blocks, each what `compress` makes of 64 KiB, without its header.
+    """Return the text of Debian's bible.data: a table of blocks of 64 KiB, compressed by `compress`, without headers.
 
-    gzip undoes `compress`; Python has nothing that does.
+    The gzip program decompresses them; Python's standard library can't.
     """
     (count,) = struct.unpack_from(">I", packed, 0x58)
     starts = [*struct.unpack_from(f">{count}I", packed, 0x5C), len(packed)]
@@ -134,7 +134,7 @@ def _without_pod_codes(text: str) -> str:
 
 
 def _groups(entries: Sequence[str], between: str = "\n\n") -> list[str]:
-    portions = (entries[i : i + _ENTRIES_A_TEXT] for i in range(0, len(entries), _ENTRIES_A_TEXT))
+    portions = (entries[i : i + _ENTRIES_PER_TEXT] for i in range(0, len(entries), _ENTRIES_PER_TEXT))
     return [between.join(portion) for portion in portions]
 
 

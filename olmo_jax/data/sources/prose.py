@@ -1,7 +1,7 @@
-"""From Python source to clean prose: what its docstrings and comments say to a reader.
+"""Extract prose from the docstrings and comments of Python source.
 
-A paragraph comes out on one line, with its markup taken off, and only where it reads as English sentences: examples,
-tables, directives, licences and commented-out code are left behind.
+Paragraphs are returned on one line each, without markup, and only if they read as English sentences: examples, tables,
+directives, licences and commented-out code are left out.
 """
 
 import ast
@@ -20,8 +20,8 @@ MIN_WORDS = 5
 _MIN_LETTER_SHARE = 0.8
 _MIN_WORD_SHARE = 0.7
 
-# A line that starts with '#' is a comment unless a string runs through it; one pass over both tells them apart, about
-# ten times faster than `tokenize`.
+# A line that starts with '#' is a comment unless it is within a string; one pass over both distinguishes them, about
+# ten times as fast as `tokenize`.
 _STRING_OR_COMMENT = re.compile(
     r"(?P<comment>\#[^\n]*)"
     r'|"""(?:[^\\]|\\.)*?"""'
@@ -64,30 +64,30 @@ _CODE = re.compile(
     r"|.*[{}\[\](,;\\]"
 )
 _WORD = re.compile(r"[(\"']*[A-Za-z]+(?:['-][A-Za-z]+)*[)\"']*[.,;:!?]*[)\"']*")
-# English without any of these is a list of names.
+# A text without any of these is a list of names, not a sentence.
 _FUNCTION_WORD = re.compile(
     r"\b(?:the|an?|of|to|is|are|in|and|for|if|be|this|that|it|not|with|as|or|by|on|from|at|when|we|can|must|should)\b"
 )
 
 
 def paragraphs(source: str) -> list[str]:
-    """The clean paragraphs of a module, docstrings first, each on one line, each once.
+    """Return the paragraphs of prose of a module, first those of docstrings, each on one line and without repetitions.
 
-    Raises SyntaxError (or ValueError, for null bytes) where `source` isn't a module of this interpreter's Python.
+    Raises SyntaxError (or ValueError, for null bytes) if this interpreter can't parse `source`.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in the code of others
+        warnings.simplefilter("ignore")  # about outdated escapes in other people's code
         tree = ast.parse(source)
-    found = [p for text in _docstrings(tree) for p in _from_docstring(text)]
-    found += [p for block in _comment_blocks(source) for p in _from_comments(block)]
-    return list(dict.fromkeys(found))
+    texts = [p for text in _docstrings(tree) for p in _from_docstring(text)]
+    texts += [p for block in _comment_blocks(source) for p in _from_comments(block)]
+    return list(dict.fromkeys(texts))
 
 
 def paragraphs_of_files(paths: Sequence[Path]) -> list[list[str]]:
-    """`paragraphs` of each file, in order, read by a process of its own; [] for what isn't UTF-8 or doesn't parse.
+    """Return the `paragraphs` of each file, in order; [] for a file that isn't UTF-8 or can't be parsed.
 
-    The process is this file run as a filter: `multiprocessing` would import the caller's main module (and with it jax)
-    once more, or fail where there is none.
+    A separate process reads them by running this file as a filter: `multiprocessing` would import the caller's main
+    module (and so jax) again, or fail if there is none.
     """
     filtered = subprocess.run(
         [sys.executable, "-I", __file__],
@@ -100,7 +100,7 @@ def paragraphs_of_files(paths: Sequence[Path]) -> list[list[str]]:
 
 
 def fresh(texts: Iterable[str], seen: set[bytes]) -> list[str]:
-    """The paragraphs not seen before, up to case, digits and white space; adds them to `seen`."""
+    """Return the paragraphs that aren't in `seen`, up to case, digits and white space, and add them to it."""
     kept = []
     for text in texts:
         key = hashlib.blake2b(re.sub(r"[\d\s]+", "", text).casefold().encode(), digest_size=12).digest()
@@ -111,7 +111,7 @@ def fresh(texts: Iterable[str], seen: set[bytes]) -> list[str]:
 
 
 def as_prose(text: str, min_words: int = MIN_WORDS) -> str:
-    """`text`, one paragraph on one line, or "" where it doesn't read as English sentences or is about a licence."""
+    """Return `text`, a paragraph on one line, or "" if it doesn't read as English sentences or is about a licence."""
     words = text.split()
     if len(words) < min_words:
         return ""
@@ -128,7 +128,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
         text = ast.get_docstring(node, clean=True)
         if text:
             yield text
-    # Only compound statements have a body, and no definition hides in an expression: a tenth of the tree.
+    # Definitions are only in the bodies of statements, which are a tenth of the tree.
     for field in ("body", "orelse", "handlers", "finalbody"):
         for child in getattr(node, field, ()):
             if hasattr(child, "body"):
@@ -136,7 +136,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 
 
 def _comment_blocks(source: str) -> Iterator[str]:
-    """Runs of lines that hold nothing but a comment, at one indentation, without the '#'."""
+    """Yield blocks of consecutive comment lines with the same indentation, without the '#'."""
     block: list[str] = []
     last_end, last_column = -1, -1
     for match in _STRING_OR_COMMENT.finditer(source):
@@ -160,7 +160,7 @@ def _from_docstring(text: str) -> Iterator[str]:
 
 
 def _from_comments(text: str) -> Iterator[str]:
-    if _LICENCE.search(text):  # its paragraphs don't all name it
+    if _LICENCE.search(text):  # not all of its paragraphs would be recognised
         return
     for lines in _blocks(text):
         if any(_CODE.fullmatch(line) or _TOOL_NOTE.match(line) for line in lines):
@@ -170,7 +170,7 @@ def _from_comments(text: str) -> Iterator[str]:
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Paragraphs as lists of stripped lines: split at blank lines and items, without examples, literals and tables."""
+    """Yield paragraphs, split at blank lines and items, as stripped lines, without examples, literals and tables."""
     block: list[str] = []
     last_indent = 0
     skip_deeper: int | None = None  # inside a literal block or directive that began at this indentation
@@ -194,20 +194,20 @@ def _blocks(text: str) -> Iterator[list[str]]:
             if block:
                 yield block
             block = []
-            said = _PROSE_DIRECTIVE.match(line)
-            if not said:
+            directive = _PROSE_DIRECTIVE.match(line)
+            if not directive:
                 skip_deeper = indent
-            elif line[said.end() :]:
-                block, last_indent = [line[said.end() :]], indent
+            elif line[directive.end() :]:
+                block, last_indent = [line[directive.end() :]], indent
             continue
         if _RULE.fullmatch(line):
-            block = block[:-1]  # the heading that it underlines
+            block = block[:-1]  # without the heading that it underlines
             if block:
                 yield block
             block = []
             continue
         if _TABLE.fullmatch(line):
-            block = []  # the rows above looked like words
+            block = []  # the rows above it looked like text
             continue
         item = _ITEM.match(line)
         deeper = indent > last_indent and block and _ends_heading(block[-1])
@@ -223,12 +223,12 @@ def _blocks(text: str) -> Iterator[list[str]]:
 
 
 def _ends_heading(line: str) -> bool:
-    """Whether deeper lines after this one say what it is: a name, or a name and its type."""
+    """Return whether a line is a name, or a name and its type, that more deeply indented lines describe."""
     return bool(_TYPED_NAME.match(line)) or (len(line.split()) <= 3 and not line.endswith((".", ",")))
 
 
 def _clean(lines: list[str]) -> str:
-    """One line of prose, or "" where it doesn't read as prose."""
+    """Return a paragraph on one line, without markup, or "" if it doesn't read as prose."""
     text = " ".join(" ".join(lines).split())
     text = _LINK.sub(lambda m: m.group(1) or m.group(2), _ROLE.sub("", text))
     text = _QUOTED.sub(r"\2", text).strip()
@@ -236,15 +236,15 @@ def _clean(lines: list[str]) -> str:
 
 
 def _main() -> None:
-    """The filter: a path a line in, a JSON list of paragraphs a line out."""
-    gc.disable()  # syntax trees die with their last reference; looking for cycles in them costs as much as parsing
+    """Run the filter: read one path per line, write one JSON list of paragraphs per line."""
+    gc.disable()  # syntax trees have no cycles to collect, and looking for some takes as long as parsing
     sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     for path in sys.stdin.read().splitlines():
         try:
-            found = paragraphs(Path(path).read_text(encoding="utf-8"))
+            texts = paragraphs(Path(path).read_text(encoding="utf-8"))
         except (SyntaxError, ValueError, RecursionError, OSError):
-            found = []
-        print(json.dumps(found))
+            texts = []
+        print(json.dumps(texts))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The corpus that is always there: the Python files of the standard library and of installed packages.
+"""A corpus that needs no download: the Python files of the standard library and of installed packages.
 
-Their docstrings and comments are prose, the files themselves code. Nothing is downloaded, and the same versions of the
-same packages give the same examples in the same order.
+Docstrings and comments of most files are prose; the others are used as code. The same versions of the same packages
+give the same examples in the same order.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from olmo_jax.data.sources import prose
 from olmo_jax.data.sources.example import Example, capped
 
-VERSION = "1.0.0"  # of what the files are turned into; a change of the text needs a new one
+VERSION = "1.0.0"  # of the text that is made of the files; raise it if that changes
 
 # (distribution, folder below site-packages)
 TRAINING = (
@@ -44,18 +44,18 @@ HELD_OUT = {
     ),
 }
 
-# Tests repeat themselves, vendored code belongs to others, and the rest is written by programs.
+# Tests are repetitive, vendored code belongs to other packages, and the rest is generated.
 _SKIPPED_FOLDERS = re.compile(
     r"tests?|_?testing|idle_test|internal_test_util|_generated|(site|dist)-packages|__pycache__|_?vendor|_bundled|"
     r"encodings|pydoc_data|lib2to3|lib-dynload|graph_objs|validators"
 )
 _SKIPPED_FILES = re.compile(r"_sysconfigdata.*|__config__\.py|_?version\w*\.py|.*_test\.py|test_.*\.py")
-# A file goes to prose or to code, never to both: code holds its docstrings, and a model tuned on it would have read
-# the validation prose.
+# A file is used for prose or for code, never for both: code contains docstrings, so a model fine-tuned on code would
+# see validation text of the prose.
 _CODE_SHARE = 0.2
 _LARGEST_CODE_FILE = 200_000
 _GENERATED = re.compile(r"(?i)(auto-?)?generated (by|from|file|automatically)|do not (edit|modify)")
-_FILES_A_PROCESS = (16, 128)  # at first, so that a small cap is soon met, and at most
+_FILES_PER_PROCESS = (16, 128)  # at first, so that a small limit is reached soon, and at most
 
 
 class File(NamedTuple):
@@ -66,43 +66,42 @@ class File(NamedTuple):
 
 
 def sources(max_megabytes: float) -> dict[str, str]:
-    """What the corpus is made from, without reading it: versions, and a hash over names and sizes of files.
+    """Return what identifies the corpus, without reading it: versions, and a hash of the names and sizes of files.
 
-    The sizes are there since one version of the standard library is not the same on every system.
+    Sizes are included since the standard library of one version differs between systems.
     """
-    found = {"python_packages": VERSION, "python": platform.python_version(), "max_megabytes": repr(max_megabytes)}
+    described = {"python_packages": VERSION, "python": platform.python_version(), "max_megabytes": repr(max_megabytes)}
     for domain, name, folder in _packages():
         distribution = _distribution(name)
         if distribution is not None:
-            found[f"{domain}/{folder}"] = distribution.version
+            described[f"{domain}/{folder}"] = distribution.version
     listing = "".join(f"{f.domain} {f.id} {f.bytes}\n" for f in files())
-    return found | {"files": hashlib.sha256(listing.encode()).hexdigest()}
+    return described | {"files": hashlib.sha256(listing.encode()).hexdigest()}
 
 
 def files() -> list[File]:
-    """Every file the corpus may draw from, in the order in which it does: by the hash of its id, so any beginning of
-    the list is an even sample of all packages."""
+    """Return the files of the corpus, sorted by a hash of their ids, so that the first ones are a random sample."""
     roots = [("prose", "python", Path(sysconfig.get_paths()["stdlib"]))]
     for domain, name, folder in _packages():
         distribution = _distribution(name)
         if distribution is not None:
             roots.append((domain, folder, Path(str(distribution.locate_file(folder)))))
-    found = [file for domain, folder, root in roots for file in _files_below(root, folder, domain)]
-    return sorted(found, key=lambda file: _hash(file.id))
+    unsorted = [file for domain, folder, root in roots for file in _files_below(root, folder, domain)]
+    return sorted(unsorted, key=lambda file: _hash(file.id))
 
 
 def examples(max_megabytes: float) -> Iterator[Example]:
-    """The documents of all domains, at most `max_megabytes` (1e6 bytes of UTF-8) of each kind.
+    """Yield the documents of all domains, at most `max_megabytes` (1e6 bytes of UTF-8) of each kind.
 
-    The kinds are training prose (domain "prose"), held-out prose (the domains of HELD_OUT together) and "code". A
-    paragraph that was there before, up to case, digits and white space, is left out; training prose goes first, so no
-    held-out domain repeats a paragraph of it.
+    The kinds are training prose (domain "prose"), held-out prose (all domains of HELD_OUT) and "code". Repeated
+    paragraphs, up to case, digits and white space, are left out; training prose comes first, so no held-out domain
+    contains a paragraph of it.
     """
-    found = files()
+    all_files = files()
     limit = max_megabytes * 1e6
-    code = [f for f in found if f.domain == "prose" and _is_code(f.id)]
-    training = [f for f in found if f.domain == "prose" and not _is_code(f.id)]
-    held_out = [f for f in found if f.domain != "prose"]
+    code = [f for f in all_files if f.domain == "prose" and _is_code(f.id)]
+    training = [f for f in all_files if f.domain == "prose" and not _is_code(f.id)]
+    held_out = [f for f in all_files if f.domain != "prose"]
     seen: set[bytes] = set()
     yield from capped(_prose(training, seen), limit)
     yield from capped(_prose(held_out, seen), limit)
@@ -139,15 +138,15 @@ def _is_code(file_id: str) -> bool:
     return _hash(f"kind of {file_id}") < _CODE_SHARE * 2**64
 
 
-def _prose(found: Sequence[File], seen: set[bytes]) -> Iterator[Example]:
-    for file, paragraphs in zip(found, _read_in_parallel([f.path for f in found]), strict=True):
+def _prose(chosen: Sequence[File], seen: set[bytes]) -> Iterator[Example]:
+    for file, paragraphs in zip(chosen, _read_in_parallel([f.path for f in chosen]), strict=True):
         text = "\n\n".join(prose.fresh(paragraphs, seen))
         if text:
             yield Example(file.id, file.domain, text)
 
 
 def _read_in_parallel(paths: Sequence[Path]) -> Iterator[list[str]]:
-    """Paragraphs of each file in order, a process a core, only a little further than what is asked for."""
+    """Yield the paragraphs of each file in order, read by one process per core, a little ahead of the caller."""
     workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[list[list[str]]]] = deque()
@@ -164,15 +163,15 @@ def _read_in_parallel(paths: Sequence[Path]) -> Iterator[list[str]]:
 
 
 def _growing_portions(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    begin, (size, largest) = 0, _FILES_A_PROCESS
+    begin, (size, largest) = 0, _FILES_PER_PROCESS
     while begin < len(paths):
         yield paths[begin : begin + size]
         begin, size = begin + size, min(2 * size, largest)
 
 
-def _code(found: Sequence[File]) -> Iterator[Example]:
+def _code(chosen: Sequence[File]) -> Iterator[Example]:
     seen = set()
-    for file in found:
+    for file in chosen:
         if file.bytes > _LARGEST_CODE_FILE:
             continue
         try:

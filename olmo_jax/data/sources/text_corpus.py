@@ -1,6 +1,6 @@
-"""The corpus "text_files" in portions; their keys give its documents the order that a TFDS data set of them has.
+"""The corpus "text_files" in portions, with keys that sort its documents as a TFDS data set of them would.
 
-Lines of JSON are parsed by whoever reads a portion, so that one process can feed many.
+Lines of JSON are parsed where a portion is read, so that one process can read files fast enough for many others.
 """
 
 import functools
@@ -19,7 +19,7 @@ _SAMPLED_FILES = 8
 
 
 class _Examples(NamedTuple):
-    """Documents of a file that have been read."""
+    """A portion of documents of a file that have been read."""
 
     file: int
     examples: Sequence[Example]
@@ -29,7 +29,7 @@ class _Examples(NamedTuple):
 
 
 class _Lines(NamedTuple):
-    """Whole lines of JSON, of which the first is line `number` and begins at byte `offset`."""
+    """A portion of whole lines of JSON; the first is line `number` of the file and begins at byte `offset`."""
 
     file: int
     source: Source
@@ -43,34 +43,35 @@ class _Lines(NamedTuple):
     def content(self) -> Content:
         counted = text_files.Counted()
         stream = io.BytesIO(self.lines)
-        found = text_files.examples_of_lines(
-            self.source, stream, *self.fields, self.block_characters, counted, self.number, self.offset
+        examples = list(
+            text_files.examples_of_lines(
+                self.source, stream, *self.fields, self.block_characters, counted, self.number, self.offset
+            )
         )
-        examples = list(found)
         tally = Tally(self.source, counted.rows, counted.passed_over, len(examples), self.last)
         return _content(self.file, examples, tally)
 
 
 def _content(file: int, examples: Sequence[Example], tally: Tally | None = None) -> Content:
-    # Two folders may have a file of one name; the number keeps their keys apart, wherever they lie.
+    # Files in two folders may have the same name; the number keeps their keys distinct.
     names = (f"{file}/{example.id}" for example in examples)
     return Content([Document(example.domain, example.text) for example in examples], keys(names), tally)
 
 
 class TextCorpus:
-    """The documents of the files of a configuration, found already."""
+    """The corpus of the documents in text files; `files` are what text_files.find returns for data.files."""
 
     def __init__(self, data: DataConfig, files: Sequence[Source]):
         self._files, self._fields = files, (data.text_field, data.domain_field)
         self._separator, self._block_characters = data.separator, data.block_characters
 
     def portions(self, note: Callable[[str], None]) -> Iterator[Portion]:
-        """All of it, file after file.
+        """Yield all portions, file after file.
 
         Args:
-          note: takes a line on what was passed over, where that isn't in the portions' tallies.
+          note: called with a line about skipped rows that the portions' tallies don't count.
 
-        Raises DataError for what can't be read.
+        Raises DataError for text that can't be read.
         """
         for number, source in enumerate(self._files):
             if text_files.is_json(source):
@@ -80,7 +81,7 @@ class TextCorpus:
                 yield from map(functools.partial(_Examples, number), in_parts(examples))
 
     def rough_bytes(self) -> float:
-        """About how much text there is, told from some of the files."""
+        """Return the approximate bytes of text, estimated from a few of the files."""
         sampled = self._files[:: -(-len(self._files) // _SAMPLED_FILES)]
         text = sum(text_files.rough_bytes(source, self._fields[0]) for source in sampled)
         return text * _on_disk(self._files) / max(1, _on_disk(sampled))
@@ -99,10 +100,10 @@ class TextCorpus:
 
 
 class Counting:
-    """Sums up the tallies of all portions of a corpus, to be added in turn.
+    """Sums the tallies of the portions of each file; portions are added in order.
 
     Args:
-      note: takes a line on the rows of a file that were passed over.
+      note: called with a line about the skipped rows of a file.
     """
 
     def __init__(self, text_field: str, note: Callable[[str], None]):
@@ -110,7 +111,7 @@ class Counting:
         self._passed_over = self._documents = 0
 
     def add(self, tally: Tally | None) -> None:
-        """Takes the next portion's. Raises DataError for a file that ends without a document."""
+        """Add the tally of the next portion. Raises DataError for a file that ends without a document."""
         if tally is None:
             return
         self._passed_over += tally.passed_over

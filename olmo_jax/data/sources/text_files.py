@@ -1,4 +1,4 @@
-"""The user's own text: .txt, .jsonl, .json (.gz and .zst of these) and .parquet, as a stream of examples."""
+"""Text files of the user as examples: .txt, .jsonl and .json, also compressed (.gz, .zst), and .parquet."""
 
 import codecs
 import collections
@@ -22,7 +22,7 @@ VERSION = "1.0.0"
 DEFAULT_DOMAIN = "text"
 SUFFIXES = (*(kind + packed for kind in (".txt", ".jsonl", ".json") for packed in PACKED), ".parquet")
 
-# Links to files of these kinds have always gone by the name of the file itself, which is part of the fingerprint.
+# Links to files of these kinds have the target's name in the fingerprint, as in the first versions.
 _NAMED_BY_TARGET = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _AT_ONCE = 1 << 20
 _SAMPLE_BYTES = 8_000_000
@@ -35,9 +35,9 @@ class Source(NamedTuple):
     """A file.
 
     Attributes:
-      name: without its folder: where files lie decides nothing. Bytes that aren't UTF-8 are escaped.
-      sha256: of its content as it lies on disk.
-      path: as the user gives it; maybe a link.
+      name: without the folder, which doesn't enter the fingerprint. Bytes that aren't UTF-8 are escaped.
+      sha256: of the file as it is on disk.
+      path: as the user gives it; it may be a link.
     """
 
     name: str
@@ -50,22 +50,22 @@ class Source(NamedTuple):
 
 @dataclasses.dataclass
 class Counted:
-    """Rows of a file: the number of the last one read, and how many were passed over for their text is null."""
+    """Counts of a file's rows: the number of the last row read, and the rows skipped since their text is null."""
 
     rows: int = 0
     passed_over: int = 0
 
 
 def kind(name: str) -> str:
-    """The one of SUFFIXES, in any case, that a name ends in; "" for none."""
+    """Return the one of SUFFIXES that a name ends in, in upper or lower case; "" for none."""
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
-    """The files that paths and globs (`**` too, and `~`) stand for, each once, by name and then by content.
+    """Return the files that paths and globs (with `**` and `~`) match, each once, sorted by name, then by content.
 
-    A link counts as the file that it leads to. Raises DataError for a pattern that matches no file, a folder, a link
-    to nothing, a Git LFS pointer, and a file that isn't one of SUFFIXES.
+    A link counts as its target. Raises DataError for a pattern that matches no file, a folder, a broken link, a Git LFS
+    pointer, and a file without one of SUFFIXES.
     """
     files: dict[Path, tuple[str, Path]] = {}
     for pattern in patterns:
@@ -91,25 +91,25 @@ def sources(
     validation_fraction: float | None = None,
     files: Sequence[Source] | None = None,
 ) -> dict[str, str]:
-    """What the corpus is made from: names and contents of the files, and how they are read.
+    """Return what identifies the corpus: names and hashes of the files, and how they are read.
 
     Args:
-      files: what `find` returns for the patterns, where that is known: it takes the time to read all of them.
+      validation_fraction: if given, the files are checked for documents in both splits, as far as their hashes show.
+      files: what `find` returns for the patterns, if that is known; it reads all files.
 
-    With `validation_fraction`, raises DataError for files that hold no document of one of the splits, as far as that
-    can be told before they are read.
+    Raises DataError as `find`, and for files whose documents are all in one split.
     """
     files = find(patterns) if files is None else files
     if validation_fraction is not None and not separator and not block_characters:
         _check_splits(files, validation_fraction)
-    found = {"text_files": VERSION, "text_field": text_field, "domain_field": domain_field}
+    described = {"text_files": VERSION, "text_field": text_field, "domain_field": domain_field}
     if separator:
-        found["document_separator"] = ascii(separator)[1:-1]  # on one line, for messages
+        described["document_separator"] = ascii(separator)[1:-1]  # on one line, for messages
     if block_characters:
-        found["block_characters"] = str(block_characters)
+        described["block_characters"] = str(block_characters)
     for number, source in enumerate(files):
-        found[f"{number:06d} {source.name}"] = source.sha256
-    return found
+        described[f"{number:06d} {source.name}"] = source.sha256
+    return described
 
 
 def examples(
@@ -120,18 +120,18 @@ def examples(
     block_characters: int = 0,
     note: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Example]:
-    """The documents of one file: all of a .txt, or what lies between separators; a line of JSON; a row of a .parquet.
+    """Yield the documents of one file: a whole .txt or its parts between separators, lines of JSON, rows of a .parquet.
 
-    Documents of nothing but white space are passed over, and so are rows whose text is null. A .txt, and every file
-    while `domain_field` is "", is of the domain "text". Fields within fields are named with dots: "meta.source".
+    Documents of nothing but white space and rows whose text is null are skipped. The domain is "text" for a .txt, and
+    for all files if `domain_field` is "". Nested fields are named with dots: "meta.source".
 
     Args:
-      separator: divides a .txt into documents; "" takes all of it for one.
-      block_characters: longer documents are cut into parts of at most so many; 0 leaves them whole.
-      note: takes a line on what was passed over.
+      separator: divides a .txt into documents; "" makes it one document.
+      block_characters: longer documents are cut into parts of at most so many characters; 0 leaves them whole.
+      note: called with a line about skipped rows.
 
-    Raises DataError, with the line or row, for what can't be read, a field that isn't there, a value that isn't text,
-    and a file with no document in it.
+    Raises DataError, with the line or row, for text that can't be read, a missing field, a value that isn't text, and a
+    file without a document.
     """
     if kind(source.name).startswith(".txt"):
         documents = _txt(source, separator)
@@ -155,35 +155,36 @@ def examples_of_lines(
     first: int = 1,
     offset: int = 0,
 ) -> Iterator[Example]:
-    """The documents in some lines of a file of JSON, unpacked already; else as `examples`, but there may be none.
+    """Yield the documents in lines of a file of JSON, as `examples` does; there may be none.
 
     Args:
-      counted: counts the rows.
-      first, offset: number and place in the file of the first line.
+      stream: the lines, uncompressed.
+      counted: is updated with the counts of the rows.
+      first: number of the first line in the file. offset: of its first byte in the file.
     """
-    found = rows.json_rows(stream, str(source), first, offset)
-    return _in_blocks(_documents(found, "line", source, text_field, domain_field, counted), block_characters)
+    numbered = rows.json_rows(stream, str(source), first, offset)
+    return _in_blocks(_documents(numbered, "line", source, text_field, domain_field, counted), block_characters)
 
 
 def is_json(source: Source) -> bool:
-    """Whether a file is lines of JSON, packed or not."""
+    """Return whether a file holds lines of JSON, compressed or not."""
     return kind(source.name).startswith(".json")
 
 
 def empty(source: Source) -> DataError:
-    """What to raise for a file without a document."""
+    """Return the error for a file without a document."""
     return DataError(f"{source}: holds no text; fill it or leave it out of data.files")
 
 
 def on_nulls(source: Source, word: str, text_field: str, passed_over: int, number: int) -> str:
-    """A line on rows that were passed over for their text is null, of `number` in all."""
+    """Return a line about the rows that are skipped since their text is null, of `number` rows."""
     return f"{source}: passed over {passed_over:,} {word}s of {number:,} whose field {text_field!r} is null"
 
 
 def rough_bytes(source: Source, text_field: str) -> float:
-    """About how much text a file holds, unpacked and without other fields; exact where it is small.
+    """Return the approximate bytes of text in a file, uncompressed and without other fields; exact for small files.
 
-    Raises DataError for what can't be read.
+    Raises DataError for text that can't be read.
     """
     if kind(source.name) == ".txt":
         return float(source.path.stat().st_size)
@@ -200,11 +201,11 @@ def rough_bytes(source: Source, text_field: str) -> float:
 
 
 def _sampled(
-    found: Iterable[tuple[int, dict[str, Any]]], word: str, source: Source, text_field: str
+    numbered: Iterable[tuple[int, dict[str, Any]]], word: str, source: Source, text_field: str
 ) -> tuple[int, int]:
-    """Bytes of text of the first rows, and the number of the last of them."""
+    """Return the bytes of text of the first rows, and the number of the last of them."""
     size, number = 0, 0
-    for number, row in found:
+    for number, row in numbered:
         size += len((rows.text(row, text_field, f"{source}: {word} {number}") or "").encode())
         if size >= _SAMPLE_BYTES:
             break
@@ -254,8 +255,8 @@ def _rows(source: Source, text_field: str, domain_field: str, note: Callable[[st
     fields, counted = (text_field, domain_field), Counted()
     if kind(source.name) == ".parquet":
         word = "row"
-        found = enumerate(parquet.rows(source.path, [field for field in fields if field]), start=1)
-        yield from _documents(found, word, source, *fields, counted)
+        numbered = enumerate(parquet.rows(source.path, [field for field in fields if field]), start=1)
+        yield from _documents(numbered, word, source, *fields, counted)
     else:
         word = "line"
         with opened(source.path, source.name) as (stream, _):
@@ -265,14 +266,14 @@ def _rows(source: Source, text_field: str, domain_field: str, note: Callable[[st
 
 
 def _documents(
-    found: Iterable[tuple[int, dict[str, Any]]],
+    numbered: Iterable[tuple[int, dict[str, Any]]],
     word: str,
     source: Source,
     text_field: str,
     domain_field: str,
     counted: Counted,
 ) -> Iterator[Example]:
-    for number, row in found:
+    for number, row in numbered:
         counted.rows = number
         at = f"{source}: {word} {number}"
         text = rows.text(row, text_field, at)
@@ -286,25 +287,28 @@ def _documents(
 
 
 def _check_splits(files: Sequence[Source], validation_fraction: float) -> None:
-    """Of .txt files each is one document, whose hash is the file's unless that has a byte-order mark."""
+    """Raise DataError if .txt files, each one document, are all in one split.
+
+    A document's hash is its file's, unless the file has a byte-order mark.
+    """
     if any(kind(source.name) != ".txt" for source in files):
         return
     if len({source.sha256 for source in files}) > 1:
         splits = {split_of_digest(bytes.fromhex(source.sha256), validation_fraction) for source in files}
-        if len(splits) > 1 or any(_begins(source).startswith(_MARKS) for source in files):
+        if len(splits) > 1 or any(_first_bytes(source).startswith(_MARKS) for source in files):
             return
         problem = f"data.files: each of the {len(files)} .txt files is one document, all of the {splits.pop()} split"
     else:
         problem = f"data.files: {files[0]} is one document, which can't be split into training and validation"
-    for source in files:  # what can't be read at all is said first
+    for source in files:  # an error in reading a file comes first
         collections.deque(examples(source, "", ""), maxlen=0)
-    separator = _USUAL_SEPARATOR if _USUAL_SEPARATOR.encode() in _begins(files[0], _AT_ONCE) else r"\n\n"
+    separator = _USUAL_SEPARATOR if _USUAL_SEPARATOR.encode() in _first_bytes(files[0], _AT_ONCE) else r"\n\n"
     raise DataError(
         f"{problem}; divide it by data.document_separator = '{separator}' or data.block_characters = 2000, or add files"
     )
 
 
-def _begins(source: Source, size: int = 4) -> bytes:
+def _first_bytes(source: Source, size: int = 4) -> bytes:
     with source.path.open("rb") as file:
         return file.read(size)
 

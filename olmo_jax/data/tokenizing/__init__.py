@@ -1,1 +1,1 @@
-"""From documents to tokens: a sample for the vocabulary, then all of them as a stream, by several processes."""
+"""Tokenise documents in several processes: first a sample to train the tokenizer on, then all of them."""

@@ -1,4 +1,4 @@
-"""Documents as tokens, in portions, and how they are put in order."""
+"""Tokenise portions of documents, and sort their documents."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from olmo_jax.data.tokenizing.portions import Portion, Tally
 
 
 class Encoded(NamedTuple):
-    """Documents as tokens.
+    """Tokenised documents.
 
     Attributes:
-      groups: pairs of split and domain. group_N: which of them each document belongs to, uint32.
-      lengths_N: tokens of each document, eos included, uint64. sizes_N: bytes of its text in UTF-8, uint64.
-      tokens_T: of all documents, one after another, each ended by eos; of the dtype that shards have.
-      keys_N2: see portions.Content.
+      groups: pairs of split and domain. group_N: index of each document's pair, uint32.
+      lengths_N: tokens of each document with eos, uint64. sizes_N: bytes of each text in UTF-8, uint64.
+      tokens_T: the concatenated documents, each ending with eos, in the dtype of the shards.
+      keys_N2, tally: as in portions.Content.
     """
 
     groups: tuple[tuple[str, str], ...]
@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Documents of one split and domain, in the order in which they are written; see Encoded."""
+    """Documents of one split and domain, in the order in which they are written; arrays as in Encoded."""
 
     split: str
     domain: str
@@ -42,9 +42,9 @@ class Group(NamedTuple):
 
 
 class Encode:
-    """A function of a portion that returns its documents as Encoded.
+    """A picklable function that returns the tokenised documents of a portion.
 
-    It raises DataError for a token outside the tokenizer's vocabulary.
+    It raises DataError for text that can't be read and for a token outside the tokenizer's vocabulary.
     """
 
     def __init__(self, tokenizer: Tokenizer, validation_fraction: float, dtype: np.dtype):
@@ -54,9 +54,9 @@ class Encode:
         content = portion.content()
         raw = [document.text.encode() for document in content.documents]
         digests = (hashlib.sha256(text).digest() for text in raw)
-        number_of: dict[tuple[str, str], int] = {}
+        index_of: dict[tuple[str, str], int] = {}
         group = [
-            number_of.setdefault((split_of_digest(digest, self._validation_fraction), document.domain), len(number_of))
+            index_of.setdefault((split_of_digest(digest, self._validation_fraction), document.domain), len(index_of))
             for digest, document in zip(digests, content.documents, strict=True)
         ]
         tokens = self._tokenizer.encode([document.text for document in content.documents])
@@ -65,7 +65,7 @@ class Encode:
         eos = np.array([self._tokenizer.eos_id])
         parts = [part.astype(self._dtype) for tokens_L in tokens for part in (tokens_L, eos)]
         return Encoded(
-            groups=tuple(number_of),
+            groups=tuple(index_of),
             group_N=np.array(group, np.uint32),
             lengths_N=np.array([len(tokens_L) + 1 for tokens_L in tokens], np.uint64),
             sizes_N=np.array([len(text) for text in raw], np.uint64),
@@ -76,7 +76,7 @@ class Encode:
 
 
 def in_groups(encoded: Encoded) -> Iterator[Group]:
-    """The documents by split and domain, each group in the order of the keys, else in the order that they have."""
+    """Yield the documents of each split and domain, sorted by key if they have keys, else in their order."""
     keys = () if encoded.keys_N2 is None else (encoded.keys_N2[:, 1], encoded.keys_N2[:, 0])
     order_N = np.lexsort((*keys, encoded.group_N))
     tokens_T = gathered(encoded.tokens_T, encoded.lengths_N, order_N)
@@ -90,7 +90,7 @@ def in_groups(encoded: Encoded) -> Iterator[Group]:
 
 
 def gathered(tokens_T: np.ndarray, lengths_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
-    """The tokens of some documents, in the order of the numbers given."""
+    """Return the concatenated tokens of the documents `order_N`, in this order."""
     ends_N = np.cumsum(lengths_N, dtype=np.int64)
     begins_N = ends_N - lengths_N.astype(np.int64)
     parts = [tokens_T[begins_N[n] : ends_N[n]] for n in order_N]

@@ -1,4 +1,4 @@
-"""Documents put in the order of their keys in bounded memory, by way of files of a range of keys each."""
+"""Sort documents by key in bounded memory, with temporary files that hold a range of keys each."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,31 +7,32 @@ import numpy as np
 
 from olmo_jax.data.tokenizing.encoded import Encoded, gathered
 
-_TEXT_OF_A_RANGE = 64e6  # bytes; its tokens are a third to two thirds of that
+_TEXT_PER_RANGE = 64e6  # bytes; the tokens have a third to two thirds as many
 _MOST_RANGES = 1024
-_BUFFERED = 32 * 2**20  # bytes of all ranges together that wait to be written
+_BUFFERED = 32 * 2**20  # bytes of all ranges that are held in memory before they are written
 _RECORD = np.dtype([("key", "<u8", (2,)), ("group", "<u4"), ("length", "<u8"), ("size", "<u8")])
 
 
 class KeyOrder:
-    """Takes documents in any order and returns them by their keys; what it writes below `directory` it deletes.
+    """Takes documents in any order and returns them sorted by key.
 
-    Memory is bounded up to 64 GB of text; of more, a thousandth of the tokens is held at a time.
+    Memory is bounded for up to 64 GB of text; for more, it grows to about a thousandth of the tokens.
 
     Args:
-      text_bytes: about how much text there will be.
+      directory: for temporary files, which `ranges` deletes.
+      text_bytes: the approximate size of all text.
       dtype: of the tokens.
     """
 
     def __init__(self, directory: Path, text_bytes: float, dtype: np.dtype):
-        ranges = min(_MOST_RANGES, int(text_bytes / _TEXT_OF_A_RANGE) + 1)
+        ranges = min(_MOST_RANGES, int(text_bytes / _TEXT_PER_RANGE) + 1)
         self._dtype, self._directory, self._buffered = dtype, directory, 0
         self._group_of: dict[tuple[str, str], int] = {}
         self._records = [bytearray() for _ in range(ranges)]
         self._tokens = [bytearray() for _ in range(ranges)]
 
     def add(self, encoded: Encoded) -> None:
-        """Takes documents that have keys."""
+        """Add documents, which must have keys."""
         assert encoded.keys_N2 is not None
         groups = [self._group_of.setdefault(group, len(self._group_of)) for group in encoded.groups]
         records_N = np.zeros(len(encoded.group_N), _RECORD)
@@ -48,10 +49,10 @@ class KeyOrder:
             self._flush()
 
     def ranges(self) -> Iterator[Encoded]:
-        """All documents, those of a range of keys at a time: ranges in order, the documents within them not yet."""
+        """Yield the documents of one range of keys at a time: the ranges in order, each with its documents unsorted."""
         for number in range(len(self._records)):
-            records_N = np.frombuffer(self._taken(number, "records", self._records), _RECORD)
-            tokens_T = np.frombuffer(self._taken(number, "tokens", self._tokens), self._dtype)
+            records_N = np.frombuffer(self._take(number, "records", self._records), _RECORD)
+            tokens_T = np.frombuffer(self._take(number, "tokens", self._tokens), self._dtype)
             yield Encoded(
                 tuple(self._group_of),
                 records_N["group"],
@@ -61,12 +62,12 @@ class KeyOrder:
                 records_N["key"],
             )
 
-    def _taken(self, number: int, what: str, waiting: list[bytearray]) -> bytes:
+    def _take(self, number: int, what: str, waiting: list[bytearray]) -> bytes:
         path = self._path(number, what)
         written = path.read_bytes() if path.exists() else b""
         path.unlink(missing_ok=True)
-        rest, waiting[number] = waiting[number], bytearray()
-        return written + rest if written else bytes(rest)
+        unwritten, waiting[number] = waiting[number], bytearray()
+        return written + unwritten if written else bytes(unwritten)
 
     def _flush(self) -> None:
         for what, waiting in (("records", self._records), ("tokens", self._tokens)):

@@ -1,4 +1,4 @@
-"""Portions of a corpus: consecutive documents, a quarter of a megabyte, that one process tokenises at a time."""
+"""Portions of a corpus: consecutive documents, about a quarter of a megabyte, that a process tokenises at a time."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,11 +17,13 @@ class Document(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What a portion of a file held.
+    """Counts of the rows in a portion of a file.
 
     Attributes:
-      rows: of the file up to here. passed_over: those of this portion whose text is null. documents: of this portion.
-      last: whether the file ends here.
+      rows: rows of the file up to the end of the portion.
+      passed_over: rows of the portion that are skipped, since their text is null.
+      documents: documents in the portion.
+      last: whether this is the file's last portion.
     """
 
     source: Source
@@ -32,12 +34,12 @@ class Tally(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What is in a portion.
+    """The contents of a portion.
 
     Attributes:
       documents: in the order in which they were read.
-      keys_N2: by which all documents of the corpus are put in order, uint64 [documents, 2]; None where they are in it.
-      tally: of a portion of a file whose rows are counted.
+      keys_N2: keys by which the documents of the corpus are to be sorted, uint64; None if they are in order already.
+      tally: the counts of its rows, for a portion of a file whose rows are counted.
     """
 
     documents: Sequence[Document]
@@ -46,24 +48,24 @@ class Content(NamedTuple):
 
 
 class Portion(Protocol):
-    """Picklable."""
+    """A portion. It is picklable, and may read its documents only when they are asked for."""
 
     def content(self) -> Content:
-        """Reads it. Raises DataError for what can't be read."""
+        """Return its contents. Raises DataError for text that can't be read."""
 
 
 class Corpus(Protocol):
-    """A corpus, which is read as often as needed."""
+    """A corpus. It can be read repeatedly."""
 
     def portions(self, note: Callable[[str], None]) -> Iterator[Portion]:
-        """All portions, in order; `note` is called with a line on skipped rows where the tallies don't count them."""
+        """Yield all portions in order; `note` is called with a line about skipped rows that no tally counts."""
 
     def rough_bytes(self) -> float:
-        """About how much text there is; 0 where that can't be told."""
+        """Return the approximate bytes of text; 0 if they are not known."""
 
 
 class Stored(NamedTuple):
-    """Documents that have been read, in the order in which they are written."""
+    """A portion of documents that have been read, in the order in which they are written."""
 
     documents: Sequence[Document]
 
@@ -72,12 +74,12 @@ class Stored(NamedTuple):
 
 
 def stored(documents: Iterable[Document]) -> Iterator[Stored]:
-    """Documents in portions."""
+    """Return documents, which are in order, as portions."""
     return map(Stored, in_parts(documents))
 
 
 def in_parts(documents: Iterable[Any], most: int = AT_ONCE) -> Iterator[list[Any]]:
-    """Lists of consecutive documents, of any kind that has a `text`; each list ends once it has `most` characters."""
+    """Yield lists of consecutive documents (anything with a `text`); a list ends once it has `most` characters."""
     part, size = [], 0
     for document in documents:
         part.append(document)
@@ -90,9 +92,9 @@ def in_parts(documents: Iterable[Any], most: int = AT_ONCE) -> Iterator[list[Any
 
 
 def keys(names: Iterable[str]) -> np.ndarray:
-    """Keys that put documents of these names in a random but fixed order, uint64 [names, 2].
+    """Return keys that sort documents of these names in a random but fixed order, uint64 [names, 2].
 
-    It is the order that TFDS gives the examples of a split "train" with these keys.
+    It is TFDS's order of examples with these names in a split "train".
     """
     digests = b"".join(hashlib.md5(b"train" + name.replace("\\", "/").encode()).digest() for name in names)  # noqa: S324
     return np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)

@@ -1,7 +1,7 @@
-"""A sample of the training documents to train a tokenizer on: those whose SHA-256 come first.
+"""A sample of the training documents to train a tokenizer on: those with the smallest SHA-256.
 
-So it is drawn from the whole corpus, each document as likely as any other, and is the same however the documents are
-ordered, divided among files or shared among processes.
+It is a uniform sample of the whole corpus, and the same however the documents are ordered, divided among files or
+distributed to processes.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ _LAST = b"\xff" * 32
 
 
 class Scanned(NamedTuple):
-    """What was found in a portion.
+    """The result of scanning a portion.
 
     Attributes:
-      bytes_of: of text in UTF-8, by domain, of every domain that has a document.
+      bytes_of: bytes of text in UTF-8, by domain.
       candidates: SHA-256 and UTF-8 of the documents that may be in the sample.
+      tally: as in portions.Content.
     """
 
     bytes_of: Counter[str]
@@ -35,7 +36,12 @@ class Scanned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A function of a portion and the last SHA-256 that may be in the sample; `wanted`: whether there is a sample."""
+    """A picklable function that scans a portion, given also the largest SHA-256 that may be in the sample.
+
+    Attributes:
+      train_domains: domains to sample from; () for all.
+      wanted: whether a sample is needed.
+    """
 
     validation_fraction: float
     train_domains: Collection[str]
@@ -58,33 +64,37 @@ class Scan:
 
 
 class Sample:
-    """The first `most` bytes of the documents added, in the order of their SHA-256.
+    """Holds the first `most` bytes of the documents added, in the order of their SHA-256.
 
-    It holds up to twice as much while documents are added.
+    Up to twice as many are in memory while documents are added.
+
+    Attributes:
+      last: documents with a larger SHA-256 needn't be added.
+      whole: whether it holds all documents that were added.
     """
 
     def __init__(self, most: int):
         self._most = most
         self._held: list[tuple[bytes, bytes]] = []
         self._size = 0
-        self.last = _LAST  # documents with a later SHA-256 needn't be added
-        self.whole = True  # whether it holds all that was added
+        self.last = _LAST
+        self.whole = True
 
     def add(self, digest: bytes, raw: bytes) -> None:
-        """Takes a document: its SHA-256 and its UTF-8."""
+        """Add a document, given its SHA-256 and its UTF-8."""
         self._held.append((digest, raw))
         self._size += len(raw)
         if self._size > 2 * self._most:
             self._trim()
 
     def texts(self) -> Iterator[str]:
-        """The documents; of the last one only as much, in whole characters, as there is room for."""
+        """Yield the documents in the sample; the last one is cut, after a whole character, to fit."""
         self._trim()
         self._held.sort()
-        left = self._most
+        remaining = self._most
         for _, raw in self._held:
-            yield raw[:left].decode(errors="ignore")
-            left -= len(raw)
+            yield raw[:remaining].decode(errors="ignore")
+            remaining -= len(raw)
 
     def _trim(self) -> None:
         if self._size <= self._most:
@@ -101,9 +111,12 @@ class Sample:
 
 
 def scan(corpus: Corpus, data: DataConfig, processes: int | None = None) -> tuple[Counter[str], Sample]:
-    """Reads a whole corpus: the bytes of text of each domain, and the sample for `data`'s tokenizer.
+    """Read a whole corpus; return the bytes of text of each domain, and the sample to train the tokenizer on.
 
-    Where that learns from no sample, or isn't trained, the sample is empty. Raises DataError for what can't be read.
+    The sample is empty if the tokenizer isn't trained on a sample. Raises DataError for text that can't be read.
+
+    Args:
+      processes: the maximum; None for one per core.
     """
     sample = Sample(round(data.bpe_megabytes * 1e6))
     job = Scan(data.validation_fraction, data.train_domains, data.tokenizer == "bpe" and data.bpe_megabytes > 0)

@@ -1,4 +1,4 @@
-"""A corpus read, tokenised and written to token shards in one pass, by as many processes as there are cores."""
+"""Read a corpus, tokenise it and write token shards, in one pass and with one process per core."""
 
 import contextlib
 import time
@@ -30,17 +30,18 @@ def write(
     writer: ShardWriter,
     processes: int | None = None,
 ) -> None:
-    """Writes all documents, in the order of their keys where they have any; else in the order of the corpus.
+    """Write the tokens of all documents, sorted by key if they have keys, else in the order of the corpus.
 
-    Memory grows with the longest document, not with the corpus, but see KeyOrder; files in `directory` hold what waits
-    for its turn. What is written doesn't depend on the number of processes.
+    The result doesn't depend on the number of processes. Memory grows with the longest document, not with the corpus
+    (but see KeyOrder).
 
     Args:
-      text_bytes: about how much text there is; 0 if that isn't known.
-      say: takes a line at a time.
-      processes: at most; None for as many as there are cores.
+      text_bytes: the approximate size of the text; 0 if it is not known.
+      directory: for temporary files, which are deleted.
+      say: called with one line of text at a time.
+      processes: the maximum; None for one per core.
 
-    Raises DataError for what can't be read.
+    Raises DataError for text that can't be read and for tokens outside the vocabulary.
     """
     dtype = np.dtype(writer.dtype).newbyteorder("<")
     job = Encode(tokenizer, data.validation_fraction, dtype)
@@ -65,24 +66,24 @@ def _write(encoded: Encoded, writer: ShardWriter) -> None:
 
 
 class _Progress:
-    """Says how far it is, now and then."""
+    """Reports the progress every few seconds."""
 
     def __init__(self, text_bytes: float, say: Callable[[str], None]):
         self._total, self._say, self._done = int(text_bytes), say, 0
-        self._begun = self._spoken = time.monotonic()
+        self._begun = self._reported = time.monotonic()
         self._rate = Rate(self._total, 0, self._begun)
 
     def add(self, text_bytes: int) -> None:
         self._done += text_bytes
         now = time.monotonic()
         self._rate.add(self._done, now)
-        if now - self._spoken < _SECONDS_BETWEEN_LINES:
+        if now - self._reported < _SECONDS_BETWEEN_LINES:
             return
-        self._spoken = now
-        left = self._rate.seconds_left()
+        self._reported = now
+        seconds = self._rate.seconds_left()
         of = f" of about {self._total / 1e6:,.0f}" if self._done < self._total else ""
-        until = f", {left:,.0f}s left" if of and left is not None else ""
-        self._say(f"{self._done / 1e6:,.0f}{of} MB tokenised, {self._megabytes_per_second(now):.1f} MB/s{until}")
+        left = f", {seconds:,.0f}s left" if of and seconds is not None else ""
+        self._say(f"{self._done / 1e6:,.0f}{of} MB tokenised, {self._megabytes_per_second(now):.1f} MB/s{left}")
 
     def end(self) -> None:
         now = time.monotonic()

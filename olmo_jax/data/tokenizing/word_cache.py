@@ -1,14 +1,14 @@
-r"""Tokens of texts, word by word from a cache: the same as of whole texts, at several times the speed.
+r"""Tokenise texts word by word with a cache, with the same result as for whole texts and several times as fast.
 
-GPT-2's byte-level BPE divides a text by a regular expression and tokenises each match by itself:
+GPT-2's byte-level BPE divides a text by a regular expression and tokenises each match separately:
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
-A text may therefore be cut wherever a match always ends, whatever stands around it. Between two characters of ASCII
-that is so after a letter and before what isn't one; after a digit and before what isn't one; after punctuation and
-before white space, a letter or a digit, except where the punctuation ends in an apostrophe ('s); and before the last
-character of white space that precedes anything else. Nowhere else is a text cut here, so that words with other
-letters, or in scripts without spaces, stay together with what is next to them.
+So a text may be cut wherever a match always ends, whatever the context. Between two ASCII characters, that is: after a
+letter and before anything but a letter; after a digit and before anything but a digit; after punctuation that doesn't
+end in an apostrophe ('s) and before white space, a letter or a digit; and before the last character of white space
+that something else follows. Texts are cut only there, so words with non-ASCII letters, or in scripts without spaces,
+are not separated from their neighbours.
 """
 
 import re
@@ -25,15 +25,15 @@ _PIECES = re.compile(
     rf"|{_SPACE}+(?={_SPACE}[!-~])"
     rf"|(?s:.+?)(?:(?<=[!-~])(?={_SPACE})|\Z)"
 )
-# What is kept takes about so much memory: so many bytes, of which each piece takes these and these for each character.
-_MOST_BYTES, _BYTES, _BYTES_OF_A_CHARACTER = 64e6, 150, 16
+# The most memory that the cache may take, and estimates of what each piece takes: a constant, and more per character.
+_MOST_BYTES, _BYTES_PER_PIECE, _BYTES_PER_CHARACTER = 64e6, 150, 16
 
 
 class WordCache:
-    """Tokens of texts by a tokenizer for which `suits` holds.
+    """Encodes texts with a tokenizer for which `suits` is true.
 
     Args:
-      encode: the tokens of each of some texts, uint32.
+      encode: a function that returns the tokens of each text in a list, uint32, without a cache.
     """
 
     def __init__(self, encode: Callable[[Sequence[str]], Sequence[np.ndarray]]):
@@ -42,22 +42,22 @@ class WordCache:
         self._bytes = 0
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each text, uint32 [length]."""
+        """Return the tokens of each text, uint32 [length]."""
         pieces = [_PIECES.findall(text) for text in texts]
         tokens_of = self._tokens_of
         new = list(set().union(*pieces).difference(tokens_of))
         tokens_of.update((piece, x.tobytes()) for piece, x in zip(new, self._encode(new), strict=True))
         tokens = [np.frombuffer(b"".join(map(tokens_of.__getitem__, of_text)), np.uint32) for of_text in pieces]
-        self._bytes += sum(_BYTES + _BYTES_OF_A_CHARACTER * len(piece) for piece in new)
+        self._bytes += sum(_BYTES_PER_PIECE + _BYTES_PER_CHARACTER * len(piece) for piece in new)
         if self._bytes > _MOST_BYTES:
             self._tokens_of, self._bytes = {}, 0
         return tokens
 
 
 def suits(parts: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json divides texts by GPT-2's expression and by nothing else, with no special tokens in them.
+    """Return whether a tokenizer.json divides texts by GPT-2's expression and in no other way.
 
-    Not where text is normalised first, nor where added tokens are looked for in it.
+    It doesn't if it normalises text first, or looks for added tokens in it.
     """
     first = parts["pre_tokenizer"] or {}
     return (

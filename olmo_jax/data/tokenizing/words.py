@@ -1,6 +1,6 @@
-"""Words too long to learn a vocabulary from: DNA, base64 and rules of hyphens, of which a tokenizer makes one word.
+"""Cut words that are too long to train a BPE on: DNA, base64 or lines of hyphens, which count as one word each.
 
-The time that training a BPE takes grows with the square of a word's length.
+The time to train a BPE grows with the square of a word's length.
 """
 
 import re
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 LONGEST = 10_000
 
 _PART = LONGEST // 2
-# GPT-2's words, but for the space that may precede one.
+# GPT-2's words, without the space that may precede one.
 _WORD = re.compile(r"[^\W\d_]+|\d+|\s+|(?:[^\w\s]|_)+")
 
 
 def bounded(text: str) -> Iterator[str]:
-    """A text, in several parts where it has words of more than LONGEST characters, which are cut; else as it is."""
+    """Yield a text, in several parts if it has words of more than LONGEST characters: these are cut."""
     start = 0
     if _may_have_long_words(text):
         for word in _WORD.finditer(text):
@@ -25,6 +25,9 @@ def bounded(text: str) -> Iterator[str]:
 
 
 def _may_have_long_words(text: str) -> bool:
-    """Whether one of the aligned parts is all white space or has none: a longer word contains one of them whole."""
+    """Return whether an aligned part of the text is nothing but white space, or has none.
+
+    Otherwise no word is longer than LONGEST, since such a word contains a whole aligned part.
+    """
     parts = (text[at : at + _PART] for at in range(0, len(text) - _PART + 1, _PART))
     return any(part.isspace() or part.split(None, 1) == [part] for part in parts)

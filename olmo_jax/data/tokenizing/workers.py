@@ -1,7 +1,7 @@
-"""Work on a stream of items by as many processes as there are cores, with the results in the order of the items.
+"""Apply a function to a stream of items with one process per core; the results are in the order of the items.
 
-The processes run this module: `multiprocessing` would import the caller's main module (and with it jax) once more, or
-fail where there is none, and its pools outlive a parent that is killed. These end as soon as their parent does.
+The processes run this module, and end as soon as their parent does. `multiprocessing` would import the caller's main
+module (and so jax) again, or fail if there is none, and its pools outlive a parent that is killed.
 """
 
 import collections
@@ -29,38 +29,38 @@ from olmo_jax.signals import waited_for
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_FEW = 32  # items that aren't worth starting processes for
-_IN_FLIGHT = 2  # items of a process: one that it works on, and the next, which waits in the pipe
-# Bytes that pipes are asked to hold. What users may have of all pipes together is limited, to 64 MiB by default.
+_FEW = 32  # fewer items aren't worth starting processes for
+_IN_FLIGHT = 2  # items per process: the one it works on, and the next one, which waits in the pipe
+# Requested capacities of pipes, in bytes. The total of all pipes of a user is limited, by default to 64 MiB.
 _PIPE_OF_ITEMS, _PIPE_OF_RESULTS = 1 << 19, 1 << 18
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from olmo_jax.data.tokenizing.workers import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
-# Each process works on one core: the tokenizer's threads would only compete with the other processes.
+# Each process uses one core: threads of the tokenizer would only compete with the other processes.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
     job: Callable[[Item], Result], items: Iterable[Item], processes: int | None = None, few: int | None = None
 ) -> Generator[Result, None, None]:
-    """`job(item)` of each item, in order; a generator, to be closed by whoever doesn't read it to its end.
+    """Yield `job(item)` of each item, in order. The caller closes the generator if it doesn't read all of it.
 
-    What `job` or `items` raise is raised once all results before it have been read, so that the first error in order
-    is the one that is raised, however the work was shared.
+    An error of `job` or `items` is raised after all results before it have been yielded, so the first error in the
+    order of the items is the one raised, whatever process it occurred in.
 
     Args:
-      job: picklable, a pure function; it goes to each process once.
-      items: picklable; read as they are needed, a few for each process.
-      processes: how many at most; None for as many as there are cores.
-      few: with fewer items than this, or one process, no other process is started; None for a sensible number.
+      job: a pure, picklable function; it is sent to each process once.
+      items: picklable; read as they are needed, a few per process.
+      processes: the maximum; None for one per core.
+      few: with fewer items than this, or one process, no other process is started; None for a default.
 
-    Raises DataError where a process was killed.
+    Raises DataError if a process was killed.
     """
     processes = cores() if processes is None else processes
     few = _FEW if few is None else few
@@ -68,14 +68,14 @@ def in_order(
     first = list(itertools.islice(stream, few))
     if processes == 1 or len(first) < few:
         for item in itertools.chain(first, stream):
-            yield waited_for(functools.partial(_done, job, item))
+            yield waited_for(functools.partial(_apply, job, item))
         return
     with contextlib.closing(_Pool(job, processes)) as pool:
         yield from pool.map(itertools.chain(first, stream))
 
 
 class _Failure(NamedTuple):
-    """Stands for what couldn't be read or worked on."""
+    """An error in place of an item or a result."""
 
     error: Exception
 
@@ -83,12 +83,12 @@ class _Failure(NamedTuple):
 def _with_failure(items: Iterable[Any]) -> Iterator[Any]:
     try:
         yield from items
-    except Exception as error:  # noqa: BLE001  raised again in its turn
+    except Exception as error:  # noqa: BLE001  raised again in the order of the items
         yield _Failure(error)
 
 
-def _done(job: Callable[[Any], Any], item: Any, check: Callable[[], None]) -> Any:
-    del check  # an item is soon done
+def _apply(job: Callable[[Any], Any], item: Any, check: Callable[[], None]) -> Any:
+    del check  # an item takes too little time to need it
     return _result(item) if isinstance(item, _Failure) else job(item)
 
 
@@ -99,15 +99,15 @@ def _result(result: Any) -> Any:
 
 
 class _Process:
-    """A running process and the numbers of the items that it has been sent and hasn't answered."""
+    """A running process, and the numbers of the items that it has been sent and hasn't returned the result of."""
 
     def __init__(self, job: Callable[[Any], Any]):
-        its_items, self._items = Pipe(duplex=False)
-        self.results, its_results = Pipe(duplex=False)
-        self._capacity = _enlarged(self._items, _PIPE_OF_ITEMS)
-        _enlarged(self.results, _PIPE_OF_RESULTS)
-        with its_items, its_results:
-            ends = (its_items.fileno(), its_results.fileno())
+        child_items, self._items = Pipe(duplex=False)
+        self.results, child_results = Pipe(duplex=False)
+        self._capacity = _enlarge(self._items, _PIPE_OF_ITEMS)
+        _enlarge(self.results, _PIPE_OF_RESULTS)
+        with child_items, child_results:
+            ends = (child_items.fileno(), child_results.fileno())
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(list(map(str, sys.path))), *map(str, ends)],
                 pass_fds=ends,
@@ -119,15 +119,18 @@ class _Process:
         self._send(pickle.dumps(job))
 
     def takes(self, item: bytes) -> bool:
-        """Whether it can be sent a pickled item without waiting for it, which may itself be waiting to be read from."""
+        """Return whether a pickled item can be sent without blocking.
+
+        A blocked send could deadlock: the process may be waiting for its results to be read.
+        """
         return not self.numbers or (len(self.numbers) < _IN_FLIGHT and 2 * len(item) <= self._capacity)
 
     def work_on(self, number: int, item: bytes) -> None:
         self._send(item)
         self.numbers.append(number)
 
-    def answer(self) -> tuple[int, Any]:
-        """The number of the item that was sent first, and its result or _Failure."""
+    def receive(self) -> tuple[int, Any]:
+        """Return the number of the oldest item sent, and its result or _Failure."""
         try:
             return self.numbers.popleft(), self.results.recv()
         except (EOFError, OSError):
@@ -154,9 +157,9 @@ class _Process:
         )
 
 
-def _enlarged(end: Connection, size: int) -> int:
-    """Asks for a pipe that holds more; returns what it holds."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has this, and a limit for each user
+def _enlarge(end: Connection, size: int) -> int:
+    """Ask for a pipe that holds `size` bytes; return how many it holds."""
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has this, with a limit per user
         fcntl.fcntl(end.fileno(), fcntl.F_SETPIPE_SZ, size)
     with contextlib.suppress(OSError, AttributeError):
         return fcntl.fcntl(end.fileno(), fcntl.F_GETPIPE_SZ)
@@ -172,7 +175,7 @@ class _Pool:
         results: dict[int, Any] = {}
         sent, done, pickled = 0, 0, None
         while True:
-            # A slow item mustn't let the others' results pile up.
+            # Limited, so that results don't accumulate while an item before them takes long.
             while sent - done < 2 * _IN_FLIGHT * self._most:
                 if pickled is None:
                     item = next(items, None)
@@ -185,7 +188,7 @@ class _Pool:
                     # Not multiprocessing's ForkingPickler: its memoryview of a BytesIO, kept alive by the traceback of
                     # an error, crashes the garbage collector of CPython 3.12.1.
                     pickled = pickle.dumps(item)
-                process = self._free()
+                process = self._least_busy()
                 if not process.takes(pickled):
                     break
                 process.work_on(sent, pickled)
@@ -194,7 +197,7 @@ class _Pool:
                 return
             busy = {process.results: process for process in self._processes if process.numbers}
             for connection in wait(list(busy), 0 if done in results else None):
-                number, result = busy[connection].answer()  # type: ignore[index]
+                number, result = busy[connection].receive()  # type: ignore[index]
                 results[number] = result
             if done in results:
                 yield _result(results.pop(done))
@@ -204,41 +207,43 @@ class _Pool:
         for process in self._processes:
             process.end()
 
-    def _free(self) -> _Process:
-        """The process with the least to do, started if all have something."""
-        free = min(self._processes, key=lambda process: len(process.numbers), default=None)
-        if (free is None or free.numbers) and len(self._processes) < self._most:
-            free = _Process(self._job)
-            self._processes.append(free)
-        assert free is not None
-        return free
+    def _least_busy(self) -> _Process:
+        """Return the process with the fewest items; a new one if all are busy and there may be more."""
+        chosen = min(self._processes, key=lambda process: len(process.numbers), default=None)
+        if (chosen is None or chosen.numbers) and len(self._processes) < self._most:
+            chosen = _Process(self._job)
+            self._processes.append(chosen)
+        assert chosen is not None
+        return chosen
 
 
 def serve(items: int, results: int) -> None:
-    """What a process does: takes a job, then items, from one pipe, and sends the results into another.
+    """Run a worker process: receive a job, then items, from one pipe, and send the results to another.
 
-    Signals to all processes of a terminal or a batch job are its parent's matter.
+    Args:
+      items, results: file descriptors of the pipes.
     """
+    # A terminal or batch system sends signals to all processes; only the parent handles them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(items,), daemon=True).start()
-    received, answers = Connection(items, writable=False), Connection(results, readable=False)
+    requests, responses = Connection(items, writable=False), Connection(results, readable=False)
     with contextlib.suppress(EOFError, OSError):
-        job = received.recv()
+        job = requests.recv()
         while True:
-            item = received.recv()
+            item = requests.recv()
             try:
                 result = job(item)
-            except Exception as error:  # noqa: BLE001  raised by the parent
+            except Exception as error:  # noqa: BLE001  the parent raises it
                 if not isinstance(error, DataError):
                     error.add_note("".join(traceback.format_exception(error)))
                 result = _Failure(error)
-            answers.send(result)
+            responses.send(result)
 
 
 def _end_with_parent(descriptor: int) -> None:
-    """Ends this process, whatever it is doing, once nobody holds the other end of a pipe."""
+    """End this process, whatever it is doing, once no process has the other end of a pipe open."""
     closed = select.poll()
-    closed.register(descriptor, 0)  # reports a hang-up in any case
+    closed.register(descriptor, 0)  # a hang-up is reported in any case
     closed.poll()
     os._exit(0)

@@ -21,7 +21,7 @@ def test_a_case_is_a_model_that_cudnns_attention_takes(case):
     model = training.model_of(case)
     model.check("model")
     config = ComputeConfig(steps_per_call=case["steps"])
-    chosen = plan.decide(config, model, case["batch"], case["length"], "auto", case["members"], "gpu")
+    chosen = plan.for_training(config, model, case["batch"], case["length"], "auto", case["members"], "gpu")
     assert chosen.attention == "cudnn"
     assert chosen.mapping == "vmap"
     assert case["length"] <= model.context_length

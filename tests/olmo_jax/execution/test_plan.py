@@ -77,7 +77,7 @@ AUTO = ComputeConfig()
 
 
 def decided(config=AUTO, model_config=SMALL, mapping="auto", members=4, backend="cpu", batch=8):
-    return execution_plan.decide(config, model_config, batch, 32, mapping, members, backend)
+    return execution_plan.for_training(config, model_config, batch, 32, mapping, members, backend)
 
 
 def test_auto_decides_by_backend_depth_and_size():

@@ -17,7 +17,7 @@ from olmo_jax import model
 from olmo_jax.cohort import Run
 from olmo_jax.config import ConfigError, MeshConfig, TrainConfig
 from olmo_jax.execution import sharding
-from olmo_jax.execution.memory import decide
+from olmo_jax.execution.memory import choose_execution_plan
 from olmo_jax.execution.program import compile_steps, initial_state
 from tests.olmo_jax.variants import VARIANTS
 
@@ -34,8 +34,8 @@ def program(architecture, mesh_config, members, mapping="vmap"):
     shape = cohorts.shape_of(base, "text")
     mesh = sharding.make_mesh(mesh_config, members)
     state = initial_state(shape, runs, mesh)
-    compute = decide(shape, members, mesh)._replace(steps_per_call=1)
-    return compile_steps(shape, runs, mesh, compute), state, mesh
+    plan = choose_execution_plan(shape, members, mesh)._replace(steps_per_call=1)
+    return compile_steps(shape, runs, mesh, plan), state, mesh
 
 
 def train(architecture, mesh_config, members=MEMBERS):
@@ -44,8 +44,8 @@ def train(architecture, mesh_config, members=MEMBERS):
     losses = []
     for _ in range(STEPS):
         tokens = rng.integers(0, architecture.vocab_size, (MEMBERS, BATCH, LENGTH + 1)).astype(np.int32)[:members]
-        fed = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens[None])
-        state, metrics = compiled.steps(state, compiled.hyper, None, fed, np.int32(1))
+        batches = sharding.put(mesh, PartitionSpec(None, *sharding.BATCH), tokens[None])
+        state, metrics = compiled.steps(state, compiled.hyper, None, batches, np.int32(1))
         losses.append(np.asarray(metrics.loss)[0])
     return np.array(losses), jax.device_get(state.params)
 

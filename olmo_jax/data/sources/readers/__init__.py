@@ -1,1 +1,1 @@
-"""Readers of file formats: lines, JSON, Parquet; plain or packed."""
+"""Readers of file formats: lines, JSON and Parquet, plain or compressed."""

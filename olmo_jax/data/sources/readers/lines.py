@@ -1,8 +1,7 @@
-"""Files of text as streams of UTF-8: plain, .gz or .zst, in UTF-8 or in UTF-16 or UTF-32 with a byte-order mark.
+"""Read text files as streams of UTF-8: plain, .gz or .zst; in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark.
 
-A compressed file is read whole or refused: one that ends within a frame of zstd or a member of gzip is an error, and
-so is what follows the last one and isn't another. A file cut exactly between two of them is a valid file by itself;
-that can be told only where the cut fell within a line, which then isn't JSON.
+A compressed file is an error if it ends within a zstd frame or gzip member, or if anything else follows the last one. A
+file truncated exactly between two of them is a valid file; that is noticed only if a line of JSON is cut.
 """
 
 import codecs
@@ -21,8 +20,8 @@ from olmo_jax.storage.paths import printable
 PACKED = ("", ".gz", ".zst")
 
 _AT_ONCE = 1 << 14
-_LARGEST_WINDOW = 1 << 31  # of `zstd --long=31`, the most there is
-# In this order: UTF-32's little-endian mark begins with UTF-16's.
+_LARGEST_WINDOW = 1 << 31  # of `zstd --long=31`, the maximum
+# UTF-32 first: its little-endian mark begins with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -42,8 +41,8 @@ class Opened(NamedTuple):
     """An open file of text.
 
     Attributes:
-      stream: what is in it, unpacked, in UTF-8.
-      file: as it lies on disk; its position says how much of it has been read.
+      stream: its text, uncompressed, in UTF-8.
+      file: the file on disk, whose position shows how much of it has been read.
     """
 
     stream: io.BufferedReader
@@ -52,10 +51,10 @@ class Opened(NamedTuple):
 
 @contextlib.contextmanager
 def opened(path: Path, name: str) -> Iterator[Opened]:
-    """Opens a file that is packed as the suffix of `name`, in any case, says.
+    """Yield an open text file, compressed as the suffix of `name` says (in upper or lower case).
 
-    Raises DataError, also while it is read, for what can't be unpacked, isn't of the encoding that its byte-order mark
-    names, is mostly NUL bytes, or is of another kind.
+    Raises DataError, also within the context, for a file that can't be decompressed, isn't in the encoding of its
+    byte-order mark, is mostly NUL bytes, or is of another kind.
     """
     try:
         with path.open("rb") as file:
@@ -77,28 +76,28 @@ class _UndecodableError(Exception):
 
 
 class _Chunks(io.RawIOBase):
-    """The bytes that an iterator yields, as a stream."""
+    """A stream of the bytes that an iterator yields."""
 
     def __init__(self, chunks: Iterator[bytes]):
-        self._chunks, self._left = chunks, memoryview(b"")
+        self._chunks, self._unread = chunks, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._left:
+        while not self._unread:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return 0
-            self._left = memoryview(chunk)
-        size = min(len(buffer), len(self._left))
-        buffer[:size] = self._left[:size]
-        self._left = self._left[size:]
+            self._unread = memoryview(chunk)
+        size = min(len(buffer), len(self._unread))
+        buffer[:size] = self._unread[:size]
+        self._unread = self._unread[size:]
         return size
 
 
-class _NotAhead:
-    """A file that gives little at a time, so that its position tells what has been unpacked: gzip asks for much."""
+class _SmallReads:
+    """A file that is read in small pieces, so that its position shows what gzip, which asks for more, has used."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -109,14 +108,14 @@ class _NotAhead:
 
 def _unpacked(file: IO[bytes], name: str) -> io.BufferedReader:
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=_NotAhead(file), mode="rb"))  # type: ignore[arg-type, call-overload]
+        return io.BufferedReader(gzip.GzipFile(fileobj=_SmallReads(file), mode="rb"))  # type: ignore[arg-type, call-overload]
     if name.endswith(".zst"):
         return io.BufferedReader(_Chunks(_frames(file)), _AT_ONCE)
     return file  # type: ignore[return-value]
 
 
 def _frames(file: IO[bytes]) -> Iterator[bytes]:
-    """The content of all frames; zstandard's own reader takes the end of the file for the end of a frame."""
+    """Yield the content of all frames; zstandard's reader doesn't notice a file that ends within a frame."""
     import zstandard
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
@@ -139,7 +138,7 @@ def _check_beginning(beginning: bytes, path: Path) -> None:
     for magic, kind in _OTHER_KINDS:
         if beginning.startswith(magic):
             raise DataError(f"{printable(path)}: isn't text but {kind}")
-    # No text has so many; one in UTF-16 has them as every other byte.
+    # UTF-8 text doesn't have as many; in UTF-16, every other byte may be NUL.
     if 4 * beginning.count(0) > len(beginning) and _encoding(beginning) is None:
         raise DataError(
             f"{printable(path)}: is mostly NUL bytes: damaged, as by a power cut, or UTF-16 without a byte-order mark; "

@@ -1,4 +1,4 @@
-"""The files that a user's path or pattern stands for."""
+"""Find the files that a path or pattern given by the user matches."""
 
 import itertools
 import os
@@ -10,34 +10,38 @@ from olmo_jax.data import DataError
 from olmo_jax.storage import paths
 from olmo_jax.storage.paths import printable
 
-_LOOKED_AT = 10_000  # entries of a folder, to see what is in it
+_LOOKED_AT = 10_000  # files in a folder, to find the most common kind
 
 
 def named_files(pattern: str, kind: Callable[[str], str]) -> list[Path]:
-    """The files that a path or a pattern (see paths.matching) stands for; `kind` is "" for names that can't be read.
+    """Return the files that a path or a pattern (see paths.matching) matches.
 
-    Of a pattern, what other tools leave among the data is passed over where it can't be read: hidden files, names that
-    begin with "_" (Spark's _SUCCESS) and checksums. So are folders. Raises DataError for a path that is a folder or no
-    file, for a link to nothing, and for a pattern without a file.
+    Files that a pattern matches are skipped if they can't be read and their names are those of other tools' files:
+    hidden ones, names that begin with "_" (Spark's _SUCCESS) and checksums. Folders are skipped, too.
+
+    Args:
+      kind: a function that returns "" for the name of a file that can't be read.
+
+    Raises DataError for a path that is a folder or no file, a broken link, and a pattern that matches no file.
     """
-    found = paths.matching(pattern)
+    matches = paths.matching(pattern)
     key = f"data.files: {printable(pattern)!r}"
-    for path in found:
+    for path in matches:
         if path.is_symlink() and not path.exists():
             target = printable(os.readlink(path))
             raise DataError(f"{printable(path)}: is a link to {target}, which isn't there; fetch it or mend the link")
-    exact = found == [paths.local(pattern)]
-    if exact and found[0].is_dir():
-        raise DataError(f"{key} is a folder; {_remedy(found[0], kind)}")
-    files = [path for path in found if path.is_file()]
+    exact = matches == [paths.local(pattern)]
+    if exact and matches[0].is_dir():
+        raise DataError(f"{key} is a folder; {_remedy(matches[0], kind)}")
+    files = [path for path in matches if path.is_file()]
     kept = [path for path in files if exact or kind(path.name) or not _left_by_tools(path.name)]
     if kept:
         return kept
-    if not found:
+    if not matches:
         raise DataError(f"{key} matches no file (seen from {printable(Path.cwd())}); correct the path")
     if files:
         raise DataError(f"{key} matches only files such as {printable(files[0].name)}, which hold no text; correct it")
-    folder = next((path for path in found if path.is_dir()), None)
+    folder = next((path for path in matches if path.is_dir()), None)
     if folder is None:
         raise DataError(f"{key} is neither a file nor a folder; write what it gives to a file and name that")
     raise DataError(f"{key} matches no file, only folders such as {printable(folder)}; {_remedy(folder, kind)}")
@@ -48,12 +52,12 @@ def _left_by_tools(name: str) -> bool:
 
 
 def _remedy(folder: Path, kind: Callable[[str], str]) -> str:
-    """What to give in place of a folder: the pattern for most of what is in it."""
-    walk = ((Path(place), name) for place, _, names in os.walk(folder) for name in names)
+    """Return advice for a folder: the pattern that matches most files in it."""
+    walk = ((Path(parent), name) for parent, _, names in os.walk(folder) for name in names)
     entries = list(itertools.islice(walk, _LOOKED_AT))
     if not entries:
         return "it is empty, so give another"
-    endings = Counter((place != folder, name[-len(kind(name)) :]) for place, name in entries if kind(name))
+    endings = Counter((parent != folder, name[-len(kind(name)) :]) for parent, name in entries if kind(name))
     if not endings:
         return "it holds no file that can be read (.txt, .jsonl, .json or .parquet), so give another"
     (deeper, ending), _ = endings.most_common(1)[0]

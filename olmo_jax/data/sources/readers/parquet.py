@@ -1,4 +1,4 @@
-"""Rows of Parquet files, with the columns that are asked for, also from within structs."""
+"""Read rows of Parquet files with some of the columns, which may be fields of structs."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ _ROWS_AT_ONCE = 1024
 
 
 def rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a file with the columns that hold `fields`; one within a struct is named with dots.
+    """Yield the rows of a file with the columns that hold `fields`; a field of a struct is named with dots.
 
-    Raises DataError for a field without a column and for what can't be read as Parquet.
+    Raises DataError for a field without a column, and for a file that can't be read as Parquet.
     """
     with _opened(path) as file:
         names = file.schema_arrow.names
@@ -30,7 +30,7 @@ def rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def count(path: Path) -> int:
-    """How many rows a file says that it has. Raises DataError for what can't be read as Parquet."""
+    """Return the number of rows in the file's metadata. Raises DataError if it can't be read as Parquet."""
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 

@@ -1,17 +1,17 @@
-"""Long texts in pieces: divided at a separator, or cut into blocks."""
+"""Divide long texts at a separator or into blocks."""
 
 import io
 from collections.abc import Iterable, Iterator
 
 
 def divided(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """What lies between the separators of a text that comes in chunks; a separator may lie across two of them."""
+    """Yield the parts of a text between separators. The text comes in chunks, and a separator may be across two."""
     begun: list[str] = []
     rest = ""
     for chunk in chunks:
-        *whole, rest = (rest + chunk).split(separator)
-        for piece in whole:
-            yield "".join([*begun, piece])
+        *complete, rest = (rest + chunk).split(separator)
+        for part in complete:
+            yield "".join([*begun, part])
             begun.clear()
         # A separator that ends in the next chunk begins in the last characters of this one.
         kept = max(0, len(rest) - len(separator) + 1)
@@ -21,9 +21,10 @@ def divided(chunks: Iterable[str], separator: str) -> Iterator[str]:
 
 
 def blocks(text: str, most: int) -> Iterator[str]:
-    """A text cut into blocks of at most `most` characters, joined it is the text again; whole where `most` is 0.
+    """Yield the text in blocks of at most `most` characters; the whole text if `most` is 0.
 
-    A block ends with a line, else with a word, where one ends in its second half.
+    A block ends at the end of a line, else of a word, if there is one in its second half. Joined, the blocks are the
+    text.
     """
     start = 0
     while most and len(text) - start > most:
@@ -39,7 +40,7 @@ def blocks(text: str, most: int) -> Iterator[str]:
 
 
 def with_line_feeds(chunks: Iterable[str]) -> Iterator[str]:
-    r"""A text that comes in chunks, with each \r\n and \r made \n, so that a separator is the same on every system."""
+    r"""Yield a text that comes in chunks with \r\n and \r replaced by \n, so that separators match on every system."""
     decoder = io.IncrementalNewlineDecoder(None, translate=True)
     for chunk in chunks:
         yield decoder.decode(chunk)

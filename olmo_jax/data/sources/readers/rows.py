@@ -1,4 +1,4 @@
-"""Rows with named fields: objects in lines of JSON, and what their fields hold."""
+"""Read rows with named fields: JSON objects in lines, and the values of their fields."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,12 +11,13 @@ from olmo_jax.errors import brief
 def json_rows(
     stream: Iterable[bytes], where: str, first: int = 1, offset: int = 0
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects in lines of JSON in UTF-8, with the number of each line; empty lines are passed over.
+    """Yield the number and the object of each line of JSON in UTF-8; empty lines are skipped.
 
     Args:
-      first, offset: number and place in the file of the first line.
+      where: the file, for messages.
+      first: number of the first line in the file. offset: of its first byte in the file.
 
-    Raises DataError, naming `where` and the line, for a line that holds anything else.
+    Raises DataError, with `where` and the line, for a line that holds anything else.
     """
     for number, raw in enumerate(stream, start=first):
         at = f"{where}: line {number}"
@@ -34,10 +35,10 @@ def json_rows(
 
 
 def decoded(raw: bytes, at: str, offset: int = 0) -> str:
-    """UTF-8 as text, without a byte-order mark. Raises DataError with the place of the first wrong byte.
+    """Return UTF-8 as text, without a byte-order mark. Raises DataError with the offset of the first invalid byte.
 
     Args:
-      at: what the message begins with, "FILE:" or "FILE: line 3,".
+      at: the start of the message, "FILE:" or "FILE: line 3,".
       offset: of `raw` in the file.
     """
     try:
@@ -48,9 +49,9 @@ def decoded(raw: bytes, at: str, offset: int = 0) -> str:
 
 
 def value(row: dict[str, Any], field: str, at: str) -> Any:
-    """What a field holds; "a.b" is the field b of the object in a, unless a field has that very name.
+    """Return the value of a field; "a.b" is the field b of the object in a, unless a field is named "a.b".
 
-    Raises DataError where there is no such field.
+    Raises DataError, whose message begins with `at`, if there is no such field.
     """
     try:
         return _value(row, field)
@@ -62,20 +63,20 @@ def value(row: dict[str, Any], field: str, at: str) -> Any:
 
 
 def text(row: dict[str, Any], field: str, at: str) -> str | None:
-    """The text in a field, None where it is null. Raises DataError where it isn't text."""
-    found = value(row, field, at)
-    if isinstance(found, bytes):  # as Parquet's writers store it that know no strings
+    """Return the text in a field, None if it is null. Raises DataError if it isn't text."""
+    content = value(row, field, at)
+    if isinstance(content, bytes):  # some writers of Parquet store text as binary
         try:
-            return found.decode()
+            return content.decode()
         except UnicodeDecodeError:
             raise DataError(f"{at}: field {field!r} is binary and isn't UTF-8; mend the row") from None
-    if found is not None and not isinstance(found, str):
-        raise DataError(f"{at}: field {field!r} is {type(found).__name__}, not text; mend the row")
+    if content is not None and not isinstance(content, str):
+        raise DataError(f"{at}: field {field!r} is {type(content).__name__}, not text; mend the row")
     try:
-        (found or "").encode()
+        (content or "").encode()
     except UnicodeEncodeError:
         raise DataError(f"{at}: field {field!r} has half a surrogate pair; mend the row") from None
-    return found
+    return content
 
 
 def _value(row: dict[str, Any], field: str) -> Any:
@@ -89,10 +90,10 @@ def _value(row: dict[str, Any], field: str) -> Any:
 
 
 def _names(row: dict[str, Any]) -> Iterator[str]:
-    for name, found in row.items():
+    for name, content in row.items():
         yield name
-        if isinstance(found, dict):
-            yield from (f"{name}.{inner}" for inner in found)
+        if isinstance(content, dict):
+            yield from (f"{name}.{inner}" for inner in content)
 
 
 def _why(line: str, error: Exception) -> str:
@@ -102,5 +103,5 @@ def _why(line: str, error: Exception) -> str:
 
 
 def _remedy(line: str) -> str:
-    """Of a file that is one JSON value over several lines, or one array of objects."""
+    """Return advice for a file that is one JSON array of objects; "" for any other line."""
     return "; of one array, jq -c '.[]' makes it" if line.lstrip().startswith("[") else ""

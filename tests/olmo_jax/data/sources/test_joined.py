@@ -28,8 +28,8 @@ def fake(domains, documents):
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setitem(registry.OWN, "debian_prose", fake(("essay", "bible"), 40))
-    monkeypatch.setitem(registry.OWN, "olmo_tasks", fake(("boolq",), 30))
+    monkeypatch.setitem(registry.CORPORA, "debian_prose", fake(("essay", "bible"), 40))
+    monkeypatch.setitem(registry.CORPORA, "olmo_tasks", fake(("boolq",), 30))
 
 
 def test_the_documents_of_each_in_turn(two, tmp_path):
@@ -87,7 +87,7 @@ def test_what_cannot_be_joined(two, corpus, message, tmp_path):
 
 
 def test_a_domain_that_two_share(two, monkeypatch):
-    monkeypatch.setitem(registry.OWN, "olmo_tasks", fake(("code",), 3))
+    monkeypatch.setitem(registry.CORPORA, "olmo_tasks", fake(("code",), 3))
     with pytest.raises(
         DataError, match="python_packages and olmo_tasks both have a domain 'code'; prepare one of them"
     ):
@@ -95,5 +95,5 @@ def test_a_domain_that_two_share(two, monkeypatch):
 
 
 def test_the_library_s_own_domains_can_all_be_joined():
-    assert registry.parts("+".join(registry.OWN)) == tuple(registry.OWN)
+    assert registry.parts("+".join(registry.CORPORA)) == tuple(registry.CORPORA)
     assert {e.domain for e in python_packages.examples(0.05)} <= set(registry.domains("python_packages"))

@@ -94,7 +94,7 @@ def test_what_is_written_depends_on_neither_processes_nor_portions_nor_what_wait
     monkeypatch.setattr(text_corpus, "AT_ONCE", 200)
     monkeypatch.setattr(portions.in_parts, "__defaults__", (100,))
     monkeypatch.setattr(workers, "_FEW", 1)
-    monkeypatch.setattr(key_order, "_TEXT_OF_A_RANGE", 1000)
+    monkeypatch.setattr(key_order, "_TEXT_PER_RANGE", 1000)
     monkeypatch.setattr(key_order, "_BUFFERED", 500)
     assert written(config, tmp_path / "two", processes=2, text_bytes=10_000) == alone
     assert written(config, tmp_path / "three", processes=3, text_bytes=2_000) == alone
