@@ -36,7 +36,7 @@ def qwix_gptq(w_IO, hessian_II, group_size=None):
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "group_size"), [(128, 64, None), (64, 32, 16)])
-def test_gptq_is_qwixs(inputs, outputs, group_size):
+def test_gptq_matches_qwix(inputs, outputs, group_size):
     w_IO, h_II = problem(inputs, outputs)
     ours = gptq(w_IO, h_II, 4, grid="gptq", group_size=group_size)
     same = np.isclose(ours, qwix_gptq(w_IO, h_II, group_size), rtol=1e-5, atol=1e-6)
@@ -47,7 +47,7 @@ def test_gptq_is_qwixs(inputs, outputs, group_size):
 @pytest.mark.parametrize(("bits", "qtype"), [(4, jnp.int4), (8, jnp.int8)])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 16])
-def test_rounding_to_nearest_is_qwixs(bits, qtype, symmetric, group_size):
+def test_rounding_to_nearest_matches_qwix(bits, qtype, symmetric, group_size):
     import qwix
 
     w_IO, _ = problem(64, 32)

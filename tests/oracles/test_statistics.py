@@ -19,7 +19,7 @@ def groups(singletons):
 
 
 @pytest.mark.parametrize("singletons", [False, True])
-def test_spearman_is_pingouins(singletons):
+def test_spearman_matches_pingouin(singletons):
     import pingouin
 
     table = ties_and_controls()
@@ -31,7 +31,7 @@ def test_spearman_is_pingouins(singletons):
 
 @pytest.mark.parametrize("controls", [["a"], ["a", "b", "c"]])
 @pytest.mark.parametrize("singletons", [False, True])
-def test_partial_spearman_is_pingouins(controls, singletons):
+def test_partial_spearman_matches_pingouin(controls, singletons):
     import pingouin
 
     table = ties_and_controls()
@@ -40,7 +40,7 @@ def test_partial_spearman_is_pingouins(controls, singletons):
     assert (found.estimate, found.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
 
 
-def test_settings_as_factors_are_pingouins_partial_of_indicators():
+def test_settings_as_factors_match_pingouin_with_indicators():
     """Of x and y as ranks: pingouin's Pearson given 0 and 1 for all levels but the first."""
     import pingouin
 
