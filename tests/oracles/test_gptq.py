@@ -1,9 +1,9 @@
 """Rounding against Qwix 0.1.8 as it is installed, at 4 and 8 bits on its grid (ours: grid="gptq").
 
-Its GPTQ takes [outputs, inputs] and adds 1 % of the mean of H's diagonal, as ours does. Two differences, which these
-tests go round. It takes a group's scale from weights that lack the errors of the block of inputs (128) that the group
-lies in, as the authors' code does; with blocks of one group it lacks none. And with dead inputs its damping is the
-mean without their 1, and a column's scale that without their weights: there are none here.
+Its GPTQ takes [outputs, inputs] and adds 1 % of the mean of H's diagonal, as ours does. These tests avoid two
+differences. It takes a group's scale from weights that lack the errors of the block of inputs (128) that the group
+lies in, as the authors' code does; with blocks of one group there are none. And with dead inputs its damping is the
+mean without their 1, and a column's scale that without their weights: these tests have no dead inputs.
 """
 
 import jax

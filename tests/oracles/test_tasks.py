@@ -73,7 +73,7 @@ def test_scores_and_predictions_match_transformers(task, family, tokenizer_file,
 
 
 def test_greedy_last_words_match_transformers(tokenizer_file, tmp_path):
-    """On LAMBADA; of every other item the last word is made what the model would say."""
+    """On LAMBADA; in every other item the last word is replaced by the model's greedy word."""
     import torch
 
     items = task_items.items("lambada", "validation")[:ITEMS]
