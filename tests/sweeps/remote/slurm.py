@@ -121,8 +121,8 @@ def _free_ports(count: int) -> list[int]:
 def _end(conf: pathlib.Path, daemons: list[subprocess.Popen]) -> None:
     """Kills the daemons, their helpers, and what jobs left: all were started with our SLURM_CONF."""
     marker = f"SLURM_CONF={conf}".encode()
-    while found := [pid for pid in _others() if marker in _environment(pid)]:
-        for pid in found:
+    while pids := [pid for pid in _others() if marker in _environment(pid)]:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for daemon in daemons:

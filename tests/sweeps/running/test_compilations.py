@@ -43,7 +43,7 @@ def counted(workdir, cache):
 
 
 @pytest.mark.slow
-def test_a_sweep_compiles_each_program_once_and_the_next_start_none(tmp_path):
+def test_a_sweep_compiles_each_program_once_and_a_restart_none(tmp_path):
     first = counted(tmp_path / "first", tmp_path / "cache")
     assert first["code"] == 0
     assert first["cache_misses"] > 20

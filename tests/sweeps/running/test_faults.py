@@ -110,7 +110,7 @@ def assert_same(workdir, undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_as_if_it_never_was(start, finish, undisturbed, tmp_path):
+def test_resume_after_kills_at_random_moments_is_bit_equal(start, finish, undisturbed, tmp_path):
     """Kills fall while it starts, prepares, compiles, trains and writes: by time, or after some more checkpoints."""
     rng, workdir = np.random.default_rng(0), tmp_path / "w"
     killed = 0
@@ -131,9 +131,9 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(start, finish, undi
 
 
 @pytest.mark.slow
-def test_two_processes_on_one_sweep_share_its_stacks(start, undisturbed, tmp_path):
-    both = [start(tmp_path), start(tmp_path)]
-    for process in both:
+def test_two_processes_divide_the_stacks_of_a_sweep(start, undisturbed, tmp_path):
+    processes = [start(tmp_path), start(tmp_path)]
+    for process in processes:
         process.join(300)
         assert process.exitcode == 0
     assert_same(tmp_path, undisturbed)
@@ -143,7 +143,7 @@ def test_two_processes_on_one_sweep_share_its_stacks(start, undisturbed, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_process_that_was_asleep_leaves_its_stack_to_who_took_it(start, finish, undisturbed, tmp_path):
+def test_a_suspended_process_gives_up_a_stack_taken_over_by_another(start, finish, undisturbed, tmp_path):
     """The first is stopped in its sleep, not dead: the second waits for a minute without a beat, here cut short."""
     workdir = tmp_path / "w"
     first = start(workdir)
@@ -174,7 +174,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_in_a_line_and_with_room_it_goes_on(run_to_end, finish, undisturbed, small_disk):
+def test_a_full_disk_is_one_line_and_training_resumes_with_space(run_to_end, finish, undisturbed, small_disk):
     workdir = small_disk / "sweep"
     code, err = run_to_end(workdir)
     assert code == 1, err
@@ -186,7 +186,7 @@ def test_a_full_disk_is_said_in_a_line_and_with_room_it_goes_on(run_to_end, fini
 
 
 @pytest.mark.slow
-def test_broken_files_are_set_aside_or_named(config, start, run_to_end, finish, undisturbed, tmp_path):
+def test_damaged_files_are_set_aside_or_named(config, start, run_to_end, finish, undisturbed, tmp_path):
     """A checkpoint with changed bytes, metrics cut in a line, a shard that went: each after a stop in the middle."""
     workdir = tmp_path / "w"
     process = start(workdir)
