@@ -1,4 +1,4 @@
-"""What the documents name exists: files, folders, former modules, commands."""
+"""Everything that the documents name exists: files, folders, former modules, commands."""
 
 import pathlib
 import re

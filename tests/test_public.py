@@ -1,4 +1,4 @@
-"""What the packages offer to other code: there, documented, and free of cost until asked for."""
+"""The public API of the packages exists, is documented, and imports no heavy library until used."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ import pytest
 
 PACKAGES = ("olmo_jax", "geometry", "eval", "sweeps")
 PUBLIC = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
-# What design and documents name beside them, by module.
+# Further functions named in the documents, by module.
 NAMED = [
     ("geometry.spectrum", "singular_values effective_rank stable_rank participation_ratio singular_entropy"),
     ("geometry.spectrum", "condition_number power_law_alpha"),

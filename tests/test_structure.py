@@ -1,4 +1,4 @@
-"""The house: imports run one way, and every command of the README does what it says."""
+"""The structure of the packages: imports run one way, and every command of the README works."""
 
 import ast
 import contextlib
@@ -35,7 +35,7 @@ SEPARATE = {
     "sweeps.planning": ["sweeps.table", "sweeps.analysis", "sweeps.report"],  # a plan is made before there are results
     "sweeps.table": ["sweeps.analysis", "sweeps.report"],  # the table is what both are made from
     "sweeps.analysis": ["sweeps.report", "sweeps.studies", "sweeps.table.catalog"],  # statistics of any table
-    "sweeps.report": ["sweeps.studies."],  # studies register themselves: the registry may be asked, a study not named
+    "sweeps.report": ["sweeps.studies."],  # studies register themselves: the registry may be imported, a study may not
     "sweeps.running": ["sweeps.studies."],
 }
 
@@ -173,7 +173,7 @@ SMALLER = {
 
 
 def publish(folder):
-    """A folder as somebody would download it: a Pythia of one layer, a tokenizer trained on this code."""
+    """Write a folder as it would be downloaded: a Pythia of one layer, and a tokenizer trained on this code."""
     config = dataclasses.replace(
         PYTHIA["14m"], vocab_size=512, d_model=32, n_layers=1, n_heads=2, d_ff=64, context_length=64
     )
@@ -182,7 +182,7 @@ def publish(folder):
     hf.export_checkpoint(config, model.init(config, jax.random.key(0)), folder, tokenizer="tokenizer.json")
 
 
-# As a user has them: one process, for the sake of time, but on one device.
+# As for a user, on one device; in one process, to save time.
 CARRY_OUT = """
 import json, sys
 from sweeps import cli
@@ -256,6 +256,6 @@ def test_the_readmes_metric_reaches_the_probe_the_table_and_the_report(tmp_path,
     page = (tmp_path / "work/report/index.html").read_text()
     assert "longest_row" in page
 
-    # What another process reads of it, which doesn't know the metric.
+    # Read by another process, which doesn't know the metric.
     command = [sys.executable, "-m", "sweeps.cli", "report", f"--workdir={tmp_path / 'work'}"]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0

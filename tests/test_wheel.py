@@ -1,4 +1,4 @@
-"""The wheel: all of the packages is in it, and it works outside the checkout."""
+"""The wheel contains all files of the packages and works outside the checkout."""
 
 import pathlib
 import shutil

@@ -116,8 +116,8 @@ def _valid(fuzzer: Fuzzer, place: Path) -> int:
     bad = 0
     for one, failure, seconds in fuzzer.failures(valid(place)):
         bad += failure is not None
-        told = f"{failure.what}: {failure.last_line}" if failure else ""
-        print(f"{seconds:5.1f} s  {one.format}: {one.verb.arguments}  {told}", flush=True)
+        reason = f"{failure.what}: {failure.last_line}" if failure else ""
+        print(f"{seconds:5.1f} s  {one.format}: {one.verb.arguments}  {reason}", flush=True)
     return 1 if bad else 0
 
 

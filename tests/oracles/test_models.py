@@ -49,9 +49,9 @@ def test_loss_and_gradient_match_transformers(family, seed, length, tmp_path):
         final_BLD = model.hidden(config, params, tokens[:, :-1]).final_BLD
         return loss.cross_entropy(final_BLD, model.unembedding(params), tokens[:, 1:]).objective
 
-    ours, found = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jax.numpy.asarray, params))
+    ours, our_gradient = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jax.numpy.asarray, params))
     assert float(ours) == pytest.approx(theirs, rel=1e-4)
-    pairs = list(zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True))
+    pairs = list(zip(jax.tree_util.tree_leaves_with_path(our_gradient), jax.tree.leaves(expected), strict=True))
     largest = max(np.abs(other).max() for _, other in pairs)
     for (path, mine), other in pairs:
         name = jax.tree_util.keystr(path)

@@ -24,9 +24,9 @@ def test_spearman_matches_pingouin(singletons):
 
     table = ties_and_controls()
     expected = pingouin.corr(table.x, table.y, method="spearman").iloc[0]
-    found = spearman(table, "x", "y", groups(singletons))
-    assert (found.estimate, found.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
-    assert found.n == expected["n"]
+    result = spearman(table, "x", "y", groups(singletons))
+    assert (result.estimate, result.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
+    assert result.n == expected["n"]
 
 
 @pytest.mark.parametrize("controls", [["a"], ["a", "b", "c"]])
@@ -36,8 +36,8 @@ def test_partial_spearman_matches_pingouin(controls, singletons):
 
     table = ties_and_controls()
     expected = pingouin.partial_corr(table, x="x", y="y", covar=controls, method="spearman").iloc[0]
-    found = partial_spearman(table, "x", "y", controls, "rank", groups(singletons))
-    assert (found.estimate, found.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
+    result = partial_spearman(table, "x", "y", controls, "rank", groups(singletons))
+    assert (result.estimate, result.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
 
 
 def test_settings_as_factors_match_pingouin_with_indicators():
@@ -48,5 +48,5 @@ def test_settings_as_factors_match_pingouin_with_indicators():
     levels = pd.get_dummies(table.level, prefix="is", drop_first=True, dtype=float)
     ranked = pd.concat([table[["x", "y"]].rank(), levels], axis=1)
     expected = pingouin.partial_corr(ranked, x="x", y="y", covar=list(levels), method="pearson").iloc[0]
-    found = partial_spearman(table, "x", "y", ["level"], "factor")
-    assert (found.estimate, found.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
+    result = partial_spearman(table, "x", "y", ["level"], "factor")
+    assert (result.estimate, result.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)

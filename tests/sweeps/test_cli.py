@@ -1,4 +1,4 @@
-"""The command line on bad input (one clear line, its exit code, nothing written) and on a sweep in small."""
+"""The command line on invalid input (one line, an exit code, nothing written) and on a small sweep."""
 
 import json
 import pathlib
@@ -348,7 +348,7 @@ def test_runs_trained_on_eight_devices_are_evaluated_on_fewer(config, capsys, tm
     arguments = [f"--config={config}:one", "--config.mesh.data=4", f"--workdir={workdir}"]
     assert cli.main(["train", *arguments]) == 0
     sweep = json.loads((workdir / "sweep.json").read_text())
-    sweep["cohorts"][0]["runs"][0]["config"]["mesh"]["data"] = 400  # as on a machine with more than there are here
+    sweep["cohorts"][0]["runs"][0]["config"]["mesh"]["data"] = 400  # as on a machine with more devices than here
     (workdir / "sweep.json").write_text(json.dumps(sweep))
     assert cli.main(["evaluate", f"--workdir={workdir}", "--only=lm_loss", "--runs=*", "--steps=final"]) == 0
     assert {p.name for p in workdir.glob("runs/*/results/*")} == {"lm_loss@8.json"}

@@ -1,4 +1,4 @@
-"""Any text to any terminal or pipe: nothing that is written raises, and a reader that leaves ends nothing badly."""
+"""Any text to any terminal or pipe: writing never raises, and a closed pipe ends the command cleanly."""
 
 import contextlib
 import io
@@ -54,7 +54,7 @@ def test_every_character_is_writable_in_any_encoding(monkeypatch):
 
 
 def test_a_progress_bar_is_drawn_on_ascii_terminals(monkeypatch):
-    """As rich does on a terminal; what the note holds is anybody's."""
+    """As rich does on a terminal; the note may hold any text."""
     from olmo_jax.console import progress
 
     monkeypatch.setattr(sys, "stderr", stream("ascii"))
@@ -66,7 +66,7 @@ def test_a_progress_bar_is_drawn_on_ascii_terminals(monkeypatch):
 
 
 class Left(io.TextIOWrapper):
-    """A pipe whose reader has gone."""
+    """A pipe whose reader has closed it."""
 
     def __init__(self):
         reader, writer = os.pipe()
@@ -76,7 +76,7 @@ class Left(io.TextIOWrapper):
 
 @pytest.fixture
 def left():
-    """`left()`: a pipe as stdout whose reader has gone."""
+    """`left()`: a pipe as stdout whose reader has closed it."""
     with contextlib.ExitStack() as opened:
 
         def close(pipe):
@@ -92,7 +92,7 @@ def left():
 
 
 def test_output_after_the_reader_closed_the_pipe_is_dropped(monkeypatch, capfd, left):
-    """Whatever is printed after that; the pipe of something else that breaks is another matter."""
+    """Later output is dropped; a broken pipe of another stream still raises."""
 
     def breaks(*arguments):
         raise BrokenPipeError(32, "Broken pipe")
@@ -108,7 +108,7 @@ def test_output_after_the_reader_closed_the_pipe_is_dropped(monkeypatch, capfd, 
 
 
 def environment(**variables):
-    """Of a process that knows no UTF-8 mode, as one that cron starts."""
+    """The environment of a process without UTF-8 mode, as started by cron."""
     base = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     return base | {"PYTHONPATH": str(ROOT)} | variables
 
@@ -117,7 +117,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def run(arguments, redirection="", **variables):
-    """A command in a shell of its own: its exit code, stdout and stderr."""
+    """Run a command in a separate shell and return exit code, stdout and stderr."""
     line = f'"$@" {redirection}'
     command = ["bash", "-c", f"set -o pipefail; {line}", "bash", sys.executable, "-m", "sweeps.cli", *arguments]
     ended = subprocess.run(command, env=environment(**variables), capture_output=True)

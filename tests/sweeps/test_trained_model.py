@@ -1,4 +1,4 @@
-"""What can only be seen of a model that has learnt something: the demo's, shallower and trained twice as long."""
+"""Effects that need a trained model: that of the demo, shallower and trained twice as long."""
 
 import json
 import os

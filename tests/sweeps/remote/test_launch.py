@@ -1,4 +1,4 @@
-"""Tasks of a sweep on processes of this machine, on a Slurm that the test starts, and as a SkyPilot file."""
+"""Tasks of a sweep on local processes, on a Slurm started by the test, and as a SkyPilot file."""
 
 import json
 import os
@@ -54,7 +54,7 @@ note("end")
 
 @pytest.fixture
 def stub(tmp_path):
-    """`stub(steps, seconds)`: the command of a stub that works in tmp_path."""
+    """`stub(steps, seconds)`: the command of a stub task that runs in tmp_path."""
     pytest.importorskip("submitit")
     path = tmp_path / "stub.py"
     path.write_text(STUB)
@@ -62,7 +62,7 @@ def stub(tmp_path):
 
 
 def notes(folder, cohort):
-    """What a cohort's stub noted, without the times."""
+    """Return what the stub of a cohort recorded, without times."""
     path = folder / f"notes-{cohort}"
     return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -111,7 +111,7 @@ def test_stopped_tasks_restart_and_failed_ones_are_named_while_others_continue(s
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_asks_tasks_to_stop_once_and_waits_for_them(stub, tmp_path, number):
-    """SIGINT goes to the whole group of processes, as a terminal's does."""
+    """SIGINT is sent to the whole process group, as a terminal does."""
     program = (
         "import sys; from sweeps.remote.launch import *\n"
         f"try: launch({str(tmp_path)!r}, {stub(400, 0.05)!r}, range(3), Options('local', parallel=2))\n"
@@ -164,9 +164,9 @@ def test_a_missing_engine_is_named_with_the_remedy(tmp_path, monkeypatch):
 
 
 def test_the_skypilot_task_runs_any_cohort_from_the_repository(tmp_path, monkeypatch):
-    here = pathlib.Path(__file__).parents[3]
-    monkeypatch.chdir(here)
-    command = [sys.executable, "-m", "sweeps.cli", "run", f"--config={here}/a.py", "--workdir=w", "--mirror=gs://b/w"]
+    root = pathlib.Path(__file__).parents[3]
+    monkeypatch.chdir(root)
+    command = [sys.executable, "-m", "sweeps.cli", "run", f"--config={root}/a.py", "--workdir=w", "--mirror=gs://b/w"]
     options = Options("sky", gpus=2, cpus=8, more=("accelerators=H100", "infra=gcp", "use_spot=false"))
     lines = launch(tmp_path, command, [0, 1], options)
     assert any("for K in 0 1; do sky jobs launch" in line for line in lines)
@@ -231,9 +231,9 @@ def sbatch(tmp_path, monkeypatch):
 def test_variables_of_an_enclosing_slurm_job_are_hidden_from_sbatch(sbatch, monkeypatch, capsys):
     for name, value in (OUTER_JOB | OF_THE_USER).items():
         monkeypatch.setenv(name, value)
-    _, seen, _ = sbatch()
-    assert not OUTER_JOB.keys() & seen.keys()
-    assert {name: seen[name] for name in OF_THE_USER} == OF_THE_USER
+    _, observed, _ = sbatch()
+    assert not OUTER_JOB.keys() & observed.keys()
+    assert {name: observed[name] for name in OF_THE_USER} == OF_THE_USER
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hidden from sbatch")]
     assert line.endswith(": " + ", ".join(sorted(OUTER_JOB)))
     assert os.environ["SLURM_JOB_ID"] == "4", "this process is still in its job"
@@ -252,7 +252,7 @@ def test_the_engine_local_runs_inside_a_slurm_job(stub, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("environment", "said", "kept_from"),
+    ("environment", "options", "conflicts"),
     [
         ("SBATCH_EXCLUSIVE SBATCH_TIMELIMIT SBATCH_MEM_PER_CPU SLURM_CPU_BIND", "", ""),
         ("SBATCH_TIMELIMIT", "time", "SBATCH_TIMELIMIT"),
@@ -265,8 +265,8 @@ def test_the_engine_local_runs_inside_a_slurm_job(stub, tmp_path, monkeypatch):
         ("SLURM_STEP_ID SBATCH_WCKEY SBATCH_QOS", "wckey", "SBATCH_WCKEY SLURM_STEP_ID"),
     ],
 )  # fmt: skip
-def test_environment_variables_that_override_options_are_hidden_from_sbatch(environment, said, kept_from):
-    assert conflicting_variables(environment.split(), said.split()) == kept_from.split()
+def test_environment_variables_that_override_options_are_hidden_from_sbatch(environment, options, conflicts):
+    assert conflicting_variables(environment.split(), options.split()) == conflicts.split()
 
 
 def test_sbatch_gets_the_requested_options_and_none_of_submitit(sbatch):
@@ -342,7 +342,7 @@ def test_slurm_launches_inside_a_job_into_a_folder_with_a_percent_sign(cluster, 
 
 @pytest.mark.slow
 def test_slurm_stops_tasks_after_a_checkpoint_and_requeues_them(cluster, stub, tmp_path):
-    """However they are asked; every child has one SIGTERM, and no step is lost or done twice."""
+    """For each kind of stop request, every child gets one SIGTERM, and no step is lost or repeated."""
     ways = ["scontrol requeue", "scancel --signal=TERM", "scancel --signal=USR2", "scancel --signal=INT"]
     job = submit(tmp_path, stub(60, 0.05), range(4))
     wait_until(lambda: all(len(steps(tmp_path, cohort)) > 2 for cohort in range(4)))

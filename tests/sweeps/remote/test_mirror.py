@@ -1,4 +1,4 @@
-"""A sweep's working directory copied elsewhere while it is written, and brought back on an empty disk."""
+"""A sweep's working directory is mirrored while it is written, and restored on an empty disk."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from tests.sweeps.running.test_interruption import CONFIG
 
 COHORT = "4m 50% #1 [ü]"  # a folder's name may be anything
 CHECKPOINTS = f"cohorts/{COHORT}/checkpoints"
-NEVER = 3600.0  # seconds between rounds: all that is copied is copied on leaving
+NEVER = 3600.0  # seconds between rounds: everything is copied on leaving
 
 
 class Cut(BaseException):  # noqa: N818  # as KeyboardInterrupt is
-    """The end of a process in the middle of something."""
+    """The process ends in the middle of an operation."""
 
 
 def write(path, content):
@@ -38,7 +38,7 @@ def write(path, content):
 
 
 def train_to(workdir, step, state="training"):
-    """What training leaves at a checkpoint, in the order in which it does."""
+    """Write the files of training up to a checkpoint, in the order of training."""
     write(workdir / "runs/a/metrics.jsonl", "".join(f'{{"step": {s}}}\n' for s in range(step + 1)))
     write(workdir / "runs/a/timings.jsonl", f'{{"step": {step}}}\n')
     folder = workdir / CHECKPOINTS / f"{step}.orbax-checkpoint-tmp-1"
@@ -51,7 +51,7 @@ def train_to(workdir, step, state="training"):
 
 @pytest.fixture
 def workdir(tmp_path):
-    """Of a sweep of one run that stands at step 30."""
+    """The working directory of a sweep of one run at step 30."""
     workdir = tmp_path / "work"
     write(workdir / "sweep.json", sweep_json("a"))
     write(workdir / "data/text/index.json", '{"shards": []}')
@@ -118,7 +118,7 @@ def names(url):
 
 
 def versions(folder):
-    """Tells a file that was sent again from one that wasn't; .mirror is sent by every start."""
+    """Return inode and time of each file, which change if it is sent again; .mirror is sent by every start."""
     entries = [p for p in folder.rglob("*") if p.is_file() and p.name != ".mirror"]
     return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in entries}
 
@@ -135,13 +135,13 @@ def eventually(condition, what):
 def eventually_all(workdir, folder):
     """Waits for the end of a round that copies the fixture's files."""
     manifests = {f"{path.relative_to(workdir).as_posix()}.complete.json" for path in (workdir / CHECKPOINTS).iterdir()}
-    wanted = files(workdir).keys() | manifests | {".mirror"}
-    eventually(lambda: names(folder) == wanted, "all is copied")
+    expected = files(workdir).keys() | manifests | {".mirror"}
+    eventually(lambda: names(folder) == expected, "all is copied")
     time.sleep(0.05)  # what is copied last is remembered, too
 
 
 def test_fetch_restores_exactly_what_a_resume_needs(workdir, url, tmp_path):
-    wanted = files(workdir)
+    expected = files(workdir)
     for name in (
         "compiled/host/program",
         "profile/c/trace",
@@ -165,20 +165,20 @@ def test_fetch_restores_exactly_what_a_resume_needs(workdir, url, tmp_path):
     ):
         write(workdir / name, "x")
     copy(workdir, url)
-    assert names(url) == wanted.keys() | {f"{CHECKPOINTS}/30.complete.json", ".mirror"}
-    back = tmp_path / "back"
-    assert fetch(url, epath.Path(back)) == len(wanted)
-    assert files(back) == wanted
-    assert fetch(url, epath.Path(back)) == 0, "its own disk is the truth"
+    assert names(url) == expected.keys() | {f"{CHECKPOINTS}/30.complete.json", ".mirror"}
+    restored = tmp_path / "back"
+    assert fetch(url, epath.Path(restored)) == len(expected)
+    assert files(restored) == expected
+    assert fetch(url, epath.Path(restored)) == 0, "its own disk is the truth"
 
 
 def test_a_mirror_that_holds_no_sweep_yields_nothing(workdir, url):
-    back = workdir.parent / "back"
-    assert fetch(url, epath.Path(back)) == 0
+    restored = workdir.parent / "back"
+    assert fetch(url, epath.Path(restored)) == 0
     (workdir / "sweep.json").unlink()
-    copy(workdir, url)  # prepared, and stopped before it was planned
-    assert fetch(url, epath.Path(back)) == 0
-    assert not back.exists()
+    copy(workdir, url)  # prepared, and stopped before planning
+    assert fetch(url, epath.Path(restored)) == 0
+    assert not restored.exists()
 
 
 def test_no_url_mirrors_nothing(workdir):
@@ -257,10 +257,10 @@ def test_a_damaged_sweep_json_is_named_locally_and_remotely(workdir, folder, con
 
 def test_an_interrupted_fetch_restarts(workdir, folder, tmp_path, monkeypatch):
     copy(workdir, folder)
-    wanted = files(workdir)
-    back = tmp_path / "back"
+    expected = files(workdir)
+    restored = tmp_path / "back"
 
-    for after in range(1, len(wanted) + 1):
+    for after in range(1, len(expected) + 1):
         with monkeypatch.context() as patch:
             left = iter(range(after))
             real = pathlib.Path.replace
@@ -272,18 +272,18 @@ def test_an_interrupted_fetch_restarts(workdir, folder, tmp_path, monkeypatch):
 
             patch.setattr(pathlib.Path, "replace", replace)
             try:
-                fetch(str(folder), epath.Path(back))
+                fetch(str(folder), epath.Path(restored))
             except Cut:
-                assert not (back / "sweep.json").exists()
-        arrived = {name: content for name, content in files(back).items() if not name.startswith(".fetch")}
-        assert arrived.items() <= wanted.items()
+                assert not (restored / "sweep.json").exists()
+        arrived = {name: content for name, content in files(restored).items() if not name.startswith(".fetch")}
+        assert arrived.items() <= expected.items()
         whole = sum(name.startswith(f"{CHECKPOINTS}/30/") for name in arrived)
-        assert whole in (0, sum(name.startswith(f"{CHECKPOINTS}/30/") for name in wanted))
-    assert files(back) == wanted
+        assert whole in (0, sum(name.startswith(f"{CHECKPOINTS}/30/") for name in expected))
+    assert files(restored) == expected
 
 
 def test_a_failed_transfer_leaves_no_file(workdir, folder, tmp_path, monkeypatch):
-    """Errors in the middle of the copying, not of the renaming."""
+    """The error occurs while copying, before the rename."""
     copy(workdir, folder)
     real, left = mirror.Store.get, iter(range(3))
 
@@ -343,7 +343,7 @@ def test_only_changed_files_are_sent_again(workdir, folder, tmp_path):
 
 
 def test_a_host_with_an_old_copy_overwrites_nothing_newer(workdir, folder, tmp_path):
-    """Two hosts that train other cohorts of one sweep; each has the other's runs as they once were."""
+    """Two hosts that train other cohorts of one sweep; each has an old copy of the other's runs."""
     copy(workdir, folder)
     fetch(str(folder), epath.Path(tmp_path / "back"))
     train_to(workdir, 60)
@@ -404,19 +404,19 @@ def test_files_unknown_to_this_process_stay_in_the_mirror(workdir, url):
     assert names(url) == remote
 
 
-def assert_fit_to_resume(url, back):
-    """Data and checkpoints are whole, metrics reach to each of these, and what is called done has its checkpoint."""
-    if not fetch(str(url), epath.Path(back)):
+def assert_fit_to_resume(url, restored):
+    """Check that data and checkpoints are complete, metrics reach each checkpoint, and finished runs have theirs."""
+    if not fetch(str(url), epath.Path(restored)):
         return
-    for data in (back / "data").iterdir():
+    for data in (restored / "data").iterdir():
         assert {"index.json", "train.bin"} <= {p.name for p in data.iterdir()}
-    checkpoints = back / CHECKPOINTS
+    checkpoints = restored / CHECKPOINTS
     steps = [int(p.name) for p in checkpoints.iterdir()] if checkpoints.exists() else []
     for step in steps:
         assert (checkpoints / str(step) / "params/d/0").read_bytes() == bytes(1000) + str(step).encode()
         assert (checkpoints / str(step) / "members/metadata").exists()
-        assert len((back / "runs/a/metrics.jsonl").read_text().splitlines()) > step
-    status = back / "runs/a/status.json"
+        assert len((restored / "runs/a/metrics.jsonl").read_text().splitlines()) > step
+    status = restored / "runs/a/status.json"
     if status.exists() and (remote := json.loads(status.read_text()))["state"] == "done":
         assert remote["step"] in steps
 
@@ -426,7 +426,7 @@ ON_THE_DISK = (mirror._Mirror, "_names"), (mirror._Mirror, "_read")
 
 
 def at_operation(patch, number, action, operations=ON_THE_MIRROR):
-    """Does `action` before one of the operations happens for the time `number`."""
+    """Call `action` before operation `number`, counted over the given operations."""
     count = iter(range(10**6))
 
     def counted(real):
@@ -447,28 +447,28 @@ def cut():
 
 
 def every_moment(workdir):
-    """Numbers from 0, each with a copy of a working directory and a mirror that is yet to be."""
+    """Yield numbers from 0, each with a copy of a working directory and a mirror that doesn't exist yet."""
     for number in range(100):
-        here = workdir.parent / f"here{number}"
-        shutil.copytree(workdir, here)
-        yield number, here, workdir.parent / f"there{number}"
+        local = workdir.parent / f"here{number}"
+        shutil.copytree(workdir, local)
+        yield number, local, workdir.parent / f"there{number}"
     raise AssertionError("no round comes to its end")
 
 
 def test_an_interruption_at_any_operation_leaves_a_resumable_mirror(workdir, tmp_path, monkeypatch, capsys):
     train_to(workdir, 45)
-    for number, here, remote in every_moment(workdir):
-        copy(here, remote)
+    for number, local, remote in every_moment(workdir):
+        copy(local, remote)
         try:
-            with monkeypatch.context() as patch, mirrored(epath.Path(here), str(remote), every=NEVER):
-                train_to(here, 60, "done")
-                shutil.rmtree(here / CHECKPOINTS / "45")
-                shutil.copytree(here / "data/text", here / "data/more")  # of runs that joined
+            with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
+                train_to(local, 60, "done")
+                shutil.rmtree(local / CHECKPOINTS / "45")
+                shutil.copytree(local / "data/text", local / "data/more")  # of runs that joined
                 at_operation(patch, number, cut)
         except Cut:
             assert_fit_to_resume(remote, tmp_path / f"back{number}")
             assert "left out" not in capsys.readouterr().err
-            copy(here, remote)
+            copy(local, remote)
             assert_fit_to_resume(remote, tmp_path / f"later{number}")
             assert (tmp_path / f"later{number}" / CHECKPOINTS / "60").exists()
         else:
@@ -477,9 +477,9 @@ def test_an_interruption_at_any_operation_leaves_a_resumable_mirror(workdir, tmp
 
 
 def test_an_interrupted_first_round_leaves_a_usable_mirror(workdir, tmp_path, monkeypatch):
-    for number, here, remote in every_moment(workdir):
+    for number, local, remote in every_moment(workdir):
         try:
-            with monkeypatch.context() as patch, mirrored(epath.Path(here), str(remote), every=NEVER):
+            with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
                 at_operation(patch, number, cut)
         except Cut:
             assert_fit_to_resume(remote, tmp_path / f"back{number}")
@@ -489,31 +489,31 @@ def test_an_interrupted_first_round_leaves_a_usable_mirror(workdir, tmp_path, mo
 
 
 def test_an_interruption_never_mixes_two_checkpoints_of_a_step(workdir, tmp_path, monkeypatch):
-    for number, here, remote in every_moment(workdir):
-        copy(here, remote)
+    for number, local, remote in every_moment(workdir):
+        copy(local, remote)
         try:
-            with monkeypatch.context() as patch, mirrored(epath.Path(here), str(remote), every=NEVER):
-                checkpoint = here / CHECKPOINTS / "30"
+            with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
+                checkpoint = local / CHECKPOINTS / "30"
                 (checkpoint / "params/d/0").rename(checkpoint / "params/d/other")
                 (checkpoint / "members/metadata").write_text('{"runs": ["b"]}')
                 os.utime(checkpoint)
                 at_operation(patch, number, cut)
         except Cut:
-            back = tmp_path / f"back{number}" / CHECKPOINTS / "30"
+            restored = tmp_path / f"back{number}" / CHECKPOINTS / "30"
             fetch(str(remote), epath.Path(tmp_path / f"back{number}"))
-            if back.exists():
-                assert (back / "params/d/other").exists() == ('"b"' in (back / "members/metadata").read_text())
+            if restored.exists():
+                assert (restored / "params/d/other").exists() == ('"b"' in (restored / "members/metadata").read_text())
         else:
             assert number >= 5
             return
 
 
 def test_a_commit_during_a_round_leaves_a_resumable_mirror(workdir, tmp_path, monkeypatch):
-    for number, here, remote in every_moment(workdir):
-        copy(here, remote)
-        commit, committed = at_step_60(here)
-        with monkeypatch.context() as patch, mirrored(epath.Path(here), str(remote), every=NEVER):
-            train_to(here, 45)
+    for number, local, remote in every_moment(workdir):
+        copy(local, remote)
+        commit, committed = at_step_60(local)
+        with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
+            train_to(local, 45)
             at_operation(patch, number, commit, ON_THE_MIRROR + ON_THE_DISK)
         assert_fit_to_resume(remote, tmp_path / f"back{number}")
         if not committed:
@@ -522,7 +522,7 @@ def test_a_commit_during_a_round_leaves_a_resumable_mirror(workdir, tmp_path, mo
 
 
 def at_step_60(workdir):
-    """Trains to the end at step 60, and says that it has."""
+    """Train to the end at step 60 and mark the run as done."""
     committed = []
 
     def commit():

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"),
 ]
 EVIL = "evil</script><script>document.title = 'taken'</script><b onclick='x()'>&\"<!--"
-# Without these Chromium asks for things of its own, or won't run as root.
+# Without these options Chromium makes requests of its own, or doesn't run as root.
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -66,10 +66,10 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(browser, sweep, tmp_path_factory):
-    """The browser with the page open, what the last of three times logged and asked for, and the best one's seconds."""
+    """The browser with the page open, the logs and requests of the last of three loads, and the time of the fastest."""
     path = write_report(tmp_path_factory.mktemp("report"), analyze(*sweep), {"command": "olmo-jax report <dir>"})
     took = []
-    for _ in range(3):  # others may be at work on the machine
+    for _ in range(3):  # other processes may use the machine
         browser.get("about:blank")
         time.sleep(1)
         logs(browser)
@@ -79,14 +79,14 @@ def page(browser, sweep, tmp_path_factory):
 
 
 def logs(browser):
-    """(console messages, addresses asked for) since the last call."""
+    """Return (console messages, requested URLs) since the last call."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     return [entry["message"] for entry in browser.get_log("browser")], requests
 
 
 def draw_all(browser):
-    """Draws every figure; returns those that hold nothing."""
+    """Draw every figure and return the empty ones."""
     return browser.execute_script("""
       drawAll();
       return [...figures.keys()].filter((node) => !node.querySelector('.main-svg')).map((node) => node.id);

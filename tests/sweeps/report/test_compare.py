@@ -1,4 +1,4 @@
-"""The verb `compare`: its page, its table, its lines, and what it refuses."""
+"""The verb `compare`: its page, table and printed lines, and the input it refuses."""
 
 import html.parser
 import json
@@ -15,7 +15,7 @@ EVIL = "evil<b onclick='x()'>&\"<!--"
 
 
 def sweep(decays, shift=0.0, seeds=(0, 1), columns=(LOSS, RANK), **settings):
-    """A table of a checkpoint on the way and a final row of each run."""
+    """Return a table with an intermediate checkpoint and a final row of each run."""
     rows = [
         {
             "run_id": f"run-{decay}-{seed}",
@@ -37,7 +37,7 @@ def sweep(decays, shift=0.0, seeds=(0, 1), columns=(LOSS, RANK), **settings):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Writes sweeps by name; gives their folders."""
+    """A function that writes sweeps by name and returns their folders."""
 
     def write(**tables):
         for name, table in tables.items():
@@ -62,7 +62,7 @@ def compare(capsys, *arguments):
 
 
 class Page(html.parser.HTMLParser):
-    """Elements with attributes, cells of tables, the text outside scripts, the scripts, and what is left open."""
+    """A parsed page: elements with attributes, table cells, text outside scripts, scripts, and unclosed elements."""
 
     def __init__(self, source):
         super().__init__()

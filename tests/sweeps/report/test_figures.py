@@ -1,4 +1,4 @@
-"""The figures of papers: what they show of answers made up whole, and what their files are."""
+"""The figures of papers: what they show for synthetic results, and the format of their files."""
 
 import sys
 import time
@@ -325,7 +325,7 @@ def test_existing_figures_stay_if_drawing_fails(answers, tmp_path, monkeypatch):
 
 
 def test_drawing_neither_changes_nor_uses_global_matplotlib_settings(answers, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # makes its import fail
     (plain_svg, _) = write_figures(tmp_path / "plain", answers, "variance_split")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
         before = matplotlib.rcParams.copy()

@@ -14,7 +14,7 @@ NAMES = ["associations", "variance", "prediction", "early", "saturation"]
 
 
 def tokens(tex):
-    """LaTeX as its reader sees it: commands, escaped characters, and single characters; comments are gone."""
+    """Return the tokens of LaTeX source: commands, escaped characters and single characters, without comments."""
     text = re.sub(r"(?<!\\)%.*", "", tex)
     return re.findall(r"\\[A-Za-z]+|\\.|.", text, flags=re.DOTALL)
 
@@ -39,7 +39,7 @@ def cells(tex):
 
 
 def shown(tex):
-    """A cell's text, as LaTeX prints it."""
+    """Return the text of a cell as LaTeX prints it."""
     named = {r"\textbackslash": "\\", r"\textasciitilde": "~", r"\textasciicircum": "^", r"\textless": "<"}
     named |= {r"\textgreater": ">", r"\textbar": "|"}
     return "".join(named.get(t, t[1:] if t[0] == "\\" else t) for t in tokens(tex) if t not in "{}")

@@ -47,7 +47,7 @@ def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES, geometry=GEOMETRY):
 
 
 class Page(html.parser.HTMLParser):
-    """The page as a browser splits it: elements with attributes, and text by the element that holds it."""
+    """A parsed page: elements with attributes, and text by enclosing element."""
 
     def __init__(self, path):
         super().__init__()
@@ -93,12 +93,12 @@ class Page(html.parser.HTMLParser):
 
 
 def at(page, curve, what):
-    """Where a curve's points lie."""
+    """Return the coordinates of a curve's points."""
     return page.data["at"][curve["at"]][what]
 
 
 def options(page, name):
-    """The values of a select that stands in the page."""
+    """Return the option values of a select element of the page."""
     select = re.search(rf'<select id="{name}">(.*?)</select>', page.source, re.DOTALL)[1]
     return [value or text for value, text in re.findall(r'<option(?: value="([^"]*)")?[^>]*>([^<]*)</option>', select)]
 

@@ -1,4 +1,4 @@
-"""How often a whole sweep compiles: each program once, and none that a start before it has compiled."""
+"""Compilations of a whole sweep: each program once, and none again after a restart."""
 
 import json
 import os

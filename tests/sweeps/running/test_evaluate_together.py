@@ -1,4 +1,4 @@
-"""Two processes evaluate one sweep: each takes the stacks that the other hasn't, and nothing is done twice."""
+"""Two processes evaluate one sweep: each takes stacks that the other hasn't taken, and nothing is done twice."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""A sweep's whole evaluation, killed at random moments: what is done is not done again, and all of it is found."""
+"""A sweep's evaluation killed at random moments: finished results aren't repeated, and all results are complete."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def results(workdir):
 
 
 def written(workdir):
-    """When each result was written, and what it says."""
+    """Return the modification time and content of each result."""
     return {name: (p.stat().st_mtime_ns, p.read_bytes()) for name, p in results(workdir).items()}
 
 
@@ -95,7 +95,7 @@ def test_evaluation_resumes_after_kills_without_repeating_results(trained, evalu
         process.join()
         kills += 1
         now = written(killed)
-        assert {name: now[name] for name in safe} == safe  # whole, and not done again
+        assert {name: now[name] for name in safe} == safe  # complete, and not repeated
         assert all(json.loads(text)["metrics"] for _, text in now.values())
         safe = now
     process = evaluation(killed)

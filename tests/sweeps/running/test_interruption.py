@@ -1,4 +1,4 @@
-"""A real process, asked to stop in the middle of training and gone on with; test_faults.py kills them."""
+"""A real process is asked to stop in the middle of training and resumed; test_faults.py covers kills."""
 
 import os
 import pathlib
@@ -51,7 +51,7 @@ def finish(config, workdir):
 
 
 def wait_for_step(workdir, process, step):
-    """Until a checkpoint at or beyond `step` is there while the process still trains."""
+    """Wait for a checkpoint at or beyond `step` while the process still trains."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         written = [int(p.name) for p in pathlib.Path(workdir).glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
@@ -97,7 +97,7 @@ def test_a_stop_request_exits_with_75_after_a_checkpoint(config, undisturbed, tm
 
 @pytest.mark.slow
 def test_a_restart_compiles_nothing(config, tmp_path):
-    """Compiled programs lie in the working directory; another process with everything else to do finds them all."""
+    """Compiled programs are stored in the working directory; a new process reuses all of them."""
     workdir = tmp_path / "w"
     command = [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
     logging = {"JAX_LOGGING_LEVEL": "DEBUG"}

@@ -1,4 +1,4 @@
-"""One cohort over two processes of this machine, each with two devices: the same as in one process."""
+"""One cohort over two local processes with two devices each matches training in one process."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def one_process(config, train):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["4x1", "2x2"])
 def test_training_over_two_processes_matches_one(train, one_process, tmp_path, mesh):
-    """Members lie over both processes, or batches do as well."""
+    """Members are split over both processes, or batches are as well."""
     two_processes = tmp_path / "both"
     codes, errors = train(mesh, two_processes, 2, 2)
     assert codes == [0, 0], errors

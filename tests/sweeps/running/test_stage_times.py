@@ -1,4 +1,4 @@
-"""The seconds of a working directory by stage: what is written of them, and the table that adds them up."""
+"""The time of a working directory by stage: what is recorded, and the table that adds it up."""
 
 import dataclasses
 import json

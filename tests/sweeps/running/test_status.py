@@ -1,4 +1,4 @@
-"""What `status` says of runs that wait, train, were stopped, failed, diverged or are done."""
+"""What `status` shows of runs that wait, train, were stopped, failed, diverged or are done."""
 
 import pytest
 from etils import epath
@@ -109,7 +109,7 @@ def test_step_time_averages_steps_since_the_last_compilation(plan, tmp_path):
     before = [row("compile", 0, 30.0), row("steps", 1, 9.0), row("steps", 13, 300.0)]
     assert step_seconds(workdir, stack) is None
     write_jsonl(timings, [*before[:1], row("steps", 1, 9.0)])
-    assert step_seconds(workdir, stack) is None  # it waited for what is done once
+    assert step_seconds(workdir, stack) is None  # the first steps include one-off waits
     again = [row("compile", 4, 20.0), row("probe", 4, 5.0), row("steps", 16, 6.0), row("checkpoint", 16, 4.0),
              row("steps", 17, 0.5)]  # fmt: skip
     write_jsonl(timings, [*before, *again])

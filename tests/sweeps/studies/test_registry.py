@@ -1,4 +1,4 @@
-"""A study is a folder that declares itself: what it adds to the report arrives there, and nothing else names it."""
+"""A study is a folder that declares itself: its content appears in the report, and no other module names it."""
 
 import dataclasses
 import json
@@ -33,14 +33,14 @@ STUDY = Study(
 
 
 def sweep():
-    """Two runs of which nothing was measured."""
+    """Two runs without measurements."""
     rows = {"run_id": ["a", "b"], "configuration": ["a", "b"], "step": 10, "final": True, "diverged_at": None}
     return pd.DataFrame(rows), {"a": pd.DataFrame({"step": [10], "tokens": [80], "loss": [1.0]})}
 
 
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
-    """A further folder of studies, with one that declares itself and one that doesn't."""
+    """An additional folder of studies, with one that declares itself and one that doesn't."""
     for folder in ("counting", "notes"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()

@@ -70,7 +70,7 @@ def test_a_user_metric_is_described_by_its_docstring(monkeypatch):
     monkeypatch.setitem(METRICS, "silent", silent)
     assert describe("layer_0/blueness").meaning == "Of the states after block 0: how blue the rows are."
     assert describe("layer_0/silent").meaning == describe("layer_0/from_another_process").meaning == NOT_DESCRIBED
-    # A function of the user's named like one of ours is the user's.
+    # A user's function with the name of a built-in metric takes precedence.
     monkeypatch.setitem(METRICS, "energy_top_1", silent)
     assert metric_meaning("energy_top_1") == NOT_DESCRIBED
 
@@ -90,7 +90,7 @@ def test_a_user_metric_is_described_by_its_docstring(monkeypatch):
             "evaluation",
         ),
         ("final_states/points", "Of the states after the final norm: N, the rows.", "rows", "count"),
-        # A domain may be named as a result of something else is.
+        # A domain may have the name of another result.
         ("lm_loss/items", "Loss on items.", NATS, "loss"),
     ],
 )

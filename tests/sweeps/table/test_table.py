@@ -137,7 +137,7 @@ def test_nearly_empty_tables_are_written_and_read(tmp_path, table):
 
 
 def sweeps_of(tmp_path, *tables):
-    """A folder each, as reports leave them; two of them have one name."""
+    """Write one folder per table, as reports do; two of them have the same name."""
     folders = [tmp_path / place / name for place, name in zip("abcd", ["lab", "lab", "paper", "lab"], strict=True)]
     for folder, table in zip(folders, tables, strict=False):
         folder.mkdir(parents=True)
@@ -184,8 +184,8 @@ def test_several_sweeps_are_joined_with_a_sweep_column(tmp_path):
 )
 def test_columns_of_different_types_are_unified(tmp_path, one, other, joined):
     tables = [pd.DataFrame({"run_id": "r", "x": values}) for values in (one, other)]
-    found = read_table(*sweeps_of(tmp_path, *tables))["x"].tolist()
-    assert [None if pd.api.types.is_scalar(x) and pd.isna(x) else x for x in found] == joined
+    matched = read_table(*sweeps_of(tmp_path, *tables))["x"].tolist()
+    assert [None if pd.api.types.is_scalar(x) and pd.isna(x) else x for x in matched] == joined
 
 
 def test_empty_sweeps_can_be_joined(tmp_path):

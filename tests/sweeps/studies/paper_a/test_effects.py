@@ -1,4 +1,4 @@
-"""The table of effects on suites whose effects are known."""
+"""The table of effects on synthetic suites with known effects."""
 
 import dataclasses
 import math
@@ -72,7 +72,7 @@ def test_a_monotonic_decrease_is_no_valley(suite):
 
 
 def test_noise_gives_mostly_unclear_verdicts(suite):
-    """Five per cent of the claims are taken for sure where there is nothing."""
+    """Without any effect, about five per cent of the claims get a definite verdict."""
     verdicts = []
     for seed in range(16):
         results = effects(measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0 * b, seed))

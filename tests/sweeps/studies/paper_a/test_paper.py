@@ -1,4 +1,4 @@
-"""Paper A's suite: which runs it has, that reducing it keeps what it says it keeps, and its resolved plans.
+"""Paper A's suite: its runs, what the reduced suite preserves, and its resolved plans.
 
 `python tests/sweeps/studies/paper_a/test_paper.py` writes the golden files anew: look at what
 changed before you commit it.
@@ -28,7 +28,7 @@ def plan_of(argument):
 
 
 def resolved(plan):
-    """Every value of every run: what all share once, then what a cohort's runs share, then what tells them apart."""
+    """Return every value of every run: values common to all, then those common to a cohort, then those of each run."""
     runs = [[leaves(dataclasses.asdict(run.config)) for run in cohort.runs] for cohort in plan.cohorts]
     common = shared([values for cohort in runs for values in cohort])
     cohorts = []
@@ -89,7 +89,7 @@ def test_a_reduced_suite_keeps_ratios_cumulative_weight_decay_and_steps(plans, s
         ratios = [field(a.config) / field(b.config) for a, b in zip(full, small, strict=True)]
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
     doses = [(total_weight_decay(a.config), total_weight_decay(b.config)) for a, b in zip(full, small, strict=True)]
-    # Of 20 steps none is warm-up, and the sum of the cosine is coarse.
+    # 20 steps have no warm-up, and the sum of the cosine is coarse.
     assert all(b == pytest.approx(a, rel=0.05) for a, b in doses)
     assert min(run.config.total_steps for run in small) >= 20
     assert any("untestable" in note for note in plans[scale].notes)

@@ -1,4 +1,4 @@
-"""Verdicts on sweeps made up so that the answer is known."""
+"""Verdicts on synthetic sweeps with a known answer."""
 
 import math
 
@@ -20,7 +20,7 @@ def table_of(runs, corpus):
 
 
 def grokking(drop=4.0, tied=True, groks=8, stays=2, seed=0):
-    """Runs that grok each at a time of its own; the metric drops with them, or at another's time."""
+    """Return runs that grok at different times; the metric drops at that time (`tied`) or at that of another run."""
     random = np.random.default_rng(seed)
     times = random.uniform(1200, 3200, groks)
     falls = times if tied else np.roll(times, groks // 2)
@@ -238,7 +238,7 @@ def test_too_few_measurements_make_a_claim_untestable():
 def test_memorising_runs_whose_metric_falls_further_are_no_evidence():
     curves = grokking(drop=0.3, stays=6)
     for i in range(8):
-        curves[f"run{i}"] = curves["run0"]  # all at one time: shuffling shows nothing either
+        curves[f"run{i}"] = curves["run0"]  # all at one time: shuffled runs have the same lead
     for i in range(8, 14):
         curves[f"run{i}"][METRIC] -= 3 * (STEPS > 2150)
     (outcome,) = claims(table_of(curves, "arithmetic"), curves)

@@ -12,7 +12,7 @@ STEPS = np.arange(0, 4001, 50)
 
 
 def run(memorised=300, followed=2000, before=10.0, after=6.0):
-    """Training is known from `memorised` on, validation follows at `followed` (None: never)."""
+    """Training accuracy is high from `memorised` on, validation accuracy from `followed` on (None: never)."""
     late = (followed or 10**9) <= STEPS
     return pd.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""The experiments on local dimension: what their files resolve to, and each from its text or equations to a verdict."""
+"""The experiments on local dimension: their resolved plans, and each experiment run from its data to a verdict."""
 
 import json
 import shutil
@@ -116,7 +116,7 @@ def test_each_experiment_ends_with_a_verdict_on_its_page(capsys, monkeypatch, tm
     assert (tmp_path / "w/report/figures/claim_curves.svg").stat().st_size > 10_000
     left = shutil.ignore_patterns("cohorts", "report", "results.*")
     shutil.copytree(tmp_path / "w", tmp_path / "copy", ignore=left)
-    monkeypatch.setattr(figures, "write_figures", lambda folder, answers: None)  # the page alone
+    monkeypatch.setattr(figures, "write_figures", lambda folder, answers: None)  # only the page is written
     assert cli.main(["report", f"--workdir={tmp_path / 'copy'}"]) == 0
     copied = data_of((tmp_path / "copy/report/index.html").read_text())
     assert copied["claims"] == data["claims"], "a copy without checkpoints says the same"

@@ -1,4 +1,4 @@
-"""The experiments on local dimension on the page and as figures: what is drawn is what was measured, and escaped."""
+"""The experiments on local dimension on the page and as figures: they show the measured values, escaped."""
 
 import json
 import math
@@ -20,7 +20,7 @@ DOMAIN = "<script>alert(1)</script>"
 
 
 def grokking():
-    """Two shares x two seeds; the larger share groks, the smaller one doesn't."""
+    """Two training shares x two seeds; runs with the larger share grok, those with the smaller don't."""
     rows, curves = [], {}
     for i, (share, seed) in enumerate([(0.2, 0), (0.2, 1), (0.5, 0), (0.5, 1)]):
         run = EVIL if i == 3 else f"run{i}"
