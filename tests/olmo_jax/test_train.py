@@ -302,7 +302,7 @@ def test_damaged_orbax_metadata_is_deleted_and_the_checkpoint_loads(cohort, trai
     chex.assert_trees_all_equal(load_run(workdir, "run0")[1], load_run(trained, "run0")[1])
 
 
-@pytest.mark.parametrize("content", ["", '{"steps_at_check": 1}', "plan"])
+@pytest.mark.parametrize("content", ["", '{"asked": 1}', "kept"])
 def test_a_damaged_execution_plan_is_decided_again(cohort, trained, index, tmp_path, capsys, content):
     workdir = copy_of(trained, tmp_path)
     path = checkpoint.directory(workdir, cohort.id).parent / "compute.json"
