@@ -153,9 +153,7 @@ def finetune(
     start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
     state = _initial(start)
     # The other execution settings of the training depend on its machine and batch size.
-    plan = execution_plan.forward(shape.model)._replace(
-        remat=shape.config.compute.remat, members=models * len(places)
-    )
+    plan = execution_plan.forward(shape.model)._replace(remat=shape.config.compute.remat, members=models * len(places))
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
 
     rows: list[list[Row]] = [[] for _ in seed_M]

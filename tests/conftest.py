@@ -1,4 +1,4 @@
-"""What every test starts from: eight virtual devices, and a small corpus in the user's own format, prepared once."""
+"""Set-up of every test: eight virtual devices, and a small corpus in a user's format, prepared once."""
 
 import dataclasses
 import importlib.metadata
@@ -6,7 +6,7 @@ import json
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# There is a process for each core; the threads of BLAS and OpenMP would only wait for one another, busily.
+# There is one process per core; threads of BLAS and OpenMP would only compete, waiting busily.
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Tests compile many small programs and run each a few times: unoptimised code, in one piece and without the emitters of
 # fusions, is compiled eight times faster. Later versions of jaxlib have other flags and end at one they don't know.
@@ -21,7 +21,7 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) >= (0, 1
 FLAGS = [
     "--xla_force_host_platform_device_count=8",
     *FASTER_COMPILING,
-    # Eight devices take turns on few cores: one that waits 40 s for the others hasn't failed.
+    # Eight devices share few cores: one that waits 40 s for the others hasn't failed.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 ]
 # Processes that inherit the flags don't repeat them: a compiled program is kept by the flags as they are written.
@@ -52,7 +52,7 @@ WORDS = (
 
 @pytest.fixture(scope="session", autouse=True)
 def small_matmul_peak():
-    """Training measures the peak of matmuls, which MFU is a fraction of, on small ones."""
+    """Measure the peak rate of matmuls, the denominator of MFU, on small matrices."""
     from olmo_jax.logs import timing
 
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +62,7 @@ def small_matmul_peak():
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A .jsonl of three domains; each word depends on the one before, so that there is something to learn."""
+    """A .jsonl file of three domains; each word depends on the previous one, so that there is something to learn."""
     path = tmp_path_factory.mktemp("text") / "corpus.jsonl"
     rng = np.random.default_rng(0)
     follows = rng.dirichlet(np.full(len(WORDS), 0.2), size=len(WORDS))
@@ -78,7 +78,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(corpus):
-    """The configuration of a run that trains in a moment: one layer, 12 steps of 4 x 16 tokens, on one device."""
+    """The configuration of a run that trains within seconds: one layer, 12 steps of 4 x 16 tokens, on one device."""
     return configs.TrainConfig(
         name="tiny",
         tokens=12 * 4 * 16,

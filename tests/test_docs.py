@@ -1,4 +1,4 @@
-"""What the documents name exists: files, folders, former modules, commands."""
+"""Everything that the documents name exists: files, folders, former modules, commands."""
 
 import pathlib
 import re
@@ -19,7 +19,7 @@ def spans(text):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_files_that_are_named_exist(document):
+def test_files_named_in_documents_exist(document):
     """By their path from the root, from the packages, or from the file named before them."""
     missing = []
     for span in spans(document.read_text(encoding="utf-8")):
@@ -34,13 +34,13 @@ MADE_UP = {"mine.py"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
+def test_links_resolve(document):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_have_a_verb_and_a_configuration_that_are_there(document):
+def test_documented_commands_use_existing_verbs_and_configurations(document):
     commands = re.findall(r"olmo-jax ([a-z]+)([^`\n]*)", document.read_text(encoding="utf-8"))
     for verb, rest in commands:
         if rest.lstrip().startswith(("--", "'", "/", "~")) or rest.strip() == "":
@@ -49,7 +49,7 @@ def test_commands_have_a_verb_and_a_configuration_that_are_there(document):
             assert name in named_configs(), f"--config={name}"
 
 
-def test_the_tree_of_the_architecture_is_the_tree():
+def test_the_tree_in_architecture_matches_the_folders():
     tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
     at, missing = [], []
     for line in tree.splitlines():
@@ -66,7 +66,7 @@ def test_the_tree_of_the_architecture_is_the_tree():
     assert missing == []
 
 
-def test_former_modules_of_the_changelog_are_served():
+def test_former_modules_listed_in_the_changelog_are_importable():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     former = [span for row in re.findall(r"^\| (`[^|]*) \|", text, flags=re.MULTILINE) for span in spans(row)]
     modules = [name for name in former if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name)]
@@ -75,5 +75,5 @@ def test_former_modules_of_the_changelog_are_served():
 
 
 @pytest.mark.parametrize("name", ["CITATION.cff", ".pre-commit-config.yaml"])
-def test_yaml_files_can_be_read(name):
+def test_yaml_files_are_valid(name):
     assert yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the packages offer to other code: there, documented, and free of cost until asked for."""
+"""The public API of the packages exists, is documented, and imports no heavy library until used."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ import pytest
 
 PACKAGES = ("olmo_jax", "geometry", "eval", "sweeps")
 PUBLIC = [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
-# What design and documents name beside them, by module.
+# Further functions named in the documents, by module.
 NAMED = [
     ("geometry.spectrum", "singular_values effective_rank stable_rank participation_ratio singular_entropy"),
     ("geometry.spectrum", "condition_number power_law_alpha"),
@@ -29,7 +29,7 @@ NAMED = [
 
 
 @pytest.mark.parametrize("package, name", PUBLIC)
-def test_a_public_name_is_there_and_documented(package, name):
+def test_public_names_exist_and_are_documented(package, name):
     value = getattr(importlib.import_module(package), name)
     if inspect.isclass(value) or callable(value):
         assert inspect.getdoc(value), f"{package}.{name} has no docstring"
@@ -37,13 +37,13 @@ def test_a_public_name_is_there_and_documented(package, name):
 
 
 @pytest.mark.parametrize("module, names", NAMED)
-def test_a_named_function_is_where_it_is_said_to_be(module, names):
+def test_documented_functions_are_in_the_named_modules(module, names):
     for name in names.split():
         assert callable(getattr(importlib.import_module(module), name))
 
 
 @pytest.mark.parametrize("name", importlib.import_module("geometry").__all__)
-def test_geometry_of_arrays_says_their_shapes(name):
+def test_geometry_functions_document_array_shapes(name):
     """In its arguments' names, x_ND, or in its docstring."""
     value = getattr(importlib.import_module("geometry"), name)
     if inspect.isfunction(value) or hasattr(value, "__wrapped__"):
@@ -51,7 +51,7 @@ def test_geometry_of_arrays_says_their_shapes(name):
         assert shapes or name == "metric", f"geometry.{name}: no argument says its shape"
 
 
-def test_importing_the_packages_imports_nothing_heavy():
+def test_importing_the_packages_imports_no_heavy_library():
     heavy = ("jax", "flax", "pandas", "orbax")
     code = f"import sys, {', '.join(PACKAGES)}; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

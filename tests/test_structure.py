@@ -1,4 +1,4 @@
-"""The house: imports run one way, and every command of the README does what it says."""
+"""The structure of the packages: imports run one way, and every command of the README works."""
 
 import ast
 import contextlib
@@ -35,7 +35,7 @@ SEPARATE = {
     "sweeps.planning": ["sweeps.table", "sweeps.analysis", "sweeps.report"],  # a plan is made before there are results
     "sweeps.table": ["sweeps.analysis", "sweeps.report"],  # the table is what both are made from
     "sweeps.analysis": ["sweeps.report", "sweeps.studies"],  # statistics of any table
-    "sweeps.report": ["sweeps.studies."],  # studies register themselves: the registry may be asked, a study not named
+    "sweeps.report": ["sweeps.studies."],  # studies register themselves: the registry may be imported, a study may not
     "sweeps.running": ["sweeps.studies."],
 }
 
@@ -64,19 +64,19 @@ def cycle(graph):
         if name in done:
             return []
         trail.append(name)
-        found = next((found for after in sorted(graph[name]) if (found := visit(after))), [])
+        results = next((results for after in sorted(graph[name]) if (results := visit(after))), [])
         trail.pop()
         done.add(name)
-        return found
+        return results
 
-    return next((found for name in sorted(graph) if (found := visit(name))), [])
+    return next((results for name in sorted(graph) if (results := visit(name))), [])
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_run_one_way(layer):
     above = set(LAYERS[LAYERS.index(layer) + 1 :])
-    found = {str(path): above & packages(path) for path in (ROOT / layer).rglob("*.py")}
-    assert {path: names for path, names in found.items() if names} == {}
+    results = {str(path): above & packages(path) for path in (ROOT / layer).rglob("*.py")}
+    assert {path: names for path, names in results.items() if names} == {}
 
 
 @pytest.mark.parametrize("folder", SEPARATE)
@@ -90,18 +90,18 @@ def test_folders_of_sweeps_import_one_way(folder):
 
 
 @pytest.mark.parametrize(
-    ("graph", "found"),
+    ("graph", "results"),
     [
         ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
         ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, ["b", "c"]),
         ({"a": {"a"}}, ["a"]),
     ],
 )
-def test_a_cycle_is_seen(graph, found):
-    assert cycle(graph) == found
+def test_the_cycle_search_detects_a_cycle(graph, results):
+    assert cycle(graph) == results
 
 
-def test_no_two_modules_import_each_other():
+def test_module_imports_have_no_cycle():
     graph = {name: {other for other in imported(path) if other in MODULES} for name, path in MODULES.items()}
     assert sum(map(len, graph.values())) > len(graph)
     assert cycle(graph) == []
@@ -129,7 +129,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
 
-def test_ci_runs_the_readmes_make_commands():
+def test_ci_runs_the_make_commands_of_the_readme():
     ci, makefile = (ROOT / ".ci" / "run").read_text(), (ROOT / "Makefile").read_text()
     commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("make")]
     assert commands == ["make demo", "make test"]
@@ -173,7 +173,7 @@ SMALLER = {
 
 
 def publish(folder):
-    """A folder as somebody would download it: a Pythia of one layer, a tokenizer trained on this code."""
+    """Write a folder as it would be downloaded: a Pythia of one layer, and a tokenizer trained on this code."""
     config = dataclasses.replace(
         PYTHIA["14m"], vocab_size=512, d_model=32, n_layers=1, n_heads=2, d_ff=64, context_length=64
     )
@@ -182,7 +182,7 @@ def publish(folder):
     hf.export_checkpoint(config, model.init(config, jax.random.key(0)), folder, tokenizer="tokenizer.json")
 
 
-# As a user has them: one process, for the sake of time, but on one device.
+# As for a user, on one device; in one process, to save time.
 CARRY_OUT = """
 import json, sys
 from sweeps import cli
@@ -193,7 +193,7 @@ for command in json.load(sys.stdin):
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_work(tmp_path, monkeypatch):
+def test_readme_commands_work(tmp_path, monkeypatch):
     for folder in ("sweeps", "olmo_jax"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "texts").mkdir()
@@ -256,6 +256,6 @@ def test_the_readmes_metric_reaches_the_probe_the_table_and_the_report(tmp_path,
     page = (tmp_path / "work/report/index.html").read_text()
     assert "longest_row" in page
 
-    # What another process reads of it, which doesn't know the metric.
+    # Read by another process, which doesn't know the metric.
     command = [sys.executable, "-m", "sweeps.cli", "report", f"--workdir={tmp_path / 'work'}"]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0

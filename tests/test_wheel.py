@@ -1,4 +1,4 @@
-"""The wheel: all of the packages is in it, and it works outside the checkout."""
+"""The wheel contains all files of the packages and works outside the checkout."""
 
 import pathlib
 import shutil
@@ -29,16 +29,16 @@ def installed(tmp_path_factory):
     return folder / "installed"
 
 
-def test_every_file_of_the_packages_is_in_it(installed):
+def test_the_wheel_contains_every_file_of_the_packages(installed):
     def files(root):
-        found = {path.relative_to(root).as_posix() for package in PACKAGES for path in (root / package).rglob("*.*")}
-        return {name for name in found if "__pycache__" not in name}
+        result = {path.relative_to(root).as_posix() for package in PACKAGES for path in (root / package).rglob("*.*")}
+        return {name for name in result if "__pycache__" not in name}
 
     assert files(installed) == files(ROOT)
 
 
 @pytest.mark.parametrize("config", ["demo", "paper:cpu", "sweeps/configs/grokking.py:cpu"])
-def test_configurations_are_found_by_name_outside_the_checkout(installed, config, tmp_path):
+def test_configurations_are_available_by_name_outside_the_checkout(installed, config, tmp_path):
     code = "import sys, sweeps.cli; print(sweeps.__file__, file=sys.stderr); sys.exit(sweeps.cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "plan", f"--config={config}", "--flops=1e12"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Every benchmark starts, as a file and as a module, and hides no package by its name."""
+"""Every benchmark starts as a file and as a module, and its name shadows no package."""
 
 import importlib.machinery
 import json
@@ -14,8 +14,8 @@ FILES = sorted((ROOT / "benchmarks").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_its_name_hides_nothing_that_can_be_imported(path):
-    """`python benchmarks/NAME.py` puts its folder first."""
+def test_no_benchmark_file_shadows_an_importable_module(path):
+    """`python benchmarks/NAME.py` puts the folder of the benchmarks first on sys.path."""
     places = [place for place in sys.path if pathlib.Path(place or ".").resolve() != ROOT / "benchmarks"]
     assert importlib.machinery.PathFinder.find_spec(path.stem, [*places, str(ROOT)]) is None
     assert path.stem not in sys.stdlib_module_names
@@ -27,7 +27,7 @@ def process(path, as_file):
 
 
 @pytest.mark.parametrize(("path", "as_file"), [process(path, as_file) for path in FILES for as_file in (True, False)])
-def test_a_process_of_its_own_tells_its_usage(path, as_file, tmp_path):
+def test_every_benchmark_prints_its_usage(path, as_file, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, *([str(path)] if as_file else ["-m", f"benchmarks.{path.stem}"]), "--help"]
     folder = tmp_path if as_file else ROOT
@@ -37,7 +37,7 @@ def test_a_process_of_its_own_tells_its_usage(path, as_file, tmp_path):
 
 
 @pytest.mark.oracle
-def test_the_peer_of_training_takes_steps():
+def test_the_reference_training_loop_takes_steps():
     pytest.importorskip("torch")
     case = {"vocabulary": 64, "width": 16, "layers": 1, "heads": 2, "batch": 2, "length": 8, "threads": 1}
     command = [sys.executable, str(ROOT / "benchmarks" / "train_peer.py"), json.dumps(case | {"compiled": False})]

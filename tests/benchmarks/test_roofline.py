@@ -1,4 +1,4 @@
-"""The floor of a step: its FLOPs are those of flops.py, its bytes those of the compiled step where they can be read."""
+"""The roofline of a step: its FLOPs match flops.py, its bytes those of the compiled update."""
 
 import functools
 import pathlib
@@ -16,27 +16,27 @@ from olmo_jax.optimizer import Hyper
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_parts_have_the_flops_of_a_step(shape):
+def test_flops_of_the_parts_sum_to_those_of_a_step(shape):
     parts = roofline.work(shape).values()
     assert sum(part.flops for part in parts) == shape.members * flops.train_step(shape.model, shape.batch, shape.length)
 
 
-def test_members_do_and_move_what_each_does_alone():
-    alone = Shape(roofline.model_of(4096, 64, 4, 2), 8, 256)
-    of_one, of_all = roofline.work(alone), roofline.work(alone._replace(members=32))
+def test_flops_and_bytes_are_proportional_to_the_number_of_members():
+    one_member = Shape(roofline.model_of(4096, 64, 4, 2), 8, 256)
+    of_one, of_all = roofline.work(one_member), roofline.work(one_member._replace(members=32))
     for name, part in of_one.items():
         assert of_all[name] == pytest.approx((32 * part.flops, 32 * part.bytes))
 
 
-def test_the_loss_takes_as_many_chunks_as_logits_that_are_held_allow():
+def test_loss_chunks_follow_the_limit_on_held_logits():
     paper = Shape(roofline.model_of(50280, 768, 8, 12), 32, 1024)
-    held = 4096 * 50304  # of 128 positions of 32 sequences
-    assert held <= 2**28 < 2 * held
+    held_logits = 4096 * 50304  # of 128 positions of 32 sequences
+    assert held_logits <= 2**28 < 2 * held_logits
     assert paper.chunks == 8
     assert roofline.matmul_kernels(paper) == 21 * 8 + 3 * 8
 
 
-def test_the_optimisers_bytes_are_those_of_its_compiled_update():
+def test_optimiser_bytes_match_its_compiled_update():
     """One matrix of two members, updated and kept only if the new one is finite, as in cohort.member_step."""
 
     def update(params, moments, gradients, h):
@@ -55,7 +55,7 @@ def test_the_optimisers_bytes_are_those_of_its_compiled_update():
     assert moved == pytest.approx(84, rel=0.1)
 
 
-def test_the_table_of_the_page_is_that_of_the_shapes():
+def test_the_documented_table_matches_the_computed_shapes():
     page = (pathlib.Path(__file__).parents[2] / "docs" / "speed.md").read_text()
     table = page[page.index("### Four steps") : page.index("### What vmap does")]
     rows = [
@@ -70,9 +70,9 @@ def test_the_table_of_the_page_is_that_of_the_shapes():
         "passes over the logits": "loss",
         "optimiser": "optimiser",
     }
-    made = [
+    times_by_part = [
         {name: max(part.seconds(700e12, 3.35e12)) for name, part in roofline.work(s).items()} for s in SHAPES.values()
     ]
     for row, name in names.items():
-        assert numbers[row] == [f"{1e3 * of[name]:.2f}".removeprefix("0") for of in made]
-    assert numbers["sum"] == [f"{1e3 * sum(of.values()):.2f}".removeprefix("0") for of in made]
+        assert numbers[row] == [f"{1e3 * of[name]:.2f}".removeprefix("0") for of in times_by_part]
+    assert numbers["sum"] == [f"{1e3 * sum(of.values()):.2f}".removeprefix("0") for of in times_by_part]

@@ -1,4 +1,4 @@
-"""A small trained cohort, and a configuration that asks for every evaluation there is."""
+"""A small trained cohort and a configuration that requests every evaluation."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from olmo_jax.train import train_cohort, write_run_files
 
 @pytest.fixture(scope="session")
 def quiz(tmp_path_factory):
-    """A task of the user's own: which of two words follows; one of them never does."""
+    """A user-defined task: which of two words follows; one of them never does."""
     path = tmp_path_factory.mktemp("quiz") / "quiz.jsonl"
     rows = [
         {"context": f"the model of {i}", "choices": [" the of and", " QQ%% QQ"], "gold": 0, "split": split}
@@ -52,7 +52,7 @@ def cohort(tiny, index, vary):
 
 @pytest.fixture(scope="session")
 def checkpoints(cohort, index, tmp_path_factory):
-    """The working directory of the cohort, trained once and left as it is."""
+    """The working directory of the cohort, trained once; tests must not change it."""
     workdir = epath.Path(tmp_path_factory.mktemp("trained"))
     write_run_files(workdir, cohort)
     assert train_cohort(workdir, cohort, index, lambda: False)
@@ -61,6 +61,6 @@ def checkpoints(cohort, index, tmp_path_factory):
 
 @pytest.fixture
 def trained(checkpoints, tmp_path):
-    """A copy of it, without results."""
+    """A copy of the trained working directory, without results."""
     shutil.copytree(checkpoints, tmp_path / "work")
     return epath.Path(tmp_path / "work")

@@ -1,4 +1,4 @@
-"""Results as they lie on disk."""
+"""Read evaluation results from disk."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What can't be evaluated is refused or told, with what to do."""
+"""Evaluations that can't be done are refused or reported, with the remedy."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ from olmo_jax.config import ConfigError, from_config_dict, to_config_dict
 from tests.eval.stored import metrics, stored
 
 
-def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, trained, index, config, vary):
+def test_a_checkpoint_that_mismatches_its_configuration_is_named(cohort, trained, index, config, vary):
     wider = [Run(run.id, vary(run.config, {"model.d_ff": 64})) for run in cohort.runs]
     other = Cohort(shape_of(wider[0].config, index.fingerprint), tuple(wider))
     eval_data = EvalData(trained, dataclasses.replace(other), index, config)
@@ -28,7 +28,7 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, train
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"quantize.bits": (9,)}, "quantize.bits = .*needs widths of 2 to 8"),
         ({"quantize.granularity": "group"}, "quantize.group_size = 0: contradicts"),
@@ -47,19 +47,19 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cohort, train
         ({"dynamics.collapse": 1.5}, "collapse = 1.5: needs a share between 0 and 1"),
     ],
 )
-def test_what_can_not_be_done_is_refused_before_training(cohort, index, changes, said):
+def test_impossible_evaluations_are_refused_before_training(cohort, index, changes, message):
     values = to_config_dict(EvalConfig())
     values.update_from_flattened_dict(changes)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_evaluation(from_config_dict(EvalConfig, values, "config.evaluation"), cohort, index)
 
 
-def test_few_calibration_tokens_are_reported_and_damping_is_raised(cohort, index, trained, config, capsys):
+def test_few_calibration_tokens_are_reported_and_raise_the_damping(cohort, index, trained, config, capsys):
     quantize = QuantizeConfig(bits=(4,), methods=("gptq",), calibration_tokens=16, damping=0.0)
     few = dataclasses.replace(config, quantize=quantize)
     assert evaluate(trained, cohort, index, few, lambda job: True, Choice(only=("gptq",)))
-    said = capsys.readouterr().err
-    assert "calibration has 16 tokens, fewer than the 32 inputs of a matrix" in said
-    assert "gptq_4: with damping = 0 the Hessians of" in said
+    message = capsys.readouterr().err
+    assert "calibration has 16 tokens, fewer than the 32 inputs of a matrix" in message
+    assert "gptq_4: with damping = 0 the Hessians of" in message
     assert max(of["damping"] for of in stored(trained, "run0", "gptq_4")["matrices"].values()) > 0.009
     assert metrics(trained, "run0", "gptq_4")["macro"] > 0

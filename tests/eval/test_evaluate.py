@@ -1,4 +1,4 @@
-"""Which evaluations are left to do: what is done is not done again, what doesn't hold any more is, parts by choice."""
+"""Which evaluations remain: finished ones are skipped, outdated ones are repeated, and a choice restricts them."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from tests.eval.stored import metrics
 
 @pytest.fixture(scope="module")
 def light(config):
-    """A configuration that is soon done."""
+    """A configuration whose evaluations are fast."""
     return dataclasses.replace(
         config,
         quantize=QuantizeConfig(bits=(8,), methods=("round_to_nearest",)),
@@ -34,26 +34,26 @@ def evaluated(cohort, index, light, checkpoints, tmp_path_factory):
     return epath.Path(workdir)
 
 
-def test_parts_of_it_are_done_by_kind_run_and_step(cohort, trained, config):
+def test_evaluation_can_be_restricted_to_kind_run_and_step(cohort, trained, config):
     todo = jobs(trained, cohort, config, Choice(("gptq", "truncation_1"), "run1", (10,)))
     assert [(job.evaluation.name, job.models) for job in todo] == [
         (name, (("run1", 10),)) for name in ("gptq_8", "gptq_3", "truncation_1")
     ]
     final = jobs(trained, cohort, config, Choice(("lm_loss",), steps="final"))
     assert [job.models for job in final] == [(("run0", 12), ("run1", 12))]
-    # The end is found from the losses of all checkpoints.
+    # Saturation needs the losses of all checkpoints.
     assert len(jobs(trained, cohort, config, Choice(("saturation",)))) == 4
     runs, steps = ["run0", "run1"], [5, 10, 12]
-    for choice, said in (
+    for choice, message in (
         (Choice(only=("gptqq",)), "--only = 'gptqq': is no evaluation"),
         (Choice(runs="walk*"), "--runs = 'walk.*': matches no run; the runs are run0, run1"),
         (Choice(steps=(7,)), "--steps = 7: is the step of no checkpoint; the steps are 5, 10, 12"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             choice.check(config, runs, steps)
 
 
-def test_saturation_waits_for_the_losses_of_all_checkpoints_and_is_recomputed_with_more(cohort, trained, index, config):
+def test_saturation_waits_for_all_losses_and_is_recomputed_when_one_is_added(cohort, trained, index, config):
     def names(choice=Choice()):  # noqa: B008
         return {job.evaluation.name for job in jobs(trained, cohort, config, choice)}
 
@@ -65,45 +65,47 @@ def test_saturation_waits_for_the_losses_of_all_checkpoints_and_is_recomputed_wi
     assert "saturation" not in names()
     path = pathlib.Path(trained) / "runs" / "run0" / "results" / "saturation@12.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoints": [5, 12]}))  # as before an import of 10
-    (again,) = jobs(trained, cohort, config, Choice(only=("saturation",)))
-    assert again.models == (("run0", 12),)
+    (repeated,) = jobs(trained, cohort, config, Choice(only=("saturation",)))
+    assert repeated.models == (("run0", 12),)
 
 
-def test_states_are_compared_again_once_the_last_checkpoint_changes(cohort, evaluated, light):
+def test_similarity_is_recomputed_when_the_last_checkpoint_changes(cohort, evaluated, light):
     path = pathlib.Path(evaluated) / "runs" / "run0" / "results" / "cka@5.json"
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"reference": 10}))
-    (again,) = jobs(evaluated, cohort, light)
-    assert (again.evaluation.name, again.models) == ("cka", (("run0", 5),))
+    (repeated,) = jobs(evaluated, cohort, light)
+    assert (repeated.evaluation.name, repeated.models) == ("cka", (("run0", 5),))
     path.write_text(before)
 
 
-def test_the_best_of_all_rates_brings_the_rates(cohort, trained, config):
+def test_selecting_the_best_rate_evaluates_all_rates(cohort, trained, config):
     for only in ("finetune_code_best", "*_best"):
         names = [job.evaluation.name for job in jobs(trained, cohort, config, Choice(only=(only,)))]
         assert names[:2] == ["finetune_code_lr0.001", "finetune_code_lr0.01"]
         assert "finetune_code_best" in names
 
 
-def test_done_is_not_done_again_and_what_is_missing_is(cohort, evaluated, index, light):
+def test_only_missing_results_are_computed(cohort, evaluated, index, light):
     assert jobs(evaluated, cohort, light) == []
     path = pathlib.Path(evaluated) / "runs" / "run0" / "results"
     before = {p: p.stat().st_mtime_ns for p in path.iterdir()}
-    kept = (path / "round_to_nearest_8@12.json").read_bytes()
+    original = (path / "round_to_nearest_8@12.json").read_bytes()
     (path / "round_to_nearest_8@12.json").unlink()
-    (path / ".0123456789abcdef.partial").write_text('{"metrics": {')  # of a process killed while it wrote a result
+    (path / ".0123456789abcdef.partial").write_text(
+        '{"metrics": {'
+    )  # left by a process that was killed while writing a result
     (job,) = jobs(evaluated, cohort, light)
     assert (job.evaluation.name, job.models) == ("round_to_nearest_8", (("run0", 12),))
     assert evaluate(evaluated, cohort, index, light, lambda job: True)
-    again = json.loads((path / "round_to_nearest_8@12.json").read_bytes())
-    for name, value in json.loads(kept)["metrics"].items():
-        assert again["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6)
+    repeated = json.loads((path / "round_to_nearest_8@12.json").read_bytes())
+    for name, value in json.loads(original)["metrics"].items():
+        assert repeated["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6)
     after = {p: p.stat().st_mtime_ns for p in path.iterdir()}
     assert after.keys() == before.keys()
     assert [p.name for p in before if before[p] != after[p]] == ["round_to_nearest_8@12.json"]
 
 
-def test_other_settings_are_other_results(cohort, evaluated, light):
+def test_changed_settings_get_new_results(cohort, evaluated, light):
     changed = dataclasses.replace(light, tokens_per_domain=200)
     assert {job.evaluation.name for job in jobs(evaluated, cohort, changed)} > {
         "lm_loss",
@@ -112,17 +114,17 @@ def test_other_settings_are_other_results(cohort, evaluated, light):
     }
     rates = dataclasses.replace(light.finetune, targets=("code",), learning_rates=(1e-3, 5e-3))
     more = dataclasses.replace(light, finetune=rates)
-    left = [job.evaluation.name for job in jobs(evaluated, cohort, more)]
-    assert left == ["finetune_code_lr0.005", "finetune_code_best"]
+    remaining = [job.evaluation.name for job in jobs(evaluated, cohort, more)]
+    assert remaining == ["finetune_code_lr0.005", "finetune_code_best"]
 
 
-def test_an_evaluation_that_is_stopped_leaves_whole_files(cohort, index, trained, config):
+def test_a_stopped_evaluation_leaves_complete_files(cohort, index, trained, config):
     everything = len(jobs(trained, cohort, config))
-    seen = []
+    started = []
 
     def after_two(job):
-        seen.append(job)
-        return len(seen) < 2
+        started.append(job)
+        return len(started) < 2
 
     assert not evaluate(trained, cohort, index, config, after_two)
     assert len(jobs(trained, cohort, config)) == everything - 2

@@ -1,4 +1,4 @@
-"""GPTQ against a plain reference in float64: the inverse by numpy, one input after the other, nothing in blocks."""
+"""GPTQ against a plain float64 reference: numpy's inverse, one input at a time, without blocks."""
 
 import functools
 import warnings
@@ -12,7 +12,7 @@ from eval.gptq import gptq, gptq_with_damping
 from eval.quantize import round_to_nearest
 
 GRIDS = {"max": {"grid": "max"}, "gptq": {"grid": "gptq"}, "asymmetric": {"symmetric": False}}
-# With the inputs and outputs of a matrix. Two blocks of 66 with one input filled up; one block; six; four of 80.
+# With the inputs and outputs of a matrix: two blocks of 66 with one padded input; one block; six; four of 80.
 GRANULARITIES = {
     "channel": ((131, 40), {"granularity": "channel"}),
     "tensor": ((97, 40), {"granularity": "tensor"}),
@@ -34,8 +34,11 @@ def reference(
     damping=0.01,
     at_ties=None,
 ):
-    """At weights halfway between two levels, the one that `at_ties` went to. With the grid "gptq" that's no rarity:
-    where the greatest weight of a scale is negative, it lies halfway between the two lowest levels."""
+    """Quantise in float64; weights halfway between two levels go to the level chosen in `at_ties`.
+
+    Such ties are common on the grid "gptq": where the largest weight of a scale is negative, it lies halfway between
+    the two lowest levels.
+    """
 
     def levels(part):
         axis = None if granularity == "tensor" else 0
@@ -77,7 +80,7 @@ def reference(
 
 
 def problem(inputs, outputs, seed=0):
-    """Weights and the Hessian of correlated inputs of unlike size, one of them dead."""
+    """Return weights and the Hessian of correlated inputs of different scales, one of them dead."""
     rng = np.random.default_rng(seed)
     mixing = np.eye(inputs) + rng.standard_normal((inputs, inputs)) / np.sqrt(inputs)
     x_NI = rng.standard_normal((4 * inputs, inputs)) @ mixing * rng.uniform(0.3, 3, inputs)
@@ -86,12 +89,12 @@ def problem(inputs, outputs, seed=0):
 
 
 def loss(w, q, h):
-    """What rounding does to the outputs on calibration inputs."""
+    """Return the squared error of the outputs on the calibration inputs."""
     d = np.asarray(w, np.float64) - np.asarray(q, np.float64)
     return float(np.sum(d * (h @ d)))
 
 
-# Each is a program of its own to compile; the slow ones take other ways through the same code.
+# Each case compiles a separate program; the slow ones cover further branches of the same code.
 SOME_GRANULARITIES = [
     pytest.param(name, marks=[] if name in ("channel", "group of 16") else pytest.mark.slow) for name in GRANULARITIES
 ]
@@ -100,7 +103,7 @@ SOME_GRANULARITIES = [
 @pytest.mark.parametrize("granularity", SOME_GRANULARITIES)
 @pytest.mark.parametrize("grid", ["max", pytest.param("gptq", marks=pytest.mark.slow), "asymmetric"])
 @pytest.mark.parametrize(("act_order", "all_bits"), [(False, (2, 3, 4, 8)), (True, (3,))])
-def test_matches_the_reference(granularity, grid, act_order, all_bits):
+def test_gptq_matches_the_float64_reference(granularity, grid, act_order, all_bits):
     shape, arguments = GRANULARITIES[granularity]
     arguments = arguments | GRIDS[grid] | {"act_order": act_order}
     w, h = problem(*shape)
@@ -113,7 +116,7 @@ def test_matches_the_reference(granularity, grid, act_order, all_bits):
 
 @pytest.mark.parametrize("granularity", SOME_GRANULARITIES)
 @pytest.mark.parametrize(("grid", "act_order"), [("max", False), ("gptq", True), ("asymmetric", True)])
-def test_in_float32_outputs_are_as_near_as_the_reference_comes(granularity, grid, act_order):
+def test_float32_outputs_are_as_close_as_those_of_the_reference(granularity, grid, act_order):
     shape, arguments = GRANULARITIES[granularity]
     arguments = arguments | GRIDS[grid] | {"act_order": act_order}
     w, h = problem(*shape)
@@ -131,11 +134,11 @@ def small():
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("scales", [{}, {"granularity": "tensor"}, {"group_size": 8}])
-def test_inputs_that_are_independent_are_rounded_to_nearest(small, grid, scales):
+def test_independent_inputs_are_rounded_to_nearest(small, grid, scales):
     w, _ = small
     arguments = scales | GRIDS[grid]
     result, nearest = gptq(w, 7 * np.eye(48), 3, **arguments), round_to_nearest(w, 3, **arguments)
-    if grid == "gptq":  # the least weight may go to either of two levels, see `reference`
+    if grid == "gptq":  # the smallest weight may go to either of two levels, see `reference`
         result, nearest = abs(result - w), abs(nearest - w)
         np.testing.assert_allclose(result, nearest, rtol=1e-4, atol=1e-6)
     else:
@@ -144,7 +147,7 @@ def test_inputs_that_are_independent_are_rounded_to_nearest(small, grid, scales)
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_weight_lies_on_its_grid_and_outputs_are_nearer_than_by_rounding_to_nearest(small, bits, grid):
+def test_weights_lie_on_the_grid_and_outputs_beat_rounding_to_nearest(small, bits, grid):
     w, h = small
     result, nearest = np.asarray(gptq(w, h, bits, **GRIDS[grid])), round_to_nearest(w, bits, **GRIDS[grid])
     least, most = (np.minimum(w.min(0), 0), np.maximum(w.max(0), 0)) if grid == "asymmetric" else (0, abs(w).max(0))
@@ -155,8 +158,8 @@ def test_every_weight_lies_on_its_grid_and_outputs_are_nearer_than_by_rounding_t
     assert loss(w, result, h) < 0.8 * loss(w, nearest, h)
 
 
-def test_the_error_of_one_input_is_made_up_for_by_hand():
-    # H = [[2, 1], [1, 2]] without damping: moving w_0 by d is made up for best by moving w_1 by -d / 2. At 2 bits the
+def test_the_compensation_of_a_rounding_error_matches_hand_calculation():
+    # H = [[2, 1], [1, 2]] without damping: moving w_0 by d is best compensated by moving w_1 by -d / 2. At 2 bits the
     # grid of a column is -s, 0, s (and -2 s, which nothing reaches), s its largest weight.
     w, h = np.array([[0.4, 0.4], [1.0, -1.0]]), np.array([[2.0, 1.0], [1.0, 2.0]])
     # 0.4 goes to 0, the weight after it to 1.2 or -0.8, which are nearest to 1 and -1.
@@ -168,7 +171,7 @@ def test_the_error_of_one_input_is_made_up_for_by_hand():
     np.testing.assert_allclose(round_to_nearest(w, 2), [[1, 1, 0], [1, 1, 0], [1, 1, 0]])
 
 
-def test_dead_inputs_get_no_weight_but_count_for_the_scale_of_a_column(small):
+def test_dead_inputs_get_zero_weight_but_count_for_the_column_scale(small):
     w, h = small
     w = w.copy()
     w[DEAD, 0] = 70.0
@@ -179,7 +182,7 @@ def test_dead_inputs_get_no_weight_but_count_for_the_scale_of_a_column(small):
     np.testing.assert_array_equal(gptq(w, 0 * h, 4), 0 * w)
 
 
-def test_outputs_do_not_know_of_each_other(small):
+def test_outputs_are_quantised_independently(small):
     w, h = small
     order = np.random.default_rng(1).permutation(w.shape[1])
     np.testing.assert_array_equal(gptq(w[:, order], h, 4), np.asarray(gptq(w, h, 4))[:, order])
@@ -187,14 +190,14 @@ def test_outputs_do_not_know_of_each_other(small):
 
 @pytest.mark.parametrize("act_order", [False, True])
 def test_the_scale_of_the_hessian_is_irrelevant(small, act_order):
-    w, h = (np.delete(a, DEAD, 0) for a in small)  # a dead input counts as 1 whatever the others are
+    w, h = (np.delete(a, DEAD, 0) for a in small)  # a dead input counts as 1 regardless of the others
     h = np.delete(h, DEAD, 1)
     expected = gptq(w, h, 4, act_order=act_order)
     np.testing.assert_array_equal(gptq(w, 2.0**-20 * h, 4, act_order=act_order), expected)
     np.testing.assert_array_equal(gptq(w, 2.0**20 * h, 4, act_order=act_order), expected)
 
 
-def test_order_makes_no_difference_where_the_diagonal_is_already_descending(small):
+def test_act_order_changes_nothing_if_the_diagonal_is_descending(small):
     w, h = (np.delete(a, DEAD, 0) for a in small)
     h = np.delete(h, DEAD, 1)
     down = np.argsort(-np.diag(h))
@@ -205,10 +208,10 @@ def test_order_makes_no_difference_where_the_diagonal_is_already_descending(smal
 
 
 @pytest.mark.parametrize("arguments", [{}, {"group_size": 8, "act_order": True, "symmetric": False}])
-def test_a_stack_under_vmap_and_jit_is_each_alone(arguments):
+def test_vmap_and_jit_over_a_stack_match_single_calls(arguments):
     stack = [problem(48, 10, seed) for seed in range(3)]
     w_MIO, h_MII = (np.stack(part).astype(np.float32) for part in zip(*stack, strict=True))
-    h_MII[1] = np.ones((48, 48))  # positive definite with the damping alone
+    h_MII[1] = np.ones((48, 48))  # positive definite only with the damping
     f = functools.partial(gptq_with_damping, bits=4, **arguments)
     together, damping_M = jax.jit(jax.vmap(f))(w_MIO, h_MII)
     np.testing.assert_allclose(damping_M, 0.01)
@@ -255,7 +258,7 @@ def test_the_damping_is_raised_until_the_hessian_is_positive_definite(small):
     np.testing.assert_array_equal(np.isnan(rounded).any((1, 2)), np.isnan(damping_M))
 
 
-def test_a_hessian_that_no_damping_makes_positive_definite_is_refused(small):
+def test_an_indefinite_hessian_beyond_damping_is_refused(small):
     w, _ = small
     message = r"hessian \(48, 48\) .* even with damping {} \(damping = {} was asked for\); raise damping or calibrate"
     with pytest.raises(ValueError, match=message.format(1, 0.01)):
@@ -266,7 +269,7 @@ def test_a_hessian_that_no_damping_makes_positive_definite_is_refused(small):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_stays_visible(small, bad):
+def test_nan_inputs_give_nan_outputs(small, bad):
     w, h = small
     spoilt = h.copy()
     spoilt[7, 7] = bad

@@ -36,14 +36,14 @@ def documents(index):
     return read_documents(index, 400, ("prose", "code"))
 
 
-def test_the_loss_is_that_of_scoring_documents_one_by_one(tiny, index, stack, documents):
+def test_the_loss_equals_scoring_documents_one_by_one(tiny, index, stack, documents):
     losses = lm_loss(tiny.model, stack, lay_out(documents, index.eos_id, L), batch_size=8)
     for domain, of_domain in documents.items():
         for m in range(3):
             params = jax.tree.map(lambda x, m=m: x[m], stack)
             nats = count = 0
             for document in of_domain:
-                # Windows of L targets without overlap; the first one starts from the BOS.
+                # Windows of L targets without overlap; the first one starts at the BOS.
                 before = np.concatenate([[index.eos_id], document[:-1]])
                 for start in range(0, len(document), L):
                     inputs, targets = before[start : start + L], document[start : start + L]
@@ -64,18 +64,18 @@ def test_the_batch_size_changes_nothing(tiny, index, stack, documents):
 
 
 def test_documents_of_like_length_share_a_batch_and_few_shapes(tiny, index, stack, monkeypatch):
-    """Losses against those of windows that are all read to their full length."""
+    """The losses equal those of windows that are all padded to full length."""
     rng = np.random.default_rng(0)
     lengths = [*rng.integers(1, 9, 100), *rng.integers(9, 17, 20), 64, 64, 50, 3]
     documents = {"notes": [rng.integers(0, index.vocab_size, n).astype(np.int32) for n in rng.permutation(lengths)]}
     text = lay_out(documents, index.eos_id, 64)
     shapes = []
 
-    def seen(config, call, batches):
+    def recorded(config, call, batches):
         shapes.extend(batch[0].shape for batch in batches)
         return over_batches(config, call, batches)
 
-    monkeypatch.setattr("eval.lm_loss.over_batches", seen)
+    monkeypatch.setattr("eval.lm_loss.over_batches", recorded)
     losses = lm_loss(tiny.model, stack, text, 8)
     assert len({*shapes}) <= 4
     assert sum(rows * width for rows, width in shapes) < 0.4 * text.inputs_NL.size
@@ -87,7 +87,7 @@ def test_documents_of_like_length_share_a_batch_and_few_shapes(tiny, index, stac
     np.testing.assert_allclose(losses.nats_MK, expected, rtol=1e-6)
 
 
-def test_domains_trained_on_are_scored_on_validation_text_alone(index):
+def test_training_domains_are_scored_on_validation_text_only(index):
     trained = read_documents(index, 10**6, ("prose", "code"))
     for domain in ("prose", "code"):
         assert sum(map(len, trained[domain])) == sum(map(len, index.documents("validation", domain)))
@@ -95,7 +95,7 @@ def test_domains_trained_on_are_scored_on_validation_text_alone(index):
     assert sum(map(len, trained["other"])) == everything
 
 
-def test_macro_averages_weight_domains_equally_and_set_one_apart():
+def test_macro_averages_weight_domains_equally_and_exclude_the_held_out_domain():
     losses = {"prose": 2.0, "code": 9.0, "law": 4.0, "verse": 6.0}
     assert summary(losses, ("prose",), ("code",)) == {
         "in_domain": 2.0,
@@ -120,7 +120,7 @@ def test_the_order_of_documents_and_domains_changes_nothing(tiny, index, stack, 
         np.testing.assert_allclose(one.standard_errors()[domain], other.standard_errors()[domain], rtol=1e-5)
 
 
-def test_bits_per_byte_are_of_the_bytes_of_the_text(tiny, index, stack, documents):
+def test_bits_per_byte_use_the_byte_count_of_the_text(tiny, index, stack, documents):
     known = tokenizer.of_prepared(index.directory, index.eos_id)
     losses = lm_loss(tiny.model, stack, lay_out(documents, index.eos_id, L, known), 8)
     for domain, of in documents.items():
@@ -130,8 +130,8 @@ def test_bits_per_byte_are_of_the_bytes_of_the_text(tiny, index, stack, document
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_bytes_that_are_stored_are_those_of_byte_level_tokens(index, documents, stored):
-    """The demo's figures are the same, whichever way bytes are counted; cut documents included."""
+def test_stored_byte_counts_match_byte_level_tokens(index, documents, stored):
+    """Both ways of counting bytes agree on the demo's data, truncated documents included."""
     known = tokenizer.of_prepared(index.directory, index.eos_id)
     older = dataclasses.replace(index, shards=tuple(dataclasses.replace(s, sizes=None) for s in index.shards))
     bytes_K = read_bytes(index if stored else older, documents, ("prose", "code"), known)
@@ -144,7 +144,7 @@ TEXTS = ("hello world", "a   <m>   b", "東京 and <m>", "the last one, which is
 
 
 def prepared(directory, backend, stored=True):
-    """TEXTS as prepared data of one domain, and the tokenizer."""
+    """Return TEXTS as prepared data of one domain, and the tokenizer."""
     backend.add_special_tokens(["<|endoftext|>"])
     known = tokenizer.Tokenizer(backend, "<|endoftext|>", "")
     with ShardWriter(directory, known.vocab_size, known.eos_id) as writer:
@@ -184,7 +184,7 @@ def sentencepiece():
     ],
     ids=["prefix space", "stripping", "sentencepiece", "plain"],
 )
-def test_bytes_are_those_of_the_text_whatever_the_tokenizer_adds_or_takes(tmp_path, backend, of_tokens):
+def test_byte_counts_are_those_of_the_text_for_any_tokenizer(tmp_path, backend, of_tokens):
     (tmp_path / "older").mkdir()
     index, known = prepared(tmp_path, backend())
     older, _ = prepared(tmp_path / "older", backend(), stored=False)
@@ -196,7 +196,7 @@ def test_bytes_are_those_of_the_text_whatever_the_tokenizer_adds_or_takes(tmp_pa
     cut = read_documents(index, sum(map(len, every["prose"])) - 10, ())
     bytes_K = read_bytes(index, cut, (), known)
     np.testing.assert_array_equal(bytes_K, [*sizes[:3], sizes[3] - 10 if of_tokens else np.nan])
-    # A document whose bytes aren't known counts neither above nor below.
+    # A document with unknown byte count enters neither numerator nor denominator.
     nats_MK = np.array([[1.0, 2.0, 3.0, 4.0]])
     losses = Losses(lay_out(cut, index.eos_id, L, bytes_K=bytes_K), nats_MK)
     n = 4 if of_tokens else 3
@@ -206,7 +206,7 @@ def test_bytes_are_those_of_the_text_whatever_the_tokenizer_adds_or_takes(tmp_pa
     assert np.isnan(unknown.bits_per_byte["prose"]).all()
 
 
-def test_documents_made_as_tokens_have_no_bytes(tmp_path):
+def test_documents_stored_as_tokens_have_no_byte_counts(tmp_path):
     with ShardWriter(tmp_path, 300, 299) as writer:
         writer.add("validation", "sums", np.array([1, 2, 3]), 0)
     index = TokenIndex(tmp_path, writer.dtype, 300, 299, "", "", {}, writer.shards())
@@ -216,7 +216,7 @@ def test_documents_made_as_tokens_have_no_bytes(tmp_path):
     assert np.isnan(bytes_K).all()
 
 
-def test_the_standard_error_is_that_of_resampling_documents():
+def test_the_standard_error_matches_a_bootstrap_over_documents():
     rng = np.random.default_rng(0)
     tokens_K = rng.integers(5, 200, 300).astype(float)
     nats_MK = tokens_K * (3 + rng.normal(0, 0.5, (1, 300))) + rng.normal(0, 2, (1, 300))
@@ -228,19 +228,19 @@ def test_the_standard_error_is_that_of_resampling_documents():
     assert np.isnan(standard_error(np.ones((2, 1)), np.ones(1))).all()
 
 
-def test_a_paired_error_leaves_out_what_models_share(tiny, index, stack, documents):
+def test_a_paired_error_cancels_variation_shared_by_models(tiny, index, stack, documents):
     losses = lm_loss(tiny.model, stack, lay_out(documents, index.eos_id, L), 8)
-    paired, alone = losses.standard_errors(losses), losses.standard_errors()
-    assert all((paired[d] == 0).all() and (alone[d] > 0).all() for d in documents)
+    paired, unpaired = losses.standard_errors(losses), losses.standard_errors()
+    assert all((paired[d] == 0).all() and (unpaired[d] > 0).all() for d in documents)
 
 
-def test_errors_of_averages_are_those_of_independent_domains():
-    found = summary_of_errors({"prose": 0.3, "code": 9.0, "law": 0.4}, ("prose", "law"), ("code",))
-    assert found["in_domain"] == pytest.approx(0.25)
-    assert "out_of_domain" not in found
+def test_errors_of_averages_treat_domains_as_independent():
+    average_errors = summary_of_errors({"prose": 0.3, "code": 9.0, "law": 0.4}, ("prose", "law"), ("code",))
+    assert average_errors["in_domain"] == pytest.approx(0.25)
+    assert "out_of_domain" not in average_errors
 
 
-def test_long_documents_go_on_in_windows_without_overlap():
+def test_long_documents_are_split_into_windows_without_overlap():
     inputs_NL, targets_NL, weights_NL, document_N = evaluation_windows([np.arange(1, 8), np.array([9])], 0, 3)
     assert targets_NL.tolist() == [[1, 2, 3], [4, 5, 6], [7, 0, 0], [9, 0, 0]]
     assert inputs_NL.tolist() == [[0, 1, 2], [3, 4, 5], [6, 0, 0], [0, 0, 0]]

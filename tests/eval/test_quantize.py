@@ -25,7 +25,7 @@ GRANULARITIES = {
 
 
 def reference(w, bits, granularity="channel", group_size=None, symmetric=True, grid="max"):
-    """In float64, one set of weights with a common scale after the other. Returns weights and scales, both [I, O]."""
+    """Quantise in float64, one group with a common scale at a time; return weights and scales, both [I, O]."""
     size = group_size or w.shape[0]
     columns = [slice(0, w.shape[1])] if granularity == "tensor" else [slice(o, o + 1) for o in range(w.shape[1])]
     rounded, scales = np.empty_like(w, np.float64), np.empty_like(w, np.float64)
@@ -57,7 +57,7 @@ def w_IO():
 def test_matches_a_float64_reference(w_IO, bits, grid, granularity):
     arguments = GRIDS[grid] | GRANULARITIES[granularity]
     expected, scale = reference(w_IO, bits, **arguments)
-    # A weight within rounding of the middle between two levels may go to either.
+    # A weight within rounding error of the midpoint between two levels may go to either.
     tie = np.abs(np.abs(w_IO / scale - np.floor(w_IO / scale)) - 0.5) < 1e-4
     result = np.asarray(round_to_nearest(w_IO, bits, **arguments))
     np.testing.assert_allclose(result[~tie], expected[~tie], rtol=1e-5, atol=1e-6)
@@ -72,7 +72,7 @@ def test_matches_a_float64_reference(w_IO, bits, grid, granularity):
     grid=st.sampled_from(sorted(GRIDS)),
 )
 @settings(max_examples=80, deadline=None)
-def test_moves_no_weight_by_more_than_half_a_scale_and_keeps_zeros(w, bits, grid):
+def test_rounding_moves_weights_by_at_most_half_a_scale_and_keeps_zeros(w, bits, grid):
     result = np.asarray(round_to_nearest(w, bits, **GRIDS[grid]))
     _, scale = reference(w, bits, **GRIDS[grid])
     assert (np.abs(result - w) <= scale * (0.5 + 1e-4)).all()
@@ -82,25 +82,25 @@ def test_moves_no_weight_by_more_than_half_a_scale_and_keeps_zeros(w, bits, grid
         np.testing.assert_allclose(round_to_nearest(result, bits), result, rtol=1e-5)
 
 
-def test_asymmetric_rounding_twice_is_rounding_once(w_IO):
+def test_asymmetric_rounding_is_idempotent(w_IO):
     once = round_to_nearest(w_IO, 4, symmetric=False)
     np.testing.assert_allclose(round_to_nearest(once, 4, symmetric=False), once, rtol=1e-5, atol=1e-6)
 
 
-def test_by_hand_symmetric_three_bits():
+def test_symmetric_three_bits_match_hand_calculation():
     w_IO = np.array([[3.0, 0.6], [-1.4, -0.1], [0.4, 0.0], [-2.6, -0.25]])
     expected = [[3.0, 0.6], [-1.0, -0.2 * 0], [0.0, 0.0], [-3.0, -0.2]]  # scales 1 and .2
     np.testing.assert_allclose(round_to_nearest(w_IO, 3), expected, atol=1e-6)
 
 
-def test_by_hand_gptq_grid_reaches_the_lowest_level():
+def test_gptq_grid_reaches_the_lowest_level_as_calculated_by_hand():
     # Two bits: q = 1, scale 3 / 1.5 = 2, levels -2, -1, 0, 1.
     np.testing.assert_allclose(round_to_nearest(np.array([[3.0], [-3.0], [0.9]]), 2, grid="gptq"), [[2], [-4], [0]])
     # On the grid "max" the scale is 3 and -q - 1 is never reached.
     np.testing.assert_allclose(round_to_nearest(np.array([[3.0], [-3.0], [0.9]]), 2), [[3], [-3], [0]])
 
 
-def test_by_hand_asymmetric_takes_zero_into_the_range():
+def test_asymmetric_range_includes_zero_as_calculated_by_hand():
     # Range 0..6 although the least weight is 2: two bits, scale 2, zero 0.
     np.testing.assert_allclose(round_to_nearest(np.array([[2.9], [6.0], [2.0]]), 2, symmetric=False), [[2], [6], [2]])
     # Range -1..5, scale 2, zero point .5 rounds to 0: -1 is off by half a scale, 0 is exact.
@@ -108,7 +108,7 @@ def test_by_hand_asymmetric_takes_zero_into_the_range():
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
-def test_weights_on_the_grid_stay(bits):
+def test_weights_on_the_grid_are_unchanged(bits):
     q = 2 ** (bits - 1) - 1
     levels = np.arange(-q, q + 1, dtype=np.float32)[:, None]
     levels = levels * np.array([[1.0, 0.037, 1e-12, 1e12]], np.float32)
@@ -134,7 +134,7 @@ def test_zero_columns_stay_zero_and_nan_spreads_over_its_scale_only(w_IO, grid, 
         np.testing.assert_array_equal(np.isnan(round_to_nearest(w_IO, 4, **arguments)), lost)
 
 
-def test_more_scales_and_more_bits_lose_less(w_IO):
+def test_more_scales_and_more_bits_reduce_the_error(w_IO):
     def loss(**arguments):
         return float(np.square(round_to_nearest(w_IO, **arguments) - w_IO).sum())
 
@@ -178,7 +178,7 @@ def test_bad_arguments_are_refused(w_IO, arguments, message):
         round_to_nearest(w_IO, **arguments)
 
 
-def test_a_stack_is_refused_with_the_remedy(w_IO):
+def test_a_stacked_matrix_is_refused_with_the_remedy(w_IO):
     with pytest.raises(ValueError, match=r"\(1, 24, 5\); jax.vmap"):
         round_to_nearest(w_IO[None], 4)
 
@@ -193,7 +193,7 @@ def params(w_IO):
     }
 
 
-def test_params_of_the_blocks_are_rounded_and_nothing_else(params):
+def test_only_parameters_of_the_blocks_are_rounded_by_default(params):
     result = quantize_params(params, 3, group_size=8)
     assert result["embedding"] is params["embedding"]
     assert result["unembedding"] is params["unembedding"]
@@ -209,13 +209,13 @@ def test_params_of_the_blocks_are_rounded_and_nothing_else(params):
         assert not np.array_equal(result[block][part][name], weight)
 
 
-def test_the_whole_path_has_to_match(params):
+def test_the_pattern_has_to_match_the_whole_path(params):
     result = quantize_params(params, 3, pattern="embedding")
     assert result["unembedding"] is params["unembedding"]
     assert not np.array_equal(result["embedding"], params["embedding"])
 
 
-def test_a_token_has_a_scale_of_its_own(params):
+def test_each_token_of_the_embedding_has_a_separate_scale(params):
     result = quantize_params(params, 3, pattern="(un)?embedding")
     for name in ("embedding", "unembedding"):
         np.testing.assert_array_equal(result[name], round_to_nearest(params[name].T, 3).T)
@@ -223,11 +223,11 @@ def test_a_token_has_a_scale_of_its_own(params):
     np.testing.assert_array_equal(quantize_params(tied, 3, "unembedding")["embedding"], result["embedding"])
 
 
-def test_members_are_rounded_under_vmap(params):
+def test_rounding_works_under_vmap_over_members(params):
     stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
     together = jax.jit(jax.vmap(functools.partial(quantize_params, bits=4)))(stack)
-    alone = quantize_params(jax.tree.map(lambda x: x[1], stack), bits=4)
-    jax.tree.map(lambda m, a: np.testing.assert_allclose(m[1], a, rtol=1e-6), together, alone)
+    separate = quantize_params(jax.tree.map(lambda x: x[1], stack), bits=4)
+    jax.tree.map(lambda m, a: np.testing.assert_allclose(m[1], a, rtol=1e-6), together, separate)
 
 
 def test_a_pattern_without_matrices_is_refused(params):

@@ -1,4 +1,4 @@
-"""What each evaluation finds in a small trained cohort."""
+"""The results of every evaluation on a small trained cohort."""
 
 import dataclasses
 import shutil
@@ -41,21 +41,21 @@ def test_results_with_other_settings_are_not_read(evaluated, config):
 
 
 def test_losses_come_with_errors_and_by_document(evaluated):
-    found = stored(evaluated, "run0", "lm_loss")
-    numbers = found["metrics"]
+    stored_result = stored(evaluated, "run0", "lm_loss")
+    numbers = stored_result["metrics"]
     for domain in ("prose", "code", "other"):
-        of = found["documents"][domain]
+        of = stored_result["documents"][domain]
         assert sum(of["nats"]) / sum(of["tokens"]) == pytest.approx(numbers[domain], rel=1e-5)
-        assert sum(of["tokens"]) == found["tokens"][domain]
+        assert sum(of["tokens"]) == stored_result["tokens"][domain]
         assert numbers[f"perplexity/{domain}"] == pytest.approx(np.exp(numbers[domain]))
         assert 0 < numbers[f"standard_error/{domain}"] < 0.5
         assert 0 < numbers[f"bits_per_byte/{domain}"] < 8
     assert numbers["in_domain"] == numbers["prose"]
-    assert numbers["out_of_domain"] == numbers["other"]  # code is set apart for fine-tuning
+    assert numbers["out_of_domain"] == numbers["other"]  # code is held out for fine-tuning
 
 
 @pytest.mark.parametrize("method", ["round_to_nearest", "gptq"])
-def test_quantisation_hurts_more_with_fewer_bits(evaluated, method):
+def test_loss_increases_with_fewer_bits(evaluated, method):
     for run in ("run0", "run1"):
         eight, three = (metrics(evaluated, run, f"{method}_{bits}") for bits in (8, 3))
         assert abs(eight["rise/macro"]) < abs(three["rise/macro"])
@@ -74,7 +74,7 @@ def test_gptq_leaves_less_output_error_than_rounding_on_every_matrix(evaluated):
             assert of["damping"] == pytest.approx(0.01)
 
 
-def test_noise_hurts_and_a_whole_unembedding_does_not(evaluated):
+def test_noise_raises_the_loss_and_a_full_rank_unembedding_keeps_it(evaluated):
     for run in ("run0", "run1"):
         assert metrics(evaluated, run, "noise_relative_0.5")["rise/macro"] > 0
         assert metrics(evaluated, run, "noise_relative_0.5")["draws_standard_error/macro"] > 0
@@ -85,26 +85,26 @@ def test_noise_hurts_and_a_whole_unembedding_does_not(evaluated):
 
 
 def test_tasks_have_accuracy_chance_and_error(evaluated):
-    found = metrics(evaluated, "run0", task_name(evaluated))
-    assert found["accuracy"] > 0.9
-    assert (found["chance"], found["items"]) == (0.5, 20)
-    assert found["accuracy_standard_error"] is not None
+    stored_result = metrics(evaluated, "run0", task_name(evaluated))
+    assert stored_result["accuracy"] > 0.9
+    assert (stored_result["chance"], stored_result["items"]) == (0.5, 20)
+    assert stored_result["accuracy_standard_error"] is not None
 
 
-def test_states_are_like_those_of_the_last_checkpoint_in_the_end(evaluated):
+def test_similarity_to_the_last_checkpoint_ends_at_one(evaluated):
     first, last = (metrics(evaluated, "run0", "cka", step) for step in (5, 12))
     assert set(last) == {"layer_0", "final_states"}
     assert last["final_states"] == pytest.approx(1, abs=1e-5)
     assert 0 < first["final_states"] < last["final_states"]
 
 
-def test_saturation_is_found_from_the_stored_losses(evaluated):
-    found = stored(evaluated, "run0", "saturation")
-    assert found["checkpoints"] == [5, 10, 12]
+def test_saturation_is_computed_from_the_stored_losses(evaluated):
+    stored_result = stored(evaluated, "run0", "saturation")
+    assert stored_result["checkpoints"] == [5, 10, 12]
     losses = {step: metrics(evaluated, "run0", "lm_loss", step)["in_domain"] for step in (5, 10, 12)}
-    assert found["metrics"]["rise"] == pytest.approx(losses[12] - min(losses.values()), abs=1e-5)
-    assert found["metrics"]["highest_rank"] > 1
-    assert 0 < found["metrics"]["learning_rate_at_best"] <= 1
+    assert stored_result["metrics"]["rise"] == pytest.approx(losses[12] - min(losses.values()), abs=1e-5)
+    assert stored_result["metrics"]["highest_rank"] > 1
+    assert 0 < stored_result["metrics"]["learning_rate_at_best"] <= 1
 
 
 def test_fine_tuning_lowers_the_loss_on_its_domain_and_reports_forgetting(evaluated):
@@ -125,14 +125,14 @@ def test_fine_tuning_lowers_the_loss_on_its_domain_and_reports_forgetting(evalua
 def test_fine_tuning_on_items_makes_their_answers_likelier(evaluated):
     for run in ("run0", "run1"):
         name = f"finetune_{task_name(evaluated)}_lr0.01"
-        found = stored(evaluated, run, name)
-        assert found["metrics"]["target"] < found["before"]["target"] - 0.3
-        assert found["metrics"]["target_accuracy"] == 1
+        stored_result = stored(evaluated, run, name)
+        assert stored_result["metrics"]["target"] < stored_result["before"]["target"] - 0.3
+        assert stored_result["metrics"]["target_accuracy"] == 1
 
 
-def test_losses_of_a_stack_do_not_depend_on_who_is_beside(cohort, evaluated, index, config):
+def test_losses_do_not_depend_on_the_other_models_of_a_stack(cohort, evaluated, index, config):
     eval_data = EvalData(evaluated, cohort, index, config)
     both = ModelBatch(eval_data, (("run0", 12), ("run1", 12))).losses.by_domain["prose"]
-    alone = ModelBatch(eval_data, (("run1", 12),)).losses.by_domain["prose"]
-    assert both[1] == pytest.approx(alone[0], rel=1e-6)
+    separate = ModelBatch(eval_data, (("run1", 12),)).losses.by_domain["prose"]
+    assert both[1] == pytest.approx(separate[0], rel=1e-6)
     assert jax.tree.leaves(eval_data.load([("run1", 5), ("run0", 12)]))[0].shape[0] == 2

@@ -27,7 +27,7 @@ def item(contexts, choices, gold=0):
 ITEMS = [
     item("the cat sat on", (" the mat", " a dog", " the rank of the matrix, surely"), 2),
     item("in", (" we", " the loss is"), 1),
-    item(("the cat so the cat", "the dog so the dog"), (" slept",) * 2, 1),  # WinoGrande's kind
+    item(("the cat so the cat", "the dog so the dog"), (" slept",) * 2, 1),  # like WinoGrande
     item("a context that is longer than the window " * 3, (" the mat", " Mädchen", " x"), 0),
     item("short", (" and a continuation that is longer than the window " * 4, " is"), 1),
     item("", ("the cat", " sat"), 0),
@@ -54,21 +54,21 @@ def scored(tiny, stack, items, tokenizer, batch_size=4, length=L):
 
 
 def predictions(tokenizer, context, choice, length=L):
-    """What is read before each token of a choice, as a text of its own, and the token."""
+    """Return the prefix before each token of a choice, as a separate text, and the token."""
     spaces = context[len(context.rstrip()) :]
     context, choice = tokenizer.encode([context.rstrip(), spaces + choice])
-    found = []
+    result = []
     for start in range(0, len(choice), length):
         piece = choice[start : start + length]
         before = np.concatenate([context, choice[:start]])
         before = before[max(0, len(before) + len(piece) - length) :]
         for i, token in enumerate(piece):
-            found.append(((tokenizer.eos_id, *before.tolist(), *piece[:i].tolist()), int(token)))
-    return found
+            result.append(((tokenizer.eos_id, *before.tolist(), *piece[:i].tolist()), int(token)))
+    return result
 
 
 def one_by_one(config, params, tokenizer, items, length=L):
-    """Of each choice of the items its log-likelihood and whether it is the greedy one, a token at a time."""
+    """Return the log-likelihood of each choice and whether it is the greedy one, computed one token at a time."""
     pairs = [pair for i in items for pair in zip(i.contexts, i.choices, strict=True)]
     of_choices = [predictions(tokenizer, *pair, length) for pair in pairs]
     texts = sorted({text for of_choice in of_choices for text, _ in of_choice})
@@ -87,7 +87,7 @@ def one_by_one(config, params, tokenizer, items, length=L):
 
 
 @pytest.mark.parametrize("family", [None, *FAMILIES, "learned positions"])
-def test_log_likelihoods_are_those_of_scoring_each_choice_alone(tiny, stack, tokenizer, family):
+def test_log_likelihoods_equal_scoring_each_choice_separately(tiny, stack, tokenizer, family):
     config = tiny.model
     if family is not None:
         config = dataclasses.replace(VARIANTS[family], vocab_size=300, context_length=L, n_layers=1)
@@ -97,11 +97,11 @@ def test_log_likelihoods_are_those_of_scoring_each_choice_alone(tiny, stack, tok
     assert scores.greedy_MC is None
     for m in range(len(scores.log_likelihood_MC)):
         params = jax.tree.map(lambda x, m=m: x[m], stack)
-        alone = [total for total, _ in one_by_one(config, params, tokenizer, ITEMS)]
-        np.testing.assert_allclose(scores.log_likelihood_MC[m], alone, rtol=1e-5)
+        separate = [total for total, _ in one_by_one(config, params, tokenizer, ITEMS)]
+        np.testing.assert_allclose(scores.log_likelihood_MC[m], separate, rtol=1e-5)
 
 
-def test_more_positions_than_were_learned_are_an_error(tokenizer):
+def test_texts_longer_than_learned_positions_are_an_error(tokenizer):
     config = dataclasses.replace(VARIANTS["learned positions"], vocab_size=300, context_length=L - 1)
     rows = tasks.prepare(ITEMS, tokenizer, L)
     with pytest.raises(
@@ -110,9 +110,9 @@ def test_more_positions_than_were_learned_are_an_error(tokenizer):
         tasks.score(config, jax.eval_shape(model.init, config, jax.random.key(0)), rows, 4)
 
 
-def test_metrics_are_those_of_a_plain_loop(tiny, stack, tokenizer):
+def test_task_metrics_match_a_plain_loop(tiny, stack, tokenizer):
     rows, scores = scored(tiny, stack, ITEMS, tokenizer)
-    for m, found in enumerate(tasks.metrics(rows, scores)):
+    for m, result in enumerate(tasks.metrics(rows, scores)):
         log_likelihoods = iter(scores.log_likelihood_MC[m])
         right = {"accuracy": [], "accuracy_per_token": [], "accuracy_per_character": []}
         bits = []
@@ -126,15 +126,15 @@ def test_metrics_are_those_of_a_plain_loop(tiny, stack, tokenizer):
             bits.append(-ll[i.gold] / math.log(2) / (len(i.choices[i.gold].encode()) + spaces))
         for name, values in right.items():
             p, n = np.mean(values), len(ITEMS)
-            assert found[name] == pytest.approx(p)
-            assert found[f"{name}_standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
-        assert found["bits_per_byte"] == pytest.approx(np.mean(bits))
-        assert found["bits_per_byte_standard_error"] == pytest.approx(np.std(bits, ddof=1) / math.sqrt(len(bits)))
-        assert found["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2 + 1 / 3 + 1 / 2 + 1 / 2 + 1 / 2) / 7)
-        assert found["items"] == 7
+            assert result[name] == pytest.approx(p)
+            assert result[f"{name}_standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+        assert result["bits_per_byte"] == pytest.approx(np.mean(bits))
+        assert result["bits_per_byte_standard_error"] == pytest.approx(np.std(bits, ddof=1) / math.sqrt(len(bits)))
+        assert result["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2 + 1 / 3 + 1 / 2 + 1 / 2 + 1 / 2) / 7)
+        assert result["items"] == 7
 
 
-def test_neither_batch_size_nor_order_changes_a_thing(tiny, stack, tokenizer):
+def test_task_scores_do_not_depend_on_batch_size_or_order(tiny, stack, tokenizer):
     _, scores = scored(tiny, stack, ITEMS, tokenizer)
     for batch_size in (1, 100):
         _, others = scored(tiny, stack, ITEMS, tokenizer, batch_size)
@@ -149,32 +149,32 @@ def test_neither_batch_size_nor_order_changes_a_thing(tiny, stack, tokenizer):
         )
 
 
-def test_one_continuation_is_right_where_it_is_the_greedy_one(tiny, stack, tokenizer):
-    # What the first member would say after each context, two tokens of it, and what it wouldn't.
+def test_a_single_continuation_is_correct_if_greedy_decoding_yields_it(tiny, stack, tokenizer):
+    # The first member's greedy two-token continuation of each context, and continuations that differ from it.
     params = jax.tree.map(lambda x: x[0], stack)
-    said = []
+    continuations = []
     for i in SINGLE[:4]:
         (context,) = tokenizer.encode([i.context])
         text = [tokenizer.eos_id, *context[-(L - 2) :]]
         for _ in range(2):
             padded = np.array([text + [0] * (L - len(text))], np.int32)
             text.append(int(np.argmax(model.apply(tiny.model, params, padded).logits_BLV[0, len(text) - 1])))
-        said.append(tokenizer.decode(text[-2:]))
-    items = [item(i.context, (words,)) for i, words in zip(SINGLE, said, strict=False)] + SINGLE
+        continuations.append(tokenizer.decode(text[-2:]))
+    items = [item(i.context, (words,)) for i, words in zip(SINGLE, continuations, strict=False)] + SINGLE
     rows, scores = scored(tiny, stack, items, tokenizer)
-    found = tasks.metrics(rows, scores)
+    result = tasks.metrics(rows, scores)
     for m in range(MEMBERS):
         params = jax.tree.map(lambda x, m=m: x[m], stack)
-        alone = one_by_one(tiny.model, params, tokenizer, items)
-        np.testing.assert_array_equal(scores.greedy_MC[m], [greedy for _, greedy in alone])
-        assert found[m]["accuracy"] == pytest.approx(np.mean([greedy for _, greedy in alone]))
-        assert found[m]["nats"] == pytest.approx(-np.mean([total for total, _ in alone]), rel=1e-5)
-        assert found[m]["chance"] == 0
-        assert "accuracy_per_token" not in found[m]
+        separate = one_by_one(tiny.model, params, tokenizer, items)
+        np.testing.assert_array_equal(scores.greedy_MC[m], [greedy for _, greedy in separate])
+        assert result[m]["accuracy"] == pytest.approx(np.mean([greedy for _, greedy in separate]))
+        assert result[m]["nats"] == pytest.approx(-np.mean([total for total, _ in separate]), rel=1e-5)
+        assert result[m]["chance"] == 0
+        assert "accuracy_per_token" not in result[m]
 
 
 def with_scores(log_likelihoods, gold):
-    """Rows of items with so many choices each, all of the same length."""
+    """Return rows of items with the given numbers of choices, all of the same length."""
     sizes = [len(of_item) for of_item in log_likelihoods]
     item_C = np.repeat(np.arange(len(sizes)), sizes)
     place_C = np.concatenate([np.arange(n) for n in sizes])
@@ -183,60 +183,60 @@ def with_scores(log_likelihoods, gold):
     return rows, tasks.Scores(np.concatenate(log_likelihoods)[None].astype(float), None)
 
 
-def test_of_ties_the_first_wins():
+def test_ties_choose_the_first():
     rows, scores = with_scores([[-2, -2], [-2, -2], [-3, -2, -2]], [0, 1, 1])
-    (found,) = tasks.metrics(rows, scores)
-    assert found["accuracy"] == found["accuracy_per_token"] == pytest.approx(2 / 3)
+    (result,) = tasks.metrics(rows, scores)
+    assert result["accuracy"] == result["accuracy_per_token"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_what_is_not_finite_is_never_right(place, bad):
+def test_non_finite_scores_are_never_correct(place, bad):
     of_item = [-2.0, -2.0]
     of_item[place] = bad
     rows, scores = with_scores([of_item, [-2, -3]], [0, 0])
-    (found,) = tasks.metrics(rows, scores)
-    assert all(math.isnan(found[name]) for name in found if name not in ("chance", "items"))
+    (result,) = tasks.metrics(rows, scores)
+    assert all(math.isnan(result[name]) for name in result if name not in ("chance", "items"))
 
 
 @pytest.mark.parametrize("items", [ITEMS, SINGLE])
-def test_a_member_with_nan_has_nan_and_the_others_their_own(tiny, stack, tokenizer, items):
+def test_nan_of_one_member_leaves_the_others_unchanged(tiny, stack, tokenizer, items):
     broken = jax.tree.map(lambda x: x.at[1].set(np.nan), stack)
     fine = tasks.metrics(*scored(tiny, stack, items, tokenizer))
-    found = tasks.metrics(*scored(tiny, broken, items, tokenizer))
-    assert [found[m] for m in (0, 2)] == [pytest.approx(fine[m]) for m in (0, 2)]
-    assert all(math.isnan(found[1][name]) for name in found[1] if name not in ("chance", "items"))
+    result = tasks.metrics(*scored(tiny, broken, items, tokenizer))
+    assert [result[m] for m in (0, 2)] == [pytest.approx(fine[m]) for m in (0, 2)]
+    assert all(math.isnan(result[1][name]) for name in result[1] if name not in ("chance", "items"))
 
 
 def test_a_single_item_has_no_standard_error():
     rows, scores = with_scores([[-2, -3]], [0])
-    (found,) = tasks.metrics(rows, scores)
-    assert found["accuracy"] == 1
-    assert math.isnan(found["accuracy_standard_error"])
+    (result,) = tasks.metrics(rows, scores)
+    assert result["accuracy"] == 1
+    assert math.isnan(result["accuracy_standard_error"])
 
 
-def test_each_token_of_a_continuation_is_predicted_once_from_what_stands_before_it(tokenizer):
+def test_each_continuation_token_is_predicted_once_from_its_prefix(tokenizer):
     rows = tasks.prepare(ITEMS, tokenizer, L)
-    found = collections.defaultdict(list)
+    result = collections.defaultdict(list)
     for bucket in rows.buckets:
         assert bucket.tokens_NL.shape[1] <= L
         position_NL = np.asarray(bucket.spans.position_BL)
         for n, place, target, c in zip(bucket.row_P, bucket.place_P, bucket.target_P, bucket.choice_P, strict=True):
             context, end, start = (span_NL[n, place] for span_NL in bucket.spans)
-            seen = [*range(context, end), *range(start, place + 1)]
-            assert position_NL[n, seen].tolist() == list(range(len(seen)))
-            found[c].append((tuple(bucket.tokens_NL[n, seen].tolist()), int(target)))
+            prefix = [*range(context, end), *range(start, place + 1)]
+            assert position_NL[n, prefix].tolist() == list(range(len(prefix)))
+            result[c].append((tuple(bucket.tokens_NL[n, prefix].tolist()), int(target)))
     pairs = [pair for i in ITEMS for pair in zip(i.contexts, i.choices, strict=True)]
     for c, (context, choice) in enumerate(pairs):
-        # Pieces of a long one may lie in several rows.
-        assert sorted(found[c]) == sorted(predictions(tokenizer, context, choice))
+        # Pieces of a long choice may lie in several rows.
+        assert sorted(result[c]) == sorted(predictions(tokenizer, context, choice))
         choice = context[len(context.rstrip()) :] + choice
         assert (rows.characters_C[c], rows.bytes_C[c]) == (len(choice), len(choice.encode()))
-        assert rows.tokens_C[c] == len(found[c])
+        assert rows.tokens_C[c] == len(result[c])
 
 
 def tokens_read(rows):
-    """Tokens that aren't padding: a padded place is a text of its own, of one token that predicts nothing."""
+    """Count the tokens that aren't padding: a padded place is a separate text of one token that predicts nothing."""
     total = 0
     for bucket in rows.buckets:
         context_NL, end_NL, start_NL = bucket.spans
@@ -248,13 +248,13 @@ def tokens_read(rows):
     return total
 
 
-def test_a_context_is_read_once_for_the_choices_that_fit_into_a_row(tokenizer):
+def test_choices_that_fit_into_a_row_share_one_reading_of_the_context(tokenizer):
     words = ("the cat sat on the mat",)
     (context,) = tokenizer.encode(words)
     choices = (" the mat", " a dog", " the loss is the rank")
     read = 1 + len(context) + sum(len(tokens) - 1 for tokens in tokenizer.encode(choices))
     assert tokens_read(tasks.prepare([item(*words, choices)], tokenizer, 128)) == read
-    # Every context is read again for a row of its own choices where all of them are more than a row holds.
+    # If the choices of an item exceed a row, the context is read once for each of its rows.
     many = tasks.prepare([item(*words, choices * 20)], tokenizer, 128)
     (bucket,) = many.buckets
     each = read - 1 - len(context)
@@ -262,7 +262,7 @@ def test_a_context_is_read_once_for_the_choices_that_fit_into_a_row(tokenizer):
     assert tokens_read(many) == 20 * each + len(bucket.tokens_NL) * (1 + len(context))
 
 
-def test_rows_of_all_lengths_come_in_few_shapes_with_little_padding(tokenizer):
+def test_rows_are_batched_in_few_shapes_with_little_padding(tokenizer):
     items = [item("the " * n, (" mat" * k, " dog")) for n in range(1, 60) for k in (1, 5, 30)]
     for length, shapes, used in ((24, {24}, 0.7), (128, {128}, 0.8), (300, {128, 256}, 0.8), (1000, {128, 256}, 0.8)):
         rows = tasks.prepare(items, tokenizer, length)
@@ -273,8 +273,8 @@ def test_rows_of_all_lengths_come_in_few_shapes_with_little_padding(tokenizer):
         assert tokens_read(rows) > used * sum(bucket.tokens_NL.size for bucket in rows.buckets)
 
 
-def test_a_choice_of_no_tokens_is_an_error():
-    # A tokenizer with a vocabulary of words says nothing of what isn't one.
+def test_an_empty_choice_is_an_error():
+    # A tokenizer with a vocabulary of words yields no tokens for unknown text.
     from tokenizers import Tokenizer as Backend
     from tokenizers import models
 

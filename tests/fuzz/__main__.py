@@ -1,6 +1,6 @@
-"""Damaged files to every command that reads them: `python -m tests.fuzz --seconds=120 --seed=0`.
+"""Run every command on damaged files: `python -m tests.fuzz --seconds=120 --seed=0`.
 
-Ends with 1 and a line for each kind of failure, 0 if there is none. `--only=FORMAT` tries one format, with
+Exits with 1 and a line for each kind of failure, or with 0 if there is none. `--only=FORMAT` tries one format, with
 `--replay=SEED:INDEX` one input of it, whose files and output are then shown.
 """
 
@@ -116,8 +116,8 @@ def _valid(fuzzer: Fuzzer, place: Path) -> int:
     bad = 0
     for one, failure, seconds in fuzzer.failures(valid(place)):
         bad += failure is not None
-        told = f"{failure.what}: {failure.last_line}" if failure else ""
-        print(f"{seconds:5.1f} s  {one.format}: {one.verb.arguments}  {told}", flush=True)
+        reason = f"{failure.what}: {failure.last_line}" if failure else ""
+        print(f"{seconds:5.1f} s  {one.format}: {one.verb.arguments}  {reason}", flush=True)
     return 1 if bad else 0
 
 

@@ -122,11 +122,11 @@ def _text(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     text = content.decode("utf-8")
     change = rng.choice(("number", "word", "long", "line", "deep", "encoding"))
     if change == "number":
-        found = list(re.finditer(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", text))
-        return "huge_number", _put(text, rng.choice(found), _number(rng)) if found else content
+        matches = list(re.finditer(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", text))
+        return "huge_number", _put(text, rng.choice(matches), _number(rng)) if matches else content
     if change == "word":
-        found = list(re.finditer(r"\w+", text))
-        return "odd_word", _put(text, rng.choice(found), rng.choice(_ODD)) if found else content
+        matches = list(re.finditer(r"\w+", text))
+        return "odd_word", _put(text, rng.choice(matches), rng.choice(_ODD)) if matches else content
     if change == "long":
         at = rng.randint(0, len(text))
         return "long_string", _encoded(text[:at] + _long(rng) + text[at:])

@@ -186,8 +186,8 @@ def _carry_out(one: Input, valid_files: Path, scratch: Path) -> None:
 
 
 def _failure(lines: list[str], code: int | None, exits: Sequence[int]) -> Failure | None:
-    told = [line for line in lines if line.strip() and not line.startswith("Extension modules: ")]
-    last = told[-1][:300] if told else ""
+    printed = [line for line in lines if line.strip() and not line.startswith("Extension modules: ")]
+    last = printed[-1][:300] if printed else ""
     if code is None:
         return Failure(f"hang in {_frame(lines, newest_first=True)}", last)
     if code < 0:
@@ -197,11 +197,13 @@ def _failure(lines: list[str], code: int | None, exits: Sequence[int]) -> Failur
         return Failure(f"traceback {re.split(r'[: ]', error)[0]} in {_frame(lines)}", error)
     if code not in exits:
         return Failure(f"exit {code}", last)
-    told = [line for line in told if not PROGRESS.match(line)]
-    if any(len(line) > MOST_CHARACTERS for line in told):
-        return Failure("a line on stderr that is too long", told[-1][:300])
-    if len(told) > MOST_LINES:
-        return Failure(f"{min(len(told), 10)} lines on stderr" + (" or more" if len(told) >= 10 else ""), told[0][:300])
+    printed = [line for line in printed if not PROGRESS.match(line)]
+    if any(len(line) > MOST_CHARACTERS for line in printed):
+        return Failure("a line on stderr that is too long", printed[-1][:300])
+    if len(printed) > MOST_LINES:
+        return Failure(
+            f"{min(len(printed), 10)} lines on stderr" + (" or more" if len(printed) >= 10 else ""), printed[0][:300]
+        )
     return None
 
 
@@ -214,12 +216,12 @@ def _error(lines: list[str]) -> str:
 def _frame(lines: list[str], newest_first: bool = False) -> str:
     """The innermost frame that is ours, of a traceback or of faulthandler's."""
     root = str(Path(__file__).parents[2])
-    found = [
+    frames = [
         f"{m[1].removeprefix(root).lstrip('/')}:{m[2]}"
         for line in lines
         if (m := re.match(r'\s*File "([^"]+)", line (\d+)', line)) and m[1].startswith(root) and "/tests/" not in m[1]
     ]
-    return (found[0] if newest_first else found[-1]) if found else "no frame of ours"
+    return (frames[0] if newest_first else frames[-1]) if frames else "no frame of ours"
 
 
 def _changed(child: _Child) -> Failure | None:
@@ -272,8 +274,8 @@ class Tally:
 
     def failure_lines(self) -> list[str]:
         return [
-            f"{format_}, {verb}: {what} ({len(found)} times; first {one.mutation} of {one.file}, "
+            f"{format_}, {verb}: {what} ({len(failures)} times; first {one.mutation} of {one.file}, "
             f"--only='{format_}' --replay={one.replay}): {failure.last_line}"
-            for (format_, verb, what), found in sorted(self.kinds.items())
-            for one, failure in found[:1]
+            for (format_, verb, what), failures in sorted(self.kinds.items())
+            for one, failure in failures[:1]
         ]

@@ -37,7 +37,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mutation_is_another_content_and_a_function_of_its_seed(kind):
+def test_a_mutation_changes_the_content_and_is_determined_by_its_seed(kind):
     names = set()
     for content in (CONTENTS[kind], b"", b"\0"):
         for i in range(25):

@@ -1,6 +1,6 @@
-"""Matrices of known kinds, for every test of geometry to measure.
+"""Matrices of known kinds, shared by the tests of geometry.
 
-Drawn in float64, rounded to float32 and given back in float64, so that an oracle and the library see the same numbers.
+Drawn in float64, rounded to float32 and returned in float64, so that an oracle and the library get the same numbers.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 
-def test_the_names_are_those_that_the_probe_registers_and_take_no_jax():
+def test_count_names_match_the_probe_and_import_without_jax():
     code = """
 import sys
 from geometry.counts import COUNTS

@@ -37,19 +37,19 @@ def embedded(points, width, seed):
     return (points @ turn.T).astype(np.float32)
 
 
-SOME = list(CLOUDS)[0]  # each compiles its own program
+SOME = list(CLOUDS)[0]  # each compiles a separate program
 
 
 @pytest.mark.parametrize("name", [SOME, *(pytest.param(n, marks=pytest.mark.slow) for n in CLOUDS if n != SOME)])
-def test_scikit_dimensions_numbers(name):
-    x_ND, said = CLOUDS[name], STORED[name]
+def test_dimensions_match_stored_values_of_scikit_dimension(name):
+    x_ND, stored = CLOUDS[name], STORED[name]
     ours = functools.partial(dimension.two_nn, x_ND, convention="skdim034")
-    assert float(ours()) == pytest.approx(said["two_nn"], rel=1e-3)
-    assert float(ours(discard_fraction=0.0)) == pytest.approx(said["two_nn_all"], rel=1e-3)
+    assert float(ours()) == pytest.approx(stored["two_nn"], rel=1e-3)
+    assert float(ours(discard_fraction=0.0)) == pytest.approx(stored["two_nn_all"], rel=1e-3)
     local_N = dimension.local_two_nn(x_ND, 16, convention="skdim034")
-    np.testing.assert_allclose(local_N, said["local_two_nn_16"], rtol=1e-3)
-    np.testing.assert_allclose(dimension.local_levina_bickel(x_ND), said["local_levina_bickel"], rtol=1e-3)
-    assert float(dimension.levina_bickel(x_ND)) == pytest.approx(said["levina_bickel"], rel=1e-3)
+    np.testing.assert_allclose(local_N, stored["local_two_nn_16"], rtol=1e-3)
+    np.testing.assert_allclose(dimension.local_levina_bickel(x_ND), stored["local_levina_bickel"], rtol=1e-3)
+    assert float(dimension.levina_bickel(x_ND)) == pytest.approx(stored["levina_bickel"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_scikit_dimensions_numbers(name):
         (0.1, "mle", "standard"),
     ],
 )
-def test_every_form_matches_float64(form):
+def test_every_estimator_matches_float64(form):
     x_ND = CLOUDS["torus in 30"]
     assert float(dimension.two_nn(x_ND, *form)) == pytest.approx(oracle_fit(oracle_log_mu(x_ND), *form), rel=1e-4)
     order_NN = np.argsort(np.square(x_ND[:, None] - x_ND[None]).sum(-1), axis=1)
@@ -73,8 +73,8 @@ def test_every_form_matches_float64(form):
 
 @pytest.mark.parametrize(("d", "width"), [(2, 64), (3, 256), (5, 1024), (8, 128)])
 @pytest.mark.parametrize("estimator", dimension.ESTIMATORS)
-def test_gaussians_and_spheres_within_the_theoretical_spread(d, width, estimator):
-    """Var = d^2/N; 4 standard deviations, and 6 % that N = 2,000 points aren't dense."""
+def test_dimension_of_gaussians_and_spheres_lies_within_the_theoretical_spread(d, width, estimator):
+    """Var = d^2/N; 4 standard deviations, and 6 % for the bias at N = 2,000 points."""
     rng = np.random.default_rng(d)
     sphere = rng.standard_normal((2000, d + 1))
     clouds = [rng.standard_normal((2000, d)), sphere / np.linalg.norm(sphere, axis=1, keepdims=True)]
@@ -84,7 +84,7 @@ def test_gaussians_and_spheres_within_the_theoretical_spread(d, width, estimator
 
 
 @pytest.mark.parametrize("d", [12, 20])
-def test_high_dimensions_are_underestimated_but_kept_in_order(d):
+def test_high_dimensions_are_underestimated_but_stay_ordered(d):
     """2,000 points are sparse in 20 dimensions: the density changes within a neighbourhood, and TwoNN comes out low."""
     rng = np.random.default_rng(0)
     low, high = (float(dimension.two_nn(embedded(rng.standard_normal((2000, n)), 512, n))) for n in (d - 4, d))
@@ -92,7 +92,7 @@ def test_high_dimensions_are_underestimated_but_kept_in_order(d):
     assert low < high
 
 
-def test_local_dimension_tells_a_line_from_a_ball():
+def test_local_dimension_separates_a_line_from_a_ball():
     rng = np.random.default_rng(2)
     line = np.outer(rng.uniform(0, 10, 300), np.ones(6) / np.sqrt(6))
     ball = rng.standard_normal((300, 6)) + 100
@@ -101,7 +101,7 @@ def test_local_dimension_tells_a_line_from_a_ball():
     assert local_N[300:].mean() > 3.5
 
 
-def test_neither_place_nor_scale_nor_rotation_is_seen():
+def test_dimension_is_invariant_to_translation_scale_and_rotation():
     x_ND = CLOUDS["gaussian"]
     turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((5, 5)))
     expected = float(dimension.two_nn(x_ND))
@@ -109,7 +109,7 @@ def test_neither_place_nor_scale_nor_rotation_is_seen():
         assert float(dimension.two_nn(other)) == pytest.approx(expected, rel=1e-3)
 
 
-def test_exact_duplicates_are_left_out_and_counted():
+def test_exact_duplicates_are_dropped_and_counted():
     x_ND = CLOUDS["gaussian"]
     repeated = np.concatenate([x_ND, x_ND[[3, 3, 5, 80]]])
     assert int(dimension.duplicates(repeated)) == 4
@@ -125,18 +125,18 @@ def test_exact_duplicates_are_left_out_and_counted():
     assert float(dimension.levina_bickel(repeated)) == pytest.approx(float(dimension.levina_bickel(x_ND)), rel=1e-5)
 
 
-def test_the_distribution_leaves_out_what_is_nan():
+def test_the_distribution_ignores_nan():
     values = np.random.default_rng(0).uniform(1, 9, 50).astype(np.float32)
-    found = dimension.distribution(jnp.asarray(np.concatenate([values, [np.nan, np.nan]])))
-    assert float(found.mean) == pytest.approx(values.mean(), rel=1e-5)
-    assert float(found.std) == pytest.approx(values.std(), rel=1e-5)
+    summary = dimension.distribution(jnp.asarray(np.concatenate([values, [np.nan, np.nan]])))
+    assert float(summary.mean) == pytest.approx(values.mean(), rel=1e-5)
+    assert float(summary.std) == pytest.approx(values.std(), rel=1e-5)
     quantiles = {"median": 0.5} | {f"q{percent}": percent / 100 for percent in (5, 10, 25, 75, 90, 95)}
     for name, share in quantiles.items():
-        np.testing.assert_allclose(getattr(found, name), np.quantile(values, share), rtol=1e-5)
+        np.testing.assert_allclose(getattr(summary, name), np.quantile(values, share), rtol=1e-5)
     assert all(np.isnan(dimension.distribution(jnp.full(3, jnp.nan))))
 
 
-def test_fewer_points_than_neighbours_take_all_there_are():
+def test_fewer_points_than_neighbours_use_all_points():
     x_ND = CLOUDS["gaussian"][:12]
     np.testing.assert_allclose(dimension.local_two_nn(x_ND, 128), dimension.local_two_nn(x_ND, 11), rtol=1e-5)
     np.testing.assert_allclose(dimension.local_levina_bickel(x_ND, 99), dimension.local_levina_bickel(x_ND, 11))
@@ -153,7 +153,7 @@ def test_too_few_distinct_points_are_undefined(x_ND):
 
 
 @pytest.mark.parametrize("convention", dimension.CONVENTIONS)
-def test_where_all_that_could_fix_a_slope_is_discarded_there_is_none(convention):
+def test_the_slope_is_undefined_if_all_its_points_are_discarded(convention):
     x_ND = CLOUDS["gaussian"]
     assert np.isnan(dimension.two_nn(x_ND[:5], discard_fraction=0.9, convention=convention))
     assert np.isnan(dimension.two_nn(x_ND[:15], discard_fraction=0.9, convention="skdim034"))
@@ -167,16 +167,16 @@ def test_a_lattice_has_ratios_of_one():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_in_gives_nan_out_for_that_member_alone(bad):
+def test_nan_input_gives_nan_for_that_member_only(bad):
     stack = np.stack([CLOUDS["gaussian"][:60]] * 2)
     stack[0, 3, 1] = bad
     for metric in (dimension.two_nn, dimension.levina_bickel, lambda x: jnp.mean(dimension.local_two_nn(x, 8))):
-        broken, whole = jax.vmap(metric)(stack)
+        broken, finite = jax.vmap(metric)(stack)
         assert np.isnan(broken)
-        assert float(whole) == pytest.approx(float(metric(stack[1])), rel=1e-4)
+        assert float(finite) == pytest.approx(float(metric(stack[1])), rel=1e-4)
 
 
-def test_what_cannot_be_meant_is_refused():
+def test_invalid_arguments_are_refused():
     x_ND = np.eye(5)
     for call, words in [
         (lambda: dimension.two_nn(np.zeros(5)), "one matrix"),

@@ -25,7 +25,7 @@ def measure(w_VD):
 
 
 def invisible(norm, shape, rng):
-    """A change of W that the logits of a decoder with this norm can't see."""
+    """Return a change of W that leaves the logits of a decoder with this norm unchanged."""
     change = np.broadcast_to(rng.standard_normal((1, shape[1])), shape)
     if norm == "layer_norm":
         change = change + rng.standard_normal((shape[0], 1))
@@ -33,7 +33,7 @@ def invisible(norm, shape, rng):
 
 
 @pytest.mark.parametrize("norm", gauge.NORMS)
-def test_metrics_of_the_fixed_matrix_do_not_see_what_logits_do_not(matrices, norm):
+def test_metrics_after_gauge_fixing_ignore_changes_that_leave_logits_unchanged(matrices, norm):
     w_VD = matrices["gaussian"]
     changed = w_VD + invisible(norm, w_VD.shape, np.random.default_rng(1))
     np.testing.assert_allclose(
@@ -51,7 +51,7 @@ def states(norm, rng):
 
 
 @pytest.mark.parametrize("norm", gauge.NORMS)
-def test_predictions_are_those_of_the_raw_matrix(matrices, norm):
+def test_gauge_fixing_keeps_the_predictions(matrices, norm):
     rng = np.random.default_rng(2)
     w_VD, h_ND = matrices["common vector"], jnp.float32(states(norm, rng))
     changed = w_VD + invisible(norm, w_VD.shape, rng)
@@ -64,12 +64,12 @@ def test_predictions_are_those_of_the_raw_matrix(matrices, norm):
 
 
 @pytest.mark.parametrize("norm", ["affine_layer_norm", "rms_norm"])
-def test_the_ones_direction_is_kept_where_it_is_seen(matrices, norm):
+def test_the_ones_direction_is_kept_if_logits_depend_on_it(matrices, norm):
     fixed = np.asarray(gauge.gauge_fix(matrices["gaussian"], norm))
     assert np.abs(fixed.mean(axis=1)).max() > 0.01
 
 
-def test_layer_norm_spends_one_direction(matrices):
+def test_layer_norm_removes_one_direction(matrices):
     s_D = spectrum.singular_values(gauge.gauge_fix(matrices["gaussian"], "layer_norm"))
     assert s_D[-1] < 1e-6 * s_D[0]
     assert s_D[-2] > 1e-2 * s_D[0]
@@ -77,7 +77,7 @@ def test_layer_norm_spends_one_direction(matrices):
 
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3), norm=st.sampled_from(gauge.NORMS))
 @settings(max_examples=25, deadline=None)
-def test_fixing_is_a_projection(seed, scale, norm):
+def test_gauge_fixing_is_idempotent(seed, scale, norm):
     w_VD = (scale * np.random.default_rng(seed).standard_normal((11, 5))).astype(np.float32)
     once = np.asarray(gauge.gauge_fix(w_VD, norm))
     np.testing.assert_allclose(once.sum(axis=0), 0, atol=1e-5 * scale)
@@ -87,11 +87,11 @@ def test_fixing_is_a_projection(seed, scale, norm):
     assert np.linalg.norm(once) <= np.linalg.norm(w_VD) * (1 + 1e-6)
 
 
-def test_equal_rows_leave_zeros():
+def test_gauge_fixing_equal_rows_gives_zeros():
     np.testing.assert_array_equal(gauge.centred(np.full((7, 3), 0.1)), np.zeros((7, 3)))
 
 
-def test_vmap_is_loop_and_nan_reaches_only_its_column(matrices):
+def test_vmap_equals_a_loop_and_nan_stays_in_its_column(matrices):
     stack = np.stack([matrices["gaussian"], matrices["common vector"]])
     fix = functools.partial(gauge.gauge_fix, norm="layer_norm")
     loop = np.stack([fix(w) for w in stack])

@@ -9,7 +9,7 @@ from geometry.svd import singular_values
 
 
 def oracle_mean_cosine(x):
-    """By the definition: all N (N - 1) pairs."""
+    """Average over all N (N - 1) pairs, as defined."""
     u = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosines = u @ u.T
     return cosines[~np.eye(len(x), dtype=bool)].mean()
@@ -39,12 +39,12 @@ ORACLES = {
 
 
 @pytest.mark.parametrize("metric", ORACLES, ids=lambda f: f.__name__)
-def test_matches_float64(matrix, metric):
+def test_isotropy_metrics_match_float64(matrix, metric):
     assert float(metric(matrix)) == pytest.approx(ORACLES[metric](matrix), rel=1e-3)
 
 
 @pytest.mark.parametrize("metric", ORACLES, ids=lambda f: f.__name__)
-def test_jit_is_eager_and_vmap_is_loop(matrices, metric):
+def test_jit_equals_eager_and_vmap_equals_a_loop(matrices, metric):
     w_VD = matrices["common vector"][:40, :8]
     stack = np.stack([w_VD, 0.5 * w_VD + 0.1])
     with jax.disable_jit():
@@ -55,14 +55,14 @@ def test_jit_is_eager_and_vmap_is_loop(matrices, metric):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("metric", ORACLES, ids=lambda f: f.__name__)
-def test_nan_in_gives_nan_out(matrices, metric, bad):
+def test_nan_input_gives_nan_output(matrices, metric, bad):
     w_VD = matrices["gaussian"].copy()
     w_VD[3, 4] = bad
     assert np.isnan(metric(w_VD))
 
 
 @pytest.mark.parametrize("metric", ORACLES, ids=lambda f: f.__name__)
-def test_what_is_not_a_matrix_is_refused(metric):
+def test_inputs_that_are_no_matrices_are_refused(metric):
     with pytest.raises(ValueError, match="one matrix"):
         metric(np.zeros(5))
 
@@ -75,7 +75,7 @@ def test_mean_cosine_closed_forms():
     assert float(isotropy.mean_cosine(corners)) == pytest.approx(-1 / 3, rel=1e-5)
 
 
-def test_mean_cosine_leaves_out_zero_rows(matrices):
+def test_mean_cosine_ignores_zero_rows(matrices):
     x_ND = matrices["common vector"]
     padded = np.concatenate([x_ND[:50], np.zeros((9, 48)), x_ND[50:]])
     assert float(isotropy.mean_cosine(padded)) == pytest.approx(float(isotropy.mean_cosine(x_ND)), rel=1e-5)
@@ -109,13 +109,13 @@ def test_mean_cosine_gradient_matches_float64_differences_beside_a_zero_row():
     assert float(np.sum(gradient * direction)) == pytest.approx((above - below) / 2e-6, rel=1e-3)
 
 
-def test_partition_isotropy_takes_both_signs(matrix):
+def test_partition_isotropy_lies_between_0_and_1_and_ignores_sign(matrix):
     value = float(isotropy.partition_isotropy(matrix))
     assert 0 <= value <= 1
     assert float(isotropy.partition_isotropy(-matrix)) == pytest.approx(value, rel=1e-4)
 
 
-def test_partition_isotropy_sees_no_rotation(matrix):
+def test_partition_isotropy_is_invariant_to_rotation(matrix):
     width = matrix.shape[1]
     rotation, _ = np.linalg.qr(np.random.default_rng(2).standard_normal((width, width)))
     value = float(isotropy.partition_isotropy(matrix))
@@ -123,21 +123,21 @@ def test_partition_isotropy_sees_no_rotation(matrix):
 
 
 @pytest.mark.parametrize("max_elements", [1, 1000, 96 * 50, 96 * 600, 1 << 30])
-def test_partition_isotropy_is_the_same_in_blocks_of_any_size(matrices, max_elements):
+def test_partition_isotropy_does_not_depend_on_the_block_size(matrices, max_elements):
     w_VD = matrices["common vector"]
     value = isotropy.partition_isotropy(w_VD, max_elements=max_elements)
     assert float(value) == pytest.approx(oracle_partition_isotropy(w_VD), rel=1e-3)
 
 
 def equations(jaxpr):
-    """Those of a jaxpr, and of the jitted functions that it calls."""
+    """Return the equations of a jaxpr and of the jitted functions that it calls."""
     for equation in jaxpr.eqns:
         yield equation
         if equation.primitive.name in ("jit", "pjit"):
             yield from equations(equation.params["jaxpr"].jaxpr)
 
 
-def test_partition_isotropy_forms_no_array_beyond_its_bound():
+def test_partition_isotropy_allocates_no_array_above_its_bound():
     w_VD, bound = jax.ShapeDtypeStruct((5000, 32), jnp.float32), 10_000
     jaxpr = jax.make_jaxpr(lambda w: isotropy.partition_isotropy(w, max_elements=bound))(w_VD)
     (scan,) = [equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "scan"]

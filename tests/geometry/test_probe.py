@@ -11,14 +11,14 @@ from geometry.gauge import gauge_fix
 
 @pytest.fixture
 def registry(monkeypatch):
-    """The metrics, put back as they were."""
+    """The registry of metrics, restored after the test."""
     monkeypatch.setattr(probe, "METRICS", dict(probe.METRICS))
     return probe.METRICS
 
 
 @jax.jit
 def values_of(w_VD):
-    """Every built-in metric by the library's own functions."""
+    """Return every built-in metric, computed with the library's functions."""
     s_D = spectrum.singular_values(w_VD)
     local = dimension.distribution(dimension.local_two_nn(w_VD, 12, convention="skdim034"))
     rows, width = w_VD.shape
@@ -64,7 +64,7 @@ def test_the_unembedding_set_is_the_default(matrices):
     )
 
 
-def test_inside_jit_and_vmap_and_after_another_transformation(matrices):
+def test_measuring_works_inside_jit_vmap_and_other_transformations(matrices):
     stack = np.stack([matrices["gaussian"], matrices["common vector"]])
 
     def measure(w):
@@ -87,7 +87,7 @@ def test_spectral_metrics_and_isotropy_share_one_decomposition(matrices):
     assert decompositions(names) == decompositions(["effective_rank"])
 
 
-def test_one_compilation_serves_every_matrix_of_a_shape(matrices):
+def test_matrices_of_one_shape_share_a_compilation(matrices):
     w_VD = matrices["square"]
     probe.summarize(w_VD, ("stable_rank",))
     compiled = probe._measure._cache_size()
@@ -95,7 +95,7 @@ def test_one_compilation_serves_every_matrix_of_a_shape(matrices):
     assert probe._measure._cache_size() == compiled
 
 
-def test_a_decorated_function_is_a_metric(registry, matrices):
+def test_a_decorated_function_becomes_a_metric(registry, matrices):
     @probe.metric
     def row_norm(measured):
         return jnp.mean(jnp.linalg.norm(measured.x_ND, axis=1))
@@ -126,7 +126,7 @@ def test_an_unknown_metric_is_refused_with_the_nearest_name(matrices):
         probe.summarize(matrices["gaussian"], "stable_rank")
 
 
-def test_nan_gives_nan_but_counts_are_known(matrices):
+def test_nan_gives_nan_metrics_but_finite_counts(matrices):
     w_VD = matrices["gaussian"][:100].copy()
     w_VD[0, 0] = np.nan
     for name, value in probe.summarize(w_VD, tuple(probe.METRICS), n_neighbors=12).items():
@@ -137,7 +137,7 @@ def test_nan_gives_nan_but_counts_are_known(matrices):
     assert float(zero["duplicates"]) == 19
 
 
-def test_a_count_is_no_metric_of_the_matrix(registry, monkeypatch):
+def test_a_function_decorated_as_count_is_registered_as_a_count(registry, monkeypatch):
     monkeypatch.setattr(probe, "COUNTS", set(probe.COUNTS))
 
     @probe.count
@@ -150,7 +150,7 @@ def test_a_count_is_no_metric_of_the_matrix(registry, monkeypatch):
 
 @pytest.mark.slow
 def test_gradients_match_differences():
-    """Of every metric, against central differences at a step at which neither rounding nor curvature has its say."""
+    """Of every metric, against central differences at a step where rounding and curvature are negligible."""
     names = tuple(name for name in probe.METRICS if name not in probe.COUNTS)
     rng = np.random.default_rng(5)
     # Distinct singular values, and no ties among distances.
@@ -173,7 +173,7 @@ def test_gradients_match_differences():
 
 @pytest.mark.parametrize("kind", ["low rank", "equal", "zero", "repeated rows"])
 @pytest.mark.parametrize("name", ["effective_rank", "stable_rank", "mean_cosine", "partition_isotropy", "isoscore"])
-def test_gradients_are_finite_where_the_matrix_is_special(matrices, name, kind):
+def test_gradients_are_finite_at_degenerate_matrices(matrices, name, kind):
     x_ND = {
         "low rank": matrices["low rank"][:60],
         "equal": np.eye(20, 4),
@@ -186,7 +186,7 @@ def test_gradients_are_finite_where_the_matrix_is_special(matrices, name, kind):
 
 
 @pytest.mark.parametrize("name", ["effective_rank", "stable_rank", "mean_cosine"])
-def test_the_gradient_of_a_rank_deficient_matrix_is_that_within_its_rank(name):
+def test_gradients_of_rank_deficient_matrices_match_differences_within_the_rank(name):
     """Along a path of matrices of the same rank, where the metric is smooth, by differences in float64."""
     rng = np.random.default_rng(8)
     a, b, da, db = (rng.standard_normal(shape) for shape in ((40, 3), (3, 9), (40, 3), (3, 9)))
@@ -205,7 +205,7 @@ def test_the_gradient_of_a_rank_deficient_matrix_is_that_within_its_rank(name):
     assert float(np.sum(gradient * (da @ b + a @ db))) == pytest.approx(slope, rel=2e-3)
 
 
-def test_every_metric_of_a_stack_is_that_of_each_matrix(matrices):
+def test_every_metric_of_a_stack_equals_that_of_each_matrix(matrices):
     stack = np.stack([matrices["gaussian"][:40, :8], matrices["common vector"][:40, :8]])
     measure = functools.partial(probe.summarize, metrics=tuple(probe.METRICS), n_neighbors=12)
     together = jax.jit(jax.vmap(measure))(stack)
@@ -214,6 +214,6 @@ def test_every_metric_of_a_stack_is_that_of_each_matrix(matrices):
             np.testing.assert_allclose(together[name][i], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_a_place_beyond_the_spectrum_is_refused(matrices):
+def test_an_index_beyond_the_spectrum_is_refused(matrices):
     with pytest.raises(ValueError, match="singular values 1 to"):
         probe.summarize(matrices["gaussian"], places=(1, 10**6))

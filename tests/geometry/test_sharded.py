@@ -1,4 +1,4 @@
-"""Rows over `data`, members over `member`: the numbers are those of one device, and no matrix is gathered."""
+"""Rows over `data`, members over `member`: results match one device, and no matrix is gathered."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def stack():
-    """Two members: one easy, one that needs the refined route."""
+    """Two members: a well-conditioned one, and one that needs the refined method."""
     rng = np.random.default_rng(0)
     easy = 0.3 * rng.standard_normal((ROWS, WIDTH)) + 0.1
     u, _ = np.linalg.qr(rng.standard_normal((ROWS, WIDTH)))
@@ -36,7 +36,7 @@ def stack():
 
 
 def gathered(compiled):
-    """Sizes, in numbers, of what the program's collectives hand to a device; reductions of D x D are as they should."""
+    """Return the element counts of the arrays that collectives send to a device; reductions of D x D are expected."""
     sizes = []
     for line in compiled.as_text().splitlines():
         if re.search(r"= .*\b(all-gather|all-to-all|collective-permute|all-reduce)(-start)?\(", line):
@@ -50,7 +50,7 @@ def small(size):
 
 
 @pytest.mark.parametrize("variant", ["raw", "centred", "gauge-fixed"])
-def test_a_summary_of_rows_on_several_devices(mesh, stack, variant):
+def test_summary_of_sharded_rows_matches_one_device(mesh, stack, variant):
     fix = {"raw": lambda w: w, "centred": centred, "gauge-fixed": functools.partial(gauge_fix, norm="layer_norm")}
     metrics = tuple(m for m in METRICS if variant != "gauge-fixed" or m != "condition_number")
 
@@ -61,12 +61,14 @@ def test_a_summary_of_rows_on_several_devices(mesh, stack, variant):
         w_VD = jax.device_put(member, NamedSharding(mesh, PartitionSpec("data", None)))
         compiled = jax.jit(measure).lower(w_VD).compile()
         assert all(map(small, gathered(compiled))), gathered(compiled)
-        alone = measure(member)
+        on_one_device = measure(member)
         for name, value in compiled(w_VD).items():
-            np.testing.assert_allclose(value, alone[name], rtol=2e-3 if name == "condition_number" else 1e-4, atol=1e-6)
+            np.testing.assert_allclose(
+                value, on_one_device[name], rtol=2e-3 if name == "condition_number" else 1e-4, atol=1e-6
+            )
 
 
-def test_a_stack_over_members_and_rows(mesh, stack):
+def test_summary_of_a_stack_sharded_over_members_and_rows_matches_one_device(mesh, stack):
     measure = jax.vmap(functools.partial(probe.summarize, metrics=METRICS), spmd_axis_name="member")
     w_MVD = jax.device_put(stack, NamedSharding(mesh, PartitionSpec("member", "data", None)))
     compiled = jax.jit(measure).lower(w_MVD).compile()
@@ -80,8 +82,8 @@ def test_a_stack_over_members_and_rows(mesh, stack):
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS - 8])
-def test_partition_isotropy_in_blocks(mesh, stack, rows):
-    """Also of the rows that don't pad a vocabulary: what a slice moves is a fringe, not the matrix."""
+def test_blocked_partition_isotropy_of_sharded_rows_matches_one_device(mesh, stack, rows):
+    """Slicing off padding rows moves a few rows between devices, not the matrix."""
 
     def measure(w_VD):
         return partition_isotropy(w_VD[:rows], max_elements=3000)
@@ -92,7 +94,7 @@ def test_partition_isotropy_in_blocks(mesh, stack, rows):
     np.testing.assert_allclose(compiled(w_VD), measure(stack[0]), rtol=1e-4)
 
 
-def test_similarity_of_rows_on_several_devices(mesh, stack):
+def test_similarity_of_sharded_rows_matches_one_device(mesh, stack):
     def measure(w_VD, z_VD):
         return similarity.linear_cka(w_VD, z_VD), similarity.mean_squared_angle(w_VD, z_VD)
 
@@ -102,8 +104,8 @@ def test_similarity_of_rows_on_several_devices(mesh, stack):
     np.testing.assert_allclose(compiled(*sharded), measure(*stack), rtol=1e-3)
 
 
-def test_the_assertion_sees_a_gather(mesh, stack):
-    """QR takes the whole matrix to one place: what must not happen above is seen here."""
+def test_the_gather_check_detects_a_gather(mesh, stack):
+    """QR gathers the matrix on one device, so the check used above must report it."""
     w_VD = jax.device_put(stack[0], NamedSharding(mesh, PartitionSpec("data", None)))
     compiled = jax.jit(functools.partial(singular_values, method="qr")).lower(w_VD).compile()
     assert not all(map(small, gathered(compiled)))

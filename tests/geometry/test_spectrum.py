@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from geometry import spectrum, svd
 
-# Compiled, since there are many small calls; test_jit_is_eager_and_vmap_is_loop also takes them step by step.
+# Compiled, since there are many small calls; test_jit_equals_eager_and_vmap_equals_a_loop also takes them step by step.
 METRICS = [
     jax.jit(metric)
     for metric in (
@@ -51,7 +51,7 @@ ORACLES = {
 
 
 @pytest.mark.parametrize("method", ["qr", "refined_gram", "svd"])
-def test_singular_values_are_right_to_the_last_digits_of_the_largest(matrix, method):
+def test_singular_values_are_accurate_relative_to_the_largest(matrix, method):
     truth = oracle_values(matrix)
     values = np.asarray(spectrum.singular_values(matrix, method))
     assert values.shape == truth.shape
@@ -59,27 +59,27 @@ def test_singular_values_are_right_to_the_last_digits_of_the_largest(matrix, met
     np.testing.assert_allclose(values, truth, atol=1e-5 * truth[0])
 
 
-def test_gram_is_right_above_its_floor(matrix):
+def test_gram_method_is_accurate_above_its_floor(matrix):
     truth = oracle_values(matrix)
     np.testing.assert_allclose(spectrum.singular_values(matrix, "gram"), truth, atol=1e-3 * truth[0])
     np.testing.assert_allclose(spectrum.singular_values(matrix, "gram")[:5], truth[:5], rtol=1e-4)
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.__name__ in ORACLES])
-def test_metrics_match_float64(matrix, metric):
+def test_spectral_metrics_match_float64(matrix, metric):
     value = float(metric(spectrum.singular_values(matrix)))
     assert value == pytest.approx(ORACLES[metric.__name__](oracle_values(matrix)), rel=1e-3)
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e3, 1e4, 1e5])
-def test_condition_number_by_qr_holds_to_1e5(make_matrix, condition):
+def test_condition_number_by_qr_is_accurate_up_to_1e5(make_matrix, condition):
     w_VD = make_matrix(500, 24, np.geomspace(condition, 1.0, 24))
     truth = np.linalg.cond(w_VD)
     assert float(CONDITION_NUMBER(spectrum.singular_values(w_VD))) == pytest.approx(truth, rel=1e-2)
 
 
 @pytest.mark.parametrize("method", spectrum.METHODS)
-def test_equal_directions_are_counted(make_matrix, method):
+def test_effective_rank_counts_equal_directions(make_matrix, method):
     s_D = spectrum.singular_values(make_matrix(300, 17, np.full(17, 3.0)), method)
     for rank in RANKS:
         assert float(rank(s_D)) == pytest.approx(17, rel=1e-5)
@@ -87,7 +87,7 @@ def test_equal_directions_are_counted(make_matrix, method):
     assert float(SINGULAR_ENTROPY(s_D)) == pytest.approx(0, abs=1e-5)
 
 
-def test_rank_one_is_one(make_matrix):
+def test_effective_rank_of_rank_one_is_one(make_matrix):
     s_D = spectrum.singular_values(make_matrix(300, 17, [5.0]))
     for rank in RANKS:
         assert float(rank(s_D)) == pytest.approx(1, rel=1e-4)
@@ -106,7 +106,7 @@ def test_one_row_or_column_has_rank_one(shape, method):
 
 
 @pytest.mark.parametrize("method", spectrum.METHODS)
-def test_the_zero_matrix_is_defined(method):
+def test_metrics_of_the_zero_matrix_are_defined(method):
     s_D = spectrum.singular_values(np.zeros((30, 7)), method)
     np.testing.assert_array_equal(s_D, np.zeros(7))
     for rank in RANKS:
@@ -118,19 +118,19 @@ def test_the_zero_matrix_is_defined(method):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("method", spectrum.METHODS)
-def test_nan_in_gives_nan_out_for_that_member_alone(matrices, method, bad):
+def test_nan_input_gives_nan_for_that_member_only(matrices, method, bad):
     stack = np.stack([matrices["gaussian"], matrices["gaussian"]])
     stack[0, 3, 4] = bad
     s_MD = jax.vmap(lambda w: spectrum.singular_values(w, method))(stack)
     for metric in METRICS:
-        broken, whole = jax.vmap(metric)(s_MD)
+        broken, finite = jax.vmap(metric)(s_MD)
         assert np.isnan(broken)
-        assert np.isfinite(whole)
+        assert np.isfinite(finite)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e25])
 @pytest.mark.parametrize("method", spectrum.METHODS)
-def test_squares_neither_overflow_nor_vanish(matrices, method, scale):
+def test_squares_neither_overflow_nor_underflow(matrices, method, scale):
     plain = spectrum.singular_values(matrices["gaussian"], method)
     scaled = spectrum.singular_values(scale * matrices["gaussian"], method)
     for metric in METRICS:
@@ -143,7 +143,7 @@ def test_squares_neither_overflow_nor_vanish(matrices, method, scale):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
-def test_metrics_see_neither_scale_nor_order_and_stay_in_range(values, scale, seed):
+def test_metrics_are_invariant_to_scale_and_order_and_stay_in_range(values, scale, seed):
     s_D = np.asarray(values, np.float32)
     other_D = (scale * np.random.default_rng(seed).permutation(s_D)).astype(np.float32)
     for metric in METRICS[:5]:
@@ -156,7 +156,7 @@ def test_metrics_see_neither_scale_nor_order_and_stay_in_range(values, scale, se
     assert per == pytest.approx(float(RANKS[0](s_D)) / 9, rel=1e-4, abs=1e-6)
 
 
-def test_alpha_finds_the_exponent_of_a_pareto_tail():
+def test_alpha_recovers_the_exponent_of_a_pareto_tail():
     uniform = (np.arange(2000) + 0.5) / 2000
     eigenvalues = np.concatenate([uniform[:500], (1 - uniform) ** (-1 / 1.5)])
     assert float(spectrum.power_law_alpha(np.sqrt(eigenvalues))) == pytest.approx(2.5, rel=0.02)
@@ -167,7 +167,7 @@ def test_alpha_of_a_flat_spectrum_is_undefined():
 
 
 @pytest.mark.parametrize("method", spectrum.METHODS)
-def test_jit_is_eager_and_vmap_is_loop(matrices, method):
+def test_jit_equals_eager_and_vmap_equals_a_loop(matrices, method):
     stack = np.stack([matrices["gaussian"], 3 * matrices["common vector"]])[:, :40, :8]
 
     def measure(w):
@@ -211,15 +211,15 @@ def test_gradient_is_finite_where_singular_values_vanish_or_repeat(metric, w_VD)
 
 
 def test_right_singular_vectors_diagonalise(matrix):
-    found_D, v_DD = (np.asarray(x, np.float64) for x in svd.right_singular(matrix))
+    values_D, v_DD = (np.asarray(x, np.float64) for x in svd.right_singular(matrix))
     s_D = np.zeros(matrix.shape[1])
     s_D[: min(matrix.shape)] = oracle_values(matrix)
     np.testing.assert_allclose(v_DD.T @ v_DD, np.eye(len(s_D)), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(matrix @ v_DD, axis=0), s_D, atol=1e-5 * s_D[0])
-    np.testing.assert_allclose(found_D, s_D, atol=1e-5 * s_D[0])
+    np.testing.assert_allclose(values_D, s_D, atol=1e-5 * s_D[0])
 
 
-def test_what_is_not_a_matrix_or_not_a_method_is_refused():
+def test_invalid_shapes_and_methods_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4\)"):
         spectrum.singular_values(np.zeros((2, 3, 4)))
     with pytest.raises(ValueError, match="'lu'.*qr, refined_gram, gram, svd"):

@@ -1,4 +1,4 @@
-"""A cohort against its members alone: the same start and batches exactly, the same end within rounding."""
+"""A cohort against single runs of its members: start and batches are equal, the end is equal within rounding."""
 
 import dataclasses
 
@@ -39,14 +39,14 @@ def train(runs, index, mesh_config=ONE_DEVICE, steps=STEPS, mapping="auto", most
     plan = choose_execution_plan(shape, len(runs), mesh)._replace(steps_per_call=1, **how)
     load_batches = BatchLoader(index, [run.config for run in runs], mesh, 1, most_bytes)
     state = initial_state(shape, runs, mesh)
-    start, seen, losses = jax.device_get(state.params), [], []
+    start, batches_read, losses = jax.device_get(state.params), [], []
     program = compile_steps(shape, runs, mesh, plan, load_batches.table)
     for step in range(steps):
         batches = load_batches(step, 1, range(len(runs)))
-        seen.append(np.asarray(batches)[0])
+        batches_read.append(np.asarray(batches)[0])
         state, metrics = program.steps(state, program.hyper, load_batches.table, batches, np.int32(1))
         losses.append(np.asarray(metrics.loss)[0])
-    return start, np.array(seen), np.array(losses), jax.device_get(state)
+    return start, np.array(batches_read), np.array(losses), jax.device_get(state)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,11 @@ def together(runs, index):
 
 
 @pytest.mark.parametrize("m", [0, 1, 2])
-def test_a_member_starts_and_reads_exactly_as_alone_and_ends_within_rounding(runs, together, index, m):
-    start_M, seen, losses, end_M = together
-    start, seen_alone, losses_alone, end = train([runs[m]], index)
+def test_a_member_matches_its_single_run_exactly_at_start_and_within_rounding_at_end(runs, together, index, m):
+    start_M, batches_read, losses, end_M = together
+    start, single_batches, losses_alone, end = train([runs[m]], index)
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[m], start_M), jax.tree.map(lambda x: x[0], start))
-    np.testing.assert_array_equal(seen[:, m], seen_alone[:, 0])
+    np.testing.assert_array_equal(batches_read[:, m], single_batches[:, 0])
     np.testing.assert_allclose(losses[:, m], losses_alone[:, 0], rtol=1e-5)
     chex.assert_trees_all_close(
         jax.tree.map(lambda x: x[m], end_M.params), jax.tree.map(lambda x: x[0], end.params), rtol=1e-3, atol=1e-5
@@ -67,15 +67,15 @@ def test_a_member_starts_and_reads_exactly_as_alone_and_ends_within_rounding(run
 
 
 @pytest.mark.parametrize("m", [0, 1, 2])
-def test_a_member_starts_as_model_init_makes_it(runs, together, m):
+def test_a_member_starts_from_model_init(runs, together, m):
     expected = model.init(runs[m].config.model, jax.random.key(runs[m].config.init_seed))
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[m], together[0]), jax.device_get(expected))
 
 
-def test_settings_and_seeds_reach_the_members_they_name(together):
-    _, seen, _, end = together
-    np.testing.assert_array_equal(seen[:, 0], seen[:, 1])
-    assert (seen[:, 0] != seen[:, 2]).any()
+def test_settings_and_seeds_reach_their_members(together):
+    _, batches_read, _, end = together
+    np.testing.assert_array_equal(batches_read[:, 0], batches_read[:, 1])
+    assert (batches_read[:, 0] != batches_read[:, 2]).any()
     norms = [float(np.sqrt(sum(np.sum(x[m] ** 2) for x in jax.tree.leaves(end.params)))) for m in range(3)]
     assert len({round(n, 4) for n in norms}) == 3
 
@@ -85,7 +85,7 @@ def test_settings_and_seeds_reach_the_members_they_name(together):
     "mesh",
     [(1, 1, 1), (2, 2, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((3, 1, 1), (1, 4, 1)))],
 )
-def test_eight_devices_and_both_mappings_give_what_one_device_gives(runs, together, index, mesh, mapping):
+def test_eight_devices_and_both_mappings_match_one_device(runs, together, index, mesh, mapping):
     """(2, 2, 2) pads three members with an inert one."""
     _, _, losses, end = train(runs, index, MeshConfig(*mesh), mapping=mapping)
     np.testing.assert_allclose(losses[:, :3], together[2], rtol=2e-5)
@@ -93,7 +93,7 @@ def test_eight_devices_and_both_mappings_give_what_one_device_gives(runs, togeth
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-def test_members_on_several_devices_never_talk_to_each_other(runs, index, mapping):
+def test_members_on_several_devices_do_not_communicate(runs, index, mapping):
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     shape = shape.with_config(mesh=MeshConfig(member=3), mapping=mapping)
     mesh = sharding.make_mesh(shape.config.mesh, len(runs))
@@ -103,14 +103,14 @@ def test_members_on_several_devices_never_talk_to_each_other(runs, index, mappin
     assert [word for word in talk if f" {word}" in program.steps.as_text()] == []
 
 
-def test_inert_members_do_not_move(runs, index):
+def test_inert_members_keep_their_parameters(runs, index):
     start, _, losses, end = train(runs, index, MeshConfig(member=4))
     assert np.isnan(losses[:, 3]).all()
     assert end.step.tolist() == [STEPS, STEPS, STEPS, 0]
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[3], start), jax.tree.map(lambda x: x[3], end.params))
 
 
-def test_a_member_that_diverges_is_frozen_and_the_others_go_on(runs, together, index, vary):
+def test_a_diverged_member_is_frozen_and_the_others_continue(runs, together, index, vary):
     wild = Run("wild", vary(runs[1].config, {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}))
     _, _, losses, end = train([runs[0], wild, runs[2]], index)
     at = int(end.diverged_at[1])
@@ -123,7 +123,7 @@ def test_a_member_that_diverges_is_frozen_and_the_others_go_on(runs, together, i
     np.testing.assert_allclose(losses[:, [0, 2]], together[2][:, [0, 2]], rtol=1e-6)
 
 
-def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
+def test_a_member_at_its_total_steps_is_unchanged(runs, index, vary):
     short = Run("short", vary(runs[0].config, {"tokens": 3 * 4 * 16}))
     _, _, losses, end = train([short, runs[1]], index, steps=5)
     assert end.step.tolist() == [3, 5]
@@ -131,7 +131,7 @@ def test_a_member_at_its_total_steps_is_left_as_it_is(runs, index, vary):
     assert np.isnan(losses[3:, 0]).all()
 
 
-def test_one_program_serves_members_that_differ_in_every_number(runs, index):
+def test_members_that_differ_in_every_traced_number_share_a_program(runs, index):
     """Cohorts that differ only in the name, fingerprint or domains of their data share a program too."""
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)
     law = shape.with_config(data=dataclasses.replace(shape.config.data, train_domains=("law",)))
@@ -145,24 +145,24 @@ def test_one_program_serves_members_that_differ_in_every_number(runs, index):
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 1)])
-def test_microbatches_train_as_the_whole_batch_does(runs, together, index, mesh):
+def test_microbatches_match_the_full_batch(runs, together, index, mesh):
     _, _, losses, end = train(runs, index, MeshConfig(*mesh), microbatches=2)
     np.testing.assert_allclose(losses, together[2], rtol=2e-5)
     chex.assert_trees_all_close(end.params, together[3].params, rtol=2e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
-def test_tokens_that_do_not_fit_on_the_device_come_along_and_train_the_same(runs, together, index, mesh):
-    _, seen, losses, end = train(runs, index, MeshConfig(*mesh), most_bytes=0)
-    assert seen.shape[-1] == runs[0].config.data.sequence_length + 1
+def test_tokens_sent_with_each_step_train_like_resident_ones(runs, together, index, mesh):
+    _, batches_read, losses, end = train(runs, index, MeshConfig(*mesh), most_bytes=0)
+    assert batches_read.shape[-1] == runs[0].config.data.sequence_length + 1
     if mesh == (1, 1, 1):
         np.testing.assert_array_equal(losses, together[2])
         chex.assert_trees_all_equal(end.params, together[3].params)
     np.testing.assert_allclose(losses[:, :3], together[2], rtol=2e-5)
 
 
-def test_the_windows_named_are_those_that_come_along(runs, index):
-    """Window by window, the window numbers in a batch stand for the same tokens as a batch of tokens has."""
+def test_window_numbers_select_the_tokens_otherwise_sent(runs, index):
+    """Each window number stands for the tokens that would otherwise be sent."""
     mesh = sharding.make_mesh(ONE_DEVICE, 1)
     config = dataclasses.replace(runs[0].config, data_seed=3)
     length = config.data.sequence_length
@@ -175,7 +175,7 @@ def test_the_windows_named_are_those_that_come_along(runs, index):
             np.testing.assert_array_equal(results, sent[k, 0])
 
 
-def test_bfloat16_trains_as_float32_does_within_its_noise(runs, together, index, vary):
+def test_bfloat16_training_matches_float32_within_its_noise(runs, together, index, vary):
     half = [Run(run.id, vary(run.config, {"model.compute_dtype": "bfloat16"})) for run in runs]
     _, _, losses, end = train(half, index)
     assert {x.dtype for x in jax.tree.leaves(end.params)} == {np.dtype(np.float32)}
@@ -197,7 +197,7 @@ def test_too_few_devices_and_an_uncovered_parameter_are_refused():
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-def test_a_member_that_turns_non_finite_moves_no_bit_of_its_neighbours(runs, index, vary, mapping):
+def test_a_non_finite_member_leaves_its_neighbours_bit_equal(runs, index, vary, mapping):
     def with_middle(changes):
         middle = Run("m", vary(runs[1].config, changes))
         return train([runs[0], middle, runs[2]], index, mapping=mapping)
@@ -216,8 +216,8 @@ def test_a_member_that_turns_non_finite_moves_no_bit_of_its_neighbours(runs, ind
 
 
 @pytest.mark.slow
-def test_64_members_train_as_64_runs_do(runs, index, vary):
-    """The smallest model of the paper's suite at CPU scale; each member's losses are those of the run alone."""
+def test_64_members_match_64_single_runs(runs, index, vary):
+    """The smallest model of the paper's suite at CPU scale; each member's losses match those of the single run."""
     from sweeps.planning.plan import point_config, read_sweep
     from sweeps.studies.paper_a import paper
 
@@ -234,6 +234,6 @@ def test_64_members_train_as_64_runs_do(runs, index, vary):
     ]
     _, _, losses, _ = train(many, index, steps=20)
     assert losses.shape == (20, 64)
-    alone = np.stack([train([run], index, steps=20)[2][:, 0] for run in many[::7]], axis=1)
-    np.testing.assert_allclose(losses[:, ::7], alone, rtol=2e-4)
+    separate = np.stack([train([run], index, steps=20)[2][:, 0] for run in many[::7]], axis=1)
+    np.testing.assert_allclose(losses[:, ::7], separate, rtol=2e-4)
     assert (losses[-1] < losses[0]).all()

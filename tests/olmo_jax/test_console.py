@@ -18,7 +18,7 @@ class Clock:
 
 
 def left_after(seconds, total, done=0):
-    """What is said to be left after each of some units, of these lengths."""
+    """Return the time left shown after each unit, for units of the given durations."""
     clock = 50.0
     rate, results = Rate(total, done, clock), []
     for unit, length in enumerate(seconds, done + 1):
@@ -28,15 +28,15 @@ def left_after(seconds, total, done=0):
     return results
 
 
-def test_compilation_in_the_first_unit_is_not_taken_for_its_length():
+def test_compilation_time_of_the_first_unit_is_excluded_from_the_rate():
     assert left_after([25.0, 0.1, 0.1, 0.1], total=100) == [None, None, pytest.approx(9.7), pytest.approx(9.6)]
 
 
-def test_after_a_resume_only_what_is_done_since_counts():
+def test_after_a_resume_only_new_units_count():
     assert left_after([30.0, 2.0, 2.0], total=1000, done=900) == [None, None, pytest.approx(2.0 * 97)]
 
 
-def test_units_that_become_longer_are_told_by_the_last_of_them():
+def test_time_left_follows_recent_units_if_they_become_longer():
     quick, slow = left_after([1.0] * 200 + [100.0] * 10, total=300)[199::10]
     assert quick == pytest.approx(100.0)
     assert slow == pytest.approx(100.0 * 90)
@@ -51,7 +51,7 @@ def test_several_units_at_once_and_none_at_all():
     assert rate.seconds_left() is None
 
 
-def test_units_of_very_different_lengths_say_nothing_of_the_others():
+def test_no_time_left_is_shown_for_units_of_very_different_lengths():
     # Losses in a moment, then the first fine-tuning: their mean would tell 2,500 s of a minute's work.
     assert left_after([0.1, 0.1, 0.1, 36.0], total=70) == [None, None, pytest.approx(6.7), None]
     # One in ten takes 11 s: of the first ten the mean is 2 s and its error 1 s, of which a little more is too much.
@@ -61,7 +61,7 @@ def test_units_of_very_different_lengths_say_nothing_of_the_others():
 
 
 @pytest.mark.parametrize(("second", "shown"), [(2.9, True), (3.1, False)])
-def test_a_rate_is_told_while_its_error_is_at_most_half_of_it(second, shown):
+def test_a_rate_is_shown_if_its_error_is_at_most_half_of_it(second, shown):
     # Of two lengths a and b the mean has the error |a - b| / 2, as a share of it |a - b| / (a + b): half at b = 3 a.
     assert (left_after([7.0, 1.0, second], total=10)[-1] is not None) == shown
 
@@ -73,7 +73,7 @@ def test_a_long_pause_in_the_middle_is_forgotten_after_a_minute():
     assert results[-1] == pytest.approx(9.0)
 
 
-def test_counts_that_jump_are_told_by_the_units_and_not_by_the_calls():
+def test_jumps_in_the_count_are_weighted_by_units_not_calls():
     rate = Rate(1000, 0, 0.0)
     for done, now in ((12, 20.0), (24, 23.0), (25, 23.25), (37, 26.25), (100, 42.0)):
         rate.add(done, now)
@@ -88,7 +88,7 @@ def test_nothing_to_do_takes_no_time(total, done):
     assert rate.seconds_left() == 0.0
 
 
-def test_lines_tell_a_time_once_there_is_one(monkeypatch, capsys):
+def test_lines_show_the_time_left_once_known(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr(progresses.time, "monotonic", clock)
     with progress("train c", 70) as show:
@@ -104,7 +104,7 @@ def test_lines_tell_a_time_once_there_is_one(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "error", [*(OSError(n, "gone") for n in (errno.EPIPE, errno.EIO, errno.ENOSPC)), RuntimeError("reentrant call")]
 )
-def test_a_line_that_cannot_be_written_does_not_end_the_work(monkeypatch, error):
+def test_a_line_that_cannot_be_written_does_not_stop_the_work(monkeypatch, error):
     attempted = []
 
     class Gone(io.StringIO):
@@ -117,7 +117,7 @@ def test_a_line_that_cannot_be_written_does_not_end_the_work(monkeypatch, error)
     assert attempted == ["a line"], "it was tried, and the error didn't get out"
 
 
-def test_a_line_longer_than_is_read_loses_its_middle(capsys):
+def test_an_overlong_line_is_shortened_in_the_middle(capsys):
     say(f"model/config.json: {'x' * 10**6}; get it again\nand a short one")
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("model/config.json: xxx") and first.endswith("xxx; get it again")

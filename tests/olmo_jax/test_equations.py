@@ -1,4 +1,4 @@
-"""Runs that learn equations: the loss is the answer's, each member has its own equations, a stop changes nothing."""
+"""Runs that learn equations: the loss covers the answer, each member has its split, and resuming changes nothing."""
 
 import dataclasses
 
@@ -87,7 +87,7 @@ def test_shares_and_seeds_are_members_of_one_cohort(cohort, index):
 
 
 @pytest.mark.parametrize("place", range(len(FRACTIONS)))
-def test_the_first_loss_is_that_of_the_answers_of_the_members_own_batch(trained, cohort, place):
+def test_the_first_loss_covers_the_answers_of_the_members_batch(trained, cohort, place):
     run = cohort.runs[place].config
     params = model.init(run.model, jax.random.key(run.init_seed))
     of = run.data.arithmetic
@@ -97,14 +97,14 @@ def test_the_first_loss_is_that_of_the_answers_of_the_members_own_batch(trained,
     np.testing.assert_allclose(rows_of(trained, f"run{place}")[1]["loss"], nats.mean(), rtol=1e-5)
 
 
-def test_accuracy_rises_on_what_is_learnt_and_is_in_the_metrics(trained):
+def test_training_accuracy_rises_and_is_logged(trained):
     few = [row for row in rows_of(trained, "run0") if "texts.train/accuracy" in row]
     assert [row["step"] for row in few] == [0, 10, 20, 30, 40]
     assert few[-1]["texts.train/accuracy"] >= 0.9 and few[0]["texts.train/accuracy"] < 0.5
-    assert few[-1]["texts.validation/accuracy"] < 0.5  # nine of 49 sums don't teach the others
+    assert few[-1]["texts.validation/accuracy"] < 0.5  # nine of 49 sums aren't enough to generalise
 
 
-def test_stopped_and_gone_on_with_it_is_the_same(trained, cohort, index, tmp_path):
+def test_stop_and_resume_is_bit_equal(trained, cohort, index, tmp_path):
     calls = iter(range(100))
     workdir = epath.Path(tmp_path)
     assert not train(workdir, cohort, index, lambda: next(calls) >= 12)
@@ -113,8 +113,8 @@ def test_stopped_and_gone_on_with_it_is_the_same(trained, cohort, index, tmp_pat
         assert rows_of(workdir, run.id) == rows_of(trained, run.id)
 
 
-def test_a_member_that_ends_sooner_leaves_the_others_their_equations(trained, cohort, index, tmp_path):
-    """After a run has ended, its index on the member axis is gone, and so is its own split of the texts."""
+def test_an_early_ending_member_leaves_the_others_equations_unchanged(trained, cohort, index, tmp_path):
+    """An ended run leaves the member axis, and its split of the equations has to leave with it."""
     short = Run("short", dataclasses.replace(config(0.5, seed=7), tokens=12 * BATCH * 4))
     joined = Cohort(cohort.shape, (cohort.runs[0], short, cohort.runs[1]))
     workdir = epath.Path(tmp_path)

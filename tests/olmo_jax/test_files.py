@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, by however many at once, and read with a clear word where they are damaged."""
+"""Files are written atomically, also by concurrent writers, and reading damaged ones gives a clear error."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 from olmo_jax.files import DamagedFileError, read_json, whole_folder, write_json, write_whole
 
 
-def test_several_that_write_one_file_are_in_nobodys_way(tmp_path):
+def test_concurrent_writers_of_one_file_do_not_conflict(tmp_path):
     path, failed = tmp_path / "a.json", []
 
     def write(number):
@@ -29,7 +29,7 @@ def test_several_that_write_one_file_are_in_nobodys_way(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_what_fails_leaves_the_file_as_it_was(tmp_path):
+def test_a_failed_write_keeps_the_file(tmp_path):
     path = write_whole(tmp_path / "a.txt", "before")
     os.mkdir(tmp_path / "folder")
     with pytest.raises(OSError):
@@ -64,7 +64,7 @@ def test_a_folder_that_fails_leaves_what_was_in_its_place(tmp_path):
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["before"]
 
 
-def test_half_a_surrogate_pair_is_written_as_an_escape(tmp_path):
+def test_a_lone_surrogate_is_written_as_an_escape(tmp_path):
     assert write_whole(tmp_path / "a.txt", os.fsdecode(b"caf\xe9")).read_bytes() == b"caf\\udce9"
 
 

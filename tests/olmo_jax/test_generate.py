@@ -11,25 +11,25 @@ from tests.olmo_jax.variants import FAMILIES, VARIANTS
 
 
 def lively(config, seed=0):
-    """Parameters far from the start, so that the likeliest token changes from place to place."""
+    """Return parameters far from initialisation, so that the likeliest token varies by position."""
     return jax.tree.map(lambda x: 5 * x, model.init(config, jax.random.key(seed)))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_64_tokens_are_the_likeliest_of_the_whole_forward_pass(name):
+def test_64_greedy_tokens_match_the_full_forward_pass(name):
     config = FAMILIES[name]
     params = lively(config)
     prompt = np.array([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
     results = np.asarray(generate.generate(config, params, prompt, 64, jax.random.key(0)))
     whole = np.concatenate([prompt, results], axis=1)
-    # One pass over what came out: each new token is the likeliest after those before it.
+    # One pass over the generated text: each new token is the likeliest given the previous ones.
     logits_BLV = model.apply(config, params, whole).logits_BLV[..., : config.vocab_size]
     np.testing.assert_array_equal(np.argmax(logits_BLV, axis=-1)[:, 4:-1], results)
     assert len(np.unique(results)) > 10
 
 
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions", "all at once"])
-def test_reading_in_pieces_is_reading_at_once(name):
+def test_reading_a_prompt_in_pieces_matches_reading_it_at_once(name):
     config = VARIANTS[name]
     params = lively(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, config.vocab_size)
@@ -42,18 +42,18 @@ def test_reading_in_pieces_is_reading_at_once(name):
     assert int(cache.filled) == 12
 
 
-def test_members_are_stacked_and_each_is_as_alone():
+def test_stacked_members_generate_as_single_ones():
     config = FAMILIES["olmo2"]
     params = [lively(config, seed) for seed in range(3)]
     stack = jax.tree.map(lambda *x: jnp.stack(x), *params)
     prompt = np.array([[3, 1, 2]])
     how = {"temperature": 0.7, "top_p": 0.9, "greedy": False}
     together = generate.generate_members(config, stack, prompt, 9, jax.random.key(2), **how)
-    alone = [generate.generate(config, one, prompt, 9, jax.random.key(2), **how) for one in params]
-    np.testing.assert_array_equal(together, alone)
+    separate = [generate.generate(config, one, prompt, 9, jax.random.key(2), **how) for one in params]
+    np.testing.assert_array_equal(together, separate)
 
 
-def test_rows_that_pad_the_vocabulary_are_never_said(vary):
+def test_padding_rows_of_the_vocabulary_are_never_generated(vary):
     config = vary(FAMILIES["olmo"], {"vocab_size": 33, "pad_vocab_to": 64})
     params = lively(config)
     params["unembedding"] = params["unembedding"].at[33:].set(100 * params["unembedding"][:31])
@@ -65,11 +65,11 @@ def test_rows_that_pad_the_vocabulary_are_never_said(vary):
 def test_draws_follow_the_probabilities_and_top_p_cuts_the_tail():
     probabilities = np.array([0.5, 0.2, 0.15, 0.1, 0.05])
     logits_BV = jnp.log(jnp.asarray(probabilities))[None]
-    for top_p, kept in ((1.0, 5), (0.84, 3), (0.7, 2), (0.5, 1), (1e-9, 1)):
+    for top_p, candidates in ((1.0, 5), (0.84, 3), (0.7, 2), (0.5, 1), (1e-9, 1)):
         cut = np.asarray(generate.likeliest(logits_BV, top_p))[0]
-        assert np.isfinite(cut).tolist() == [True] * kept + [False] * (5 - kept)
+        assert np.isfinite(cut).tolist() == [True] * candidates + [False] * (5 - candidates)
 
-    # A model whose logits are these whatever it reads: no block, an embedding that is one direction.
+    # A model with constant logits: no blocks, and an embedding of a single direction.
     config = FAMILIES["gpt_neox"]
     params = jax.tree.map(jnp.zeros_like, model.init(config, jax.random.key(0)))
     logits = np.full(config.vocab_size, -50.0)
@@ -98,7 +98,7 @@ def test_draws_follow_the_probabilities_and_top_p_cuts_the_tail():
         ((6, 5, float("nan"), 1.0), ["--temperature"]),
     ],
 )
-def test_what_can_not_be_drawn_is_refused(vary, arguments, words):
+def test_invalid_sampling_settings_are_refused(vary, arguments, words):
     with pytest.raises(ConfigError) as error:
         generate.check_sampling(vary(FAMILIES["olmo"], {"context_length": 64}), *arguments)
     assert all(word in str(error.value) for word in words), error.value

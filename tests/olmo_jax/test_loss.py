@@ -39,7 +39,7 @@ def test_value_and_gradients_equal_the_naive_loss_in_float64(arrays, chunk, tile
             np.testing.assert_allclose(ours_, theirs, atol=1e-12)
 
 
-def test_cross_entropy_is_reported_without_the_z_loss(arrays):
+def test_reported_cross_entropy_excludes_the_z_loss(arrays):
     x_BLD, w_VD, targets_BL, _ = (jnp.asarray(a, jnp.int32 if a.dtype.kind == "i" else jnp.float32) for a in arrays)
     result = loss.cross_entropy(x_BLD, w_VD, targets_BL, z_loss=0.5)
     plain = naive(x_BLD, w_VD, targets_BL, jnp.ones((B, L)), 0.0)
@@ -47,7 +47,7 @@ def test_cross_entropy_is_reported_without_the_z_loss(arrays):
     assert float(result.objective) > float(result.cross_entropy)
 
 
-def test_members_under_vmap_have_the_gradients_they_have_alone(arrays):
+def test_gradients_under_vmap_match_single_members(arrays):
     x_BLD, w_VD, targets_BL, _ = (jnp.asarray(a, jnp.int32 if a.dtype.kind == "i" else jnp.float32) for a in arrays)
     grad = jax.jit(jax.grad(lambda w: loss.cross_entropy(x_BLD, w, targets_BL, chunk=4).objective))
     stack_MVD = jnp.stack([w_VD, 2 * w_VD])
@@ -56,14 +56,14 @@ def test_members_under_vmap_have_the_gradients_they_have_alone(arrays):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, None])
-def test_token_losses_are_each_positions_own(arrays, chunk):
+def test_token_losses_are_per_position(arrays, chunk):
     x_BLD, w_VD, targets_BL, _ = (jnp.asarray(a, jnp.int32 if a.dtype.kind == "i" else jnp.float32) for a in arrays)
     log_p = jax.nn.log_softmax(x_BLD @ w_VD.T)
     expected = -np.take_along_axis(np.asarray(log_p), np.asarray(targets_BL)[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(loss.token_losses(x_BLD, w_VD, targets_BL, chunk), expected, rtol=1e-5)
 
 
-def test_all_logits_are_never_held():
+def test_the_full_logits_are_never_held_in_memory():
     """The compiled gradient's temporaries stay well under the logits' own size, and the naive loss's don't."""
     x_BLD, w_VD = jnp.zeros((8, 512, 16)), jnp.zeros((16384, 16))
     targets_BL = jnp.zeros((8, 512), jnp.int32)
@@ -77,7 +77,7 @@ def test_all_logits_are_never_held():
     assert temporaries(lambda x, w: loss.cross_entropy(x, w, targets_BL).objective) < 0.25 * logits
 
 
-def test_at_a_large_vocabulary_a_tenth_of_the_naive_temporaries_will_do():
+def test_large_vocabularies_need_a_tenth_of_the_naive_temporaries():
     x_BLD, w_VD, targets_BL = jnp.zeros((8, 128, 256)), jnp.zeros((50304, 256)), jnp.zeros((8, 128), jnp.int32)
     ones_BL = jnp.ones((8, 128))
 

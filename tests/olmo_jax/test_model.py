@@ -41,7 +41,7 @@ def test_initial_loss_is_within_2_percent_of_ln_v(vocab, d_model, n_layers):
 
 @pytest.mark.parametrize("name", [*FAMILIES, "all at once"])
 def test_no_position_depends_on_a_later_token(name):
-    """The gradient of one position's states: something from the tokens up to it, exactly nothing from those after."""
+    """The gradient of one position's states is non-zero for tokens up to it and exactly zero for later ones."""
     config = VARIANTS[name]
     params = model.init(config, jax.random.key(0))
     length, at = 12, 6
@@ -57,7 +57,7 @@ def test_no_position_depends_on_a_later_token(name):
 
 
 @pytest.mark.parametrize(("name", "compute"), [*((name, None) for name in VARIANTS), ("olmo2", SCANNED)])
-def test_packed_texts_have_the_states_of_texts_in_rows_of_their_own(name, compute):
+def test_packed_texts_have_the_states_of_separate_rows(name, compute):
     """Two continuations of one context, then another text, in a row of 65 places, so that attention has two blocks."""
     config = VARIANTS[name]
     params = model.init(config, jax.random.key(0))
@@ -69,15 +69,15 @@ def test_packed_texts_have_the_states_of_texts_in_rows_of_their_own(name, comput
     context_L, end_L = np.where(after_L, 0, start_L), np.where(after_L, 5, start_L)
     spans = Spans(*(jnp.asarray(x_L)[None] for x_L in (context_L, end_L, start_L)))
     packed_LD = model.hidden(config, params, tokens_L[None], compute=compute, spans=spans).final_BLD[0]
-    alone = [[*range(5), *range(5, 40)], [*range(5), *range(40, 58)], [*range(58, 65)]]
-    padded = np.array([np.pad(tokens_L[places], (0, 40 - len(places))) for places in alone])
-    for places, states_LD in zip(alone, model.hidden(config, params, padded).final_BLD, strict=True):
+    rows_of_places = [[*range(5), *range(5, 40)], [*range(5), *range(40, 58)], [*range(58, 65)]]
+    padded = np.array([np.pad(tokens_L[places], (0, 40 - len(places))) for places in rows_of_places])
+    for places, states_LD in zip(rows_of_places, model.hidden(config, params, padded).final_BLD, strict=True):
         np.testing.assert_allclose(packed_LD[np.array(places)], states_LD[: len(places)], atol=2e-5)
     last_1D = model.hidden(config, params, tokens_L[None], compute=compute, last=True, spans=spans).final_BLD[0]
     np.testing.assert_allclose(last_1D, packed_LD[-1:], atol=2e-5)
 
 
-def test_logits_are_final_states_times_unembedding_and_layers_come_on_request(params):
+def test_logits_are_final_states_times_unembedding_and_layers_are_optional(params):
     tokens_BL = jax.random.randint(jax.random.key(4), (2, 8), 0, CONFIG.vocab_size)
     output = model.apply(CONFIG, params, tokens_BL, layers=True)
     expected = np.asarray(output.hidden.final_BLD, np.float64) @ np.asarray(params["unembedding"], np.float64).T
@@ -100,8 +100,8 @@ def test_one_layer_agrees_with_a_plain_numpy_decoder():
 
     def turn(x_LK):
         angle = np.arange(L)[:, None] * c.rope_theta ** (-np.arange(0, K, 2) / K)
-        both = (x_LK[:, : K // 2] + 1j * x_LK[:, K // 2 :]) * np.exp(1j * angle)
-        return np.concatenate([both.real, both.imag], axis=1)
+        rotated = (x_LK[:, : K // 2] + 1j * x_LK[:, K // 2 :]) * np.exp(1j * angle)
+        return np.concatenate([rotated.real, rotated.imag], axis=1)
 
     x_LD = p["embedding"][tokens_L]
     a = p["blocks_0"]["attention"]
@@ -126,7 +126,7 @@ def test_final_states_sum_to_zero_as_the_gauge_argument_needs(params):
     np.testing.assert_allclose(final_BLD.sum(axis=-1), 0, atol=1e-4)
 
 
-def test_bfloat16_is_only_how_matmuls_are_computed(params):
+def test_bfloat16_affects_matmuls_only(params):
     config = ModelConfig(**(CONFIG.__dict__ | {"compute_dtype": "bfloat16"}))
     assert {x.dtype for x in jax.tree.leaves(model.init(config, jax.random.key(0)))} == {jnp.dtype("float32")}
     exact = model.apply(CONFIG, params, jnp.arange(10)[None]).logits_BLV
@@ -157,7 +157,7 @@ def test_every_variant_starts_near_ln_v_and_every_parameter_learns(name):
     assert ("unembedding" in params) == (not config.tied)
 
 
-def test_dropout_is_by_its_key_and_only_in_training(vary):
+def test_dropout_depends_on_its_key_and_acts_in_training_only(vary):
     config = vary(VARIANTS["learned positions"], {"dropout": 0.5})
     params = model.init(config, jax.random.key(0))
     tokens_BL = jnp.arange(10)[None]
@@ -171,10 +171,10 @@ def test_dropout_is_by_its_key_and_only_in_training(vary):
     assert float(jnp.abs(one - plain).max()) > 0.1
 
 
-def test_half_of_what_is_added_is_dropped_and_the_rest_is_doubled(vary):
-    """The states before any block are the embedding, dropped: each entry 0 or twice itself, half and half."""
+def test_dropout_of_half_zeroes_half_and_doubles_the_rest(vary):
+    """The states before any block are the embedding after dropout: half of the entries are 0, half are doubled."""
     config = vary(FAMILIES["gpt_neox"], {"dropout": 0.5, "n_layers": 1})
-    params = jax.tree.map(jnp.zeros_like, model.init(config, jax.random.key(0)))  # blocks that add nothing
+    params = jax.tree.map(jnp.zeros_like, model.init(config, jax.random.key(0)))  # blocks that add zero
     params["embedding"] = jnp.ones_like(params["embedding"])
     tokens_BL = jnp.zeros((4, 64), int)
     (state_BLD,) = model.hidden(config, params, tokens_BL, layers=True, dropout_key=jax.random.key(0)).layers
@@ -188,7 +188,7 @@ def test_a_text_longer_than_its_positions_is_refused():
         model.hidden(config, model.init(config, jax.random.key(0)), jnp.zeros((1, 81), int))
 
 
-def test_norms_by_their_formulas():
+def test_norms_match_their_formulas():
     x = np.random.default_rng(0).normal(2.0, 3.0, (2, 5, 32)).astype(np.float32)
     rms = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(model.rms_norm(jnp.asarray(x), 1e-5), rms, rtol=1e-5)
@@ -213,7 +213,7 @@ def test_norms_by_their_formulas():
         ({"context_length": 0}, ["context_length = 0"]),
     ],
 )
-def test_settings_that_make_no_decoder_are_refused(vary, changes, words):
+def test_invalid_decoder_settings_are_refused(vary, changes, words):
     config = vary(FAMILIES["olmo"], changes)
     with pytest.raises(ConfigError) as error:
         config.check("config.model")

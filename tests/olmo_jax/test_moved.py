@@ -10,7 +10,7 @@ from olmo_jax.moved import MOVED
 
 
 @pytest.mark.parametrize("former", MOVED)
-def test_a_former_name_is_the_module_of_today(former):
+def test_a_former_name_resolves_to_the_current_module(former):
     sys.modules.pop(former, None)
     with pytest.warns(FutureWarning, match=f"{former} has moved to {MOVED[former]};"):
         module = importlib.import_module(former)
@@ -18,7 +18,7 @@ def test_a_former_name_is_the_module_of_today(former):
     assert module.__name__ == module.__spec__.name == MOVED[former]
 
 
-def test_a_user_is_warned_once_where_the_import_stands(tmp_path):
+def test_a_former_import_warns_once_at_the_users_line(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import json\nfrom sweeps.grid import product\n"
         "from sweeps import grid\nimport sweeps.grid\nprint(product({}))\n"

@@ -32,12 +32,12 @@ def test_the_linear_schedule_ends_at_zero_and_no_warm_up_starts_at_the_peak():
     np.testing.assert_allclose(rates, np.linspace(1, 0, 11), atol=1e-6)
 
 
-def test_members_of_one_program_have_each_their_own_schedule():
+def test_members_of_one_program_follow_separate_schedules():
     runs = [run(steps=10, warmup_fraction=0.0, final_fraction=0.0, schedule=name) for name in ("cosine", "linear")]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *map(optimizer.hyper, runs))
     together = jax.jit(jax.vmap(optimizer.learning_rate, in_axes=(0, None)))(stacked, jnp.float32(4))
-    alone = [optimizer.learning_rate(optimizer.hyper(one), np.array(4)) for one in runs]
-    np.testing.assert_allclose(together, alone, rtol=1e-6)
+    separate = [optimizer.learning_rate(optimizer.hyper(one), np.array(4)) for one in runs]
+    np.testing.assert_allclose(together, separate, rtol=1e-6)
     assert together[0] > together[1] == pytest.approx(0.6 * 3e-4)
 
 
@@ -50,7 +50,7 @@ def test_dose_is_the_sum_of_rate_times_decay():
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
 @pytest.mark.parametrize(("decay_embeddings", "decay_norms"), [(True, True), (False, True), (True, False)])
-def test_traced_numbers_give_the_updates_of_optax_with_plain_ones(clip_norm, decay_embeddings, decay_norms):
+def test_traced_hyperparameters_give_the_updates_of_optax(clip_norm, decay_embeddings, decay_norms):
     rng = np.random.default_rng(0)
     shapes = {"embedding": (5, 3), "positions": (4, 3), "block": {"w": (3, 3), "scale": (3,)}}
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple))
@@ -70,7 +70,7 @@ def test_traced_numbers_give_the_updates_of_optax_with_plain_ones(clip_norm, dec
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), params, expected)
 
 
-def test_every_number_of_the_configuration_reaches_the_update():
+def test_every_optimizer_setting_reaches_the_update():
     base = optimizer.hyper(run())
     for name in (
         "learning_rate",

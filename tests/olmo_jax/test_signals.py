@@ -10,7 +10,7 @@ from olmo_jax.signals import ended_by_signals, waited_for
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_wait_and_the_handlers_come_back(number, monkeypatch):
+def test_a_signal_ends_the_wait_and_handlers_are_restored(number, monkeypatch):
     monkeypatch.setattr(signals, "_SECONDS_TO_END", 0.0)
     before = signal.getsignal(number)
     never = threading.Event()
@@ -21,27 +21,27 @@ def test_a_signal_ends_the_wait_and_the_handlers_come_back(number, monkeypatch):
     never.set()
 
 
-def test_a_call_returns_and_raises_as_it_would():
+def test_an_interruptible_call_returns_and_raises_like_a_direct_one():
     assert waited_for(lambda check: 5) == 5
     with pytest.raises(ZeroDivisionError):
         waited_for(lambda check: 1 // 0)
 
 
-def test_other_threads_change_no_handler():
-    seen = []
+def test_other_threads_do_not_change_signal_handlers():
+    handlers = []
 
     def work():
         with ended_by_signals():
-            seen.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [before]
+    assert handlers == [before]
 
 
-def test_a_call_that_nobody_waits_for_ends_at_its_next_check():
+def test_an_abandoned_call_ends_at_its_next_check():
     ended = threading.Event()
 
     def work(check):

@@ -36,7 +36,7 @@ def cohort(tiny, index, vary):
 
 
 def step_by_step(config, steps_per_call=1):
-    """So that a stop comes after each step."""
+    """Return the configuration with calls short enough to stop after any step."""
     return dataclasses.replace(config, compute=ComputeConfig(steps_per_call=steps_per_call))
 
 
@@ -57,12 +57,12 @@ def metrics_of(workdir, run):
 
 
 def stopper(after):
-    """Answers True from the call on after which `after` steps are done."""
+    """Return a stop request that is True once `after` steps are done."""
     calls = iter(range(10**6))
     return lambda: next(calls) >= after
 
 
-def test_rows_have_no_gap_and_probes_stand_where_they_are_due(cohort, trained):
+def test_metrics_have_no_gap_and_probes_appear_when_due(cohort, trained):
     for run in cohort.runs:
         rows = [json.loads(line) for line in metrics_of(trained, run.id).splitlines()]
         total = run.config.total_steps
@@ -74,7 +74,7 @@ def test_rows_have_no_gap_and_probes_stand_where_they_are_due(cohort, trained):
         assert "unembedding_gauge_fixed/partition_isotropy" in rows[-1]
 
 
-def test_a_member_that_ends_early_leaves_the_stack_and_is_reported_done(cohort, trained):
+def test_an_early_ending_member_leaves_the_stack_and_is_reported_done(cohort, trained):
     lists = member_lists(checkpoint.directory(trained, cohort.id))
     assert lists == {
         5: ["run0", "run1", "run2"],
@@ -92,15 +92,15 @@ def test_a_member_that_ends_early_leaves_the_stack_and_is_reported_done(cohort, 
     assert read_status(trained, "run0")["step"] == 12
 
 
-def test_a_member_that_ends_early_is_what_it_is_alone(cohort, trained, index, tmp_path):
-    alone = Cohort(cohort.shape, cohort.runs[2:])
-    assert train(epath.Path(tmp_path), alone, index)
+def test_an_early_ending_member_matches_its_single_run(cohort, trained, index, tmp_path):
+    single = Cohort(cohort.shape, cohort.runs[2:])
+    assert train(epath.Path(tmp_path), single, index)
     for (_, a), (_, b) in [(load_run(trained, "run2"), load_run(tmp_path, "run2"))]:
         chex.assert_trees_all_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("after", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 6, 9))])
-def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(cohort, trained, index, tmp_path, after):
+def test_stop_and_resume_is_bit_equal(cohort, trained, index, tmp_path, after):
     workdir = epath.Path(tmp_path)
     assert not train(workdir, cohort, index, stopper(after))
     assert train(workdir, cohort, index)
@@ -109,13 +109,13 @@ def test_stopped_and_gone_on_with_is_the_same_bit_for_bit(cohort, trained, index
         for step in (5, run.config.total_steps):
             chex.assert_trees_all_equal(load_run(workdir, run.id, step)[1], load_run(trained, run.id, step)[1])
         assert read_status(workdir, run.id) == read_status(trained, run.id)
-    # The checkpoint that the stop left is gone: what stays is what the configuration says.
+    # The checkpoint of the stop is deleted: only the configured ones remain.
     path = checkpoint.directory(workdir, cohort.id)
     assert set(member_lists(path)) == checkpoint_steps(cohort) == {5, 7, 10, 12}
 
 
 @pytest.mark.parametrize("steps_per_call", [3, pytest.param(0, marks=pytest.mark.slow)])
-def test_several_steps_a_call_change_no_number_whether_stopped_or_not(cohort, trained, index, tmp_path, steps_per_call):
+def test_several_steps_per_call_are_bit_equal_with_and_without_a_stop(cohort, trained, index, tmp_path, steps_per_call):
     """3 divides neither the probes' 4 steps nor the checkpoints' 5; 0 takes as many as there are between these."""
     compute = ComputeConfig(steps_per_call=steps_per_call)
     several = Cohort(cohort.shape.with_config(compute=compute), cohort.runs)
@@ -129,7 +129,7 @@ def test_several_steps_a_call_change_no_number_whether_stopped_or_not(cohort, tr
         chex.assert_trees_all_equal(load_run(workdir, run.id)[1], load_run(trained, run.id)[1])
 
 
-def test_where_the_time_went_stands_in_timings(trained):
+def test_timings_record_each_activity(trained):
     rows = read_jsonl(trained / "runs" / "run0" / "timings.jsonl")
     assert collections.Counter(row["event"] for row in rows)["compile"] == 2
     assert {"compile", "steps", "probe", "checkpoint"} == {row["event"] for row in rows}
@@ -142,14 +142,14 @@ def test_where_the_time_went_stands_in_timings(trained):
 
 
 @pytest.mark.slow
-def test_a_trace_covers_the_steps_asked_for(cohort, index, tmp_path):
+def test_a_trace_covers_the_requested_steps(cohort, index, tmp_path):
     workdir = epath.Path(tmp_path)
     write_run_files(workdir, cohort)
     assert train_cohort(workdir, cohort, index, lambda: False, traced=(2, 3))
     assert list(pathlib.Path(workdir / "profile" / cohort.id).glob("**/*.xplane.pb"))
 
 
-def test_trained_again_does_nothing(cohort, trained, index):
+def test_training_a_finished_cohort_does_nothing(cohort, trained, index):
     def times():
         return {p: p.stat().st_mtime_ns for p in pathlib.Path(trained).rglob("*")}
 
@@ -159,7 +159,7 @@ def test_trained_again_does_nothing(cohort, trained, index):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_on_on_another_mesh(cohort, trained, index, tmp_path):
+def test_a_checkpoint_resumes_on_another_mesh(cohort, trained, index, tmp_path):
     """Stopped on one device with three members, resumed on a mesh of 2 x 2 x 2, which pads them."""
     workdir = epath.Path(tmp_path)
     assert not train(workdir, cohort, index, stopper(6))
@@ -168,7 +168,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(cohort, trained, index, tmp_path):
     chex.assert_trees_all_close(load_run(workdir, "run1")[1], load_run(trained, "run1")[1], rtol=2e-3, atol=2e-5)
 
 
-def test_load_run_gives_the_members_own_parameters(cohort, trained):
+def test_load_run_returns_the_parameters_of_the_member(cohort, trained):
     names, stack = load_stack(trained, cohort.id, 10)
     config, params = load_run(trained, "run1", 10)
     assert config == cohort.shape.model
@@ -183,7 +183,7 @@ def test_load_run_takes_a_relative_path(trained, monkeypatch):
     chex.assert_trees_all_equal(load_run(trained.name, "run0"), load_run(trained, "run0"))
 
 
-def test_load_run_says_what_there_is(trained, tmp_path):
+def test_load_run_lists_available_runs_and_steps(trained, tmp_path):
     with pytest.raises(CheckpointError, match="no run 'run9'.*run0, run1, run2"):
         load_run(trained, "run9")
     with pytest.raises(CheckpointError, match="no checkpoint at step 6; steps: 5, 7, 10, 12"):
@@ -200,7 +200,7 @@ def test_log_spaced_checkpoints_run_from_the_first_step_to_the_last(cohort, vary
 
 
 def copy_of(trained, tmp_path):
-    """A finished training that its runs don't know to be finished."""
+    """Copy a finished training without the status files of its runs."""
     workdir = epath.Path(shutil.copytree(trained, tmp_path / "copy"))
     for status in pathlib.Path(workdir).glob("runs/*/status.json"):
         status.unlink()
@@ -208,12 +208,12 @@ def copy_of(trained, tmp_path):
 
 
 def damage(checkpoint, how):
-    """Spoils a checkpoint's parameters."""
+    """Damage a checkpoint's parameters."""
     files = [p for p in pathlib.Path(checkpoint).glob("params/**/*") if p.is_file() and p.stat().st_size]
     data = max(files, key=lambda p: p.stat().st_size)
     if how == "bytes":  # many: a file has places too that nothing refers to
         data.write_bytes(bytes(b ^ (i % 97 == 0) for i, b in enumerate(data.read_bytes())))
-    elif how == "checksum":  # what is read without complaint and yet isn't what was saved
+    elif how == "checksum":  # read without an error although it differs from what was saved
         members = pathlib.Path(checkpoint / "members" / "metadata")
         output = json.loads(members.read_text())
         output["checksums"]["params/unembedding"][0] ^= 1
@@ -227,7 +227,7 @@ def damage(checkpoint, how):
 
 
 @pytest.mark.parametrize("how", ["bytes", "checksum", "cut", "file", "params", "moments", "members"])
-def test_a_broken_checkpoint_is_set_aside_for_the_one_before(cohort, trained, index, tmp_path, capsys, how):
+def test_a_damaged_checkpoint_is_set_aside_and_the_previous_one_resumed(cohort, trained, index, tmp_path, capsys, how):
     workdir = copy_of(trained, tmp_path)
     path = checkpoint.directory(workdir, cohort.id)
     damage(path / "12", how)
@@ -242,7 +242,7 @@ def test_a_broken_checkpoint_is_set_aside_for_the_one_before(cohort, trained, in
         chex.assert_trees_all_equal(load_run(workdir, run.id)[1], load_run(trained, run.id)[1])
 
 
-def test_metrics_cut_short_send_training_back_to_what_they_reach(cohort, trained, index, tmp_path, capsys):
+def test_truncated_metrics_resume_from_the_last_covered_checkpoint(cohort, trained, index, tmp_path, capsys):
     workdir = copy_of(trained, tmp_path)
     path = workdir / "runs" / "run1" / "metrics.jsonl"
     rows = path.read_text().splitlines(keepends=True)
@@ -252,7 +252,7 @@ def test_metrics_cut_short_send_training_back_to_what_they_reach(cohort, trained
     assert metrics_of(workdir, "run1") == metrics_of(trained, "run1")
 
 
-def test_where_no_checkpoint_will_do_nothing_is_touched(cohort, trained, index, tmp_path):
+def test_without_a_usable_checkpoint_nothing_is_changed(cohort, trained, index, tmp_path):
     workdir = copy_of(trained, tmp_path)
     (workdir / "runs" / "run1" / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"none of 4 checkpoints can be resumed from.*run1.*0 rows.*move .* away"):
@@ -261,7 +261,7 @@ def test_where_no_checkpoint_will_do_nothing_is_touched(cohort, trained, index, 
     assert metrics_of(workdir, "run0") == metrics_of(trained, "run0")
 
 
-def test_what_a_stop_left_goes_also_where_a_kill_came_between(cohort, trained, index, tmp_path):
+def test_a_checkpoint_of_a_stop_is_deleted_even_after_a_kill(cohort, trained, index, tmp_path):
     workdir = epath.Path(tmp_path / "w")
     assert not train(workdir, cohort, index, stopper(5))  # a checkpoint at step 6
     assert train(workdir, cohort, index)
@@ -277,9 +277,7 @@ def test_what_a_stop_left_goes_also_where_a_kill_came_between(cohort, trained, i
     assert read_status(workdir, "run0")["state"] == "done"
 
 
-def test_what_a_stop_left_stays_while_the_checkpoint_that_takes_its_place_cant_be_read(
-    cohort, index, tmp_path, monkeypatch
-):
+def test_a_checkpoint_of_a_stop_stays_while_its_successor_is_unreadable(cohort, index, tmp_path, monkeypatch):
     workdir = epath.Path(tmp_path / "w")
     assert not train(workdir, cohort, index, stopper(5))  # a checkpoint at step 6
 
@@ -293,7 +291,7 @@ def test_what_a_stop_left_stays_while_the_checkpoint_that_takes_its_place_cant_b
 
 
 @pytest.mark.parametrize("content", ["", "\0" * 40, '{"item_handlers": 1.5}', "[]"])
-def test_what_orbax_says_of_a_checkpoint_can_do_without(cohort, trained, index, tmp_path, capsys, content):
+def test_damaged_orbax_metadata_is_deleted_and_the_checkpoint_loads(cohort, trained, index, tmp_path, capsys, content):
     workdir = copy_of(trained, tmp_path)
     output = checkpoint.directory(workdir, cohort.id) / "10" / "_CHECKPOINT_METADATA"
     output.write_text(content)
@@ -305,9 +303,7 @@ def test_what_orbax_says_of_a_checkpoint_can_do_without(cohort, trained, index, 
 
 
 @pytest.mark.parametrize("content", ["", '{"asked": 1}', "kept"])
-def test_how_steps_are_carried_out_is_decided_anew_where_that_is_damaged(
-    cohort, trained, index, tmp_path, capsys, content
-):
+def test_a_damaged_execution_plan_is_decided_again(cohort, trained, index, tmp_path, capsys, content):
     workdir = copy_of(trained, tmp_path)
     path = checkpoint.directory(workdir, cohort.id).parent / "compute.json"
     before = json.loads(path.read_text())
@@ -317,19 +313,19 @@ def test_how_steps_are_carried_out_is_decided_anew_where_that_is_damaged(
     assert ("chosen again" in capsys.readouterr().err) == (content != '{"asked": 1}')
 
 
-def test_who_lost_the_cohort_in_its_sleep_writes_neither_checkpoint_nor_status(cohort, index, tmp_path):
+def test_a_process_that_lost_its_lock_writes_no_checkpoint_or_status(cohort, index, tmp_path):
     workdir = epath.Path(tmp_path)
     write_run_files(workdir, cohort)
-    asked = []
+    steps_at_check = []
 
     def owned():
-        asked.append(read_status(workdir, "run0")["step"])
-        if len(asked) == 2:  # between the first checkpoint and its status
+        steps_at_check.append(read_status(workdir, "run0")["step"])
+        if len(steps_at_check) == 2:  # between the first checkpoint and its status
             raise LockError("taken over")
 
     with pytest.raises(LockError):
         train_cohort(workdir, cohort, index, lambda: False, owned=owned)
-    assert asked == [0, 0]
+    assert steps_at_check == [0, 0]
     assert read_status(workdir, "run0")["step"] == 0
 
 
@@ -340,7 +336,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(cohort, index, tmp_pa
 
 
 def test_a_second_cohort_of_the_same_shape_compiles_nothing(cohort, trained, index, vary, tmp_path, caplog):
-    """Steps of both segments, initial state, probes, checkpoints: all are those of the cohort that was trained."""
+    """Steps of both segments, initial state, probes and checkpoints all reuse the programs of the first cohort."""
     changes = {"init_seed": 7, "data_seed": 3, "optimizer.learning_rate": 1e-4, "optimizer.beta2": 0.9}
     runs = [Run(f"other{i}", vary(run.config, changes)) for i, run in enumerate(cohort.runs)]
     shape = dataclasses.replace(cohort.shape, data_name="another")
@@ -351,7 +347,7 @@ def test_a_second_cohort_of_the_same_shape_compiles_nothing(cohort, trained, ind
     assert compiled == ["Compiling jit(<lambda>)"]
 
 
-def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others(tiny, index, vary, tmp_path):
+def test_a_diverged_member_stays_diverged_after_resume_and_is_reported(tiny, index, vary, tmp_path):
     wild = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0}
     runs = (Run("calm", tiny), Run("wild", vary(tiny, wild)))
     cohort = Cohort(shape_of(step_by_step(tiny), index.fingerprint), runs)
@@ -372,8 +368,8 @@ def test_a_member_that_diverged_stays_so_over_a_stop_and_is_told_from_the_others
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_goes_through_in_parts(cohort, trained, index, tmp_path, monkeypatch):
-    """What the compiled steps need of memory decides, once: a resumed training has more room and does as it did."""
+def test_a_batch_too_large_for_memory_is_split_into_microbatches(cohort, trained, index, tmp_path, monkeypatch):
+    """The memory of the compiled steps decides once: a resumed training keeps the choice even with more memory."""
     mesh = sharding.make_mesh(cohort.shape.config.mesh, len(cohort.runs))
     chosen = choose_execution_plan(cohort.shape, len(cohort.runs), mesh)
     memory = compile_steps(cohort.shape, cohort.runs, mesh, chosen).steps.memory_analysis()
@@ -383,8 +379,8 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(cohort, trained, index,
     assert not train(workdir, cohort, index, stopper(2))
     monkeypatch.undo()
     assert train(workdir, cohort, index)
-    kept = json.loads((checkpoint.directory(workdir, cohort.id).parent / "compute.json").read_text())
-    assert kept["chosen"]["microbatches"] in (2, 4)
+    plan = json.loads((checkpoint.directory(workdir, cohort.id).parent / "compute.json").read_text())
+    assert plan["chosen"]["microbatches"] in (2, 4)
     chex.assert_trees_all_close(load_run(workdir, "run1")[1], load_run(trained, "run1")[1], rtol=2e-3, atol=2e-5)
 
     monkeypatch.setattr(deciding, "device_memory", lambda: 1000.0)

@@ -1,4 +1,4 @@
-"""Tensors out of every kind of file, and each broken file as one sentence that names it."""
+"""Tensors are read from every file format, and each broken file gives a one-line error that names it."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from olmo_jax.weights import WeightsError, models
 
 @pytest.fixture(scope="module")
 def workdir(tiny, index, vary, tmp_path_factory):
-    """Two trained runs, the second ended at step 7 of 12, and a third that waits."""
+    """Two trained runs, the second ended at step 7 of 12, and a third that hasn't started."""
     workdir = epath.Path(tmp_path_factory.mktemp("weights"))
     runs = [Run("long", tiny), Run("short", vary(tiny, {"init_seed": 1, "tokens": 7 * 64}))]
     cohort = Cohort(shape_of(tiny, index.fingerprint), tuple(runs))
@@ -37,13 +37,13 @@ def random(*shape, dtype=np.float32):
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
 
 
-def test_every_run_of_a_working_directory_at_its_last_checkpoint(workdir):
+def test_every_run_of_a_working_directory_is_read_at_its_last_checkpoint(workdir):
     assert [(model.run_id, model.step) for model in models(workdir)] == [("long", 12), ("short", 7)]
     assert [(model.run_id, model.step) for model in models(workdir, step=10)] == [("long", 10)]
     assert [(model.run_id, model.step) for model in models(workdir, run_id="short", step=5)] == [("short", 5)]
 
 
-def test_our_parameters_come_by_path_and_without_padding_rows(workdir):
+def test_our_parameters_are_named_by_path_and_lack_padding_rows(workdir):
     results = arrays(workdir, run_id="long", step=5)
     config, params = load_run(workdir, "long", 5)
     assert params["unembedding"].shape == (304, 16)
@@ -63,7 +63,7 @@ def test_our_parameters_come_by_path_and_without_padding_rows(workdir):
         ({"step": 11}, WeightsError, ["at step 11", "steps: 5, 7, 10, 12"]),
     ],
 )
-def test_a_run_or_step_that_is_not_there_says_which_are(workdir, of, error, words):
+def test_a_missing_run_or_step_is_refused_with_the_existing_ones(workdir, of, error, words):
     with pytest.raises(error) as raised:
         models(workdir, **of)
     assert all(word in str(raised.value) for word in words), raised.value
@@ -79,7 +79,7 @@ def test_a_broken_checkpoint_is_named(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int8])
-def test_safetensors_of_every_type_come_as_stored(tmp_path, dtype):
+def test_safetensors_of_every_dtype_are_read_as_stored(tmp_path, dtype):
     stored = {"w": random(5, 3, dtype=dtype), "bias": random(4, dtype=dtype)}
     save_file(stored, tmp_path / "m.safetensors")
     (model,) = models(tmp_path / "m.safetensors")
@@ -97,7 +97,7 @@ def test_matrices_are_real_and_not_empty(tmp_path):
     assert [tensor.is_matrix for tensor in model.tensors()] == [False, False, False]
 
 
-def test_tensors_come_in_the_order_of_their_numbers(tmp_path):
+def test_tensors_are_in_numeric_order(tmp_path):
     save_file({f"layers.{i}.w": random(2, 2) for i in (10, 9, 0)}, tmp_path / "m.safetensors")
     assert list(arrays(tmp_path / "m.safetensors")) == ["layers.0.w", "layers.9.w", "layers.10.w"]
 
@@ -114,15 +114,15 @@ def sharded(tmp_path):
     return tmp_path
 
 
-def test_a_sharded_folder_is_what_its_index_names(sharded):
+def test_a_sharded_folder_holds_the_tensors_named_by_its_index(sharded):
     results = arrays(sharded)
     assert list(results) == ["x", "y", "z"]
     np.testing.assert_array_equal(results["x"], random(4, 2))
     np.testing.assert_array_equal(results["y"], random(5, 2))
 
 
-def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
-    """transformers looks for model.safetensors first: here the model was saved in parts, then once more whole."""
+def test_a_single_file_takes_precedence_over_a_stale_index(sharded, capsys):
+    """transformers looks for model.safetensors first; here a sharded model was later saved again as one file."""
     save_file({"x": random(7, 7)}, sharded / "model.safetensors")
     save_file({"x": random(2, 2)}, sharded / "model.fp16.safetensors")
     save_file({"lora": random(2, 2)}, sharded / "adapter_model.safetensors")
@@ -137,13 +137,13 @@ def test_a_single_file_goes_before_a_stale_index(sharded, capsys):
     assert list(arrays(sharded)) == ["x"]
 
 
-def test_the_files_that_macos_leaves_are_no_weights(sharded):
+def test_macos_metadata_files_are_ignored(sharded):
     (sharded / "model.safetensors.index.json").unlink()
     (sharded / "._a.safetensors").write_bytes(b"\0\5\x16\7" * 9)
     assert "a:x" in arrays(sharded)
 
 
-def test_a_hugging_face_cache_is_links_to_blobs(sharded, tmp_path):
+def test_weights_are_read_through_links_of_a_hugging_face_cache(sharded, tmp_path):
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_a_hugging_face_cache_is_links_to_blobs(sharded, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lr[1e-2].safetensors", "\udcff.safetensors", "a b%20#1.npy"])
-def test_a_file_may_have_any_name_and_lie_at_home(tmp_path, monkeypatch, name):
+def test_weight_files_may_have_any_name_and_home_paths(tmp_path, monkeypatch, name):
     monkeypatch.setenv("HOME", str(tmp_path))
     if name.endswith(".npy"):
         np.save(tmp_path / name, random(3, 2))
@@ -170,8 +170,8 @@ def test_a_file_may_have_any_name_and_lie_at_home(tmp_path, monkeypatch, name):
         np.testing.assert_array_equal(array, random(3, 2))
 
 
-def test_a_runs_folder_of_another_program_makes_no_working_directory(sharded, tmp_path):
-    """Trainer's logs for TensorBoard; and something else's config.json."""
+def test_a_runs_folder_of_another_program_is_no_working_directory(sharded, tmp_path):
+    """A folder of transformers' Trainer logs, and one with another program's config.json."""
     (sharded / "runs" / "Nov24_host").mkdir(parents=True)
     (sharded / "runs" / "Nov24_host" / "events.out.tfevents.1").touch()
     for content in (None, "{}", "[]", "7", "\0\0", "[" * 99999):
@@ -183,12 +183,12 @@ def test_a_runs_folder_of_another_program_makes_no_working_directory(sharded, tm
     assert list(arrays(sharded)) == ["x", "y", "z"]
 
 
-def test_a_runs_folder_of_ours_does_without_sweep_json(workdir):
+def test_a_working_directory_needs_no_sweep_json(workdir):
     assert not (workdir / "sweep.json").exists()
     assert len(models(workdir)) == 2
 
 
-def test_names_of_any_digits_are_put_in_order(tmp_path):
+def test_names_with_any_digits_are_sorted(tmp_path):
     names = ["\u00b2", "\u0663.w", f"w.{'9' * 5000}", "w.10", "w.9", "w.09", "9"]
     save_file({name: random(2, 2) for name in names}, tmp_path / "m.safetensors")
     results = list(arrays(tmp_path / "m.safetensors"))
@@ -200,7 +200,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "w.npy", "model.safetensors.index.json"])
-def test_a_git_lfs_pointer_is_told(tmp_path, name):
+def test_a_git_lfs_pointer_is_reported(tmp_path, name):
     (tmp_path / name).write_bytes(POINTER)
     with pytest.raises(WeightsError, match=rf"{name}: is a Git LFS pointer.*git lfs pull"):
         models(tmp_path if name.endswith("json") else tmp_path / name)[0].tensors()
@@ -258,15 +258,15 @@ def test_a_folder_may_have_any_name(sharded):
     assert len(arrays(moved)) == 4
 
 
-def test_a_folder_without_an_index_is_all_its_files(sharded):
+def test_a_folder_without_an_index_holds_all_its_files(sharded):
     (sharded / "model.safetensors.index.json").unlink()
     assert list(arrays(sharded)) == ["a:x", "b:y", "b:z", "consolidated:x"]
     (sharded / "consolidated.safetensors").unlink()
     assert list(arrays(sharded)) == ["x", "y", "z"]
 
 
-def test_only_the_tensor_that_is_read_is_read(tmp_path):
-    """A file with a hole of 64 GiB: reading more than the small tensor would exhaust memory."""
+def test_reading_one_tensor_reads_only_its_bytes(tmp_path):
+    """A file with a hole of 64 GiB: reading more than the small tensor would exhaust the memory."""
     big = 2**36
     header = {
         "big": {"dtype": "F32", "shape": [2**17, 2**17], "data_offsets": [0, big]},
@@ -283,7 +283,7 @@ def test_only_the_tensor_that_is_read_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_an_array_is_named_after_its_file(tmp_path, order):
+def test_a_npy_array_is_named_after_its_file(tmp_path, order):
     np.save(tmp_path / "states.npy", np.asarray(random(6, 3), order=order))
     (model,) = models(tmp_path / "states.npy")
     (tensor,) = model.tensors()
@@ -358,7 +358,7 @@ def test_a_bad_file_is_one_sentence_with_its_name(tmp_path, name, words):
         ('{"weight_map": {"x": "a.safetensors", "w": "a.safetensors"}}', ["a.safetensors", "lacks 'w'"]),
     ],
 )
-def test_an_index_that_lies_is_named(sharded, index, words):
+def test_an_inconsistent_index_is_named(sharded, index, words):
     (sharded / "model.safetensors.index.json").write_text(index)
     with pytest.raises(WeightsError) as raised:
         models(sharded)[0].tensors()

@@ -1,4 +1,4 @@
-"""Small decoders that between them take every option."""
+"""Small decoders that together cover every option."""
 
 import dataclasses
 

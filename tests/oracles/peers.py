@@ -1,4 +1,4 @@
-"""What other people's libraries say of our test arrays: scikit-dimension, IsoScore, WeightWatcher.
+"""Reference values of third-party libraries on our test arrays: scikit-dimension, IsoScore, WeightWatcher.
 
     python -m tests.oracles.peers        (in the environment of `make oracles`: writes peers.json anew)
 
@@ -14,7 +14,7 @@ import numpy as np
 
 STORED = pathlib.Path(__file__).parent / "peers.json"
 
-# WeightWatcher leaves out eigenvalues below 1e-5, whatever their scale, and fits fewer than 20 in another way.
+# WeightWatcher drops eigenvalues below 1e-5 regardless of scale, and fits fewer than 20 with another method.
 WITHOUT_ALPHA = ("low rank", "nearly singular")
 
 
@@ -64,7 +64,7 @@ def weightwatcher(x):
 
 
 def all_numbers(matrices):
-    """Everything, by library and array."""
+    """Return all reference values, by library and array."""
     return {
         "scikit-dimension": {name: scikit_dimension(x) for name, x in clouds().items()},
         "IsoScore": {name: isoscore(x) for name, x in matrices.items()},

@@ -1,9 +1,9 @@
 """Rounding against Qwix 0.1.8 as it is installed, at 4 and 8 bits on its grid (ours: grid="gptq").
 
-Its GPTQ takes [outputs, inputs] and adds 1 % of the mean of H's diagonal, as ours does. Two differences, which these
-tests go round. It takes a group's scale from weights that lack the errors of the block of inputs (128) that the group
-lies in, as the authors' code does; with blocks of one group it lacks none. And with dead inputs its damping is the
-mean without their 1, and a column's scale that without their weights: there are none here.
+Its GPTQ takes [outputs, inputs] and adds 1 % of the mean of H's diagonal, as ours does. These tests avoid two
+differences. It takes a group's scale from weights that lack the errors of the block of inputs (128) that the group
+lies in, as the authors' code does; with blocks of one group there are none. And with dead inputs its damping is the
+mean without their 1, and a column's scale that without their weights: these tests have no dead inputs.
 """
 
 import jax
@@ -36,7 +36,7 @@ def qwix_gptq(w_IO, hessian_II, group_size=None):
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "group_size"), [(128, 64, None), (64, 32, 16)])
-def test_gptq_is_qwixs(inputs, outputs, group_size):
+def test_gptq_matches_qwix(inputs, outputs, group_size):
     w_IO, h_II = problem(inputs, outputs)
     ours = gptq(w_IO, h_II, 4, grid="gptq", group_size=group_size)
     same = np.isclose(ours, qwix_gptq(w_IO, h_II, group_size), rtol=1e-5, atol=1e-6)
@@ -47,7 +47,7 @@ def test_gptq_is_qwixs(inputs, outputs, group_size):
 @pytest.mark.parametrize(("bits", "qtype"), [(4, jnp.int4), (8, jnp.int8)])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 16])
-def test_rounding_to_nearest_is_qwixs(bits, qtype, symmetric, group_size):
+def test_rounding_to_nearest_matches_qwix(bits, qtype, symmetric, group_size):
     import qwix
 
     w_IO, _ = problem(64, 32)

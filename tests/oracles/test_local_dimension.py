@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("states", TEXTS.states)
 @pytest.mark.parametrize("text", TEXTS.names)
-def test_the_logged_value_is_theirs_on_the_states_of_the_checkpoint(trained, states, text):
+def test_logged_local_dimension_matches_scikit_dimension_on_checkpoint_states(trained, states, text):
     import skdim
 
     workdir, run, index = trained

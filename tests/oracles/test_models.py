@@ -23,7 +23,7 @@ def imported(reference, folder):
 
 
 @pytest.mark.parametrize(("family", "seed", "length"), CASES)
-def test_logits_are_theirs(family, seed, length, tmp_path):
+def test_logits_match_transformers(family, seed, length, tmp_path):
     reference = models.random_model(family, seed)
     config, params = imported(reference, tmp_path / "model")
     tokens = models.random_tokens(reference, seed, length)
@@ -36,7 +36,7 @@ def test_logits_are_theirs(family, seed, length, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "seed", "length"), [case for case in CASES if case[2] > 1])
-def test_loss_and_gradient_are_theirs(family, seed, length, tmp_path):
+def test_loss_and_gradient_match_transformers(family, seed, length, tmp_path):
     reference = models.random_model(family, seed)
     config, params = imported(reference, tmp_path / "model")
     tokens = models.random_tokens(reference, seed, length)
@@ -49,9 +49,9 @@ def test_loss_and_gradient_are_theirs(family, seed, length, tmp_path):
         final_BLD = model.hidden(config, params, tokens[:, :-1]).final_BLD
         return loss.cross_entropy(final_BLD, model.unembedding(params), tokens[:, 1:]).objective
 
-    ours, found = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jax.numpy.asarray, params))
+    ours, our_gradient = jax.jit(jax.value_and_grad(objective))(jax.tree.map(jax.numpy.asarray, params))
     assert float(ours) == pytest.approx(theirs, rel=1e-4)
-    pairs = list(zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True))
+    pairs = list(zip(jax.tree_util.tree_leaves_with_path(our_gradient), jax.tree.leaves(expected), strict=True))
     largest = max(np.abs(other).max() for _, other in pairs)
     for (path, mine), other in pairs:
         name = jax.tree_util.keystr(path)
@@ -64,7 +64,7 @@ def test_loss_and_gradient_are_theirs(family, seed, length, tmp_path):
 
 @pytest.mark.parametrize("family", models.FAMILIES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_round_trip_keeps_every_bit_and_transformers_opens_it(family, seed, tmp_path):
+def test_a_round_trip_is_bit_equal_and_transformers_loads_it(family, seed, tmp_path):
     import torch
     import transformers
 
@@ -90,7 +90,7 @@ def test_a_round_trip_keeps_every_bit_and_transformers_opens_it(family, seed, tm
 
 
 @pytest.mark.parametrize("preset", [OLMO["4m"], OLMO["1b"], OLMO2["14m"], PYTHIA["14m"], PYTHIA["14m-sequential"]])
-def test_models_of_our_own_are_the_same_there(preset, tmp_path):
+def test_models_of_ours_match_in_transformers(preset, tmp_path):
     import transformers
 
     small = {"vocab_size": 200, "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 96, "context_length": 64}
@@ -103,7 +103,7 @@ def test_models_of_our_own_are_the_same_there(preset, tmp_path):
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_cached_greedy_generation_is_theirs(family, tmp_path):
+def test_cached_greedy_generation_matches_transformers(family, tmp_path):
     import torch
 
     reference = models.random_model(family, 3, num_hidden_layers=2)
@@ -122,7 +122,7 @@ def test_cached_greedy_generation_is_theirs(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
-def test_the_checker_names_the_first_layer_that_drifts(family, tmp_path):
+def test_the_checker_names_the_first_layer_that_differs(family, tmp_path):
     reference = models.random_model(family, 4, num_hidden_layers=3, tie_word_embeddings=False)
     config, params = imported(reference, tmp_path / "model")
     tokens = models.random_tokens(reference, 4, 16)
@@ -135,7 +135,7 @@ def test_the_checker_names_the_first_layer_that_drifts(family, tmp_path):
     assert hf.first_drift(config, params | {"unembedding": params["embedding"]}, tokens, theirs)[0] == "logits"
 
 
-def test_an_exported_tokenizer_opens_and_says_the_same(tmp_path):
+def test_an_exported_tokenizer_loads_and_gives_the_same_tokens(tmp_path):
     import transformers
 
     from olmo_jax.data.tokenizer import train_bpe
@@ -152,7 +152,7 @@ def test_an_exported_tokenizer_opens_and_says_the_same(tmp_path):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "ours").eos_token_id == tokenizer.eos_id
 
 
-def test_the_stored_models_are_what_transformers_makes_of_them():
+def test_stored_results_match_transformers_on_the_stored_models():
     import transformers
 
     folders = [folder for folder in models.STORED.iterdir() if folder.is_dir()]

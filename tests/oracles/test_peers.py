@@ -1,4 +1,4 @@
-"""Geometry against peers' libraries on the same arrays, as they are installed; `make oracles` runs these."""
+"""Geometry against installed third-party libraries on the same arrays; `make oracles` runs these."""
 
 import json
 
@@ -23,7 +23,7 @@ def flat(tree, at=""):
     return {at: np.asarray(tree)}
 
 
-def test_the_stored_numbers_are_what_the_libraries_say(live):
+def test_stored_numbers_match_the_installed_libraries(live):
     stored = flat(json.loads(peers.STORED.read_text()))
     said = flat(live)
     assert stored.keys() == said.keys()
@@ -34,8 +34,8 @@ def test_the_stored_numbers_are_what_the_libraries_say(live):
 
 
 @pytest.mark.parametrize(("rows", "width", "dimensions"), [(2000, 64, 6), (1500, 256, 200)])
-def test_local_two_nn_of_a_larger_cloud(rows, width, dimensions):
-    """Identical neighbourhoods, so that the values agree point by point."""
+def test_local_two_nn_of_a_larger_cloud_matches_scikit_dimension(rows, width, dimensions):
+    """The neighbourhoods are identical, so the values agree point by point."""
     rng = np.random.default_rng(3)
     x_ND = (rng.standard_normal((rows, dimensions)) @ rng.standard_normal((dimensions, width))).astype(np.float32)
     import skdim
@@ -45,8 +45,8 @@ def test_local_two_nn_of_a_larger_cloud(rows, width, dimensions):
     np.testing.assert_allclose(ours_N, theirs_N, rtol=1e-3)
 
 
-def test_smollm2s_unembedding(smollm2):
-    """Really trained weights: float64 LAPACK, WeightWatcher and IsoScore."""
+def test_geometry_of_smollm2s_unembedding_matches_the_libraries(smollm2):
+    """Trained weights against float64 LAPACK, WeightWatcher and IsoScore."""
     s_D = spectrum.singular_values(smollm2)
     truth_D = np.linalg.svd(smollm2.astype(np.float64), compute_uv=False)
     p_D = truth_D / truth_D.sum()

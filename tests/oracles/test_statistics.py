@@ -19,28 +19,28 @@ def groups(singletons):
 
 
 @pytest.mark.parametrize("singletons", [False, True])
-def test_spearman_is_pingouins(singletons):
+def test_spearman_matches_pingouin(singletons):
     import pingouin
 
     table = ties_and_controls()
     expected = pingouin.corr(table.x, table.y, method="spearman").iloc[0]
-    found = spearman(table, "x", "y", groups(singletons))
-    assert (found.estimate, found.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
-    assert found.n == expected["n"]
+    result = spearman(table, "x", "y", groups(singletons))
+    assert (result.estimate, result.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
+    assert result.n == expected["n"]
 
 
 @pytest.mark.parametrize("controls", [["a"], ["a", "b", "c"]])
 @pytest.mark.parametrize("singletons", [False, True])
-def test_partial_spearman_is_pingouins(controls, singletons):
+def test_partial_spearman_matches_pingouin(controls, singletons):
     import pingouin
 
     table = ties_and_controls()
     expected = pingouin.partial_corr(table, x="x", y="y", covar=controls, method="spearman").iloc[0]
-    found = partial_spearman(table, "x", "y", controls, "rank", groups(singletons))
-    assert (found.estimate, found.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
+    result = partial_spearman(table, "x", "y", controls, "rank", groups(singletons))
+    assert (result.estimate, result.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
 
 
-def test_settings_as_factors_are_pingouins_partial_of_indicators():
+def test_settings_as_factors_match_pingouin_with_indicators():
     """Of x and y as ranks: pingouin's Pearson given 0 and 1 for all levels but the first."""
     import pingouin
 
@@ -48,5 +48,5 @@ def test_settings_as_factors_are_pingouins_partial_of_indicators():
     levels = pd.get_dummies(table.level, prefix="is", drop_first=True, dtype=float)
     ranked = pd.concat([table[["x", "y"]].rank(), levels], axis=1)
     expected = pingouin.partial_corr(ranked, x="x", y="y", covar=list(levels), method="pearson").iloc[0]
-    found = partial_spearman(table, "x", "y", ["level"], "factor")
-    assert (found.estimate, found.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)
+    result = partial_spearman(table, "x", "y", ["level"], "factor")
+    assert (result.estimate, result.p_value) == pytest.approx((expected["r"], expected["p_val"]), rel=1e-9)

@@ -52,7 +52,7 @@ def their_scores(reference, tokenizer, items):
 @pytest.mark.parametrize(
     ("task", "family"), [("hellaswag", "olmo"), ("piqa", "olmo2"), ("arc_easy", "gpt_neox"), ("winogrande", "olmo2")]
 )
-def test_scores_and_predictions_are_theirs(task, family, tokenizer_file, tmp_path):
+def test_scores_and_predictions_match_transformers(task, family, tokenizer_file, tmp_path):
     every = task_items.items(task, "validation")
     items = [every[i] for i in np.random.default_rng(0).choice(len(every), ITEMS, replace=False)]
     reference = models.random_model(family, 1, vocab_size=50280, eos_token_id=50279)
@@ -72,8 +72,8 @@ def test_scores_and_predictions_are_theirs(task, family, tokenizer_file, tmp_pat
         assert tasks.metrics(rows, scores)[0][f"accuracy{by}"] == pytest.approx(accuracy)
 
 
-def test_greedy_last_words_are_theirs(tokenizer_file, tmp_path):
-    """On LAMBADA; of every other item the last word is made what the model would say."""
+def test_greedy_last_words_match_transformers(tokenizer_file, tmp_path):
+    """On LAMBADA; in every other item the last word is replaced by the model's greedy word."""
     import torch
 
     items = task_items.items("lambada", "validation")[:ITEMS]

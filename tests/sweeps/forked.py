@@ -1,4 +1,4 @@
-"""Commands in processes of their own that start at once: what is heavy to import was imported before they forked."""
+"""Commands in separate processes that start immediately: heavy libraries are imported before forking."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""The command line on bad input (one clear line, its exit code, nothing written) and on a sweep in small."""
+"""The command line on invalid input (one line, an exit code, nothing written) and on a small sweep."""
 
 import json
 import pathlib
@@ -152,7 +152,7 @@ def test_a_config_file_that_python_cannot_run_is_named_with_its_line(capsys, tmp
     assert all(word in line for word in [str(path), *words]), line
 
 
-def test_a_config_that_is_a_folder_or_has_a_colon_in_its_name(capsys, tmp_path):
+def test_config_paths_that_are_folders_or_contain_a_colon_are_refused(capsys, tmp_path):
     assert "is a folder; give the path of a .py file" in refused(capsys, ["plan", f"--config={tmp_path}"], 2)
     (tmp_path / "a:b.py").touch()
     assert "its name holds a ':'" in refused(capsys, ["plan", f"--config={tmp_path}/a:b.py"], 2)
@@ -162,7 +162,7 @@ def test_a_config_that_is_a_folder_or_has_a_colon_in_its_name(capsys, tmp_path):
     ("text", "number"),
     [("1e3", 1000), ("1_000", 1000), ("2**10", 1024), ("0x400", 1024), ("2.5e3", 2500), ("64.0", 64)],
 )
-def test_whole_numbers_may_be_written_as_people_write_them(config, text, number):
+def test_integers_may_be_written_in_any_python_notation(config, text, number):
     assert load_config([f"--config={config}:one", f"--config.tokens={text}"]).tokens == number
     assert override_evaluation(EvalConfig(), [f"--config.evaluation.tokens_per_domain={text}"]) == (
         EvalConfig(tokens_per_domain=number)
@@ -186,11 +186,11 @@ def test_whole_numbers_may_be_written_as_people_write_them(config, text, number)
         ),
     ],
 )
-def test_a_value_of_another_type_is_told_what_is_wanted(config, capsys, override, wanted):
+def test_a_value_of_the_wrong_type_is_refused_with_the_expected_type(config, capsys, override, wanted):
     assert wanted in refused(capsys, ["plan", f"--config={config}:one", override], 2)
 
 
-def test_a_tilde_is_the_home_folder_in_every_path(config, capsys, tmp_path, monkeypatch):
+def test_a_tilde_is_expanded_in_every_path(config, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     shutil.copy(config, tmp_path / "c.py")
@@ -218,14 +218,14 @@ def test_a_working_directory_may_have_any_other_name(config, capsys, tmp_path, n
     assert json.loads(capsys.readouterr().out)
 
 
-def test_the_command_that_pages_show_is_utf8(monkeypatch):
+def test_the_command_shown_on_pages_is_utf8(monkeypatch):
     shown = []
     monkeypatch.setattr(cli, "_carry_out", lambda arguments, overrides, command: shown.append(command) or 0)
     assert cli.main(["plan", "--config=c.py", "--config.data.files=('\udcff.txt',)"]) == 0
     assert rb"\udcff.txt" in shown[0].encode()
 
 
-def test_a_working_directory_that_can_be_none_is_refused_before_anything_runs(config, capsys, tmp_path):
+def test_an_invalid_working_directory_is_refused_before_anything_runs(config, capsys, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
     cases = [("file", "file is a file"), ("file/below", "file is a file"), ("link", "is a broken link")]
@@ -241,7 +241,7 @@ def test_help_and_an_unknown_verb(capsys):
     assert "trian" in capsys.readouterr().err
 
 
-def test_plan_prints_json_alone_and_writes_nothing(config, capsys, tmp_path, monkeypatch):
+def test_plan_prints_only_json_and_writes_nothing(config, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["plan", f"--config={config}", "--json"]) == 0
     (cohort,) = json.loads(capsys.readouterr().out)["cohorts"]
@@ -251,7 +251,7 @@ def test_plan_prints_json_alone_and_writes_nothing(config, capsys, tmp_path, mon
     assert "4 runs in 1 cohort(s)" in capsys.readouterr().out
 
 
-def test_a_sweep_ends_with_a_table_of_everything_and_a_page(finished):
+def test_a_sweep_ends_with_a_complete_table_and_a_page(finished):
     table = pd.read_parquet(finished / "results.parquet")
     assert len(table) == 4
     assert table["final"].all()
@@ -276,7 +276,7 @@ def test_each_stage_of_a_sweep_is_timed_once(finished):
     assert all(end - row["seconds"] >= before - 0.1 for row, end, before in zip(rows[1:], ends[1:], ends, strict=False))
 
 
-def test_the_same_command_again_does_nothing_over(config, finished, capsys):
+def test_repeating_a_command_repeats_no_work(config, finished, capsys):
     def times():
         kept = [p for p in pathlib.Path(finished).rglob("*") if p.is_file()]
         return {p: p.stat().st_mtime_ns for p in kept if p.suffix != ".lock"}
@@ -288,14 +288,14 @@ def test_the_same_command_again_does_nothing_over(config, finished, capsys):
     assert times() == before
 
 
-def test_a_run_of_a_finished_sweep_is_in_its_status(config, finished, capsys):
+def test_status_lists_the_runs_of_a_finished_sweep(config, finished, capsys):
     assert cli.main(["status", f"--workdir={finished}"]) == 0
     out = capsys.readouterr().out
     assert out.count("done") == 4
     assert "8/8" in out
 
 
-def test_status_and_report_need_neither_the_file_nor_the_text_of_the_sweep(finished, corpus, capsys, tmp_path):
+def test_status_and_report_need_neither_the_config_file_nor_the_text(finished, corpus, capsys, tmp_path):
     moved = shutil.move(corpus, tmp_path / "elsewhere.jsonl")
     try:
         assert cli.main(["status", f"--workdir={finished}"]) == 0
@@ -305,7 +305,7 @@ def test_status_and_report_need_neither_the_file_nor_the_text_of_the_sweep(finis
         shutil.move(moved, corpus)
 
 
-def test_a_page_is_written_anew_when_metrics_have_grown_and_else_left(finished, monkeypatch, tmp_path):
+def test_a_page_is_rewritten_only_if_metrics_have_grown(finished, monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "write_figures", lambda *_: [])
     workdir = tmp_path / "sweep"
     shutil.copytree(finished, workdir)
@@ -319,7 +319,7 @@ def test_a_page_is_written_anew_when_metrics_have_grown_and_else_left(finished, 
     assert page.stat().st_mtime_ns > before
 
 
-def test_a_figure_is_made_again_alone_and_an_unknown_one_is_refused(finished, capsys):
+def test_a_single_figure_is_redrawn_and_an_unknown_one_refused(finished, capsys):
     figure = finished / "report" / "figures" / "training_loss.svg"
     before = figure.read_bytes()
     figure.unlink()
@@ -332,7 +332,7 @@ def test_a_figure_is_made_again_alone_and_an_unknown_one_is_refused(finished, ca
     assert "no figure 'trainingloss'; the nearest is 'training_loss', and all are:" in line
 
 
-def test_a_report_leaves_figures_tables_and_what_each_column_means(finished):
+def test_a_report_writes_figures_tables_and_column_descriptions(finished):
     folder = finished / "report"
     assert len(list(folder.glob("figures/*.svg"))) == len(list(folder.glob("figures/*.pdf"))) == 16
     assert {p.suffix for p in folder.glob("tables/*")} == {".csv", ".tex"}
@@ -343,12 +343,12 @@ def test_a_report_leaves_figures_tables_and_what_each_column_means(finished):
 
 
 @pytest.mark.slow
-def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_path):
+def test_runs_trained_on_eight_devices_are_evaluated_on_fewer(config, capsys, tmp_path):
     workdir = tmp_path / "work"
     arguments = [f"--config={config}:one", "--config.mesh.data=4", f"--workdir={workdir}"]
     assert cli.main(["train", *arguments]) == 0
     sweep = json.loads((workdir / "sweep.json").read_text())
-    sweep["cohorts"][0]["runs"][0]["config"]["mesh"]["data"] = 400  # as on a machine with more than there are here
+    sweep["cohorts"][0]["runs"][0]["config"]["mesh"]["data"] = 400  # as on a machine with more devices than here
     (workdir / "sweep.json").write_text(json.dumps(sweep))
     assert cli.main(["evaluate", f"--workdir={workdir}", "--only=lm_loss", "--runs=*", "--steps=final"]) == 0
     assert {p.name for p in workdir.glob("runs/*/results/*")} == {"lm_loss@8.json"}
@@ -376,7 +376,7 @@ def test_what_eight_devices_trained_is_evaluated_on_fewer(config, capsys, tmp_pa
     assert "all that is trained is evaluated" in capsys.readouterr().out
 
 
-def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path):
+def test_status_works_before_training_and_evaluate_too_early_is_refused(config, capsys, tmp_path):
     from sweeps.planning import plan as plans
     from sweeps.planning import record as records
 
@@ -395,12 +395,12 @@ def test_status_before_training_and_evaluate_too_early(config, capsys, tmp_path)
     assert "holds another, which sweep.json doesn't name" in refused(capsys, ["evaluate", f"--workdir={tmp_path}"], 2)
 
 
-def test_a_boolean_may_stand_without_a_value(config, capsys):
+def test_a_boolean_option_needs_no_value(config, capsys):
     assert cli.main(["plan", f"--config={config}:one", "--config.tensorboard", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cohorts"][0]["runs"][0]["config"]["tensorboard"] is True
 
 
-def test_another_sweep_in_the_same_directory_is_refused_and_nothing_changes(config, finished, capsys):
+def test_another_sweep_in_the_directory_is_refused_without_changes(config, finished, capsys):
     before = (finished / "sweep.json").read_bytes()
     arguments = ["run", f"--config={config}", "--config.train.tokens=1024", f"--workdir={finished}"]
     line = refused(capsys, arguments, 2)
@@ -425,7 +425,7 @@ def test_a_changed_corpus_is_refused_with_both_fingerprints(config, corpus, caps
     assert json.loads((tmp_path / "w" / "data" / "main" / "index.json").read_text()) == index
 
 
-def test_a_bad_file_of_text_is_refused_before_training(config, capsys, tmp_path):
+def test_an_invalid_text_file_is_refused_before_training(config, capsys, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"good text, then \xff\xfe")
     (tmp_path / "empty.txt").write_bytes(b"")
     for name, word in (("bad.txt", "UTF-8"), ("empty.txt", "empty")):
@@ -437,7 +437,7 @@ def test_a_bad_file_of_text_is_refused_before_training(config, capsys, tmp_path)
         assert not (tmp_path / "w" / "runs").exists()
 
 
-def test_the_plan_says_what_it_costs_and_what_can_be_found(config, capsys):
+def test_the_plan_reports_costs_and_detectable_effects(config, capsys):
     assert cli.main(["plan", f"--config={config}", "--flops=1e9"]) == 0
     out = capsys.readouterr().out
     assert "4 runs in 1 cohort(s), 1 compiled program(s), 2,048 tokens" in out
@@ -447,7 +447,7 @@ def test_the_plan_says_what_it_costs_and_what_can_be_found(config, capsys):
     assert "-1" in refused(capsys, ["plan", f"--config={config}", "--flops=-1"], 2)
 
 
-def test_more_than_an_epoch_is_asked_for(config, capsys, tmp_path):
+def test_training_beyond_max_epochs_is_refused(config, capsys, tmp_path):
     arguments = ["train", f"--config={config}:one", "--config.tokens=64000", f"--workdir={tmp_path / 'w'}"]
     line = refused(capsys, arguments, 2)
     assert "config.data.max_epochs = 1.0" in line
@@ -457,7 +457,7 @@ def test_more_than_an_epoch_is_asked_for(config, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_cohort_of_several(config, capsys, tmp_path):
+def test_a_single_cohort_can_be_selected(config, capsys, tmp_path):
     two = [f"--config={config}:two", f"--workdir={tmp_path}"]
     for bad in ("2", "-1", "nothing"):
         assert f"--cohort = '{bad}': isn't one of" in refused(capsys, ["run", *two, f"--cohort={bad}"], 2)
@@ -471,7 +471,7 @@ def test_one_cohort_of_several(config, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_larger_grid_extends_what_is_finished(config, finished, capsys, tmp_path):
+def test_a_larger_grid_extends_a_finished_sweep(config, finished, capsys, tmp_path):
     workdir = tmp_path / "sweep"
     shutil.copytree(finished, workdir)
     before = {p: p.read_bytes() for p in (workdir / "runs").rglob("*") if p.is_file()}
@@ -487,7 +487,7 @@ def test_a_larger_grid_extends_what_is_finished(config, finished, capsys, tmp_pa
     assert "init_seed: 0 and 1 and 2 there, 0 and 1 here" in line
 
 
-def test_an_empty_disk_goes_on_from_the_mirror(config, capsys, tmp_path):
+def test_an_empty_disk_resumes_from_the_mirror(config, capsys, tmp_path):
     arguments = ["train", f"--config={config}:one", f"--mirror={tmp_path / 'mirror'}"]
     first, second = (tmp_path / name for name in ("first", "second"))
     assert cli.main([*arguments, f"--workdir={first}"]) == 0
@@ -500,7 +500,7 @@ def test_an_empty_disk_goes_on_from_the_mirror(config, capsys, tmp_path):
     assert "--mirror = 'ftp://x'" in line
 
 
-def test_an_engine_or_processes_that_are_none_are_refused(config, capsys, tmp_path):
+def test_invalid_engines_and_processes_are_refused(config, capsys, tmp_path):
     where = [f"--config={config}", f"--workdir={tmp_path / 'w'}"]
     assert "--engine = 'lsf': needs one of slurm, local, sky" in refused(capsys, ["launch", *where, "--engine=lsf"], 2)
     assert "--minutes" in refused(capsys, ["launch", *where, "--engine=slurm", "--minutes=0"], 2)
@@ -508,7 +508,7 @@ def test_an_engine_or_processes_that_are_none_are_refused(config, capsys, tmp_pa
     assert not (tmp_path / "w").exists()
 
 
-def test_a_whole_number_of_many_digits_is_written_out():
+def test_integer_exponents_are_exact_and_bounded():
     from sweeps.planning.config_file import _whole
 
     assert _whole("1e28") == 10**28

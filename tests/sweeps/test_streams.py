@@ -1,4 +1,4 @@
-"""Any text to any terminal or pipe: nothing that is written raises, and a reader that leaves ends nothing badly."""
+"""Any text to any terminal or pipe: writing never raises, and a closed pipe ends the command cleanly."""
 
 import contextlib
 import io
@@ -35,14 +35,14 @@ def stream(encoding):
     ],
 )
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_text_is_written_as_near_as_can_be(monkeypatch, name, encoding, text, written):
+def test_unencodable_text_is_written_as_close_as_possible(monkeypatch, name, encoding, text, written):
     monkeypatch.setattr(sys, name, stream(encoding))
     take_any_text()
     print(text, end="", file=getattr(sys, name))
     assert getattr(sys, name).buffer.getvalue() == written
 
 
-def test_every_character_can_be_written(monkeypatch):
+def test_every_character_is_writable_in_any_encoding(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream("ascii"))
     take_any_text()
     text = "".join(map(chr, range(0x11000)))
@@ -53,8 +53,8 @@ def test_every_character_can_be_written(monkeypatch):
     assert len(written) >= len(text), "no character is dropped"
 
 
-def test_a_bar_is_drawn_where_only_ascii_can_be(monkeypatch):
-    """As rich does on a terminal; what the note holds is anybody's."""
+def test_a_progress_bar_is_drawn_on_ascii_terminals(monkeypatch):
+    """As rich does on a terminal; the note may hold any text."""
     from olmo_jax.console import progress
 
     monkeypatch.setattr(sys, "stderr", stream("ascii"))
@@ -66,7 +66,7 @@ def test_a_bar_is_drawn_where_only_ascii_can_be(monkeypatch):
 
 
 class Left(io.TextIOWrapper):
-    """A pipe whose reader has gone."""
+    """A pipe whose reader has closed it."""
 
     def __init__(self):
         reader, writer = os.pipe()
@@ -76,7 +76,7 @@ class Left(io.TextIOWrapper):
 
 @pytest.fixture
 def left():
-    """`left()`: a pipe as stdout whose reader has gone."""
+    """`left()`: a pipe as stdout whose reader has closed it."""
     with contextlib.ExitStack() as opened:
 
         def close(pipe):
@@ -91,8 +91,8 @@ def left():
         yield new
 
 
-def test_a_reader_that_left_has_what_it_wanted(monkeypatch, capfd, left):
-    """Whatever is printed after that; the pipe of something else that breaks is another matter."""
+def test_output_after_the_reader_closed_the_pipe_is_dropped(monkeypatch, capfd, left):
+    """Later output is dropped; a broken pipe of another stream still raises."""
 
     def breaks(*arguments):
         raise BrokenPipeError(32, "Broken pipe")
@@ -108,7 +108,7 @@ def test_a_reader_that_left_has_what_it_wanted(monkeypatch, capfd, left):
 
 
 def environment(**variables):
-    """Of a process that knows no UTF-8 mode, as one that cron starts."""
+    """The environment of a process without UTF-8 mode, as started by cron."""
     base = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     return base | {"PYTHONPATH": str(ROOT)} | variables
 
@@ -117,7 +117,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def run(arguments, redirection="", **variables):
-    """A command in a shell of its own: its exit code, stdout and stderr."""
+    """Run a command in a separate shell and return exit code, stdout and stderr."""
     line = f'"$@" {redirection}'
     command = ["bash", "-c", f"set -o pipefail; {line}", "bash", sys.executable, "-m", "sweeps.cli", *arguments]
     ended = subprocess.run(command, env=environment(**variables), capture_output=True)
@@ -133,15 +133,15 @@ def matrix(tmp_path_factory):
     return path
 
 
-def test_a_verb_names_any_file_where_only_ascii_can_be_written(matrix, monkeypatch):
+def test_verbs_print_any_file_name_on_ascii_terminals(matrix, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, stream("ascii"))
     path = os.fsdecode(matrix)
     for arguments in ([], ["--json"]):
         assert cli.main(["geometry", path, "--metrics=mean_cosine", *arguments]) == 0
-    table, _, found = sys.stdout.buffer.getvalue().partition(b"{")
+    table, _, json_text = sys.stdout.buffer.getvalue().partition(b"{")
     assert rb"- \udcff" in table
-    assert json.loads(b"{" + found)
+    assert json.loads(b"{" + json_text)
     assert cli.main(["geometry", path + ".gone"]) == 1
     (line,) = sys.stderr.buffer.getvalue().splitlines()
     assert line.startswith(b"olmo-jax: ") and rb"- \udcff.npy.gone" in line
@@ -155,7 +155,7 @@ def test_a_process_in_an_ascii_locale_names_any_file(matrix, variables):
     assert json.loads(out)
 
 
-def test_who_leaves_a_pipe_early_sees_no_error():
+def test_closing_a_pipe_early_shows_no_error():
     for redirection in ("| true", ">&-", "2>&- >&-"):
         code, _, err = run(["--help"], redirection)
         assert (code, err) == (0, b""), redirection
@@ -189,7 +189,7 @@ def test_messages_are_one_line_but_for_lists(capsys):
         (KeyboardInterrupt(), 75, "olmo-jax: stopped immediately; run the same command again to resume\n"),
     ],
 )
-def test_what_any_verb_can_meet_is_one_line(monkeypatch, capsys, error, code, message):
+def test_common_errors_of_every_verb_are_one_line(monkeypatch, capsys, error, code, message):
     def fails(*arguments):
         raise error
 
@@ -199,7 +199,7 @@ def test_what_any_verb_can_meet_is_one_line(monkeypatch, capsys, error, code, me
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_before_and_after_the_stages_is_one_line_and_75(name):
+def test_a_signal_outside_the_stages_is_one_line_and_exit_code_75(name):
     """Sent while the verb's libraries are imported."""
     program = (
         "import builtins, os, signal, sys; from sweeps import cli\n"

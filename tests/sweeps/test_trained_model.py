@@ -1,4 +1,4 @@
-"""What can only be seen of a model that has learnt something: the demo's, shallower and trained twice as long."""
+"""Effects that need a trained model: that of the demo, shallower and trained twice as long."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_at_3_bits_gptq_costs_less_loss_than_rounding_to_nearest(tmp_path):
+def test_gptq_at_3_bits_loses_less_than_rounding_to_nearest(tmp_path):
     (tmp_path / "longer.py").write_text(CONFIG)
     fast = os.environ | {"XLA_FLAGS": ""}  # the tests' own flags leave programs unoptimised
     for verb in ("train", "evaluate"):

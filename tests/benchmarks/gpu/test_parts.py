@@ -1,4 +1,4 @@
-"""The cases of the full scale, which no test runs, are models and batches that can be."""
+"""The cases of the full scale, which no test runs, have valid models and batches."""
 
 import pytest
 
@@ -17,7 +17,7 @@ TRAINING = [
 
 
 @pytest.mark.parametrize("case", TRAINING)
-def test_a_case_is_a_model_that_cudnns_attention_takes(case):
+def test_every_case_is_a_model_that_cudnn_attention_supports(case):
     model = training.model_of(case)
     model.check("model")
     config = ComputeConfig(steps_per_call=case["steps"])
@@ -27,13 +27,13 @@ def test_a_case_is_a_model_that_cudnns_attention_takes(case):
     assert case["length"] <= model.context_length
 
 
-def test_cohorts_are_every_width_and_number_of_members():
+def test_cohort_cases_cover_every_width_and_number_of_members():
     assert len(cohorts.cases("full")) == 5 * 4
     case = cohorts.cases("full")["d256_M32"]
     assert (case["width"], case["members"]) == (256, 32)
 
 
-def test_rates_are_those_of_all_members_and_of_the_matmul(monkeypatch):
+def test_rates_count_all_members_and_the_matmul(monkeypatch):
     case = cohorts.tiny(members=2)
     monkeypatch.setattr(training, "matmul_flops", lambda dtype: 1e9)
     rates = training.rates(case, step_seconds=0.5)
@@ -43,6 +43,6 @@ def test_rates_are_those_of_all_members_and_of_the_matmul(monkeypatch):
     assert training.work(case) == 2 * training.work(case, members=1)
 
 
-def test_a_process_that_ends_is_said_with_its_last_words():
+def test_a_failed_process_is_reported_with_its_last_output():
     with pytest.raises(RuntimeError, match="a process ended: ValueError: array split"):
         processes.measure(cohorts.tiny() | {"heads": 3, "processes": 1})

@@ -1,4 +1,4 @@
-"""Result files: what counts as done, what is measured again, what is said of damage."""
+"""Result files: which cases count as done, which are measured again, how damaged files are reported."""
 
 import json
 import types
@@ -14,7 +14,7 @@ FILE = "squares-nvidia-h100-80gb-hbm3.json"
 
 
 def squares(measure=None, **changes):
-    """A part whose cases are numbers and which measures their squares; `calls` are the cases that it measured."""
+    """A part whose cases are numbers and which measures their squares; `calls` lists the measured cases."""
     calls = []
 
     def square(case):
@@ -42,7 +42,7 @@ def measured(folder):
     return {name: entry["measured"] for name, entry in json.loads((folder / FILE).read_text())["cases"].items()}
 
 
-def test_a_result_has_its_device_versions_command_commit_and_date(tmp_path):
+def test_a_result_records_device_versions_command_commit_and_date(tmp_path):
     assert run(squares(), tmp_path) == child.DONE
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     entry = json.loads((tmp_path / FILE).read_text())["cases"]["n3"]
@@ -52,7 +52,7 @@ def test_a_result_has_its_device_versions_command_commit_and_date(tmp_path):
     assert len(entry["date"]) == len("2026-01-01")
 
 
-def test_what_has_a_result_is_not_measured_again(tmp_path, capsys):
+def test_a_case_with_a_result_is_not_measured_again(tmp_path, capsys):
     run(squares(), tmp_path)
     again = squares()
     assert run(again, tmp_path) == child.DONE
@@ -69,27 +69,27 @@ def test_what_has_a_result_is_not_measured_again(tmp_path, capsys):
     ],
     ids=["part", "jax", "shape"],
 )
-def test_another_version_or_shape_is_measured_anew(tmp_path, changes, machine):
+def test_a_changed_version_or_shape_is_measured_again(tmp_path, changes, machine):
     run(squares(), tmp_path)
     other = squares(**changes)
     run(other, tmp_path, machine)
     assert other.calls == [2, 3]
 
 
-def test_another_commit_is_not(tmp_path):
+def test_a_changed_commit_is_not_measured_again(tmp_path):
     run(squares(), tmp_path)
     other = squares()
     run(other, tmp_path, MACHINE | {"commit": "def"})
     assert other.calls == []
 
 
-def test_another_device_has_a_file_of_its_own(tmp_path):
+def test_each_device_has_a_separate_result_file(tmp_path):
     run(squares(), tmp_path)
     run(squares(), tmp_path, MACHINE | {"device": "NVIDIA H200"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "squares-nvidia-h200.json"]
 
 
-def test_a_part_stopped_by_the_time_goes_on_with_the_next_case(tmp_path):
+def test_a_part_stopped_by_the_time_limit_resumes_at_the_next_case(tmp_path):
     first, second = squares(), squares()
     assert run(first, tmp_path, seconds=-1.0) == child.UNFINISHED
     assert first.calls == []
@@ -104,7 +104,7 @@ def test_a_part_stopped_by_the_time_goes_on_with_the_next_case(tmp_path):
     assert second.calls == [3]
 
 
-def test_a_case_that_fails_leaves_no_result_and_takes_no_other_with_it(tmp_path, capsys):
+def test_a_failed_case_leaves_no_result_and_the_others_run(tmp_path, capsys):
     def fails_at_2(case):
         if case["number"] == 2:
             raise RuntimeError("the kernel\nfell over")
@@ -118,7 +118,7 @@ def test_a_case_that_fails_leaves_no_result_and_takes_no_other_with_it(tmp_path,
 @pytest.mark.parametrize(
     "error", [ConfigError("needs 90 GB of a device"), RuntimeError("RESOURCE_EXHAUSTED: out of memory"), MemoryError()]
 )
-def test_what_does_not_fit_is_a_result(tmp_path, error):
+def test_out_of_memory_is_a_result(tmp_path, error):
     def measure(case):
         raise error
 
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_a_result(tmp_path, error):
 
 
 @pytest.mark.parametrize("content", ["", '{"part": "squ', "\0" * 64, "[]", '{"cases": 3}'])
-def test_a_damaged_file_is_measured_again_and_said_once(tmp_path, capsys, content):
+def test_a_damaged_result_file_is_reported_once_and_measured_again(tmp_path, capsys, content):
     (tmp_path / FILE).write_text(content)
     part = squares()
     assert run(part, tmp_path) == child.DONE
@@ -142,7 +142,7 @@ def test_a_damaged_file_is_measured_again_and_said_once(tmp_path, capsys, conten
     assert "measured again" in lines[0]
 
 
-def test_of_a_file_with_one_damaged_case_the_others_stay(tmp_path, capsys):
+def test_one_damaged_case_leaves_the_other_results_of_its_file(tmp_path, capsys):
     run(squares(), tmp_path)
     content = json.loads((tmp_path / FILE).read_text())
     content["cases"]["n2"] = {"measured": 4}
@@ -153,7 +153,7 @@ def test_of_a_file_with_one_damaged_case_the_others_stay(tmp_path, capsys):
     assert "measured again" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path):
+def test_a_file_in_place_of_the_result_folder_is_refused(tmp_path):
     (tmp_path / "results").write_text("")
     with pytest.raises(UsageError, match="results can't be written there .* --results"):
         results.check_writable(tmp_path / "results")
@@ -170,10 +170,10 @@ def test_parts_are_found_by_listing_the_package():
             assert json.loads(json.dumps(cases)) == cases
 
 
-def test_a_part_that_is_not_there_is_refused_with_those_that_are():
+def test_an_unknown_part_is_refused_with_the_known_names():
     with pytest.raises(UsageError, match="--only=nope: there is no such part; choose from cohorts, .*processes"):
         chosen_parts(["nope"])
 
 
-def test_modules_that_are_missing_are_named():
+def test_missing_modules_are_named():
     assert missing_modules(squares(NEEDS=("json", "no_such_module"))) == ["no_such_module"]

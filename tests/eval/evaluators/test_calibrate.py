@@ -1,4 +1,4 @@
-"""GPTQ of whole models: every architecture, layer by layer through what is quantised, members each on their own."""
+"""GPTQ of whole models: every architecture, layer by layer on quantised predecessors, each member separately."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def member(params_M, m):
 @pytest.mark.parametrize(
     "name", ["olmo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("olmo2", "gpt_neox", "tied"))]
 )
-def test_every_projection_of_every_architecture_is_quantised_and_nothing_else(name):
+def test_gptq_quantises_every_projection_and_nothing_else(name):
     config = VARIANTS[name]
     before = stack(config)
     after, errors = gptq_params(config, before, TOKENS, SCOPES["blocks"], Method(3), batch_size=4)
@@ -44,7 +44,7 @@ def test_every_projection_of_every_architecture_is_quantised_and_nothing_else(na
         assert (np.asarray(of.output) < np.asarray(of.output_rounded)).all(), path
 
 
-def test_the_first_block_is_gptq_on_what_it_reads():
+def test_the_first_block_is_calibrated_on_its_own_inputs():
     config = FAMILIES["olmo"]
     params_M = stack(config)
     after, _ = gptq_params(config, params_M, TOKENS, SCOPES["blocks"], Method(3, act_order=True), batch_size=4)
@@ -55,12 +55,15 @@ def test_the_first_block_is_gptq_on_what_it_reads():
         for part, name in (("attention", "query"), ("attention", "out"), ("mlp", "up"), ("mlp", "down")):
             x_NI = np.asarray(inputs[f"{part}/{name}"]).reshape(-1, inputs[f"{part}/{name}"].shape[-1])
             expected = gptq(params["blocks_0"][part][name], 2 * x_NI.T @ x_NI, 3, act_order=True)
-            found = after["blocks_0"][part][name][m]
-            assert np.mean(np.abs(found - expected) < 1e-5) > 0.97, (part, name)  # a flip carries on down its column
+            quantised = after["blocks_0"][part][name][m]
+            assert np.mean(np.abs(quantised - expected) < 1e-5) > 0.97, (
+                part,
+                name,
+            )  # a flipped rounding propagates down its column
 
 
 @pytest.mark.slow
-def test_what_a_block_reads_came_through_the_quantised_ones_before_it():
+def test_later_blocks_are_calibrated_on_outputs_of_quantised_blocks():
     config = FAMILIES["olmo"]
     params_M = stack(config, 1)
     both, _ = gptq_params(config, params_M, TOKENS, SCOPES["blocks"], Method(2), batch_size=12)
@@ -73,18 +76,18 @@ def test_what_a_block_reads_came_through_the_quantised_ones_before_it():
 
 
 @pytest.mark.slow
-def test_members_are_quantised_each_on_its_own_states():
+def test_each_member_is_calibrated_on_its_own_states():
     config = FAMILIES["gpt_neox"]
     params_M = stack(config, 3)
     together, errors = gptq_params(config, params_M, TOKENS, SCOPES["all"], Method(4), batch_size=4)
-    alone, of_one = gptq_params(config, jax.tree.map(lambda x: x[1:2], params_M), TOKENS, SCOPES["all"], Method(4),
+    separate, of_one = gptq_params(config, jax.tree.map(lambda x: x[1:2], params_M), TOKENS, SCOPES["all"], Method(4),
                                 batch_size=4)  # fmt: skip
-    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(separate), strict=True):
         assert np.mean(np.abs(a[1] - b[0]) < 1e-5) > 0.97
     assert errors["unembedding"].output[1] == pytest.approx(float(of_one["unembedding"].output[0]), rel=0.01)
 
 
-def test_an_unembedding_is_calibrated_on_final_states_and_an_embedding_rounded():
+def test_an_unembedding_is_calibrated_on_final_states_and_an_embedding_is_rounded():
     config = dataclasses.replace(FAMILIES["olmo"], n_layers=1)
     params_M = stack(config, 1)
     after, errors = gptq_params(config, params_M, TOKENS, "embedding|unembedding", Method(3), batch_size=4)
@@ -95,7 +98,7 @@ def test_an_unembedding_is_calibrated_on_final_states_and_an_embedding_rounded()
     assert jnp.array_equal(after["blocks_0"]["mlp"]["up"], params_M["blocks_0"]["mlp"]["up"])
 
 
-def test_the_inputs_of_a_block_are_what_its_projections_multiply():
+def test_collected_block_inputs_are_the_operands_of_its_projections():
     config = dataclasses.replace(FAMILIES["gpt_neox"], n_layers=1)
     params = model.init(config, jax.random.key(0))
     x_BLD = model.embed(config, params, TOKENS)

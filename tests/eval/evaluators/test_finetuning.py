@@ -1,4 +1,4 @@
-"""Fine-tunings beside each other, blown up, over checkpoints, and stopped."""
+"""Fine-tuning: several at once, diverged ones, several checkpoints, and stop requests."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from tests.eval.stored import metrics
 
 
 @pytest.mark.slow
-def test_rates_and_seeds_as_members_are_fine_tunings_alone(cohort, trained, index, config):
+def test_rates_and_seeds_on_the_member_axis_match_separate_fine_tunings(cohort, trained, index, config):
     both = dataclasses.replace(config.finetune, targets=("code",), seeds=(0, 1), points=1)
     together = dataclasses.replace(config, finetune=both)
     assert evaluate(trained, cohort, index, together, lambda job: True, Choice(only=("finetune",)))
@@ -19,8 +19,8 @@ def test_rates_and_seeds_as_members_are_fine_tunings_alone(cohort, trained, inde
         ends = []
         for seed in both.seeds:
             one = dataclasses.replace(both, learning_rates=(rate,), seeds=(seed,))
-            alone = dataclasses.replace(config, finetune=one)
-            assert evaluate(trained, cohort, index, alone, lambda job: True, Choice(only=("finetune",), runs="run1"))
+            single = dataclasses.replace(config, finetune=one)
+            assert evaluate(trained, cohort, index, single, lambda job: True, Choice(only=("finetune",), runs="run1"))
             ends.append(metrics(trained, "run1", f"finetune_code_lr{rate:g}"))
         for name in ("code", "in_domain", "forgetting"):
             assert shared[name] == pytest.approx(np.mean([end[name] for end in ends]), abs=2e-4)
@@ -28,7 +28,7 @@ def test_rates_and_seeds_as_members_are_fine_tunings_alone(cohort, trained, inde
         assert 0 < shared["spread/target"] == pytest.approx(spread, abs=2e-4)
 
 
-def test_a_fine_tuning_that_diverges_has_no_numbers(cohort, trained, index, config):
+def test_a_diverged_fine_tuning_reports_no_numbers(cohort, trained, index, config):
     wild = dataclasses.replace(config.finetune, targets=("code",), learning_rates=(1e-3, 1e30))
     chosen = dataclasses.replace(config, finetune=wild)
     assert evaluate(trained, cohort, index, chosen, lambda job: True, Choice(only=("finetune",)))
@@ -41,7 +41,7 @@ def test_a_fine_tuning_that_diverges_has_no_numbers(cohort, trained, index, conf
 
 
 @pytest.mark.slow
-def test_checkpoints_are_fine_tuned_together(cohort, trained, index, config):
+def test_checkpoints_fine_tuned_together_match_separate_ones(cohort, trained, index, config):
     only = Choice(only=("finetune_code*",), steps="all", runs="run0")
     todo = jobs(trained, cohort, config, only)
     assert [job.models for job in todo] == [(("run0", 5), ("run0", 10), ("run0", 12))] * 3
@@ -50,7 +50,7 @@ def test_checkpoints_are_fine_tuned_together(cohort, trained, index, config):
     assert late < early
 
 
-def test_a_stop_in_the_middle_of_fine_tuning_leaves_at_once(cohort, trained, index, config):
+def test_a_stop_request_ends_fine_tuning_immediately(cohort, trained, index, config):
     asked = []
 
     def stop():

@@ -1,4 +1,4 @@
-"""Local dimension by points and neighbours of a checkpoint, and of texts before, on the way and after fine-tuning."""
+"""Local dimension of checkpoints by points and neighbours, and of texts before, during and after fine-tuning."""
 
 import dataclasses
 
@@ -51,56 +51,56 @@ def workdir(cohort, index, tmp_path_factory):
 
 
 @pytest.mark.parametrize("points, neighbors", [(40, 8), (60, 16)])
-def test_it_is_that_of_so_many_states_in_such_neighbourhoods(workdir, cohort, index, points, neighbors):
-    found = metrics(workdir, "run1", "local_dimension")
+def test_local_dimension_uses_the_requested_points_and_neighbours(workdir, cohort, index, points, neighbors):
+    measured = metrics(workdir, "run1", "local_dimension")
     config, params = load_run(workdir, "run1")
-    read = evaluation_sets([run.config for run in cohort.runs], index)
-    for evaluation_set in read:
+    sets = evaluation_sets([run.config for run in cohort.runs], index)
+    for evaluation_set in sets:
         states = read_states(TEXTS, config, evaluation_set, params, evaluation_set.points_MKT[0])["final_states"][0]
         _, first = np.unique(np.asarray(states), axis=0, return_index=True)
         x_ND = jnp.asarray(np.asarray(states)[np.sort(first)][:points])
         expected = jnp.nanmean(local_two_nn(x_ND, neighbors, convention="skdim034"))
         name = f"final_states.{evaluation_set.names[0]}/n{points}_l{neighbors}"
-        assert found[f"{name}/local_two_nn"] == pytest.approx(float(expected), rel=1e-3)
-        assert found[f"{name}/points"] == points
+        assert measured[f"{name}/local_two_nn"] == pytest.approx(float(expected), rel=1e-3)
+        assert measured[f"{name}/points"] == points
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"points": (10**6,)}, r"dimension.points = \(1000000,\): config.probe.texts.points = 1000000: the text"),
         ({"points": (16,), "neighbors": (16,)}, "a point among 16 has fewer than 16 others"),
         ({"points": (40,), "neighbors": (2,)}, "needs numbers of at least 3"),
     ],
 )
-def test_more_than_there_is_is_refused_before_training(cohort, index, changes, said):
-    asked = DimensionConfig(**({"neighbors": (8,)} | changes))
-    with pytest.raises(ConfigError, match=said):
-        asked.check("config.evaluation.dimension")
-        check_evaluation(dataclasses.replace(PLAIN, dimension=asked), cohort, index)
+def test_more_points_than_available_states_are_refused_before_training(cohort, index, changes, message):
+    requested = DimensionConfig(**({"neighbors": (8,)} | changes))
+    with pytest.raises(ConfigError, match=message):
+        requested.check("config.evaluation.dimension")
+        check_evaluation(dataclasses.replace(PLAIN, dimension=requested), cohort, index)
 
 
-def test_without_texts_it_is_refused(cohort, index, tiny):
+def test_an_evaluation_without_texts_is_refused(cohort, index, tiny):
     plain = Cohort(shape_of(tiny, index.fingerprint), (Run("plain", tiny),))
     with pytest.raises(ConfigError, match="needs texts; name some in config.train.probe.texts"):
         check_evaluation(PLAIN, plain, index)
 
 
-def test_fine_tuning_tells_of_each_text_before_and_along(workdir, cohort, index):
-    """ "validation" is that of what is fine-tuned on, so that it is the domain's own."""
+def test_fine_tuning_measures_each_text_before_and_during_training(workdir, cohort, index):
+    """The "validation" text of a fine-tuning is that of its target domain."""
     tuning = FinetuneConfig(targets=("code",), learning_rates=(1e-2,), tokens=8 * 64, batch_size=4, points=2)
     config = dataclasses.replace(PLAIN, finetune=tuning)
     assert evaluate(workdir, cohort, index, config, lambda job: True, Choice(only=("finetune_code_lr*",)))
     result = stored(workdir, "run0", "finetune_code_lr0.01")
     rows = [result["before"], *result["along"]]
     for row in rows:
-        own, by_name = (row[f"geometry/final_states.{text}/local_two_nn"] for text in TEXTS.names)
-        assert own == by_name > 0
+        of_target, by_name = (row[f"geometry/final_states.{text}/local_two_nn"] for text in TEXTS.names)
+        assert of_target == by_name > 0
     assert rows[0]["geometry/texts.code/loss"] > rows[-1]["geometry/texts.code/loss"]
     assert rows[0]["geometry/final_states.code/local_two_nn"] != rows[-1]["geometry/final_states.code/local_two_nn"]
 
 
-def test_of_a_task_the_answers_bear_the_loss_and_few_items_are_the_same_for_all(cohort, index, quiz):
+def test_task_loss_covers_answers_only_and_all_members_share_the_items(cohort, index, quiz):
     config = FinetuneConfig(targets=(f"task:{quiz}",), item_tokens=16, train_items=6)
     texts = dataclasses.replace(TEXTS, names=("train", "code"), documents=20, points=20)
     shape = cohort.shape.with_config(probe=dataclasses.replace(cohort.shape.config.probe, texts=texts))
@@ -112,11 +112,11 @@ def test_of_a_task_the_answers_bear_the_loss_and_few_items_are_the_same_for_all(
     for targets_L, scored_L in zip(train.targets_NL, train.scored_NL, strict=True):
         assert targets_L[scored_L].tolist() == answer
     batches = finetuning.item_batches(eval_data, str(quiz), dataclasses.replace(config, batch_size=4))
-    seen = {tuple(row) for step in range(9) for row in batches(step)[0][0].tolist()}
-    assert len(seen) == 6
+    items_trained_on = {tuple(row) for step in range(9) for row in batches(step)[0][0].tolist()}
+    assert len(items_trained_on) == 6
 
 
-def test_equations_have_their_local_dimension_and_nothing_that_needs_text(tiny, vary, tmp_path):
+def test_equations_have_a_local_dimension_and_no_text_evaluations(tiny, vary, tmp_path):
     texts = TextsConfig(names=("train", "validation"), metrics=("local_two_nn",), points=30, neighbors=8)
     data = DataConfig(name="sums", corpus="arithmetic", sequence_length=4, arithmetic=ArithmeticConfig("add", 7))
     changes = {
@@ -139,13 +139,13 @@ def test_equations_have_their_local_dimension_and_nothing_that_needs_text(tiny, 
     assert evaluate(workdir, cohort, index, config, lambda job: True)
     for run in runs:
         logged = read_jsonl(workdir / "runs" / run.id / "metrics.jsonl")[-1]["final_states.train/local_two_nn"]
-        found = metrics(workdir, run.id, "local_dimension", 6)["final_states.train/n30_l8/local_two_nn"]
-        assert found == pytest.approx(logged, rel=1e-3)
+        measured = metrics(workdir, run.id, "local_dimension", 6)["final_states.train/n30_l8/local_two_nn"]
+        assert measured == pytest.approx(logged, rel=1e-3)
     with pytest.raises(ConfigError, match="finetune.targets = .*: needs text, and the data have only equations"):
         check_evaluation(dataclasses.replace(config, finetune=FinetuneConfig(targets=("code",))), cohort, index)
 
 
-def test_the_stack_is_measured_each_for_itself(workdir):
+def test_models_of_a_stack_are_measured_independently(workdir):
     first, second = (metrics(workdir, run, "local_dimension") for run in ("run0", "run1"))
     assert first.keys() == second.keys() and first != second
     assert jax.tree.all(jax.tree.map(np.isfinite, first))

@@ -46,7 +46,7 @@ def test_bad_values_are_refused_with_key_value_and_remedy(sections, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_run_is_named_by_what_decides_its_numbers(vary):
+def test_run_ids_depend_on_identity_fields_only(vary):
     base = TrainConfig()
     same = vary(base, {"probe.every": 7, "checkpoint.every": 3, "mesh.data": 2, "data.root": "x", "tensorboard": True})
     assert run_id(same, "print") == run_id(base, "print")

@@ -1,4 +1,4 @@
-"""Every field of every configuration is declared, and what is declared of it holds."""
+"""Every field of every configuration is declared with a role and help, and its default satisfies its bound."""
 
 import dataclasses
 
@@ -50,12 +50,12 @@ class Outer(Settings):
         ({"inner": {"rate": 1.0}, "width": 1}, "c: both are the same"),
     ],
 )
-def test_a_value_beyond_its_bound_and_a_contradiction_are_refused(values, message):
+def test_out_of_bound_and_contradictory_values_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         from_config_dict(Outer, values, "c")
 
 
-def test_reset_takes_the_settings_of_a_role_back_to_their_defaults_in_sections_too():
+def test_reset_restores_defaults_of_a_role_in_nested_sections():
     changed = Outer(Inner(0.25, (3,)), 16)
     assert reset(changed, Role.TRACED) == Outer(Inner(0.5, (3,)), 16)
     assert reset(changed, Role.STATIC, Role.OBSERVATION) == Outer(Inner(0.25, (4,)), 8)
@@ -69,12 +69,12 @@ def test_settings_walks_through_sections_by_dotted_key():
     ]
 
 
-def test_a_field_that_declares_nothing_separates_runs():
+def test_an_undeclared_field_is_static():
     field = dataclasses.field(default=1)
     assert declared(field).role is Role.STATIC
 
 
-def test_roles_of_some():
+def test_model_fields_are_static_and_optimizer_numbers_are_traced():
     roles = {key: declared(field).role for key, field, _ in settings(TrainConfig())}
     assert {roles[f"model.{field.name}"] for field in dataclasses.fields(ModelConfig)} == {Role.STATIC}
     traced = {key for key, role in roles.items() if role is Role.TRACED}

@@ -1,4 +1,4 @@
-"""Presets by the numbers that their publishers give."""
+"""Presets against the parameter counts given by their publishers."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from olmo_jax.config import ModelConfig, TrainConfig, from_config_dict
 from olmo_jax.config.presets import OLMO, OLMO2, PUBLIC_OLMO, PYTHIA, STAND_INS
 from olmo_jax.config.validation import ConfigError
 
-# In all, and without embeddings, as the Pythia suite's table and the safetensors of the released models have them.
+# Total and non-embedding counts, from the table of the Pythia suite and the safetensors of the released models.
 PUBLISHED = {
     "pythia 14m": (14_067_712, 1_189_888),
     "pythia 31m": (30_494_720, 4_739_072),
@@ -27,7 +27,7 @@ PRESETS = {f"{family} {size}": config for family, of in (("olmo", OLMO), ("olmo2
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_counts_are_the_published_ones(name):
+def test_parameter_counts_match_the_published_ones(name):
     assert model.parameter_count(PRESETS[name]) == PUBLISHED[name]
 
 
@@ -45,17 +45,17 @@ SMALL = ModelConfig(vocab_size=100, pad_vocab_to=16, d_model=24, n_layers=2, n_h
         {"mlp": "gelu", "mlp_bias": True, "norm_at": "after", "positions": "learned", "tied": True},
     ],
 )
-def test_counts_are_those_of_the_parameters_that_are_made(options, norm):
+def test_parameter_counts_match_initialised_models(options, norm):
     config = dataclasses.replace(SMALL, norm=norm, **options)
-    made = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
-    sizes = {name: sum(x.size for x in jax.tree.leaves(of)) for name, of in made.items()}
+    shapes = jax.eval_shape(functools.partial(model.init, config), jax.random.key(0))
+    sizes = {name: sum(x.size for x in jax.tree.leaves(of)) for name, of in shapes.items()}
     outside = sum(sizes.get(name, 0) for name in ("embedding", "positions", "unembedding"))
     assert model.parameter_count(config) == (sum(sizes.values()), sum(sizes.values()) - outside)
 
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if n not in PUBLISHED and "sequential" not in n])
-def test_others_have_the_size_that_they_are_named_by(name):
-    """OLMo's public ones and OLMo-core's ladder count one of the two embeddings, our stand-ins none."""
+def test_other_presets_have_the_size_in_their_name(name):
+    """OLMo's public presets and OLMo-core's ladder count one of the two embeddings, our small presets none."""
     config = PRESETS[name]
     family, size = name.split()
     total, inner = model.parameter_count(config)
@@ -78,7 +78,7 @@ def test_a_pythia_and_its_sequential_twin_differ_in_one_field_and_nothing_else(s
 
 
 @pytest.mark.parametrize(("file", "sizes"), [("olmo", OLMO), ("olmo2", OLMO2), ("pythia", PYTHIA)])
-def test_every_size_has_a_run_that_checks(file, sizes):
+def test_every_preset_has_a_valid_run_configuration(file, sizes):
     get_config = importlib.import_module(f"olmo_jax.configs.{file}").get_config
     for size in sizes:
         config = from_config_dict(TrainConfig, get_config(size))

@@ -12,7 +12,7 @@ WORDS = TEXT.split()
 
 
 def sentences(domain: str, count: int) -> list[str]:
-    """Documents that differ from one another, of 5 to 54 words."""
+    """Return distinct documents of 5 to 54 words."""
     return [
         " ".join([domain, str(i), *(WORDS[(i * 7 + j * (i % 5 + 1)) % len(WORDS)] for j in range(3 + i % 50))])
         for i in range(count)

@@ -32,7 +32,7 @@ def quiet(line):
 
 
 def contents(directory):
-    """Every file that training reads, by name."""
+    """Return the content of every file that training reads, by name."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir() if p.is_file()}
 
 
@@ -50,7 +50,7 @@ def test_splits_are_disjoint_even_where_documents_repeat(stories, story_config, 
         assert 10 < index.shard("validation", domain).documents / 2 < 40  # of 120, .2 expected
 
 
-def test_the_same_sources_give_the_same_bytes_wherever_they_lie(stories, story_config, story_file, tmp_path):
+def test_the_same_sources_give_the_same_bytes_in_any_folder(stories, story_config, story_file, tmp_path):
     moved = tmp_path / story_file.name
     moved.write_bytes(story_file.read_bytes())
     config = replace(story_config, name="other", files=(str(moved),))
@@ -83,7 +83,7 @@ def test_progress_reports_each_split_and_domain(story_config, tmp_path):
         ({"train_domains": ("fable",)}, 1, "bpe trained on was all domains, is fable"),
     ],
 )
-def test_other_sources_are_refused_with_both_prints(stories, story_config, change, half, named):
+def test_changed_sources_are_refused_with_both_fingerprints(stories, story_config, change, half, named):
     before = times(stories.directory)
     changed = replace(story_config, **change)
     old, new = fingerprint(story_config), fingerprint(changed)
@@ -105,7 +105,7 @@ def test_a_changed_file_is_refused(story_config, story_file, tmp_path):
         prepare(config, tmp_path / "root", quiet)
 
 
-def test_what_the_run_does_with_the_tokens_is_not_in_the_fingerprint(story_config):
+def test_the_fingerprint_excludes_settings_of_the_run(story_config):
     other = replace(story_config, name="x", root="/y", sequence_length=8, batch_size=2)
     assert fingerprint(other) == fingerprint(story_config)
 
@@ -135,7 +135,7 @@ def test_bad_input_leaves_nothing_behind(stories, story_config, tmp_path, change
     assert [p.name for p in tmp_path.iterdir()] == [".stories.lock"]
 
 
-def test_all_domains_too_small_for_a_split_are_told_at_once(story_config, tmp_path):
+def test_all_domains_too_small_for_a_split_are_listed_together(story_config, tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [{"body": f"text {i}", "kind": f"kind {i:02}" if i < 40 else "large"} for i in range(200)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -145,7 +145,7 @@ def test_all_domains_too_small_for_a_split_are_told_at_once(story_config, tmp_pa
     assert sum(map(int, counts)) + len(counts) == 40 and "\n" not in str(raised.value)
 
 
-def test_a_tokenizer_that_is_a_pointer_of_git_lfs(story_config, tmp_path, monkeypatch):
+def test_a_tokenizer_that_is_a_git_lfs_pointer_is_refused(story_config, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     with pytest.raises(DataError, match="tokenizer.json is a Git LFS pointer, .*run `git lfs pull`"):
@@ -157,7 +157,7 @@ def test_prepared_data_are_checked_against_the_run_that_uses_them(stories, story
         prepare(replace(story_config, sequence_length=10**6), stories.directory.parent, quiet)
 
 
-def test_a_foreign_folder_is_left_alone(story_config, tmp_path):
+def test_a_folder_with_other_files_is_left_unchanged(story_config, tmp_path):
     (tmp_path / "stories").mkdir()
     (tmp_path / "stories" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="isn't prepared data"):
@@ -165,7 +165,7 @@ def test_a_foreign_folder_is_left_alone(story_config, tmp_path):
     assert (tmp_path / "stories" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_tokenizer_file_in_place_of_training(stories, story_config, tmp_path):
+def test_a_tokenizer_file_replaces_tokenizer_training(stories, story_config, tmp_path):
     config = replace(story_config, tokenizer=str(stories.directory / "tokenizer.json"), train_domains=("fable",))
     index = prepare(config, tmp_path, quiet)
     assert index.tokenizer_sha256 == stories.tokenizer_sha256
@@ -186,7 +186,7 @@ def tfds_folder(story_file, tmp_path_factory):
     return builder.data_path
 
 
-def test_a_data_set_that_tfds_has_on_disk(stories, story_config, tfds_folder, tmp_path):
+def test_a_tfds_data_set_on_disk_is_prepared(stories, story_config, tfds_folder, tmp_path):
     shutil.copytree(tfds_folder, tmp_path / "tfds" / "text_files" / tfds_folder.name)
     config = replace(
         story_config, corpus="text_files_copy", tfds_dir=str(tfds_folder), text_field="text", domain_field=""
@@ -203,7 +203,7 @@ def test_a_data_set_that_tfds_has_on_disk(stories, story_config, tfds_folder, tm
 
 
 @pytest.mark.parametrize("moment", ["reading the corpus", "training a BPE", "domain"])
-def test_killed_it_is_done_by_running_it_again(stories, story_config, tmp_path, moment):
+def test_preparation_after_a_kill_gives_the_same_files(stories, story_config, tmp_path, moment):
     code = (
         "import json, sys, time; from pathlib import Path; from olmo_jax.config import *; "
         "from olmo_jax.data.prepare import prepare; "
@@ -239,7 +239,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["cut", "zero", "other"])
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "*.array_record*"])
-def test_a_damaged_data_set_of_tfds(tfds_folder, story_config, tmp_path, file, how):
+def test_a_damaged_tfds_data_set_is_refused(tfds_folder, story_config, tmp_path, file, how):
     place = tmp_path / "text_files_copy" / tfds_folder.name
     shutil.copytree(tfds_folder, place)
     (damaged,) = place.glob(file)
@@ -252,14 +252,14 @@ def test_a_damaged_data_set_of_tfds(tfds_folder, story_config, tmp_path, file, h
     assert "\n" not in str(raised.value) and str(place) in str(raised.value)
 
 
-def test_nothing_is_left_in_the_temporary_directory(story_config, tmp_path, monkeypatch):
+def test_preparation_leaves_no_temporary_files(story_config, tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     prepare(story_config, tmp_path, quiet)
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_null_text_is_told_in_a_line(story_config, story_file, tmp_path):
+def test_null_text_is_reported_in_one_line(story_config, story_file, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(story_file.read_bytes() + b'{"body": null, "kind": "news"}\n')
     lines = []
@@ -297,7 +297,7 @@ _IN_SMALL_PORTIONS = (
 
 @pytest.fixture(scope="module")
 def long_stories(story_config, story_file, tmp_path_factory):
-    """A configuration of more text, and the contents of what is prepared of it."""
+    """A configuration of more text, and the contents of its prepared files."""
     folder = tmp_path_factory.mktemp("long")
     (folder / "long.jsonl").write_bytes(story_file.read_bytes() * 30)
     config = replace(story_config, files=(str(folder / "long.jsonl"),), bpe_megabytes=0.01)
@@ -305,7 +305,7 @@ def long_stories(story_config, story_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_while_several_processes_tokenise(long_stories, tmp_path, number):
+def test_preparation_after_a_kill_of_several_processes_gives_the_same_files(long_stories, tmp_path, number):
     config, expected = long_stories
     arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "data")]
     process = subprocess.Popen(
@@ -326,7 +326,7 @@ def test_killed_while_several_processes_tokenise(long_stories, tmp_path, number)
     assert contents(index.directory) == expected
 
 
-def test_a_sample_that_holds_all_gives_the_same_tokenizer(stories, story_config, tmp_path):
+def test_a_sample_of_all_text_gives_the_same_tokenizer(stories, story_config, tmp_path):
     config = replace(story_config, bpe_megabytes=0.5)
     index = prepare(config, tmp_path, quiet)
     assert fingerprint(config).corpus == fingerprint(story_config).corpus
@@ -335,14 +335,14 @@ def test_a_sample_that_holds_all_gives_the_same_tokenizer(stories, story_config,
     assert {**contents(index.directory), "index.json": same["index.json"]} == same
 
 
-def test_a_sample_gives_a_tokenizer_of_the_size_asked_for(stories, story_config, tmp_path):
+def test_a_sample_gives_a_tokenizer_of_the_requested_size(stories, story_config, tmp_path):
     lines = []
     index = prepare(replace(story_config, bpe_megabytes=0.005), tmp_path, lines.append)
     assert index.vocab_size == 300 and index.tokenizer_sha256 != stories.tokenizer_sha256
     assert sum("training a BPE of 300 tokens on 0.005 MB" in line for line in lines) == 1
 
 
-def test_too_small_a_sample_is_refused(story_config, tmp_path):
+def test_a_too_small_sample_is_refused(story_config, tmp_path):
     with pytest.raises(DataError, match=r"only 2\d\d tokens where data.bpe_vocab_size = 300; raise data") as raised:
         prepare(replace(story_config, bpe_megabytes=5e-5), tmp_path, quiet)
     assert "\n" not in str(raised.value)
@@ -351,7 +351,7 @@ def test_too_small_a_sample_is_refused(story_config, tmp_path):
         replace(story_config, bpe_megabytes=-1.0).check("data")
 
 
-def test_without_a_sample_the_fingerprint_is_what_it_was(story_config):
+def test_without_a_sample_the_fingerprint_is_unchanged(story_config):
     assert sources(story_config)["tokenizer"].keys() == {"eos_token", "bpe_vocab_size", "bpe trained on"}
 
 
@@ -378,12 +378,12 @@ def test_a_signal_ends_the_training_of_the_tokenizer(story_config, tmp_path, num
         assert process.poll() is None
     time.sleep(after)
     process.send_signal(number)
-    process.communicate(timeout=10)  # in less than two seconds where no other process has the cores
+    process.communicate(timeout=10)  # in less than two seconds if no other process uses the cores
     assert process.returncode == 75
     assert [p.name for p in (tmp_path / "data").iterdir()] == [".stories.lock"]
 
 
-def test_two_at_once_prepare_once(stories, story_config, tmp_path):
+def test_concurrent_preparations_prepare_once(stories, story_config, tmp_path):
     lines = []
     threads = [threading.Thread(target=prepare, args=(story_config, tmp_path, lines.append)) for _ in range(2)]
     for thread in threads:
@@ -395,7 +395,7 @@ def test_two_at_once_prepare_once(stories, story_config, tmp_path):
     assert contents(TokenIndex.load(tmp_path / "stories").directory) == contents(stories.directory)
 
 
-def test_fingerprint_of_the_python_packages_knows_the_cap():
+def test_fingerprint_of_python_packages_depends_on_the_cap():
     small, large = (fingerprint(DataConfig(max_megabytes=cap)) for cap in (1.0, 2.0))
     assert small.corpus != large.corpus
     assert small.tokenizer == large.tokenizer

@@ -17,14 +17,14 @@ def copy(stories, tmp_path):
 
 
 def written(directory, vocab_size, documents):
-    """The index of `documents`, (split, domain, tokens), written as they come."""
+    """Write `documents`, (split, domain, tokens), in the given order and return their index."""
     with ShardWriter(directory, vocab_size, eos_id=0) as writer:
         for split, domain, tokens in documents:
             writer.add(split, domain, np.array(tokens, np.uint32), text_bytes=1)
     return TokenIndex(directory, writer.dtype, vocab_size, 0, "", "", {}, writer.shards())
 
 
-def test_documents_come_back_whole_and_end_in_eos(tmp_path):
+def test_documents_round_trip_and_end_in_eos(tmp_path):
     documents = [[5, 6, 7], [], [8]]
     index = written(tmp_path, 100, [("train", "a", d) for d in documents])
     assert [d.tolist() for d in index.documents("train", "a")] == documents
@@ -54,14 +54,14 @@ def test_a_token_outside_the_vocabulary_is_a_damaged_file(tmp_path):
         next(documents)
 
 
-def test_domains_of_any_name_have_files_of_their_own(tmp_path):
+def test_domains_of_any_name_have_separate_files(tmp_path):
     domains = ["a/b", "a_b", "../a", "東京", "x" * 300]
     index = written(tmp_path, 100, [("train", domain, [i]) for i, domain in enumerate(domains)])
     assert [index.tokens("train", domain)[0] for domain in domains] == [0, 1, 2, 3, 4]
     assert {path.parent for path in tmp_path.rglob("*")} == {tmp_path}
 
 
-def test_every_document_is_there_to_its_last_character(stories, story_file):
+def test_documents_are_stored_to_their_last_character(stories, story_file):
     tokenizer = load(stories.directory / "tokenizer.json", "<|endoftext|>")
     decoded = [
         (tokenizer.decode(document), domain)
@@ -73,7 +73,7 @@ def test_every_document_is_there_to_its_last_character(stories, story_file):
     assert sorted(decoded) == sorted((row["body"], row["kind"]) for row in rows)
 
 
-def test_load_gives_what_was_saved(stories):
+def test_load_returns_what_was_saved(stories):
     assert TokenIndex.load(stories.directory) == stories
 
 
@@ -95,7 +95,7 @@ def as_before_bytes_were_stored(directory):
     (directory / INDEX_FILE).write_text(json.dumps(index))
 
 
-def test_data_prepared_before_bytes_were_stored_are_read_and_left_as_they_are(stories, copy):
+def test_data_without_stored_byte_counts_are_read_and_unchanged(stories, copy):
     as_before_bytes_were_stored(copy)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     index = TokenIndex.load(copy)
@@ -104,7 +104,7 @@ def test_data_prepared_before_bytes_were_stored_are_read_and_left_as_they_are(st
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
-def test_what_waits_is_written_when_it_is_much(tmp_path, monkeypatch):
+def test_documents_stay_in_order_beyond_the_write_buffer(tmp_path, monkeypatch):
     monkeypatch.setattr("olmo_jax.data.shards._BUFFERED", 50)
     documents = [
         (split, domain, list(range(n))) for n in range(9) for split in ("train", "validation") for domain in "ab"
@@ -144,14 +144,14 @@ print(json.dumps({"epochs": epochs(index, (), 4, 4), "documents": documents, "si
 
 
 def test_hundreds_of_domains_need_few_open_files(tmp_path):
-    """Written and read back by a process that may have 64 files open, for 300 domains."""
+    """300 domains are written and read back by a process limited to 64 open files."""
     read = json.loads(subprocess.check_output([sys.executable, "-c", MANY_DOMAINS, str(tmp_path)]))
     assert read["documents"] == [[[0, i], [1, i], [2, i]] for i in range(300)]
     assert read["sizes"] == [[4, 4, 4]] * 300
     assert read["epochs"] == 4 / 2696
 
 
-def test_an_unknown_domain_is_named_with_those_there_are(stories):
+def test_an_unknown_domain_is_named_with_the_known_ones(stories):
     with pytest.raises(DataError, match="no domain 'novel' in train; there are fable, news"):
         stories.tokens("train", "novel")
 
@@ -161,7 +161,7 @@ def test_an_unknown_domain_is_named_with_those_there_are(stories):
     [{"dtype": "float99"}, {"dtype": 16}, {"eos_id": "0"}, {"vocab_size": -1}, {"shards": 5}, {"shards": [5]},
      {"fingerprint": None}, {"sources": []}, {"colour": "red"}],
 )  # fmt: skip
-def test_an_index_with_a_value_of_another_kind(copy, change):
+def test_an_index_with_a_value_of_the_wrong_type_is_refused(copy, change):
     index = json.loads((copy / INDEX_FILE).read_text())
     (copy / INDEX_FILE).write_text(json.dumps(index | change))
     with pytest.raises(DataError, match=r"index\.json: isn't an index"):
@@ -169,7 +169,7 @@ def test_an_index_with_a_value_of_another_kind(copy, change):
 
 
 @pytest.mark.parametrize("change", [{"file": 3}, {"tokens": "9"}, {"documents": True}, {"sizes": 1.5}, {"split": None}])
-def test_a_shard_with_a_value_of_another_kind(copy, change):
+def test_a_shard_with_a_value_of_the_wrong_type_is_refused(copy, change):
     index = json.loads((copy / INDEX_FILE).read_text())
     index["shards"][0] |= change
     (copy / INDEX_FILE).write_text(json.dumps(index))
@@ -178,13 +178,13 @@ def test_a_shard_with_a_value_of_another_kind(copy, change):
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff\xfe", b"[" * 100000, b"", b"\0" * 100])
-def test_an_index_that_is_none(copy, content):
+def test_an_invalid_index_is_refused(copy, content):
     (copy / INDEX_FILE).write_bytes(content)
     with pytest.raises(DataError, match=r"index\.json: isn't"):
         TokenIndex.load(copy)
 
 
-def test_damaged_folders(copy, stories):
+def test_damaged_data_folders_are_refused(copy, stories):
     whole = stories
     file = copy / "train.fable.npy"
     file.write_bytes(file.read_bytes()[:-2])

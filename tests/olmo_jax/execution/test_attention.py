@@ -8,13 +8,13 @@ import pytest
 from olmo_jax.execution import attention
 
 
-def written_out(q_BLHK, k_BLGK, v_BLGK, seen=None):
-    """In the widest type there is, all heads and pairs at once."""
+def written_out(q_BLHK, k_BLGK, v_BLGK, visible=None):
+    """Compute softmax attention in float64, all heads and pairs at once."""
     repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
     k, v = (jnp.repeat(x, repeats, axis=2) for x in (k_BLGK, v_BLGK))
     scores = jnp.einsum("blhk,bshk->bhls", q_BLHK, k) / np.sqrt(q_BLHK.shape[-1])
-    seen = np.tril(np.ones(scores.shape[-2:], bool))[None, None] if seen is None else seen
-    return jnp.einsum("bhls,bshk->blhk", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
+    visible = np.tril(np.ones(scores.shape[-2:], bool))[None, None] if visible is None else visible
+    return jnp.einsum("bhls,bshk->blhk", jax.nn.softmax(jnp.where(visible, scores, -jnp.inf)), v)
 
 
 attend = jax.jit(lambda *x: attention.causal_attention(*x, "blocked"))
@@ -27,17 +27,17 @@ def heads(length, n_heads, kv_heads, width=8, dtype=np.float64):
 
 
 def value_and_pulled_back(attend, inputs, to_pull_back):
-    """What `attend` gives, and the cotangents of its inputs; one program."""
+    """Return the output of `attend` and the cotangents of its inputs, computed by one program."""
 
-    def both(inputs, to_pull_back):
+    def attend_and_pull_back(inputs, to_pull_back):
         value, pull_back = jax.vjp(attend, *inputs)
         return value, pull_back(to_pull_back)
 
-    return jax.jit(both)(inputs, to_pull_back)
+    return jax.jit(attend_and_pull_back)(inputs, to_pull_back)
 
 
 @pytest.mark.parametrize(("form", "length"), [("dense", 65), ("blocked", 1), ("blocked", 65), ("blocked", 200)])
-def test_value_and_gradients_are_those_written_out_in_float64(form, length):
+def test_attention_and_gradients_match_the_float64_formula(form, length):
     with jax.enable_x64(True):
         inputs = heads(length, 4, 2)
         to_pull_back = jnp.asarray(np.random.default_rng(0).normal(size=inputs[0].shape))
@@ -51,24 +51,24 @@ def test_value_and_gradients_are_those_written_out_in_float64(form, length):
 
 
 @pytest.mark.parametrize(("form", "length"), [("dense", 65), ("blocked", 65), ("blocked", 200)])
-def test_packed_sequences_attend_to_what_their_spans_name(form, length):
-    """A context of a third, two continuations of it, and another text of the last quarter."""
+def test_packed_sequences_attend_within_their_spans(form, length):
+    """A row packs a context (one third), two continuations of it, and another text (the last quarter)."""
     first, second, other = length // 3, length // 2, 3 * length // 4
-    seen = np.zeros((2, 1, length, length), bool)
+    visible = np.zeros((2, 1, length, length), bool)
     context, end, start = (np.zeros((2, length), np.int32) for _ in range(3))
     for i in range(length):
         begin = max(b for b in (0, first, second, other) if b <= i)
         context[:, i] = end[:, i] = start[:, i] = begin
-        seen[:, 0, i, begin : i + 1] = True
+        visible[:, 0, i, begin : i + 1] = True
         if first <= i < other:
             context[:, i], end[:, i] = 0, first
-            seen[:, 0, i, :first] = True
+            visible[:, 0, i, :first] = True
     spans = attention.Spans(context, end, start)
-    np.testing.assert_array_equal(spans.seen_B1LL, seen)
-    np.testing.assert_array_equal(spans.position_BL, seen.sum(axis=(1, 3)) - 1)
+    np.testing.assert_array_equal(spans.seen_B1LL, visible)
+    np.testing.assert_array_equal(spans.position_BL, visible.sum(axis=(1, 3)) - 1)
     inputs = heads(length, 4, 2, dtype=np.float32)
     ours = attention.causal_attention(*inputs, form, spans.seen_B1LL)
-    np.testing.assert_allclose(ours, written_out(*inputs, seen), atol=2e-5)
+    np.testing.assert_allclose(ours, written_out(*inputs, visible), atol=2e-5)
 
 
 def test_large_scores_do_not_overflow():
@@ -85,14 +85,14 @@ def test_bfloat16_heads_have_a_float32_softmax():
     np.testing.assert_allclose(np.float32(half), jax.jit(written_out)(*rounded), atol=0.05)
 
 
-def test_members_under_vmap_attend_as_they_do_alone():
+def test_attention_under_vmap_matches_single_members():
     stack = tuple(jnp.stack([x, 2 * x]) for x in heads(100, 2, 2, dtype=np.float32))
     together = jax.jit(jax.vmap(attend))(*stack)
     for m in range(2):
         np.testing.assert_allclose(together[m], attend(*(x[m] for x in stack)), atol=1e-6)
 
 
-def test_blocks_compute_little_more_than_half_of_what_the_dense_form_does():
+def test_blocked_attention_computes_little_more_than_half_of_dense():
     inputs = heads(512, 2, 2, width=64, dtype=np.float32)
 
     def counted(form):
@@ -103,7 +103,7 @@ def test_blocks_compute_little_more_than_half_of_what_the_dense_form_does():
 
 
 @pytest.mark.parametrize("width", [8, 64])
-def test_one_key_alone_has_no_gradient_at_all(width):
+def test_a_single_key_has_zero_gradient(width):
     q, k, v = heads(1, 4, 4, width, np.float32)
     dq, dk, _ = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x) ** 3), (0, 1, 2)))(q, k, v)
     assert not np.any(dq) and not np.any(dk)

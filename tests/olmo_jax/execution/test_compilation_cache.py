@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and what happens where they can't be."""
+"""Where compiled programs are stored, and the behaviour if they can't be."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from olmo_jax.execution.compilation_cache import keep_compiled, machine
 
 @pytest.fixture
 def cache():
-    """JAX's own setting, put back; the fixture's value reads it. Nothing is configured at the start."""
+    """A function that reads JAX's cache setting, which is unset at the start and restored after the test."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in names}
     jax.config.update(names[0], None)
@@ -18,7 +18,7 @@ def cache():
         jax.config.update(name, value)
 
 
-def test_a_folder_is_made_and_used(tmp_path, cache, capsys):
+def test_the_cache_folder_is_created_and_used(tmp_path, cache, capsys):
     folder = tmp_path / "compiled" / "host"
     keep_compiled(folder)
     assert cache() == str(folder)
@@ -28,14 +28,14 @@ def test_a_folder_is_made_and_used(tmp_path, cache, capsys):
 
 
 @pytest.mark.parametrize("left", [b"", bytes(40)], ids=["empty", "nul"])
-def test_a_note_lost_to_a_power_cut_is_written_anew(tmp_path, cache, capsys, left):
+def test_an_empty_metadata_file_is_rewritten(tmp_path, cache, capsys, left):
     (tmp_path / "machine.txt").write_bytes(left)
     keep_compiled(tmp_path)
     assert cache() == str(tmp_path) and capsys.readouterr().err == ""
     assert (tmp_path / "machine.txt").read_text() == machine()
 
 
-def test_a_folder_that_cannot_be_written_is_said_once_and_done_without(tmp_path, cache, capsys):
+def test_an_unwritable_cache_folder_is_reported_once_and_skipped(tmp_path, cache, capsys):
     (tmp_path / "compiled").write_text("a file")
     keep_compiled(tmp_path / "compiled" / "host")
     assert cache() is None
@@ -46,7 +46,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_done_without(tmp_path,
     assert float(jax.jit(lambda x: x + 2)(jnp.float32(1))) == 3
 
 
-def test_programs_of_another_machine_are_left_alone(tmp_path, cache, capsys):
+def test_programs_of_another_machine_are_ignored_and_kept(tmp_path, cache, capsys):
     (tmp_path / "machine.txt").write_text("x86_64 of yesteryear")
     (tmp_path / "jit_f-0-cache").write_text("theirs")
     keep_compiled(tmp_path)
@@ -56,7 +56,7 @@ def test_programs_of_another_machine_are_left_alone(tmp_path, cache, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"machine.txt", "jit_f-0-cache"}
 
 
-def test_a_folder_of_the_users_stays_in_use_where_it_can_be_written(tmp_path, cache, capsys):
+def test_a_user_configured_folder_stays_in_use_if_writable(tmp_path, cache, capsys):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "shared"))
     keep_compiled(tmp_path / "work")
     assert cache() == str(tmp_path / "shared") and not (tmp_path / "work").exists()

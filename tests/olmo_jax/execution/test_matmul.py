@@ -5,7 +5,7 @@ import numpy as np
 from olmo_jax.execution import matmul
 
 
-def test_linear_and_its_gradients_are_the_matmuls_own():
+def test_linear_and_its_gradients_match_matmul():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x_BLI, w_IO, dy_BLO = (jnp.asarray(rng.normal(size=s)) for s in ((2, 5, 3), (3, 7), (2, 5, 7)))
@@ -16,13 +16,13 @@ def test_linear_and_its_gradients_are_the_matmuls_own():
         np.testing.assert_allclose(dw_IO, np.einsum("bli,blo->io", x_BLI, dy_BLO), rtol=1e-12)
 
 
-def test_linear_takes_w_in_the_dtype_of_x_and_gives_its_gradient_in_that_of_w():
+def test_linear_casts_w_to_the_dtype_of_x_and_its_gradient_back():
     x_BLI, w_IO = jnp.ones((1, 2, 3), jnp.bfloat16), jnp.ones((3, 4), jnp.float32)
     assert matmul.linear(x_BLI, w_IO).dtype == jnp.bfloat16
     assert jax.grad(lambda w: jnp.sum(matmul.linear(x_BLI, w)))(w_IO).dtype == jnp.float32
 
 
-def test_members_under_vmap_have_the_gradients_they_have_alone():
+def test_gradients_under_vmap_match_single_members():
     rng = np.random.default_rng(1)
     x_MBLI, w_MIO = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 2, 5, 4), (3, 4, 6)))
     gradient = jax.jit(jax.grad(lambda w, x: jnp.sum(matmul.linear(x, w) ** 2)))

@@ -1,4 +1,4 @@
-"""Ways to carry out a step: the same numbers within rounding, chosen by backend and size or refused."""
+"""Execution plans give equal numbers within rounding, and are chosen by backend and size or refused."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def loss_and_gradient(config, params, how, dropout_key=None):
         ("gpt_neox", ExecutionPlan("dense", gathered=True)),
     ],
 )
-def test_every_way_gives_the_same_loss_and_gradient(name, how):
+def test_every_execution_plan_gives_the_same_loss_and_gradient(name, how):
     config = dataclasses.replace(VARIANTS[name], vocab_size=60)
     params = model.init(config, jax.random.key(0))
     key = jax.random.key(1) if config.dropout else None
@@ -58,7 +58,7 @@ def test_scanned_layers_report_each_layers_states():
 
 
 @pytest.mark.slow
-def test_remat_needs_less_memory():
+def test_rematerialisation_reduces_memory():
     config = dataclasses.replace(SMALL, n_layers=8, d_ff=512)
     params = model.init(config, jax.random.key(0))
 
@@ -80,7 +80,7 @@ def decided(config=AUTO, model_config=SMALL, mapping="auto", members=4, backend=
     return execution_plan.for_training(config, model_config, batch, 32, mapping, members, backend)
 
 
-def test_auto_decides_by_backend_depth_and_size():
+def test_automatic_plans_depend_on_backend_depth_and_size():
     assert decided()[:3] == ("blocked", "unrolled", False)
     assert decided().mapping == "map"
     assert decided(backend="gpu").mapping == "vmap"
@@ -96,7 +96,7 @@ def test_auto_decides_by_backend_depth_and_size():
     assert decided(ComputeConfig(steps_per_call=100), large).steps_per_call == 100
 
 
-def test_what_a_backend_cannot_do_is_refused_with_what_it_can():
+def test_options_unsupported_by_a_backend_are_refused_with_alternatives():
     cudnn = ComputeConfig(attention="cudnn")
     with pytest.raises(
         ConfigError, match=r"attention = 'cudnn': needs an NVIDIA GPU.*'cpu'.*supports dense and blocked"
@@ -114,7 +114,7 @@ def test_what_a_backend_cannot_do_is_refused_with_what_it_can():
             ComputeConfig(**{field: value}).check("c")
 
 
-def test_what_was_decided_is_told_in_words():
+def test_the_plan_is_described_in_words():
     text = str(decided(ComputeConfig(microbatches=2, remat=True, steps_per_call=3)))
     assert text == (
         "members by map, blocked attention, unrolled layers, recomputed for the gradient, 2 microbatches, "
@@ -122,7 +122,7 @@ def test_what_was_decided_is_told_in_words():
     )
 
 
-def test_what_was_decided_comes_back_from_its_record():
+def test_the_plan_round_trips_through_its_record():
     chosen = ExecutionPlan("blocked", microbatches=2, mapping="map")
     assert ExecutionPlan.from_record(chosen._asdict()) == chosen
     assert ExecutionPlan.from_record({"attention": "dense"}) == ExecutionPlan("dense")
@@ -132,12 +132,12 @@ def test_what_was_decided_comes_back_from_its_record():
     "damage",
     [{"attention": "x"}, {"remat": 1}, {"members": 0}, {"steps_per_call": 1.0}, {"mapping": None}, {"unknown": 1}],
 )
-def test_a_damaged_record_of_what_was_decided_is_none(damage):
+def test_a_damaged_plan_record_reads_as_none(damage):
     assert ExecutionPlan.from_record(ExecutionPlan("dense")._asdict() | damage) is None
     assert ExecutionPlan.from_record([damage]) is None
 
 
-def test_the_last_position_alone_goes_with_every_way():
+def test_last_position_only_works_with_every_execution_plan():
     config = dataclasses.replace(SMALL, n_layers=2)
     params = model.init(config, jax.random.key(0))
     expected = model.hidden(config, params, TOKENS_BL).final_BLD[:, -1:]
@@ -149,7 +149,7 @@ def test_the_last_position_alone_goes_with_every_way():
 
 
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions"])
-def test_the_last_position_alone_is_that_of_all_and_costs_what_the_formula_says(name):
+def test_last_position_only_matches_all_positions_and_the_flops_formula(name):
     config = dataclasses.replace(VARIANTS[name], d_model=256, n_kv_heads=0, d_ff=1024, vocab_size=512, dropout=0.0)
     batch, length = 3, 16
     params = model.init(config, jax.random.key(0))
@@ -173,7 +173,7 @@ def test_the_last_position_alone_is_that_of_all_and_costs_what_the_formula_says(
 
 
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "all at once"])
-def test_flops_by_formula_are_those_that_xla_counts(name):
+def test_flops_by_formula_match_the_count_of_xla(name):
     """Within 5 %, with attention in full as the dense form computes it; XLA counts element-wise work too."""
     config = dataclasses.replace(
         VARIANTS[name], d_model=256, n_heads=4, n_kv_heads=0, d_ff=1024, vocab_size=4096, dropout=0.0

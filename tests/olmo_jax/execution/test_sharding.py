@@ -1,4 +1,4 @@
-"""The training step laid over eight devices in every way that divides, against one device, for every option."""
+"""The training step sharded over eight devices in every divisible layout, against one device, for every option."""
 
 import collections
 import dataclasses
@@ -51,8 +51,8 @@ def train(architecture, mesh_config, members=MEMBERS):
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """What one device gives, by variant and members."""
+def on_one_device():
+    """A function that returns the results of one device, by variant and members."""
     known = {}
 
     def of(name, members=MEMBERS):
@@ -63,30 +63,30 @@ def alone():
     return of
 
 
-def assert_as_on_one_device(alone, name, mesh_config, members=MEMBERS):
+def assert_as_on_one_device(on_one_device, name, mesh_config, members=MEMBERS):
     losses, params = train(VARIANTS[name], mesh_config, members)
-    expected_losses, expected = alone(name, members)
+    expected_losses, expected = on_one_device(name, members)
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
-    # Adam's first steps divide tiny gradients by themselves, so their rounding shows.
+    # Adam's first steps divide small gradients by their own magnitude, which amplifies rounding.
     chex.assert_trees_all_close(params, expected, rtol=2e-3, atol=5e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
-def test_every_mesh_gives_what_one_device_gives(alone, mesh):
-    assert_as_on_one_device(alone, "all at once", MeshConfig(*mesh))
+def test_every_mesh_matches_one_device(on_one_device, mesh):
+    assert_as_on_one_device(on_one_device, "all at once", MeshConfig(*mesh))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["olmo", "olmo2", "gpt_neox", "tied"])
-def test_every_option_is_covered_by_the_rules(alone, name):
-    assert_as_on_one_device(alone, name, MeshConfig(2, 2, 2), members=2)
+def test_sharding_rules_cover_every_model_option(on_one_device, name):
+    assert_as_on_one_device(on_one_device, name, MeshConfig(2, 2, 2), members=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), [("all at once", (1, 8, 1)), ("gpt_neox", (2, 2, 2))])
-def test_fully_sharded_parameters_give_the_same(alone, name, mesh):
-    assert_as_on_one_device(alone, name, MeshConfig(*mesh, fsdp=True), members=2)
+def test_fully_sharded_training_matches_one_device(on_one_device, name, mesh):
+    assert_as_on_one_device(on_one_device, name, MeshConfig(*mesh, fsdp=True), members=2)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,14 @@ def test_fully_sharded_parameters_give_the_same(alone, name, mesh):
         pytest.param("all at once", "map", marks=pytest.mark.slow),
     ],
 )
-def test_members_on_devices_of_their_own_never_talk(name, mapping):
+def test_members_on_separate_devices_do_not_communicate(name, mapping):
     compiled, _, _ = program(VARIANTS[name], MeshConfig(member=8), MEMBERS, mapping)
     text = compiled.steps.as_text()
     assert {word: len(re.findall(rf" {word}", text)) for word in COLLECTIVES} == dict.fromkeys(COLLECTIVES, 0)
 
 
 @pytest.mark.slow
-def test_fully_sharded_means_an_eighth_on_each_device():
+def test_fully_sharded_parameters_take_an_eighth_per_device():
     def bytes_of(fsdp):
         compiled, state, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=fsdp), 1)
         memory = compiled.steps.memory_analysis()
@@ -120,7 +120,7 @@ def test_fully_sharded_means_an_eighth_on_each_device():
     assert bytes_of(fsdp=False)[0] > whole
 
 
-def test_rules_cover_every_parameter_and_moments_lie_with_their_parameters():
+def test_rules_cover_all_parameters_and_moments_share_their_sharding():
     mesh = sharding.make_mesh(MeshConfig(2, 2, 2), 2)
     for config in VARIANTS.values():
         params = jax.eval_shape(lambda c=config: model.init(c, jax.random.key(0)))
@@ -144,7 +144,7 @@ def test_a_width_that_does_not_divide_is_refused():
         )
 
 
-def test_a_fully_sharded_matrix_is_gathered_for_use_and_again_for_its_gradient():
+def test_a_fully_sharded_matrix_is_gathered_for_forward_and_backward():
     compiled, _, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=True), 1)
     gathers = re.findall(r" = f32\[1,(\d+),(\d+)\]\S* all-gather\(", compiled.steps.as_text())
     count = collections.Counter(tuple(map(int, shape)) for shape in gathers)

@@ -1,4 +1,4 @@
-"""Folders as transformers saves them, in and out; their logits and gradients, stored (tests/oracles/models.py)."""
+"""Import and export of folders in the format of transformers, against stored logits (tests/oracles/models.py)."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ NAMES = ("olmo", "olmo2", "olmo2_tied", "gpt_neox", "gpt_neox_sequential")
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the stored OLMo, to be changed."""
+    """A copy of the stored OLMo that a test may change."""
     return pathlib.Path(shutil.copytree(STORED / "olmo", tmp_path / "olmo"))
 
 
@@ -48,7 +48,7 @@ def assert_equal(a, b):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_loss_and_gradient_are_those_of_transformers(name, tmp_path):
+def test_logits_loss_and_gradient_match_transformers(name, tmp_path):
     expected = load_file(STORED / f"{name}.safetensors")
     config, params = hf.import_checkpoint(STORED / name)
     tokens = expected["tokens"]
@@ -87,17 +87,17 @@ def test_a_round_trip_keeps_settings_and_every_bit(name, shard_bytes, tmp_path):
 
 
 @pytest.mark.parametrize("preset", [OLMO["4m"], OLMO["1b"], OLMO2["14m"], PYTHIA["14m"], PYTHIA["14m-sequential"]])
-def test_every_preset_leaves_and_comes_back(preset, tmp_path, vary):
+def test_every_preset_round_trips_through_hugging_face(preset, tmp_path, vary):
     small = {"vocab_size": 200, "d_model": 32, "n_layers": 1, "n_heads": 4, "d_ff": 48, "context_length": 64}
     config = vary(preset, small)
     params = model.init(config, jax.random.key(0))
     hf.export_checkpoint(config, params, tmp_path)  # an empty folder is as good as none
     again, params_again = hf.import_checkpoint(tmp_path)
-    assert again == config  # rows of padding, which only our own key tells, included
+    assert again == config  # including padding rows, which only our config key records
     assert_equal(params_again, params)
 
 
-def test_bfloat16_is_rounded_once(tmp_path):
+def test_bfloat16_export_rounds_once(tmp_path):
     config, params = hf.import_checkpoint(STORED / "olmo2")
     hf.export_checkpoint(config, params, tmp_path / "half", dtype="bfloat16")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -120,8 +120,8 @@ def test_the_rope_settings_of_transformers_4_are_read_too(name, tmp_path):
         hf.import_checkpoint(folder)
 
 
-def test_the_settings_of_published_models_are_the_presets(tmp_path, vary):
-    """What their config.json say that matters here, in the words of transformers 4."""
+def test_settings_of_published_models_match_the_presets(tmp_path, vary):
+    """The relevant settings of their config.json files, in the terms of transformers 4."""
     shared = {"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "rope_scaling": None}
     pythia = shared | {
         "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "bos_token_id": 0, "eos_token_id": 0,
@@ -148,7 +148,7 @@ def test_the_settings_of_published_models_are_the_presets(tmp_path, vary):
         assert config == vary(preset, {"vocab_size": preset.padded_vocab_size, "pad_vocab_to": 1})
 
 
-def test_older_neox_files_hold_masks_and_another_name_of_the_head(tmp_path):
+def test_older_neox_files_with_masks_and_another_head_name_are_read(tmp_path):
     folder = pathlib.Path(shutil.copytree(STORED / "gpt_neox", tmp_path / "neox"))
 
     def older(tensors):
@@ -171,7 +171,7 @@ def encoded(name, pickled=False):
     [("model.transformer.", False, str), ("transformer.", True, str), ("transformer.", True, encoded)],
 )
 def test_ai2s_original_names_of_olmo_give_the_same_logits(folder, prefix, yaml_, named):
-    """OLMo's trainer stacks query, key and value, and what is gated upon the gate; config.json is hf_olmo's."""
+    """OLMo's trainer stacks query, key and value, and the up projection on the gate; config.json is that of hf_olmo."""
     rewrite(folder, lambda tensors: {n: x for n, x in tensors.items() if not n.endswith("proj.bias")})
     edit(folder, attention_bias=False)
     reference, expected = hf.import_checkpoint(folder)
@@ -243,9 +243,7 @@ def ai2_tokenizer(path, first):
     ],
 )
 @pytest.mark.parametrize("name", ["config.yaml", "config.json", "OlmoForCausalLM"])
-def test_the_end_of_text_of_ai2s_folders_is_mended_as_transformers_does(
-    tmp_path, capsys, settings, first, expected, name
-):
+def test_end_of_text_of_ai2_folders_is_corrected_as_in_transformers(tmp_path, capsys, settings, first, expected, name):
     if name == "config.yaml":
         (tmp_path / name).write_text(yaml.safe_dump({"model": AI2 | settings}))
     else:
@@ -258,7 +256,7 @@ def test_the_end_of_text_of_ai2s_folders_is_mended_as_transformers_does(
 
 
 @pytest.mark.parametrize("eos", [None, [], "2", -1, 10**12, True, {"a": 1}, [None]])
-def test_an_end_of_text_that_is_none(tmp_path, eos):
+def test_an_invalid_end_of_text_is_refused(tmp_path, eos):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPTNeoXForCausalLM"], "eos_token_id": eos}))
     with pytest.raises(ConfigError, match=r"config\.json: eos_token_id = .* is no token of"):
         eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, "a"))
@@ -280,7 +278,7 @@ def test_numbers_in_yaml_need_no_dot(tmp_path):
     ["model: !!timestamp x", "model: !!int x", "model: !!bool x", "model: !!float ''", "model: [", "model: {? [a] : b}",
      "- a", "model", "", "model: !!python/object:os.system x", "\0", "{" * 9999],
 )  # fmt: skip
-def test_yaml_that_is_no_configuration(tmp_path, text):
+def test_yaml_that_is_no_configuration_is_refused(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml: isn't a model's configuration") as raised:
         read_config(epath.Path(tmp_path))
@@ -288,7 +286,7 @@ def test_yaml_that_is_no_configuration(tmp_path, text):
     assert len(str(raised.value)) < 1000
 
 
-def test_yaml_whose_aliases_grow_without_end(tmp_path):
+def test_yaml_with_exponential_aliases_is_refused(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     model = yaml.safe_dump({"model": AI2 | {"vocab_size": 300}}).replace("vocab_size: 300", "vocab_size: *a11")
@@ -335,14 +333,14 @@ def test_rows_beyond_the_tokenizer_are_padding(folder):
     assert params["embedding"].shape == (rows, 16)
 
 
-def test_a_model_that_no_architecture_is_can_not_leave(vary, tmp_path):
+def test_a_model_without_a_hugging_face_architecture_is_not_exported(vary, tmp_path):
     config = vary(PYTHIA["14m"], {"positions": "learned", "vocab_size": 50, "d_model": 8, "n_layers": 1})
     with pytest.raises(ConfigError, match=r"from the closest, GPTNeoXForCausalLM, it differs in positions = 'learned'"):
         hf.export_checkpoint(config, model.init(config, jax.random.key(0)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_over_or_left_half(tmp_path, monkeypatch):
+def test_export_overwrites_nothing_and_leaves_no_partial_folder(tmp_path, monkeypatch):
     config, params = hf.import_checkpoint(STORED / "olmo")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
@@ -426,7 +424,7 @@ def drop(name):
         (lambda f: edit(f, architectures={"a": 1}, model_type=[]), ConfigError, "isn't known"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told_in_one_line(folder, change, error, words):
+def test_mismatched_tensors_are_reported_in_one_line(folder, change, error, words):
     change(folder)
     with pytest.raises(error) as raised:
         hf.import_checkpoint(folder)
@@ -438,8 +436,8 @@ def test_what_does_not_fit_is_told_in_one_line(folder, change, error, words):
     assert not missing, message
 
 
-def test_a_tied_model_with_a_head_of_its_own_in_the_file(tmp_path):
-    """transformers writes it twice in some versions, and never reads the second."""
+def test_a_separate_head_in_a_tied_models_file_is_ignored(tmp_path):
+    """Some versions of transformers write the tied matrix twice and never read the second copy."""
     folder = pathlib.Path(shutil.copytree(STORED / "olmo2_tied", tmp_path / "tied"))
     expected = hf.import_checkpoint(folder)[1]
     rewrite(folder, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
@@ -449,7 +447,7 @@ def test_a_tied_model_with_a_head_of_its_own_in_the_file(tmp_path):
         hf.import_checkpoint(folder)
 
 
-def test_the_checker_names_the_first_place_that_drifts():
+def test_the_checker_names_the_first_layer_that_differs():
     config, params = hf.import_checkpoint(STORED / "gpt_neox")
     tokens = np.arange(12)[None]
     output = model.apply(config, params, tokens, layers=True)
@@ -467,7 +465,7 @@ def test_the_checker_names_the_first_place_that_drifts():
         hf.first_drift(config, params, tokens, {"logits": output.logits_BLV[0]})
 
 
-def test_a_runs_folder_in_it_is_no_working_directory(folder):
-    """transformers' Trainer leaves one for TensorBoard."""
+def test_a_model_folder_with_runs_is_no_working_directory(folder):
+    """transformers' Trainer creates a folder `runs` for TensorBoard."""
     (folder / "runs" / "Nov24_host").mkdir(parents=True)
     assert_equal(hf.import_checkpoint(folder)[1], hf.import_checkpoint(STORED / "olmo")[1])

@@ -1,4 +1,4 @@
-"""Every option of a model, exported by every family: it comes back as it was, or is refused by name."""
+"""Every model option, exported by every family, round-trips or is refused by name."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ ARCHITECTURES = {"olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM", "gpt_ne
 BASES = {name: dataclasses.replace(config, n_layers=1) for name, config in FAMILIES.items()}
 BASES["olmo2"] = dataclasses.replace(BASES["olmo2"], n_kv_heads=1)  # which divides every number of heads
 
-# Two valid values of each option; the one that a family's base doesn't have is tried on it.
+# Two valid values of each option; each family is tested with the one that its base model lacks.
 VALUES = {
     "vocab_size": (61, 50), "pad_vocab_to": (8, 16), "d_model": (32, 64), "n_layers": (1, 2), "n_heads": (4, 2),
     "d_ff": (48, 40), "rope_theta": (10000.0, 777.0), "norm_eps": (1e-5, 1e-3), "init_std": (0.02, 0.03),
@@ -49,13 +49,13 @@ def assert_refused(config, architecture, difference, folder):
     assert not folder.exists()
 
 
-def test_every_option_is_tried():
+def test_the_cases_cover_every_model_option():
     assert set(VALUES) == {field.name for field in dataclasses.fields(ModelConfig)}
 
 
 @pytest.mark.parametrize("option", VALUES)
 @pytest.mark.parametrize("name", BASES)
-def test_an_option_comes_back_or_is_refused_by_name(name, option, tmp_path):
+def test_every_option_round_trips_or_is_refused_by_name(name, option, tmp_path):
     base = BASES[name]
     value = next(value for value in VALUES[option] if value != getattr(base, option))
     config = dataclasses.replace(base, **{option: value})
@@ -72,14 +72,14 @@ def test_an_option_comes_back_or_is_refused_by_name(name, option, tmp_path):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_as_many_heads_of_keys_as_of_queries_are_the_same_model_however_they_are_written(name, tmp_path):
+def test_equal_key_and_query_heads_are_one_model_in_either_notation(name, tmp_path):
     config = dataclasses.replace(BASES[name], n_kv_heads=BASES[name].n_heads)
     hf.export_checkpoint(config, random_parameters(config), tmp_path)
     assert hf.import_checkpoint(tmp_path)[0] == dataclasses.replace(config, n_kv_heads=0)
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_an_option_that_no_family_knows_is_refused_unless_it_does_nothing(name, tmp_path, monkeypatch):
+def test_an_option_unknown_to_families_is_refused_unless_neutral(name, tmp_path, monkeypatch):
     add_field(monkeypatch, ModelConfig, "new_option", 0.5)
     default = ModelConfig(**{key: getattr(BASES[name], key) for key in VALUES})
     params = random_parameters(default)
@@ -89,8 +89,8 @@ def test_an_option_that_no_family_knows_is_refused_unless_it_does_nothing(name, 
     assert_refused(changed, ARCHITECTURES[name], "new_option = 0.25 (it has 0.5)", tmp_path / "changed")
 
 
-def test_a_default_that_acts_is_refused_and_not_imported(tmp_path, monkeypatch):
-    """A published model was made without the option, whatever our default has become."""
+def test_a_non_neutral_default_is_refused_on_export_and_reset_on_import(tmp_path, monkeypatch):
+    """Published models were made without the option, so importing sets its neutral value instead of our default."""
     add_field(monkeypatch, ModelConfig, "new_option", 0.5, neutral=0.0)
     default = ModelConfig(**{key: getattr(BASES["olmo"], key) for key in VALUES})
     assert_refused(default, ARCHITECTURES["olmo"], "new_option = 0.5 (it has 0.0)", tmp_path / "default")
@@ -108,7 +108,7 @@ def test_a_default_that_acts_is_refused_and_not_imported(tmp_path, monkeypatch):
         ({"vocab_size": 0}, ["olmo_jax = ", "1 to 64"]),
     ],
 )
-def test_a_setting_of_our_section_that_is_not_known_is_refused(change, words, tmp_path):
+def test_an_unknown_setting_in_our_config_section_is_refused(change, words, tmp_path):
     hf.export_checkpoint(BASES["olmo"], random_parameters(BASES["olmo"]), tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["olmo_jax"] |= change
@@ -119,7 +119,7 @@ def test_a_setting_of_our_section_that_is_not_known_is_refused(change, words, tm
 
 
 @pytest.mark.parametrize("changes", [{}, {"compute_dtype": "bfloat16"}, {"compute_dtype": "bfloat16", "dropout": 0.1}])
-def test_an_export_says_which_options_transformers_has_no_setting_for(changes, tmp_path, capsys):
+def test_export_reports_options_without_a_transformers_setting(changes, tmp_path, capsys):
     config = dataclasses.replace(BASES["olmo"], **changes)
     hf.export_checkpoint(config, random_parameters(config), tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())

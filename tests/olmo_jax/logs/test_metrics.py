@@ -19,7 +19,7 @@ def directories(tmp_path):
     return paths
 
 
-def test_each_member_gets_its_own_number_one_step_late(directories):
+def test_each_member_gets_its_metrics_one_step_late(directories):
     log = metrics.MetricsLog(directories, [(), ()])
     log.later([{"step": 1}], {"loss": jnp.array([[1.5, 2.5, 9.0]])})  # the third member is inert
     log.also({"rank": jnp.array([3.0, 4.0, 9.0])})
@@ -30,9 +30,9 @@ def test_each_member_gets_its_own_number_one_step_late(directories):
     assert rows(directories[1]) == [{"step": 1, "loss": 2.5, "rank": 4.0}, {"step": 2, "loss": None}]
 
 
-def test_a_call_of_steps_gives_a_row_each_and_the_probe_stands_in_the_last(directories):
+def test_a_call_of_several_steps_logs_a_row_each_and_the_probe_in_the_last(directories):
     log = metrics.MetricsLog(directories, [(), ()])
-    # Two steps were taken of the four there was room for.
+    # Two steps were taken out of at most four.
     log.later([{"step": 1}, {"step": 2}], {"loss": jnp.array([[1.0, 5.0], [2.0, 6.0], [9.0, 9.0], [9.0, 9.0]])})
     log.also({"rank": jnp.array([3.0, 4.0])})
     log.close()
@@ -40,7 +40,7 @@ def test_a_call_of_steps_gives_a_row_each_and_the_probe_stands_in_the_last(direc
     assert rows(directories[1]) == [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 6.0, "rank": 4.0}]
 
 
-def test_writers_get_their_members_rows(directories):
+def test_each_writer_gets_the_rows_of_its_member(directories):
     class Kept:
         def __init__(self):
             self.rows, self.closed = [], False
@@ -51,15 +51,15 @@ def test_writers_get_their_members_rows(directories):
         def close(self):
             self.closed = True
 
-    kept = Kept()
-    log = metrics.MetricsLog(directories, [(), (kept,)])
+    recorder = Kept()
+    log = metrics.MetricsLog(directories, [(), (recorder,)])
     log.later([{"step": 1}], {"loss": jnp.array([[1.5, 2.5]])})
     log.close()
-    assert kept.rows == [{"step": 1, "loss": 2.5}]
-    assert kept.closed
+    assert recorder.rows == [{"step": 1, "loss": 2.5}]
+    assert recorder.closed
 
 
-def test_resuming_cuts_what_lies_beyond_and_refuses_a_gap(directories):
+def test_resume_truncates_later_rows_and_refuses_a_gap(directories):
     path = directories[0] / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
     assert [row["step"] for row in metrics.read_jsonl(path)] == [0, 1, 2]
@@ -73,7 +73,7 @@ def test_resuming_cuts_what_lies_beyond_and_refuses_a_gap(directories):
     assert metrics.read_jsonl(directories[1] / "metrics.jsonl") == []
 
 
-def test_where_something_is_raised_files_are_closed_without_what_was_taken_last(tmp_path):
+def test_an_exception_closes_the_files_without_pending_rows(tmp_path):
     with pytest.raises(KeyError), metrics.MetricsLog([epath.Path(tmp_path)], [()]) as log:
         log.later([{"step": 0}], {"loss": jnp.array([[1.0]])})
         log.flush()

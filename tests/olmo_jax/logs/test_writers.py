@@ -28,9 +28,9 @@ def events(folder):
     return results
 
 
-def test_tensorboard_gets_every_number_and_purges_what_a_kill_left(tiny, tmp_path):
+def test_tensorboard_gets_every_number_and_purges_rows_after_a_kill(tiny, tmp_path):
     config = dataclasses.replace(tiny, tensorboard=True)
-    for step, rows in ((0, (1, 2)), (1, (2, 3))):  # killed after step 2, gone on with from the checkpoint of step 1
+    for step, rows in ((0, (1, 2)), (1, (2, 3))):  # killed after step 2, resumed from the checkpoint of step 1
         (writer,) = writers(config, epath.Path(tmp_path), step)
         for k in rows:
             writer.write({"step": k, "loss": 0.5 * k})
@@ -41,11 +41,11 @@ def test_tensorboard_gets_every_number_and_purges_what_a_kill_left(tiny, tmp_pat
     assert ("restart", 2, None) in events(tmp_path / "tensorboard")
 
 
-def test_a_run_asks_for_no_writer_by_default(tiny, tmp_path):
+def test_no_writer_is_active_by_default(tiny, tmp_path):
     assert writers(tiny, epath.Path(tmp_path), 0) == []
 
 
-def test_without_the_package_the_extra_is_named(tiny, monkeypatch):
+def test_a_missing_package_is_reported_with_its_extra(tiny, monkeypatch):
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):
@@ -70,14 +70,14 @@ def test_weights_and_biases_gets_every_number(tiny, tmp_path, monkeypatch):
     places = [epath.Path(tmp_path / name) for name in ("run-a", "run-b")]
     for place in places:
         place.mkdir()
-    both = [writers(config, place, 0)[0] for place in places]  # side by side, as members of a cohort are
-    for writer, factor in zip(both, (1, 10), strict=True):
+    member_writers = [writers(config, place, 0)[0] for place in places]  # side by side, as members of a cohort are
+    for writer, factor in zip(member_writers, (1, 10), strict=True):
         for k in (1, 2):
             writer.write({"step": k, "loss": factor * 0.5 * k, "rank": float("nan")})
-    assert [writer._run.id for writer in both] == ["run-a", "run-b"]
-    assert [writer._run.summary["loss"] for writer in both] == [1.0, 10.0]
-    assert both[0]._run.config["data"]["batch_size"] == tiny.data.batch_size
-    for writer in both:
+    assert [writer._run.id for writer in member_writers] == ["run-a", "run-b"]
+    assert [writer._run.summary["loss"] for writer in member_writers] == [1.0, 10.0]
+    assert member_writers[0]._run.config["data"]["batch_size"] == tiny.data.batch_size
+    for writer in member_writers:
         writer.close()
     assert all(list((place / "wandb").glob("offline-run-*/*.wandb")) for place in places)
     assert wandb.__version__

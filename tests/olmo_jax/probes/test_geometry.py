@@ -27,7 +27,7 @@ def params():
 
 
 def measured(config, documents, params):
-    """All that the probes of a configuration say of one member."""
+    """Return all values that the probes of a configuration measure on one member."""
     probes = make_probes(config, CONFIG, VOCABULARY, choose_documents(config, documents, BOS))
     params_M = jax.tree.map(lambda x: x[None], params)
     return {name: float(value_M[0]) for probe in probes.values() for name, value_M in probe(params_M).items()}
@@ -46,12 +46,12 @@ def cosine(x):
 
 
 def states(params, document, layer=None):
-    """Of a document read alone, without padding."""
+    """Return the states of one document, read separately without padding."""
     hidden = model.hidden(CONFIG, params, np.concatenate([[BOS], document])[None], layers=True)
     return np.asarray((hidden.final_BLD if layer is None else hidden.layers[layer])[0], np.float64)
 
 
-def test_documents_start_with_a_bos_are_cut_and_one_token_is_none(documents):
+def test_probe_documents_start_with_bos_are_truncated_and_need_two_tokens(documents):
     chosen = choose_documents(ProbeConfig(documents=4, document_tokens=10, sets=1), documents, BOS)
     assert chosen.tokens_SNL.shape == (1, 4, 10)
     assert (chosen.points_SP - 10 * np.arange(4)).tolist() == [[5, 9, 3, 8]]
@@ -60,14 +60,14 @@ def test_documents_start_with_a_bos_are_cut_and_one_token_is_none(documents):
         np.testing.assert_array_equal(row[1 : 1 + len(document)], document[:9])
 
 
-def test_sets_are_disjoint_and_of_one_size(documents):
+def test_probe_sets_are_disjoint_and_equal_in_size(documents):
     chosen = choose_documents(ProbeConfig(documents=5, document_tokens=40, sets=3), documents, BOS)
     assert chosen.tokens_SNL.shape == (3, 2, 40)  # 6 documents of two tokens or more
     first = {tuple(row) for row in chosen.tokens_SNL.reshape(6, 40)}
     assert len(first) == 6
 
 
-def test_too_few_documents_give_further_pieces_of_theirs(documents):
+def test_too_few_documents_contribute_further_pieces(documents):
     chosen = choose_documents(ProbeConfig(documents=4, document_tokens=10, sets=2), documents, BOS)
     pieces = [documents[i][:9] for i in (0, 2, 3, 4, 5, 6)] + [documents[2][9:18], documents[5][9:18]]
     for row, piece in zip(chosen.tokens_SNL.swapaxes(0, 1).reshape(8, 10), pieces, strict=True):
@@ -77,7 +77,7 @@ def test_too_few_documents_give_further_pieces_of_theirs(documents):
 
 
 @pytest.mark.parametrize(("tokens", "counted"), [("all", 5 + 30 + 3 + 8 + 12 + 2), ("sampled", 20)])
-def test_all_tokens_are_those_without_bos_and_padding_and_a_sample_is_of_them(documents, params, tokens, counted):
+def test_token_states_exclude_bos_and_padding_and_may_be_sampled(documents, params, tokens, counted):
     config = ProbeConfig(documents=6, document_tokens=40, sets=1, tokens=tokens, sampled_tokens=20)
     chosen = choose_documents(config, documents, BOS)
     existing = [40 * row + i for row, d in enumerate(d for d in documents if len(d) > 1) for i in range(1, len(d) + 1)]
@@ -93,7 +93,7 @@ def test_all_tokens_are_those_without_bos_and_padding_and_a_sample_is_of_them(do
         )
 
 
-def test_the_unembedding_is_measured_without_the_rows_that_pad_the_vocabulary(params, documents):
+def test_the_unembedding_is_measured_without_padding_rows(params, documents):
     w = np.array(params["unembedding"])
     results = measured(ProbeConfig(documents=2), documents, params)
     assert results["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w[:VOCABULARY]), rel=1e-4)
@@ -108,7 +108,7 @@ def test_the_unembedding_is_measured_without_the_rows_that_pad_the_vocabulary(pa
     assert again == results
 
 
-def test_h_is_the_state_of_each_documents_own_last_token(params, documents):
+def test_final_states_are_those_of_each_documents_last_token(params, documents):
     results = measured(ONE_SET, documents, params)
     h = np.array([states(params, document[:9])[-1] for document in documents if len(document) > 1])
     assert results["final_states/effective_rank"] == pytest.approx(roy_and_vetterli(h), rel=1e-3)
@@ -118,8 +118,8 @@ def test_h_is_the_state_of_each_documents_own_last_token(params, documents):
 def test_the_mean_over_the_sets_and_their_spread_are_reported(params, documents):
     config = ProbeConfig(documents=2, document_tokens=10, sets=3, unembedding=TargetConfig())
     results = measured(config, documents, params)
-    kept = [d[:9] for d in documents if len(d) > 1]
-    ranks = [roy_and_vetterli(np.array([states(params, d)[-1] for d in kept[i::3]])) for i in range(3)]
+    prefixes = [d[:9] for d in documents if len(d) > 1]
+    ranks = [roy_and_vetterli(np.array([states(params, d)[-1] for d in prefixes[i::3]])) for i in range(3)]
     assert results["final_states/effective_rank"] == pytest.approx(np.mean(ranks), rel=1e-3)
     assert results["final_states_spread/effective_rank"] == pytest.approx(np.std(ranks, ddof=1), rel=1e-3, abs=1e-5)
     assert results["final_states/points"] == 2
@@ -127,7 +127,7 @@ def test_the_mean_over_the_sets_and_their_spread_are_reported(params, documents)
     assert "final_states_spread/points" not in results
 
 
-def test_every_target_is_configuration(params, documents):
+def test_every_probe_target_is_configurable(params, documents):
     some = TargetConfig(metrics=("stable_rank",), centred=True)
     config = ProbeConfig(
         documents=6,
@@ -161,7 +161,7 @@ def test_every_target_is_configuration(params, documents):
     )
 
 
-def test_targets_of_one_interval_are_one_program_and_0_is_never(documents):
+def test_targets_of_one_interval_share_a_program_and_0_disables(documents):
     chosen = choose_documents(ONE_SET, documents, BOS)
     config = ProbeConfig(
         every=0,
@@ -177,19 +177,19 @@ def test_targets_of_one_interval_are_one_program_and_0_is_never(documents):
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-def test_members_are_measured_each_for_itself(params, documents, mapping):
+def test_members_are_measured_independently(params, documents, mapping):
     others = [model.init(CONFIG, jax.random.key(seed)) for seed in (1, 2)]
     stack = jax.tree.map(lambda *xs: jnp.stack(xs), params, *others)
     chosen = choose_documents(ONE_SET, documents, BOS)
     (probe,) = make_probes(ONE_SET, CONFIG, VOCABULARY, chosen, mapping).values()
     together = probe(stack)
     for m, member in enumerate([params, *others]):
-        alone = measured(ONE_SET, documents, member)
+        single = measured(ONE_SET, documents, member)
         for name, values_M in together.items():
-            np.testing.assert_allclose(values_M[m], alone[name], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(values_M[m], single[name], rtol=1e-4, atol=1e-6)
 
 
-def test_what_cannot_be_measured_is_refused_with_its_key(params):
+def test_impossible_probes_are_refused_with_their_key(params):
     check_probe(ProbeConfig(layers=TargetConfig(metrics=tuple(METRICS))), params)
     with pytest.raises(ConfigError, match=r"config.probe.layers.metrics: no metric 'rnak'; the nearest is 'rank"):
         check_probe(ProbeConfig(layers=TargetConfig(metrics=("rnak",))), params)
@@ -197,7 +197,7 @@ def test_what_cannot_be_measured_is_refused_with_its_key(params):
         check_probe(ProbeConfig(parameters=ParametersConfig(metrics=("per",), pattern="mpl")), params)
 
 
-def test_a_spectrum_is_singular_values_by_their_place_beside_the_metrics(documents, params):
+def test_a_spectrum_logs_singular_values_by_index_with_the_metrics(documents, params):
     config = ProbeConfig(
         every=10, unembedding=TargetConfig(("effective_rank",), spectrum=True), final_states=TargetConfig()
     )

@@ -1,4 +1,4 @@
-"""What is measured on named texts: against the model read document by document, and in paper B's order of sampling."""
+"""Measurements on named texts match the model applied document by document, sampled in paper B's order."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ def params():
 
 
 def measured(config, runs, index, params_M, mapping="map", at_once=None, places=None):
-    """All that the texts probe says, `{name: [M]}`."""
+    """Return all values of the texts probe, `{name: [M]}`."""
     only = ProbeConfig(every=1, unembedding=TargetConfig(), final_states=TargetConfig(), texts=config)
 
     runs = [dataclasses.replace(r, probe=only) for r in runs]
@@ -70,7 +70,7 @@ def documents_of(index, text, domain="prose"):
 
 
 @pytest.mark.parametrize("text", TEXTS.names)
-def test_loss_and_accuracy_are_those_of_reading_each_document_alone(run, index, params, text):
+def test_loss_and_accuracy_match_reading_each_document_separately(run, index, params, text):
     results = measured(TEXTS, [run], index, stacked(params))
     nats, right = [], []
     for document in documents_of(index, text):
@@ -85,47 +85,47 @@ def test_loss_and_accuracy_are_those_of_reading_each_document_alone(run, index, 
 
 @pytest.mark.parametrize("states", TEXTS.states)
 @pytest.mark.parametrize("tokens", ["all", "last"])
-def test_states_are_drawn_then_rid_of_duplicates_then_cut(run, index, params, states, tokens):
-    """Paper B's order, and the states those of a document alone: every BOS has the same one."""
+def test_states_are_sampled_then_deduplicated_then_truncated(run, index, params, states, tokens):
+    """Paper B's order; each state is that of its document read separately, and every BOS has the same state."""
     config = dataclasses.replace(TEXTS, names=("train",), tokens=tokens, documents=30, points=20)
     if tokens == "all":
         config = dataclasses.replace(config, drawn=150, points=100)
     (evaluation_set, *_) = evaluation_sets([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
     drawn = np.asarray(read_states(config, MODEL, evaluation_set, params, evaluation_set.points_MKT[0])[states][0])
-    alone = []
+    separate = []
     documents = [d[: config.document_tokens] for d in index.documents("train", "prose") if len(d) > 1][:30]
     for document in documents:
         inputs = np.concatenate([[index.eos_id], document[:-1]])
         hidden = model.hidden(MODEL, params, inputs[None], layers=True)
         of = np.asarray((hidden.final_BLD if states == "final_states" else hidden.layers[0])[0])
-        alone += list(of[-1:] if tokens == "last" else of)
-    order = np.random.default_rng(0).permutation(len(alone))[: config.drawn or None]
-    np.testing.assert_allclose(drawn, np.array(alone)[order], rtol=1e-4, atol=1e-5)
-    kept = []
+        separate += list(of[-1:] if tokens == "last" else of)
+    order = np.random.default_rng(0).permutation(len(separate))[: config.drawn or None]
+    np.testing.assert_allclose(drawn, np.array(separate)[order], rtol=1e-4, atol=1e-5)
+    distinct = []
     for row in drawn:
-        if not any((row == other).all() for other in kept):
-            kept.append(row)
+        if not any((row == other).all() for other in distinct):
+            distinct.append(row)
     values = {k: float(v) for k, v in states_geometry(config, jnp.asarray(drawn)).items()}
-    assert values["duplicates"] == len(drawn) - len(kept)
-    assert values["points"] == min(config.points, len(kept))
+    assert values["duplicates"] == len(drawn) - len(distinct)
+    assert values["points"] == min(config.points, len(distinct))
     if tokens == "all":
         assert values["duplicates"] > 0
-    cut = jnp.asarray(np.array(kept[: config.points]))
-    expected = jnp.nanmean(local_two_nn(cut, config.neighbors, convention="skdim034"))
+    points_ND = jnp.asarray(np.array(distinct[: config.points]))
+    expected = jnp.nanmean(local_two_nn(points_ND, config.neighbors, convention="skdim034"))
     np.testing.assert_allclose(values["local_two_nn"], expected, rtol=1e-4)
     np.testing.assert_allclose(
-        values["effective_rank"], summarize(cut, ("effective_rank",))["effective_rank"], rtol=1e-4
+        values["effective_rank"], summarize(points_ND, ("effective_rank",))["effective_rank"], rtol=1e-4
     )
 
 
 @pytest.mark.parametrize("tokens, expected", [("all", [0, 0, 11, 12, 13, 21, 22]), ("last", [13, 22])])
-def test_the_last_token_of_a_short_document_has_a_state_and_padding_none(tokens, expected):
+def test_states_include_the_last_token_and_exclude_padding(tokens, expected):
     config = TextsConfig(tokens=tokens, documents=2, document_tokens=8, metrics=())
     (evaluation_set,) = text_sets(config, {"short": iter([np.array([11, 12, 13]), np.array([21, 22])])}, 0)
     assert sorted(evaluation_set.inputs_NL.ravel()[evaluation_set.points_MKT.ravel()]) == expected
 
 
-def test_fewer_distinct_states_than_points_are_told_and_measured_once_each():
+def test_fewer_distinct_states_than_points_are_counted_and_measured():
     rng = np.random.default_rng(0)
     x_ND = rng.normal(size=(30, 3)).astype(np.float32)
     drawn = jnp.asarray(x_ND[[*range(30), *range(20)]])
@@ -137,7 +137,7 @@ def test_fewer_distinct_states_than_points_are_told_and_measured_once_each():
 
 
 @pytest.mark.parametrize("mapping, at_once", [("map", None), ("vmap", None), ("vmap", 2)])
-def test_members_are_measured_each_for_itself(run, index, params, mapping, at_once):
+def test_members_are_measured_independently(run, index, params, mapping, at_once):
     members = [params, *(model.init(MODEL, jax.random.key(seed)) for seed in (1, 2, 3))]
     together = measured(TEXTS, [run] * 4, index, stacked(*members), mapping, at_once)
     for m, member in enumerate(members):
@@ -165,7 +165,7 @@ def equation_run(fraction, seed, texts=OF_EQUATIONS):
     return TrainConfig(tokens=3200, data=data, model=SMALL, data_seed=seed, probe=ProbeConfig(texts=texts))
 
 
-def test_of_equations_each_member_has_its_own(sums):
+def test_each_member_is_measured_on_its_equations(sums):
     runs = [equation_run(0.3, 0), equation_run(0.6, 1), equation_run(0.6, 2)]
     members = [model.init(SMALL, jax.random.key(seed)) for seed in range(3)]
     results = measured(OF_EQUATIONS, runs, sums, stacked(*members))
@@ -182,7 +182,7 @@ def test_of_equations_each_member_has_its_own(sums):
         np.testing.assert_allclose(values, results[name][[2, 0]], rtol=1e-5, err_msg=name)
 
 
-def test_loss_and_accuracy_alone_ask_for_no_states(sums):
+def test_loss_and_accuracy_need_no_states(sums):
     config = dataclasses.replace(OF_EQUATIONS, metrics=(), points=10**6)
     results = measured(config, [equation_run(0.5, 0, config)], sums, stacked(model.init(SMALL, jax.random.key(0))))
     assert set(results) == {f"texts.{t}/{m}" for t in ("train", "validation") for m in ("loss", "accuracy")}
@@ -202,13 +202,13 @@ def test_loss_and_accuracy_alone_ask_for_no_states(sums):
         ({"tokens": "last", "points": 13}, "the text train gives 12 tokens, of which only 12 have distinct beginnings"),
     ],
 )
-def test_a_text_that_is_not_there_or_too_short_is_refused(run, index, changes, words):
+def test_missing_or_too_short_texts_are_refused(run, index, changes, words):
     config = dataclasses.replace(TEXTS, **changes)
     with pytest.raises(ConfigError, match=words):
         evaluation_sets([dataclasses.replace(run, probe=ProbeConfig(texts=config))], index)
 
 
-def test_equations_too_few_for_the_points_are_refused_with_the_share(sums):
+def test_too_few_equations_for_the_points_are_refused_with_the_share(sums):
     config = dataclasses.replace(OF_EQUATIONS, points=400)
     with pytest.raises(ConfigError, match=r"train_fraction = 0.3\) gives 144 tokens, "):
         evaluation_sets([equation_run(0.3, 0, config)], sums)
@@ -224,7 +224,7 @@ def test_equations_too_few_for_the_points_are_refused_with_the_share(sums):
         ({"metrics": ("local_twonn",)}, "config.probe.texts.metrics: no metric 'local_twonn'"),
     ],
 )
-def test_states_and_metrics_that_are_none_are_refused(changes, words):
+def test_unknown_states_and_metrics_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         check_texts(dataclasses.replace(TEXTS, **changes), MODEL)
 
@@ -238,6 +238,6 @@ def test_states_and_metrics_that_are_none_are_refused(changes, words):
         ({"tokens": "first"}, "config.tokens = 'first': needs one of all, last"),
     ],
 )
-def test_numbers_that_contradict_each_other_are_refused(changes, words):
+def test_contradictory_numbers_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(TEXTS, **changes).check("config")

@@ -51,7 +51,7 @@ REFUSING(fcntl64)
 
 
 def environment(folder: pathlib.Path, built: pathlib.Path) -> Mapping[str, str]:
-    """What a process is started with, to which flock and fcntl's locks of files in `folder` aren't implemented.
+    """Return the environment of a process in which flock and fcntl locks of files in `folder` aren't implemented.
 
     Skips the test where there is no C compiler. `built`: a folder for the library.
     """

@@ -9,6 +9,6 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" *
     ("content", "expected"),
     [(POINTER, True), (b"", False), (b"version 1\n", False), (POINTER + b"text " * 1000, False)],
 )
-def test_only_a_pointer_is_taken_for_one(tmp_path, content, expected):
+def test_only_git_lfs_pointers_are_recognised_as_such(tmp_path, content, expected):
     (tmp_path / "a").write_bytes(content)
     assert lfs.pointer(tmp_path / "a") == expected

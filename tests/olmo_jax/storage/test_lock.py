@@ -1,4 +1,4 @@
-"""One owner at a time: an owner that has ended or is silent loses the lock, whatever wall clocks say, and learns it."""
+"""One owner at a time: an owner that ended or stopped its heartbeat loses the lock, independently of wall clocks."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ def path(tmp_path):
 
 @pytest.fixture(params=["flock", errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def file_system(request, monkeypatch):
-    """One with flock, and those that refuse it, each in its own way."""
+    """A file system with flock, and two that refuse it with different errors."""
     if request.param != "flock":
         refused = OSError(request.param, os.strerror(request.param))
         monkeypatch.setattr(fcntl, "flock", lambda file, operation: (_ for _ in ()).throw(refused))
@@ -44,12 +44,12 @@ class Clock:
 
 
 def foreign(path, beat=0):
-    """The lock of a process on another machine, which can't be asked whether it lives."""
+    """Write the lock of a process on another machine, whose liveness can't be checked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "5", "token": "theirs", "beat": beat}))
 
 
-def test_only_one_has_it_until_it_is_released(path, file_system):
+def test_only_one_owner_holds_the_lock_until_released(path, file_system):
     first, second = Lock(path), Lock(path)
     assert first.acquire()
     assert not second.acquire()
@@ -61,7 +61,7 @@ def test_only_one_has_it_until_it_is_released(path, file_system):
     second.release()
 
 
-def test_of_many_at_once_one_gets_it(path, file_system):
+def test_one_of_many_concurrent_requests_gets_the_lock(path, file_system):
     several = [Lock(path) for _ in range(12)]
     got = []
     threads = [threading.Thread(target=lambda lock=lock: got.append(lock.acquire())) for lock in several]
@@ -109,14 +109,14 @@ def test_processes_take_turns_where_files_cannot_be_locked(tmp_path):
     assert {path.name for path in shared.iterdir()} == {"count", ".lock.lock"}
 
 
-def test_orbax_locks_by_files_once_it_is_told_to(monkeypatch):
+def test_orbax_uses_file_locks_once_configured(monkeypatch):
     default = dict(tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
     monkeypatch.setattr(tensorstore_utils, "_DEFAULT_OCDBT_TS_CONTEXT", default)
     orbax_adapter.lock_by_files()
     assert tensorstore_utils.get_ts_context()["file_io_locking"].to_json() == {"mode": "lockfile"}
 
 
-def test_a_killed_process_of_this_machine_loses_it_at_once(path):
+def test_a_killed_local_process_loses_the_lock_immediately(path):
     code = (
         f"from olmo_jax.storage.lock import Lock; from etils import epath; Lock(epath.Path({str(path)!r})).acquire();"
     )
@@ -133,14 +133,14 @@ def test_a_killed_process_of_this_machine_loses_it_at_once(path):
     lock.release()
 
 
-def test_another_machine_loses_it_after_a_minute_of_silence_by_our_clock(path, file_system):
+def test_a_remote_owner_loses_the_lock_after_a_minute_without_heartbeat(path, file_system):
     clock = Clock()
     lock = Lock(path, stale=60.0, clock=clock)
     foreign(path)
     assert not lock.acquire()
     clock.now += 59
     assert not lock.acquire()
-    foreign(path, beat=1)  # a sign of life
+    foreign(path, beat=1)  # a heartbeat
     clock.now += 59
     assert not lock.acquire()
     clock.now += 59
@@ -150,7 +150,7 @@ def test_another_machine_loses_it_after_a_minute_of_silence_by_our_clock(path, f
     lock.release()
 
 
-def test_beats_keep_it(path):
+def test_heartbeats_keep_the_lock(path):
     mine = Lock(path, beat=0.02)
     assert mine.acquire()
     beat = json.loads(path.read_text())["beat"]
@@ -161,7 +161,7 @@ def test_beats_keep_it(path):
     mine.release()
 
 
-def test_who_slept_through_a_take_over_is_told_and_lets_it_be(path, file_system):
+def test_an_owner_that_lost_the_lock_is_notified_and_keeps_the_new_lock_intact(path, file_system):
     mine = Lock(path, beat=0.01)
     assert mine.acquire()
     foreign(path)
@@ -187,7 +187,7 @@ def test_who_slept_through_a_take_over_is_told_and_lets_it_be(path, file_system)
         b'{"host": "elsewhere", "pid": "many", "started": "5", "token": "theirs", "beat": 0}',
     ],
 )
-def test_a_damaged_file_is_a_free_lock(path, content):
+def test_a_damaged_lock_file_counts_as_free(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
     lock = Lock(path)
@@ -198,7 +198,7 @@ def test_a_damaged_file_is_a_free_lock(path, content):
     assert not path.exists()
 
 
-def test_a_live_process_that_proc_does_not_show_keeps_it(path, monkeypatch):
+def test_a_live_process_hidden_from_proc_keeps_the_lock(path, monkeypatch):
     """With hidepid, /proc has no entry for another user's process, and only sending a signal shows that it exists."""
     path.parent.mkdir()
     path.write_text(json.dumps(locks._myself() | {"token": "theirs"}))
@@ -208,7 +208,7 @@ def test_a_live_process_that_proc_does_not_show_keeps_it(path, monkeypatch):
     assert not Lock(path).held()
 
 
-def test_a_guard_is_taken_from_the_dead_at_once_and_from_the_silent_after_a_while(tmp_path):
+def test_a_guard_is_taken_from_dead_owners_immediately_and_silent_ones_later(tmp_path):
     path, clock, dead = tmp_path / "guard", Clock(), subprocess.Popen(["true"])
     dead.wait()
     path.write_text(json.dumps(locks._myself() | {"pid": dead.pid, "started": "1"}))
@@ -231,7 +231,7 @@ def test_a_guard_is_taken_from_the_dead_at_once_and_from_the_silent_after_a_whil
     assert not list(tmp_path.iterdir())
 
 
-def test_what_somebody_quicker_holds_is_given_back(tmp_path):
+def test_removing_a_stale_lock_keeps_one_replaced_meanwhile(tmp_path):
     path = tmp_path / "guard"
     path.write_text("theirs")
     locks._take_away(path, b"of the dead")
@@ -239,7 +239,7 @@ def test_what_somebody_quicker_holds_is_given_back(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_exclusive_lock_is_waited_for(tmp_path, file_system, monkeypatch):
+def test_an_exclusive_lock_waits_for_its_holder(tmp_path, file_system, monkeypatch):
     monkeypatch.setattr(locks, "_POLL_SECONDS", 0.01)
     output, order, begun = [], [], threading.Event()
 
@@ -261,13 +261,13 @@ def test_an_exclusive_lock_is_waited_for(tmp_path, file_system, monkeypatch):
     assert len(output) == 1 and "another process holds this lock; waiting" in output[0]
 
 
-def test_an_exclusive_lock_that_was_taken_over_is_told_at_the_end(tmp_path, monkeypatch):
+def test_loss_of_an_exclusive_lock_is_reported_at_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_flock", lambda descriptor, wait=True: False)
     with pytest.raises(LockError, match="taken over by process 1 on elsewhere"), exclusive_lock(tmp_path / "a", print):
         foreign(tmp_path / "a.owner")
 
 
-def test_a_file_system_without_locks_is_known_by_its_refusal(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_detected(tmp_path, monkeypatch):
     assert not lacks_locks(tmp_path)
     refused = OSError(errno.ENOSYS, "Function not implemented")
     monkeypatch.setattr(fcntl, "lockf", lambda file, operation: (_ for _ in ()).throw(refused))

@@ -1,4 +1,4 @@
-"""An exact name means itself, whatever it looks like, and what becomes a file's name fits into one."""
+"""An exact name takes precedence over a pattern, and generated file names stay within the length limit."""
 
 import os
 
@@ -15,7 +15,7 @@ from olmo_jax.storage.run_files import matching_runs
 LOOKS_LIKE_A_PATTERN = "lr[1e-2]*-0a1b"
 
 
-def test_a_name_that_is_there_means_itself_and_else_it_is_a_pattern():
+def test_an_existing_name_matches_itself_and_otherwise_is_a_pattern():
     existing = ["lr[1e-2]", "lr1", "lre"]
     assert names.matching(existing, "lr[1e-2]") == ["lr[1e-2]"]
     assert names.matching(existing, "lr[1e]") == ["lr1", "lre"]
@@ -47,7 +47,7 @@ def test_results_below_a_folder_with_brackets_are_found(tmp_path, name):
 @pytest.mark.parametrize(
     "text", ["/データ/" + "言" * 20 + "/tasks.jsonl", "x" * 5000, "/" * 300, "ö" * 120, os.fsdecode(b"caf\xe9") * 60]
 )
-def test_a_files_name_is_bounded_and_tells_texts_apart(tmp_path, text):
+def test_file_names_are_bounded_and_unique_per_text(tmp_path, text):
     name = names.file_name(text)
     assert len(name.encode()) <= names.LONGEST
     assert name != names.file_name(text + "x")
@@ -55,17 +55,17 @@ def test_a_files_name_is_bounded_and_tells_texts_apart(tmp_path, text):
     (tmp_path / f"finetune_{name}_lr0.000123@123456789.json").touch()
 
 
-def test_short_names_are_quoted_as_they_were():
+def test_short_names_keep_their_quoting():
     assert names.file_name("a/b c+d:é") == "a%2Fb c+d%3A%C3%A9"
 
 
 @pytest.mark.parametrize("name", ["", ".x", "a/b", "a\nb", "a\0b", os.fsdecode(b"caf\xe9"), "x" * 300, "言" * 81])
-def test_a_name_that_no_folder_can_have_is_refused(name):
+def test_invalid_folder_names_are_refused(name):
     with pytest.raises(ConfigError, match=r"config.name = .*folder"):
         folder_name(name, "config.name")
 
 
-def test_a_path_that_exists_means_itself(tmp_path, monkeypatch):
+def test_an_existing_path_matches_itself(tmp_path, monkeypatch):
     (tmp_path / "a[1].txt").touch()
     (tmp_path / "a1.txt").touch()
     monkeypatch.setenv("HOME", str(tmp_path))

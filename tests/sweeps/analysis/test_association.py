@@ -55,7 +55,7 @@ def test_a_setting_that_some_runs_lack_varies_and_its_rows_are_used():
     pd.testing.assert_frame_equal(associations(worded).iloc[:3], declared)
 
 
-def test_any_column_of_a_target_is_geometry_but_spreads_and_counts():
+def test_columns_of_probe_targets_are_geometry_except_spreads_and_counts():
     metrics = [
         "unembedding/my_metric",
         "unembedding_gauge_fixed/effective_rank",
@@ -72,37 +72,37 @@ def test_any_column_of_a_target_is_geometry_but_spreads_and_counts():
     assert analysis.geometry_columns(pd.DataFrame(columns=mixed)) == metrics
 
 
-def test_the_column_of_a_spread_is_of_the_same_metric():
+def test_each_spread_column_belongs_to_its_metric():
     spread = analysis.spread_column("final_states_centred/effective_rank")
     assert spread == "final_states_centred_spread/effective_rank"
     assert analysis.geometry_columns(pd.DataFrame(columns=[spread])) == []
 
 
-def test_spreads_and_counts_are_correlated_with_nothing_and_a_new_metric_is():
+def test_spreads_and_counts_are_not_correlated_and_new_metrics_are():
     known = sweep_table()
     added = {"final_states/points": 128, "final_states_spread/effective_rank": 0.1, "layer_1/my_metric": known.index}
-    found = associations(known.assign(**added))
-    assert set(found.metric) - set(associations(known).metric) == {"layer_1/my_metric"}
+    result = associations(known.assign(**added))
+    assert set(result.metric) - set(associations(known).metric) == {"layer_1/my_metric"}
 
 
-def test_associations_hold_each_pair_in_each_form_with_the_declared_one_first():
-    found = associations(sweep_table())
-    assert len(found) == 3 * 3 * 4 + 2
-    assert list(dict.fromkeys(found.method)) == list(METHODS)
-    assert set(found.metric[found.method == "mixed effects"]) == {
+def test_associations_list_every_pair_and_form_with_the_declared_pair_first():
+    result = associations(sweep_table())
+    assert len(result) == 3 * 3 * 4 + 2
+    assert list(dict.fromkeys(result.method)) == list(METHODS)
+    assert set(result.metric[result.method == "mixed effects"]) == {
         "unembedding/mean_cosine",
         "unembedding/effective_rank_percent",
     }
-    assert not found.duplicated(["metric", "target", "method"]).any()
-    assert set(found.target) == {
+    assert not result.duplicated(["metric", "target", "method"]).any()
+    assert set(result.target) == {
         "lm_loss/in_domain",
         "round_to_nearest_3/in_domain",
         "finetune_code_lr0.001/forgetting",
     }
-    assert tuple(found.loc[0, ["metric", "target"]]) == analysis.PRIMARY_PAIR
+    assert tuple(result.loc[0, ["metric", "target"]]) == analysis.PRIMARY_PAIR
 
 
-def test_associations_equal_the_single_estimates_whatever_is_missing():
+def test_associations_equal_single_estimates_with_missing_values():
     table = sweep_table()
     final = table[table.final]
     controls = analysis.controls_of(table)
@@ -118,13 +118,13 @@ def test_associations_equal_the_single_estimates_whatever_is_missing():
         assert tuple(row[list(Estimate._fields)]) == pytest.approx(tuple(expected), rel=1e-9, nan_ok=True)
 
 
-def test_a_note_stands_where_a_value_is_missing_and_only_there():
-    found = associations(sweep_table())
-    missing = found[list(Estimate._fields)].isna().any(axis=1)
-    assert ((found.note != "") == missing).all()
-    few = found[(found.target == "finetune_code_lr0.001/forgetting") & (found.method == "partial factor")]
+def test_notes_accompany_exactly_the_missing_values():
+    result = associations(sweep_table())
+    missing = result[list(Estimate._fields)].isna().any(axis=1)
+    assert ((result.note != "") == missing).all()
+    few = result[(result.target == "finetune_code_lr0.001/forgetting") & (result.method == "partial factor")]
     assert few.note.str.contains("too few|same in all rows").all()
-    constant = found[(found.metric == "final_states/effective_rank") & (found.n >= 24)]
+    constant = result[(result.metric == "final_states/effective_rank") & (result.n >= 24)]
     assert (constant.note == "the metric is the same in all rows").all()
 
 
@@ -132,54 +132,54 @@ def test_diverged_and_unfinished_runs_are_left_out_and_counted():
     table = sweep_table()
     table.loc[table.run_id == "run3", "diverged_at"] = 7
     table = table[~(table.final & (table.run_id == "run5"))]
-    found = associations(table)
-    assert (found.left_out == 2).all()
-    assert found.n.max() == 22
-    kept = analysis.final_rows(table)
-    assert (kept.diverged, kept.unfinished) == (1, 1)
-    assert not {"run3", "run5"} & set(kept.rows.run_id)
+    result = associations(table)
+    assert (result.left_out == 2).all()
+    assert result.n.max() == 22
+    included = analysis.final_rows(table)
+    assert (included.diverged, included.unfinished) == (1, 1)
+    assert not {"run3", "run5"} & set(included.rows.run_id)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
-def test_associations_of_too_few_runs_say_so(rows):
-    found = associations(sweep_table()[lambda t: t.final].head(rows))
-    assert found.estimate.isna().all()
-    assert (found.note != "").all()
+def test_associations_of_too_few_runs_are_noted(rows):
+    result = associations(sweep_table()[lambda t: t.final].head(rows))
+    assert result.estimate.isna().all()
+    assert (result.note != "").all()
 
 
-def test_q_values_are_benjamini_and_hochbergs_over_all_but_the_declared_pair():
-    found = associations(sweep_table())
-    declared = (found.metric == analysis.PRIMARY_PAIR[0]) & (found.target == analysis.PRIMARY_PAIR[1])
-    assert declared.sum() == 5 and found.q_value[declared].isna().all() and found.p_value[declared].notna().any()
-    rest = found[~declared & found.p_value.notna()].sort_values("p_value")
+def test_q_values_are_benjamini_hochberg_over_all_but_the_declared_pair():
+    result = associations(sweep_table())
+    declared = (result.metric == analysis.PRIMARY_PAIR[0]) & (result.target == analysis.PRIMARY_PAIR[1])
+    assert declared.sum() == 5 and result.q_value[declared].isna().all() and result.p_value[declared].notna().any()
+    rest = result[~declared & result.p_value.notna()].sort_values("p_value")
     rank = np.arange(1, len(rest) + 1)
     by_hand = np.minimum.accumulate((rest.p_value.to_numpy() * len(rest) / rank)[::-1])[::-1]
     assert rest.q_value.to_numpy() == pytest.approx(np.minimum(by_hand, 1))
 
 
-def test_an_effect_is_told_in_deviations_over_seeds():
+def test_effects_are_given_in_standard_deviations_over_seeds():
     rng = np.random.default_rng(0)
     rank = np.repeat(rng.normal(size=40), 2)
-    loss = 3.0 * rank + np.tile([0.1, -0.1], 40)  # over seeds the deviation is .1 sqrt 2
+    loss = 3.0 * rank + np.tile([0.1, -0.1], 40)  # the standard deviation over seeds is .1 sqrt 2
     table = pd.concat([sweep_table(80)[lambda t: t.final]]).assign(
         **{"unembedding/effective_rank_percent": rank, "lm_loss/in_domain": loss}
     )
-    found = associations(table).query("metric == @analysis.PRIMARY_PAIR[0] and target == @analysis.PRIMARY_PAIR[1]")
-    by_method = found.set_index("method").seed_sds
+    result = associations(table).query("metric == @analysis.PRIMARY_PAIR[0] and target == @analysis.PRIMARY_PAIR[1]")
+    by_method = result.set_index("method").seed_sds
     assert by_method["raw"] == pytest.approx(3 * rank.std(ddof=1) / (0.1 * 2**0.5), rel=1e-6)
     assert by_method["incremental R2"] == pytest.approx((loss.std() - 0.1) / (0.1 * 2**0.5), rel=0.1)
     without_replicates = associations(table.assign(configuration=table.run_id))
     assert without_replicates.seed_sds.isna().all()
 
 
-def test_the_value_with_diverged_runs_stands_beside_that_without():
+def test_values_with_diverged_runs_are_listed_beside_those_without():
     table = sweep_table()
     assert associations(table).with_diverged.isna().all()
     table.loc[table.run_id == "run3", "diverged_at"] = 7
     lost = table[~(table.final & (table.run_id == "run3"))]
     lost.loc[lost.run_id == "run3", ["unembedding/effective_rank_percent", "lm_loss/in_domain"]] = [100.0, 100.0]
     raw = associations(lost).iloc[0]
-    kept = lost[lost.final | (lost.run_id == "run3")]
-    both = stats.spearmanr(kept["unembedding/effective_rank_percent"], kept["lm_loss/in_domain"]).statistic
+    included = lost[lost.final | (lost.run_id == "run3")]
+    both = stats.spearmanr(included["unembedding/effective_rank_percent"], included["lm_loss/in_domain"]).statistic
     assert raw.with_diverged == pytest.approx(both)
     assert raw.estimate < raw.with_diverged

@@ -42,7 +42,7 @@ def row_of(table, column=LOSS):
     return row
 
 
-def test_the_numbers_are_those_of_a_paired_test_over_configurations():
+def test_comparison_matches_a_paired_test_over_configurations():
     first, second = drawn(8), drawn(8, shift=0.1, seed=1)
     row = row_of(compare(sweep(first), sweep(second, name="b"), unit_of=lambda column: f"unit of {column}"))
     one, other = first[LOSS].mean(axis=1), second[LOSS].mean(axis=1)
@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_a_paired_test_over_configurations():
     assert (row.kind, row.unit, row.note) == ("loss", f"unit of {LOSS}", "")
 
 
-def test_q_is_benjamini_hochberg_over_all_rows_that_have_p():
+def test_q_values_are_benjamini_hochberg_over_rows_with_p_values():
     columns = [LOSS, RANK, COSINE, "final_states/isoscore"]
     first, second = drawn(9, columns=columns), drawn(9, shift=0.03, seed=3, columns=columns)
     second[COSINE] = first[COSINE] + 1
@@ -74,8 +74,8 @@ def test_q_is_benjamini_hochberg_over_all_rows_that_have_p():
     assert np.isnan(row_of(table, "final_states/isoscore").q_value)
 
 
-def test_a_seed_is_compared_with_itself():
-    """What a seed does to a run in both sweeps cancels, and a seed that one sweep lacks isn't used."""
+def test_equal_seeds_are_compared_with_each_other():
+    """The effect of a seed common to both sweeps cancels, and a seed missing in one sweep isn't used."""
     luck = np.array([0.0, 50.0, -20.0])
     one = sweep({LOSS: 5 + np.arange(6)[:, None] + luck[None]}, seeds=(0, 1, 2))
     other = sweep({LOSS: 5.25 + np.arange(6)[:, None] + luck[None, 1:]}, seeds=(1, 2))
@@ -84,7 +84,7 @@ def test_a_seed_is_compared_with_itself():
     assert row.first == pytest.approx(5 + 2.5 + luck[1:].mean())
 
 
-def test_seeds_are_the_same_whatever_their_type():
+def test_seeds_match_regardless_of_type():
     values = {LOSS: 5 + np.arange(4)[:, None] + np.array([[0.0, 7.0]])}
     other = sweep({LOSS: values[LOSS][:, 1:] + 0.5}, seeds=(1,))
     row = row_of(compare(sweep(values), other.assign(**{"config.init_seed": 1.0})))
@@ -113,7 +113,7 @@ def test_a_seed_that_lacks_the_value_in_one_sweep_is_left_out_of_both():
     assert row_of(table, RANK).pairs == 6
 
 
-def test_a_mean_over_configurations_needs_the_value_of_each():
+def test_a_mean_over_configurations_needs_every_value():
     one, other = (sweep(drawn(4, shift=s), batch=8).assign(**{"config.data.batch_size": [8, 8, 8, 8, 16, 16, 16, 16]})
                   for s in (0, 1))  # fmt: skip
     assert row_of(compare(one, other, ["data.batch_size"])).difference == pytest.approx(1)
@@ -123,14 +123,14 @@ def test_a_mean_over_configurations_needs_the_value_of_each():
 
 
 def test_a_mean_over_configurations_counts_each_once():
-    """Three seeds of one and one of the other."""
+    """One configuration has three seeds, the other has one."""
     one = sweep({LOSS: [[0.0, 0.0, 0.0], [8.0, 8.0, 8.0]]}, seeds=(0, 1, 2)).head(4)
     other = sweep({LOSS: [[4.0], [6.0]]}, seeds=(0,))
     row = row_of(compare(one, other, []))
     assert (row.first, row.second) == (4.0, 5.0)
 
 
-def test_swapped_sweeps_give_the_opposite_and_the_order_of_rows_nothing():
+def test_swapping_sweeps_negates_differences_and_row_order_is_irrelevant():
     one, other = sweep(drawn(7, columns=(LOSS, RANK))), sweep(drawn(7, seed=5, columns=(LOSS, RANK)), seeds=(1, 2))
     table, swapped = compare(one, other), compare(other, one)
     for name in ("difference", "seed_sds"):
@@ -147,8 +147,8 @@ def test_only_final_rows_count():
     pd.testing.assert_frame_equal(compare(pd.concat([early, one]), other), compare(one, other))
 
 
-def test_with_many_pairs_signs_are_sampled_and_near_the_exact_answer():
-    """13 pairs are few enough to take all 8,192 choices of signs here."""
+def test_sampled_sign_flips_approximate_the_exact_p_value():
+    """13 pairs are few enough to enumerate all 8,192 sign assignments here."""
     difference = np.random.default_rng(4).normal(0.3, 1, 13)
     one, other = sweep({LOSS: np.zeros((13, 1))}, seeds=(0,)), sweep({LOSS: difference[:, None]}, seeds=(0,))
     signs = np.array(np.meshgrid(*[[-1, 1]] * 13)).reshape(13, -1)
@@ -172,11 +172,11 @@ def test_intervals_cover_and_p_values_keep_their_level_over_1000_columns(n):
         values = pd.DataFrame((effect + seeds).reshape(n * 2, 1000), columns=columns)
         return pd.concat([sweep({LOSS: np.zeros((n, 2))}), values], axis=1)
 
-    found = compare(table(0.0), table(0.5))
-    found = found[found["kind"] == "metric"]
-    assert 0.93 < ((found["low"] < 0.5) & (found["high"] > 0.5)).mean() < 0.97
-    assert found["difference"].mean() == pytest.approx(0.5, abs=0.02)
-    assert found["seed_deviation"].mean() == pytest.approx(0.5, rel=0.05)
+    result = compare(table(0.0), table(0.5))
+    result = result[result["kind"] == "metric"]
+    assert 0.93 < ((result["low"] < 0.5) & (result["high"] > 0.5)).mean() < 0.97
+    assert result["difference"].mean() == pytest.approx(0.5, abs=0.02)
+    assert result["seed_deviation"].mean() == pytest.approx(0.5, rel=0.05)
     null = compare(table(0.0), table(0.0))
     level = (null.loc[null["kind"] == "metric", "p_value"] <= 0.05).mean()
     assert (0.02 if n == 6 else 0.035) < level < 0.065  # of 6, only 2/64 is under it
@@ -210,7 +210,7 @@ def test_a_column_that_one_sweep_lacks_is_listed():
         (1, 1, "1 pair gives no interval; no configuration has replicates", ["low", "p_value", "seed_sds"]),
     ],
 )
-def test_what_the_pairs_cant_give_is_missing_and_the_note_says_why(n, seeds, note, missing):
+def test_undetermined_values_are_missing_with_a_reason(n, seeds, note, missing):
     one, other = (sweep(drawn(n, seeds, s), range(seeds)) for s in (0, 0.3))
     row = row_of(compare(one, other))
     assert row.note == note
@@ -220,7 +220,7 @@ def test_what_the_pairs_cant_give_is_missing_and_the_note_says_why(n, seeds, not
     assert not missing or n == 1 or {c for c in always if np.isnan(getattr(row, c))} == set(missing)
 
 
-def test_constant_and_missing_columns():
+def test_constant_columns_have_p_1_and_missing_columns_a_note():
     columns = {LOSS: np.full((6, 2), 3.0), RANK: np.full((6, 2), np.nan), COSINE: np.full((6, 2), None)}
     table = compare(sweep(columns), sweep(columns))
     row = row_of(table)

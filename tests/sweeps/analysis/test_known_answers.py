@@ -1,4 +1,4 @@
-"""Sweeps in which it is known what moves the loss: size alone, the metric alone, or weight decay that moves both."""
+"""Simulated sweeps with a known cause of the loss: size only, the metric only, or weight decay acting on both."""
 
 import functools
 
@@ -11,7 +11,7 @@ from sweeps.analysis.correlation import partial_spearman, spearman
 from sweeps.analysis.mixed import mixed_effects
 from sweeps.analysis.r2 import incremental_r2, increments
 
-# Monte-Carlo calibrations; what each statistic is on one table is tested beside it.
+# Monte Carlo calibrations; the value of each statistic on a single table is tested in its own file.
 pytestmark = pytest.mark.slow
 
 SIZES = [4e6, 8e6, 13e6, 19e6, 34e6, 75e6]
@@ -44,7 +44,7 @@ def sweep(cause, seed):
 
 
 def over_tables(cause, estimate):
-    """The estimates of TABLES sweeps of one cause, a row each."""
+    """Return the estimates of TABLES sweeps of one cause, one row per sweep."""
     return pd.DataFrame([estimate(sweep(cause, seed)) for seed in range(TABLES)])
 
 
@@ -60,12 +60,12 @@ def added_to(baseline):
     return lambda table: incremental_r2(table, "metric", "loss", baseline, "configuration")
 
 
-def covers(found, truth):
-    return ((found.low <= truth) & (truth <= found.high)).mean()
+def covers(fit, truth):
+    return ((fit.low <= truth) & (truth <= fit.high)).mean()
 
 
-def calls(found):
-    return (found.p_value < 0.05).mean()
+def calls(fit):
+    return (fit.p_value < 0.05).mean()
 
 
 @pytest.fixture(scope="module", params=["size", "decay"])
@@ -73,24 +73,24 @@ def confounded(request):
     return request.param
 
 
-def test_what_size_or_decay_does_to_both_looks_strong_and_is_gone_given_the_settings(confounded):
-    looks, found = over_tables(confounded, raw), over_tables(confounded, given_settings)
+def test_confounding_by_size_or_decay_vanishes_given_the_settings(confounded):
+    looks, fit = over_tables(confounded, raw), over_tables(confounded, given_settings)
     assert looks.high.max() < -0.3
-    assert found.estimate.mean() == pytest.approx(0, abs=0.05)
-    assert covers(found, 0) >= 0.85
-    assert calls(found) <= FALSE_CALLS
+    assert fit.estimate.mean() == pytest.approx(0, abs=0.05)
+    assert covers(fit, 0) >= 0.85
+    assert calls(fit) <= FALSE_CALLS
 
 
 def test_a_metric_that_follows_size_adds_nothing_to_a_baseline_of_size():
-    found = over_tables("size", added_to(BASELINE))
-    assert -0.01 < found.estimate.mean() < 0
-    assert (found.low > 0).mean() <= 0.02
-    assert found.estimate.max() < 0.05
-    assert calls(found) <= FALSE_CALLS
+    fit = over_tables("size", added_to(BASELINE))
+    assert -0.01 < fit.estimate.mean() < 0
+    assert (fit.low > 0).mean() <= 0.02
+    assert fit.estimate.max() < 0.05
+    assert calls(fit) <= FALSE_CALLS
 
 
 def test_a_metric_that_follows_decay_adds_to_the_papers_baseline_until_decay_is_in_it():
-    """Delta-R2 over size, compute and tokens tells geometry from size, and not from settings that aren't among them."""
+    """Delta-R2 over size, compute and tokens separates geometry from size, not from settings outside the baseline."""
     fooled = over_tables("decay", added_to(BASELINE))
     assert fooled.low.min() > 0.1
     # Batch enters in logs, so that a U isn't taken away by itself: here as a category, by its name.
@@ -100,47 +100,47 @@ def test_a_metric_that_follows_decay_adds_to_the_papers_baseline_until_decay_is_
     assert calls(sound) <= FALSE_CALLS
 
 
-def test_a_metric_that_moves_the_loss_by_itself_is_found_by_every_method():
+def test_a_causal_metric_is_detected_by_every_method():
     # Normal columns of correlation r have Spearman's rho 6 / pi asin(r / 2).
     rho = 6 / np.pi * np.arcsin(-np.sqrt(EXPLAINED) / 2)
     for estimate in (raw, given_settings):
-        found = over_tables("metric", estimate)
-        assert found.high.max() < -0.3
-        assert found.estimate.mean() == pytest.approx(rho, abs=0.04)
-        assert covers(found, rho) >= 0.85
-    found = over_tables("metric", added_to(BASELINE))
-    assert found.low.min() > 0.1
-    assert found.estimate.mean() == pytest.approx(EXPLAINED, abs=0.04)
-    assert covers(found, EXPLAINED) >= 0.85
+        fit = over_tables("metric", estimate)
+        assert fit.high.max() < -0.3
+        assert fit.estimate.mean() == pytest.approx(rho, abs=0.04)
+        assert covers(fit, rho) >= 0.85
+    fit = over_tables("metric", added_to(BASELINE))
+    assert fit.low.min() > 0.1
+    assert fit.estimate.mean() == pytest.approx(EXPLAINED, abs=0.04)
+    assert covers(fit, EXPLAINED) >= 0.85
 
 
 def mixed_off(effect, controls):
-    """How far from the truth, an effect in nats for a metric's 1, and whether the interval holds it."""
+    """Return the error of the estimate, in nats per unit of the metric, and whether the interval covers the truth."""
 
     def estimate(table):
-        found = mixed_effects(table.astype({"batch": str}), "metric", "loss", controls)
+        fit = mixed_effects(table.astype({"batch": str}), "metric", "loss", controls)
         truth = effect * table.metric.std()
-        return {"off": found.estimate - truth, "covered": found.low <= truth <= found.high}
+        return {"off": fit.estimate - truth, "covered": fit.low <= truth <= fit.high}
 
     return estimate
 
 
 @pytest.mark.parametrize(("cause", "effect"), [("size", 0.0), ("metric", -1.0), ("decay", 0.0)])
-def test_mixed_effects_given_the_settings_tell_the_causes_apart(cause, effect):
-    found = over_tables(cause, mixed_off(effect, SETTINGS))
-    assert found.off.mean() == pytest.approx(0, abs=0.05)
-    assert found.covered.mean() >= 0.85
+def test_mixed_effects_given_the_settings_separate_the_causes(cause, effect):
+    fit = over_tables(cause, mixed_off(effect, SETTINGS))
+    assert fit.off.mean() == pytest.approx(0, abs=0.05)
+    assert fit.covered.mean() >= 0.85
 
 
-def test_a_little_of_what_lies_between_sizes_stays_in_a_mixed_effect_unless_a_control_follows_size():
+def test_mixed_effects_keep_some_between_size_confounding_without_a_size_control():
     leaked, sound = (over_tables("size", mixed_off(0.0, c)).off.mean() for c in (SETTINGS[1:], SETTINGS))
     assert -0.15 < leaked < sound - 0.04
 
 
-def test_false_positives_of_the_test_of_a_coefficient_over_2025_null_pairs(monkeypatch):
+def test_false_positive_rate_of_the_coefficient_test_over_2025_null_pairs(monkeypatch):
     """Loss and metric follow size and decay, loss is U-shaped in batch; batch and decay are in the baseline by name.
 
-    Each of 45 metrics with each of 45 losses: given the settings no pair has anything in common.
+    Each of 45 metrics with each of 45 losses: given the settings, no pair is associated.
     """
     monkeypatch.setattr(r2, "DRAWS", 20)  # of the interval of R2, and splits of R2 itself; the test has neither
     monkeypatch.setattr(r2, "shuffled_folds", functools.partial(r2.shuffled_folds, splits=1))

@@ -13,7 +13,7 @@ SIZES = [4e6, 8e6, 13e6, 19e6, 34e6, 75e6]
 
 
 def sweep(per_size=10, seeds=1, between=1.0, seed=0, sizes=6):
-    """Sizes by configurations by seeds; the metric moves the target by .5, and with batch and the size itself."""
+    """Sizes by configurations by seeds; the metric has an effect of .5 on the target, as have batch and size."""
     rng = np.random.default_rng(seed)
     n = sizes * per_size
     of = np.repeat(np.arange(n), seeds)
@@ -41,51 +41,51 @@ def statsmodels_fit(table, controls):
 # The estimate.
 
 
-def test_two_sizes_worked_out_by_hand():
+def test_two_sizes_match_hand_calculation():
     # The metric is -1, 0, 1 in both sizes, so its slope is that within sizes, ((5 - 0) + (13 - 10)) / 4 = 2, and its
     # standard deviation over the six rows is sqrt(4 / 5). Of y - 2 m, squares within sizes sum to 2 + 2/3 on
     # 6 - 2 - 1 degrees of freedom: variance 8/9. The sizes' means are 2 and 35/3: mean square between 6 (29/6)^2, and
     # the variance between sizes is that less 8/9, over 3 (balanced, so REML is analysis of variance).
     table = pd.DataFrame({"m": [-1, 0, 1] * 2, "y": [0, 1, 5, 10, 12, 13], SIZE: [1, 1, 1, 2, 2, 2], CLUSTER: range(6)})
-    found = mixed_fit(table, "m", "y", [], SIZE, CLUSTER)
+    result = mixed_fit(table, "m", "y", [], SIZE, CLUSTER)
     between = (6 * (29 / 6) ** 2 - 8 / 9) / 3
-    assert found.estimate.estimate == pytest.approx(2 * np.sqrt(4 / 5), rel=1e-12)
-    assert found.between_sizes == pytest.approx(between / (between + 8 / 9), rel=1e-5)
+    assert result.estimate.estimate == pytest.approx(2 * np.sqrt(4 / 5), rel=1e-12)
+    assert result.between_sizes == pytest.approx(between / (between + 8 / 9), rel=1e-5)
 
 
 @pytest.mark.parametrize("controls", [[], ["batch"], ["batch", "schedule"]])
 @pytest.mark.parametrize("between", [0.4, 1.0, 30.0])
 @pytest.mark.parametrize("balanced", [True, False])
-def test_the_coefficient_and_the_variance_ratio_are_statsmodels(controls, between, balanced):
+def test_coefficient_and_variance_ratio_match_statsmodels(controls, between, balanced):
     table = sweep(between=between, seeds=2)
     if not balanced:
         table = table.drop(index=range(3, 40, 2)).drop(index=range(90, 110))
     expected = statsmodels_fit(table, controls)
-    found = mixed_fit(table, "m", "y", controls, SIZE, CLUSTER)
+    result = mixed_fit(table, "m", "y", controls, SIZE, CLUSTER)
     ratio = expected.cov_re.item() / expected.scale
-    assert found.estimate.estimate == pytest.approx(expected.fe_params[-1], rel=1e-5)
-    assert found.between_sizes == pytest.approx(ratio / (1 + ratio), rel=2e-3)
+    assert result.estimate.estimate == pytest.approx(expected.fe_params[-1], rel=1e-5)
+    assert result.between_sizes == pytest.approx(ratio / (1 + ratio), rel=2e-3)
 
 
-def test_where_sizes_differ_by_chance_only_it_is_least_squares():
+def test_without_variance_between_sizes_the_estimate_is_least_squares():
     import statsmodels.api as sm
 
     table = sweep()
     table["y"] -= (table.y - 0.5 * table.m).groupby(table[SIZE]).transform("mean")
-    found = mixed_fit(table, "m", "y", ["batch"], SIZE, CLUSTER)
-    assert found.between_sizes == 0
+    result = mixed_fit(table, "m", "y", ["batch"], SIZE, CLUSTER)
+    assert result.between_sizes == 0
     expected = sm.OLS(table.y.to_numpy(), design(table, ["batch"])).fit().params[-1]
-    assert found.estimate.estimate == pytest.approx(expected, rel=1e-9)
-    assert np.isfinite(found.estimate).all()
-    assert found.note == ""
+    assert result.estimate.estimate == pytest.approx(expected, rel=1e-9)
+    assert np.isfinite(result.estimate).all()
+    assert result.note == ""
 
 
-def test_controls_that_say_the_size_leave_what_lies_within_sizes():
+def test_controls_that_determine_size_leave_the_within_size_effect():
     table = sweep(between=5).assign(layers=lambda t: t[SIZE].map({s: f"{i} layers" for i, s in enumerate(SIZES)}))
     m, y = (table[c] - table[c].groupby(table[SIZE]).transform("mean") for c in "my")
-    found = mixed_fit(table, "m", "y", ["layers", SIZE], SIZE, CLUSTER)
-    assert found.estimate.estimate == pytest.approx((m @ y) / (m @ m) * table.m.std(), rel=1e-9)
-    assert np.isfinite(found.estimate).all()
+    result = mixed_fit(table, "m", "y", ["layers", SIZE], SIZE, CLUSTER)
+    assert result.estimate.estimate == pytest.approx((m @ y) / (m @ m) * table.m.std(), rel=1e-9)
+    assert np.isfinite(result.estimate).all()
 
 
 def test_collinear_controls_count_once():
@@ -97,17 +97,17 @@ def test_collinear_controls_count_once():
 def test_the_coefficient_is_per_standard_deviation_in_the_targets_units():
     table = sweep()
     once = mixed_effects(table, "m", "y", ["batch"])
-    found = mixed_effects(table.assign(m=table.m * 1e-9, y=100 * table.y), "m", "y", ["batch"])
-    assert found[:3] == pytest.approx(np.multiply(once[:3], 100), rel=1e-7)
-    assert found.p_value == once.p_value
+    result = mixed_effects(table.assign(m=table.m * 1e-9, y=100 * table.y), "m", "y", ["batch"])
+    assert result[:3] == pytest.approx(np.multiply(once[:3], 100), rel=1e-7)
+    assert result.p_value == once.p_value
 
 
-def test_columns_that_span_a_decade_enter_in_logs():
+def test_columns_spanning_a_decade_enter_as_logarithms():
     table = sweep()
     wide = table.assign(m=np.exp(table.m), y=np.exp(3 * table.y))
-    found = mixed_fit(wide, "m", "y", ["batch"], SIZE, CLUSTER)
-    assert found.estimate.estimate == pytest.approx(3 * mixed_effects(table, "m", "y", ["batch"]).estimate, rel=1e-7)
-    assert found.target_in_logs
+    result = mixed_fit(wide, "m", "y", ["batch"], SIZE, CLUSTER)
+    assert result.estimate.estimate == pytest.approx(3 * mixed_effects(table, "m", "y", ["batch"]).estimate, rel=1e-7)
+    assert result.target_in_logs
 
 
 # Interval and p-value.
@@ -119,11 +119,11 @@ def quasi_demeaned(x, sizes, ratio):
     return x - (1 - 1 / np.sqrt(1 + rows * ratio)) * means
 
 
-def test_the_interval_is_of_draws_of_configurations_within_sizes_at_the_fitted_ratio(monkeypatch):
+def test_the_interval_bootstraps_configurations_within_sizes_at_the_fitted_ratio(monkeypatch):
     monkeypatch.setattr(module, "DRAWS", 50)
     table = sweep(seeds=2)
-    found = mixed_fit(table, "m", "y", ["batch"], SIZE, CLUSTER)
-    ratio = found.between_sizes / (1 - found.between_sizes)
+    result = mixed_fit(table, "m", "y", ["batch"], SIZE, CLUSTER)
+    ratio = result.between_sizes / (1 - result.between_sizes)
     rng = np.random.default_rng(0)
     counts = np.concatenate([rng.multinomial(10, np.full(10, 0.1), size=50) for _ in SIZES], axis=1)
     draws = []
@@ -133,25 +133,25 @@ def test_the_interval_is_of_draws_of_configurations_within_sizes_at_the_fitted_r
         x = x.apply(quasi_demeaned, args=(rows[SIZE], ratio))
         draws.append(np.linalg.lstsq(x[["one", "b", "m"]].to_numpy(), x.y.to_numpy(), rcond=None)[0][-1])
     # 60 configurations, of which the means of 6 sizes and 1 control take 1 + 6.
-    b = found.estimate.estimate
+    b = result.estimate.estimate
     spread = b + (np.array(draws) - b) * np.sqrt(60 / (60 - 7))
-    assert found.estimate[1:3] == pytest.approx(np.quantile(spread, [0.025, 0.975]), rel=1e-7)
-    assert found.estimate.p_value == pytest.approx(2 * (1 + np.sum(spread <= 0)) / 51)
+    assert result.estimate[1:3] == pytest.approx(np.quantile(spread, [0.025, 0.975]), rel=1e-7)
+    assert result.estimate.p_value == pytest.approx(2 * (1 + np.sum(spread <= 0)) / 51)
 
 
-def test_copies_of_a_run_are_no_new_evidence():
+def test_duplicated_runs_add_no_evidence():
     table = sweep(seeds=1)
     once, twice = (mixed_effects(t, "m", "y", ["batch"]) for t in (table, pd.concat([table] * 3)))
     assert twice.high - twice.low == pytest.approx(once.high - once.low, rel=0.05)
 
 
 @pytest.mark.slow
-def test_the_interval_covers_the_effect_and_null_metrics_are_found_one_time_in_twenty():
+def test_the_interval_covers_the_effect_and_null_metrics_at_the_nominal_rate():
     covered, called = [], []
     for seed in range(60):
         table = sweep(seed=seed, per_size=9).assign(null=np.random.default_rng(seed + 1000).normal(size=54))
-        found = mixed_effects(table, "m", "y", ["batch"])
-        covered.append(found.low <= 0.5 * table.m.std() <= found.high)
+        result = mixed_effects(table, "m", "y", ["batch"])
+        covered.append(result.low <= 0.5 * table.m.std() <= result.high)
         called.append(mixed_effects(table, "null", "y", ["batch"]).p_value < 0.05)
     assert np.mean(covered) > 0.87
     assert np.mean(called) < 0.12
@@ -159,7 +159,7 @@ def test_the_interval_covers_the_effect_and_null_metrics_are_found_one_time_in_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_false_positives_over_many_null_tables(seeds):
+def test_false_positive_rate_over_many_null_tables(seeds):
     called = []
     for seed in range(500):
         table = sweep(seed=seed, per_size=18, seeds=seeds)
@@ -169,7 +169,7 @@ def test_false_positives_over_many_null_tables(seeds):
     assert 0.03 <= np.mean(called) <= 0.08
 
 
-# What can't be given.
+# Undetermined values.
 
 
 @pytest.mark.parametrize(
@@ -190,54 +190,54 @@ def test_false_positives_over_many_null_tables(seeds):
         ({"y": lambda t: 1 - np.log(t[SIZE])}, [], "sizes and controls explain the target completely"),
     ],
 )
-def test_what_the_rows_cannot_give_is_nan_with_the_reason(change, controls, note):
-    found = mixed_fit(sweep().assign(**change), "m", "y", controls, SIZE, CLUSTER)
-    assert np.isnan(found.estimate[:4]).all()
-    assert np.isnan(found.between_sizes)
-    assert found.note == note
+def test_undetermined_values_are_nan_with_a_reason(change, controls, note):
+    result = mixed_fit(sweep().assign(**change), "m", "y", controls, SIZE, CLUSTER)
+    assert np.isnan(result.estimate[:4]).all()
+    assert np.isnan(result.between_sizes)
+    assert result.note == note
 
 
 def test_few_configurations_give_an_estimate_and_no_interval():
-    found = mixed_fit(sweep(per_size=3, seeds=2, sizes=4), "m", "y", ["batch"], SIZE, CLUSTER)
-    assert np.isfinite(found.estimate.estimate)
-    assert np.isnan(found.estimate[1:4]).all()
-    assert found.note == "12 configurations are too few for a p-value or an interval with 4 sizes and 1 control"
+    result = mixed_fit(sweep(per_size=3, seeds=2, sizes=4), "m", "y", ["batch"], SIZE, CLUSTER)
+    assert np.isfinite(result.estimate.estimate)
+    assert np.isnan(result.estimate[1:4]).all()
+    assert result.note == "12 configurations are too few for a p-value or an interval with 4 sizes and 1 control"
 
 
-def test_a_target_that_metric_and_size_give_exactly_has_its_slope():
+def test_a_target_determined_by_metric_and_size_has_the_exact_slope():
     table = sweep().assign(y=lambda t: 2 * t.m - np.log(t[SIZE]))
-    found = mixed_effects(table, "m", "y", [])
-    assert found[:3] == pytest.approx([2 * table.m.std()] * 3, rel=1e-4)
+    result = mixed_effects(table, "m", "y", [])
+    assert result[:3] == pytest.approx([2 * table.m.std()] * 3, rel=1e-4)
 
 
-def test_a_control_level_of_one_configuration_is_survived_by_draws_that_lack_it():
+def test_draws_without_a_rare_control_level_are_handled():
     table = sweep()
     table.loc[7, "schedule"] = "constant"
     assert np.isfinite(mixed_effects(table, "m", "y", ["schedule", "batch"])).all()
 
 
-def test_a_table_of_pairs_has_a_row_each_and_no_warnings():
+def test_a_table_of_pairs_has_one_row_per_pair_and_no_warnings():
     table = sweep().assign(flat=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = mixed_table(table, [("m", "y"), ("flat", "y")], ["batch"])
+        result = mixed_table(table, [("m", "y"), ("flat", "y")], ["batch"])
         assert mixed_table(table[:0], [("m", "y")], ["batch"]).note[0] == "fewer than 4 usable rows"
         assert mixed_table(pd.DataFrame(), [], []).empty
-    assert list(found.metric) == ["m", "flat"]
-    assert found.loc[0, ["estimate", "low", "high", "p_value"]].tolist() == list(
+    assert list(result.metric) == ["m", "flat"]
+    assert result.loc[0, ["estimate", "low", "high", "p_value"]].tolist() == list(
         mixed_effects(table, "m", "y", ["batch"])[:4]
     )
-    assert list(found.note) == ["", "the metric is the same in all rows"]
+    assert list(result.note) == ["", "the metric is the same in all rows"]
 
 
-def test_rows_with_a_gap_are_left_out():
+def test_rows_with_missing_values_are_dropped():
     table = sweep()
     gappy = table.copy()
     gappy.loc[0, "m"], gappy.loc[1, "y"], gappy.loc[2, "batch"] = np.nan, np.inf, np.nan
     gappy.loc[3, "schedule"], gappy.loc[4, SIZE] = None, np.nan
-    found = mixed_effects(gappy, "m", "y", ["batch", "schedule"])
-    assert found == pytest.approx(mixed_effects(table[5:], "m", "y", ["batch", "schedule"]), rel=1e-9)
-    assert found.n == 55
+    result = mixed_effects(gappy, "m", "y", ["batch", "schedule"])
+    assert result == pytest.approx(mixed_effects(table[5:], "m", "y", ["batch", "schedule"]), rel=1e-9)
+    assert result.n == 55
 
 
 def test_a_wrong_column_is_named():

@@ -16,7 +16,7 @@ WD, LR, BATCH, TIED = (
 
 
 def sweep(points, name="run", seeds=(0,), **everywhere):
-    """A table of final rows, each point of a grid with some seeds; settings by a short name or by their column."""
+    """Return a table of final rows: each grid point with the given seeds; settings by short name or by column."""
     columns = {"tied": TIED, "wd": WD, "lr": LR, "batch": BATCH, "width": "config.model.d_model"}
     rows = []
     for i, point in enumerate(points):
@@ -32,7 +32,7 @@ def grid(**values):
 
 
 def together(pairing, column):
-    """The values of a column in each pair, of the first and of the second sweep."""
+    """Return the values of a column in each pair, for the first and the second sweep."""
     first = pairing.first.rows[column].groupby(pairing.first_N).agg(list)
     second = pairing.second.rows[column].groupby(pairing.second_N).agg(list)
     return [(first[i], second[i]) for i in range(pairing.pairs)]
@@ -40,100 +40,100 @@ def together(pairing, column):
 
 def test_sweeps_that_differ_in_one_setting_pair_at_every_point_of_their_grid():
     points = grid(wd=[0.1, 1.0], batch=[8, 16, 32])
-    found = pair(sweep(points, "a", tied=False), sweep(points[::-1], "b", tied=True, seeds=(0, 1)))
-    assert found.pairs == 6
-    assert found.paired_by == [WD, BATCH]
-    assert found.differs == {TIED: ("False", "True")}
-    assert found.unpaired == (0, 0)
-    assert found.same == found.averaged == 0
+    result = pair(sweep(points, "a", tied=False), sweep(points[::-1], "b", tied=True, seeds=(0, 1)))
+    assert result.pairs == 6
+    assert result.paired_by == [WD, BATCH]
+    assert result.differs == {TIED: ("False", "True")}
+    assert result.unpaired == (0, 0)
+    assert result.same == result.averaged == 0
     for column in (WD, BATCH):
-        assert all(set(one) == set(other) for one, other in together(found, column))
-    assert [len(other) for _, other in together(found, WD)] == [2] * 6
+        assert all(set(one) == set(other) for one, other in together(result, column))
+    assert [len(other) for _, other in together(result, WD)] == [2] * 6
 
 
-def test_names_places_and_seeds_neither_pair_nor_differ():
+def test_names_paths_and_seeds_are_ignored_in_pairing():
     points = grid(wd=[0.1, 1.0])
     places = ("config.name", "config.data.root", "config.probe.every", "config.mesh.member")
     one, other = (sweep(points, n, **dict.fromkeys(places, n), seeds=s) for n, s in (("a", (0, 1)), ("b", (2, 3))))
-    found = pair(one, other)
-    assert (found.pairs, found.paired_by, found.differs) == (2, [WD], {})
+    result = pair(one, other)
+    assert (result.pairs, result.paired_by, result.differs) == (2, [WD], {})
 
 
 def test_runs_without_a_partner_are_counted():
-    found = pair(sweep(grid(wd=[0.1, 0.5, 1.0]), "a", seeds=(0, 1)), sweep(grid(wd=[1.0, 10.0]), "b"))
-    assert found.pairs == 1
-    assert found.unpaired == (4, 1)
-    assert found.apart == [WD]
-    assert together(found, WD) == [([1.0, 1.0], [1.0])]
+    result = pair(sweep(grid(wd=[0.1, 0.5, 1.0]), "a", seeds=(0, 1)), sweep(grid(wd=[1.0, 10.0]), "b"))
+    assert result.pairs == 1
+    assert result.unpaired == (4, 1)
+    assert result.apart == [WD]
+    assert together(result, WD) == [([1.0, 1.0], [1.0])]
 
 
-def test_a_value_left_over_in_each_sweep_makes_no_pair():
-    """0.5 in one and 5.0 in the other are the only ones without a partner; nothing says that they belong together."""
-    found = pair(sweep(grid(wd=[0.1, 0.5])), sweep(grid(wd=[0.1, 5.0])))
-    assert (found.pairs, found.unpaired, found.differs) == (1, (1, 1), {})
-    assert found.apart == [WD]
+def test_unmatched_values_of_both_sweeps_are_not_paired():
+    """0.5 in one and 5.0 in the other are the only ones without a partner; nothing indicates that they correspond."""
+    result = pair(sweep(grid(wd=[0.1, 0.5])), sweep(grid(wd=[0.1, 5.0])))
+    assert (result.pairs, result.unpaired, result.differs) == (1, (1, 1), {})
+    assert result.apart == [WD]
 
 
-def test_unpaired_runs_that_differ_in_two_settings_are_kept_apart_by_neither_alone():
+def test_unpaired_runs_that_differ_in_two_settings_list_no_separating_setting():
     one, other = ([{"wd": 0.1, "batch": 8}, {"wd": wd, "batch": b}] for wd, b in ((0.5, 16), (5.0, 32)))
-    found = pair(sweep(one), sweep(other), [WD, BATCH])
-    assert (found.unpaired, found.apart) == ((1, 1), [])
+    result = pair(sweep(one), sweep(other), [WD, BATCH])
+    assert (result.unpaired, result.apart) == ((1, 1), [])
 
 
 def test_a_grid_in_one_sweep_pairs_with_a_single_value_in_the_other():
-    found = pair(sweep(grid(wd=[0.1, 1.0]), "a", tied=False), sweep([{"wd": 1.0}], "b", tied=True))
-    assert (found.pairs, found.paired_by, found.unpaired, found.apart) == (1, [WD], (1, 0), [])
-    assert together(found, WD) == [([1.0], [1.0])]
+    result = pair(sweep(grid(wd=[0.1, 1.0]), "a", tied=False), sweep([{"wd": 1.0}], "b", tied=True))
+    assert (result.pairs, result.paired_by, result.unpaired, result.apart) == (1, [WD], (1, 0), [])
+    assert together(result, WD) == [([1.0], [1.0])]
 
 
 @pytest.mark.parametrize("exponents", [(0.0, 0.5), (0.5, 1.0), (0.0, 1.0)])
-def test_a_learning_rate_by_another_rule_neednt_agree_and_differs(exponents):
-    """At batch 8 it agrees; the pairs are all batch sizes and not that one alone."""
+def test_a_learning_rate_set_by_another_rule_may_differ_within_pairs(exponents):
+    """The rates agree at batch 8 only; all batch sizes are paired nevertheless."""
 
     def ruled(exponent):
         return [{"batch": b, "lr": 1e-3 * (b / 8) ** exponent, "wd": wd} for b in (8, 32, 128) for wd in (0.1, 1.0)]
 
     one, other = (sweep(ruled(e), f"rule{e}") for e in exponents)
-    for found in (pair(one, other), pair(other, one)):
-        assert (found.pairs, set(found.paired_by)) == (6, {WD, BATCH})
-        assert list(found.differs) == [LR]
-        assert all(set(a) == set(b) for a, b in together(found, BATCH))
+    for result in (pair(one, other), pair(other, one)):
+        assert (result.pairs, set(result.paired_by)) == (6, {WD, BATCH})
+        assert list(result.differs) == [LR]
+        assert all(set(a) == set(b) for a, b in together(result, BATCH))
 
 
-def test_several_settings_by_a_rule_may_all_differ():
-    """Learning rate and weight decay agree at one batch size only; either alone would still keep the pairs to it."""
+def test_several_rule_based_settings_may_differ_within_pairs():
+    """Learning rate and weight decay agree at one batch size only; either of them would restrict the pairs to it."""
     one = sweep([{"batch": b, "lr": 1e-3, "wd": 1.0} for b in (8, 16, 32)])
     other = sweep([{"batch": b, "lr": 1e-3 * b / 8, "wd": 8 / b} for b in (8, 16, 32)])
-    found = pair(one, other)
-    assert (found.pairs, found.paired_by) == (3, [BATCH])
-    assert found.differs == {WD: ("1", "0.25, 0.5, 1"), LR: ("0.001", "0.001, 0.002, 0.004")}
+    result = pair(one, other)
+    assert (result.pairs, result.paired_by) == (3, [BATCH])
+    assert result.differs == {WD: ("1", "0.25, 0.5, 1"), LR: ("0.001", "0.001, 0.002, 0.004")}
 
 
 def ruled_with_arms(exponent):
-    """Paper A's suite in small: learning rates by a rule of the batch size, and factors of it at the default batch."""
+    """A reduced suite of paper A: learning rates by a rule of batch size, and multiples of it at the default."""
     points = [{"batch": b, "lr": 1e-3 * (b / 8) ** exponent} for b in (2, 8, 32)]
     return sweep(points + [{"batch": 8, "lr": lr} for lr in (1e-4, 1e-2)], f"rule{exponent}")
 
 
-def test_a_setting_that_tells_configurations_apart_has_to_agree():
-    found = pair(ruled_with_arms(0.0), ruled_with_arms(0.5))
-    assert (found.pairs, found.unpaired) == (3, (2, 2))
-    assert all(one == other for one, other in together(found, LR))
-    assert found.apart == [LR]
+def test_settings_that_distinguish_configurations_must_agree_within_pairs():
+    result = pair(ruled_with_arms(0.0), ruled_with_arms(0.5))
+    assert (result.pairs, result.unpaired) == (3, (2, 2))
+    assert all(one == other for one, other in together(result, LR))
+    assert result.apart == [LR]
 
 
-def test_pair_by_overrides_what_is_found_and_averages_over_the_rest():
+def test_pair_by_overrides_automatic_pairing_and_averages_over_the_rest():
     for name in ("data.batch_size", BATCH):
-        found = pair(ruled_with_arms(0.0), ruled_with_arms(0.5), [name])
-        assert (found.pairs, found.paired_by, found.unpaired) == (3, [BATCH], (0, 0))
-        assert found.averaged == 1
-        assert list(found.differs) == [LR]
+        result = pair(ruled_with_arms(0.0), ruled_with_arms(0.5), [name])
+        assert (result.pairs, result.paired_by, result.unpaired) == (3, [BATCH], (0, 0))
+        assert result.averaged == 1
+        assert list(result.differs) == [LR]
     assert pair(ruled_with_arms(0.0), ruled_with_arms(0.5), []).pairs == 1
     tables = [sweep(grid(wd=[1.0, wd]), "a", **{"config.name": "x"}) for wd in (2.0, 3.0)]
     assert pair(*tables, ["name"]).pairs == 1
 
 
-def test_pair_by_an_unknown_name_says_which_is_near():
+def test_pair_by_an_unknown_name_suggests_the_nearest():
     one, other = sweep(grid(wd=[1.0])), sweep(grid(wd=[1.0])).drop(columns=WD)
     with pytest.raises(UnknownColumnError, match=r"no column 'config.optimizer.weigth_decay'.*weight_decay'"):
         pair(one, one, ["optimizer.weigth_decay"])
@@ -142,7 +142,7 @@ def test_pair_by_an_unknown_name_says_which_is_near():
             pair(*tables, [WD])
 
 
-def test_without_a_pair_the_settings_that_match_nowhere_are_named():
+def test_without_pairs_the_unmatched_settings_are_named():
     one = sweep(grid(wd=[0.1, 1.0], batch=[8, 16]))
     with pytest.raises(AnalysisError, match=r"weight_decay is 0\.1, 1 in the first, 0\.5, 2 in the second; pair_by"):
         pair(one, sweep(grid(wd=[2.0, 0.5], batch=[8, 16])))
@@ -156,8 +156,8 @@ def test_without_a_pair_the_settings_that_match_nowhere_are_named():
         pair(many, sweep(grid(wd=[-1.0])))
 
 
-def test_a_setting_that_only_one_table_has():
-    """Constant it is no matter (a setting of later versions); where it varies, its runs have no partner."""
+def test_a_varying_setting_of_only_one_table_prevents_pairs():
+    """A constant setting is ignored (as of a later version); if it varies, its runs have no partner."""
     one, other = sweep(grid(wd=[0.1, 1.0])), sweep(grid(wd=[0.1, 1.0]), **{"config.model.qk_norm": False})
     assert pair(one, other).pairs == pair(other, one).pairs == 2
     varied = sweep(grid(**{"wd": [0.1, 1.0], "config.model.qk_norm": [False, True]}))
@@ -166,45 +166,45 @@ def test_a_setting_that_only_one_table_has():
     assert pair(one, varied, [WD]).averaged == 2
 
 
-def test_equal_values_pair_whatever_their_types():
+def test_equal_values_pair_regardless_of_type():
     files = "config.data.files"
     one = sweep([{"wd": 1, files: ("a", "b"), "lr": 0.3}, {"wd": 2, files: ("c",), "lr": 0.1}])
     other = sweep([{"wd": 1.0, files: np.array(["a", "b"]), "lr": 0.1 + 0.2}, {"wd": 2.0, files: ["c"], "lr": 0.1}])
-    found = pair(one, other)
-    assert (found.pairs, found.differs) == (2, {})
+    result = pair(one, other)
+    assert (result.pairs, result.differs) == (2, {})
 
 
 def test_missing_settings_pair_with_missing_ones():
     values = [np.nan, 0.1, 1.0]
-    found = pair(sweep(grid(wd=values)), sweep(grid(wd=[*values, 2.0])))
-    assert (found.pairs, found.unpaired) == (3, (0, 1))
+    result = pair(sweep(grid(wd=values)), sweep(grid(wd=[*values, 2.0])))
+    assert (result.pairs, result.unpaired) == (3, (0, 1))
 
 
-def test_single_configurations_pair_whatever_differs():
-    found = pair(sweep([{"wd": 0.1, "width": 64}]), sweep([{"wd": 1.0, "width": 128}], seeds=(5, 6)))
-    assert (found.pairs, found.paired_by) == (1, [])
-    assert found.differs == {WD: ("0.1", "1"), "config.model.d_model": ("64", "128")}
+def test_single_configurations_pair_regardless_of_settings():
+    result = pair(sweep([{"wd": 0.1, "width": 64}]), sweep([{"wd": 1.0, "width": 128}], seeds=(5, 6)))
+    assert (result.pairs, result.paired_by) == (1, [])
+    assert result.differs == {WD: ("0.1", "1"), "config.model.d_model": ("64", "128")}
 
 
-def test_the_same_configurations_are_counted():
+def test_identical_configurations_are_counted():
     one = sweep(grid(wd=[0.1, 1.0]), "a")
     other = sweep(grid(wd=[0.1, 1.0]), "a", seeds=(3,)).assign(configuration=["a-0", "changed"])
     assert pair(one, other).same == 1
 
 
-def test_configurations_that_no_setting_tells_apart_are_averaged():
+def test_indistinguishable_configurations_are_averaged():
     one = sweep([{"wd": 0.1}, {"wd": 0.1}, {"wd": 1.0}])
-    found = pair(one, sweep(grid(wd=[0.1, 1.0])))
-    assert (found.pairs, found.averaged, found.unpaired) == (2, 1, (0, 0))
+    result = pair(one, sweep(grid(wd=[0.1, 1.0])))
+    assert (result.pairs, result.averaged, result.unpaired) == (2, 1, (0, 0))
 
 
 def test_diverged_and_unfinished_runs_are_left_out_and_counted():
     one = sweep(grid(wd=[0.1, 0.5, 1.0, 2.0]))
     one["diverged_at"] = pd.array([pd.NA, 3, pd.NA, pd.NA], dtype="Int64")
     one["final"] = [True, True, True, False]
-    found = pair(one, sweep(grid(wd=[0.1, 0.5, 1.0, 2.0])))
-    assert (found.pairs, found.unpaired) == (2, (0, 2))
-    assert (found.first.diverged, found.first.unfinished) == (1, 1)
+    result = pair(one, sweep(grid(wd=[0.1, 0.5, 1.0, 2.0])))
+    assert (result.pairs, result.unpaired) == (2, (0, 2))
+    assert (result.first.diverged, result.first.unfinished) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,6 @@ def test_diverged_and_unfinished_runs_are_left_out_and_counted():
         (sweep([{"wd": 1.0}]).assign(diverged_at=3), "second sweep has no finished run: 1 diverged"),
     ],
 )
-def test_a_sweep_without_a_finished_run_is_told(table, words):
+def test_a_sweep_without_a_finished_run_is_reported(table, words):
     with pytest.raises(AnalysisError, match=words):
         pair(sweep([{"wd": 1.0}]), table)

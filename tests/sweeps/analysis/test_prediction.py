@@ -24,7 +24,7 @@ BATCH, DECAY = "config.data.batch_size", "config.optimizer.weight_decay"
 
 @pytest.fixture
 def linear_only(monkeypatch):
-    """For what doesn't depend on the model."""
+    """Use only the linear model, for tests that don't depend on the model."""
     monkeypatch.setattr(prediction, "MODELS", ("linear",))
 
 
@@ -48,33 +48,33 @@ def unit(column):
     return (column - column.mean()) / column.std()
 
 
-def by_features(found, model="linear"):
-    return found.prediction[found.prediction["model"] == model].set_index("features")
+def by_features(result, model="linear"):
+    return result.prediction[result.prediction["model"] == model].set_index("features")
 
 
 # Known answers.
 
 
-def test_an_interaction_of_settings_is_found_but_by_the_linear_model():
+def test_nonlinear_models_capture_an_interaction_of_settings():
     table = sweep(levels=8)
     table[LOSS] = unit(table[BATCH]) * unit(table[DECAY]) + noise(table, 0.1)
-    found = predict(table)
-    settings = {model: by_features(found, model).loc["settings"] for model in prediction.MODELS}
+    result = predict(table)
+    settings = {model: by_features(result, model).loc["settings"] for model in prediction.MODELS}
     assert settings["gradient boosting"].low > 0.5
     assert settings["Gaussian process"].low > 0.8
     assert settings["linear"].high < 0.2
 
 
-def test_every_model_finds_what_geometry_adds():
+def test_every_model_detects_the_gain_from_geometry():
     table = sweep()
     table[LOSS] = unit(table[BATCH]) + table[RANK] + noise(table, 0.2)
-    found = predict(table)
+    result = predict(table)
     for model in prediction.MODELS:
-        of = by_features(found, model)
+        of = by_features(result, model)
         assert of.loc["geometry's gain"].low > 0.1, model
         assert of.r2["geometry's gain"] == pytest.approx(of.r2["settings and geometry"] - of.r2["settings"])
-    assert (found.prediction["n"] == 72).all()
-    assert (found.prediction["note"] == "").all()
+    assert (result.prediction["n"] == 72).all()
+    assert (result.prediction["note"] == "").all()
 
 
 def test_no_model_gains_from_geometry_that_is_noise():
@@ -101,8 +101,8 @@ def test_folds_never_split_a_configuration():
         assert by_features(by_run, model).r2["settings and geometry"] > 0.8  # the same, were folds to split them
 
 
-def test_importance_of_a_column_that_tells_all_is_two(linear_only):
-    # Its values exchanged at random, the error is the difference of two draws: twice the variance.
+def test_permutation_importance_of_a_perfect_predictor_is_two(linear_only):
+    # With permuted values, the error is the difference of two draws, with twice the variance.
     table = sweep(seeds=3)
     table[LOSS] = unit(table[BATCH])
     lost = predict(table).importance.set_index("feature")
@@ -112,7 +112,7 @@ def test_importance_of_a_column_that_tells_all_is_two(linear_only):
     assert lost.importance.drop([BATCH, "all settings"]).abs().max() < 0.05
 
 
-def test_metrics_that_move_together_are_worth_two_together(linear_only):
+def test_collinear_metrics_share_an_importance_of_two(linear_only):
     table = sweep(seeds=3)
     table["final_states/isoscore"] = table[RANK] + noise(table, 0.05)
     table[LOSS] = table[RANK] + table["final_states/isoscore"]
@@ -131,10 +131,10 @@ def made(n=60, k=4, seed=0):
     return x_NK, y_NE, groups_N, rng.normal(size=(7, k))
 
 
-def test_the_ridge_is_scikit_learns_with_a_grid_over_grouped_folds():
+def test_ridge_matches_scikit_learn_grid_search_over_grouped_folds():
     x_NK, y_NE, groups_N, x_MK = made()
     inner = PredefinedSplit(shuffled_folds(groups_N, 4, 1)[0])
-    found = ridge(x_NK, y_NE, groups_N, x_MK, n_first=4)
+    result = ridge(x_NK, y_NE, groups_N, x_MK, n_first=4)
     for e in range(2):
         # The penalty is a share of the rows: as many as each fold's fit has, and all in the last.
         squares = dict.fromkeys(PENALTIES_A, 0.0)
@@ -144,12 +144,12 @@ def test_the_ridge_is_scikit_learns_with_a_grid_over_grouped_folds():
                 squares[a] += np.sum((fit.predict(x_NK[test]) - y_NE[test, e]) ** 2)
         best = min(squares, key=squares.get)
         expected = Ridge(alpha=best * len(x_NK)).fit(x_NK, y_NE[:, e]).predict(x_MK)
-        assert found[:, e] == pytest.approx(expected, rel=1e-8)
+        assert result[:, e] == pytest.approx(expected, rel=1e-8)
 
 
-def test_the_gaussian_process_is_scikit_learns_at_its_most_likely_length_and_noise():
+def test_gaussian_process_matches_scikit_learn_at_maximum_likelihood():
     x_NK, y_NE, groups_N, x_MK = made()
-    found = gaussian_process(x_NK, y_NE, groups_N, x_MK, n_first=4)
+    result = gaussian_process(x_NK, y_NE, groups_N, x_MK, n_first=4)
     n = len(x_NK)
     squared = np.sum((x_NK[:, None] - x_NK) ** 2, axis=2).sum() / (n * (n - 1))
     for e in range(2):
@@ -161,10 +161,10 @@ def test_the_gaussian_process_is_scikit_learns_at_its_most_likely_length_and_noi
                 kernel = signal * shape + WhiteKernel(signal * ratio)
                 fits.append(GaussianProcessRegressor(kernel, alpha=0, optimizer=None).fit(x_NK, y_N))
         best = max(fits, key=lambda fit: fit.log_marginal_likelihood_value_)
-        assert found[:, e] == pytest.approx(best.predict(x_MK) + y_NE[:, e].mean(), rel=1e-5, abs=1e-7)
+        assert result[:, e] == pytest.approx(best.predict(x_MK) + y_NE[:, e].mean(), rel=1e-5, abs=1e-7)
 
 
-def test_boosting_chooses_as_many_trees_as_a_grid_search_would():
+def test_boosting_selects_the_same_number_of_trees_as_grid_search():
     x_NK, y_NE, groups_N, x_MK = made(n=60)
     shape = GradientBoostingRegressor(learning_rate=0.3, max_depth=3, min_samples_leaf=3, random_state=0)
     inner = PredefinedSplit(shuffled_folds(groups_N, 3, 1)[0])  # folds of one size, so means of errors order alike
@@ -174,7 +174,7 @@ def test_boosting_chooses_as_many_trees_as_a_grid_search_would():
 
 
 @pytest.mark.parametrize("regress", [ridge, gaussian_process, boosting])
-def test_columns_of_noise_are_left_out_without_those_before_them(regress):
+def test_models_fall_back_to_the_first_columns_if_the_rest_is_noise(regress):
     rng = np.random.default_rng(0)
     x_NK = rng.normal(size=(80, 22))
     y_N1 = np.tanh(2 * x_NK[:, :1]) + x_NK[:, 1:2] + 0.1 * rng.normal(size=(80, 1))
@@ -182,12 +182,12 @@ def test_columns_of_noise_are_left_out_without_those_before_them(regress):
     def error(columns, n_first):
         return out_of_fold(functools.partial(regress, n_first=n_first), x_NK[:, :columns], y_N1, np.arange(80), 1).sum()
 
-    alone, apart, together = error(2, 2), error(22, 2), error(22, 22)
-    assert apart < 1.05 * alone
-    assert together > 1.15 * alone
+    separate, apart, together = error(2, 2), error(22, 2), error(22, 22)
+    assert apart < 1.05 * separate
+    assert together > 1.15 * separate
 
 
-def test_errors_of_a_barely_penalised_fit_are_those_of_linear_r2():
+def test_errors_of_a_barely_penalised_fit_match_linear_r2():
     table = sweep(levels=10)
     table[LOSS] = unit(table[BATCH]) + unit(table[DECAY]) + noise(table)
     x_NK = setting_features(table).x_NK
@@ -199,7 +199,7 @@ def test_errors_of_a_barely_penalised_fit_are_those_of_linear_r2():
     assert 1 - error / np.sum((y_N1 - y_N1.mean()) ** 2) == pytest.approx(expected, abs=0.01)
 
 
-def test_the_interval_is_r2_of_repeated_rows_of_the_groups_drawn(monkeypatch):
+def test_the_interval_is_r2_over_bootstrapped_groups(monkeypatch):
     monkeypatch.setattr(folds, "DRAWS", 60)
     rng = np.random.default_rng(0)
     groups_N = np.repeat(np.arange(20), [1, 3] * 10)
@@ -225,7 +225,7 @@ def test_one_loss_of_each_kind_is_predicted():
     assert predicted_losses(pd.DataFrame(columns=["lm_loss/macro", "gptq_4/macro"])) == ["lm_loss/macro"]
 
 
-def test_geometry_comes_in_an_order_that_leaves_some_of_each_target():
+def test_metrics_are_ordered_to_keep_some_of_every_probe_target():
     names = [f"{t}/{m}" for t in ("final_states", "unembedding") for m in ("b", "a", "effective_rank_percent")]
     assert geometry_candidates([*names, "unembedding_spread/a", "layer_1/a", LOSS]) == [
         RANK, "final_states/effective_rank_percent", "unembedding/a", "final_states/a", "unembedding/b",
@@ -233,26 +233,26 @@ def test_geometry_comes_in_an_order_that_leaves_some_of_each_target():
     ]  # fmt: skip
 
 
-def test_settings_in_words_lists_and_missing_ones_are_categories():
+def test_text_list_and_missing_settings_are_categories():
     table = sweep()
     table["config.optimizer.schedule"] = ["cosine", "linear", None] * 24
     table["config.data.files"] = [["a"], ["a", "b"]] * 36
     table["config.optimizer.clip"] = [1.0, np.nan, 2.0, 2.0] * 18
-    found = setting_features(table)
-    widths = dict(zip(found.names, np.bincount(found.owner_K), strict=True))
+    result = setting_features(table)
+    widths = dict(zip(result.names, np.bincount(result.owner_K), strict=True))
     assert widths == {BATCH: 1, DECAY: 1, "config.optimizer.schedule": 3, "config.data.files": 2,
                       "config.optimizer.clip": 3}  # fmt: skip
-    assert np.isfinite(found.x_NK).all()
+    assert np.isfinite(result.x_NK).all()
 
 
-def test_settings_that_divide_the_runs_alike_are_one():
+def test_equivalent_settings_are_merged():
     table = sweep().assign(tokens=lambda t: 1000 * t[BATCH], parameters_non_embedding=5)
-    found = setting_features(table)
-    assert found.names == ["tokens", DECAY]
-    assert found.note == f"{BATCH} is one with tokens"
+    result = setting_features(table)
+    assert result.names == ["tokens", DECAY]
+    assert result.note == f"{BATCH} is one with tokens"
 
 
-def test_constants_copies_and_sparse_metrics_are_left_out_and_counted(linear_only):
+def test_constant_duplicate_and_sparse_metrics_are_dropped_and_counted(linear_only):
     table = sweep()
     table["unembedding/effective_rank"] = 0.64 * table[RANK]
     table["unembedding/constant"] = 3.0
@@ -260,34 +260,34 @@ def test_constants_copies_and_sparse_metrics_are_left_out_and_counted(linear_onl
     table.loc[:20, "unembedding/sparse"] = np.nan
     table.loc[:1, "unembedding/mean_cosine"] = np.nan
     table[LOSS] = noise(table)
-    found = predict(table)
-    features = set(found.importance["feature"])
+    result = predict(table)
+    features = set(result.importance["feature"])
     assert features == {BATCH, DECAY, RANK, "unembedding/mean_cosine", "final_states/isoscore", "all settings",
                         "all geometry"}  # fmt: skip
-    note = by_features(found).note["settings and geometry"]
+    note = by_features(result).note["settings and geometry"]
     assert "1 (missing in over 20 % of the runs)" in note
     assert "1 (constant), 1 (copies of others)" in note
-    assert set(found.prediction["n"]) == {70}
+    assert set(result.prediction["n"]) == {70}
 
 
-def test_no_more_than_twelve_metrics_are_taken(linear_only):
+def test_at_most_twelve_metrics_are_used(linear_only):
     table = sweep()
     for i in range(15):
         table[f"unembedding/m{i}"] = noise(table, seed=50 + i)
     table[LOSS] = noise(table)
-    found = predict(table)
-    assert sum("/" in f for f in found.importance["feature"]) == 12
-    assert "6 (beyond the first 12)" in by_features(found).note["settings and geometry"]
+    result = predict(table)
+    assert sum("/" in f for f in result.importance["feature"]) == 12
+    assert "6 (beyond the first 12)" in by_features(result).note["settings and geometry"]
 
 
-def test_targets_missing_in_other_runs_are_each_predicted_from_theirs(linear_only):
+def test_targets_with_different_missing_runs_use_their_own_rows(linear_only):
     table = sweep()
     table[LOSS] = table[RANK]
     table["gptq_3/in_domain"] = table[RANK].where(table.index % 3 > 0)
     together = predict(table).prediction
     assert together.groupby("target")["n"].first().to_dict() == {LOSS: 72, "gptq_3/in_domain": 48}
-    alone = predict(table, ["gptq_3/in_domain"]).prediction
-    pd.testing.assert_frame_equal(together[together["target"] == "gptq_3/in_domain"].reset_index(drop=True), alone)
+    separate = predict(table, ["gptq_3/in_domain"]).prediction
+    pd.testing.assert_frame_equal(together[together["target"] == "gptq_3/in_domain"].reset_index(drop=True), separate)
 
 
 def test_diverged_and_unfinished_runs_are_left_out(linear_only):
@@ -300,7 +300,7 @@ def test_diverged_and_unfinished_runs_are_left_out(linear_only):
     pd.testing.assert_frame_equal(predict(table).prediction, expected)
 
 
-# What can't be given.
+# Undetermined values.
 
 
 def degenerate():
@@ -326,13 +326,13 @@ def degenerate():
 
 
 @pytest.mark.parametrize("case", degenerate())
-def test_what_cannot_be_given_is_missing_with_a_reason(case, linear_only):
+def test_undetermined_values_are_missing_with_a_reason(case, linear_only):
     table, note = degenerate()[case]
-    found = predict(table)
-    assert tuple(found.prediction.columns) == COLUMNS
-    assert tuple(found.importance.columns) == IMPORTANCE_COLUMNS
-    assert list(found.prediction["features"]) == ["settings", "settings and geometry", "geometry's gain"]
-    gain = by_features(found).loc["geometry's gain"]
+    result = predict(table)
+    assert tuple(result.prediction.columns) == COLUMNS
+    assert tuple(result.importance.columns) == IMPORTANCE_COLUMNS
+    assert list(result.prediction["features"]) == ["settings", "settings and geometry", "geometry's gain"]
+    gain = by_features(result).loc["geometry's gain"]
     assert gain.note.startswith(note)
     assert np.isnan(gain.low)
     assert np.isnan(gain.r2) == (case != "12 configurations")
@@ -340,24 +340,24 @@ def test_what_cannot_be_given_is_missing_with_a_reason(case, linear_only):
 
 @pytest.mark.parametrize("table", [pd.DataFrame(), sweep()], ids=["no columns", "no loss"])
 def test_without_a_loss_the_tables_are_empty_with_their_columns(table):
-    found = predict(table)
-    assert found.prediction.empty and found.importance.empty
-    assert tuple(found.prediction.columns) == COLUMNS
-    assert tuple(found.importance.columns) == IMPORTANCE_COLUMNS
+    result = predict(table)
+    assert result.prediction.empty and result.importance.empty
+    assert tuple(result.prediction.columns) == COLUMNS
+    assert tuple(result.importance.columns) == IMPORTANCE_COLUMNS
 
 
-def test_without_a_setting_that_varies_geometry_still_counts():
+def test_without_varying_settings_geometry_is_still_evaluated():
     table = sweep().drop(columns=[BATCH, DECAY])
     table["<b>x</b>"] = table["run_id"]
     table[LOSS] = table[RANK] + noise(table, 0.1)
-    found = predict(table)
+    result = predict(table)
     for model in prediction.MODELS:
-        assert -0.2 < by_features(found, model).r2["settings"] <= 0
-        assert by_features(found, model).r2["settings and geometry"] > 0.8
-    assert "all settings" not in set(found.importance["feature"])
+        assert -0.2 < by_features(result, model).r2["settings"] <= 0
+        assert by_features(result, model).r2["settings and geometry"] > 0.8
+    assert "all settings" not in set(result.importance["feature"])
 
 
-def test_a_callers_wrong_column_is_an_error_that_names_it():
+def test_an_unknown_column_is_an_error_that_names_it():
     table = sweep()
     table[LOSS] = noise(table)
     with pytest.raises(UnknownColumnError, match="in_domian.*did you mean 'lm_loss/in_domain'"):

@@ -46,23 +46,23 @@ def folds_of(table):
 # The estimate.
 
 
-def test_five_rows_worked_out_by_hand():
+def test_five_rows_match_hand_calculation():
     # Each row is its own fold, so an error out of fold is the residual over 1 - leverage. The mean of y is 0 and
     # every leverage 1/5: errors 1.25 y, of squares 2 * 2.5^2 = 12.5. With x the slope is 8/10, the residuals are
     # -.4, .8, 0, -.8, .4 and the leverages 1/5 + x^2/10, .6, .3, .2, .3, .6: errors -1, 8/7, 0, -8/7, 1.
     # The sum of squares of y is 8; r = 8 / sqrt(10 * 8), t = r sqrt(3 / (1 - r^2)) = sqrt(12), p = .0405.
     table = pd.DataFrame({"x": [-2, -1, 0, 1, 2], "y": [-2, 0, 0, 0, 2]})
     with_x = 2 + 2 * (8 / 7) ** 2
-    found = increments(table, ["x"], ["y"], [], None)["x", "y"]
-    assert found.estimate.estimate == pytest.approx((12.5 - with_x) / 8, rel=1e-12)
-    assert found.estimate.p_value == pytest.approx(0.040519, abs=1e-6)
-    assert found.error_reduction == pytest.approx(np.sqrt(12.5 / 5) - np.sqrt(with_x / 5), rel=1e-12)
+    result = increments(table, ["x"], ["y"], [], None)["x", "y"]
+    assert result.estimate.estimate == pytest.approx((12.5 - with_x) / 8, rel=1e-12)
+    assert result.estimate.p_value == pytest.approx(0.040519, abs=1e-6)
+    assert result.error_reduction == pytest.approx(np.sqrt(12.5 / 5) - np.sqrt(with_x / 5), rel=1e-12)
     assert r2(table, "y", [], None) == pytest.approx(1 - 12.5 / 8, rel=1e-12)
     assert r2(table, "y", ["x"], None) == pytest.approx(1 - with_x / 8, rel=1e-12)
-    assert found.note == "5 rows are too few for an interval"
+    assert result.note == "5 rows are too few for an interval"
 
 
-def test_r2_is_scikit_learns_over_a_baseline_of_less_than_full_rank():
+def test_r2_over_a_rank_deficient_baseline_matches_scikit_learn():
     from sklearn.metrics import r2_score
 
     table = sweep()
@@ -74,7 +74,7 @@ def test_r2_is_scikit_learns_over_a_baseline_of_less_than_full_rank():
     assert incremental_r2(table, "m", "y", BASELINE, "group").estimate == pytest.approx(added - without, rel=1e-8)
 
 
-def test_a_target_that_spans_a_decade_is_predicted_in_logs():
+def test_a_target_spanning_a_decade_is_predicted_as_logarithm():
     table = sweep()
     in_logs = increments(table.assign(y=np.exp(table.y * 3)), ["m"], ["y"], BASELINE, "group")["m", "y"]
     plain = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
@@ -95,14 +95,14 @@ def test_error_reduction_is_in_the_targets_units():
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_units_of_the_metric_do_not_matter(scale):
     table = sweep()
-    found = incremental_r2(table.assign(m=table.m * scale), "m", "y", BASELINE, "group")
-    assert found == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group"), rel=1e-8)
+    result = incremental_r2(table.assign(m=table.m * scale), "m", "y", BASELINE, "group")
+    assert result == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group"), rel=1e-8)
 
 
 def test_the_order_of_the_rows_does_not_matter():
     table = sweep()
-    found = incremental_r2(table.sample(frac=1, random_state=1), "m", "y", BASELINE, "group")
-    assert found == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group"), rel=1e-8)
+    result = incremental_r2(table.sample(frac=1, random_state=1), "m", "y", BASELINE, "group")
+    assert result == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group"), rel=1e-8)
 
 
 def test_a_configuration_is_never_split_and_folds_are_even():
@@ -119,7 +119,7 @@ def test_a_configuration_is_never_split_and_folds_are_even():
 # p-value, interval, variance inflation.
 
 
-def test_the_p_value_of_independent_rows_is_that_of_least_squares():
+def test_p_value_of_independent_rows_matches_least_squares():
     import statsmodels.api as sm
 
     table = sweep(seeds=1)
@@ -128,7 +128,7 @@ def test_the_p_value_of_independent_rows_is_that_of_least_squares():
         assert incremental_r2(table, "m", "y", BASELINE, groups).p_value == pytest.approx(fit.pvalues[-1], rel=1e-8)
 
 
-def test_copies_of_a_row_are_no_new_evidence():
+def test_duplicated_rows_add_no_evidence():
     table = sweep(seeds=1)
     once = incremental_r2(table, "m", "y", BASELINE, "group")
     thrice = incremental_r2(pd.concat([table] * 3), "m", "y", BASELINE, "group")
@@ -136,7 +136,7 @@ def test_copies_of_a_row_are_no_new_evidence():
     assert incremental_r2(pd.concat([table] * 3), "m", "y", BASELINE, None).p_value < once.p_value / 10
 
 
-def test_the_interval_is_of_draws_of_whole_groups(monkeypatch):
+def test_the_interval_bootstraps_whole_groups(monkeypatch):
     monkeypatch.setattr(module, "DRAWS", 60)
     table = sweep()
     x_NK, y_N = by_hand_design(table), table.y.to_numpy()
@@ -147,34 +147,34 @@ def test_the_interval_is_of_draws_of_whole_groups(monkeypatch):
     for counts in np.random.default_rng(0).multinomial(24, np.full(24, 1 / 24), size=60):
         rows = np.repeat(np.arange(48), counts[np.arange(48) // 2])
         draws.append((without_N[rows] - with_N[rows]).mean() / y_N[rows].var())
-    found = incremental_r2(table, "m", "y", BASELINE, "group")
-    assert found[1:3] == pytest.approx(np.quantile(draws, [0.025, 0.975]), rel=1e-7)
+    result = incremental_r2(table, "m", "y", BASELINE, "group")
+    assert result[1:3] == pytest.approx(np.quantile(draws, [0.025, 0.975]), rel=1e-7)
 
 
-def test_variance_inflation_is_statsmodels():
+def test_variance_inflation_matches_statsmodels():
     import statsmodels.api as sm
     from statsmodels.stats.outliers_influence import variance_inflation_factor
 
     table = sweep()
     design = sm.add_constant(np.c_[by_hand_design(table)[:, [0, 1, 3, 4]], table.m])
-    found = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
-    assert found.variance_inflation == pytest.approx(variance_inflation_factor(design, 5), rel=1e-8)
+    result = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
+    assert result.variance_inflation == pytest.approx(variance_inflation_factor(design, 5), rel=1e-8)
 
 
-def test_false_positives_of_null_metrics_with_seeds_are_one_in_twenty():
+def test_null_metrics_with_seeds_give_one_false_positive_in_twenty():
     rng = np.random.default_rng(0)
     table = sweep(seeds=3).assign(**{f"m{i}": rng.normal(size=24).repeat(3) + rng.normal(size=72) for i in range(40)})
     nulls = {f"y{i}": -np.log(table["size"]) + rng.normal(size=24).repeat(3) + rng.normal(size=72) for i in range(40)}
     table = table.assign(**nulls)
-    found = increments(table, [f"m{i}" for i in range(40)], list(nulls), BASELINE, "group")
-    assert 0.03 <= np.mean([f.estimate.p_value < 0.05 for f in found.values()]) <= 0.07
-    assert np.mean([f.estimate.low > 0 for f in found.values()]) <= 0.01
+    result = increments(table, [f"m{i}" for i in range(40)], list(nulls), BASELINE, "group")
+    assert 0.03 <= np.mean([f.estimate.p_value < 0.05 for f in result.values()]) <= 0.07
+    assert np.mean([f.estimate.low > 0 for f in result.values()]) <= 0.01
 
 
 # Columns as regressors.
 
 
-def test_columns_that_span_a_decade_enter_in_logs_and_others_as_they_are():
+def test_columns_spanning_a_decade_enter_as_logarithms_and_others_unchanged():
     rows = pd.DataFrame({"a": [1.0, 2, 10, 4], "b": [1.0, 2, 9, 4], "c": [-1.0, 2, 90, 4], "d": [0, 0.1, 3, 1.0]})
     expected = np.c_[np.log(rows.a), rows.b, rows.c, rows.d]
     expected = (expected - expected.mean(axis=0)) / expected.std(axis=0)
@@ -184,21 +184,21 @@ def test_columns_that_span_a_decade_enter_in_logs_and_others_as_they_are():
 @pytest.mark.parametrize(
     "column", [[0, 0.01, 0.1] * 2, ["x", "y", "z"] * 2, [["p"], ["q"], ["p", "q"]] * 2], ids=["zeros", "words", "lists"]
 )
-def test_zeros_among_decades_and_words_are_categories(column):
-    found = encode(pd.DataFrame({"a": column}), ["a"])
-    assert (found[:3] == found[3:]).all()
-    assert sorted(map(tuple, found[:3])) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+def test_columns_with_zeros_across_decades_and_text_are_categories(column):
+    result = encode(pd.DataFrame({"a": column}), ["a"])
+    assert (result[:3] == result[3:]).all()
+    assert sorted(map(tuple, result[:3])) == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
 
 
-def test_a_level_of_one_configuration_is_predicted_from_the_others():
+def test_a_level_with_one_configuration_is_predicted_from_the_others():
     table = sweep().assign(schedule="cosine")
     table.loc[table.group == "<c05>", "schedule"] = "linear"
-    found = incremental_r2(table, "m", "y", [*BASELINE, "schedule"], "group")
-    assert np.isfinite(found).all()
-    assert found.estimate == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group").estimate, abs=0.05)
+    result = incremental_r2(table, "m", "y", [*BASELINE, "schedule"], "group")
+    assert np.isfinite(result).all()
+    assert result.estimate == pytest.approx(incremental_r2(table, "m", "y", BASELINE, "group").estimate, abs=0.05)
 
 
-def test_the_baseline_is_what_the_table_has_of_it():
+def test_the_baseline_uses_the_columns_present_in_the_table():
     assert baseline_columns(pd.DataFrame()) == []
     everything = ["training_flops", "tokens", "parameters", "parameters_non_embedding"]
     assert baseline_columns(pd.DataFrame(columns=everything)) == [
@@ -211,12 +211,12 @@ def test_the_baseline_is_what_the_table_has_of_it():
 # Many pairs, and what can't be given.
 
 
-def test_many_pairs_equal_the_single_ones_whatever_is_missing():
+def test_many_pairs_equal_single_ones_with_missing_values():
     table = sweep().assign(z=lambda t: t.y**2, other=np.random.default_rng(3).normal(size=48))
     table.loc[3, "m"], table.loc[5, "z"], table.loc[7, "tokens"] = np.nan, np.inf, np.nan
-    found = increments(table, ["m", "other"], ["y", "z"], BASELINE, "group")
-    assert list(found) == [("m", "y"), ("m", "z"), ("other", "y"), ("other", "z")]
-    for (metric, target), one in found.items():
+    result = increments(table, ["m", "other"], ["y", "z"], BASELINE, "group")
+    assert list(result) == [("m", "y"), ("m", "z"), ("other", "y"), ("other", "z")]
+    for (metric, target), one in result.items():
         rows = table.replace(np.inf, np.nan).dropna(subset=[metric, target, *BASELINE])
         assert one.estimate == pytest.approx(incremental_r2(rows, metric, target, BASELINE, "group"), rel=1e-8)
         assert one.estimate.n == len(rows)
@@ -233,36 +233,36 @@ def test_many_pairs_equal_the_single_ones_whatever_is_missing():
         ({"final": [f"run {i}" for i in range(48)]}, BASELINE, "the baseline takes up every degree of freedom"),
     ],
 )
-def test_what_the_rows_cannot_give_is_nan_with_the_reason(change, baseline, note):
+def test_undetermined_values_are_nan_with_a_reason(change, baseline, note):
     table = sweep().rename(columns={"group": "configuration"}).assign(**change)
-    found = increments(table, ["m"], ["y"], baseline, "configuration")["m", "y"]
-    assert np.isnan(found.estimate[:4]).all()
-    assert np.isnan(found.variance_inflation)
-    assert found.note == note
+    result = increments(table, ["m"], ["y"], baseline, "configuration")["m", "y"]
+    assert np.isnan(result.estimate[:4]).all()
+    assert np.isnan(result.variance_inflation)
+    assert result.note == note
 
 
 @pytest.mark.parametrize("explained", ["m", "y"])
-def test_what_the_baseline_explains_gains_nothing(explained):
+def test_a_metric_explained_by_the_baseline_gains_nothing(explained):
     table = sweep().assign(**{explained: lambda t: 1 + 3 * np.log(t["size"]) - np.log(t.tokens)})
-    found = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
-    assert found.estimate[:3] == (0, 0, 0)
-    assert np.isnan(found.estimate.p_value)
-    assert f"explains the {'metric' if explained == 'm' else 'target'} completely" in found.note
-    assert np.isinf(found.variance_inflation) == (explained == "m")
+    result = increments(table, ["m"], ["y"], BASELINE, "group")["m", "y"]
+    assert result.estimate[:3] == (0, 0, 0)
+    assert np.isnan(result.estimate.p_value)
+    assert f"explains the {'metric' if explained == 'm' else 'target'} completely" in result.note
+    assert np.isinf(result.variance_inflation) == (explained == "m")
 
 
 def test_few_configurations_give_an_estimate_and_no_interval():
     table = sweep()[:24].rename(columns={"group": "configuration"})
-    found = increments(table, ["m"], ["y"], ["size", "tokens"], "configuration")["m", "y"]
-    assert np.isfinite([found.estimate.estimate, found.estimate.p_value]).all()
-    assert np.isnan(found.estimate[1:3]).all()
-    assert found.note == "12 configurations are too few for an interval"
+    result = increments(table, ["m"], ["y"], ["size", "tokens"], "configuration")["m", "y"]
+    assert np.isfinite([result.estimate.estimate, result.estimate.p_value]).all()
+    assert np.isnan(result.estimate[1:3]).all()
+    assert result.note == "12 configurations are too few for an interval"
 
 
-def test_no_rows_and_no_pairs_are_survived():
+def test_no_rows_and_no_pairs_give_empty_results():
     assert increments(pd.DataFrame(), [], [], [], "configuration") == {}
-    found = increments(sweep()[:0], ["m"], ["y"], BASELINE, "group")["m", "y"]
-    assert (found.estimate.n, found.note) == (0, "fewer than 4 usable rows")
+    result = increments(sweep()[:0], ["m"], ["y"], BASELINE, "group")["m", "y"]
+    assert (result.estimate.n, result.note) == (0, "fewer than 4 usable rows")
     assert np.isnan(r2(sweep()[:0], "y", BASELINE, "group"))
 
 
@@ -273,7 +273,7 @@ def test_a_wrong_column_is_named():
         incremental_r2(sweep(), "group", "y", ["size"], "group")
 
 
-def test_all_pairs_of_a_sweep_take_a_regression_for_each_fold_not_for_each_pair(monkeypatch):
+def test_all_pairs_of_a_sweep_share_one_regression_per_fold(monkeypatch):
     calls = []
     pinv = np.linalg.pinv
     monkeypatch.setattr(np.linalg, "pinv", lambda *args, **kwargs: calls.append(1) or pinv(*args, **kwargs))
@@ -284,6 +284,6 @@ def test_all_pairs_of_a_sweep_take_a_regression_for_each_fold_not_for_each_pair(
     assert len(calls) == 5 * 20
 
 
-def test_the_p_value_is_students():
+def test_the_p_value_matches_students_t_distribution():
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 2)), columns=["m", "y"])
     assert incremental_r2(table, "m", "y", [], None).p_value == pytest.approx(stats.pearsonr(table.m, table.y).pvalue)

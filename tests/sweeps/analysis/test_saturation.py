@@ -49,38 +49,38 @@ def losses(name, values, errors=0.03, rank=50.0):
     return table.assign(**{LOSS: values, ERROR: errors})
 
 
-def quadrant(found, rank, degraded):
-    (row,) = found.quadrants[(found.quadrants["rank"] == rank) & (found.quadrants.degraded == degraded)].itertuples()
+def quadrant(result, rank, degraded):
+    (row,) = result.quadrants[(result.quadrants["rank"] == rank) & (result.quadrants.degraded == degraded)].itertuples()
     return row.runs, row.configurations, row.examples
 
 
 # Runs.
 
 
-def test_degraded_is_a_rise_of_more_than_two_errors_and_low_a_rank_below_the_median_of_all():
-    found = saturation_of(small())
-    runs = found.runs.set_index("run_id")
-    assert found.median_rank == 22
+def test_degraded_means_a_rise_above_two_errors_and_low_a_rank_below_the_median():
+    result = saturation_of(small())
+    runs = result.runs.set_index("run_id")
+    assert result.median_rank == 22
     assert list(runs.index[runs.degraded]) == ["a0", "a1", "c0"]
     assert list(runs.index[runs.low_rank]) == ["a0", "a1", "b0"]
     numbers = ["best_step", "rise", "standard_error", "collapse_step", "rank_percent"]
     assert runs.loc["a1", numbers].tolist() == [300, 0.9, 0.1, 150, 12]
 
 
-def test_best_and_rise_are_found_from_the_checkpoints_where_they_were_not_evaluated():
+def test_best_and_rise_are_computed_from_checkpoints_if_not_evaluated():
     table = sweep(
         losses("x", [3.0, 2.0, 2.5, 2.9]), losses("y", [3.0, 2.0, 1.5, 1.45]), losses("z", [3, 2, 2.07, 2.08])
     )
-    found = saturation_of(table.sample(frac=1, random_state=0))
-    runs = found.runs.set_index("run_id").loc[["x", "y", "z"]]
+    result = saturation_of(table.sample(frac=1, random_state=0))
+    runs = result.runs.set_index("run_id").loc[["x", "y", "z"]]
     assert runs.best_step.tolist() == [200, 400, 200]
     assert runs.rise.tolist() == pytest.approx([0.9, 0, 0.08])
     assert runs.standard_error.tolist() == pytest.approx([0.03 * 2**0.5, 0, 0.03 * 2**0.5])
     assert runs.degraded.tolist() == [True, False, False]
-    assert "the rise is from the table's losses, with unpaired errors, in 3 of 3 runs" in found.note
+    assert "the rise is from the table's losses, with unpaired errors, in 3 of 3 runs" in result.note
 
 
-def test_what_was_evaluated_is_not_found_again():
+def test_evaluated_saturation_is_not_recomputed():
     both = run("a", "a", 10, rise=0.5, best=200).assign(**{LOSS: [1.0, 2, 3, 4], ERROR: 0.03})
     runs = saturation_of(sweep(both, losses("x", [3.0, 2.0, 2.5, 2.9]))).runs.set_index("run_id")
     assert runs.rise.tolist() == pytest.approx([0.5, 0.9])
@@ -96,19 +96,19 @@ def test_what_was_evaluated_is_not_found_again():
     ],
     ids=["no errors", "one loss", "no last loss", "no loss"],
 )
-def test_a_run_that_does_not_tell_is_in_no_quadrant(values, errors, rise):
+def test_undetermined_runs_are_in_no_quadrant(values, errors, rise):
     table = sweep(losses("x", values, errors), losses("y", [3.0, 2.0, 2.5, 2.9]))
-    found = saturation_of(table)
-    (x,) = found.runs[found.runs.run_id == "x"].itertuples()
+    result = saturation_of(table)
+    (x,) = result.runs[result.runs.run_id == "x"].itertuples()
     assert x.degraded is pd.NA
     assert x.rise == pytest.approx(rise, nan_ok=True)
-    assert found.quadrants.runs.sum() == 1
+    assert result.quadrants.runs.sum() == 1
     assert "not known whether degraded, for want of losses at two checkpoints or their standard errors, in 1 of 2" in (
-        found.note
+        result.note
     )
 
 
-def test_a_checkpoint_without_a_loss_is_passed_over():
+def test_a_checkpoint_without_a_loss_is_skipped():
     (row,) = saturation_of(sweep(losses("x", [3.0, np.nan, 2.0, 2.9]))).runs.itertuples()
     assert (row.best_step, row.rise) == pytest.approx((300, 0.9))
 
@@ -123,18 +123,18 @@ def test_diverged_and_unfinished_runs_are_left_out():
 # The four combinations.
 
 
-def test_quadrants_count_runs_and_configurations_and_show_the_most_telling():
-    found = saturation_of(small())
-    assert list(zip(found.quadrants["rank"], found.quadrants.degraded, strict=True)) == [
+def test_quadrants_count_runs_and_configurations_and_show_extreme_examples():
+    result = saturation_of(small())
+    assert list(zip(result.quadrants["rank"], result.quadrants.degraded, strict=True)) == [
         ("low", True),
         ("low", False),
         ("high", True),
         ("high", False),
     ]
-    assert quadrant(found, "low", True) == (2, 1, ["a1", "a0"])
-    assert quadrant(found, "low", False) == (1, 1, ["b0"])
-    assert quadrant(found, "high", True) == (1, 1, ["c0"])
-    assert quadrant(found, "high", False) == (3, 3, ["b1", "d0", "e0"])
+    assert quadrant(result, "low", True) == (2, 1, ["a1", "a0"])
+    assert quadrant(result, "low", False) == (1, 1, ["b0"])
+    assert quadrant(result, "high", True) == (1, 1, ["c0"])
+    assert quadrant(result, "high", False) == (3, 3, ["b1", "d0", "e0"])
 
 
 def test_no_more_than_three_examples_are_shown():
@@ -142,27 +142,27 @@ def test_no_more_than_three_examples_are_shown():
     assert quadrant(saturation_of(sweep(*runs)), "high", True) == (5, 5, ["r4", "r3", "r2"])
 
 
-def test_the_association_is_phi_and_copies_of_a_run_add_no_evidence():
+def test_the_association_is_phi_and_duplicated_runs_add_no_evidence():
     rng = np.random.default_rng(0)
     low = np.arange(24) % 2 == 0
     degraded = np.where(rng.random(24) < 0.8, low, ~low)
     once = [run(f"r{i}", f"c{i}", 10 if low[i] else 60, 0.5 if degraded[i] else 0.0) for i in range(24)]
-    # One of the middle, so that the median lies between the two.
+    # With a middle value, the median lies between the two.
     once.append(run("m", "m", 30, 0.0))
-    alone = saturation_of(sweep(*once)).association
+    without_rank = saturation_of(sweep(*once)).association
     phi = np.corrcoef([*low, False], [*degraded, False])[0, 1]
-    assert alone.estimate == pytest.approx(phi)
-    assert alone.low < phi < alone.high
+    assert without_rank.estimate == pytest.approx(phi)
+    assert without_rank.low < phi < without_rank.high
     thrice = saturation_of(sweep(*(r.assign(run_id=r.run_id + f"-{k}") for r in once for k in range(3)))).association
     assert (thrice.estimate, thrice.n) == (pytest.approx(phi), 75)
-    assert thrice.p_value == pytest.approx(alone.p_value, rel=1e-6)
+    assert thrice.p_value == pytest.approx(without_rank.p_value, rel=1e-6)
 
 
 # Which comes first.
 
 
 def led(leads, per_configuration=1):
-    """Degraded runs whose rank collapsed that share of their steps before the loss turned at step 300."""
+    """Return degraded runs whose rank collapsed these fractions of their steps before the loss turned at step 300."""
     return sweep(
         *(
             run(f"r{i}-{k}", f"c{i}", 10 + i, rise=1.0, best=300, collapse=300 - 400 * lead)
@@ -179,53 +179,53 @@ def test_the_lead_is_positive_where_the_rank_fell_first():
     assert saturation_of(led([-0.1])).runs.lead.tolist() == pytest.approx([-0.1])
 
 
-def test_of_a_run_that_did_not_degrade_or_collapse_there_is_no_lead():
+def test_runs_without_degradation_or_collapse_have_no_lead():
     runs = saturation_of(small()).runs.set_index("run_id")
     assert (runs.collapse_step["e0"], runs.degraded["e0"]) == (300, False)
     assert runs.lead.drop(["a0", "a1"]).isna().all()
 
 
-def test_the_median_is_of_configurations_with_an_exact_sign_test():
+def test_the_median_lead_is_over_configurations_with_an_exact_sign_test():
     leads = [0.1, 0.2, 0.3, 0.05, 0.4, 0.25, -0.1, 0.15]
     table = pd.concat([led(leads), *[led(leads[:1]).assign(run_id=f"again{k}") for k in range(9)]])
-    found = saturation_of(sweep(table)).lead
-    assert found.estimate == pytest.approx(np.median(leads))
-    assert found.p_value == pytest.approx(2 * 9 / 2**8)  # at most one of eight on the other side, both ways
-    assert found.n == 17
+    result = saturation_of(sweep(table)).lead
+    assert result.estimate == pytest.approx(np.median(leads))
+    assert result.p_value == pytest.approx(2 * 9 / 2**8)  # at most one of eight on the other side, both ways
+    assert result.n == 17
 
 
 def test_the_interval_is_a_bootstrap_of_configurations():
     leads = np.random.default_rng(1).normal(0.1, 0.1, size=25)
-    found = saturation_of(led(leads, per_configuration=2)).lead
+    result = saturation_of(led(leads, per_configuration=2)).lead
     peer = stats.bootstrap((leads,), np.median, method="percentile", n_resamples=5000, rng=np.random.default_rng(2))
-    assert (found.low, found.high) == pytest.approx(tuple(peer.confidence_interval), abs=0.02)
+    assert (result.low, result.high) == pytest.approx(tuple(peer.confidence_interval), abs=0.02)
 
 
 def test_few_configurations_give_a_median_without_an_interval():
-    found = saturation_of(led([0.1, 0.2, 0.3, 0.2, 0.1]))
-    assert found.lead.estimate == pytest.approx(0.2)
-    assert np.isnan([found.lead.low, found.lead.high]).all()
-    assert "5 configurations are too few for an interval of the lead" in found.note
+    result = saturation_of(led([0.1, 0.2, 0.3, 0.2, 0.1]))
+    assert result.lead.estimate == pytest.approx(0.2)
+    assert np.isnan([result.lead.low, result.lead.high]).all()
+    assert "5 configurations are too few for an interval of the lead" in result.note
 
 
-def test_leads_of_nothing_at_all_are_no_evidence():
+def test_leads_of_zero_are_no_evidence():
     assert saturation_of(led([0.0] * 7)).lead.p_value == 1
 
 
-def test_if_no_rank_collapsed_the_note_says_so():
-    found = saturation_of(sweep(run("a", "a", 10, 0.5, 200), run("b", "b", 60, 0.0, collapse=200)))
-    assert np.isnan(found.lead[:4]).all()
-    assert "no lead: of 2 runs the rank collapsed in 1, 1 degraded, none did both" in found.note
+def test_the_note_reports_that_no_rank_collapsed():
+    result = saturation_of(sweep(run("a", "a", 10, 0.5, 200), run("b", "b", 60, 0.0, collapse=200)))
+    assert np.isnan(result.lead[:4]).all()
+    assert "no lead: of 2 runs the rank collapsed in 1, 1 degraded, none did both" in result.note
 
 
 # Bad input.
 
 
-def is_whole(found: Saturation):
-    assert len(found.quadrants) == 4
-    assert found.note
-    assert np.isnan(found.lead[:4]).all()
-    assert list(found.runs.columns) == [
+def is_whole(result: Saturation):
+    assert len(result.quadrants) == 4
+    assert result.note
+    assert np.isnan(result.lead[:4]).all()
+    assert list(result.runs.columns) == [
         "run_id",
         "configuration",
         "best_step",
@@ -244,41 +244,41 @@ def is_whole(found: Saturation):
     [pd.DataFrame(), small()[:0], small().query("not final"), small().assign(diverged_at=7)],
     ids=["no columns", "no rows", "no finished run", "all diverged"],
 )
-def test_of_no_finished_run_there_are_empty_tables(table):
-    found = saturation_of(table)
-    is_whole(found)
-    assert found.note == "no run finished"
-    assert found.runs.empty
-    assert found.quadrants.runs.sum() == 0
-    assert np.isnan(found.median_rank)
+def test_without_finished_runs_tables_are_empty(table):
+    result = saturation_of(table)
+    is_whole(result)
+    assert result.note == "no run finished"
+    assert result.runs.empty
+    assert result.quadrants.runs.sum() == 0
+    assert np.isnan(result.median_rank)
 
 
-def test_a_table_of_geometry_alone_tells_ranks():
-    found = saturation_of(small()[["run_id", "configuration", "step", "final", "diverged_at", RANK]])
-    is_whole(found)
-    assert found.runs.low_rank.sum() == 3
-    assert found.runs.degraded.isna().all()
+def test_a_table_without_losses_still_classifies_ranks():
+    result = saturation_of(small()[["run_id", "configuration", "step", "final", "diverged_at", RANK]])
+    is_whole(result)
+    assert result.runs.low_rank.sum() == 3
+    assert result.runs.degraded.isna().all()
 
 
-def test_without_a_rank_degraded_runs_are_still_told():
-    found = saturation_of(small().drop(columns=RANK))
-    assert found.runs.degraded.sum() == 3
-    assert found.runs.low_rank.isna().all()
-    assert "no rank of the unembedding in 7 of 7 runs" in found.note
+def test_without_ranks_degraded_runs_are_still_reported():
+    result = saturation_of(small().drop(columns=RANK))
+    assert result.runs.degraded.sum() == 3
+    assert result.runs.low_rank.isna().all()
+    assert "no rank of the unembedding in 7 of 7 runs" in result.note
 
 
-def test_of_one_run_or_equal_ranks_none_is_low():
+def test_single_runs_and_equal_ranks_are_not_low():
     one = saturation_of(small()[lambda t: t.run_id == "d0"])
     is_whole(one)
     assert quadrant(one, "high", False) == (1, 1, ["d0"])
     assert not saturation_of(small().assign(**{RANK: 40.0})).runs.low_rank.any()
 
 
-def test_names_pass_as_they_are():
+def test_run_names_are_unchanged():
     named = small().replace({"run_id": {"c0": '<b>&"c0"</b>'}})
     assert quadrant(saturation_of(named), "high", True)[2] == ['<b>&"c0"</b>']
 
 
-def test_a_column_of_words_is_an_error():
+def test_a_text_column_is_an_error():
     with pytest.raises(AnalysisError, match="'saturation/rise' of the table holds something that isn't a number"):
         saturation_of(small().assign(**{"saturation/rise": "high"}))

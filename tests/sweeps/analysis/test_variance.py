@@ -34,31 +34,31 @@ def size_effect(table):
 
 
 def with_effects(table, sd=0.4, seed=0):
-    """y by size, batch (a valley) and a little by weight decay, and from seed to seed by `sd`."""
+    """Return the table with y: effects of size, batch (a valley), slightly of weight decay, and seed noise of `sd`."""
     valley = (np.log2(table["batch"]) - 5.5) ** 2 / 4
     noise = np.random.default_rng(seed).normal(scale=sd, size=len(table))
     return table.assign(y=size_effect(table) + valley + table["decay"] + noise)
 
 
-def shares(found):
-    return found.set_index("setting")["share"].to_dict()
+def shares(result):
+    return result.set_index("setting")["share"].to_dict()
 
 
 # Against analyses of variance.
 
 
-def test_in_a_balanced_design_shares_are_epsilon_squared():
+def test_shares_of_a_balanced_design_are_epsilon_squared():
     table = with_effects(factorial())
     anova = sm.stats.anova_lm(smf.ols("y ~ C(size) + C(batch) + C(decay)", table).fit())
     chance = anova.mean_sq["Residual"]
     expected = (anova.sum_sq - anova.df * chance) / anova.sum_sq.sum()
-    found = shares(variance_split(table, ["y"], SETTINGS))
-    assert [found[s] for s in SETTINGS] == pytest.approx(expected.iloc[:3].tolist(), rel=1e-9)
-    assert found["rest"] == pytest.approx(1 - expected.iloc[:3].sum())
-    assert np.isnan(found["seed"])
+    result = shares(variance_split(table, ["y"], SETTINGS))
+    assert [result[s] for s in SETTINGS] == pytest.approx(expected.iloc[:3].tolist(), rel=1e-9)
+    assert result["rest"] == pytest.approx(1 - expected.iloc[:3].sum())
+    assert np.isnan(result["seed"])
 
 
-def test_with_replicates_seed_and_interactions_come_apart():
+def test_replicates_separate_seed_from_interactions():
     table = factorial(seeds=3)
     table = with_effects(table).assign(y=lambda t: t.y + (t["size"] == "a") * (t.batch == 8) * 2)
     within = smf.ols("y ~ C(configuration)", table).fit().mse_resid
@@ -68,13 +68,13 @@ def test_with_replicates_seed_and_interactions_come_apart():
     chance, groups = anova.mean_sq["Residual"], 36
     total = anova.sum_sq.sum() / (groups - 1) + within * (1 - 1 / 3)
     expected = ((anova.sum_sq - anova.df * chance) / (groups - 1) / total).iloc[:3].tolist()
-    found = shares(variance_split(table, ["y"], SETTINGS))
+    result = shares(variance_split(table, ["y"], SETTINGS))
     expected += [within / total, (chance - within / 3) / total]
-    assert [found[s] for s in [*SETTINGS, "seed", "rest"]] == pytest.approx(expected, rel=1e-9)
-    assert found["rest"] > found["seed"]
+    assert [result[s] for s in [*SETTINGS, "seed", "rest"]] == pytest.approx(expected, rel=1e-9)
+    assert result["rest"] > result["seed"]
 
 
-def test_in_an_unbalanced_design_they_are_averages_over_orders():
+def test_shares_of_an_unbalanced_design_average_over_orders():
     table = with_effects(one_at_a_time())
     gained = dict.fromkeys(SETTINGS, 0.0)
     for order in itertools.permutations(SETTINGS):
@@ -83,14 +83,14 @@ def test_in_an_unbalanced_design_they_are_averages_over_orders():
         for name in SETTINGS:
             row = anova.loc[f"C({name})"]
             gained[name] += (row.sum_sq - row.df * model.mse_resid) / model.centered_tss / 6
-    found = shares(variance_split(table, ["y"], SETTINGS))
-    assert [found[s] for s in SETTINGS] == pytest.approx([gained[s] for s in SETTINGS], rel=1e-9)
+    result = shares(variance_split(table, ["y"], SETTINGS))
+    assert [result[s] for s in SETTINGS] == pytest.approx([gained[s] for s in SETTINGS], rel=1e-9)
 
 
-def test_the_interval_is_a_jackknife_over_configurations_even_of_a_level_that_one_alone_has():
+def test_the_interval_is_a_jackknife_over_configurations_including_singleton_levels():
     table = with_effects(one_at_a_time(seeds=2), sd=0.2)
     table["y"] += (table["size"] == "a") * (table.batch == 8) * 0.5
-    found = variance_split(table, ["y"], SETTINGS).set_index("setting")
+    result = variance_split(table, ["y"], SETTINGS).set_index("setting")
     assert (table.batch == 256).sum() == 2
     without = pd.DataFrame(
         [shares(variance_split(table[table.configuration != c], ["y"], SETTINGS)) for c in table.configuration.unique()]
@@ -99,16 +99,16 @@ def test_the_interval_is_a_jackknife_over_configurations_even_of_a_level_that_on
     n, levels = len(without), 2 + 4 + 2
     error = without.std(ddof=0) * np.sqrt(n - 1)
     half = stats.t.ppf(0.975, n - 1 - levels) * error
-    for setting in found.index:
-        share = found.share[setting]
+    for setting in result.index:
+        share = result.share[setting]
         ends = np.clip([share - half[setting], share + half[setting]], 0, 1)
-        assert found.loc[setting, ["low", "high"]].tolist() == pytest.approx(ends.tolist(), rel=1e-6)
+        assert result.loc[setting, ["low", "high"]].tolist() == pytest.approx(ends.tolist(), rel=1e-6)
 
 
 # Known answers.
 
 
-def test_shares_and_intervals_hold_the_truth_of_simulated_tables():
+def test_intervals_cover_the_true_shares_of_simulated_tables():
     table = factorial(seeds=2)
     draws = 400
     rng = np.random.default_rng(0)
@@ -116,19 +116,19 @@ def test_shares_and_intervals_hold_the_truth_of_simulated_tables():
     seeds = rng.normal(scale=0.4, size=(len(table), draws))
     names = [f"y{i}" for i in range(draws)]
     y = size_effect(table).to_numpy()[:, None] + interaction + seeds
-    found = variance_split(table.join(pd.DataFrame(y, columns=names)), names, SETTINGS)
+    result = variance_split(table.join(pd.DataFrame(y, columns=names)), names, SETTINGS)
 
     by_size = size_effect(table.drop_duplicates("configuration")).var()
     total = by_size + 0.3**2 + 0.4**2
     truth = {"size": by_size, "batch": 0, "decay": 0, "seed": 0.4**2, "rest": 0.3**2}
     for setting, of_total in truth.items():
-        of = found[found.setting == setting]
+        of = result[result.setting == setting]
         assert of.share.mean() == pytest.approx(of_total / total, abs=0.02)
         assert ((of.low <= of_total / total) & (of_total / total <= of.high)).mean() > 0.92
-    assert found.groupby("column").share.sum().to_numpy() == pytest.approx(1)
+    assert result.groupby("column").share.sum().to_numpy() == pytest.approx(1)
 
 
-def test_more_seeds_of_one_configuration_do_not_change_what_is_estimated():
+def test_extra_seeds_of_one_configuration_do_not_change_the_estimand():
     table = factorial(seeds=2)
     names = [f"y{i}" for i in range(300)]
 
@@ -141,45 +141,45 @@ def test_more_seeds_of_one_configuration_do_not_change_what_is_estimated():
     assert mean_shares(many, 1).to_numpy() == pytest.approx(mean_shares(table, 2).to_numpy(), abs=0.02)
 
 
-def test_where_nothing_acts_no_share_is_below_0_and_the_note_says_what_was():
+def test_null_shares_below_0_are_set_to_0_and_noted():
     table = factorial(seeds=2)
     noise = pd.DataFrame(np.random.default_rng(0).normal(size=(len(table), 50)), columns=[f"y{i}" for i in range(50)])
-    found = variance_split(table.join(noise), list(noise), SETTINGS)
-    assert (found.share >= 0).all()
-    assert found.groupby("column").share.sum().to_numpy() == pytest.approx(1)
-    below = found.note.str.contains("below 0 by chance, set to 0")
-    assert (found.share[below] == 0).all()
-    assert (found.share[~below] > 0).all()
+    result = variance_split(table.join(noise), list(noise), SETTINGS)
+    assert (result.share >= 0).all()
+    assert result.groupby("column").share.sum().to_numpy() == pytest.approx(1)
+    below = result.note.str.contains("below 0 by chance, set to 0")
+    assert (result.share[below] == 0).all()
+    assert (result.share[~below] > 0).all()
     assert 20 < below.sum() < 180
 
 
 # Properties.
 
 
-def test_order_of_rows_and_settings_and_units_do_not_matter():
+def test_shares_do_not_depend_on_row_order_setting_order_or_units():
     table = with_effects(one_at_a_time(seeds=2))
     expected = variance_split(table, ["y"], SETTINGS).set_index("setting")
     shuffled = table.sample(frac=1, random_state=0).assign(y=lambda t: -1e-9 * t.y + 3e-9)
-    found = variance_split(shuffled, ["y"], SETTINGS[::-1]).set_index("setting").loc[expected.index]
+    result = variance_split(shuffled, ["y"], SETTINGS[::-1]).set_index("setting").loc[expected.index]
     for name in ("share", "low", "high"):
-        assert found[name].to_numpy() == pytest.approx(expected[name].to_numpy(), rel=1e-6)
+        assert result[name].to_numpy() == pytest.approx(expected[name].to_numpy(), rel=1e-6)
 
 
-def test_settings_that_divide_the_runs_alike_are_one_factor():
+def test_equivalent_settings_are_one_factor():
     table = with_effects(factorial()).assign(width=lambda t: t["size"].map(ord) * 64, heads=lambda t: t.width // 64)
-    found = variance_split(table, ["y"], ["width", "batch", "size", "decay", "heads"])
-    assert found.setting.tolist() == ["width", "batch", "decay", "seed", "rest"]
-    assert found.note[0] == "one with size, heads"
-    alone = variance_split(table, ["y"], SETTINGS)
-    assert found.share.tolist() == pytest.approx(alone.share.tolist(), nan_ok=True)
+    result = variance_split(table, ["y"], ["width", "batch", "size", "decay", "heads"])
+    assert result.setting.tolist() == ["width", "batch", "decay", "seed", "rest"]
+    assert result.note[0] == "one with size, heads"
+    reference = variance_split(table, ["y"], SETTINGS)
+    assert result.share.tolist() == pytest.approx(reference.share.tolist(), nan_ok=True)
 
 
-def test_rows_of_one_group_that_differ_in_a_setting_are_two_configurations():
+def test_rows_of_a_group_that_differ_in_a_setting_are_two_configurations():
     table = with_effects(factorial(seeds=2))
     joined = table.assign(configuration=table["size"] + table.decay.map(str))
-    found, expected = (variance_split(t, ["y"], SETTINGS) for t in (joined, table))
-    assert found.share.tolist() == pytest.approx(expected.share.tolist())
-    assert found.low.tolist() == pytest.approx(expected.low.tolist())
+    result, expected = (variance_split(t, ["y"], SETTINGS) for t in (joined, table))
+    assert result.share.tolist() == pytest.approx(expected.share.tolist())
+    assert result.low.tolist() == pytest.approx(expected.low.tolist())
 
 
 def test_settings_may_be_lists_or_missing():
@@ -187,11 +187,11 @@ def test_settings_may_be_lists_or_missing():
     values = {8: None, 32: ("a", "b"), 128: ("a",)}
     odd = table.assign(batch=table.batch.map(values), decay=table.decay.mask(table.decay == 0.5))
     for name in ("share", "low", "high"):
-        found, expected = (variance_split(t, ["y"], SETTINGS)[name].tolist() for t in (odd, table))
-        assert found == pytest.approx(expected, nan_ok=True)
+        result, expected = (variance_split(t, ["y"], SETTINGS)[name].tolist() for t in (odd, table))
+        assert result == pytest.approx(expected, nan_ok=True)
 
 
-def test_with_many_settings_a_sample_of_orders_comes_close(monkeypatch):
+def test_sampled_orders_approximate_all_orders_for_many_settings(monkeypatch):
     table = with_effects(one_at_a_time())
     exact = variance_split(table, ["y"], SETTINGS)
     monkeypatch.setattr(variance, "EXACT_FACTORS", 2)
@@ -200,24 +200,24 @@ def test_with_many_settings_a_sample_of_orders_comes_close(monkeypatch):
     assert sampled.share.sum() == pytest.approx(1)
 
 
-def test_values_missing_in_one_column_leave_the_others_alone():
+def test_missing_values_of_one_column_do_not_affect_others():
     table = with_effects(factorial(seeds=2)).assign(z=lambda t: t.y**2)
     gaps = table.assign(z=table.z.mask(table.index % 9 == 0).mask(table.index == 5, np.inf))
-    found = variance_split(gaps, ["z", "y"], SETTINGS)
-    assert found.column.tolist() == ["z"] * 5 + ["y"] * 5
-    kept = table[(table.index % 9 != 0) & (table.index != 5)]
-    alone = pd.concat([variance_split(kept, ["z"], SETTINGS), variance_split(table, ["y"], SETTINGS)])
-    pd.testing.assert_frame_equal(found, alone.reset_index(drop=True))
-    assert found.n.tolist() == [len(kept)] * 5 + [len(table)] * 5
+    result = variance_split(gaps, ["z", "y"], SETTINGS)
+    assert result.column.tolist() == ["z"] * 5 + ["y"] * 5
+    finite = table[(table.index % 9 != 0) & (table.index != 5)]
+    reference = pd.concat([variance_split(finite, ["z"], SETTINGS), variance_split(table, ["y"], SETTINGS)])
+    pd.testing.assert_frame_equal(result, reference.reset_index(drop=True))
+    assert result.n.tolist() == [len(finite)] * 5 + [len(table)] * 5
 
 
-# What can't be given.
+# Undetermined values.
 
 
-def test_a_constant_column_or_setting_has_no_share_and_a_note():
+def test_constant_columns_and_settings_have_a_note_and_no_share():
     table = with_effects(factorial(seeds=2)).assign(flat=lambda t: [0.3, 0.1 * 3] * (len(t) // 2), schedule="cosine")
-    found = variance_split(table, ["flat", "y"], [*SETTINGS, "schedule"])
-    flat, y = found[found.column == "flat"], found[found.column == "y"].set_index("setting")
+    result = variance_split(table, ["flat", "y"], [*SETTINGS, "schedule"])
+    flat, y = result[result.column == "flat"], result[result.column == "y"].set_index("setting")
     assert flat[["share", "low", "high"]].isna().all(axis=None)
     assert (flat.note == "the column is the same in all rows").all()
     assert np.isnan(y.share["schedule"])
@@ -228,14 +228,14 @@ def test_a_constant_column_or_setting_has_no_share_and_a_note():
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
-def test_of_too_few_configurations_nothing_is_said(rows):
-    found = variance_split(with_effects(factorial())[:rows].assign(y=[1.0, 2.0, 4.0][:rows]), ["y"], SETTINGS)
-    assert found[["share", "low", "high"]].isna().all(axis=None)
-    assert (found.note != "").all()
-    assert (found.n == rows).all()
+def test_too_few_configurations_give_no_shares(rows):
+    result = variance_split(with_effects(factorial())[:rows].assign(y=[1.0, 2.0, 4.0][:rows]), ["y"], SETTINGS)
+    assert result[["share", "low", "high"]].isna().all(axis=None)
+    assert (result.note != "").all()
+    assert (result.n == rows).all()
 
 
-def test_settings_that_take_every_degree_of_freedom_leave_the_seed():
+def test_saturated_settings_leave_only_the_seed_share():
     table = with_effects(factorial(seeds=2))
     each = variance_split(table, ["y"], ["configuration"]).set_index("setting")
     assert each.share[["configuration", "rest"]].isna().all()
@@ -245,31 +245,32 @@ def test_settings_that_take_every_degree_of_freedom_leave_the_seed():
     assert each.share["seed"] == pytest.approx(raw, rel=0.1)
 
 
-def test_replicates_of_one_configuration_give_a_share_of_the_seed_without_an_interval():
+def test_replicates_of_one_configuration_give_a_seed_share_without_interval():
     table = factorial()
     table = with_effects(pd.concat([table, *[table[:1]] * 4], ignore_index=True))
-    found = variance_split(table, ["y"], SETTINGS).set_index("setting")
-    assert 0 < found.share["seed"] < 0.5
-    assert found[["low", "high"]].loc["seed"].isna().all()
-    assert found.note["seed"] == "no interval: too few configurations"
-    assert found.drop("seed")[["low", "high"]].notna().all(axis=None)
+    result = variance_split(table, ["y"], SETTINGS).set_index("setting")
+    assert 0 < result.share["seed"] < 0.5
+    assert result[["low", "high"]].loc["seed"].isna().all()
+    assert result.note["seed"] == "no interval: too few configurations"
+    assert result.drop("seed")[["low", "high"]].notna().all(axis=None)
 
 
-def test_the_interval_of_the_rest_does_not_hang_on_the_one_configuration_with_replicates():
-    once = with_effects(factorial(), sd=1)
-    again = pd.concat([once, *[once[:1].assign(y=once.y[0] + d) for d in (-0.7, 0.7, -0.6, 0.6)]], ignore_index=True)
-    alone, apart = (variance_split(t, ["y"], SETTINGS).set_index("setting").loc["rest"] for t in (once, again))
-    assert 0 < apart.share < alone.share - 0.1
-    assert apart.high - apart.share == pytest.approx(alone.high - alone.share, rel=0.1)
+def test_the_rest_interval_does_not_depend_on_a_single_replicated_configuration():
+    single = with_effects(factorial(), sd=1)
+    more = [single[:1].assign(y=single.y[0] + d) for d in (-0.7, 0.7, -0.6, 0.6)]
+    repeated = pd.concat([single, *more], ignore_index=True)
+    reference, apart = (variance_split(t, ["y"], SETTINGS).set_index("setting").loc["rest"] for t in (single, repeated))
+    assert 0 < apart.share < reference.share - 0.1
+    assert apart.high - apart.share == pytest.approx(reference.high - reference.share, rel=0.1)
 
 
-def test_without_settings_there_are_seed_and_rest():
-    found = shares(variance_split(with_effects(factorial(seeds=2)), ["y"], []))
-    assert list(found) == ["seed", "rest"]
-    assert found["rest"] > 0.5
+def test_without_settings_only_seed_and_rest_remain():
+    result = shares(variance_split(with_effects(factorial(seeds=2)), ["y"], []))
+    assert list(result) == ["seed", "rest"]
+    assert result["rest"] > 0.5
 
 
-def test_of_no_columns_there_is_nothing():
+def test_no_columns_give_an_empty_result():
     assert list(variance_split(pd.DataFrame(), [], []).columns) == list(COLUMNS)
 
 

@@ -1,4 +1,4 @@
-"""`olmo-jax geometry`: values against numpy in float64, our own runs beside what the probe saw, and bad usage."""
+"""`olmo-jax geometry`: values against numpy in float64, our runs against their logged probes, and invalid usage."""
 
 import json
 
@@ -39,7 +39,7 @@ def trained(corpus, tmp_path_factory):
 
 @pytest.fixture
 def table(capsys):
-    """`table(PATH, option...)`: what --json prints, a list of rows."""
+    """`table(PATH, option...)`: the list of rows that --json prints."""
 
     def rows(path, *options):
         capsys.readouterr()
@@ -82,7 +82,7 @@ def random(rows, columns, seed=0):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
-def test_values_are_those_of_numpy_in_float64(tmp_path, table, dtype):
+def test_geometry_values_match_numpy_in_float64(tmp_path, table, dtype):
     w_VD = random(60, 12).astype(dtype)
     save_file({"lm_head.weight": w_VD}, tmp_path / "m.safetensors")
     (row,) = table(tmp_path / "m.safetensors")
@@ -95,7 +95,7 @@ def test_values_are_those_of_numpy_in_float64(tmp_path, table, dtype):
     assert values == pytest.approx(by_numpy(w_VD), rel=1e-3)
 
 
-def test_a_wide_array_and_a_gauge(tmp_path, table):
+def test_a_wide_array_is_measured_raw_and_gauge_fixed(tmp_path, table):
     w_VD = random(8, 30)
     np.save(tmp_path / "w.npy", w_VD)
     raw, fixed = table(tmp_path / "w.npy", "--gauge=affine_layer_norm", "--metrics=stable_rank,mean_cosine")
@@ -106,7 +106,7 @@ def test_a_wide_array_and_a_gauge(tmp_path, table):
         assert row["metrics"] == pytest.approx({name: expected[name] for name in ("stable_rank", "mean_cosine")}, 1e-3)
 
 
-def test_a_metric_that_is_no_number_is_null_and_a_dash(tmp_path, table, capsys):
+def test_nan_metrics_are_null_in_json_and_a_dash_in_the_table(tmp_path, table, capsys):
     broken = random(8, 3)
     broken[0, 0] = np.nan
     np.save(tmp_path / "w.npy", broken)
@@ -116,7 +116,7 @@ def test_a_metric_that_is_no_number_is_null_and_a_dash(tmp_path, table, capsys):
     assert capsys.readouterr().out.splitlines()[1].split() == ["w", "8", "x", "3", "float32", "-"]
 
 
-def test_embeddings_are_taken_unless_there_are_none_or_a_pattern_is_given(tmp_path, table):
+def test_embeddings_are_measured_by_default_and_all_matrices_otherwise(tmp_path, table):
     path = tmp_path / "m.safetensors"
     save_file({"model.embed_tokens.weight": random(9, 4), "layers.0.up": random(5, 4), "lm_head.weight": random(9, 4),
                "norm": np.ones(4, np.float32), "conv": np.ones((2, 2, 2), np.float32)}, path)  # fmt: skip
@@ -127,7 +127,7 @@ def test_embeddings_are_taken_unless_there_are_none_or_a_pattern_is_given(tmp_pa
     assert [row["name"] for row in table(path)] == ["layers.0.up", "layers.1.up"]
 
 
-def test_a_tensor_s_exact_name_takes_it_alone(tmp_path, table, capsys):
+def test_an_exact_tensor_name_selects_only_that_tensor(tmp_path, table, capsys):
     path = tmp_path / "m[1].safetensors"
     names = ["w", "w.0", "wx0", "w[0", "w(.*)", "w(x)", "bias"]
     save_file({name: random(5, 4) if name != "bias" else np.ones(4, np.float32) for name in names}, path)
@@ -143,7 +143,7 @@ def test_a_tensor_s_exact_name_takes_it_alone(tmp_path, table, capsys):
         assert word in capsys.readouterr().err
 
 
-def test_a_trainer_s_folder_is_no_working_directory(tmp_path, table):
+def test_a_trainer_folder_is_no_working_directory(tmp_path, table):
     (tmp_path / "runs" / "Nov24_host").mkdir(parents=True)
     (tmp_path / "runs" / "Nov24_host" / "events.out.tfevents.1").touch()
     save_file({"lm_head.weight": random(9, 4)}, tmp_path / "model.safetensors")
@@ -170,7 +170,7 @@ def test_every_run_has_its_unembedding_raw_and_gauge_fixed(trained, table):
     assert len(table(trained, "--gauge=rms_norm", "--tensors=mlp/up")) == 4
 
 
-def test_one_run_at_one_step_says_what_the_probe_said(trained, table):
+def test_geometry_of_a_run_matches_its_logged_probe(trained, table):
     run = sorted(path.name for path in (trained / "runs").iterdir())[1]
     rows = table(trained, f"--run={run}", "--step=4", "--tensors=^unembedding$")
     assert [(row["run_id"], row["step"]) for row in rows] == [(run, 4)] * 2
@@ -228,7 +228,7 @@ def test_the_table_is_aligned(trained, tmp_path, capsys):
 def test_bad_usage_is_one_line_and_prints_no_table(trained, tmp_path, capsys, arguments, code, words):
     folder = tmp_path / "files"
     folder.mkdir()
-    if "{tmp}" not in arguments:  # which is to be a folder with nothing in it
+    if "{tmp}" not in arguments:  # an empty folder
         np.save(folder / "flat.npy", np.ones(5))
         (folder / "cut.npy").write_bytes((folder / "flat.npy").read_bytes()[:-8])
         (folder / "cut.safetensors").write_bytes(b"\x10")

@@ -59,7 +59,7 @@ def published(corpus, vary, tmp_path_factory):
         params = model.init(architecture, jax.random.key(step))
         hf.export_checkpoint(architecture, params, folder / name, tokenizer=folder.parent / "tokenizer.json")
         settings = json.loads((folder / name / "config.json").read_text())
-        del settings["olmo_jax"]  # which a published one hasn't got
+        del settings["olmo_jax"]  # which published models lack
         (folder / name / "config.json").write_text(json.dumps(settings))
     return folder
 
@@ -97,8 +97,8 @@ def test_revisions_become_one_run_with_a_history(imported, published, run_id):
     assert [origin["revisions"][str(step)]["name"] for step in STEPS.values()] == list(STEPS)
 
 
-def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, capsys, monkeypatch, tmp_path):
-    # A figure says nothing of where a run came from, and test_cli has those of a sweep.
+def test_imported_runs_are_evaluated_tabulated_and_reported(imported, run_id, capsys, monkeypatch, tmp_path):
+    # Figures don't depend on the origin of a run, and test_cli covers those of a sweep.
     monkeypatch.setattr(figures, "write_figures", lambda *_: [])
     assert run("evaluate", f"--workdir={imported}") == 0
     assert run("report", f"--workdir={imported}") == 0
@@ -120,7 +120,7 @@ def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, caps
         assert np.isfinite(last[column])
     assert last["config.imported"] == "GPTNeoXForCausalLM"
     assert not last["config.model.parallel"]
-    # How it was trained isn't known, and our defaults would pass for it.
+    # Its training settings are unknown, and our defaults must not be shown in their place.
     unknown = ("optimizer", "batch_size", "seed", "config.tokens", "weight_decay_dose")
     assert [c for c in table.columns if any(word in c for word in unknown)] == []
     assert run_id in (imported / "report" / "index.html").read_text()
@@ -130,7 +130,7 @@ def test_evaluation_table_and_report_are_those_of_any_run(imported, run_id, caps
 
 
 @pytest.mark.slow
-def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(published, config, tmp_path, capsys):
+def test_repeating_an_import_keeps_runs_and_adds_new_revisions(published, config, tmp_path, capsys):
     folder = pathlib.Path(shutil.copytree(published, tmp_path / "pythia-small"))
     moved = shutil.move(folder / "step4-tokens8K", tmp_path / "aside")
     (folder / "step1" / "tokenizer.json").unlink()  # one of all revisions is enough
@@ -162,7 +162,7 @@ def test_the_same_command_again_keeps_what_is_there_and_adds_what_is_new(publish
     assert "names 2 runs" in capsys.readouterr().err
 
 
-def test_an_import_that_was_cut_short_goes_on(published, config, tmp_path, monkeypatch):
+def test_an_interrupted_import_resumes(published, config, tmp_path, monkeypatch):
     arguments = ("import", published, f"--config={config}", f"--workdir={tmp_path / 'work'}")
     import_checkpoint = hf.import_checkpoint
 
@@ -209,7 +209,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_path_may_begin_at_home_hold_brackets_and_be_links(published, run_id, imported, home, capsys):
+def test_import_paths_may_use_home_brackets_and_links(published, run_id, imported, home, capsys):
     """As a snapshot in Hugging Face's cache: links to blobs without a suffix."""
     snapshot = home / "hub [x]" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
@@ -243,7 +243,7 @@ def spoilt(folder, file, content):
     ],
 )
 @pytest.mark.parametrize("verb", ["generate", "import"])
-def test_a_damaged_folder_is_one_line(published, config, tmp_path, capsys, verb, change, code, words):
+def test_a_damaged_model_folder_is_one_line(published, config, tmp_path, capsys, verb, change, code, words):
     folder = pathlib.Path(shutil.copytree(published / "step1", tmp_path / "step1"))
     change(folder)
     more = ("--prompt=a",) if verb == "generate" else (f"--config={config}", f"--workdir={tmp_path / 'work'}")
@@ -254,12 +254,12 @@ def test_a_damaged_folder_is_one_line(published, config, tmp_path, capsys, verb,
     assert all(word in line for word in words), line
 
 
-def test_a_prompt_that_is_not_utf8(published, capsys):
+def test_a_prompt_that_is_not_utf8_is_refused(published, capsys):
     assert run("generate", published / "step1", "--prompt=a\udcff") == 2
     assert "olmo-jax: --prompt='a\\udcff': isn't UTF-8 at character 1" in capsys.readouterr().err
 
 
-def test_a_long_name_is_cut_where_no_file_could_have_it():
+def test_an_overlong_name_is_shortened_to_a_valid_file_name():
     assert _plain("pythia-14m") == "pythia-14m"
     assert _plain("..a b/c\udcff") == "a_b_c_"
     assert _plain("x" * 242) == "x" * 242
@@ -268,15 +268,15 @@ def test_a_long_name_is_cut_where_no_file_could_have_it():
     assert max(len(_plain(name).encode()) for name in names) <= 242
 
 
-def test_export_gives_back_what_was_imported(imported, published, run_id, tmp_path):
+def test_export_returns_the_imported_model(imported, published, run_id, tmp_path):
     assert run("export", run_id, f"--workdir={imported}", "--step=4", f"--to={tmp_path / 'out'}") == 0
-    there = published / "step4-tokens8K"
+    source = published / "step4-tokens8K"
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", there))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", source))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == json.loads(
-        (there / "tokenizer.json").read_text()
+        (source / "tokenizer.json").read_text()
     )
     small = ("--dtype=bfloat16", "--shard_mb=0.01", f"--to={tmp_path / 'parts'}")
     assert run("export", run_id, f"--workdir={imported}", *small) == 0
@@ -325,7 +325,7 @@ def test_bad_input_is_one_line(imported, published, config, run_id, tmp_path, ca
     assert sorted(imported.rglob("*")) == before
 
 
-def test_revisions_of_different_models_or_of_one_step_or_without_tokenizer(published, config, tmp_path, capsys):
+def test_inconsistent_revisions_are_refused(published, config, tmp_path, capsys):
     def line(folder):
         capsys.readouterr()
         assert run("import", folder, f"--config={config}", f"--workdir={tmp_path / 'work'}") in (1, 2)
@@ -350,7 +350,7 @@ def test_revisions_of_different_models_or_of_one_step_or_without_tokenizer(publi
     assert "lacks embed_out.weight, gpt_neox" in capsys.readouterr().err
 
 
-def test_names_tell_steps_tokens_and_stages(tmp_path, capsys):
+def test_revision_names_give_steps_tokens_and_stages(tmp_path, capsys):
     def folders(*names):
         for name in names:
             (tmp_path / name).mkdir(parents=True)
@@ -373,7 +373,7 @@ def test_names_tell_steps_tokens_and_stages(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_step_0_alone_is_final_and_a_history_keeps_its_end(published, config, tmp_path):
+def test_a_single_step_0_is_final_and_a_history_ends_at_its_last_step(published, config, tmp_path):
     folder = pathlib.Path(shutil.copytree(published / "step1", tmp_path / "copy" / "step0"))
     work = f"--workdir={tmp_path / 'work'}"
     assert run("import", folder.parent, "--name=zero", f"--config={config}", work) == 0
@@ -383,7 +383,7 @@ def test_a_step_0_alone_is_final_and_a_history_keeps_its_end(published, config, 
     assert table["final"].tolist() == [True]
     assert table["round_to_nearest_4/macro"].notna().all()
 
-    # Later revisions extend the run; one that goes from the source takes nothing with it.
+    # Later revisions extend the run; one that disappears from the source keeps its results.
     shutil.copytree(published / "step16-tokens32K", folder.parent / "step16")
     assert run("import", folder.parent, "--name=zero", f"--config={config}", work) == 0
     shutil.rmtree(folder.parent / "step16")
@@ -392,14 +392,14 @@ def test_a_step_0_alone_is_final_and_a_history_keeps_its_end(published, config, 
     table = pd.read_parquet(tmp_path / "work" / "results.parquet")
     assert dict(zip(table["step"], table["final"], strict=True)) == {0: False, 16: True}
 
-    # Looked at with other text it is another run.
+    # With other evaluation text it is another run.
     other = ("--config.train.data.train_domains=('code',)", "--config.evaluation.tokens_per_domain=99")
     assert run("import", folder.parent, "--name=zero", f"--config={config}", *other, work) == 0
     assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
     assert json.loads((tmp_path / "work" / "sweep.json").read_text())["evaluation"]["tokens_per_domain"] == 99
 
 
-def test_the_tokenizer_that_is_named_is_taken(published, config, corpus, tmp_path):
+def test_the_named_tokenizer_is_used(published, config, corpus, tmp_path):
     mine = train_bpe([corpus.read_text()], 270, "<|endoftext|>")
     mine.save(tmp_path / "mine.json")
     named = f"--config.train.data.tokenizer={tmp_path / 'mine.json'}"
@@ -409,7 +409,7 @@ def test_the_tokenizer_that_is_named_is_taken(published, config, corpus, tmp_pat
     assert (model_config.vocab_size, model_config.padded_vocab_size) == (270, 384)
 
 
-def test_a_directory_of_trained_runs_takes_no_imports(published, config, tmp_path, capsys, tiny):
+def test_imports_into_a_directory_of_trained_runs_are_refused(published, config, tmp_path, capsys, tiny):
     from olmo_jax.config import to_config_dict
     from sweeps.planning import plan as plans
     from sweeps.planning import record as records

@@ -1,4 +1,4 @@
-"""Configurations by name, from any folder; paths that had them before."""
+"""Configurations by name, from any folder, and by their former paths."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_studies_and_configurations_have_names():
+def test_studies_and_configurations_are_available_by_name():
     assert {"demo", "own_text", "imported", "paper", "grokking", "local_dimension", "olmo", "pythia"} <= set(
         named_configs()
     )
@@ -35,12 +35,12 @@ def test_a_name_takes_an_argument_and_overrides():
     assert config.train.tokens < load_config(["--config=demo"]).train.tokens
 
 
-def test_a_file_of_the_users_own_comes_before_a_name():
+def test_a_users_file_takes_precedence_over_a_name():
     pathlib.Path("demo").write_text("x")
     assert config_path("demo") == "demo"
 
 
-def test_a_folder_of_that_name_is_not_in_the_way():
+def test_a_folder_with_a_configuration_name_is_ignored():
     pathlib.Path("demo").mkdir()
     assert config_path("demo").endswith("sweeps/configs/demo.py")
 
@@ -48,11 +48,11 @@ def test_a_folder_of_that_name_is_not_in_the_way():
 @pytest.mark.parametrize(
     "former, name", [("sweeps/configs/paper.py", "paper"), ("./sweeps/configs/grokking.py", "grokking")]
 )
-def test_the_path_that_it_had_still_works_and_says_what_is_new(former, name, capsys):
+def test_former_configuration_paths_work_and_warn_with_the_new_name(former, name, capsys):
     assert load_config([f"--config={former}:cpu"]) == load_config([f"--config={name}:cpu"])
     assert capsys.readouterr().err.count(f"use --config={name}") == 1
 
 
-def test_anything_else_is_as_it_was():
+def test_other_config_paths_are_returned_unchanged():
     assert config_path("mine.py") == "mine.py"
     assert config_path("sweeps/configs/no.py") == "sweeps/configs/no.py"

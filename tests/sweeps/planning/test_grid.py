@@ -4,18 +4,18 @@ from olmo_jax.config import ConfigError
 from sweeps.planning.grid import chain, cross, one_at_a_time, product, seeds, subsample, together
 
 
-def test_product_runs_the_last_axis_fastest():
+def test_product_varies_the_last_axis_fastest():
     grid = product({"a": [1, 2], "b.c": [3, 4]})
     assert grid == [{"a": 1, "b.c": 3}, {"a": 1, "b.c": 4}, {"a": 2, "b.c": 3}, {"a": 2, "b.c": 4}]
 
 
-def test_together_pairs_and_cross_multiplies():
+def test_together_pairs_axes_and_cross_multiplies_them():
     pairs = together({"a": [1, 2], "b": [3, 4]})
     assert pairs == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
     assert cross(pairs, product({"s": [0, 1]})) == [p | {"s": s} for p in pairs for s in (0, 1)]
 
 
-def test_lists_of_different_length_are_refused_with_their_lengths():
+def test_axes_of_different_length_are_refused_with_their_lengths():
     with pytest.raises(ConfigError, match=r"'optimizer.learning_rate': 3, 'data.batch_size': 2"):
         together({"optimizer.learning_rate": [1, 2, 3], "data.batch_size": [8, 32]})
 
@@ -36,11 +36,11 @@ def test_one_factor_at_a_time_leaves_the_others_at_the_default():
         one_at_a_time({"a": 1}, {"a": [0, 1]})
 
 
-def test_chain_is_one_grid_after_the_other():
+def test_chain_concatenates_grids():
     assert chain([{"a": 1}], [], [{"b": 2}]) == [{"a": 1}, {"b": 2}]
 
 
-def test_a_subsample_is_drawn_once_in_order_and_the_same_again():
+def test_a_subsample_is_ordered_distinct_and_reproducible():
     grid = product({"a": list(range(50))})
     drawn = subsample(grid, 20, seed=3)
     assert drawn == subsample(grid, 20, seed=3) != subsample(grid, 20, seed=4)
@@ -52,7 +52,7 @@ def test_a_subsample_is_drawn_once_in_order_and_the_same_again():
             subsample(grid, count)
 
 
-def test_seeds_go_together_and_not_crossed():
+def test_seeds_are_paired_and_not_crossed():
     grid = seeds([{"a": 1}, {"a": 2}], 2, keys=("init_seed", "data_seed"), first=5)
     assert [(p["a"], p["init_seed"], p["data_seed"]) for p in grid] == [(1, 5, 5), (1, 6, 6), (2, 5, 5), (2, 6, 6)]
     with pytest.raises(ConfigError, match="seeds of 0"):

@@ -39,8 +39,8 @@ def test_budgets_of_one_cohort_become_segments(sweep_of_grid):
 
 
 def test_the_json_names_cohorts_runs_and_whole_configs(sweep_of_grid):
-    found = json.loads(json.dumps(plans.as_json(plans.resolve(sweep_of_grid([{"optimizer.weight_decay": 0.7}])))))
-    (cohort,) = found["cohorts"]
+    decoded = json.loads(json.dumps(plans.as_json(plans.resolve(sweep_of_grid([{"optimizer.weight_decay": 0.7}])))))
+    (cohort,) = decoded["cohorts"]
     assert cohort.keys() == {"cohort", "segments", "runs"}
     (run,) = cohort["runs"]
     assert run.keys() == {"run_id", "config"}
@@ -64,7 +64,7 @@ def test_the_json_names_cohorts_runs_and_whole_configs(sweep_of_grid):
         ([{}, {"data.bpe_vocab_size": 290}], "two different data sets are named 'main'"),
     ],
 )
-def test_bad_grids_are_refused_before_anything_runs(sweep_of_grid, grid, message):
+def test_invalid_grids_are_refused_before_anything_runs(sweep_of_grid, grid, message):
     with pytest.raises(ConfigError, match=message):
         plans.resolve(sweep_of_grid(grid))
 
@@ -103,7 +103,7 @@ def test_other_evaluations_of_the_same_runs_replace_the_recorded_ones(sweep_of_g
     assert record["versions"] == {"jax": "1"}
 
 
-def test_records_of_newer_code_broken_ones_and_runs_without_one_are_refused(sweep_of_grid, tmp_path):
+def test_newer_damaged_and_missing_sweep_records_are_refused(sweep_of_grid, tmp_path):
     workdir = epath.Path(tmp_path)
     sweep = sweep_of_grid([{}])
     (tmp_path / "sweep.json").write_text(json.dumps({"layout": 99}))
@@ -120,7 +120,7 @@ def test_records_of_newer_code_broken_ones_and_runs_without_one_are_refused(swee
         records.pin(workdir, plans.resolve(sweep), {})
 
 
-def test_other_steps_of_checkpoints_are_refused_and_another_mesh_is_not(tiny, vary, tmp_path):
+def test_changed_checkpoint_steps_are_refused_and_a_changed_mesh_is_accepted(tiny, vary, tmp_path):
     workdir = epath.Path(tmp_path)
 
     def plan(changes):
@@ -137,36 +137,36 @@ def test_a_sweep_without_train_or_grid_is_refused(sweep_of_grid):
         plans.read_sweep(ConfigDict({"grid": [{}]}))
 
 
-def test_one_run_alone_is_a_cohort_of_one(tiny):
+def test_a_single_run_is_a_cohort_of_one(tiny):
     plan = plans.resolve(plans.read_sweep(to_config_dict(tiny)))
     assert [len(c.runs) for c in plan.cohorts] == [1]
     assert plan.runs[0].config == tiny
 
 
-def test_a_point_leaves_the_next_ones_alone(sweep_of_grid):
-    """Sections of a ConfigDict are shared by plain copies: what one point sets would be another's default."""
+def test_a_grid_point_does_not_change_later_points(sweep_of_grid):
+    """Shallow copies share sections of a ConfigDict: a setting of one point would become the default of the next."""
     plan = plans.resolve(sweep_of_grid([{"optimizer.weight_decay": 0.7}, {"init_seed": 1}, {}]))
     assert [run.config.optimizer.weight_decay for run in plan.runs] == [0.7, 0.1, 0.1]
 
 
-def test_every_kind_of_setting_reaches_its_run(sweep_of_grid, tiny):
+def test_every_type_of_setting_reaches_its_run(sweep_of_grid, tiny):
     values = {"init_seed": 5, "data_seed": 6, "optimizer.learning_rate": 1, "optimizer.schedule": "linear",
               "optimizer.warmup_fraction": 0.5, "optimizer.clip_norm": 0.0, "tokens": 6400,
               "data.train_domains": ("prose", "code"), "model.tied": True}  # fmt: skip
     (run,) = plans.resolve(sweep_of_grid([values])).runs
-    found = plans.leaves(dataclasses.asdict(run.config))
-    assert {key: found[key] for key in values} == values
-    assert isinstance(found["optimizer.learning_rate"], float)
+    decoded = plans.leaves(dataclasses.asdict(run.config))
+    assert {key: decoded[key] for key in values} == values
+    assert isinstance(decoded["optimizer.learning_rate"], float)
 
 
-def test_whole_numbers_may_be_written_as_they_come(sweep_of_grid):
+def test_integers_may_be_given_as_whole_floats(sweep_of_grid):
     (run,) = plans.resolve(sweep_of_grid([{"tokens": 6.4e3, "init_seed": 2.0}])).runs
     assert (run.config.tokens, run.config.init_seed) == (6400, 2)
     with pytest.raises(ConfigError, match=r"grid point 0.*6400\.5"):
         plans.resolve(sweep_of_grid([{"tokens": 6400.5}]))
 
 
-def test_one_cohort_holds_members_that_differ_in_numbers_and_only_in_them(sweep_of_grid):
+def test_members_of_a_cohort_differ_in_traced_numbers_only(sweep_of_grid):
     numbers = [{"optimizer.learning_rate": 1e-3}, {"optimizer.weight_decay": 0.5}, {"optimizer.schedule": "linear"},
                {"optimizer.warmup_fraction": 0.3}, {"optimizer.clip_norm": 0.1}, {"init_seed": 3}, {"data_seed": 4},
                {"tokens": 1280}]  # fmt: skip
@@ -175,20 +175,20 @@ def test_one_cohort_holds_members_that_differ_in_numbers_and_only_in_them(sweep_
     assert len(plans.resolve(sweep_of_grid(shapes)).cohorts) == 4
 
 
-def test_members_of_one_cohort_are_computed_in_one_way(sweep_of_grid):
+def test_members_of_a_cohort_must_share_their_compute_settings(sweep_of_grid):
     grid = [{"init_seed": 0}, {"init_seed": 1, "compute.remat": True}]
     with pytest.raises(ConfigError, match=r"grid points 0 and 1 are members of one cohort.*config.train.compute"):
         plans.resolve(sweep_of_grid(grid))
 
 
-def test_a_corpus_is_a_factor_with_a_name_of_its_own(sweep_of_grid):
+def test_the_corpus_can_be_an_axis_with_named_data(sweep_of_grid):
     grid = together({"data.name": ["main", "small"], "data.validation_fraction": [0.1, 0.2]})
     plan = plans.resolve(sweep_of_grid(grid))
     assert plan.fingerprints.keys() == {"main", "small"}
     assert len(plan.cohorts) == len({run.id for run in plan.runs}) == 2
 
 
-def test_a_larger_grid_joins_in_parts_of_its_own(sweep_of_grid, tmp_path):
+def test_runs_added_by_a_larger_grid_get_separate_stacks(sweep_of_grid, tmp_path):
     workdir = epath.Path(tmp_path)
     seed = product({"init_seed": [0, 1]})
     first = records.pin(workdir, plans.resolve(sweep_of_grid(seed)), {"jax": "1"})
@@ -204,18 +204,18 @@ def test_a_larger_grid_joins_in_parts_of_its_own(sweep_of_grid, tmp_path):
         records.pin(workdir, plans.resolve(sweep_of_grid(seed)), {})
 
 
-def test_a_set_limit_cuts_cohorts_and_is_no_part_of_ids(sweep_of_grid, tmp_path):
+def test_a_stack_size_limit_divides_cohorts_without_changing_ids(sweep_of_grid, tmp_path):
     grid = product({"init_seed": list(range(7))})
     whole = plans.resolve(sweep_of_grid(grid))
     limited = plans.resolve(sweep_of_grid(grid, parts={"most_members": 3}))
     assert plans.as_json(limited) == plans.as_json(whole)
     stacks = records.pin(epath.Path(tmp_path), limited, {}).stacks
     assert [len(stack.runs) for stack in stacks] == [3, 3, 1]
-    # Once they are cut they stay so, whatever the limit.
+    # Recorded stacks stay as they are if the limit changes.
     assert records.pin(epath.Path(tmp_path), whole, {}).stacks == stacks
 
 
-def test_a_device_that_is_too_small_cuts_or_refuses(sweep_of_grid, tmp_path):
+def test_a_small_device_divides_cohorts_or_is_refused(sweep_of_grid, tmp_path):
     grid = product({"init_seed": list(range(8))})
     one = most_members(plans.resolve(sweep_of_grid(grid)).cohorts[0].shape, 8, StackConfig())
     assert one == 8
@@ -228,7 +228,7 @@ def test_a_device_that_is_too_small_cuts_or_refuses(sweep_of_grid, tmp_path):
     assert not (tmp_path / "sweep.json").exists()
 
 
-def test_no_field_hides_behind_a_method_of_the_config_dict(sweep_of_grid):
+def test_no_field_name_collides_with_a_config_dict_method(sweep_of_grid):
     """config.tasks.items would be the method: a field of such a name can't be overridden."""
 
     def names(config):

@@ -1,4 +1,4 @@
-"""The reference of the configuration: on the page, and on the terminal by part."""
+"""The configuration reference: on the page, and on the terminal by section or setting."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from sweeps import cli
 from sweeps.planning.reference import PAGE, lines, page, sections
 
 
-def test_the_page_is_what_the_declarations_say():
+def test_the_reference_page_matches_the_declarations():
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m sweeps.planning.reference"
 
 
-def test_sections_are_those_of_a_sweep():
+def test_reference_sections_are_those_of_a_sweep():
     keys = [section.key for section in sections()]
     assert keys[:3] == ["train", "train.model", "train.optimizer"]
     assert {"train.probe.texts", "train.data.arithmetic", "evaluation.finetune", "parts"} <= set(keys)
@@ -26,18 +26,18 @@ def test_sections_are_those_of_a_sweep():
         ("weight_decay", "config.train.optimizer", 2),
     ],
 )
-def test_a_part_is_a_section_or_a_setting(part, first, count):
+def test_the_reference_shows_a_section_or_a_setting(part, first, count):
     text = lines(part)
     assert text[0].startswith(first)
     assert sum(line.startswith("config.") for line in text) == count
 
 
-def test_a_setting_is_shown_as_it_is_set(capsys):
+def test_settings_are_shown_with_their_option_names(capsys):
     assert cli.main(["config", "weight_decay"]) == 0
     assert "  --config.train.optimizer.weight_decay=0.1  (>= 0, traced)" in capsys.readouterr().out.splitlines()
 
 
-def test_an_unknown_part_is_one_line_with_the_nearest(capsys):
+def test_an_unknown_setting_is_one_line_with_the_nearest_name(capsys):
     with pytest.raises(ConfigError, match="did you mean 'train.optimizer'"):
         lines("train.optimiser")
     assert cli.main(["config", "nothing"]) == 2

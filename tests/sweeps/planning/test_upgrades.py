@@ -1,4 +1,4 @@
-"""A working directory that earlier code wrote (commit 77f4818, layout 4) goes on under the code of today.
+"""A working directory that earlier code wrote (commit 77f4818, layout 4) is resumed by the current code.
 
 It holds two cohorts of two runs: one trained and evaluated but for fine-tuning's place, one stopped at step 4 of 16.
 """
@@ -34,7 +34,7 @@ COHORTS = {"d8-l1-b4-10a54ef7", "d8-l1-b2-c375f155"}
 
 @pytest.fixture
 def old(tmp_path, monkeypatch):
-    """The folder that it lies in, with its text and configuration, as the current one."""
+    """Copy it, with its text and configuration, into the current folder."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
@@ -62,7 +62,7 @@ def ids(*overrides, arg=""):
     return {cohort.id for cohort in plan.cohorts}, {run.id for run in plan.runs}
 
 
-def test_ids_are_what_they_were(old):
+def test_run_ids_match_those_of_earlier_versions(old):
     assert ids() == (COHORTS, {*FINISHED, *STOPPED})
 
 
@@ -77,9 +77,7 @@ def test_ids_are_what_they_were(old):
         ("compute", Role.EXECUTION),
     ],
 )
-def test_a_new_field_changes_no_id_where_it_does_nothing_and_else_those_of_the_runs_that_set_it(
-    old, monkeypatch, section, role, metadata
-):
+def test_a_new_field_changes_ids_only_of_runs_that_set_it(old, monkeypatch, section, role, metadata):
     kind = type(getattr(configs.TrainConfig(), section))
     add_field(monkeypatch, kind, "new_option", 0.5, role, **metadata)
     assert "new_option" not in identity_fields(kind())
@@ -89,16 +87,16 @@ def test_a_new_field_changes_no_id_where_it_does_nothing_and_else_those_of_the_r
     assert (cohorts == COHORTS) == (role in (Role.TRACED, Role.EXECUTION)), "members differ in it, or starts do"
 
 
-def test_a_default_that_acts_enters_the_ids(old, monkeypatch):
-    """A field whose default isn't its neutral value is a change of what runs are, and says so in their ids."""
+def test_a_non_neutral_default_enters_the_ids(old, monkeypatch):
+    """A field whose default isn't its neutral value changes the runs, so it has to change their ids."""
     add_field(monkeypatch, configs.ModelConfig, "new_option", 0.5, neutral=0.0)
     assert not ids()[1] & {*FINISHED, *STOPPED}
     assert ids("--config.train.model.new_option=0.0") == (COHORTS, {*FINISHED, *STOPPED})
 
 
 @pytest.mark.slow
-def test_a_directory_of_earlier_code_goes_on(old, monkeypatch, capsys):
-    """Status, evaluate, report, resume and a larger grid, all under ids that were given before there was the field."""
+def test_a_working_directory_of_earlier_code_resumes(old, monkeypatch, capsys):
+    """Status, evaluate, report, resume and a larger grid, all under ids assigned before the field existed."""
     add_field(monkeypatch, configs.ModelConfig, "new_option", 0.5)
     before = {p: p.read_bytes() for p in pathlib.Path("work/runs").rglob("*.json*") if p.parent.name in FINISHED}
 
@@ -128,7 +126,7 @@ def _reported(run):
     return "work/results.parquet"
 
 
-def test_recorded_ids_hold_whatever_ids_are_made_of_later(old, monkeypatch):
+def test_recorded_ids_stay_valid_if_the_identity_changes(old, monkeypatch):
     workdir = epath.Path("work").absolute()
 
     def run_id(config, fingerprint):
@@ -144,7 +142,7 @@ def test_recorded_ids_hold_whatever_ids_are_made_of_later(old, monkeypatch):
     assert sum("otherwise" in run.id for run in joined.runs) == 2
 
 
-def test_an_earlier_layout_is_brought_to_todays_by_the_verb_that_meets_it_and_a_copy_is_kept(old, monkeypatch, capsys):
+def test_any_verb_upgrades_an_earlier_layout_and_keeps_a_copy(old, monkeypatch, capsys):
     as_it_was = pathlib.Path("work/sweep.json").read_bytes()
 
     def to_5(workdir, record):
@@ -161,7 +159,7 @@ def test_an_earlier_layout_is_brought_to_todays_by_the_verb_that_meets_it_and_a_
     assert "brought" not in capsys.readouterr().err
 
 
-def test_a_layout_from_before_is_refused_with_the_commit_that_reads_it(old, capsys):
+def test_an_unsupported_layout_is_refused_with_the_commit_that_reads_it(old, capsys):
     path = pathlib.Path("work/sweep.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layout": 3}))
     assert cli.main(["status", "--workdir=work"]) == 2
@@ -170,7 +168,7 @@ def test_a_layout_from_before_is_refused_with_the_commit_that_reads_it(old, caps
 
 
 @pytest.mark.slow
-def test_what_can_be_found_again_is(old, capsys):
+def test_reconstructible_files_are_restored(old, capsys):
     """After a power cut: files that are empty, or filled with NUL up to their length."""
     status, config = (pathlib.Path("work/runs") / FINISHED[0] / name for name in ("status.json", "config.json"))
     result = pathlib.Path("work/runs") / FINISHED[1] / "results" / "lm_loss@8.json"
@@ -192,23 +190,23 @@ def test_what_can_be_found_again_is(old, capsys):
     assert "damaged results are left out: lm_loss; `olmo-jax evaluate` makes them anew" in capsys.readouterr().err
     assert cli.main(["run", "--config=small.py", "--workdir=work"]) == 0
     assert json.loads(status.read_bytes()) == json.loads(as_it_was[status])
-    kept, made = json.loads(as_it_was[result]), json.loads(result.read_bytes())
-    assert made["metrics"] == pytest.approx(kept["metrics"], rel=1e-3)  # other programs than it was made by
+    original, recomputed = json.loads(as_it_was[result]), json.loads(result.read_bytes())
+    assert recomputed["metrics"] == pytest.approx(original["metrics"], rel=1e-3)  # computed by a different program
     assert [row["step"] for row in read_jsonl(epath.Path(metrics))] == list(range(9)), "without the tail"
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "complete_rows"),
     [(b"\0" * 50, 9), (b'{"step": 9, "lo', 9), (b'{"step": 9, "loss": 1.5}\n', 10), (b"\xff\xfe\n", 9), (b"[1]\n", 9)],
 )
-def test_a_torn_tail_is_cut_off(old, line, found):
+def test_an_incomplete_last_line_is_truncated(old, line, complete_rows):
     path = epath.Path("work/runs") / FINISHED[0] / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + line)
-    assert len(read_jsonl(path)) == found
-    assert last_row(path)["step"] == found - 1
+    assert len(read_jsonl(path)) == complete_rows
+    assert last_row(path)["step"] == complete_rows - 1
 
 
-def test_damage_within_the_metrics_is_told(old, capsys):
+def test_damage_inside_the_metrics_is_reported(old, capsys):
     path = pathlib.Path("work/runs") / FINISHED[0] / "metrics.jsonl"
     rows = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([*rows[:3], b"\0" * len(rows[3]), *rows[4:]]))
@@ -218,14 +216,14 @@ def test_damage_within_the_metrics_is_told(old, capsys):
 
 
 @pytest.mark.parametrize("name", ["lr[1e-2]", "lr*", "what?"])
-def test_a_folder_that_checkpoints_cant_be_read_from_is_refused(old, name, capsys):
+def test_a_working_directory_named_like_a_pattern_is_refused_for_training(old, name, capsys):
     assert cli.main(["train", "--config=small.py", f"--workdir={name}"]) == 2
     assert f"{name}': Orbax can't read checkpoints below a folder with *, ? or [" in capsys.readouterr().err
     assert not pathlib.Path(name).exists()
 
 
 @pytest.mark.slow
-def test_a_folder_with_brackets_that_holds_a_finished_sweep_is_read(old):
+def test_a_finished_sweep_in_a_folder_with_brackets_is_read(old):
     name = "lr[1e-2]"
     shutil.move("work", name)
     for verb in (["status"], ["evaluate", "--only=unigram"], ["report"], ["generate", FINISHED[0], "--prompt=the"]):

@@ -1,4 +1,4 @@
-"""Which code made a number: this repository's commit, or none."""
+"""The recorded code version: this repository's commit, or none."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def somebodys(tmp_path):
-    """Somebody's repository with this package below it, as in a virtual environment, and a tag."""
+    """A tagged repository of a user with this package inside it, as in a virtual environment."""
     (tmp_path / "site-packages" / "sweeps" / "planning").mkdir(parents=True)
     shutil.copy(versions.__file__, tmp_path / "site-packages" / "sweeps" / "planning" / "versions.py")
     git(tmp_path, "init", "--quiet")
@@ -45,12 +45,12 @@ def code_version_in(folder, **environment):
     return done.stdout.strip()
 
 
-def test_a_repository_above_the_package_says_nothing_of_it(somebodys):
+def test_an_enclosing_repository_does_not_provide_the_version(somebodys):
     assert "v9.9" not in code_version_in(somebodys / "site-packages")
     assert "(" not in code_version_in(somebodys / "site-packages")
 
 
-def test_our_own_checkout_says_its_commit_also_within_somebodys_hook(somebodys):
+def test_our_checkout_provides_its_commit_even_inside_a_git_hook(somebodys):
     (somebodys / "pyproject.toml").write_text('[project]\nname = "olmo-jax"\n')
     shutil.move(somebodys / "site-packages" / "sweeps", somebodys / "sweeps")
     assert "(v9.9" in code_version_in(somebodys)

@@ -1,4 +1,4 @@
-"""A Slurm of one node for tests: its daemons run as children of the test, with files, ports and a key of their own."""
+"""A single-node Slurm for tests: its daemons are children of the test, with separate files, ports and key."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 _DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
 # A requeued job waits until its old credentials have run out, for 120 s by default, and then for the scheduler; 5 s is
-# the least that counts. To hasten it by StartTime=now ends it: "Job credential revoked".
+# the least that counts. Setting StartTime=now to speed it up ends the job: "Job credential revoked".
 _CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -51,7 +51,7 @@ PartitionName=high Nodes=one PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE Sta
 
 
 def why_not() -> str:
-    """What keeps this machine from running the cluster; "" for nothing."""
+    """Return the reason why this machine can't run the cluster, or ""."""
     if os.geteuid() != 0:
         return "Slurm's daemons need root"
     lacking = [name for name in _DAEMONS if shutil.which(name) is None]
@@ -62,7 +62,7 @@ def why_not() -> str:
 def cluster() -> Iterator[None]:
     """Four CPUs in two partitions, of which `high` preempts `low`; commands find it by SLURM_CONF until the end.
 
-    Raises RuntimeError with the daemons' logs if they don't come up. Nothing is left of it, jobs' processes included.
+    Raises RuntimeError with the daemons' logs if they don't start. Ends all their processes afterwards.
     """
     folder = pathlib.Path(tempfile.mkdtemp(prefix="slurm-"))
     conf, before = folder / "slurm.conf", os.environ.get("SLURM_CONF")
@@ -92,7 +92,7 @@ def cluster() -> Iterator[None]:
 
 
 def run(*command: str, check: bool = True) -> str:
-    """What a command of Slurm's prints."""
+    """Return the output of a Slurm command."""
     return subprocess.run(command, check=check, stdout=subprocess.PIPE, stderr=None, text=True, timeout=60).stdout
 
 
@@ -119,10 +119,10 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _end(conf: pathlib.Path, daemons: list[subprocess.Popen]) -> None:
-    """Kills the daemons, their helpers, and what jobs left: all were started with our SLURM_CONF."""
+    """Kill the daemons, their helpers, and remaining processes of jobs: all were started with our SLURM_CONF."""
     marker = f"SLURM_CONF={conf}".encode()
-    while found := [pid for pid in _others() if marker in _environment(pid)]:
-        for pid in found:
+    while pids := [pid for pid in _others() if marker in _environment(pid)]:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for daemon in daemons:
@@ -135,7 +135,7 @@ def _others() -> list[int]:
 
 
 def _environment(pid: int) -> list[bytes]:
-    """What a process was started with; nothing for one that has ended meanwhile, or is not ours to look into."""
+    """Return the environment of a process, or nothing if it has ended or can't be read."""
     try:
         return pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):

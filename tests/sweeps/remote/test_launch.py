@@ -1,4 +1,4 @@
-"""Tasks of a sweep on processes of this machine, on a Slurm that the test starts, and as a SkyPilot file."""
+"""Tasks of a sweep on local processes, on a Slurm started by the test, and as a SkyPilot file."""
 
 import json
 import os
@@ -54,7 +54,7 @@ note("end")
 
 @pytest.fixture
 def stub(tmp_path):
-    """`stub(steps, seconds)`: the command of a stub that works in tmp_path."""
+    """`stub(steps, seconds)`: the command of a stub task that runs in tmp_path."""
     pytest.importorskip("submitit")
     path = tmp_path / "stub.py"
     path.write_text(STUB)
@@ -62,7 +62,7 @@ def stub(tmp_path):
 
 
 def notes(folder, cohort):
-    """What a cohort's stub noted, without the times."""
+    """Return what the stub of a cohort recorded, without times."""
     path = folder / f"notes-{cohort}"
     return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -82,7 +82,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_every_cohort_runs_with_no_more_than_parallel_at_once(stub, tmp_path):
+def test_at_most_parallel_cohorts_run_at_once(stub, tmp_path):
     (tmp_path / "meet").touch()
     lines = launch(tmp_path, stub(1, 0.5), range(3), Options("local", parallel=2))
     assert [line.split(",")[0] for line in lines[:3]] == [f"cohort {k}: done" for k in range(3)]
@@ -95,7 +95,7 @@ def test_every_cohort_runs_with_no_more_than_parallel_at_once(stub, tmp_path):
     assert max(at_once) == 2
 
 
-def test_stopped_it_runs_again_and_what_fails_is_named_while_the_others_go_on(stub, tmp_path, capsys):
+def test_stopped_tasks_restart_and_failed_ones_are_named_while_others_continue(stub, tmp_path, capsys):
     (tmp_path / "stop-0").touch()
     (tmp_path / "fail-1").touch()
     with pytest.raises(LaunchError, match="1 of 3 cohorts failed") as error:
@@ -110,8 +110,8 @@ def test_stopped_it_runs_again_and_what_fails_is_named_while_the_others_go_on(st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_it_asks_its_tasks_to_stop_once_and_waits_for_them(stub, tmp_path, number):
-    """SIGINT goes to the whole group of processes, as a terminal's does."""
+def test_an_interrupt_asks_tasks_to_stop_once_and_waits_for_them(stub, tmp_path, number):
+    """SIGINT is sent to the whole process group, as a terminal does."""
     program = (
         "import sys; from sweeps.remote.launch import *\n"
         f"try: launch({str(tmp_path)!r}, {stub(400, 0.05)!r}, range(3), Options('local', parallel=2))\n"
@@ -145,13 +145,13 @@ def test_interrupted_it_asks_its_tasks_to_stop_once_and_waits_for_them(stub, tmp
         (Options("sky", more=("infra=",)), "--more = 'infra=': needs key=value"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(options, message):
+def test_invalid_launch_options_are_refused(options, message):
     with pytest.raises(ConfigError) as error:
         options.check()
     assert str(error.value).startswith(message)
 
 
-def test_an_engine_that_is_not_there_is_named_with_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_engine_is_named_with_the_remedy(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="no sbatch on PATH.*--engine=local"):
@@ -164,9 +164,9 @@ def test_an_engine_that_is_not_there_is_named_with_what_to_do(tmp_path, monkeypa
 
 
 def test_the_skypilot_task_runs_any_cohort_from_the_repository(tmp_path, monkeypatch):
-    here = pathlib.Path(__file__).parents[3]
-    monkeypatch.chdir(here)
-    command = [sys.executable, "-m", "sweeps.cli", "run", f"--config={here}/a.py", "--workdir=w", "--mirror=gs://b/w"]
+    root = pathlib.Path(__file__).parents[3]
+    monkeypatch.chdir(root)
+    command = [sys.executable, "-m", "sweeps.cli", "run", f"--config={root}/a.py", "--workdir=w", "--mirror=gs://b/w"]
     options = Options("sky", gpus=2, cpus=8, more=("accelerators=H100", "infra=gcp", "use_spot=false"))
     lines = launch(tmp_path, command, [0, 1], options)
     assert any("for K in 0 1; do sky jobs launch" in line for line in lines)
@@ -228,18 +228,18 @@ def sbatch(tmp_path, monkeypatch):
     return submitted
 
 
-def test_from_inside_a_slurm_job_what_is_that_jobs_is_kept_from_sbatch(sbatch, monkeypatch, capsys):
+def test_variables_of_an_enclosing_slurm_job_are_hidden_from_sbatch(sbatch, monkeypatch, capsys):
     for name, value in (OUTER_JOB | OF_THE_USER).items():
         monkeypatch.setenv(name, value)
-    _, seen, _ = sbatch()
-    assert not OUTER_JOB.keys() & seen.keys()
-    assert {name: seen[name] for name in OF_THE_USER} == OF_THE_USER
+    _, observed, _ = sbatch()
+    assert not OUTER_JOB.keys() & observed.keys()
+    assert {name: observed[name] for name in OF_THE_USER} == OF_THE_USER
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hidden from sbatch")]
     assert line.endswith(": " + ", ".join(sorted(OUTER_JOB)))
     assert os.environ["SLURM_JOB_ID"] == "4", "this process is still in its job"
 
 
-def test_an_answer_of_sbatch_that_names_no_job_is_told(sbatch, tmp_path):
+def test_an_sbatch_reply_without_a_job_id_is_reported(sbatch, tmp_path):
     (tmp_path / "programs" / "sbatch").write_text("#!/bin/sh\necho queue is closed\n")
     with pytest.raises(LaunchError, match="queue is closed"):
         launch(tmp_path / "w", ["true"], range(2), Options("slurm"))
@@ -252,7 +252,7 @@ def test_the_engine_local_runs_inside_a_slurm_job(stub, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("environment", "said", "kept_from"),
+    ("environment", "options", "conflicts"),
     [
         ("SBATCH_EXCLUSIVE SBATCH_TIMELIMIT SBATCH_MEM_PER_CPU SLURM_CPU_BIND", "", ""),
         ("SBATCH_TIMELIMIT", "time", "SBATCH_TIMELIMIT"),
@@ -265,11 +265,11 @@ def test_the_engine_local_runs_inside_a_slurm_job(stub, tmp_path, monkeypatch):
         ("SLURM_STEP_ID SBATCH_WCKEY SBATCH_QOS", "wckey", "SBATCH_WCKEY SLURM_STEP_ID"),
     ],
 )  # fmt: skip
-def test_variables_that_would_win_over_what_was_asked_are_kept_from_sbatch(environment, said, kept_from):
-    assert conflicting_variables(environment.split(), said.split()) == kept_from.split()
+def test_environment_variables_that_override_options_are_hidden_from_sbatch(environment, options, conflicts):
+    assert conflicting_variables(environment.split(), options.split()) == conflicts.split()
 
 
-def test_sbatch_is_told_what_was_asked_and_nothing_of_submitits(sbatch):
+def test_sbatch_gets_the_requested_options_and_none_of_submitit(sbatch):
     given, _, _ = sbatch()
     assert given["job-name"] == "olmo-jax"
     assert "wckey" not in given
@@ -281,7 +281,7 @@ def test_sbatch_is_told_what_was_asked_and_nothing_of_submitits(sbatch):
 
 
 @pytest.mark.parametrize("cohorts", [1, 2])
-def test_a_percent_in_the_folders_name_is_no_pattern_of_slurms(sbatch, tmp_path, cohorts):
+def test_a_percent_sign_in_the_folder_name_is_escaped_for_slurm(sbatch, tmp_path, cohorts):
     workdir = tmp_path / "50%N of it"
     given, _, script = sbatch(workdir, cohorts)
     folder, number = f"{tmp_path}/50%%N of it/launch/submitit", "%A_%a" if cohorts == 2 else "%j"
@@ -293,7 +293,7 @@ def test_a_percent_in_the_folders_name_is_no_pattern_of_slurms(sbatch, tmp_path,
 
 @pytest.mark.parametrize("engine", ["slurm", "local"])
 @pytest.mark.parametrize("name", ["w%j", "%A", "%a", "t%t", "back\\slash", "two\nlines", "\udcff"])
-def test_a_folder_that_would_be_taken_for_a_pattern_is_refused(sbatch, tmp_path, engine, name):
+def test_a_folder_name_that_slurm_would_expand_is_refused(sbatch, tmp_path, engine, name):
     with pytest.raises(ConfigError, match="^--workdir = .*choose another name"):
         launch(tmp_path / name, ["true"], range(2), Options(engine))
     assert not (tmp_path / name).exists()
@@ -319,7 +319,7 @@ def idle():
 
 
 @pytest.mark.slow
-def test_slurm_runs_an_array_with_one_task_a_cohort(cluster, stub, tmp_path):
+def test_slurm_runs_an_array_with_one_task_per_cohort(cluster, stub, tmp_path):
     job = submit(tmp_path, stub(2), [0, 3], parallel=1)
     wait_until(idle)
     for cohort in (0, 3):
@@ -329,7 +329,7 @@ def test_slurm_runs_an_array_with_one_task_a_cohort(cluster, stub, tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm_launches_from_inside_a_job_and_into_a_folder_with_a_percent(cluster, stub, tmp_path, monkeypatch):
+def test_slurm_launches_inside_a_job_into_a_folder_with_a_percent_sign(cluster, stub, tmp_path, monkeypatch):
     for name, value in OUTER_JOB.items():
         monkeypatch.setenv(name, value)
     workdir = tmp_path / "50%N of it"
@@ -341,8 +341,8 @@ def test_slurm_launches_from_inside_a_job_and_into_a_folder_with_a_percent(clust
 
 
 @pytest.mark.slow
-def test_slurm_stops_tasks_after_a_checkpoint_and_they_come_back(cluster, stub, tmp_path):
-    """However they are asked; every child has one SIGTERM, and no step is lost or done twice."""
+def test_slurm_stops_tasks_after_a_checkpoint_and_requeues_them(cluster, stub, tmp_path):
+    """For each kind of stop request, every child gets one SIGTERM, and no step is lost or repeated."""
     ways = ["scontrol requeue", "scancel --signal=TERM", "scancel --signal=USR2", "scancel --signal=INT"]
     job = submit(tmp_path, stub(60, 0.05), range(4))
     wait_until(lambda: all(len(steps(tmp_path, cohort)) > 2 for cohort in range(4)))
@@ -355,7 +355,7 @@ def test_slurm_stops_tasks_after_a_checkpoint_and_they_come_back(cluster, stub, 
 
 
 @pytest.mark.slow
-def test_cancelled_on_slurm_tasks_stay_away_until_the_next_launch(cluster, stub, tmp_path):
+def test_cancelled_slurm_tasks_are_not_requeued_until_the_next_launch(cluster, stub, tmp_path):
     job = submit(tmp_path, stub(40, 0.05))
     wait_until(lambda: all(len(steps(tmp_path, cohort)) > 2 for cohort in range(2)))
     slurm.run("scancel", job)
@@ -368,7 +368,7 @@ def test_cancelled_on_slurm_tasks_stay_away_until_the_next_launch(cluster, stub,
 
 
 @pytest.mark.slow
-def test_preempted_on_slurm_a_task_comes_back(cluster, stub, tmp_path):
+def test_a_preempted_slurm_task_is_requeued(cluster, stub, tmp_path):
     submit(tmp_path, stub(60, 0.05), [0])
     wait_until(lambda: len(steps(tmp_path, 0)) > 2)
     slurm.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
@@ -389,13 +389,13 @@ def test_slurm_reports_a_task_that_fails_in_its_log_and_does_not_requeue_it(clus
 
 
 @pytest.mark.slow
-def test_what_slurm_refuses_is_said(cluster, stub, tmp_path):
+def test_slurm_refusals_are_reported(cluster, stub, tmp_path):
     with pytest.raises(LaunchError, match="invalid partition"):
         submit(tmp_path, stub(1), partition="nowhere")
 
 
 @pytest.mark.slow
-def test_a_sweep_on_slurm_requeued_in_the_middle_is_done_with_every_step_once(cluster, corpus, tmp_path, monkeypatch):
+def test_a_requeued_slurm_sweep_trains_every_step_once(cluster, corpus, tmp_path, monkeypatch):
     config, workdir = tmp_path / "sweep.py", tmp_path / "w"
     text = CONFIG.format(corpus=str(corpus), root=str(tmp_path / "data"))
     text = text.replace("400", "200").replace('"optimizer.weight_decay": [0.1, 5.0]', '"data.batch_size": [4, 8]')

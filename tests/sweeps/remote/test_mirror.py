@@ -1,4 +1,4 @@
-"""A sweep's working directory copied elsewhere while it is written, and brought back on an empty disk."""
+"""A sweep's working directory is mirrored while it is written, and restored on an empty disk."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from tests.sweeps.running.test_interruption import CONFIG
 
 COHORT = "4m 50% #1 [ü]"  # a folder's name may be anything
 CHECKPOINTS = f"cohorts/{COHORT}/checkpoints"
-NEVER = 3600.0  # seconds between rounds: all that is copied is copied on leaving
+NEVER = 3600.0  # seconds between rounds: everything is copied on leaving
 
 
 class Cut(BaseException):  # noqa: N818  # as KeyboardInterrupt is
-    """The end of a process in the middle of something."""
+    """The process ends in the middle of an operation."""
 
 
 def write(path, content):
@@ -38,7 +38,7 @@ def write(path, content):
 
 
 def train_to(workdir, step, state="training"):
-    """What training leaves at a checkpoint, in the order in which it does."""
+    """Write the files of training up to a checkpoint, in the order of training."""
     write(workdir / "runs/a/metrics.jsonl", "".join(f'{{"step": {s}}}\n' for s in range(step + 1)))
     write(workdir / "runs/a/timings.jsonl", f'{{"step": {step}}}\n')
     folder = workdir / CHECKPOINTS / f"{step}.orbax-checkpoint-tmp-1"
@@ -51,7 +51,7 @@ def train_to(workdir, step, state="training"):
 
 @pytest.fixture
 def workdir(tmp_path):
-    """Of a sweep of one run that stands at step 30."""
+    """The working directory of a sweep of one run at step 30."""
     workdir = tmp_path / "work"
     write(workdir / "sweep.json", sweep_json("a"))
     write(workdir / "data/text/index.json", '{"shards": []}')
@@ -113,14 +113,14 @@ def place(url):
 
 def names(url):
     where, base = place(str(url))
-    found = where.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
-    return {info.path[len(base) + 1 :] for info in found if info.is_file}
+    entries = where.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+    return {info.path[len(base) + 1 :] for info in entries if info.is_file}
 
 
 def versions(folder):
-    """Tells a file that was sent again from one that wasn't; .mirror is sent by every start."""
-    found = [p for p in folder.rglob("*") if p.is_file() and p.name != ".mirror"]
-    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in found}
+    """Return inode and time of each file, which change if it is sent again; .mirror is sent by every start."""
+    entries = [p for p in folder.rglob("*") if p.is_file() and p.name != ".mirror"]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_ino, p.stat().st_mtime_ns) for p in entries}
 
 
 def eventually(condition, what):
@@ -135,13 +135,13 @@ def eventually(condition, what):
 def eventually_all(workdir, folder):
     """Waits for the end of a round that copies the fixture's files."""
     manifests = {f"{path.relative_to(workdir).as_posix()}.complete.json" for path in (workdir / CHECKPOINTS).iterdir()}
-    wanted = files(workdir).keys() | manifests | {".mirror"}
-    eventually(lambda: names(folder) == wanted, "all is copied")
+    expected = files(workdir).keys() | manifests | {".mirror"}
+    eventually(lambda: names(folder) == expected, "all is copied")
     time.sleep(0.05)  # what is copied last is remembered, too
 
 
-def test_what_a_resume_needs_comes_back_and_nothing_else(workdir, url, tmp_path):
-    wanted = files(workdir)
+def test_fetch_restores_exactly_what_a_resume_needs(workdir, url, tmp_path):
+    expected = files(workdir)
     for name in (
         "compiled/host/program",
         "profile/c/trace",
@@ -165,30 +165,30 @@ def test_what_a_resume_needs_comes_back_and_nothing_else(workdir, url, tmp_path)
     ):
         write(workdir / name, "x")
     copy(workdir, url)
-    assert names(url) == wanted.keys() | {f"{CHECKPOINTS}/30.complete.json", ".mirror"}
-    back = tmp_path / "back"
-    assert fetch(url, epath.Path(back)) == len(wanted)
-    assert files(back) == wanted
-    assert fetch(url, epath.Path(back)) == 0, "its own disk is the truth"
+    assert names(url) == expected.keys() | {f"{CHECKPOINTS}/30.complete.json", ".mirror"}
+    restored = tmp_path / "back"
+    assert fetch(url, epath.Path(restored)) == len(expected)
+    assert files(restored) == expected
+    assert fetch(url, epath.Path(restored)) == 0, "its own disk is the truth"
 
 
 def test_a_mirror_that_holds_no_sweep_yields_nothing(workdir, url):
-    back = workdir.parent / "back"
-    assert fetch(url, epath.Path(back)) == 0
+    restored = workdir.parent / "back"
+    assert fetch(url, epath.Path(restored)) == 0
     (workdir / "sweep.json").unlink()
-    copy(workdir, url)  # prepared, and stopped before it was planned
-    assert fetch(url, epath.Path(back)) == 0
-    assert not back.exists()
+    copy(workdir, url)  # prepared, and stopped before planning
+    assert fetch(url, epath.Path(restored)) == 0
+    assert not restored.exists()
 
 
-def test_without_a_url_nothing_is_done(workdir):
+def test_no_url_mirrors_nothing(workdir):
     before = threading.active_count()
     with mirrored(epath.Path(workdir), "", every=0.01):
         assert threading.active_count() == before
     assert fetch("", epath.Path(workdir.parent / "back")) == 0
 
 
-def test_lines_arrive_whole(workdir, url):
+def test_mirrored_lines_are_complete(workdir, url):
     metrics = workdir / "runs/a/metrics.jsonl"
     whole = metrics.read_bytes()
     metrics.write_bytes(whole + b'{"step": 31, "lo')
@@ -200,7 +200,7 @@ def test_lines_arrive_whole(workdir, url):
     assert where.open_input_stream(f"{base}/runs/a/metrics.jsonl").read() == metrics.read_bytes()
 
 
-def test_metrics_travel_with_checkpoints_and_at_the_end(workdir, folder):
+def test_metrics_are_mirrored_with_checkpoints_and_at_the_end(workdir, folder):
     metrics = workdir / "runs/a/metrics.jsonl"
     with mirrored(epath.Path(workdir), str(folder), every=0.01):
         eventually_all(workdir, folder)
@@ -213,7 +213,7 @@ def test_metrics_travel_with_checkpoints_and_at_the_end(workdir, folder):
 
 
 @pytest.mark.parametrize("lost", [".complete.json", "/params/d/0"])
-def test_a_checkpoint_that_isnt_whole_is_left_there(workdir, url, lost, tmp_path):
+def test_an_incomplete_remote_checkpoint_is_not_fetched(workdir, url, lost, tmp_path):
     train_to(workdir, 60)
     copy(workdir, url)
     where, base = place(url)
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_isnt_whole_is_left_there(workdir, url, lost, tmp_path
 
 
 @pytest.mark.parametrize("content", [b"", bytes(40), b'{"params/d/0": 10', b"[]", b"null", b"{}", b"\xff"])
-def test_a_checkpoint_whose_list_of_files_is_damaged_is_left_there(workdir, folder, content, tmp_path, capsys):
+def test_a_remote_checkpoint_with_a_damaged_manifest_is_not_fetched(workdir, folder, content, tmp_path, capsys):
     train_to(workdir, 60)
     copy(workdir, folder)
     (folder / CHECKPOINTS / "60.complete.json").write_bytes(content)
@@ -240,7 +240,7 @@ def test_a_checkpoint_whose_list_of_files_is_damaged_is_left_there(workdir, fold
 @pytest.mark.parametrize(
     "content", [b"", bytes(40), b"[]", b"{}", b'{"cohorts": [{}]}', b'{"cohorts": 1}', b"[" * 10**5]
 )
-def test_a_damaged_sweep_json_is_named_here_and_there(workdir, folder, content, tmp_path):
+def test_a_damaged_sweep_json_is_named_locally_and_remotely(workdir, folder, content, tmp_path):
     copy(workdir, folder)
     whole = (folder / "sweep.json").read_bytes()
     (folder / "sweep.json").write_bytes(content)
@@ -255,12 +255,12 @@ def test_a_damaged_sweep_json_is_named_here_and_there(workdir, folder, content, 
     assert (folder / "sweep.json").read_bytes() == whole
 
 
-def test_a_fetch_cut_short_is_begun_again(workdir, folder, tmp_path, monkeypatch):
+def test_an_interrupted_fetch_restarts(workdir, folder, tmp_path, monkeypatch):
     copy(workdir, folder)
-    wanted = files(workdir)
-    back = tmp_path / "back"
+    expected = files(workdir)
+    restored = tmp_path / "back"
 
-    for after in range(1, len(wanted) + 1):
+    for after in range(1, len(expected) + 1):
         with monkeypatch.context() as patch:
             left = iter(range(after))
             real = pathlib.Path.replace
@@ -272,18 +272,18 @@ def test_a_fetch_cut_short_is_begun_again(workdir, folder, tmp_path, monkeypatch
 
             patch.setattr(pathlib.Path, "replace", replace)
             try:
-                fetch(str(folder), epath.Path(back))
+                fetch(str(folder), epath.Path(restored))
             except Cut:
-                assert not (back / "sweep.json").exists()
-        arrived = {name: content for name, content in files(back).items() if not name.startswith(".fetch")}
-        assert arrived.items() <= wanted.items()
+                assert not (restored / "sweep.json").exists()
+        arrived = {name: content for name, content in files(restored).items() if not name.startswith(".fetch")}
+        assert arrived.items() <= expected.items()
         whole = sum(name.startswith(f"{CHECKPOINTS}/30/") for name in arrived)
-        assert whole in (0, sum(name.startswith(f"{CHECKPOINTS}/30/") for name in wanted))
-    assert files(back) == wanted
+        assert whole in (0, sum(name.startswith(f"{CHECKPOINTS}/30/") for name in expected))
+    assert files(restored) == expected
 
 
-def test_what_fails_to_arrive_is_no_file(workdir, folder, tmp_path, monkeypatch):
-    """Errors in the middle of the copying, not of the renaming."""
+def test_a_failed_transfer_leaves_no_file(workdir, folder, tmp_path, monkeypatch):
+    """The error occurs while copying, before the rename."""
     copy(workdir, folder)
     real, left = mirror.Store.get, iter(range(3))
 
@@ -303,14 +303,14 @@ def test_what_fails_to_arrive_is_no_file(workdir, folder, tmp_path, monkeypatch)
     assert files(tmp_path / "back") == files(workdir)
 
 
-def test_a_file_that_changes_while_it_is_fetched_is_no_file(workdir, folder, tmp_path, monkeypatch):
+def test_a_file_that_changes_during_its_fetch_is_discarded(workdir, folder, tmp_path, monkeypatch):
     copy(workdir, folder)
     real = mirror.Store.files
 
     def then_written(self):
-        there = real(self)
+        remote = real(self)
         write(folder / "runs/a/metrics.jsonl", "")
-        return there
+        return remote
 
     monkeypatch.setattr(mirror.Store, "files", then_written)
     with pytest.raises(MirrorError, match=r"runs/a/metrics.jsonl changed"):
@@ -318,7 +318,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_no_file(workdir, folder, tmp
     assert not (tmp_path / "back/runs").exists()
 
 
-def test_only_what_changed_is_sent_again(workdir, folder, tmp_path):
+def test_only_changed_files_are_sent_again(workdir, folder, tmp_path):
     with mirrored(epath.Path(workdir), str(folder), every=0.01):
         eventually_all(workdir, folder)
         first = versions(folder)
@@ -342,8 +342,8 @@ def test_only_what_changed_is_sent_again(workdir, folder, tmp_path):
     assert versions(folder) == second, "nor by a start on a new host"
 
 
-def test_a_host_with_an_old_copy_takes_nothing_back(workdir, folder, tmp_path):
-    """Two hosts that train other cohorts of one sweep; each has the other's runs as they once were."""
+def test_a_host_with_an_old_copy_overwrites_nothing_newer(workdir, folder, tmp_path):
+    """Two hosts that train other cohorts of one sweep; each has an old copy of the other's runs."""
     copy(workdir, folder)
     fetch(str(folder), epath.Path(tmp_path / "back"))
     train_to(workdir, 60)
@@ -353,7 +353,7 @@ def test_a_host_with_an_old_copy_takes_nothing_back(workdir, folder, tmp_path):
     assert (folder / f"{CHECKPOINTS}/60.complete.json").exists()
 
 
-def test_a_checkpoint_of_the_same_step_replaces_the_one_there(workdir, url, tmp_path):
+def test_a_checkpoint_of_the_same_step_replaces_the_remote_one(workdir, url, tmp_path):
     copy(workdir, url)
     shutil.rmtree(workdir / CHECKPOINTS / "30")
     train_to(workdir, 30)
@@ -363,7 +363,7 @@ def test_a_checkpoint_of_the_same_step_replaces_the_one_there(workdir, url, tmp_
     assert files(tmp_path / "back") == files(workdir)
 
 
-def test_a_checkpoint_that_goes_here_goes_there(workdir, url):
+def test_a_checkpoint_deleted_locally_is_deleted_remotely(workdir, url):
     with mirrored(epath.Path(workdir), url, every=0.01):
         train_to(workdir, 45)
         eventually(lambda: f"{CHECKPOINTS}/45.complete.json" in names(url), "arrives")
@@ -375,17 +375,17 @@ def test_a_checkpoint_that_goes_here_goes_there(workdir, url):
 
 
 @pytest.mark.parametrize("emptied", ["checkpoints", "all"])
-def test_an_emptied_disk_takes_nothing_from_the_mirror(workdir, url, emptied):
+def test_an_emptied_disk_deletes_nothing_from_the_mirror(workdir, url, emptied):
     with mirrored(epath.Path(workdir), url, every=NEVER):
         pass
-    there = names(url)
+    remote = names(url)
     with mirrored(epath.Path(workdir), url, every=0.01):
         shutil.rmtree(workdir / CHECKPOINTS if emptied == "checkpoints" else workdir)
         time.sleep(0.1)
-    assert names(url) == there
+    assert names(url) == remote
 
 
-def test_a_checkpoint_half_deleted_here_stays_whole_there(workdir, folder):
+def test_a_half_deleted_local_checkpoint_stays_complete_remotely(workdir, folder):
     copy(workdir, folder)
     before = versions(folder)
     (workdir / CHECKPOINTS / "30" / "params" / "d" / "0").unlink()
@@ -395,30 +395,30 @@ def test_a_checkpoint_half_deleted_here_stays_whole_there(workdir, folder):
     assert versions(folder) == before
 
 
-def test_what_this_process_never_had_stays_there(workdir, url):
+def test_files_unknown_to_this_process_stay_in_the_mirror(workdir, url):
     train_to(workdir, 45)
     copy(workdir, url)
-    there = names(url)
+    remote = names(url)
     shutil.rmtree(workdir / CHECKPOINTS / "45")
     copy(workdir, url)
-    assert names(url) == there
+    assert names(url) == remote
 
 
-def assert_fit_to_resume(url, back):
-    """Data and checkpoints are whole, metrics reach to each of these, and what is called done has its checkpoint."""
-    if not fetch(str(url), epath.Path(back)):
+def assert_fit_to_resume(url, restored):
+    """Check that data and checkpoints are complete, metrics reach each checkpoint, and finished runs have theirs."""
+    if not fetch(str(url), epath.Path(restored)):
         return
-    for data in (back / "data").iterdir():
+    for data in (restored / "data").iterdir():
         assert {"index.json", "train.bin"} <= {p.name for p in data.iterdir()}
-    checkpoints = back / CHECKPOINTS
+    checkpoints = restored / CHECKPOINTS
     steps = [int(p.name) for p in checkpoints.iterdir()] if checkpoints.exists() else []
     for step in steps:
         assert (checkpoints / str(step) / "params/d/0").read_bytes() == bytes(1000) + str(step).encode()
         assert (checkpoints / str(step) / "members/metadata").exists()
-        assert len((back / "runs/a/metrics.jsonl").read_text().splitlines()) > step
-    status = back / "runs/a/status.json"
-    if status.exists() and (there := json.loads(status.read_text()))["state"] == "done":
-        assert there["step"] in steps
+        assert len((restored / "runs/a/metrics.jsonl").read_text().splitlines()) > step
+    status = restored / "runs/a/status.json"
+    if status.exists() and (remote := json.loads(status.read_text()))["state"] == "done":
+        assert remote["step"] in steps
 
 
 ON_THE_MIRROR = (mirror.Store, "put"), (mirror.Store, "delete")
@@ -426,7 +426,7 @@ ON_THE_DISK = (mirror._Mirror, "_names"), (mirror._Mirror, "_read")
 
 
 def at_operation(patch, number, action, operations=ON_THE_MIRROR):
-    """Does `action` before one of the operations happens for the time `number`."""
+    """Call `action` before operation `number`, counted over the given operations."""
     count = iter(range(10**6))
 
     def counted(real):
@@ -447,82 +447,82 @@ def cut():
 
 
 def every_moment(workdir):
-    """Numbers from 0, each with a copy of a working directory and a mirror that is yet to be."""
+    """Yield numbers from 0, each with a copy of a working directory and a mirror that doesn't exist yet."""
     for number in range(100):
-        here = workdir.parent / f"here{number}"
-        shutil.copytree(workdir, here)
-        yield number, here, workdir.parent / f"there{number}"
+        local = workdir.parent / f"here{number}"
+        shutil.copytree(workdir, local)
+        yield number, local, workdir.parent / f"there{number}"
     raise AssertionError("no round comes to its end")
 
 
-def test_cut_short_at_any_moment_the_mirror_is_fit_to_resume_from(workdir, tmp_path, monkeypatch, capsys):
+def test_an_interruption_at_any_operation_leaves_a_resumable_mirror(workdir, tmp_path, monkeypatch, capsys):
     train_to(workdir, 45)
-    for number, here, there in every_moment(workdir):
-        copy(here, there)
+    for number, local, remote in every_moment(workdir):
+        copy(local, remote)
         try:
-            with monkeypatch.context() as patch, mirrored(epath.Path(here), str(there), every=NEVER):
-                train_to(here, 60, "done")
-                shutil.rmtree(here / CHECKPOINTS / "45")
-                shutil.copytree(here / "data/text", here / "data/more")  # of runs that joined
+            with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
+                train_to(local, 60, "done")
+                shutil.rmtree(local / CHECKPOINTS / "45")
+                shutil.copytree(local / "data/text", local / "data/more")  # of runs that joined
                 at_operation(patch, number, cut)
         except Cut:
-            assert_fit_to_resume(there, tmp_path / f"back{number}")
+            assert_fit_to_resume(remote, tmp_path / f"back{number}")
             assert "left out" not in capsys.readouterr().err
-            copy(here, there)
-            assert_fit_to_resume(there, tmp_path / f"later{number}")
+            copy(local, remote)
+            assert_fit_to_resume(remote, tmp_path / f"later{number}")
             assert (tmp_path / f"later{number}" / CHECKPOINTS / "60").exists()
         else:
             assert number >= 9  # metrics, timings, a checkpoint of three files, its manifest, status, two deletions
             return
 
 
-def test_a_first_round_cut_short_at_any_moment_is_fit_to_begin_from(workdir, tmp_path, monkeypatch):
-    for number, here, there in every_moment(workdir):
+def test_an_interrupted_first_round_leaves_a_usable_mirror(workdir, tmp_path, monkeypatch):
+    for number, local, remote in every_moment(workdir):
         try:
-            with monkeypatch.context() as patch, mirrored(epath.Path(here), str(there), every=NEVER):
+            with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
                 at_operation(patch, number, cut)
         except Cut:
-            assert_fit_to_resume(there, tmp_path / f"back{number}")
+            assert_fit_to_resume(remote, tmp_path / f"back{number}")
         else:
             assert number >= len(files(workdir))
             return
 
 
-def test_cut_short_at_any_moment_two_checkpoints_of_a_step_are_never_mixed(workdir, tmp_path, monkeypatch):
-    for number, here, there in every_moment(workdir):
-        copy(here, there)
+def test_an_interruption_never_mixes_two_checkpoints_of_a_step(workdir, tmp_path, monkeypatch):
+    for number, local, remote in every_moment(workdir):
+        copy(local, remote)
         try:
-            with monkeypatch.context() as patch, mirrored(epath.Path(here), str(there), every=NEVER):
-                checkpoint = here / CHECKPOINTS / "30"
+            with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
+                checkpoint = local / CHECKPOINTS / "30"
                 (checkpoint / "params/d/0").rename(checkpoint / "params/d/other")
                 (checkpoint / "members/metadata").write_text('{"runs": ["b"]}')
                 os.utime(checkpoint)
                 at_operation(patch, number, cut)
         except Cut:
-            back = tmp_path / f"back{number}" / CHECKPOINTS / "30"
-            fetch(str(there), epath.Path(tmp_path / f"back{number}"))
-            if back.exists():
-                assert (back / "params/d/other").exists() == ('"b"' in (back / "members/metadata").read_text())
+            restored = tmp_path / f"back{number}" / CHECKPOINTS / "30"
+            fetch(str(remote), epath.Path(tmp_path / f"back{number}"))
+            if restored.exists():
+                assert (restored / "params/d/other").exists() == ('"b"' in (restored / "members/metadata").read_text())
         else:
             assert number >= 5
             return
 
 
-def test_what_is_committed_in_the_middle_of_a_round_leaves_it_fit(workdir, tmp_path, monkeypatch):
-    for number, here, there in every_moment(workdir):
-        copy(here, there)
-        commit, committed = at_step_60(here)
-        with monkeypatch.context() as patch, mirrored(epath.Path(here), str(there), every=NEVER):
-            train_to(here, 45)
+def test_a_commit_during_a_round_leaves_a_resumable_mirror(workdir, tmp_path, monkeypatch):
+    for number, local, remote in every_moment(workdir):
+        copy(local, remote)
+        commit, committed = at_step_60(local)
+        with monkeypatch.context() as patch, mirrored(epath.Path(local), str(remote), every=NEVER):
+            train_to(local, 45)
             at_operation(patch, number, commit, ON_THE_MIRROR + ON_THE_DISK)
-        assert_fit_to_resume(there, tmp_path / f"back{number}")
+        assert_fit_to_resume(remote, tmp_path / f"back{number}")
         if not committed:
             assert number >= 15
             return
 
 
 def at_step_60(workdir):
-    """Trains to the end at step 60, and says that it has."""
+    """Train to the end at step 60 and mark the run as done."""
     committed = []
 
     def commit():
@@ -532,7 +532,7 @@ def at_step_60(workdir):
     return commit, committed
 
 
-def test_a_checkpoint_being_deleted_while_it_is_sent_never_counts_as_whole(workdir, folder, tmp_path, monkeypatch):
+def test_a_checkpoint_deleted_during_its_transfer_never_counts_as_complete(workdir, folder, tmp_path, monkeypatch):
     copy(workdir, folder)
     with monkeypatch.context() as patch, mirrored(epath.Path(workdir), str(folder), every=NEVER):
         train_to(workdir, 45)
@@ -540,7 +540,7 @@ def test_a_checkpoint_being_deleted_while_it_is_sent_never_counts_as_whole(workd
     assert f"{CHECKPOINTS}/45.complete.json" not in names(folder)
 
 
-def test_a_mirror_that_went_is_said_once_tried_again_and_raised_in_the_end(workdir, folder, capsys):
+def test_a_lost_mirror_is_reported_once_retried_and_finally_raised(workdir, folder, capsys):
     away = folder.with_name("away")
     gone = pytest.raises(MirrorError, match=r"mirror: \.mirror is gone")
     with gone, mirrored(epath.Path(workdir), str(folder), every=0.01):
@@ -557,7 +557,7 @@ def test_a_mirror_that_went_is_said_once_tried_again_and_raised_in_the_end(workd
         eventually(lambda: str(folder) in capsys.readouterr().err, "said again, for it had recovered")
 
 
-def test_a_mirror_that_cant_be_written_is_said_and_raised(workdir, folder, capsys):
+def test_an_unwritable_mirror_is_reported_and_raised(workdir, folder, capsys):
     write(folder / "runs", "a file in the way")
     failed = pytest.raises(MirrorError, match="writing runs/a/config.json failed")
     with failed, mirrored(epath.Path(workdir), str(folder), every=0.01):
@@ -566,7 +566,7 @@ def test_a_mirror_that_cant_be_written_is_said_and_raised(workdir, folder, capsy
     assert "writing runs/a/config.json failed" in line
 
 
-def test_an_error_of_the_body_comes_out(workdir, folder, capsys):
+def test_an_error_of_the_body_propagates(workdir, folder, capsys):
     with pytest.raises(ZeroDivisionError), mirrored(epath.Path(workdir), str(folder), every=NEVER):
         raise ZeroDivisionError
     assert (folder / f"{CHECKPOINTS}/30.complete.json").exists(), "what it left is copied all the same"
@@ -578,7 +578,7 @@ def test_an_error_of_the_body_comes_out(workdir, folder, capsys):
 
 
 @pytest.mark.parametrize("enter", [fetch, lambda url, workdir: mirrored(workdir, url).__enter__()])
-def test_what_cant_be_a_mirror_is_refused_in_one_line(enter, workdir, tmp_path):
+def test_invalid_mirror_urls_are_refused_in_one_line(enter, workdir, tmp_path):
     empty = epath.Path(tmp_path / "empty")
 
     def refused(error, url, *said, workdir=empty):
@@ -597,7 +597,7 @@ def test_what_cant_be_a_mirror_is_refused_in_one_line(enter, workdir, tmp_path):
     refused(ConfigError, tmp_path / "link" / "mirror", "outside", workdir=epath.Path(workdir.parent / "work"))
 
 
-def test_a_place_that_cant_be_written_to_is_refused_before_the_work(workdir, tmp_path):
+def test_an_unwritable_location_is_refused_before_the_work(workdir, tmp_path):
     write(tmp_path / "file", "")
     with (
         pytest.raises(MirrorError, match="file/mirror: writing .mirror failed: "),
@@ -607,7 +607,7 @@ def test_a_place_that_cant_be_written_to_is_refused_before_the_work(workdir, tmp
 
 
 @pytest.mark.oracle
-def test_a_bucket_that_isnt_there_is_named(store, workdir, tmp_path):
+def test_a_missing_bucket_is_named(store, workdir, tmp_path):
     url = store.format("x").replace("//bucket", "//nobody:secret@nobucket")
     for enter in (lambda: fetch(url, epath.Path(tmp_path / "back")), lambda: copy(workdir, url)):
         with pytest.raises(MirrorError, match="no bucket nobucket") as caught:
@@ -615,7 +615,7 @@ def test_a_bucket_that_isnt_there_is_named(store, workdir, tmp_path):
         assert "secret" not in str(caught.value)
 
 
-def test_a_mirror_of_another_sweep_is_refused_and_one_of_its_beginning_taken_on(workdir, folder):
+def test_a_mirror_of_another_sweep_is_refused_and_of_a_smaller_grid_accepted(workdir, folder):
     copy(workdir, folder)
     write(workdir / "sweep.json", sweep_json("a", "b"))
     copy(workdir, folder)
@@ -641,7 +641,7 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_on_a_new_host_with_an_empty_disk_a_sweep_ends_in_the_same_bits(corpus, tmp_path):
+def test_a_sweep_resumed_on_an_empty_disk_is_bit_equal(corpus, tmp_path):
     config = tmp_path / "sweep.py"
     config.write_text(CONFIG.format(corpus=str(corpus), root=""))
     cache = {

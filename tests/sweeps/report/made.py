@@ -1,4 +1,4 @@
-"""Answers made up whole: what the figures and tables of papers are drawn from, of any size, without computing any."""
+"""Synthetic analysis results of any size, from which figures and tables of papers are drawn without an analysis."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ QUADRANTS = ["rank", "degraded", "runs", "configurations", "examples"]
 
 
 def sweep(runs=24, checkpoints=3, seeds=2):
-    """Two sizes x batch x decay; the loss is lowest at the middle batch, and the last run's name is hard to write."""
+    """Two sizes x batch x decay; the loss is lowest at the middle batch, and the last run's name needs escaping."""
     rng = np.random.default_rng(0)
     names = [f"run{i}" for i in range(runs - 1)] + [EVIL]
     rows = []
@@ -78,7 +78,7 @@ def curves_of(table, steps=200, places=(1, 2, 4, 8, 16)):
 
 
 def answers(table=None, curves=None, **changes):
-    """Answers with every part there; `changes` replaces some."""
+    """Return results with every part present; `changes` replaces some."""
     table = sweep() if table is None else table
     final = final_rows(table)
     parts = {
@@ -99,7 +99,7 @@ def answers(table=None, curves=None, **changes):
 
 
 def empty_answers(table=None, curves=None):
-    """Nothing could be answered: every table has its columns and no row."""
+    """Return results without any value: every table has its columns and no row."""
     table = (
         pd.DataFrame(columns=["run_id", "configuration", "step", "final", "diverged_at"]) if table is None else table
     )
@@ -115,7 +115,7 @@ def empty_answers(table=None, curves=None):
 
 
 def associations(metrics=METRICS, losses=LOSSES):
-    """The estimate of each is told by its place, from -.9 up; the factor form can't be given."""
+    """The estimates rise from -.9 in order of the rows; those of the factor form are missing."""
     rows = []
     for i, (metric, loss) in enumerate((m, t) for t in losses for m in metrics):
         for j, method in enumerate(METHODS):

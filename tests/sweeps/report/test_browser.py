@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH"),
 ]
 EVIL = "evil</script><script>document.title = 'taken'</script><b onclick='x()'>&\"<!--"
-# Without these Chromium asks for things of its own, or won't run as root.
+# Without these options Chromium makes requests of its own, or doesn't run as root.
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -66,10 +66,10 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(browser, sweep, tmp_path_factory):
-    """The browser with the page open, what the last of three times logged and asked for, and the best one's seconds."""
+    """The browser with the page open, the logs and requests of the last of three loads, and the time of the fastest."""
     path = write_report(tmp_path_factory.mktemp("report"), analyze(*sweep), {"command": "olmo-jax report <dir>"})
     took = []
-    for _ in range(3):  # others may be at work on the machine
+    for _ in range(3):  # other processes may use the machine
         browser.get("about:blank")
         time.sleep(1)
         logs(browser)
@@ -79,14 +79,14 @@ def page(browser, sweep, tmp_path_factory):
 
 
 def logs(browser):
-    """(console messages, addresses asked for) since the last call."""
+    """Return (console messages, requested URLs) since the last call."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    return [entry["message"] for entry in browser.get_log("browser")], asked
+    requests = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    return [entry["message"] for entry in browser.get_log("browser")], requests
 
 
 def draw_all(browser):
-    """Draws every figure; returns those that hold nothing."""
+    """Draw every figure and return the empty ones."""
     return browser.execute_script("""
       drawAll();
       return [...figures.keys()].filter((node) => !node.querySelector('.main-svg')).map((node) => node.id);
@@ -100,15 +100,15 @@ def shown_rows(browser):
     """)
 
 
-def test_it_opens_from_disk_alone_quickly_and_without_a_complaint(page):
-    _, (messages, asked), seconds = page
+def test_the_page_opens_offline_quickly_and_without_errors(page):
+    _, (messages, requests), seconds = page
     assert messages == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    assert len([url for url in asked if url.startswith("file:")]) == 1
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in requests if url.startswith("file:")]) == 1
     assert seconds < 2
 
 
-def test_every_figure_is_drawn_and_names_stay_text(page):
+def test_every_figure_is_drawn_and_names_are_escaped(page):
     browser = page[0]
     assert browser.title != "taken"
     assert draw_all(browser) == []
@@ -127,7 +127,7 @@ def test_every_figure_is_drawn_and_names_stay_text(page):
     assert logs(browser)[0] == []
 
 
-def test_every_choice_can_be_made_from_the_keyboard_and_draws(page):
+def test_every_control_works_from_the_keyboard(page):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -146,7 +146,7 @@ def test_every_choice_can_be_made_from_the_keyboard_and_draws(page):
     assert reached
 
 
-def test_filters_leave_the_runs_asked_for_in_figures_and_table(page, sweep):
+def test_filters_select_runs_in_figures_and_table(page, sweep):
     from selenium.webdriver.common.by import By
 
     browser, table = page[0], sweep[0]
@@ -167,7 +167,7 @@ def test_filters_leave_the_runs_asked_for_in_figures_and_table(page, sweep):
     assert box.is_selected()
 
 
-def test_a_table_is_sorted_by_its_headers_with_what_is_missing_last(page, sweep):
+def test_tables_sort_by_their_headers_with_missing_values_last(page, sweep):
     browser, table = page[0], sweep[0]
     final = table[table["final"]].set_index("run_id")["lm_loss/in_domain"]
     press = "document.querySelector('#table th[data-column=\"lm_loss/in_domain\"] button').click()"
@@ -177,7 +177,7 @@ def test_a_table_is_sorted_by_its_headers_with_what_is_missing_last(page, sweep)
     assert shown_rows(browser) == list(final.sort_values(ascending=False).index)
 
 
-def test_the_download_is_the_table(page, sweep, tmp_path):
+def test_the_download_contains_the_table(page, sweep, tmp_path):
     browser, table = page[0], sweep[0]
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     browser.execute_script("document.querySelector('button[data-table=\"table\"]').click()")
@@ -195,7 +195,7 @@ def test_the_download_is_the_table(page, sweep, tmp_path):
     assert list(loaded["config.schedule"].loc[final.index]) == list(final["config.schedule"])
 
 
-def test_it_is_legible_in_the_dark(page):
+def test_the_page_is_legible_in_dark_mode(page):
     browser = page[0]
 
     def brightness():

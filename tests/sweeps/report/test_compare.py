@@ -1,4 +1,4 @@
-"""The verb `compare`: its page, its table, its lines, and what it refuses."""
+"""The verb `compare`: its page, table and printed lines, and the input it refuses."""
 
 import html.parser
 import json
@@ -15,7 +15,7 @@ EVIL = "evil<b onclick='x()'>&\"<!--"
 
 
 def sweep(decays, shift=0.0, seeds=(0, 1), columns=(LOSS, RANK), **settings):
-    """A table of a checkpoint on the way and a final row of each run."""
+    """Return a table with an intermediate checkpoint and a final row of each run."""
     rows = [
         {
             "run_id": f"run-{decay}-{seed}",
@@ -37,7 +37,7 @@ def sweep(decays, shift=0.0, seeds=(0, 1), columns=(LOSS, RANK), **settings):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Writes sweeps by name; gives their folders."""
+    """A function that writes sweeps by name and returns their folders."""
 
     def write(**tables):
         for name, table in tables.items():
@@ -62,7 +62,7 @@ def compare(capsys, *arguments):
 
 
 class Page(html.parser.HTMLParser):
-    """Elements with attributes, cells of tables, the text outside scripts, the scripts, and what is left open."""
+    """A parsed page: elements with attributes, table cells, text outside scripts, scripts, and unclosed elements."""
 
     def __init__(self, source):
         super().__init__()
@@ -101,7 +101,7 @@ def page_of(folder):
     return Page((folder / "index.html").read_text())
 
 
-def test_three_lines_and_the_path(folders, capsys, tmp_path):
+def test_compare_prints_three_lines_and_the_path(folders, capsys, tmp_path):
     lines = compare(capsys, *folders(**tied_and_not()), f"--to={tmp_path / 'out'}")
     assert lines[0] == (
         "tied against untied: 6 pairs of configurations, alike in optimizer.weight_decay; left out of tied: 2 unpaired"
@@ -125,7 +125,7 @@ def test_the_csv_has_every_digit_of_every_row(folders, capsys, tmp_path):
     assert table["seed_sds"].to_numpy() == pytest.approx(table["difference"] / np.std([0, 0.1], ddof=1))
 
 
-def test_the_page_is_whole_and_shows_each_row_in_the_table_and_the_figure(folders, capsys, tmp_path):
+def test_the_page_is_complete_and_shows_each_row_in_table_and_figure(folders, capsys, tmp_path):
     compare(capsys, *folders(**tied_and_not()), f"--to={tmp_path / 'out'}")
     page = page_of(tmp_path / "out")
     assert page.open == []
@@ -173,7 +173,7 @@ def test_a_third_sweep_is_compared_with_the_first(folders, capsys, tmp_path):
     assert "In the table alone: 2." in page.text
 
 
-def test_pair_by_is_taken_from_the_command_line(folders, capsys, tmp_path):
+def test_pair_by_is_a_command_line_option(folders, capsys, tmp_path):
     batch = "config.data.batch_size"
     one, other = (
         pd.concat(sweep([d + b, 2 * d + b], shift, **{batch: b}) for b in (8, 16, 32))
@@ -192,7 +192,7 @@ def test_pair_by_is_taken_from_the_command_line(folders, capsys, tmp_path):
     assert lines[1].startswith("What differs: optimizer.weight_decay (8.1, 8.2, 16.1, 16.2, 32.1, 32.2 in one, 8.2, ")
 
 
-def test_without_replicates_differences_are_in_the_spread_of_the_first(folders, capsys, tmp_path):
+def test_without_replicates_differences_use_the_spread_of_the_first_sweep(folders, capsys, tmp_path):
     one, other = sweep(DECAYS, seeds=(0,)), sweep(DECAYS, 0.5, seeds=(0,))
     lines = compare(capsys, *folders(one=one, other=other), f"--to={tmp_path / 'out'}")
     assert lines[2].endswith("6 pairs)")
@@ -202,7 +202,7 @@ def test_without_replicates_differences_are_in_the_spread_of_the_first(folders, 
     assert figure["rows"][0]["value"] == pytest.approx(mean / np.std(3 * np.array(DECAYS), ddof=1))
 
 
-def test_one_difference_far_off_doesnt_hide_the_others(folders, capsys, tmp_path):
+def test_an_outlying_difference_does_not_hide_the_others(folders, capsys, tmp_path):
     columns = [LOSS, *(f"layer_{i}/m" for i in range(5))]
     one, other = (sweep(DECAYS, shift, columns=columns) for shift in (0.0, 0.5))
     other["layer_4/m"] += 1e4
@@ -231,7 +231,7 @@ def test_tables_without_a_loss_say_so(folders, capsys, tmp_path):
     assert page_of(tmp_path / "out").open == []
 
 
-def test_names_in_html_stay_text(folders, capsys, tmp_path):
+def test_names_are_escaped_in_html(folders, capsys, tmp_path):
     columns = (LOSS, f"{EVIL}/m")
     tables = {EVIL.replace("/", ""): sweep(DECAYS, columns=columns, **{"config.model.norm": EVIL}),
               "other": sweep(DECAYS, 1.0, columns=columns, **{"config.model.norm": "</script>"})}  # fmt: skip
@@ -244,7 +244,7 @@ def test_names_in_html_stay_text(folders, capsys, tmp_path):
     assert f"model.norm ({EVIL} in {EVIL}, </script> in other)" in page.text
 
 
-def test_folders_called_the_same_are_named_by_their_paths(folders, capsys, tmp_path):
+def test_folders_of_equal_name_are_shown_by_path(folders, capsys, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one, other = folders(**{"a/sweep": sweep(DECAYS), "b/sweep": sweep(DECAYS, 1.0)})
@@ -260,7 +260,7 @@ def refused(capsys, code, *arguments):
     return line
 
 
-def test_what_cant_be_compared_is_refused_in_one_line_and_nothing_is_written(folders, capsys, tmp_path):
+def test_incomparable_sweeps_are_refused_in_one_line_and_nothing_is_written(folders, capsys, tmp_path):
     one, other, apart, begun = folders(
         one=sweep(DECAYS), other=sweep(DECAYS, 1.0), apart=sweep([7.0, 8.0]), begun=sweep(DECAYS).assign(final=False)
     )

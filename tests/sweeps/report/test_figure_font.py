@@ -18,7 +18,7 @@ def written(text):
 
 
 @pytest.mark.parametrize("text", [LATIN, LATIN + GEORGIAN])
-def test_text_is_as_wide_in_the_small_font(text):
+def test_text_has_equal_width_in_the_small_font(text):
     figure, drawn = written(text)
     renderer = FigureCanvasAgg(figure).get_renderer()
     before = drawn.get_window_extent(renderer).bounds
@@ -28,7 +28,7 @@ def test_text_is_as_wide_in_the_small_font(text):
         assert drawn.get_window_extent(renderer).bounds == before
 
 
-def test_a_pdf_holds_characters_that_the_small_font_lacks():
+def test_a_pdf_contains_characters_missing_from_the_small_font():
     figure, _ = written(LATIN + GEORGIAN)
     file = io.BytesIO()
     with small_font(), matplotlib.rc_context({"pdf.fonttype": 42, "pdf.compression": 0}):
@@ -38,7 +38,7 @@ def test_a_pdf_holds_characters_that_the_small_font_lacks():
     assert file.getvalue().count(b"/FontFile2") == 3  # Latin-1 and what lies beyond it of the copy, and the whole font
 
 
-def test_matplotlib_forgets_the_small_font():
+def test_the_small_font_is_not_registered_permanently():
     before = [(font.name, font.fname) for font in fontManager.ttflist]
     with small_font():
         assert len(fontManager.ttflist) == len(before) + 1

@@ -1,4 +1,4 @@
-"""The figures of papers: what they show of answers made up whole, and what their files are."""
+"""The figures of papers: what they show for synthetic results, and the format of their files."""
 
 import sys
 import time
@@ -47,11 +47,11 @@ def words(figure):
     return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text())
 
 
-def test_the_figures_are_these_in_this_order():
+def test_all_figures_are_listed_in_order():
     assert list(all_figures()) == NAMES
 
 
-def test_each_run_has_its_loss_and_one_that_diverged_is_dotted(answers):
+def test_each_run_has_a_loss_curve_and_diverged_ones_are_dotted(answers):
     table = answers.table.copy()
     table.loc[table["run_id"] == "run3", "diverged_at"] = 50
     (axes,) = all_figures()["training_loss"](made.answers(table, answers.curves)).axes
@@ -72,7 +72,7 @@ def test_long_curves_are_thinned(answers):
     assert max(len(line.get_xdata()) for line in axes.get_lines()) == 300
 
 
-def test_geometry_is_drawn_where_it_was_measured(answers):
+def test_geometry_is_drawn_at_measured_steps(answers):
     figure = all_figures()["geometry_over_training"](answers)
     first, second, third = (axes for axes in figure.axes if axes.get_lines())
     assert [len(axes.get_lines()) for axes in (first, second, third)] == [24, 24, 24]
@@ -81,7 +81,7 @@ def test_geometry_is_drawn_where_it_was_measured(answers):
     np.testing.assert_allclose(y, 51 - np.arange(0, 200, 20) / 200)
 
 
-def test_spectra_are_of_few_runs_of_several_configurations(answers):
+def test_spectra_show_few_runs_of_several_configurations(answers):
     figure = all_figures()["spectra"](answers)
     assert len(figure.axes) == 4
     assert len({axes.get_title() for axes in figure.axes}) == 4
@@ -91,7 +91,7 @@ def test_spectra_are_of_few_runs_of_several_configurations(answers):
         assert axes.get_lines()[-1].get_label() == "180"
 
 
-def test_the_declared_pair_is_drawn_run_by_run_for_each_setting(answers):
+def test_the_declared_pair_is_plotted_per_run_for_each_setting(answers):
     figure = all_figures()["loss_against_geometry"](answers)
     rows = answers.final.rows
     wanted = rows[["unembedding/effective_rank_percent", "lm_loss/in_domain"]].to_numpy()
@@ -123,7 +123,7 @@ def test_u_shapes_are_means_over_configurations_with_the_range_of_their_seeds():
     np.testing.assert_allclose(of_batch["20"][1][:, :, 1], [[7, 7.5]])
 
 
-def test_the_matrix_has_the_raw_and_the_partial_correlations(answers):
+def test_the_matrix_shows_raw_and_partial_correlations(answers):
     figure = all_figures()["correlation_matrix"](answers)
     raw, partial = (axes.images[0].get_array() for axes in figure.axes[:2])
     wanted = np.array([[-0.9, -0.6], [-0.8, -0.5], [-0.7, -0.4]])
@@ -132,7 +132,7 @@ def test_the_matrix_has_the_raw_and_the_partial_correlations(answers):
     assert "\N{MINUS SIGN}0.90" in words(figure) and "GPTQ 3, in domain" in words(figure)
 
 
-def test_a_correlation_that_cannot_be_given_is_blank(answers):
+def test_an_undetermined_correlation_is_blank(answers):
     some = answers.associations.copy()
     some.loc[some.index[0], "estimate"] = np.nan
     figure = all_figures()["correlation_matrix"](made.answers(associations=some))
@@ -140,7 +140,7 @@ def test_a_correlation_that_cannot_be_given_is_blank(answers):
     assert "nan" not in words(figure)
 
 
-def test_quantisation_rises_by_bits_with_the_range_over_runs():
+def test_quantisation_is_plotted_by_bits_with_the_range_over_runs():
     table = made.sweep(4, checkpoints=1)
     table["round_to_nearest_3/in_domain"] = table["lm_loss/in_domain"] + [0.1, 0.2, 0.3, 0.4]
     left, right = all_figures()["quantisation"](made.answers(table)).axes
@@ -162,17 +162,17 @@ def test_forgetting_is_drawn_against_the_target_and_at_the_highest_rate_against_
     assert len(lines(right, "code, rate 0.001")) == 1
 
 
-def test_the_quadrants_are_counted(answers):
+def test_the_quadrant_figure_shows_counts(answers):
     figure = all_figures()["saturation_quadrants"](answers)
     (axes,) = figure.axes
     runs = answers.saturation.quadrants.set_index(["rank", "degraded"])["runs"]
-    told = f"low rank: {runs['low', True]} degraded, {runs['low', False]} not"
-    assert axes.get_title("left") == told and told in words(figure)
+    title = f"low rank: {runs['low', True]} degraded, {runs['low', False]} not"
+    assert axes.get_title("left") == title and title in words(figure)
     by_label = {points.get_label(): len(points.get_offsets()) for points in axes.collections}
     assert by_label == {"degraded": 8, "not degraded": 16}
 
 
-def test_a_run_that_cannot_be_told_to_have_degraded_is_neither(answers):
+def test_undetermined_runs_are_counted_separately(answers):
     runs = answers.saturation.runs.assign(degraded=pd.array([None] * 2 + [True] * 22, "boolean"))
     changed = SimpleNamespace(**(vars(answers.saturation) | {"runs": runs}))
     (axes,) = all_figures()["saturation_quadrants"](made.answers(saturation=changed)).axes
@@ -180,38 +180,40 @@ def test_a_run_that_cannot_be_told_to_have_degraded_is_neither(answers):
     assert by_label == {"degraded": 22, "can't be told": 2}
 
 
-def test_shares_of_variance_are_stacked_to_their_sum(answers):
+def test_variance_shares_are_stacked_to_their_sum(answers):
     (axes,) = all_figures()["variance_split"](answers).axes
     assert [of.get_label() for of in axes.containers] == ["batch size", "weight decay", "seed", "rest"]
     ends = [[bar.get_x() + bar.get_width() for bar in of] for of in axes.containers]
     np.testing.assert_allclose(ends, [[x, x] for x in (0.5, 0.8, 0.95, 1.0)])
 
 
-def test_of_many_columns_the_declared_pair_is_among_those_that_are_drawn():
+def test_a_selection_of_many_columns_includes_the_declared_pair():
     names = [f"layer_{i}/two_nn" for i in range(40)] + list(PRIMARY_PAIR)
     rows = [[name, "rest", 1.0, 1.0, 1.0, 24, ""] for name in names]
     many = pd.DataFrame(rows, columns=made.COLUMNS["variance"])
     figure = all_figures()["variance_split"](made.answers(variance=many))
-    told = words(figure)
-    assert "16 of 42 columns" in told and "loss, in domain" in told and "Unembedding W: effective rank, % of D" in told
+    title = words(figure)
+    assert (
+        "16 of 42 columns" in title and "loss, in domain" in title and "Unembedding W: effective rank, % of D" in title
+    )
 
 
-def test_prediction_has_a_point_with_its_interval_each_and_what_it_rests_on(answers):
+def test_prediction_shows_points_with_intervals_and_sample_sizes(answers):
     left, right = all_figures()["prediction"](answers).axes
-    told = bars(left)
-    assert list(told) == ["settings", "settings and geometry"]
-    np.testing.assert_allclose(told["settings"][0][:, 0], [0.5] * 6)
-    np.testing.assert_allclose(told["settings"][1][:, :, 0], [[0.3, 0.8]] * 6)
+    title = bars(left)
+    assert list(title) == ["settings", "settings and geometry"]
+    np.testing.assert_allclose(title["settings"][0][:, 0], [0.5] * 6)
+    np.testing.assert_allclose(title["settings"][1][:, :, 0], [[0.3, 0.8]] * 6)
     assert [t.get_text() for t in right.get_yticklabels()] == [
         "batch size", "parameters", "Unembedding W: effective rank, % of D",
     ]  # fmt: skip
 
 
-def test_early_prediction_is_by_share_of_training(answers):
+def test_early_prediction_is_plotted_by_fraction_of_training(answers):
     (axes,) = all_figures()["early_prediction"](answers).axes
-    told = bars(axes)
-    assert list(told) == ["settings", "settings and loss", "settings and geometry", "all"]
-    points, ends = told["all"]
+    title = bars(axes)
+    assert list(title) == ["settings", "settings and loss", "settings and geometry", "all"]
+    points, ends = title["all"]
     np.testing.assert_allclose(points[:, 1], [0.2, 0.35, 0.6])
     np.testing.assert_allclose(points[:, 0], [10, 25, 50], atol=3)
     np.testing.assert_allclose(ends[:, :, 1], [[0.1, 0.3], [0.25, 0.45], [0.5, 0.7]])
@@ -219,13 +221,13 @@ def test_early_prediction_is_by_share_of_training(answers):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("table", [None, pd.DataFrame({"run_id": ["a"], "final": [False], "diverged_at": [None]})])
-def test_without_data_a_figure_says_in_a_line_what_is_missing(name, table):
+def test_figures_without_data_state_in_a_line_what_is_missing(name, table):
     text = words(all_figures()[name](made.empty_answers(table)))
     assert text.startswith("No figure: ") and text.endswith(".")
     assert len(text) < 120 and "nan" not in text
 
 
-def test_the_reason_is_the_analysis_own(answers):
+def test_an_empty_figure_shows_the_reason_of_the_analysis(answers):
     given = made.early().assign(r2=np.nan, note="3 configurations are too few for 5 folds")
     text = words(all_figures()["early_prediction"](made.answers(early=given)))
     assert text == "No figure: 3 configurations are too few for 5 folds."
@@ -261,7 +263,7 @@ def hard_tables():
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "table"), list(hard_tables()), ids=[case for case, _ in hard_tables()])
 @pytest.mark.filterwarnings("error")
-def test_hard_tables_are_drawn(case, table):
+def test_figures_of_degenerate_tables_are_drawn(case, table):
     drawn = made.answers(table, made.curves_of(table, steps=40, places=(1, 2)))
     of_answers_alone = {"correlation_matrix", "variance_split", "prediction", "early_prediction"}
     for name in (name for name in NAMES if name not in of_answers_alone):
@@ -271,7 +273,7 @@ def test_hard_tables_are_drawn(case, table):
 
 
 @pytest.mark.parametrize("name", ["$", "$a_$b$", "\\$x$", "a\x00b\nc", "<&>\"'", "_^{", "x" * 500])
-def test_any_name_is_shown_as_it_is(name, tmp_path):
+def test_any_name_is_shown_literally(name, tmp_path):
     figure = Figure()
     figure.text(0.5, 0.5, plain(name))
     figure.savefig(tmp_path / "a.svg")
@@ -279,35 +281,35 @@ def test_any_name_is_shown_as_it_is(name, tmp_path):
     assert len(plain(name)) < 60
 
 
-def test_files_are_vector_graphics_with_text_and_the_same_each_time(answers, tmp_path):
+def test_figure_files_are_reproducible_vector_graphics_with_text(answers, tmp_path):
     chosen = ["loss_against_geometry", "variance_split"]
     paths = write_figures(tmp_path / "one" / "figures", answers, chosen)
     assert [path.name for path in paths] == [f"{name}.{ending}" for name in chosen for ending in ("svg", "pdf")]
     assert sorted(p.name for p in (tmp_path / "one" / "figures").iterdir()) == sorted(path.name for path in paths)
     svg = paths[0].read_text()
-    told = [
+    title = [
         "".join(element.itertext()).strip()
         for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
     ]
-    assert "In-domain loss, nats a token" in told and "weight decay" in told
+    assert "In-domain loss, nats a token" in title and "weight decay" in title
     assert "<dc:date>" not in svg
     assert paths[1].read_bytes().startswith(b"%PDF") and b"CreationDate" not in paths[1].read_bytes()
     again = write_figures(tmp_path / "again", answers, chosen)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
-def test_one_figure_alone(answers, tmp_path):
+def test_a_single_figure_can_be_written(answers, tmp_path):
     assert [p.name for p in write_figures(tmp_path, answers, "u_shapes")] == ["u_shapes.svg", "u_shapes.pdf"]
 
 
-def test_a_name_that_is_no_figure_is_answered_with_the_nearest(answers, tmp_path):
+def test_an_unknown_figure_is_refused_with_the_nearest_name(answers, tmp_path):
     with pytest.raises(AnalysisError) as error:
         write_figures(tmp_path / "figures", answers, ["spectra", "u_shape"])
     assert str(error.value).startswith("no figure 'u_shape'; the nearest is 'u_shapes', and all are: training_loss, ")
     assert not (tmp_path / "figures").exists()
 
 
-def test_what_was_there_stays_if_drawing_fails(answers, tmp_path, monkeypatch):
+def test_existing_figures_stay_if_drawing_fails(answers, tmp_path, monkeypatch):
     paths = write_figures(tmp_path, answers, "variance_split")
     before = [path.read_bytes() for path in paths]
 
@@ -322,8 +324,8 @@ def test_what_was_there_stays_if_drawing_fails(answers, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_nothing_global_is_touched_or_heeded(answers, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it fails
+def test_drawing_neither_changes_nor_uses_global_matplotlib_settings(answers, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # makes its import fail
     (plain_svg, _) = write_figures(tmp_path / "plain", answers, "variance_split")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
         before = matplotlib.rcParams.copy()
@@ -336,7 +338,7 @@ def test_nothing_global_is_touched_or_heeded(answers, tmp_path, monkeypatch):
     ("x", "text"),
     [(8e9, "8B"), (64e6, "64M"), (32768, "32.77k"), (512, "512"), (0.0001, "0.0001"), (-2e6, "-2M"), (0, "0")],
 )
-def test_numbers_at_ticks(x, text):
+def test_tick_labels_are_abbreviated_numbers(x, text):
     assert amount(x) == text
 
 

@@ -14,7 +14,7 @@ NAMES = ["associations", "variance", "prediction", "early", "saturation"]
 
 
 def tokens(tex):
-    """LaTeX as its reader sees it: commands, escaped characters, and single characters; comments are gone."""
+    """Return the tokens of LaTeX source: commands, escaped characters and single characters, without comments."""
     text = re.sub(r"(?<!\\)%.*", "", tex)
     return re.findall(r"\\[A-Za-z]+|\\.|.", text, flags=re.DOTALL)
 
@@ -39,7 +39,7 @@ def cells(tex):
 
 
 def shown(tex):
-    """A cell's text, as LaTeX prints it."""
+    """Return the text of a cell as LaTeX prints it."""
     named = {r"\textbackslash": "\\", r"\textasciitilde": "~", r"\textasciicircum": "^", r"\textless": "<"}
     named |= {r"\textgreater": ">", r"\textbar": "|"}
     return "".join(named.get(t, t[1:] if t[0] == "\\" else t) for t in tokens(tex) if t not in "{}")
@@ -64,7 +64,7 @@ def test_a_tabular_has_as_many_cells_in_each_row_as_columns(folder, name):
     assert "nan" not in tex and len(rows) > 2
 
 
-def test_associations_have_a_row_a_pair_and_the_methods_side_by_side(folder):
+def test_associations_have_a_row_per_pair_and_a_column_per_method(folder):
     rows = cells((folder / "associations.tex").read_text())
     assert rows[0] == [
         "metric",
@@ -94,14 +94,14 @@ def test_associations_have_a_row_a_pair_and_the_methods_side_by_side(folder):
     assert set(read["partial factor note"]) == {"3 configurations are too few for 5 folds"}
 
 
-def test_every_digit_is_in_the_csv(tmp_path):
+def test_the_csv_has_full_precision(tmp_path):
     third = made.prediction().assign(r2=1 / 3)
     write_tables(tmp_path, made.answers(prediction=third))
     with (tmp_path / "prediction.csv").open() as file:
         assert {float(row["r2"]) for row in csv.DictReader(file)} == {1 / 3}
 
 
-def test_a_row_of_the_variance_has_the_settings_side_by_side(folder):
+def test_variance_rows_have_a_column_per_setting(folder):
     rows = cells((folder / "variance.tex").read_text())
     assert rows[0] == ["column", "n", "batch size", "weight decay", "seed", "rest"]
     assert rows[2][:3] == ["loss, in domain", "24", "0.500 (0.460 to 0.540)"]
@@ -109,14 +109,14 @@ def test_a_row_of_the_variance_has_the_settings_side_by_side(folder):
     assert len(pd.read_csv(folder / "variance.csv")) == 8
 
 
-def test_notes_stand_where_a_number_is_missing(tmp_path):
+def test_notes_replace_missing_numbers(tmp_path):
     failed = made.early().assign(r2=np.nan, low=np.nan, high=np.nan, n=3, note="3 configurations & 5 folds_")
     write_tables(tmp_path, made.answers(early=failed))
     rows = cells((tmp_path / "early.tex").read_text())
     assert rows[1] == ["loss, in domain", "0.1", "settings", r"3 configurations \& 5 folds\_", "3", "--"]
 
 
-def test_run_names_are_told_as_they_are(tmp_path):
+def test_run_names_are_shown_literally(tmp_path):
     quadrants = made.saturation(made.answers().final.rows).quadrants
     quadrants.at[0, "examples"] = [made.EVIL, "b"]
     answers = made.answers()
@@ -127,18 +127,18 @@ def test_run_names_are_told_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["_ % & # $ ~ ^ \\ { }", made.EVIL, "\\\\", "}{", "[x]*", "a|<b>", "\\textbf{x}", "%"])
-def test_any_text_is_one_cell_that_reads_as_it_was(text):
+def test_any_text_is_one_cell_and_reads_literally(text):
     ((cell, other),) = cells(tabular([text, "x"], [], 1))
     assert shown(cell) == text and other == "x"
     assert not re.match(r"[\[*]", escape(text))
 
 
-def test_what_cannot_be_printed_is_a_space():
+def test_unprintable_characters_become_spaces():
     assert escape("a\nb\x00c") == "a b c"
 
 
 @pytest.mark.parametrize(
-    ("estimate", "told"),
+    ("estimate", "expected"),
     [
         ((0.421, 0.31, 0.53), "0.42 (0.31 to 0.53)"),
         ((0.42134, 0.4201, 0.4225), "0.4213 (0.4201 to 0.4225)"),
@@ -149,15 +149,15 @@ def test_what_cannot_be_printed_is_a_space():
         ((0.5, -np.inf, 1.0), "0.50"),
     ],
 )
-def test_numbers_are_rounded_to_what_their_intervals_support(estimate, told):
-    assert interval(*estimate) == told
+def test_numbers_are_rounded_according_to_their_intervals(estimate, expected):
+    assert interval(*estimate) == expected
 
 
-def test_nothing_is_no_negative_number():
+def test_zero_has_no_minus_sign():
     assert number(-0.0001, 2) == "0.00" and number(-0.01, 2) == "\N{MINUS SIGN}0.01"
 
 
-def test_empty_answers_are_tables_of_heads_alone(tmp_path):
+def test_empty_results_give_tables_with_headers_only(tmp_path):
     write_tables(tmp_path, made.empty_answers())
     for name in NAMES:
         assert len(cells((tmp_path / f"{name}.tex").read_text())) == 1

@@ -47,7 +47,7 @@ def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES, geometry=GEOMETRY):
 
 
 class Page(html.parser.HTMLParser):
-    """The page as a browser splits it: elements with attributes, and text by the element that holds it."""
+    """A parsed page: elements with attributes, and text by enclosing element."""
 
     def __init__(self, path):
         super().__init__()
@@ -93,12 +93,12 @@ class Page(html.parser.HTMLParser):
 
 
 def at(page, curve, what):
-    """Where a curve's points lie."""
+    """Return the coordinates of a curve's points."""
     return page.data["at"][curve["at"]][what]
 
 
 def options(page, name):
-    """The values of a select that stands in the page."""
+    """Return the option values of a select element of the page."""
     select = re.search(rf'<select id="{name}">(.*?)</select>', page.source, re.DOTALL)[1]
     return [value or text for value, text in re.findall(r'<option(?: value="([^"]*)")?[^>]*>([^<]*)</option>', select)]
 
@@ -108,19 +108,19 @@ def page(tmp_path_factory):
     return Page(write_report(tmp_path_factory.mktemp("report") / "report", analyze(*sweep()), FACTS))
 
 
-def test_the_page_loads_nothing_from_anywhere(page):
+def test_the_page_loads_no_external_resources(page):
     loads = ("src", "srcset", "data", "action", "poster")
     assert [(t, a) for t, a in page.elements if any(name in a for name in loads)] == []
     assert all(a["href"].startswith("#") for a in page.all("a"))
     assert page.all("link") == page.all("iframe") == []
-    own = page.source.replace(page.scripts["plotly"], "")
-    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", own)
+    markup = page.source.replace(page.scripts["plotly"], "")
+    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", markup)
     policy = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy[0].startswith("default-src 'none';")
     assert "http" not in policy[0]
 
 
-def test_plotly_stands_in_the_page_once_and_cannot_share(page):
+def test_plotly_is_embedded_once_without_upload_features(page):
     assert len(re.findall(r"plotly\.js v\d", page.source)) == 1
     assert 'plotlyServerURL: ""' in page.source
     assert "modeBarButtons: [[" in page.source
@@ -132,7 +132,7 @@ def test_every_run_is_in_the_table_the_curves_and_the_figure(page):
     assert set(page.data["curves"]) == set(page.data["runs"]) == set(page.data["final"]["run"]) == names
 
 
-def test_a_run_named_in_html_stays_text(page):
+def test_run_names_are_escaped(page):
     assert EVIL in page.text
     assert len(page.all("script")) == 3 + len(pages.SCRIPTS) + len(STUDY.scripts)
     assert page.all("b") and all("onclick" not in attributes for _, attributes in page.elements)
@@ -140,7 +140,7 @@ def test_a_run_named_in_html_stays_text(page):
     assert page.open == []
 
 
-def test_facts_and_settings_are_told_with_html_escaped(page):
+def test_facts_and_settings_are_shown_and_escaped(page):
     for text in ("olmo-jax report --workdir=<dir>", "jax 0.10.2", "<a>, b", "model.d_model"):
         assert text in page.text
 
@@ -155,7 +155,7 @@ def test_sections_come_in_reading_order(page):
     )
 
 
-def test_every_header_is_a_button_that_says_how_it_sorts(page):
+def test_every_table_header_is_a_button_with_its_sort_state(page):
     tables = page.all("table")
     assert [a["id"] for a in tables][:2] == ["correlations-0", "correlations-1"] and tables[-1]["id"] == "table"
     assert all("sortable" in a["class"] for a in tables)
@@ -165,7 +165,7 @@ def test_every_header_is_a_button_that_says_how_it_sorts(page):
     assert re.search(r'<td class="number" data-value="10">10</td>', page.source)
 
 
-def test_settings_come_before_results_and_constant_ones_apart(page):
+def test_settings_precede_results_and_constant_ones_are_separate(page):
     head = next(row for row in page.cells if row and row[0] == "run_id")
     assert head[:3] == ["run_id", "weight decay", "init seed"]
     assert "d model" not in head
@@ -180,7 +180,7 @@ def test_the_declared_pair_leads_the_correlations_and_the_figure(page):
     assert set(chosen) == {"unembedding/effective_rank_percent", "lm_loss/in_domain"}
 
 
-def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
+def test_curves_separate_probes_and_keep_gaps(tmp_path):
     table, curves = sweep(runs=2, steps=1000)
     curves["run0"].loc[900:, "loss"] = np.nan
     page = Page(write_report(tmp_path, analyze(table, curves), {}))
@@ -194,7 +194,7 @@ def test_curves_keep_probes_apart_and_gaps_as_gaps(tmp_path):
     assert loss["value"][-1] is None and loss["value"][260] is not None
 
 
-def test_a_new_column_is_everywhere_without_a_change_of_code(tmp_path):
+def test_a_new_column_appears_everywhere(tmp_path):
     column = "blocks_0.mlp.up_centred/my_metric"
     page = Page(write_report(tmp_path, analyze(*sweep(geometry=[column, "unembedding/my_metric", *GEOMETRY])), {}))
     assert options(page, "target") == ["unembedding", "final_states", "blocks_0.mlp.up_centred"]
@@ -217,17 +217,17 @@ def test_a_new_column_is_everywhere_without_a_change_of_code(tmp_path):
 @pytest.fixture(scope="module")
 def probe_sets(tmp_path_factory):
     """A page of a sweep with spreads and counts, some of them missing."""
-    told = {"final_states/points": 128, "final_states/rank_cap": 64, "final_states_spread/effective_rank": 0.25}
+    counts = {"final_states/points": 128, "final_states/rank_cap": 64, "final_states_spread/effective_rank": 0.25}
     table, curves = sweep()
     for frame in (table, *curves.values()):
-        frame[list(told)] = [list(told.values())] * len(frame)
+        frame[list(counts)] = [list(counts.values())] * len(frame)
     curves["run0"].loc[curves["run0"].step == 20, "final_states_spread/effective_rank"] = np.nan
     curves["run1"] = curves["run1"].drop(columns="final_states_spread/effective_rank")
     curves["run2"]["final_states/duplicates"] = np.arange(40) // 20
     return Page(write_report(tmp_path_factory.mktemp("report"), analyze(table, curves), {}))
 
 
-def test_spreads_are_bands_of_their_curves_and_nothing_else(probe_sets):
+def test_spreads_are_shown_as_bands_only(probe_sets):
     curves = probe_sets.data["curves"]
     assert curves["run0"]["final_states/effective_rank"]["spread"] == [0.25, None, 0.25, 0.25]
     assert "spread" not in curves["run1"]["final_states/effective_rank"]
@@ -237,13 +237,13 @@ def test_spreads_are_bands_of_their_curves_and_nothing_else(probe_sets):
     assert probe_sets.data["matrix"]["metrics"] == GEOMETRY
 
 
-def test_counts_are_told_in_a_note(probe_sets):
+def test_counts_are_shown_in_a_note(probe_sets):
     notes = [target["note"] for target in probe_sets.data["targets"]]
     assert notes == ["", "Final states H: 128 points, rank at most 64, 0 to 1 duplicated"]
     assert not any("points" in panel["key"] for target in probe_sets.data["targets"] for panel in target["panels"])
 
 
-def test_a_target_named_in_html_stays_text(tmp_path):
+def test_target_names_are_escaped(tmp_path):
     target = f'blocks_0/{EVIL}"'
     page = Page(write_report(tmp_path, analyze(*sweep(geometry=[*GEOMETRY, f"{target}/my_metric"])), {}))
     names = {attributes.get("value") for attributes in page.all("option")}
@@ -258,7 +258,7 @@ def test_a_target_named_in_html_stays_text(tmp_path):
 
 
 @pytest.mark.slow
-def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_path):
+def test_a_page_of_many_targets_is_fast_folded_and_bounded_in_size(tmp_path):
     layers = [f"layer_{i}/metric_{j}" for i in range(24) for j in range(6)]
     table, curves = sweep(runs=36, steps=400, geometry=[*GEOMETRY, *layers], losses=[f"lm_loss/{i}" for i in range(12)])
     start = time.process_time()
@@ -269,7 +269,7 @@ def test_many_targets_make_a_page_that_is_quick_folded_and_not_too_large(tmp_pat
     assert len(page.source) - len(page.scripts["plotly"]) < 6e6
 
 
-def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):
+def test_a_large_sweep_shows_final_rows_and_is_fast(tmp_path):
     table, curves = sweep(runs=108, checkpoints=6, steps=400, losses=[f"lm_loss/{i}" for i in range(12)])
     start = time.process_time()
     page = Page(write_report(tmp_path, analyze(table, curves), FACTS))
@@ -291,7 +291,7 @@ def test_a_large_sweep_shows_final_rows_and_is_quick(tmp_path):
     ],
     ids=["empty", "one row", "unfinished", "all diverged", "no geometry", "no losses", "all missing"],
 )
-def test_a_page_is_written_whatever_is_missing(tmp_path, change):
+def test_a_page_is_written_with_any_data_missing(tmp_path, change):
     page = Page(write_report(tmp_path, analyze(*change(*sweep(4))), {}))
     assert page.open == []
     assert len(re.findall(r"<section", page.source)) == len(CONTENTS)
@@ -299,7 +299,7 @@ def test_a_page_is_written_whatever_is_missing(tmp_path, change):
     assert "Not recorded." in page.text
 
 
-def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_the_page_is_written_atomically(tmp_path, monkeypatch):
     path = write_report(tmp_path, analyze(*sweep(3)), {"command": "first"})
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
 

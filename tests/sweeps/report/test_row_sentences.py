@@ -43,7 +43,7 @@ def findings(table):
     return [primary(rows), strongest_setting(rows), after_training(rows)]
 
 
-def test_the_first_sentence_holds_the_estimates_of_the_declared_pair():
+def test_the_first_sentence_gives_the_estimates_of_the_declared_pair():
     table = sweep()
     controls = analysis.controls_of(table)
     raw = analysis.spearman(table, *analysis.PRIMARY_PAIR, "configuration")
@@ -58,7 +58,7 @@ def test_the_first_sentence_holds_the_estimates_of_the_declared_pair():
     assert f"{partial[1].estimate:.2f} (no interval: too few configurations) as factors" in sentence
 
 
-def test_the_second_sentence_is_about_the_setting_that_acts_most():
+def test_the_second_sentence_describes_the_setting_with_the_largest_effect():
     by_rank = findings(
         sweep().assign(**{"lm_loss/in_domain": lambda t: 9 - t["unembedding/effective_rank_percent"] / 20})
     )
@@ -72,12 +72,12 @@ def test_the_second_sentence_is_about_the_setting_that_acts_most():
     assert "from 8 to 32, " in by_loss[1]
 
 
-def test_a_turn_between_the_ends_is_told():
+def test_a_non_monotonic_effect_is_described():
     sentence = findings(sweep(batches=(8,)))[1]
     assert "mean in-domain loss from 5.01 to 5.01, lowest at 1 (5.00)" in sentence
 
 
-def test_the_third_sentence_takes_the_fewest_bits_and_the_worst_forgetting():
+def test_the_third_sentence_uses_the_fewest_bits_and_the_worst_forgetting():
     sentence = findings(sweep())[2].replace("\N{MINUS SIGN}", "-")
     assert sentence.startswith(
         "Rounding weights to 3 bits changed in-domain loss by +0.59 nats on average (+0.49 to +0.70)"
@@ -89,7 +89,7 @@ def test_the_third_sentence_takes_the_fewest_bits_and_the_worst_forgetting():
     )
 
 
-def test_diverged_runs_enter_no_sentence_and_are_counted():
+def test_diverged_runs_are_excluded_from_sentences_and_counted():
     table = sweep()
     spoilt = table.copy()
     spoilt.loc[spoilt.run_id == "run0", ["lm_loss/in_domain", "unembedding/effective_rank_percent"]] = 1e9
@@ -99,14 +99,14 @@ def test_diverged_runs_enter_no_sentence_and_are_counted():
 
 
 @pytest.mark.parametrize(("decays", "demonstration"), [(14, True), (15, False)])
-def test_few_configurations_are_a_demonstration(decays, demonstration):
+def test_few_configurations_are_called_a_demonstration(decays, demonstration):
     text = caveat(analysis.final_rows(sweep(decays=tuple(range(decays)))))
     assert f"{2 * decays} configurations; none diverged" in text
     assert ("demonstration of the laboratory, not evidence" in text) == demonstration
     assert ("corrected for the number of comparisons" in text) != demonstration
 
 
-def test_the_loss_is_told_beside_the_unigram_models():
+def test_the_loss_is_compared_with_the_unigram_model():
     text = against_unigram(sweep())
     assert "ended at 5.00 to 5.21 nats a token; a unigram model of the same tokens has 6.50" in text
     assert (
@@ -120,7 +120,7 @@ def test_the_loss_is_told_beside_the_unigram_models():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda t: t.head(0), ["no finished run", "can't be said: no finished run", "can't be said"]),
         (lambda t: t.assign(final=False), ["no finished run", "no finished run", "can't be said"]),
@@ -146,12 +146,12 @@ def test_the_loss_is_told_beside_the_unigram_models():
     ],
     ids=["empty", "unfinished", "diverged", "one run", "no losses", "no geometry", "constant", "three", "no rounding"],
 )
-def test_what_is_missing_is_said_in_three_sentences(change, said):
+def test_missing_data_are_reported_in_all_three_sentences(change, expected):
     table = change(sweep())
     sentences = findings(table)
     assert len(sentences) == 3
-    for sentence, part in zip(sentences, said, strict=True):
+    for sentence, part in zip(sentences, expected, strict=True):
         assert part in sentence
         assert sentence.endswith(".")
-    told = [*sentences, caveat(analysis.final_rows(table)), against_unigram(table)]
-    assert not re.search(r"\b(nan|inf|None)\b", " ".join(told))
+    texts = [*sentences, caveat(analysis.final_rows(table)), against_unigram(table)]
+    assert not re.search(r"\b(nan|inf|None)\b", " ".join(texts))

@@ -22,14 +22,14 @@ def sentences(answers):
     return [finding.sentence.replace(*next(iter(PLAIN.items()))) for finding in findings(answers)]
 
 
-def test_each_finding_has_a_number_an_interval_and_a_figure_of_the_page(answers):
-    found = findings(answers)
-    assert {finding.figure for finding in found} <= set(CONTENTS)
-    assert all(re.search(r"\d", finding.sentence) and finding.sentence.endswith(".") for finding in found)
+def test_every_sentence_has_a_number_and_refers_to_a_figure_of_the_page(answers):
+    all_findings = findings(answers)
+    assert {finding.figure for finding in all_findings} <= set(CONTENTS)
+    assert all(re.search(r"\d", finding.sentence) and finding.sentence.endswith(".") for finding in all_findings)
     assert [bool(re.search(r"interval -?[\d.]+ to", s)) for s in sentences(answers)][3:7:3] == [True, True]
 
 
-def test_what_is_told_of_associations_is_what_the_table_holds(answers):
+def test_association_sentences_match_the_table(answers):
     table = answers.associations
     tested = table[table.q_value.notna()]
     text = sentences(answers)[4]
@@ -40,7 +40,7 @@ def test_what_is_told_of_associations_is_what_the_table_holds(answers):
     assert f"is {row.estimate:.3f}" in sentences(answers)[3] or f"is {row.estimate:.2f}" in sentences(answers)[3]
 
 
-def test_a_prediction_is_told_without_geometry_with_it_and_the_gain(answers):
+def test_prediction_sentences_give_r2_with_and_without_geometry_and_the_gain(answers):
     text = sentences(answers)[5]
     best = answers.prediction[answers.prediction.features == "settings and geometry"]
     best = best.loc[best.r2.idxmax()]
@@ -48,12 +48,12 @@ def test_a_prediction_is_told_without_geometry_with_it_and_the_gain(answers):
     assert "with geometry" in text and "a gain of" in text
 
 
-def test_shares_of_variance_name_the_settings(answers):
+def test_variance_sentences_name_the_settings(answers):
     assert re.search(r"\d+ % goes with weight decay", sentences(answers)[7])
 
 
 @pytest.mark.slow
-def test_what_is_missing_is_said_and_never_a_nan():
+def test_missing_data_are_described_without_nan():
     table, curves = made_up(36, 2, 60)
     geometry = [c for c in table if c.startswith(("unembedding", "final_states"))]
     for poor in (
@@ -65,6 +65,6 @@ def test_what_is_missing_is_said_and_never_a_nan():
         (table.assign(**dict.fromkeys(geometry, np.nan)), curves),
         (table.assign(**{"lm_loss/in_domain": np.nan}), curves),
     ):
-        told = sentences(analyze(*poor))
-        assert len(told) == 9
-        assert not re.search(r"\b(nan|inf|None)\b", " ".join(told))
+        lines = sentences(analyze(*poor))
+        assert len(lines) == 9
+        assert not re.search(r"\b(nan|inf|None)\b", " ".join(lines))

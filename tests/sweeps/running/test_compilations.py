@@ -1,4 +1,4 @@
-"""How often a whole sweep compiles: each program once, and none that a start before it has compiled."""
+"""Compilations of a whole sweep: each program once, and none again after a restart."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def counted(workdir, cache):
 
 
 @pytest.mark.slow
-def test_a_sweep_compiles_each_program_once_and_the_next_start_none(tmp_path):
+def test_a_sweep_compiles_each_program_once_and_a_restart_none(tmp_path):
     first = counted(tmp_path / "first", tmp_path / "cache")
     assert first["code"] == 0
     assert first["cache_misses"] > 20

@@ -1,4 +1,4 @@
-"""Two processes evaluate one sweep: each takes the stacks that the other hasn't, and nothing is done twice."""
+"""Two processes evaluate one sweep: each takes stacks that the other hasn't taken, and nothing is done twice."""
 
 import collections
 import json
@@ -35,7 +35,7 @@ LIGHT = "EvalConfig(tokens_per_domain=200, quantize=QuantizeConfig(bits=()))"
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_evaluations_of_a_sweep(corpus, tmp_path):
+def test_two_processes_divide_the_evaluations_of_a_sweep(corpus, tmp_path):
     config, workdir = tmp_path / "sweep.py", tmp_path / "w"
     text = CONFIG.format(corpus=str(corpus), root=str(tmp_path / "data")).replace("400", "20")
     text = text.replace('{"optimizer.weight_decay": [0.1, 5.0]}', '{"data.batch_size": [4, 2]}')
@@ -48,8 +48,8 @@ def test_two_processes_share_the_evaluations_of_a_sweep(corpus, tmp_path):
 
     evaluate = [sys.executable, str(tmp_path / "noting.py"), str(tmp_path), "evaluate", f"--workdir={workdir}"]
     two = [subprocess.Popen(evaluate, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300)[1] for process in two]
-    assert [process.returncode for process in two] == [0, 0], said
+    messages = [process.communicate(timeout=300)[1] for process in two]
+    assert [process.returncode for process in two] == [0, 0], messages
 
     written = [line.split(" ", 1) for line in (tmp_path / "written.txt").read_text().splitlines()]
     assert {int(pid) for pid, _ in written} == {process.pid for process in two}
@@ -61,10 +61,10 @@ def test_two_processes_share_the_evaluations_of_a_sweep(corpus, tmp_path):
     files = list(workdir.glob("runs/*/results/*.json"))
     assert len(files) == len(written)
     assert all(json.loads(file.read_text())["metrics"] for file in files)
-    for err in said:
+    for err in messages:
         last = [line for line in err.splitlines() if line.startswith("evaluate: ")][-1]
         done, total = last.removeprefix("evaluate: ").split()[0].split("/")
         assert done == total, err
-    assert any("by another process" in err for err in said)
+    assert any("by another process" in err for err in messages)
     again = subprocess.run(evaluate, env=environment, capture_output=True, text=True, timeout=120)
     assert "evaluate: nothing is left to do" in again.stderr

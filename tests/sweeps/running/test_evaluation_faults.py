@@ -1,4 +1,4 @@
-"""A sweep's whole evaluation, killed at random moments: what is done is not done again, and all of it is found."""
+"""A sweep's evaluation killed at random moments: finished results aren't repeated, and all results are complete."""
 
 import json
 import os
@@ -68,12 +68,12 @@ def results(workdir):
 
 
 def written(workdir):
-    """When each result was written, and what it says."""
+    """Return the modification time and content of each result."""
     return {name: (p.stat().st_mtime_ns, p.read_bytes()) for name, p in results(workdir).items()}
 
 
 @pytest.mark.slow
-def test_what_is_killed_goes_on_and_repeats_nothing(trained, evaluation, tmp_path):
+def test_evaluation_resumes_after_kills_without_repeating_results(trained, evaluation, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for workdir in (undisturbed, killed):
         shutil.copytree(trained, workdir)
@@ -95,7 +95,7 @@ def test_what_is_killed_goes_on_and_repeats_nothing(trained, evaluation, tmp_pat
         process.join()
         kills += 1
         now = written(killed)
-        assert {name: now[name] for name in safe} == safe  # whole, and not done again
+        assert {name: now[name] for name in safe} == safe  # complete, and not repeated
         assert all(json.loads(text)["metrics"] for _, text in now.values())
         safe = now
     process = evaluation(killed)
@@ -105,12 +105,12 @@ def test_what_is_killed_goes_on_and_repeats_nothing(trained, evaluation, tmp_pat
     assert {name: now[name] for name in safe} == safe
     assert now.keys() == expected.keys()
     for name, (_, text) in now.items():
-        found = json.loads(text)
-        assert found["settings"] == expected[name]["settings"]
+        result = json.loads(text)
+        assert result["settings"] == expected[name]["settings"]
         for metric, value in expected[name]["metrics"].items():
             # GPTQ's flips and a fine-tuning's steps pass on what a stack of fewer models rounds otherwise.
             close = pytest.approx(value, rel=2e-3, abs=2e-3) if value is not None else None
-            assert found["metrics"][metric] == close, (name, metric)
+            assert result["metrics"][metric] == close, (name, metric)
     assert not [p for p in killed.glob("runs/*/results/*") if p.suffix != ".json"]
 
     times = {name: moment for name, (moment, _) in now.items()}

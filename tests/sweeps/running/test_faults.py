@@ -1,4 +1,4 @@
-"""Real processes, killed, starved of disk and set beside each other; the same command then goes on to the same bits."""
+"""Real processes, killed, without disk space, and concurrent; the same command then resumes to bit-equal results."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ def start(config):
 
 @pytest.fixture
 def run_to_end(start, tmp_path):
-    """`run_to_end(workdir)`: the exit code of `olmo-jax train` and what it said."""
+    """`run_to_end(workdir)`: the exit code of `olmo-jax train` and its messages."""
 
     def code_and_message(workdir):
         process = start(workdir, tmp_path / "stderr")
@@ -70,7 +70,7 @@ def run_to_end(start, tmp_path):
 
 @pytest.fixture
 def finish(run_to_end):
-    """`finish(workdir)`: what `olmo-jax train` says, which has to end well."""
+    """`finish(workdir)`: the messages of `olmo-jax train`, which has to succeed."""
 
     def message(workdir):
         code, err = run_to_end(workdir)
@@ -110,8 +110,8 @@ def assert_same(workdir, undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_as_if_it_never_was(start, finish, undisturbed, tmp_path):
-    """Kills fall while it starts, prepares, compiles, trains and writes: by time, or after some more checkpoints."""
+def test_resume_after_kills_at_random_moments_is_bit_equal(start, finish, undisturbed, tmp_path):
+    """Kills occur while it starts, prepares, compiles, trains and writes: after some time or some more checkpoints."""
     rng, workdir = np.random.default_rng(0), tmp_path / "w"
     killed = 0
     while killed < KILLS:
@@ -131,9 +131,9 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(start, finish, undi
 
 
 @pytest.mark.slow
-def test_two_processes_on_one_sweep_share_its_stacks(start, undisturbed, tmp_path):
-    both = [start(tmp_path), start(tmp_path)]
-    for process in both:
+def test_two_processes_divide_the_stacks_of_a_sweep(start, undisturbed, tmp_path):
+    processes = [start(tmp_path), start(tmp_path)]
+    for process in processes:
         process.join(300)
         assert process.exitcode == 0
     assert_same(tmp_path, undisturbed)
@@ -143,8 +143,8 @@ def test_two_processes_on_one_sweep_share_its_stacks(start, undisturbed, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_process_that_was_asleep_leaves_its_stack_to_who_took_it(start, finish, undisturbed, tmp_path):
-    """The first is stopped in its sleep, not dead: the second waits for a minute without a beat, here cut short."""
+def test_a_suspended_process_gives_up_a_stack_taken_over_by_another(start, finish, undisturbed, tmp_path):
+    """The first process is suspended, not dead: the second waits for a minute without a heartbeat, shortened here."""
     workdir = tmp_path / "w"
     first = start(workdir)
     while not committed(workdir):
@@ -174,7 +174,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_said_in_a_line_and_with_room_it_goes_on(run_to_end, finish, undisturbed, small_disk):
+def test_a_full_disk_is_one_line_and_training_resumes_with_space(run_to_end, finish, undisturbed, small_disk):
     workdir = small_disk / "sweep"
     code, err = run_to_end(workdir)
     assert code == 1, err
@@ -186,8 +186,8 @@ def test_a_full_disk_is_said_in_a_line_and_with_room_it_goes_on(run_to_end, fini
 
 
 @pytest.mark.slow
-def test_broken_files_are_set_aside_or_named(config, start, run_to_end, finish, undisturbed, tmp_path):
-    """A checkpoint with changed bytes, metrics cut in a line, a shard that went: each after a stop in the middle."""
+def test_damaged_files_are_set_aside_or_named(config, start, run_to_end, finish, undisturbed, tmp_path):
+    """A checkpoint with changed bytes, metrics truncated within a line, a missing shard: each after a stop."""
     workdir = tmp_path / "w"
     process = start(workdir)
     while len(committed(workdir)) < 4:

@@ -1,4 +1,4 @@
-"""A real process, asked to stop in the middle of training and gone on with; test_faults.py kills them."""
+"""A real process is asked to stop in the middle of training and resumed; test_faults.py covers kills."""
 
 import os
 import pathlib
@@ -51,7 +51,7 @@ def finish(config, workdir):
 
 
 def wait_for_step(workdir, process, step):
-    """Until a checkpoint at or beyond `step` is there while the process still trains."""
+    """Wait for a checkpoint at or beyond `step` while the process still trains."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         written = [int(p.name) for p in pathlib.Path(workdir).glob("cohorts/*/checkpoints/*") if p.name.isdigit()]
@@ -81,7 +81,7 @@ def assert_same(workdir, undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_leaves_with_75_after_a_checkpoint(config, undisturbed, tmp_path, number):
+def test_a_stop_request_exits_with_75_after_a_checkpoint(config, undisturbed, tmp_path, number):
     workdir, stderr = tmp_path / "w", tmp_path / "stderr"
     process = start(config, workdir, stderr)
     wait_for_step(workdir, process, 60)
@@ -96,13 +96,13 @@ def test_asked_to_stop_it_leaves_with_75_after_a_checkpoint(config, undisturbed,
 
 
 @pytest.mark.slow
-def test_a_second_start_compiles_nothing(config, tmp_path):
-    """Compiled programs lie in the working directory; another process with everything else to do finds them all."""
+def test_a_restart_compiles_nothing(config, tmp_path):
+    """Compiled programs are stored in the working directory; a new process reuses all of them."""
     workdir = tmp_path / "w"
     command = [sys.executable, "-m", "sweeps.cli", "train", f"--config={config}", f"--workdir={workdir}"]
-    told = {"JAX_LOGGING_LEVEL": "DEBUG"}
+    logging = {"JAX_LOGGING_LEVEL": "DEBUG"}
     unset = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    environment = {k: v for k, v in os.environ.items() if k not in unset} | told
+    environment = {k: v for k, v in os.environ.items() if k not in unset} | logging
 
     def misses_and_hits():
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)

@@ -12,7 +12,7 @@ from tests.sweeps.running.test_interruption import CONFIG
 
 
 @pytest.mark.slow
-def test_a_sweep_trains_to_its_end_where_files_cannot_be_locked(corpus, tmp_path):
+def test_a_sweep_trains_on_a_file_system_without_locks(corpus, tmp_path):
     config, workdir = tmp_path / "sweep.py", tmp_path / "shared" / "w"
     text = CONFIG.format(corpus=str(corpus), root=str(tmp_path / "shared" / "data"))
     config.write_text(text.replace("400", "20"))

@@ -1,4 +1,4 @@
-"""One cohort over two processes of this machine, each with two devices: the same as in one process."""
+"""One cohort over two local processes with two devices each matches training in one process."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def train(config):
 
 
 @pytest.fixture(scope="module")
-def alone(config, train):
+def one_process(config, train):
     """The working directory of one process."""
     workdir = config.parent / "alone"
     codes, errors = train("1x1", workdir, 1, 1)
@@ -72,25 +72,27 @@ def alone(config, train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["4x1", "2x2"])
-def test_two_processes_train_as_one_does(train, alone, tmp_path, mesh):
-    """Members lie over both processes, or batches do as well."""
-    both = tmp_path / "both"
-    codes, errors = train(mesh, both, 2, 2)
+def test_training_over_two_processes_matches_one(train, one_process, tmp_path, mesh):
+    """Members are split over both processes, or batches are as well."""
+    two_processes = tmp_path / "both"
+    codes, errors = train(mesh, two_processes, 2, 2)
     assert codes == [0, 0], errors
-    runs = sorted(p.name for p in (alone / "runs").iterdir())
-    assert runs == sorted(p.name for p in (both / "runs").iterdir())
+    runs = sorted(p.name for p in (one_process / "runs").iterdir())
+    assert runs == sorted(p.name for p in (two_processes / "runs").iterdir())
     for run in runs:
-        assert run_steps(alone, run) == run_steps(both, run)
-        ours, theirs = (read_jsonl(w / "runs" / run / "metrics.jsonl") for w in (both, alone))
+        assert run_steps(one_process, run) == run_steps(two_processes, run)
+        ours, theirs = (read_jsonl(w / "runs" / run / "metrics.jsonl") for w in (two_processes, one_process))
         assert [row.keys() for row in ours] == [row.keys() for row in theirs]
         for row, expected in zip(ours, theirs, strict=True):
             assert row == pytest.approx(expected, rel=2e-3, abs=1e-4)
-        chex.assert_trees_all_close(load_run(both, run)[1], load_run(alone, run)[1], rtol=2e-3, atol=2e-5)
-        status = [json.loads((w / "runs" / run / "status.json").read_text()) for w in (alone, both)]
+        chex.assert_trees_all_close(
+            load_run(two_processes, run)[1], load_run(one_process, run)[1], rtol=2e-3, atol=2e-5
+        )
+        status = [json.loads((w / "runs" / run / "status.json").read_text()) for w in (one_process, two_processes)]
         assert status[0] == status[1]
 
 
 @pytest.mark.parametrize("given", ["here", "localhost:1,2", "localhost:1,2,2", "localhost,2,0"])
-def test_processes_that_are_not_named_as_they_should_be_are_refused(given):
+def test_invalid_process_addresses_are_refused(given):
     with pytest.raises(ConfigError, match="needs 'auto' or HOST:PORT,COUNT,PLACE"):
         hosts.initialize(given)

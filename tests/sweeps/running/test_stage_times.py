@@ -1,4 +1,4 @@
-"""The seconds of a working directory by stage: what is written of them, and the table that adds them up."""
+"""The time of a working directory by stage: what is recorded, and the table that adds it up."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def time_evaluation(workdir, run, step, kind, name, seconds):
     results.write(workdir, run, step, Evaluation(kind, name, {}), "abc", Measured({"x": 1.0}, {}), seconds)
 
 
-def test_stages_add_up_over_starts_with_their_parts_and_what_is_left_of_them(workdir, plan):
+def test_stage_times_add_up_over_starts_with_parts_and_remainder(workdir, plan):
     add(workdir, "prepare", 30.0)
     add(workdir, "train", 60.0)
     add(workdir, "train", 20.0)
@@ -72,7 +72,7 @@ def test_stages_add_up_over_starts_with_their_parts_and_what_is_left_of_them(wor
     assert table["all stages"] == ["120.0", "100.0%"]
 
 
-def test_a_directory_without_the_file_shows_what_its_runs_and_results_hold(workdir, plan):
+def test_without_the_timing_file_times_come_from_runs_and_results(workdir, plan):
     time_training(workdir, "long", {"event": "compile", "seconds": 4.0})
     time_evaluation(workdir, "long", 24, "lm_loss", "lm_loss", 2.0)
     assert spent(workdir, plan) == [
@@ -81,19 +81,19 @@ def test_a_directory_without_the_file_shows_what_its_runs_and_results_hold(workd
     ]
 
 
-def test_a_stage_that_was_killed_took_at_least_its_parts(workdir, plan):
+def test_a_killed_stage_takes_at_least_the_time_of_its_parts(workdir, plan):
     time_training(workdir, "long", {"event": "probe", "seconds": 50.0})
     add(workdir, "train", 7.0)
     assert spent(workdir, plan) == [Spent("train", 50.0, {"probes": 50.0})]
 
 
-def test_nothing_is_known_of_an_empty_directory(workdir, plan):
+def test_an_empty_directory_has_no_stage_times(workdir, plan):
     assert spent(workdir, plan) == []
     assert lines(workdir, plan) == []
 
 
 @pytest.mark.parametrize("torn", [b'{"stage": "prep', b"\0\0\0", b'{"stage": "train", "seconds": 5.0}'])
-def test_a_line_that_a_kill_cut_short_is_left_out_and_cut(workdir, torn):
+def test_an_incomplete_last_line_is_ignored_and_truncated(workdir, torn):
     add(workdir, "prepare", 1.0)
     whole = (workdir / STAGES_FILE).read_bytes()
     (workdir / STAGES_FILE).write_bytes(whole + torn)
@@ -109,7 +109,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out_and_cut(workdir, torn):
      '{"stage": 1, "seconds": 5}', '{"stage": "train", "seconds": NaN}', '{"stage": "train", "seconds": -1}',
      '{"stage": "train", "seconds": true}', "[" * 100_000],
 )  # fmt: skip
-def test_damaged_rows_are_left_out(workdir, plan, damaged):
+def test_damaged_rows_are_ignored(workdir, plan, damaged):
     add(workdir, "prepare", 1.0)
     with open(workdir / STAGES_FILE, "a") as file:
         file.write(damaged + "\n")
@@ -117,7 +117,7 @@ def test_damaged_rows_are_left_out(workdir, plan, damaged):
     assert spent(workdir, plan) == [Spent("prepare", 3.0, {})]
 
 
-def test_what_is_interrupted_is_timed_and_what_does_nothing_is_not(workdir, monkeypatch):
+def test_interrupted_stages_are_timed_and_idle_ones_are_not(workdir, monkeypatch):
     clock = iter([10.0, 14.0, 20.0, 25.0])
     monkeypatch.setattr(stage_times.time, "monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt), timed(workdir, "train", True):

@@ -1,4 +1,4 @@
-"""What `status` says of runs that wait, train, were stopped, failed, diverged or are done."""
+"""What `status` shows of runs that wait, train, were stopped, failed, diverged or are done."""
 
 import pytest
 from etils import epath
@@ -34,23 +34,23 @@ def begin(workdir, plan):
         write_run_files(workdir, stack)
 
 
-def test_waiting_training_stopped_and_ended(plan, index, tmp_path):
+def test_status_shows_waiting_training_stopped_and_ended_runs(plan, index, tmp_path):
     workdir, first = epath.Path(tmp_path), plan.stacks[0]
     begin(workdir, plan)
-    assert {run: found[0] for run, found in states(workdir, plan).items()} == dict.fromkeys(
+    assert {run: state[0] for run, state in states(workdir, plan).items()} == dict.fromkeys(
         ("calm", "wild", "later"), "waiting"
     )
-    seen = []
+    observed = []
 
     def look():
-        seen.append(states(workdir, plan)["calm"])
-        return len(seen) > 6
+        observed.append(states(workdir, plan)["calm"])
+        return len(observed) > 6
 
     def train(stack, stop):
         return train_cohort(workdir, stack, index, stop)
 
     assert not one_process_per_stack(workdir, [first], look, train)
-    assert {found[0] for found in seen[1:]} == {"training"}
+    assert {state[0] for state in observed[1:]} == {"training"}
     after = states(workdir, plan)
     assert after["calm"][0] == "stopped"
     step, loss, marks = after["calm"][1], after["calm"][2], after["calm"][-1]
@@ -68,7 +68,7 @@ def test_waiting_training_stopped_and_ended(plan, index, tmp_path):
     assert set(ended["calm"][-1]) == {"x"}
 
 
-def test_what_failed_says_why_until_it_is_tried_again(plan, tmp_path):
+def test_a_failed_run_shows_the_reason_until_retried(plan, tmp_path):
     workdir = epath.Path(tmp_path)
     begin(workdir, plan)
 
@@ -97,7 +97,7 @@ def test_what_failed_says_why_until_it_is_tried_again(plan, tmp_path):
     assert states(workdir, plan)["calm"][0] == "waiting"
 
 
-def test_the_time_of_a_step_is_that_of_all_since_the_last_compilation(plan, tmp_path):
+def test_step_time_averages_steps_since_the_last_compilation(plan, tmp_path):
     workdir, stack = epath.Path(tmp_path), plan.stacks[0]
     begin(workdir, plan)
     timings = workdir / "runs" / "calm" / "timings.jsonl"
@@ -109,14 +109,14 @@ def test_the_time_of_a_step_is_that_of_all_since_the_last_compilation(plan, tmp_
     before = [row("compile", 0, 30.0), row("steps", 1, 9.0), row("steps", 13, 300.0)]
     assert step_seconds(workdir, stack) is None
     write_jsonl(timings, [*before[:1], row("steps", 1, 9.0)])
-    assert step_seconds(workdir, stack) is None  # it waited for what is done once
+    assert step_seconds(workdir, stack) is None  # the first steps include one-off waits
     again = [row("compile", 4, 20.0), row("probe", 4, 5.0), row("steps", 16, 6.0), row("checkpoint", 16, 4.0),
              row("steps", 17, 0.5)]  # fmt: skip
     write_jsonl(timings, [*before, *again])
     assert step_seconds(workdir, stack) == pytest.approx((6.0 + 4.0 + 0.5) / (17 - 4))
 
 
-def test_watching_ends_when_all_have_ended(plan, index, tmp_path, capsys):
+def test_watching_ends_when_all_runs_have_ended(plan, index, tmp_path, capsys):
     workdir = epath.Path(tmp_path)
     begin(workdir, plan)
     for stack in plan.stacks:

@@ -1,4 +1,4 @@
-"""A study is a folder that declares itself: what it adds to the report arrives there, and nothing else names it."""
+"""A study is a folder that declares itself: its content appears in the report, and no other module names it."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ STUDY = Study(
     after="spectra",
     section=lambda results: '<section aria-labelledby="count"><h2 id="count">How many</h2></section>',
     data=lambda results: {"count": results.studies["counting"]},
-    sentences=lambda found: [f"The sweep has {found['runs']} runs."],
+    sentences=lambda results: [f"The sweep has {results['runs']} runs."],
     in_summary=lambda table: True,
     figures={"count": lambda results: None},
     scripts=(pathlib.Path(__file__).parent / "count.js",),
@@ -33,14 +33,14 @@ STUDY = Study(
 
 
 def sweep():
-    """Two runs of which nothing was measured."""
+    """Two runs without measurements."""
     rows = {"run_id": ["a", "b"], "configuration": ["a", "b"], "step": 10, "final": True, "diverged_at": None}
     return pd.DataFrame(rows), {"a": pd.DataFrame({"step": [10], "tokens": [80], "loss": [1.0]})}
 
 
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
-    """A further folder of studies, with one that declares itself and one that doesn't."""
+    """An additional folder of studies, with one that declares itself and one that doesn't."""
     for folder in ("counting", "notes"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
@@ -57,13 +57,13 @@ def test_folders_that_declare_a_study_are_registered():
     assert [study.name for study in studies.registered_studies()] == ["paper_b"]
 
 
-def test_a_further_folder_is_all_that_it_takes(counting):
+def test_adding_a_folder_registers_a_study(counting):
     assert [study.name for study in studies.registered_studies()] == ["counting", "paper_b"]
     assert "count" in all_figures()
     check_names(["count"])
 
 
-def test_its_section_sentence_data_and_script_are_on_the_page(counting, tmp_path):
+def test_the_page_has_section_sentence_data_and_script_of_a_study(counting, tmp_path):
     results = analyze(*sweep(), studies={"counting": counting.analyze})
     source = write_report(tmp_path / "report", results, {}).read_text()
     headings = [piece.partition('"')[0] for piece in source.split('<h2 id="')[1:]]
@@ -76,19 +76,19 @@ def test_its_section_sentence_data_and_script_are_on_the_page(counting, tmp_path
     assert source.index("drawCount(data.count);") > source.index("<script>\n")
 
 
-def test_a_page_of_no_study_has_nothing_of_one(counting, tmp_path):
+def test_a_page_without_a_study_has_no_study_content(counting, tmp_path):
     source = write_report(tmp_path / "report", analyze(*sweep()), {}, studies=[]).read_text()
     assert "drawCount" not in source and '"claims"' not in source and "How many" not in source
 
 
-def test_results_come_back_by_the_names_of_studies():
+def test_results_are_keyed_by_study_name():
     table = pd.DataFrame()
     results = analyze(table, {}, studies={"columns": lambda table, curves, courses: (list(table.columns), courses)})
     columns, courses = results.studies["columns"]
     assert "run_id" in columns and courses is None
 
 
-def test_a_study_that_follows_no_section_of_the_page_is_an_error(counting, tmp_path):
+def test_a_study_placed_after_an_unknown_section_is_an_error(counting, tmp_path):
     lost = dataclasses.replace(counting, after="elsewhere")
     results = analyze(*sweep(), studies={"counting": counting.analyze})
     with pytest.raises(ValueError, match="counting.*'elsewhere'.*findings"):

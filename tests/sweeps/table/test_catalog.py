@@ -33,33 +33,33 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_a_column_of_the_table_has_a_sentence_and_a_kind(column):
+def test_every_column_has_a_description_and_a_kind(column):
     entry = describe(column)
     assert entry.kind in KINDS
     assert entry.meaning[0].isupper() or not entry.meaning[0].isalpha()
     assert entry.meaning.endswith(".") and "{" not in entry.meaning and NOT_DESCRIBED not in entry.meaning
 
 
-def test_every_setting_is_described_by_its_class():
+def test_settings_are_described_by_their_config_class():
     for key in leaves(dataclasses.asdict(TrainConfig())):
         entry = describe(f"config.{key}")
-        words, _, told = entry.meaning.partition(": ")
+        words, _, text = entry.meaning.partition(": ")
         assert entry.kind == "setting" and words.lower() == key.replace(".", " ").replace("_", " ").lower()
-        assert len(told) > 3, key
+        assert len(text) > 3, key
     decay, length = describe("config.optimizer.weight_decay"), describe("config.data.sequence_length")
     assert decay.meaning.endswith(": decoupled weight decay, multiplied by the learning rate.")
     assert length.meaning == "Data sequence length: L, tokens of a window of training text."
     assert describe("config.data.max_megabytes").unit == "1e6 bytes"
 
 
-def test_every_metric_of_ours_is_described():
+def test_every_built_in_metric_is_described():
     assert [name for name in METRICS if metric_meaning(name) == NOT_DESCRIBED] == []
     assert "entropy of the normalised singular values" in metric_meaning("effective_rank")
     assert describe("final_states/points").kind == "count"
 
 
-def test_a_metric_of_the_users_own_shows_its_first_line(monkeypatch):
-    def told(measured):
+def test_a_user_metric_is_described_by_its_docstring(monkeypatch):
+    def blueness(measured):
         """How blue the rows are.  Of all of them.
 
         And more.
@@ -68,11 +68,11 @@ def test_a_metric_of_the_users_own_shows_its_first_line(monkeypatch):
     def silent(measured):
         return 0.0
 
-    monkeypatch.setitem(METRICS, "told", told)
+    monkeypatch.setitem(METRICS, "blueness", blueness)
     monkeypatch.setitem(METRICS, "silent", silent)
-    assert describe("layer_0/told").meaning == "Of the states after block 0: how blue the rows are."
+    assert describe("layer_0/blueness").meaning == "Of the states after block 0: how blue the rows are."
     assert describe("layer_0/silent").meaning == describe("layer_0/from_another_process").meaning == NOT_DESCRIBED
-    # A function of the user's named like one of ours is the user's.
+    # A user's function with the name of a built-in metric takes precedence.
     monkeypatch.setitem(METRICS, "energy_top_1", silent)
     assert metric_meaning("energy_top_1") == NOT_DESCRIBED
 
@@ -92,21 +92,21 @@ def test_a_metric_of_the_users_own_shows_its_first_line(monkeypatch):
             "evaluation",
         ),
         ("final_states/points", "Of the states after the final norm: N, the rows.", "rows", "count"),
-        # A domain may be named as a result of something else is.
+        # A domain may have the name of another result.
         ("lm_loss/items", "Loss on items.", NATS, "loss"),
     ],
 )
-def test_meanings_units_and_kinds(column, meaning, unit, kind):
+def test_columns_have_the_expected_meanings_units_and_kinds(column, meaning, unit, kind):
     entry = describe(column)
     assert (entry.name, entry.meaning, entry.unit, entry.kind) == (column, meaning, unit, kind)
 
 
 @pytest.mark.parametrize("column", ["config.gone.setting", "config.model.gone", "wild", "lm_loss", "gptq_3/a/b/c", ""])
-def test_what_nobody_described_says_so(column):
+def test_undescribed_columns_are_marked(column):
     assert describe(column).meaning == NOT_DESCRIBED
 
 
-def test_losses_are_those_that_the_analysis_takes_for_losses():
+def test_loss_columns_match_those_of_the_analysis():
     table = pd.DataFrame(columns=COLUMNS)
     catalog = catalog_of(table)
     assert list(catalog) == COLUMNS

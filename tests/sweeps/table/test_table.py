@@ -33,7 +33,7 @@ def workdir(tiny, index, vary, tmp_path_factory):
     return workdir
 
 
-def test_a_row_a_run_and_checkpoint_with_what_was_measured_there(workdir, tiny):
+def test_the_table_has_one_row_per_run_and_checkpoint_with_its_measurements(workdir, tiny):
     table = build_table(workdir, EvalConfig()).set_index(["run_id", "step"])
     assert set(table.index) == {(r, s) for r in ("calm", "twin", "wild") for s in (5, 10, 12)} | {
         ("stopped", 5),
@@ -57,7 +57,7 @@ def test_diverged_and_unfinished_runs_are_marked_counted_and_left_out(workdir):
     assert "1 diverged and left out" in caveat(final)
 
 
-def test_the_table_is_written_whole_and_known_again(workdir):
+def test_a_written_table_is_recognised_as_current(workdir):
     table = build_table(workdir, EvalConfig())
     assert not is_written(workdir, table)
     write_table(workdir, table)
@@ -65,7 +65,7 @@ def test_the_table_is_written_whole_and_known_again(workdir):
     assert not is_written(workdir, table.assign(step=0))
 
 
-def test_a_copy_without_its_checkpoints_gives_the_same_table_of_what_is_done(workdir, tmp_path):
+def test_a_copy_without_checkpoints_gives_the_same_table_of_finished_runs(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("cohorts"))
     copied, whole = (build_table(epath.Path(path), EvalConfig()) for path in (tmp_path / "copy", workdir))
     done = whole[(whole["run_id"] != "stopped") | (whole["step"] == 5)]
@@ -78,7 +78,7 @@ def test_curves_hold_every_step(workdir):
     assert list(curves["stopped"]["step"]) == list(range(8))
 
 
-def test_training_flops_are_those_of_the_matmuls_until_then(workdir, tiny):
+def test_training_flops_count_matmuls_up_to_each_checkpoint(workdir, tiny):
     table = build_table(workdir, EvalConfig()).set_index(["run_id", "step"])
     d, v, f, length, sequences = 16, 304, 32, 16, 4
     a_token = 2 * (4 * d * d + 3 * d * f + v * d)  # one block of four projections and a gated MLP; the unembedding
@@ -88,7 +88,7 @@ def test_training_flops_are_those_of_the_matmuls_until_then(workdir, tiny):
     assert table.loc[("calm", 10), "training_flops"] == 10 * 3 * forward
 
 
-def test_of_an_imported_run_nothing_of_its_training_is_there(workdir, tmp_path):
+def test_imported_runs_have_no_training_columns(workdir, tmp_path):
     copied = epath.Path(shutil.copytree(workdir, tmp_path / "copy"))
     path = copied / "runs" / "calm" / "config.json"
     record = json.loads(path.read_text())
@@ -99,14 +99,14 @@ def test_of_an_imported_run_nothing_of_its_training_is_there(workdir, tmp_path):
     assert table.loc["twin", "training_flops"].notna().all()
 
 
-def test_the_csv_has_the_same_rows_to_the_last_digit(workdir):
+def test_the_csv_has_the_same_rows_in_full_precision(workdir):
     table = build_table(workdir, EvalConfig())
     write_table(workdir, table)
     read = pd.read_csv(workdir / "results.csv", dtype=str, keep_default_na=False)
     assert list(read) == list(table)
     for column in table.select_dtypes("number"):
-        told = [float(text) if text else np.nan for text in read[column]]
-        np.testing.assert_array_equal(told, table[column].to_numpy(dtype=float, na_value=np.nan), column)
+        numbers = [float(text) if text else np.nan for text in read[column]]
+        np.testing.assert_array_equal(numbers, table[column].to_numpy(dtype=float, na_value=np.nan), column)
     assert set(read["final"]) == {"true", "false"}
     assert json.loads(read["config.data.train_domains"].iloc[0]) == ["prose"]
     assert read["run_id"].tolist() == table["run_id"].tolist()
@@ -123,7 +123,7 @@ def test_every_column_has_an_entry_in_the_schema(workdir):
 
 
 @pytest.mark.parametrize("name", ["results.csv", "results.schema.json", "results.parquet"])
-def test_a_file_that_was_deleted_is_written_again(workdir, name):
+def test_deleted_table_files_are_written_again(workdir, name):
     table = build_table(workdir, EvalConfig())
     write_table(workdir, table)
     (workdir / name).unlink()
@@ -131,13 +131,13 @@ def test_a_file_that_was_deleted_is_written_again(workdir, name):
 
 
 @pytest.mark.parametrize("table", [pd.DataFrame(), pd.DataFrame({"run_id": ["a"], "x": [np.nan], "y": [[1, 2]]})])
-def test_a_table_of_next_to_nothing_is_written_and_read(tmp_path, table):
+def test_nearly_empty_tables_are_written_and_read(tmp_path, table):
     write_table(epath.Path(tmp_path), table)
     pd.testing.assert_frame_equal(read_table(tmp_path), table, check_column_type=False, check_index_type=False)
 
 
 def sweeps_of(tmp_path, *tables):
-    """A folder each, as reports leave them; two of them have one name."""
+    """Write one folder per table, as reports do; two of them have the same name."""
     folders = [tmp_path / place / name for place, name in zip("abcd", ["lab", "lab", "paper", "lab"], strict=True)]
     for folder, table in zip(folders, tables, strict=False):
         folder.mkdir(parents=True)
@@ -145,7 +145,7 @@ def sweeps_of(tmp_path, *tables):
     return folders[: len(tables)]
 
 
-def test_one_sweep_is_read_as_it_was_built(workdir):
+def test_a_single_table_round_trips(workdir):
     table = build_table(workdir, EvalConfig())
     write_table(workdir, table)
     read = read_table(workdir)
@@ -154,7 +154,7 @@ def test_one_sweep_is_read_as_it_was_built(workdir):
     assert read["diverged_at"].dtype == "Int64"
 
 
-def test_several_sweeps_are_joined_and_told_apart(tmp_path):
+def test_several_sweeps_are_joined_with_a_sweep_column(tmp_path):
     one = pd.DataFrame({"run_id": ["a", "b"], "config.tokens": [1, 2], "only/one": [0.5, 1.5], "final": [True, False]})
     other = pd.DataFrame({"run_id": ["a"], "config.tokens": [2.5], "only/other": [7]})
     table = read_table(*sweeps_of(tmp_path, one, other, one))
@@ -182,20 +182,20 @@ def test_several_sweeps_are_joined_and_told_apart(tmp_path):
     ],
     ids=["ints", "missing", "nothing", "bools and ints", "text", "lists and text", "lists", "bools", "infinities"],
 )
-def test_columns_of_two_types_are_brought_together(tmp_path, one, other, joined):
+def test_columns_of_different_types_are_unified(tmp_path, one, other, joined):
     tables = [pd.DataFrame({"run_id": "r", "x": values}) for values in (one, other)]
-    found = read_table(*sweeps_of(tmp_path, *tables))["x"].tolist()
-    assert [None if pd.api.types.is_scalar(x) and pd.isna(x) else x for x in found] == joined
+    matched = read_table(*sweeps_of(tmp_path, *tables))["x"].tolist()
+    assert [None if pd.api.types.is_scalar(x) and pd.isna(x) else x for x in matched] == joined
 
 
-def test_a_sweep_without_rows_or_without_columns_joins(tmp_path):
+def test_empty_sweeps_can_be_joined(tmp_path):
     some = pd.DataFrame({"run_id": ["a"], "diverged_at": pd.array([None], "Int64")})
     table = read_table(*sweeps_of(tmp_path, pd.DataFrame(), some, some.head(0)))
     assert table["sweep"].tolist() == ["lab-2"] and table["run_id"].tolist() == ["a"]
     assert table["diverged_at"].dtype == "Int64"
 
 
-def test_a_folder_without_a_table_is_one_clear_line(tmp_path):
+def test_a_folder_without_a_table_is_a_one_line_error(tmp_path):
     with pytest.raises(AnalysisError, match=r"holds no results\.parquet; `olmo-jax report --workdir=.*` writes it"):
         read_table(tmp_path)
     (tmp_path / "results.parquet").write_bytes(b"half of a file")
@@ -205,7 +205,7 @@ def test_a_folder_without_a_table_is_one_clear_line(tmp_path):
         read_table()
 
 
-def test_settings_are_text_that_any_file_takes():
+def test_settings_that_are_not_utf8_are_escaped():
     """A file of the user's may have a name that isn't UTF-8; Parquet would refuse it once all the work is done."""
     from sweeps.table.table import _setting
 

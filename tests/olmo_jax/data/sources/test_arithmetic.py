@@ -1,4 +1,4 @@
-"""Equations are true, a run's are its own, and its batches are drawn with replacement from them by step alone."""
+"""Equations are correct, each run has its split, and batches are drawn from it with replacement by seed and step."""
 
 import itertools
 
@@ -21,27 +21,27 @@ OPERATIONS = {
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("p", [2, 7, 11])
 def test_every_pair_has_its_right_answer_once(operation, p):
-    found = arithmetic.equations(ArithmeticConfig(operation, p))
+    equations = arithmetic.equations(ArithmeticConfig(operation, p))
     least = 1 if operation == "divide" else 0
     expected = [(a, p, b, p + 1, OPERATIONS[operation](p, a, b)) for a in range(p) for b in range(least, p)]
-    assert found.tolist() == [list(row) for row in expected]
-    assert len(found) == ArithmeticConfig(operation, p).equations
+    assert equations.tolist() == [list(row) for row in expected]
+    assert len(equations) == ArithmeticConfig(operation, p).equations
 
 
-def test_permutations_multiply_as_maps_do():
-    found = arithmetic.equations(ArithmeticConfig("permute", 3))
+def test_permutations_multiply_as_composed_maps():
+    equations = arithmetic.equations(ArithmeticConfig("permute", 3))
     permutations = list(itertools.permutations(range(3)))
-    assert len(found) == 36
-    for a, _, b, _, c in found:
+    assert len(equations) == 36
+    for a, _, b, _, c in equations:
         assert permutations[c] == tuple(permutations[a][permutations[b][i]] for i in range(3))
-    by_pair = {(a, b): c for a, _, b, _, c in found.tolist()}
+    by_pair = {(a, b): c for a, _, b, _, c in equations.tolist()}
     assert any(by_pair[a, b] != by_pair[b, a] for a, b in by_pair)  # S3 isn't commutative
     for a, b, c in itertools.product(range(6), repeat=3):
         assert by_pair[by_pair[a, b], c] == by_pair[a, by_pair[b, c]]
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.93])
-def test_a_run_learns_from_its_share_and_is_held_to_the_rest(fraction):
+def test_equations_are_split_into_training_share_and_validation(fraction):
     config = ArithmeticConfig("add", 13, fraction)
     train, validation = arithmetic.split(config, 5)
     assert len(train) == round(fraction * 169)
@@ -51,7 +51,7 @@ def test_a_run_learns_from_its_share_and_is_held_to_the_rest(fraction):
     assert set(train) != set(other)
 
 
-def test_a_larger_share_holds_the_smaller():
+def test_a_larger_training_share_contains_the_smaller():
     small, large = (set(arithmetic.split(ArithmeticConfig("add", 13, f), 0).train) for f in (0.2, 0.6))
     assert small < large
 
@@ -74,7 +74,7 @@ def test_batches_are_a_function_of_seed_and_step_drawn_with_replacement():
 
 
 @pytest.mark.parametrize("operation, sign, modulus", [("add", "+", 7), ("divide", "/", 7), ("permute", "*", 3)])
-def test_prepared_it_reads_as_equations(tmp_path, operation, sign, modulus):
+def test_prepared_data_decode_to_equations(tmp_path, operation, sign, modulus):
     data = DataConfig(corpus="arithmetic", sequence_length=4, arithmetic=ArithmeticConfig(operation, modulus))
     index = prepare(data, tmp_path, lambda line: None)
     assert index.fingerprint == str(fingerprint(data))
@@ -82,13 +82,13 @@ def test_prepared_it_reads_as_equations(tmp_path, operation, sign, modulus):
     documents = list(index.documents("train", arithmetic.DOMAIN))
     np.testing.assert_array_equal(documents, arithmetic.equations(data.arithmetic))
     tokenizer = load(tmp_path / "main" / "tokenizer.json", arithmetic.EOS)
-    a, said, _, equals, _ = tokenizer.decode(documents[5]).split()
-    assert (said, equals) == (sign, "=")
+    a, operator, _, equals, _ = tokenizer.decode(documents[5]).split()
+    assert (operator, equals) == (sign, "=")
     np.testing.assert_array_equal(tokenizer.encode([tokenizer.decode(documents[5])])[0], documents[5])
     assert a == {"permute": "012"}.get(operation, "0")
 
 
-def test_another_share_is_the_same_data_and_another_run():
+def test_the_training_share_changes_the_run_id_and_not_the_data():
     def run(**changes):
         values = {"operation": "add", "modulus": 7} | changes
         data = {"corpus": "arithmetic", "sequence_length": 4, "batch_size": 8, "arithmetic": values}
@@ -115,7 +115,7 @@ def test_another_share_is_the_same_data_and_another_run():
         ({"operation": "permute"}, "config.modulus = 7: needs a whole number from 2 to 6"),
     ],
 )
-def test_what_leaves_no_equation_is_refused(changes, words):
+def test_invalid_arithmetic_settings_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
         from_config_dict(ArithmeticConfig, {"modulus": 7} | changes)
 
@@ -127,7 +127,7 @@ def test_what_leaves_no_equation_is_refused(changes, words):
         ({"probe": {"final_states": {"metrics": ("isoscore",)}}}, "config.probe.final_states.metrics"),
     ],
 )
-def test_a_run_that_fits_no_equation_is_refused(changes, words):
+def test_run_settings_that_do_not_fit_equations_are_refused(changes, words):
     values = {
         "tokens": 3200,
         "data": {"corpus": "arithmetic", "sequence_length": 4, "batch_size": 8},

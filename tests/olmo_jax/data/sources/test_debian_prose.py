@@ -61,19 +61,19 @@ def cache(tmp_path, monkeypatch):
 
 @needs_dpkg
 def test_documents_are_files_and_groups_of_entries(cache):
-    found = {e.id: e for e in debian_prose.examples(1.0)}
-    assert len(found) == 6 + 2
-    assert found["new-doc/usr/share/doc/n/1.html"].text == (
+    documents = {e.id: e for e in debian_prose.examples(1.0)}
+    assert len(documents) == 6 + 2
+    assert documents["new-doc/usr/share/doc/n/1.html"].text == (
         "The first paragraph of page two says that cafés & bars are open until the night.\n\n"
         "The item of a list of page two is a paragraph as well as the others are."
     )
-    first = found["sayings/usr/games/all.gz/00000"]
+    first = documents["sayings/usr/games/all.gz/00000"]
     assert first.domain == "sayings" and len(first.text.split("\n\n")) == 50
-    assert "list of page one" not in found["sayings/usr/games/all.gz/00001"].text
+    assert "list of page one" not in documents["sayings/usr/games/all.gz/00001"].text
 
 
 @needs_dpkg
-def test_the_cap_holds_for_each_domain_and_begins_the_same(cache):
+def test_the_cap_applies_per_domain_and_keeps_the_first_documents(cache):
     whole, capped = ({e.id: e for e in debian_prose.examples(cap)} for cap in (1.0, 0.0005))
     assert 0 < len(capped) < len(whole) and capped.items() <= whole.items()
     size = collections.Counter()
@@ -90,18 +90,18 @@ def test_a_long_file_is_cut_between_paragraphs(cache, monkeypatch):
 
 
 @needs_dpkg
-def test_built_it_is_the_same_and_its_sources_are_the_files(cache, tmp_path):
+def test_corpus_is_reproducible_and_its_sources_are_the_package_files(cache, tmp_path):
     corpus = build(DataConfig(corpus="debian_prose", max_megabytes=1.0), tmp_path / "corpus")
     assert len(corpus) == 8
     assert sorted(corpus) == sorted((e.domain, e.text) for e in debian_prose.examples(1.0))
-    found = debian_prose.sources(1.0)
+    sources = debian_prose.sources(1.0)
     deb = cache / "new-doc_1%3a2-3_all.deb"
-    assert found[f"manual/{deb.name}"] == hashlib.sha256(deb.read_bytes()).hexdigest()
-    assert found["debian_prose"] == debian_prose.VERSION and found["max_megabytes"] == "1.0"
+    assert sources[f"manual/{deb.name}"] == hashlib.sha256(deb.read_bytes()).hexdigest()
+    assert sources["debian_prose"] == debian_prose.VERSION and sources["max_megabytes"] == "1.0"
 
 
 @needs_dpkg
-def test_broken_and_empty_packages(cache, monkeypatch):
+def test_broken_and_empty_packages_are_refused(cache, monkeypatch):
     deb = cache / "new-doc_1%3a2-3_all.deb"
     deb.write_bytes(deb.read_bytes()[:300])
     with pytest.raises(DataError, match=r"new-doc.*can't be unpacked \(dpkg-deb: error.*remove it"):
@@ -115,7 +115,7 @@ def test_broken_and_empty_packages(cache, monkeypatch):
         list(debian_prose.examples(1.0))
 
 
-def test_without_apt_get_it_says_so_in_a_line(tmp_path, monkeypatch):
+def test_missing_apt_get_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("OLMO_JAX_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
@@ -125,14 +125,14 @@ def test_without_apt_get_it_says_so_in_a_line(tmp_path, monkeypatch):
     assert "\n" not in str(raised.value)
 
 
-def test_pod():
+def test_pod_markup_becomes_prose():
     text = (
         "=head1 NAME\n\nSee L<the page|perlop/x>, C<< $a <=> $b >>, I<not B<this>>X<index>\nE<lt>C</(?<=a)/>\n\n  x\n"
     )
     assert markup.pod(text) == ["See the page, $a <=> $b, not this </(?<=a)/"]
 
 
-def test_dictionaries():
+def test_dictionary_files_become_entries():
     first = 'Affect \\Af*fect"\\, v. t. [imp. {Affected}; [L. ad] x]\n   1. To act upon.\n      [1913 Webster]\n\n'
     (group,) = markup.dictd_entries(first + "Affy \\A\\\n")
     assert markup.plain(group) == ["Affect, v. t. To act upon.", "Affy,"]
@@ -140,7 +140,7 @@ def test_dictionaries():
     assert markup.wordnet_entries(f"  1 The licence | of it\n{line}") == ['ice cream: a frozen dessert; "two scoops"']
 
 
-def test_metamath_comments():
+def test_metamath_comments_become_prose():
     text = (
         "$( The class ` A ` is a _set_ by ~ elex .\n (Contributed by N M, 5-Jan-2013.)\n  $)\n elex $p |- x $= abc $.\n"
     )
@@ -148,12 +148,12 @@ def test_metamath_comments():
 
 
 def compressed(text):
-    """What `compress` could have made of fewer than 250 bytes, after its header: a code of nine bits for each."""
+    """Return fewer than 250 bytes as `compress` could encode them after its header: one nine-bit code per byte."""
     codes = sum(byte << 9 * i for i, byte in enumerate(text.encode()))
     return codes.to_bytes(-(-9 * len(text) // 8), "little")
 
 
-def test_bible_blocks():
+def test_compressed_bible_text_is_unpacked_into_chapters():
     verses = "".join(f"Ge{chapter}:{n} And it was so.\n" for chapter in (1, 2) for n in range(1, 4))
     blocks = [compressed(half) for half in (verses[:50], verses[50:])]
     starts = (0x5C + 8, 0x5C + 8 + len(blocks[0]))
@@ -164,13 +164,13 @@ def test_bible_blocks():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get isn't here")
-def test_the_real_packages():
-    """Fetches what isn't kept yet."""
+def test_real_debian_packages_give_the_expected_corpus():
+    """Fetches packages that aren't cached yet."""
     assert list(debian_prose.MEGABYTES) == list(debian_prose.DOMAINS)
-    found = list(debian_prose.examples(0.3))
-    assert len({e.id for e in found}) == len(found)
+    documents = list(debian_prose.examples(0.3))
+    assert len({e.id for e in documents}) == len(documents)
     size, paragraphs, marked = collections.Counter(), collections.Counter(), collections.Counter()
-    for example in found:
+    for example in documents:
         size[example.domain] += len(example.text.encode())
         for paragraph in example.text.split("\n\n"):
             assert prose.as_prose(paragraph, debian_prose.MIN_WORDS) == paragraph
@@ -178,7 +178,7 @@ def test_the_real_packages():
             marked[example.domain] += bool(re.search(r"</\w|\b[BCFIL]<|&[a-z]+;", paragraph))
     assert size.keys() == debian_prose.DOMAINS.keys()
     assert all(0.15e6 < total <= 0.3e6 for total in size.values()), size
-    # Manuals of markup speak of it.
+    # Manuals of markup languages contain markup.
     assert all(marked[domain] < 0.01 * paragraphs[domain] for domain in paragraphs), (marked, paragraphs)
 
 

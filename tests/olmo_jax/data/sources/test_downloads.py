@@ -22,7 +22,7 @@ esac
 
 @pytest.fixture
 def apt(tmp_path, monkeypatch):
-    """Writes an apt-get that gives some content for new-doc; the cache is tmp_path/cache."""
+    """A function that writes an apt-get which delivers the given content for new-doc; the cache is tmp_path/cache."""
 
     def write(content=CONTENT):
         script = tmp_path / "bin/apt-get"
@@ -35,25 +35,25 @@ def apt(tmp_path, monkeypatch):
     return write
 
 
-def test_the_first_package_that_apt_knows_is_fetched_and_kept(apt, tmp_path):
+def test_the_first_available_package_is_fetched_and_cached(apt, tmp_path):
     apt()
     path = downloads.debian_package(("old-doc", "new-doc"), "this test")
     assert path == tmp_path / "cache/new-doc_1%3a3_all.deb" and path.read_text() == CONTENT
-    asked = (tmp_path / "log").read_text()
+    requests = (tmp_path / "log").read_text()
     assert downloads.debian_package(("old-doc", "new-doc"), "this test") == path
-    assert (tmp_path / "log").read_text() == asked
+    assert (tmp_path / "log").read_text() == requests
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_what_is_kept_goes_before_what_apt_knows(apt, tmp_path):
+def test_cached_packages_take_precedence_over_apt(apt, tmp_path):
     apt()
-    kept = tmp_path / "cache/older-doc_1_all.deb"
-    kept.parent.mkdir()
-    kept.touch()
-    assert downloads.debian_package(("new-doc", "older-doc"), "this test") == kept
+    cached = tmp_path / "cache/older-doc_1_all.deb"
+    cached.parent.mkdir()
+    cached.touch()
+    assert downloads.debian_package(("new-doc", "older-doc"), "this test") == cached
 
 
-def test_unknown_packages(apt, tmp_path):
+def test_unknown_packages_are_named(apt, tmp_path):
     apt()
     with pytest.raises(
         DataError, match=r"this test needs the package a-doc or b-doc, and .*`apt-get update`"
@@ -62,14 +62,14 @@ def test_unknown_packages(apt, tmp_path):
     assert str(tmp_path / "cache") in str(raised.value)
 
 
-def test_other_contents_are_refused(apt, tmp_path):
+def test_contents_with_another_checksum_are_refused(apt, tmp_path):
     apt("something else")
     with pytest.raises(DataError, match=f"new-doc.*has SHA-256 .*not {SHA256[:12]}"):
         downloads.debian_package(("new-doc",), "this test")
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_client_that_fails_or_is_missing(tmp_path):
+def test_a_failing_or_missing_client_is_reported(tmp_path):
     with pytest.raises(DataError, match=r"this: `sh -c echo no >&2; exit 3 ...` failed: no; check the network"):
         downloads.run(["sh", "-c", "echo no >&2; exit 3"], "this")
     assert downloads.run(["sh", "-c", "echo yes; exit 3"], "this", may_fail=True) == "yes\n"
@@ -77,7 +77,7 @@ def test_a_client_that_fails_or_is_missing(tmp_path):
         downloads.run(["no-such-client"], "this")
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("OLMO_JAX_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match="set OLMO_JAX_CACHE"):

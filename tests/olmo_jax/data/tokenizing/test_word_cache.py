@@ -12,7 +12,7 @@ from olmo_jax.data.tokenizing import word_cache
 from olmo_jax.data.tokenizing.word_cache import WordCache, suits
 
 CODE = Path(__file__).read_text(encoding="utf-8")
-# What a wrong cut would show in: contractions, runs of white space of every kind, letters and marks that aren't ASCII.
+# Texts on which a wrong split would show: contractions, all kinds of white space, non-ASCII letters and marks.
 SPACES = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "\x0b", "\x1c", "\x85", "\xa0", "\u2003"]
 LETTERS = ["a", "Z", "é", "e\u0301", "ß", "ǅ", "東京", "7", "٣", "½"]
 NASTY = [*SPACES, *LETTERS, "'", "'s", "'ll", "don't", "('s", "_", "(", "::", "~", "\x7f", "\0", "🐈\u200d⬛", "\ufeff"]
@@ -37,12 +37,12 @@ def parts(tokenizer):
 
 @given(st.lists(st.lists(st.sampled_from(NASTY) | st.text(max_size=2), max_size=30).map("".join), max_size=4))
 @settings(max_examples=400, deadline=None)
-def test_tokens_are_those_of_whole_texts(whole, texts):
+def test_cached_words_give_the_tokens_of_whole_texts(whole, texts):
     for tokens_L, expected_L in zip(WordCache(whole).encode(texts), whole(texts), strict=True):
         np.testing.assert_array_equal(tokens_L, expected_L)
 
 
-def test_tokens_of_code_of_prose_and_of_the_special_token(tokenizer, whole):
+def test_cached_words_match_on_code_prose_and_the_special_token(tokenizer, whole):
     texts = [
         CODE,
         "It's 'so' - she'll say: \"we've\n\n  been there\"  ",
@@ -57,20 +57,20 @@ def test_tokens_of_code_of_prose_and_of_the_special_token(tokenizer, whole):
             np.testing.assert_array_equal(tokens_L, expected_L)
 
 
-def test_a_word_is_tokenised_once_while_it_is_kept(whole, monkeypatch):
-    asked = []
-    cache = WordCache(lambda texts: asked.extend(texts) or whole(texts))
+def test_a_cached_word_is_tokenised_once(whole, monkeypatch):
+    tokenised = []
+    cache = WordCache(lambda texts: tokenised.extend(texts) or whole(texts))
     cache.encode(["the cat sat", "the cat sat"])
     cache.encode(["the cat ran"])
-    assert sorted(asked) == [" cat", " ran", " sat", "the"]
+    assert sorted(tokenised) == [" cat", " ran", " sat", "the"]
     monkeypatch.setattr(word_cache, "_MOST_BYTES", 0)
     cache.encode(["a cat"])
     (tokens_L,) = cache.encode(["the cat"])
-    assert asked.count(" cat") == 2
+    assert tokenised.count(" cat") == 2
     np.testing.assert_array_equal(tokens_L, whole(["the cat"])[0])
 
 
-def test_only_tokenizers_that_divide_texts_like_gpt_2_are_suited(tokenizer):
+def test_only_tokenizers_with_gpt_2_pre_tokenisation_use_the_cache(tokenizer):
     assert suits(parts(tokenizer))
 
     def changed(change):

@@ -14,18 +14,18 @@ ORDINARY = [
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_ordinary_text_stays_as_it_is(text):
+def test_ordinary_text_is_unchanged(text):
     assert list(bounded(text)) == [text]
 
 
-def test_the_vocabulary_of_ordinary_text_is_the_same():
+def test_cutting_long_words_keeps_the_vocabulary_of_ordinary_text():
     plain = train_bpe(ORDINARY, 600, EOS)
     assert train_bpe((part for text in ORDINARY for part in bounded(text)), 600, EOS).sha256 == plain.sha256
 
 
 @pytest.mark.parametrize("unit", ["ACGT", "7", "-=", " ", " \n", "東", "½"])
 @pytest.mark.parametrize("around", [("", ""), ("words before ", " and after")])
-def test_long_words_are_cut_and_nothing_is_lost(unit, around):
+def test_long_words_are_cut_without_loss(unit, around):
     text = around[0] + unit * (5 * LONGEST) + around[1]
     parts = list(bounded(text))
     assert "".join(parts) == text

@@ -1,4 +1,4 @@
-"""Jobs are `eval`, so that an item says what is done with it."""
+"""Parallel workers. The job is `eval`, so that each item is the code to run."""
 
 import contextlib
 import itertools
@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).parents[4]
 
 
 def results(items, processes=2, few=0):
-    with contextlib.closing(in_order(eval, items, processes, few)) as found:
-        yield from found
+    with contextlib.closing(in_order(eval, items, processes, few)) as received:
+        yield from received
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -29,33 +29,33 @@ def test_results_come_in_the_order_of_the_items(processes):
     assert list(results(slow, processes)) == list(range(20))
 
 
-def test_no_items():
+def test_no_items_give_no_results():
     assert list(results([])) == []
 
 
-@pytest.mark.parametrize(("processes", "few", "here"), [(1, 0, True), (3, 4, True), (3, 3, False)])
-def test_few_items_are_worked_on_here(processes, few, here):
+@pytest.mark.parametrize(("processes", "few", "in_parent"), [(1, 0, True), (3, 4, True), (3, 3, False)])
+def test_few_items_are_processed_in_the_parent(processes, few, in_parent):
     pids = set(results(["__import__('os').getpid()"] * 3, processes, few))
-    assert (pids == {os.getpid()}) == here
+    assert (pids == {os.getpid()}) == in_parent
 
 
-def test_each_process_works_on_one_core_and_there_are_no_more_than_asked_for():
+def test_processes_use_one_core_each_up_to_the_requested_number():
     item = "__import__('time').sleep(.02) or (__import__('os').getpid(), __import__('os').environ['RAYON_NUM_THREADS'])"
-    found = set(results([item] * 12))
-    assert len(found) == 2 and {threads for _, threads in found} == {"1"}
+    received = set(results([item] * 12))
+    assert len(received) == 2 and {threads for _, threads in received} == {"1"}
     assert cores() >= 1
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_first_error_in_order_is_raised_after_what_precedes_it(processes):
+def test_the_first_error_is_raised_after_the_preceding_results(processes):
     def items():
         yield from ["0", "__import__('time').sleep(.1) or 1", "1 / 0", "undefined"]
         raise DataError("unreadable")
 
-    found = results(items(), processes)
-    assert [next(found), next(found)] == [0, 1]
+    received = results(items(), processes)
+    assert [next(received), next(received)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
-        next(found)
+        next(received)
 
 
 def test_an_error_holds_no_view_of_a_buffer():
@@ -68,41 +68,41 @@ def test_an_error_holds_no_view_of_a_buffer():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_error_of_reading_is_raised_in_its_turn(processes):
+def test_a_read_error_is_raised_in_order(processes):
     def items():
         yield from "01234"
         raise DataError("unreadable")
 
-    found = []
+    received = []
     with pytest.raises(DataError, match="unreadable"):
-        found.extend(results(items(), processes))
+        received.extend(results(items(), processes))
     reading = results(items(), processes)
     assert list(itertools.islice(reading, 5)) == list(range(5))
 
 
-def test_no_more_is_read_than_is_worked_on_soon():
+def test_reading_stays_a_bounded_number_of_items_ahead():
     read = itertools.count()
-    found = results((str(next(read)) for _ in range(1000)), 2)
-    assert next(found) == 0
+    received = results((str(next(read)) for _ in range(1000)), 2)
+    assert next(received) == 0
     assert next(read) < 20
-    found.close()
+    received.close()
 
 
-def test_a_killed_process_is_told_in_one_line():
+def test_a_killed_process_is_reported_in_one_line():
     with pytest.raises(DataError, match=r"ended \(SIGKILL\), as for lack of memory") as raised:
         list(results(["__import__('os').kill(__import__('os').getpid(), 9)", "1", "2"]))
     assert "\n" not in str(raised.value)
 
 
-def test_processes_end_with_a_reader_that_stops():
-    found = results(["__import__('os').getpid()"] + ["__import__('time').sleep(60)"] * 5)
-    pid = next(found)
-    found.close()
+def test_processes_end_when_the_reader_stops():
+    received = results(["__import__('os').getpid()"] + ["__import__('time').sleep(60)"] * 5)
+    pid = next(received)
+    received.close()
     assert ended(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_processes_end_with_their_parent_in_the_middle_of_work(number):
+def test_processes_end_when_the_parent_is_killed(number):
     code = (
         "from olmo_jax.data.tokenizing.workers import in_order; pid = '__import__(\"os\").getpid()'\n"
         "for x in in_order(eval, [pid, *['__import__(\"time\").sleep(60)'] * 6], 2, 0): print(x, flush=True)"

@@ -1,4 +1,4 @@
-"""The table of effects on suites whose effects are known."""
+"""The table of effects on synthetic suites with known effects."""
 
 import dataclasses
 import math
@@ -42,100 +42,104 @@ def measured(suite, rank, loss, seed=0):
     return suite.assign(**{RANK: ranks, FIXED_RANK: ranks, LOSS: 5 + loss(batch, decay, final) + noise[1] / 10})
 
 
-def by_claim(found):
-    return {(d.claim, d.metric): d for d in found}
+def by_claim(results):
+    return {(d.claim, d.metric): d for d in results}
 
 
 def test_planted_effects_are_found_with_their_size_and_sign(suite):
     table = measured(suite, lambda b, d, f: 2 * b + 4 * d - 30 * f, lambda b, d, f: 0.2 * b**2 + 5 * f)
-    found = by_claim(effects(table))
-    batch = found["a larger batch raises R(W)", RANK]
+    results = by_claim(effects(table))
+    batch = results["a larger batch raises R(W)", RANK]
     assert batch.verdict == "agrees"
     assert batch.effect == pytest.approx(8, abs=0.6)  # 32 to 512 is a factor of 2^4
     assert batch.low < batch.effect < batch.high
     assert batch.n == 6
     assert batch.effect_in_seed_sd == pytest.approx(16, rel=0.4)
-    decay = found["stronger weight decay keeps R(W) high", RANK]
+    decay = results["stronger weight decay keeps R(W) high", RANK]
     assert (decay.verdict, decay.effect) == ("agrees", pytest.approx(4 * math.log10(50), abs=0.9))
-    annealing = found["weaker annealing keeps R(W) high", RANK]
+    annealing = results["weaker annealing keeps R(W) high", RANK]
     assert (annealing.verdict, annealing.effect) == ("disagrees", pytest.approx(-3, abs=0.9))
-    assert found["weaker annealing gives a worse loss", LOSS].effect == pytest.approx(0.5, abs=0.1)
-    valley = found["loss is U-shaped in batch size", LOSS]
+    assert results["weaker annealing gives a worse loss", LOSS].effect == pytest.approx(0.5, abs=0.1)
+    valley = results["loss is U-shaped in batch size", LOSS]
     assert (valley.verdict, valley.effect) == ("agrees", pytest.approx(0.8, abs=0.15))
 
 
-def test_what_falls_all_the_way_is_no_valley(suite):
+def test_a_monotonic_decrease_is_no_valley(suite):
     table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0.3 * b)
     valley = by_claim(effects(table))["loss is U-shaped in batch size", LOSS]
     assert valley.effect < 0
     assert valley.verdict == "disagrees"
 
 
-def test_noise_alone_is_mostly_unclear(suite):
-    """Five per cent of the claims are taken for sure where there is nothing."""
+def test_noise_gives_mostly_unclear_verdicts(suite):
+    """Without any effect, about five per cent of the claims get a definite verdict."""
     verdicts = []
     for seed in range(16):
-        found = effects(measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0 * b, seed))
-        verdicts += [d.verdict for d in found if d.metric == RANK and d.n]
+        results = effects(measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0 * b, seed))
+        verdicts += [d.verdict for d in results if d.metric == RANK and d.n]
     assert np.mean([v == "unclear" for v in verdicts]) > 0.88
 
 
-def test_diverged_runs_and_ablations_stay_out(suite):
+def test_diverged_runs_and_ablations_are_excluded(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
     wild = table["config.optimizer.weight_decay"] > 20
     table.loc[wild, [RANK, FIXED_RANK]] = 1e6
     table.loc[wild, "diverged_at"] = 3
     table.loc[table["config.name"] == "4m-tied", RANK] = -1e6
-    found = by_claim(effects(table))["stronger weight decay keeps R(W) high", RANK]
-    assert abs(found.effect) < 2
+    results = by_claim(effects(table))["stronger weight decay keeps R(W) high", RANK]
+    assert abs(results.effect) < 2
 
 
-def test_without_replicates_there_is_no_noise_to_measure_by(suite):
+def test_without_replicates_effects_have_no_seed_sd(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
-    alone = table[table["config.init_seed"] == 0]
-    found = by_claim(effects(alone))["a larger batch raises R(W)", RANK]
-    assert math.isnan(found.effect_in_seed_sd)
-    assert math.isfinite(found.effect)
+    first_seed = table[table["config.init_seed"] == 0]
+    results = by_claim(effects(first_seed))["a larger batch raises R(W)", RANK]
+    assert math.isnan(results.effect_in_seed_sd)
+    assert math.isfinite(results.effect)
 
 
-def test_missing_configurations_leave_their_sizes_out(suite):
+def test_sizes_with_missing_configurations_are_excluded(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
     default = np.isclose(table["config.optimizer.weight_decay"], 4.58) & (table["config.tokens"] == 81_920)
-    gone = default & (table["config.data.batch_size"] == 4) & (table["config.name"] == "8m")
+    missing = default & (table["config.data.batch_size"] == 4) & (table["config.name"] == "8m")
     largest = (table["config.optimizer.weight_decay"] > 20) & (table["config.name"] == "13m")
-    found = by_claim(effects(table[~gone & ~largest]))
-    assert found["loss is U-shaped in batch size", LOSS].n == 5
-    assert found["stronger weight decay keeps R(W) high", RANK].n == 5
-    assert found["a larger batch raises R(W)", RANK].n == 6
+    results = by_claim(effects(table[~missing & ~largest]))
+    assert results["loss is U-shaped in batch size", LOSS].n == 5
+    assert results["stronger weight decay keeps R(W) high", RANK].n == 5
+    assert results["a larger batch raises R(W)", RANK].n == 6
 
 
-def test_a_rule_for_the_learning_rate_is_no_other_setting(suite):
+def test_a_learning_rate_rule_does_not_count_as_another_setting(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
     rate = table["config.optimizer.learning_rate"] * np.sqrt(table["config.data.batch_size"] / 4)
     batch = by_claim(effects(table.assign(**{"config.optimizer.learning_rate": rate})))
     assert batch["a larger batch raises R(W)", RANK].effect == pytest.approx(8, abs=0.6)
 
 
-def test_a_sign_that_changes_with_size_is_told_from_one_that_does_not(suite):
+def test_a_sign_change_with_size_is_detected(suite):
     size = np.log2(suite["parameters_non_embedding"] / suite["parameters_non_embedding"].median())
     table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: d * (0.3 * size + 0.02))
-    found = {d.claim.split(" (")[0]: d for d in effects(table)}["weight decay's effect on loss changes sign with size"]
-    assert found.verdict == "agrees"
-    assert found.effect == pytest.approx(0.3 * math.log10(50), rel=0.2)
+    results = {d.claim.split(" (")[0]: d for d in effects(table)}[
+        "weight decay's effect on loss changes sign with size"
+    ]
+    assert results.verdict == "agrees"
+    assert results.effect == pytest.approx(0.3 * math.log10(50), rel=0.2)
     table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: d * (0.3 * size + 3))
-    found = {d.claim.split(" (")[0]: d for d in effects(table)}["weight decay's effect on loss changes sign with size"]
-    assert found.verdict == "disagrees"
+    results = {d.claim.split(" (")[0]: d for d in effects(table)}[
+        "weight decay's effect on loss changes sign with size"
+    ]
+    assert results.verdict == "disagrees"
 
 
-def test_a_table_of_something_else_is_refused(suite):
+def test_a_table_of_another_sweep_is_refused(suite):
     table = measured(suite, lambda b, d, f: b, lambda b, d, f: b).assign(**{"config.name": "mine"})
     with pytest.raises(AnalysisError, match="no finished run of 4m"):
         effects(table)
 
 
-def test_the_markdown_has_a_line_a_claim(suite):
-    found = effects(measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b))
-    lines = as_markdown(found).splitlines()
-    assert len(lines) == 2 + len(found)
+def test_the_markdown_has_one_line_per_claim(suite):
+    results = effects(measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b))
+    lines = as_markdown(results).splitlines()
+    assert len(lines) == 2 + len(results)
     assert all(line.count("|") == 8 for line in lines)
     assert lines[-1].endswith("untestable |")

@@ -1,4 +1,4 @@
-"""Paper A's suite: which runs it has, that reducing it keeps what it says it keeps, and its resolved plans.
+"""Paper A's suite: its runs, what the reduced suite preserves, and its resolved plans.
 
 `python tests/sweeps/studies/paper_a/test_paper.py` writes the golden files anew: look at what
 changed before you commit it.
@@ -28,19 +28,19 @@ def plan_of(argument):
 
 
 def resolved(plan):
-    """Every value of every run: what all share once, then what a cohort's runs share, then what tells them apart."""
+    """Return every value of every run: values common to all, then those common to a cohort, then those of each run."""
     runs = [[leaves(dataclasses.asdict(run.config)) for run in cohort.runs] for cohort in plan.cohorts]
     common = shared([values for cohort in runs for values in cohort])
     cohorts = []
     for cohort, values in zip(plan.cohorts, runs, strict=True):
-        here = shared([less(v, common) for v in values])
-        own = [less(less(v, common), here) for v in values]
+        in_cohort = shared([less(v, common) for v in values])
+        per_run = [less(less(v, common), in_cohort) for v in values]
         steps = [
             {"steps": run.config.total_steps, "dose": float(f"{total_weight_decay(run.config):.4g}")}
             for run in cohort.runs
         ]
-        rows = [o | s for o, s in zip(own, steps, strict=True)]
-        cohorts.append({"segments": len(cohort.segment_ends), "shared": here, "runs": rows})
+        rows = [o | s for o, s in zip(per_run, steps, strict=True)]
+        cohorts.append({"segments": len(cohort.segment_ends), "shared": in_cohort, "runs": rows})
     return {"shared": common, "cohorts": cohorts, "notes": list(plan.notes)}
 
 
@@ -62,12 +62,12 @@ def plans():
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_the_resolved_plan_is_the_golden_one(plans, name):
+def test_the_resolved_plan_matches_the_golden_file(plans, name):
     assert as_text(plans[name]) == (GOLDEN / f"paper-{name}.json").read_text(), "see this file's first lines"
 
 
 @pytest.mark.parametrize("scale", ["paper", "gpu", "cpu"])
-def test_108_distinct_runs_of_6_sizes_and_18_configurations(plans, scale):
+def test_the_suite_has_108_runs_of_6_sizes_and_18_configurations(plans, scale):
     plan = plans[scale]
     assert len({run.id for run in plan.runs}) == len(plan.runs) == 108
     sizes = collections.Counter((run.config.name, run.config.model) for run in plan.runs)
@@ -77,7 +77,7 @@ def test_108_distinct_runs_of_6_sizes_and_18_configurations(plans, scale):
 
 
 @pytest.mark.parametrize("scale", ["gpu", "cpu"])
-def test_a_reduced_suite_keeps_ratios_doses_and_steps(plans, scale):
+def test_a_reduced_suite_keeps_ratios_cumulative_weight_decay_and_steps(plans, scale):
     """Run by run: the same point of the grid in full and reduced."""
     full, small = plans["paper"].runs, plans[scale].runs
     for field in (
@@ -89,13 +89,13 @@ def test_a_reduced_suite_keeps_ratios_doses_and_steps(plans, scale):
         ratios = [field(a.config) / field(b.config) for a, b in zip(full, small, strict=True)]
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
     doses = [(total_weight_decay(a.config), total_weight_decay(b.config)) for a, b in zip(full, small, strict=True)]
-    # Of 20 steps none is warm-up, and the sum of the cosine is coarse.
+    # 20 steps have no warm-up, and the sum of the cosine is coarse.
     assert all(b == pytest.approx(a, rel=0.05) for a, b in doses)
     assert min(run.config.total_steps for run in small) >= 20
     assert any("untestable" in note for note in plans[scale].notes)
 
 
-def test_the_default_dose_is_that_of_methods(plans):
+def test_default_cumulative_weight_decay_matches_the_methods_document(plans):
     assert total_weight_decay(plans["paper"].runs[4].config) == pytest.approx(4, rel=0.05)
 
 
@@ -131,7 +131,7 @@ def test_all_seeds_replicate_every_configuration():
     assert len(more.runs) == 216 + 6 * 3
 
 
-def test_a_text_of_ones_own_takes_the_place_of_the_built_in_one():
+def test_a_users_text_replaces_the_built_in_corpus():
     plan = plan_of("gpu,text=pile/*.jsonl.zst,tokenizer=neox.json,corpus,other=code/*.txt")
     data = {run.config.data.name: run.config.data for run in plan.runs}
     assert data["main"].files == ("pile/*.jsonl.zst",)
@@ -152,7 +152,7 @@ def test_a_text_of_ones_own_takes_the_place_of_the_built_in_one():
         ("cpu,other=a.txt", "is the text of the option corpus"),
     ],
 )
-def test_an_argument_that_is_none_is_refused(argument, words):
+def test_an_unknown_argument_is_refused(argument, words):
     with pytest.raises(ConfigError, match=words):
         paper.get_config(argument)
 

@@ -1,4 +1,4 @@
-"""Verdicts on sweeps made up so that the answer is known."""
+"""Verdicts on synthetic sweeps with a known answer."""
 
 import math
 
@@ -20,7 +20,7 @@ def table_of(runs, corpus):
 
 
 def grokking(drop=4.0, tied=True, groks=8, stays=2, seed=0):
-    """Runs that grok each at a time of its own; the metric drops with them, or at another's time."""
+    """Return runs that grok at different times; the metric drops at that time (`tied`) or at that of another run."""
     random = np.random.default_rng(seed)
     times = random.uniform(1200, 3200, groks)
     falls = times if tied else np.roll(times, groks // 2)
@@ -51,25 +51,25 @@ def grokking(drop=4.0, tied=True, groks=8, stays=2, seed=0):
         ({"groks": 0}, "untestable"),
     ],
 )
-def test_grokking(how, verdict):
+def test_grokking_claim_verdicts(how, verdict):
     curves = grokking(**how)
-    (found,) = claims(table_of(curves, "arithmetic"), curves)
-    assert (found.name, found.verdict) == ("grokking", verdict), found.sentence
-    assert found.column == METRIC
-    assert list(found.signals.columns) == SIGNALS
+    (outcome,) = claims(table_of(curves, "arithmetic"), curves)
+    assert (outcome.name, outcome.verdict) == ("grokking", verdict), outcome.sentence
+    assert outcome.column == METRIC
+    assert list(outcome.signals.columns) == SIGNALS
     if verdict == "agrees":
-        assert abs(found.estimate.estimate + 4) < 0.3
-        lead = found.signals.set_index("signal").loc[METRIC]
+        assert abs(outcome.estimate.estimate + 4) < 0.3
+        lead = outcome.signals.set_index("signal").loc[METRIC]
         assert lead["claimed"] and lead["low"] <= 100 <= lead["high"]
-        assert "8 of 10 runs grok" in found.sentence and "in 2 that memorise alone" in found.sentence
+        assert "8 of 10 runs grok" in outcome.sentence and "in 2 that memorise alone" in outcome.sentence
 
 
 def test_a_run_that_diverged_is_left_out():
     curves = grokking()
     table = table_of(curves, "arithmetic")
     table.loc[0, "diverged_at"] = 17
-    (found,) = claims(table, curves)
-    assert "7 of 9 runs grok" in found.sentence
+    (outcome,) = claims(table, curves)
+    assert "7 of 9 runs grok" in outcome.sentence
 
 
 def exhaustion(level=1500, stop=1500, runs=8):
@@ -95,10 +95,10 @@ def exhaustion(level=1500, stop=1500, runs=8):
     "how, verdict",
     [({}, "agrees"), ({"level": 3500, "stop": 500}, "disagrees"), ({"stop": 10**6}, "untestable")],
 )
-def test_exhaustion(how, verdict):
+def test_exhaustion_claim_verdicts(how, verdict):
     curves = exhaustion(**how)
-    (found,) = claims(table_of(curves, "python_packages"), curves)
-    assert (found.name, found.verdict) == ("exhaustion", verdict), found.sentence
+    (outcome,) = claims(table_of(curves, "python_packages"), curves)
+    assert (outcome.name, outcome.verdict) == ("exhaustion", verdict), outcome.sentence
 
 
 def course(run, seed, at, values, evaluation="finetune_code_lr0.001", target="code"):
@@ -106,13 +106,13 @@ def course(run, seed, at, values, evaluation="finetune_code_lr0.001", target="co
     return pd.DataFrame({"at": at, "seed": float(seed)} | values).assign(**rows)
 
 
-def shift_courses(own=-2.0, other=0.0, models=8):
+def shift_courses(fine_tuned=-2.0, other=0.0, models=8):
     random = np.random.default_rng(0)
     courses = []
     for i in range(models):
         for seed in (0, 1):
             values = {}
-            for text, moved in (("code", own), ("prose", other)):
+            for text, moved in (("code", fine_tuned), ("prose", other)):
                 noise = 0.05 * random.normal(size=3)
                 values[f"final_states.{text}/local_two_nn"] = np.array([8, 8 + moved / 2, 8 + moved]) + noise
                 values[f"final_states.{text}/local_two_nn_std"] = [2.0, 2.0, 2.0]
@@ -124,20 +124,20 @@ def shift_courses(own=-2.0, other=0.0, models=8):
     "how, verdict",
     [
         ({}, "agrees"),
-        ({"own": 2.0}, "disagrees"),
+        ({"fine_tuned": 2.0}, "disagrees"),
         ({"other": -2.0}, "disagrees"),
-        ({"own": 0.0}, "unclear"),
+        ({"fine_tuned": 0.0}, "unclear"),
         ({"models": 3}, "unclear"),
     ],
 )
-def test_shift(how, verdict):
+def test_shift_claim_verdicts(how, verdict):
     courses = shift_courses(**how)
-    (found,) = claims(table_of([f"run{i}" for i in range(8)], "python_packages"), {}, courses)
-    assert (found.name, found.verdict) == ("shift", verdict), found.sentence
-    assert found.evaluation == "finetune_code_lr0.001"
+    (outcome,) = claims(table_of([f"run{i}" for i in range(8)], "python_packages"), {}, courses)
+    assert (outcome.name, outcome.verdict) == ("shift", verdict), outcome.sentence
+    assert outcome.evaluation == "finetune_code_lr0.001"
 
 
-def test_a_shift_is_in_deviations_over_points_and_seeds_of_a_model_count_once():
+def test_shifts_are_in_standard_deviations_and_seeds_of_a_model_count_once():
     rows = shifts(shift_courses()).set_index("text")
     assert list(rows["n"]) == [8, 8] and list(rows["own"]) == [True, False]
     np.testing.assert_allclose(rows["shift"], [-1, 0], atol=0.05)  # 2 of a deviation of 2
@@ -162,13 +162,13 @@ def overfitting_courses(valley=200, turn=200, models=8):
     "how, verdict",
     [({}, "agrees"), ({"valley": -50}, "disagrees"), ({"models": 3}, "unclear"), ({"turn": 10**4}, "untestable")],
 )
-def test_overfitting(how, verdict):
+def test_overfitting_claim_verdicts(how, verdict):
     courses = overfitting_courses(**how)
-    (found,) = claims(table_of([f"run{i}" for i in range(8)], "python_packages"), {}, courses)
-    assert (found.name, found.verdict) == ("overfitting", verdict), found.sentence
+    (outcome,) = claims(table_of([f"run{i}" for i in range(8)], "python_packages"), {}, courses)
+    assert (outcome.name, outcome.verdict) == ("overfitting", verdict), outcome.sentence
 
 
-def test_without_an_experiment_there_is_no_claim():
+def test_without_an_experiment_no_claim_is_made():
     table = table_of(["run0"], "python_packages")
     plain = {"run0": pd.DataFrame({"step": STEPS, "loss": 1.0})}
     assert claims(table, plain) == [] and claims(table, plain, pd.DataFrame(columns=["evaluation"])) == []
@@ -182,85 +182,85 @@ def test_a_fine_tuning_that_diverged_is_left_out_and_counted():
     rows = shifts(courses).set_index("text")
     assert list(rows["n"]) == [6, 6]
     np.testing.assert_allclose(rows["shift"], [-1, 0], atol=0.05)
-    (found,) = claims(table_of([f"run{i}" for i in range(8)], "python_packages"), {}, courses)
-    assert found.verdict == "agrees" and "4 fine-tunings that diverged are left out" in found.sentence
+    (outcome,) = claims(table_of([f"run{i}" for i in range(8)], "python_packages"), {}, courses)
+    assert outcome.verdict == "agrees" and "4 fine-tunings that diverged are left out" in outcome.sentence
 
 
-def test_checkpoints_and_seeds_of_a_run_are_no_more_runs():
+def test_checkpoints_and_fine_tuning_seeds_do_not_count_as_runs():
     courses = shift_courses(models=2)
     more = pd.concat([courses.assign(step=step) for step in (50, 100, 150)])
     assert set(shifts(more)["n"]) == {2}
-    (found,) = claims(table_of(["run0", "run1"], "python_packages"), {}, more)
-    assert found.verdict == "unclear"
+    (outcome,) = claims(table_of(["run0", "run1"], "python_packages"), {}, more)
+    assert outcome.verdict == "unclear"
     many = pd.concat([overfitting_courses(models=2).assign(seed=float(seed)) for seed in range(5)])
-    (found,) = claims(table_of(["run0", "run1"], "python_packages"), {}, many)
-    assert found.estimate.n == 2 and found.verdict == "unclear"
+    (outcome,) = claims(table_of(["run0", "run1"], "python_packages"), {}, many)
+    assert outcome.estimate.n == 2 and outcome.verdict == "unclear"
 
 
-def test_a_valley_at_another_time_is_not_that_of_overfitting():
-    (found,) = claims(
+def test_a_valley_away_from_the_loss_minimum_disagrees_with_the_claim():
+    (outcome,) = claims(
         table_of([f"run{i}" for i in range(8)], "python_packages"), {}, overfitting_courses(valley=300, turn=60)
     )
-    assert found.verdict == "disagrees" and "has a valley, a share of 1.00" in found.sentence
+    assert outcome.verdict == "disagrees" and "has a valley, a share of 1.00" in outcome.sentence
 
 
-def test_runs_with_other_columns_and_without_a_row_are_no_obstacle():
+def test_runs_with_other_columns_or_without_a_row_are_tolerated():
     curves = grokking()
     curves["run0"]["layer_0.train/effective_rank"] = 1.0
     curves["run1"] = curves["run1"].rename(columns={METRIC: "layer_3.train/local_two_nn"})
     table = table_of(curves, "arithmetic")
-    (found,) = claims(table, curves)
-    assert len(found.rows) == 9 and "Left out, for it was measured fewer than 16 times: in 1 more" in found.sentence
+    (outcome,) = claims(table, curves)
+    assert len(outcome.rows) == 9 and "Left out, for it was measured fewer than 16 times: in 1 more" in outcome.sentence
     curves["run1"][METRIC] = curves["run2"][METRIC]
     curves["later"] = curves["run2"]
-    (found,) = claims(table, curves)
-    assert len(found.rows) == 10 and list(found.signals["signal"]) == [METRIC, "texts.train/loss"]
+    (outcome,) = claims(table, curves)
+    assert len(outcome.rows) == 10 and list(outcome.signals["signal"]) == [METRIC, "texts.train/loss"]
 
 
-def test_what_was_looked_at_too_seldom_has_no_verdict():
+def test_too_few_measurements_make_a_claim_untestable():
     few = {run: curve.iloc[:: len(STEPS) // 14][:15] for run, curve in exhaustion().items()}
-    (found,) = claims(table_of(few, "python_packages"), few)
-    assert (found.name, found.verdict) == ("exhaustion", "untestable")
+    (outcome,) = claims(table_of(few, "python_packages"), few)
+    assert (outcome.name, outcome.verdict) == ("exhaustion", "untestable")
     assert (
         "was measured 15 times in a run at most; a change shows in 16 or more: lower config.probe.every"
-        in found.sentence
+        in outcome.sentence
     )
     course = overfitting_courses()
     names = [f"run{i}" for i in range(8)]
-    (found,) = claims(table_of(names, "python_packages"), {}, course[course["at"] % 100 == 0])
-    assert (found.name, found.verdict) == ("overfitting", "untestable") and "measured 5 times" in found.sentence
-    assert "raise config.evaluation.finetune.points" in found.sentence
+    (outcome,) = claims(table_of(names, "python_packages"), {}, course[course["at"] % 100 == 0])
+    assert (outcome.name, outcome.verdict) == ("overfitting", "untestable") and "measured 5 times" in outcome.sentence
+    assert "raise config.evaluation.finetune.points" in outcome.sentence
     blank = course.assign(**{"final_states.validation/local_two_nn": np.nan})
-    (found,) = claims(table_of(names, "python_packages"), {}, blank)
-    assert found.verdict == "untestable"
+    (outcome,) = claims(table_of(names, "python_packages"), {}, blank)
+    assert outcome.verdict == "untestable"
 
 
-def test_runs_that_only_memorise_and_fall_further_are_no_evidence():
+def test_memorising_runs_whose_metric_falls_further_are_no_evidence():
     curves = grokking(drop=0.3, stays=6)
     for i in range(8):
-        curves[f"run{i}"] = curves["run0"]  # all at one time: shuffling shows nothing either
+        curves[f"run{i}"] = curves["run0"]  # all at one time: shuffled runs have the same lead
     for i in range(8, 14):
         curves[f"run{i}"][METRIC] -= 3 * (STEPS > 2150)
-    (found,) = claims(table_of(curves, "arithmetic"), curves)
-    assert found.estimate.high < 0 and found.estimate.p_value < 0.05
-    assert found.verdict == "unclear"
+    (outcome,) = claims(table_of(curves, "arithmetic"), curves)
+    assert outcome.estimate.high < 0 and outcome.estimate.p_value < 0.05
+    assert outcome.verdict == "unclear"
 
 
-def test_runs_under_way_and_those_that_diverged_are_left_out_everywhere():
+def test_unfinished_and_diverged_runs_are_left_out_of_every_claim():
     curves = grokking(stays=6)
     table = table_of(curves, "arithmetic")
     table.loc[8:, "final"] = False
-    (found,) = claims(table, curves)
-    assert "8 of 8 runs grok" in found.sentence and "memorise alone" not in found.sentence
+    (outcome,) = claims(table, curves)
+    assert "8 of 8 runs grok" in outcome.sentence and "memorise alone" not in outcome.sentence
     courses = shift_courses()
     courses.loc[courses["run_id"] == "run7", "final_states.code/local_two_nn"] += 30 * courses["at"]
     table = table_of([f"run{i}" for i in range(8)], "python_packages")
     table.loc[7, "diverged_at"] = 120
-    (found,) = claims(table, {}, courses)
-    assert found.verdict == "agrees" and found.estimate.n == 7
+    (outcome,) = claims(table, {}, courses)
+    assert outcome.verdict == "agrees" and outcome.estimate.n == 7
 
 
-def test_what_a_setting_moves_in_fine_tuning_is_no_lead():
+def test_a_fine_tuning_effect_of_a_setting_is_no_lead():
     random = np.random.default_rng(1)
     at = np.arange(0, 401, 10.0)
     courses = []
@@ -279,31 +279,31 @@ def test_what_a_setting_moves_in_fine_tuning_is_no_lead():
     assert pooled < 0.01 < 0.1 < apart
 
 
-def test_a_value_that_is_missing_takes_one_run_and_not_the_verdict():
+def test_a_missing_value_drops_one_run_and_keeps_the_verdict():
     curves = grokking()
     late = curves["run0"]["texts.validation/accuracy"] > 0.99
     curves["run0"].loc[late, METRIC] = np.nan
-    (found,) = claims(table_of(curves, "arithmetic"), curves)
-    assert found.verdict == "agrees" and abs(found.estimate.estimate + 4) < 0.3
+    (outcome,) = claims(table_of(curves, "arithmetic"), curves)
+    assert outcome.verdict == "agrees" and abs(outcome.estimate.estimate + 4) < 0.3
 
 
 def test_a_dimension_that_falls_to_the_end_does_not_level_off():
     curves = exhaustion()
     for curve in curves.values():
         curve["final_states.validation/local_two_nn"] = 12 - curve["step"] / 1000
-    (found,) = claims(table_of(curves, "python_packages"), curves)
-    assert found.verdict == "disagrees" and "local dimension levels off in 0 of these" in found.sentence
+    (outcome,) = claims(table_of(curves, "python_packages"), curves)
+    assert outcome.verdict == "disagrees" and "local dimension levels off in 0 of these" in outcome.sentence
 
 
-def test_a_training_that_was_not_exhausted_is_no_experiment_beside_another():
+def test_a_run_without_exhaustion_does_not_count_beside_another_experiment():
     curves, courses = exhaustion(stop=10**6), overfitting_courses()
     table = table_of(curves, "python_packages")
     assert [claim.name for claim in claims(table, curves, courses)] == ["overfitting"]
     assert [claim.name for claim in claims(table, exhaustion(), courses)] == ["exhaustion", "overfitting"]
 
 
-def test_a_domain_that_was_not_measured_makes_it_untestable():
+def test_an_unmeasured_domain_makes_the_claim_untestable():
     courses = shift_courses().drop(columns=["final_states.code/local_two_nn", "final_states.code/local_two_nn_std"])
-    (found,) = claims(table_of(["run0"], "python_packages"), {}, courses)
-    assert found.verdict == "untestable" and "the fine-tuned domain" in found.sentence
-    assert not math.isnan(found.estimate.n)
+    (outcome,) = claims(table_of(["run0"], "python_packages"), {}, courses)
+    assert outcome.verdict == "untestable" and "the fine-tuned domain" in outcome.sentence
+    assert not math.isnan(outcome.estimate.n)

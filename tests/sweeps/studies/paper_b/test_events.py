@@ -12,7 +12,7 @@ STEPS = np.arange(0, 4001, 50)
 
 
 def run(memorised=300, followed=2000, before=10.0, after=6.0):
-    """Training is known from `memorised` on, validation follows at `followed` (None: never)."""
+    """Training accuracy is high from `memorised` on, validation accuracy from `followed` on (None: never)."""
     late = (followed or 10**9) <= STEPS
     return pd.DataFrame(
         {
@@ -25,26 +25,26 @@ def run(memorised=300, followed=2000, before=10.0, after=6.0):
     )
 
 
-def test_a_run_that_groks_is_told_with_its_times_and_levels():
-    found = grokking_of(run(), "metric")
-    assert found.groks and (found.memorised_step, found.followed_step) == (300, 2000)
-    assert (found.before, found.after) == (10, 6) and abs(found.outcome_step - 2000) <= 50
-    assert math.isnan(found.stays)
+def test_a_grokking_run_has_its_times_and_levels():
+    event = grokking_of(run(), "metric")
+    assert event.groks and (event.memorised_step, event.followed_step) == (300, 2000)
+    assert (event.before, event.after) == (10, 6) and abs(event.outcome_step - 2000) <= 50
+    assert math.isnan(event.stays)
 
 
 @pytest.mark.parametrize("followed, groks", [(799, False), (800, True)])
-def test_it_groks_only_500_steps_after_memorising(followed, groks):
+def test_grokking_needs_500_steps_after_memorising(followed, groks):
     assert grokking_of(run(followed=followed - followed % 50 if not groks else 800), "metric").groks == groks
 
 
-def test_one_that_memorises_alone_and_one_that_does_not_even_that():
-    alone = grokking_of(run(followed=None), "metric")
-    assert not alone.groks and math.isnan(alone.followed_step) and alone.stays == 0
+def test_runs_that_only_memorise_or_do_not_learn_do_not_grok():
+    memorised_only = grokking_of(run(followed=None), "metric")
+    assert not memorised_only.groks and math.isnan(memorised_only.followed_step) and memorised_only.stays == 0
     neither = grokking_of(run(memorised=10**9, followed=None), "metric")
     assert not neither.groks and math.isnan(neither.memorised_step) and math.isnan(neither.stays)
 
 
-def test_a_loss_that_stops_improving_and_one_that_still_does():
+def test_exhaustion_needs_a_loss_that_stops_improving():
     loss = 3 + np.exp(-STEPS / 300)
     stopped = pd.DataFrame({"step": STEPS, "loss": loss + np.where(STEPS > 2000, (STEPS - 2000) / 1e4, 0)})
     expected = next(s for s, y in zip(STEPS, loss, strict=True) if y <= loss[40] + 0.05 * (loss[0] - loss[40]))
@@ -53,7 +53,7 @@ def test_a_loss_that_stops_improving_and_one_that_still_does():
     assert math.isnan(stop_step(pd.DataFrame({"step": STEPS, "loss": np.nan}), "loss"))
 
 
-def test_the_least_is_one_inside_and_a_valley_rises_on_both_sides():
+def test_a_valley_has_an_interior_minimum_and_rises_on_both_sides():
     inside = pd.DataFrame({"step": STEPS, "y": np.abs(STEPS - 1500) / 1000})
     assert least_step(inside, "y") == 1500 and abs(valley_step(inside, "y") - 1500) <= 50
     for other in (STEPS / 1000, -STEPS / 1000):
@@ -63,7 +63,7 @@ def test_the_least_is_one_inside_and_a_valley_rises_on_both_sides():
     assert math.isnan(valley_step(peak, "y"))
 
 
-def test_the_rows_of_texts_are_those_that_have_them():
+def test_text_rows_are_those_with_text_measurements():
     curve = run()
     curve.loc[::2, "texts.validation/loss"] = np.nan
     assert len(probe_rows(curve)) == len(curve) // 2

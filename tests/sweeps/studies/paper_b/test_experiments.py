@@ -1,4 +1,4 @@
-"""The experiments on local dimension: what their files resolve to, and each from its text or equations to a verdict."""
+"""The experiments on local dimension: their resolved plans, and each experiment run from its data to a verdict."""
 
 import json
 import shutil
@@ -20,11 +20,11 @@ def plan_of(path):
     return resolve(read_sweep(load_config([f"--config={path}"])), fingerprint=lambda data: "x")
 
 
-def test_the_papers_grokking_is_one_cohort_of_45_as_published():
+def test_the_grokking_experiment_is_one_cohort_of_45_runs_as_published():
     (cohort,) = plan_of(f"{GROKKING}:paper").cohorts
     assert len(cohort.runs) == 45
-    seen = {(run.config.data.arithmetic.train_fraction, run.config.data_seed) for run in cohort.runs}
-    assert seen == {(round(0.05 * k, 2), seed) for k in range(2, 11) for seed in range(5)}
+    points = {(run.config.data.arithmetic.train_fraction, run.config.data_seed) for run in cohort.runs}
+    assert points == {(round(0.05 * k, 2), seed) for k in range(2, 11) for seed in range(5)}
     run = cohort.runs[0].config
     model, adamw, texts = run.model, run.optimizer, run.probe.texts
     assert (run.data.arithmetic.modulus, run.total_steps, run.warmup_steps, run.data.batch_size) == (
@@ -41,7 +41,7 @@ def test_the_papers_grokking_is_one_cohort_of_45_as_published():
 
 
 @pytest.mark.parametrize("operation, words", [("divide", 62), ("subtract", 62), ("permute", 27)])
-def test_other_operations_are_an_option(operation, words):
+def test_arithmetic_operations_are_selectable(operation, words):
     (cohort,) = plan_of(f"{GROKKING}:cpu,operation={operation}").cohorts
     assert cohort.shape.model.vocab_size == words
     assert {run.config.data.arithmetic.operation for run in cohort.runs} == {operation}
@@ -49,33 +49,33 @@ def test_other_operations_are_an_option(operation, words):
 
 @pytest.mark.parametrize("scale", ["gpu", "cpu", "smoke"])
 @pytest.mark.parametrize("operation", ["add", "divide", "permute"])
-def test_every_scale_has_the_states_that_it_measures(scale, operation):
+def test_every_scale_has_enough_states_to_measure(scale, operation):
     (cohort,) = plan_of(f"{GROKKING}:{scale},operation={operation}").cohorts
     (evaluation_set,) = evaluation_sets([run.config for run in cohort.runs], None)
     assert evaluation_set.points_MKT.shape[:2] == (len(cohort.runs), 2)
 
 
 @pytest.mark.parametrize("experiment", ["shift", "exhaustion", "overfitting"])
-def test_the_others_are_a_cohort_of_six_that_differ_in_their_seeds(experiment):
+def test_other_experiments_are_cohorts_of_six_seeds(experiment):
     (cohort,) = plan_of(f"{TEXT}:{experiment}").cohorts
     assert [(run.config.init_seed, run.config.data_seed) for run in cohort.runs] == [(i, i) for i in range(6)]
 
 
 @pytest.mark.parametrize(
-    "argument, said",
+    "argument, message",
     [
         (f"{GROKKING}:laptop", "grokking.py has no scale 'laptop'; choose paper, gpu, cpu, smoke"),
         (f"{GROKKING}:cpu,operation=multiply", "'operation=multiply' is no option"),
         (f"{TEXT}:dropout", "local_dimension.py has no argument 'dropout'; it has shift, exhaustion, overfitting"),
     ],
 )
-def test_an_argument_that_is_none_is_refused(argument, said):
-    with pytest.raises(ConfigError, match=said):
+def test_an_unknown_argument_is_refused(argument, message):
+    with pytest.raises(ConfigError, match=message):
         load_config([f"--config={argument}"])
 
 
 @pytest.mark.parametrize(
-    "override, said",
+    "override, message",
     [
         ("--config.train.probe.texts.points=3000", "points = 3000: the text train"),
         ("--config.train.probe.texts.neighbors=60", "points = 60: a point among so many has fewer than"),
@@ -84,10 +84,10 @@ def test_an_argument_that_is_none_is_refused(argument, said):
         ("--config.train.data.sequence_length=8", "sequence_length = 8: must be 4"),
     ],
 )
-def test_what_can_not_be_measured_is_one_line_before_training(capsys, tmp_path, override, said):
+def test_impossible_measurements_are_one_line_before_training(capsys, tmp_path, override, message):
     code = cli.main(["run", f"--config={GROKKING}:smoke", override, f"--workdir={tmp_path / 'w'}"])
     err = capsys.readouterr().err.strip().splitlines()
-    assert code == 2 and said in err[-1]
+    assert code == 2 and message in err[-1]
     assert not list(tmp_path.glob("w/cohorts/*"))
 
 
@@ -105,7 +105,7 @@ def data_of(page):
         (f"{TEXT}:overfitting,smoke", "overfitting"),
     ],
 )
-def test_each_ends_with_a_verdict_on_its_page(capsys, monkeypatch, tmp_path, argument, name):
+def test_each_experiment_ends_with_a_verdict_on_its_page(capsys, monkeypatch, tmp_path, argument, name):
     assert cli.main(["run", f"--config={argument}", f"--workdir={tmp_path / 'w'}"]) == 0
     assert CLAIMS[name] in capsys.readouterr().out
     page = (tmp_path / "w/report/index.html").read_text()
@@ -116,7 +116,7 @@ def test_each_ends_with_a_verdict_on_its_page(capsys, monkeypatch, tmp_path, arg
     assert (tmp_path / "w/report/figures/claim_curves.svg").stat().st_size > 10_000
     left = shutil.ignore_patterns("cohorts", "report", "results.*")
     shutil.copytree(tmp_path / "w", tmp_path / "copy", ignore=left)
-    monkeypatch.setattr(figures, "write_figures", lambda folder, answers: None)  # the page alone
+    monkeypatch.setattr(figures, "write_figures", lambda folder, answers: None)  # only the page is written
     assert cli.main(["report", f"--workdir={tmp_path / 'copy'}"]) == 0
     copied = data_of((tmp_path / "copy/report/index.html").read_text())
     assert copied["claims"] == data["claims"], "a copy without checkpoints says the same"

@@ -1,4 +1,4 @@
-"""The experiments on local dimension on the page and as figures: what is drawn is what was measured, and escaped."""
+"""The experiments on local dimension on the page and as figures: they show the measured values, escaped."""
 
 import json
 import math
@@ -20,7 +20,7 @@ DOMAIN = "<script>alert(1)</script>"
 
 
 def grokking():
-    """Two shares x two seeds; the larger share groks, the smaller one doesn't."""
+    """Two training shares x two seeds; runs with the larger share grok, those with the smaller don't."""
     rows, curves = [], {}
     for i, (share, seed) in enumerate([(0.2, 0), (0.2, 1), (0.5, 0), (0.5, 1)]):
         run = EVIL if i == 3 else f"run{i}"
@@ -62,7 +62,7 @@ def shift():
     return analyze(pd.DataFrame(rows), {}, pd.concat(courses, ignore_index=True), {STUDY.name: STUDY.analyze})
 
 
-def test_bands_are_means_and_ranges_of_the_runs_of_a_configuration():
+def test_bands_show_mean_and_range_over_runs_of_a_configuration():
     answers = grokking()
     by_title = {panel.title: panel for panel in panels(answers, claims_of(answers)[0])}
     assert list(by_title) == ["validation accuracy", "training accuracy", "local dimension, train"]
@@ -74,25 +74,25 @@ def test_bands_are_means_and_ranges_of_the_runs_of_a_configuration():
     np.testing.assert_array_equal(large.steps, STEPS)
 
 
-def test_violins_are_drawn_from_the_quantiles_averaged_over_models():
+def test_violins_use_quantiles_averaged_over_models():
     answers = shift()
-    found = {(v.text, v.when): v.values for v in violins(answers, claims_of(answers)[0])}
-    assert set(found) == {(text, when) for text in ("code", DOMAIN) for when in ("before", "after")}
-    for (text, when), values in found.items():
+    selected = {(v.text, v.when): v.values for v in violins(answers, claims_of(answers)[0])}
+    assert set(selected) == {(text, when) for text in ("code", DOMAIN) for when in ("before", "after")}
+    for (text, when), values in selected.items():
         middle = 8.1 - 2 * (text == "code" and when == "after")
         np.testing.assert_allclose(np.quantile(values, [0, 0.5, 1]), [middle - 3, middle, middle + 3], atol=1e-9)
 
 
-def test_points_and_neighbours_are_told_with_their_range():
-    found = sensitivity(grokking().table)
-    assert list(found["of"].unique()) == ["layer_0.train"] and len(found) == 4
-    row = found[(found["points"] == 200) & (found["neighbors"] == 16)].iloc[0]
+def test_sensitivity_lists_points_and_neighbours_with_their_range():
+    selected = sensitivity(grokking().table)
+    assert list(selected["of"].unique()) == ["layer_0.train"] and len(selected) == 4
+    row = selected[(selected["points"] == 200) & (selected["neighbors"] == 16)].iloc[0]
     assert (row["mean"], row["low"], row["high"], row["runs"]) == (13.0, 12.5, 13.5, 4)
 
 
-@pytest.mark.parametrize("made, name", [(grokking, "Grokking"), (shift, "Fine-tuning")])
-def test_the_page_has_the_claim_its_verdict_and_nothing_that_is_not_escaped(tmp_path, made, name):
-    answers = made()
+@pytest.mark.parametrize("make, name", [(grokking, "Grokking"), (shift, "Fine-tuning")])
+def test_the_page_shows_claim_and_verdict_and_escapes_names(tmp_path, make, name):
+    answers = make()
     source = write_report(tmp_path, answers, {}).read_text()
     assert f"<h3>{name}" in source and 'href="#local-dimension"' in source
     assert f"Here: {claims_of(answers)[0].verdict}." in source
@@ -103,15 +103,15 @@ def test_the_page_has_the_claim_its_verdict_and_nothing_that_is_not_escaped(tmp_
     assert "nan" not in source.split('id="data">')[1].split("</script>")[0].lower().replace("nan-", "")
 
 
-def test_without_an_experiment_there_is_no_section(tmp_path):
+def test_without_an_experiment_the_section_is_absent(tmp_path):
     answers = shift()._replace(studies={}, courses=pd.DataFrame())
     source = write_report(tmp_path, answers, {}).read_text()
     assert "local-dimension" not in source.split("<script")[0]
 
 
-@pytest.mark.parametrize("made", [grokking, shift])
-def test_figures_of_papers_are_drawn_or_say_what_is_missing(tmp_path, made):
-    answers = made()
+@pytest.mark.parametrize("make", [grokking, shift])
+def test_claim_figures_are_drawn_or_state_what_is_missing(tmp_path, make):
+    answers = make()
     names = list(STUDY.figures)
     assert len(names) == 4
     for path in write_figures(tmp_path, answers, names):
@@ -120,8 +120,8 @@ def test_figures_of_papers_are_drawn_or_say_what_is_missing(tmp_path, made):
         if path.suffix == ".svg":
             assert b"<script>" not in text
     drawn = {name: b"No figure" not in (tmp_path / f"{name}.svg").read_bytes() for name in names}
-    expected = {"claim_curves": True, "claim_shift": made is shift, "claim_leads": False, "claim_sensitivity": False}
-    if made is grokking:
+    expected = {"claim_curves": True, "claim_shift": make is shift, "claim_leads": False, "claim_sensitivity": False}
+    if make is grokking:
         expected |= {"claim_leads": True, "claim_sensitivity": True}
     assert drawn == expected
     assert not math.isnan(claims_of(answers)[0].estimate.n)

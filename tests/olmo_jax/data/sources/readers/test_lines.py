@@ -27,7 +27,7 @@ def zstd_stream(content):
 
 
 def zstd_long(content):
-    """As `zstd --long=31`: a window of 2 GiB."""
+    """Compress like `zstd --long=31`, with a window of 2 GiB."""
     parameters = zstandard.ZstdCompressionParameters(window_log=31, write_content_size=0)
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     return packer.compress(content) + packer.flush()
@@ -39,7 +39,7 @@ PACKERS = {"gz": gzip.compress, "zst": zstandard.compress, "ZST": zstd_stream}
 @pytest.mark.parametrize("size", [40, len(CONTENT)])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("suffix", PACKERS)
-def test_what_is_packed_is_read_whole_and_what_is_cut_is_refused(tmp_path, suffix, count, size):
+def test_compressed_files_are_read_completely_and_truncated_ones_refused(tmp_path, suffix, count, size):
     packed = b"".join(members(PACKERS[suffix], CONTENT[:size], count))
     path = tmp_path / f"a.jsonl.{suffix}"
     assert read(path, packed) == CONTENT[:size]
@@ -52,7 +52,7 @@ def test_what_is_packed_is_read_whole_and_what_is_cut_is_refused(tmp_path, suffi
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
-def test_what_is_damaged_within_is_refused(tmp_path, suffix):
+def test_corrupt_compressed_files_are_refused(tmp_path, suffix):
     checked = zstandard.ZstdCompressor(write_checksum=True).compress  # as the command zstd writes it
     packed = bytearray(gzip.compress(CONTENT) if suffix == "gz" else checked(CONTENT))
     middle = len(packed) // 2
@@ -62,7 +62,7 @@ def test_what_is_damaged_within_is_refused(tmp_path, suffix):
     assert "\n" not in str(raised.value)
 
 
-def test_long_windows_skippable_frames_and_padding_of_gzip(tmp_path):
+def test_zstd_long_windows_skippable_frames_and_gzip_padding_are_read(tmp_path):
     skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"  # as pzstd and seekable zstd write
     assert read(tmp_path / "a.zst", zstd_long(CONTENT)) == CONTENT
     assert read(tmp_path / "b.zst", skippable + zstandard.compress(CONTENT) + skippable) == CONTENT
@@ -90,13 +90,13 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding, suffix):
         (b"%PDF-1.7", "isn't text but PDF"),
     ],
 )
-def test_what_is_not_text(tmp_path, content, message):
+def test_files_that_are_not_text_are_refused(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as raised:
         read(tmp_path / "a.txt", content)
     assert "LATIN1" not in str(raised.value)
 
 
-def test_the_position_says_how_much_was_read(tmp_path):
+def test_the_position_reports_bytes_read(tmp_path):
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(CONTENT))
     with opened(path, path.name) as (stream, file):
