@@ -86,21 +86,25 @@ class Catalog(Mapping[str, Column]):
 
 def catalog_of(table: pd.DataFrame) -> Catalog:
     """Return the catalog of a table of sweeps.table, or of any part of one."""
-    known = table.attrs.get(_ATTRIBUTE, {})
+    known = {column.name: column for column in _declarations(table)}
     return Catalog(known[name] if name in known else describe(name) for name in map(str, table.columns))
 
 
 def heads(*tables: pd.DataFrame) -> pd.DataFrame:
     """Return a table without rows that has the columns of all of these, and their declarations."""
     result = pd.DataFrame(columns=list(dict.fromkeys(column for table in tables for column in table.columns)))
-    return declare(result, [column for table in tables for column in table.attrs.get(_ATTRIBUTE, {}).values()])
+    return declare(result, [column for table in tables for column in _declarations(table)])
 
 
-class Declared(dict[str, Column]):
-    """Declarations by name; constant, so that pandas, which copies a table's attributes often, needn't copy them."""
+class _Entries(dict[str, Any]):
+    """Entries as in results.schema.json; constant, so that pandas, which copies attributes often, needn't copy them."""
 
-    def __deepcopy__(self, memo: Any) -> "Declared":
+    def __deepcopy__(self, memo: Any) -> "_Entries":
         return self
+
+
+def _declarations(table: pd.DataFrame) -> list[Column]:
+    return from_schema(table.attrs.get(_ATTRIBUTE, {}))
 
 
 def declare(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
@@ -109,15 +113,15 @@ def declare(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
     Such as the results of an evaluation of the user's own, which this process may not have the code of. Raises
     ConfigError for a column that is declared with two units.
     """
-    result = Declared()
+    result: dict[str, Column] = {}
     for column in columns:
         other = result.setdefault(column.name, column)
         if other.unit != column.unit:
             units = " and ".join(repr(unit) for unit in (other.unit, column.unit))
             raise ConfigError(f"column {column.name!r} is declared with the units {units}; rename it in one of the "
                               "evaluations, and evaluate again")  # fmt: skip
-    known = {name: result[name] for name in map(str, table.columns) if name in result and not is_described(name)}
-    table.attrs = {_ATTRIBUTE: Declared(known)} if known else {}
+    known = [result[name] for name in map(str, table.columns) if name in result and not is_described(name)]
+    table.attrs = {_ATTRIBUTE: _Entries(schema(Catalog(known)))} if known else {}
     return table
 
 

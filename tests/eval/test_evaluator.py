@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from eval import evaluator as registry
+from eval import results
 from eval.check import check_evaluation
 from eval.config import EvalConfig
 from eval.evaluate import EvaluationError, evaluate, jobs
@@ -89,6 +90,11 @@ def test_the_example_of_the_page_prunes_what_it_says(example, cohort, index, tra
         pruned["in_domain"] - metrics(trained, "run0", "lm_loss")["in_domain"]
     )
     assert pruned["rise/in_domain"] != 0
+    columns = {column.name: column for column in results.declared(trained, "run1")}
+    loss = columns["prune_0.9/code"]
+    assert (loss.kind, loss.of) == ("loss", {"after": "prune", "share": 0.9, "domain": "code"})
+    assert loss.meaning == "Without the smallest 0.9 of the weights: loss on code."
+    assert columns["prune_0.9/rise/in_domain"].kind == "change"
     w_MIO = jax.random.normal(jax.random.key(0), (2, 10, 20))
     assert np.mean(np.asarray(example.without_smallest(w_MIO, 0.9)) == 0) == pytest.approx(0.9, abs=0.01)
 

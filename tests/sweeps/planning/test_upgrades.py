@@ -156,7 +156,7 @@ def test_any_verb_upgrades_an_earlier_layout_and_keeps_a_copy(old, monkeypatch, 
     assert (record["layout"], record["made_by"]) == (6, "0.1.0 (77f4818)")
     assert pathlib.Path("work/sweep.json.layout-4").read_bytes() == as_it_was
     assert cli.main(["status", "--workdir=work"]) == 0
-    assert "brought" not in capsys.readouterr().err
+    assert "upgraded" not in capsys.readouterr().err
 
 
 def test_an_unsupported_layout_is_refused_with_the_commit_that_reads_it(old, capsys):

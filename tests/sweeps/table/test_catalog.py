@@ -4,12 +4,13 @@ import pandas as pd
 import pytest
 
 from geometry.probe import METRICS
-from olmo_jax.columns import NATS, NOT_DESCRIBED
-from olmo_jax.config import TrainConfig
+from olmo_jax.columns import NATS, NOT_DESCRIBED, Column
+from olmo_jax.config import ConfigError, TrainConfig
 from olmo_jax.probes.columns import metric_meaning
 from sweeps.planning.plan import leaves
-from sweeps.table.catalog import catalog_of, describe
-from sweeps.table.columns import loss_columns
+from sweeps.studies.paper_b.shift import dimension_columns
+from sweeps.table.catalog import catalog_of, declare, describe, from_schema, heads, schema
+from sweeps.table.columns import geometry_columns, loss_columns
 
 KINDS = {"identity", "setting", "geometry", "loss", "change", "task", "evaluation", "training", "count"}
 COLUMNS = [
@@ -112,3 +113,73 @@ def test_loss_columns_match_those_of_the_analysis():
     assert list(catalog) == COLUMNS
     losses = {*catalog.select(kind="loss"), *catalog.select(kind="change", measure="forgetting")}
     assert losses == {*loss_columns(table), "unigram/in_domain"}
+
+
+def test_an_evaluation_that_nobody_lists_is_not_taken_for_geometry():
+    table = pd.DataFrame(columns=["calibration/ece", "unembedding/stable_rank", "mine/part/score"])
+    assert geometry_columns(table) == ["unembedding/stable_rank"] and loss_columns(table) == []
+
+
+def test_a_metric_whose_name_ends_like_a_quantile_is_analysed():
+    table = pd.DataFrame(columns=["unembedding/mine_q2", "layer_0/local_two_nn_q25", "layer_0/local_two_nn_median"])
+    assert geometry_columns(table) == ["unembedding/mine_q2"]
+    assert catalog_of(table).select(statistic="quantile") == list(table.columns[1:])
+
+
+def test_a_parameter_is_not_read_as_states_on_a_text():
+    names = ["blocks_0.mlp.up/local_two_nn", "blocks_0/mlp/up/local_two_nn", "layer_0.mlp.up/local_two_nn"]
+    catalog = catalog_of(pd.DataFrame(columns=names))
+    assert [catalog[name].of.get("parameter") for name in names] == ["blocks_0.mlp.up", "blocks_0/mlp/up", None]
+    assert dimension_columns(names) == ["layer_0.mlp.up/local_two_nn"]
+    assert catalog.select(states="layer_0", text="mlp.up") == ["layer_0.mlp.up/local_two_nn"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ({"kind": "loss", "after": "quantize", "method": "gptq", "bits": 3, "scope": "blocks"}, ["gptq_3/in_domain"]),
+        ({"kind": "change", "after": "quantize", "domain": "in_domain"}, ["gptq_3_blocks+unembedding/rise/in_domain"]),
+        ({"kind": "loss", "after": "perturb", "method": "noise", "scale": 0.01}, ["noise_relative_0.01/in_domain"]),
+        ({"kind": "loss", "after": "finetune", "domain": "target", "rate": 0.001}, ["finetune_code_lr0.001/target"]),
+        ({"kind": "loss", "after": None, "model": None}, ["lm_loss/in_domain", "lm_loss/my_domain"]),
+        ({"kind": "task", "task": "hellaswag"}, ["task_hellaswag/accuracy"]),
+        ({"statistic": "spread"}, ["final_states_spread/isoscore", "finetune_code_lr0.001/spread/target"]),
+        ({"statistic": "singular_value", "target": "unembedding"}, ["unembedding_spectrum/12"]),
+        ({"kind": "geometry", "metric": "two_nn", "centred": True}, ["unembedding_gauge_fixed_centred/two_nn"]),
+        ({"kind": "geometry", "target": "nowhere"}, []),
+    ],
+)
+def test_columns_are_selected_by_what_they_are_of(wanted, names):
+    assert catalog_of(pd.DataFrame(columns=COLUMNS)).select(**wanted) == names
+
+
+OWN_LOSS = Column("prune_0.5/in_domain", "loss", NATS, "Loss.", {"after": "prune", "domain": "in_domain"})
+
+
+def test_declared_columns_enter_the_statistics_and_survive_selections_of_rows():
+    table = declare(pd.DataFrame({OWN_LOSS.name: [1.0, 2.0], "lm_loss/code": [3.0, 4.0]}), [OWN_LOSS])
+    assert loss_columns(table) == [OWN_LOSS.name, "lm_loss/code"]
+    part = table[table["lm_loss/code"] > 3].reset_index(drop=True)
+    assert catalog_of(part)[OWN_LOSS.name] == OWN_LOSS
+    assert loss_columns(heads(part, pd.DataFrame(columns=["lm_loss/other"]))) == [*table.columns, "lm_loss/other"]
+    assert describe(OWN_LOSS.name).kind == "evaluation"
+
+
+def test_what_this_code_describes_itself_is_not_overridden():
+    stale = dataclasses.replace(OWN_LOSS, name="lm_loss/code", kind="geometry")
+    assert catalog_of(declare(pd.DataFrame(columns=["lm_loss/code"]), [stale]))["lm_loss/code"].kind == "loss"
+
+
+def test_a_column_declared_with_two_units_is_refused():
+    other = dataclasses.replace(OWN_LOSS, unit="bits")
+    with pytest.raises(
+        ConfigError, match="'prune_0.5/in_domain' is declared with the units 'nats per token' and 'bits'"
+    ):
+        declare(pd.DataFrame(columns=[OWN_LOSS.name]), [OWN_LOSS, other])
+
+
+def test_the_schema_gives_the_catalog_back_but_for_what_older_code_wrote():
+    entries = schema(catalog_of(declare(pd.DataFrame(columns=[OWN_LOSS.name, "step"]), [OWN_LOSS])))
+    assert from_schema(entries) == [OWN_LOSS, describe("step")]
+    del entries["step"]["of"]
+    assert from_schema(entries | {"wild": 3}) == [OWN_LOSS]

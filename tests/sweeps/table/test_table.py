@@ -1,5 +1,6 @@
 """The table of a directory with a diverged run and an unfinished one; tables of several sweeps."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,11 +10,17 @@ import pandas as pd
 import pytest
 from etils import epath
 
+from eval import results
 from eval.config import EvalConfig
+from eval.results import Evaluation, Measured
 from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.columns import Column
+from olmo_jax.config import ConfigError
 from olmo_jax.train import train_cohort, write_run_files
 from sweeps.analysis import AnalysisError, final_rows
 from sweeps.report.row_sentences import caveat
+from sweeps.table.catalog import catalog_of
+from sweeps.table.columns import loss_columns
 from sweeps.table.table import build_table, is_written, read_curves, read_table, write_table
 
 
@@ -120,6 +127,26 @@ def test_every_column_has_an_entry_in_the_schema(workdir):
     assert [name for name, entry in described.items() if entry["meaning"] == "not described"] == []
     assert described["training_flops"]["unit"] == "FLOPs"
     assert not list(workdir.glob("*.partial"))
+
+
+def test_declarations_of_an_evaluation_without_code_reach_the_tables_catalog(workdir, tmp_path):
+    copy = epath.Path(shutil.copytree(workdir, tmp_path / "copy"))
+    column = Column("prune_0.5/in_domain", "loss", "nats per token", "Loss.", {"after": "prune", "domain": "in_domain"})
+    evaluation = Evaluation("prune", "prune_0.5", {})
+    results.write(copy, "calm", 12, evaluation, "", Measured({"in_domain": 5.0}, {}), 0.0)
+    results.declare(copy, "calm", [column])
+    table = build_table(copy, EvalConfig())
+    write_table(copy, table)
+    joined = read_table(copy, workdir)
+    for of in (table, read_table(copy), joined, final_rows(joined).rows):
+        assert catalog_of(of)[column.name] == column
+        assert column.name in loss_columns(of)
+    assert json.loads((copy / "results.schema.json").read_text())[column.name]["of"] == column.of
+    results.declare(copy, "twin", [dataclasses.replace(column, unit="bits")])
+    with pytest.raises(ConfigError, match="is declared with the units 'nats per token' and 'bits'"):
+        build_table(copy, EvalConfig())
+    (copy / "runs" / "twin" / "columns.json").write_text("{")
+    assert catalog_of(build_table(copy, EvalConfig()))[column.name] == column
 
 
 @pytest.mark.parametrize("name", ["results.csv", "results.schema.json", "results.parquet"])
