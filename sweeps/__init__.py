@@ -11,9 +11,10 @@ with epy.lazy_api_imports(globals()):
     from sweeps.analysis import incremental_r2, partial_spearman, spearman
     from sweeps.planning.grid import chain, cross, one_at_a_time, product, seeds, together
     from sweeps.planning.plan import sweep_config
-    from sweeps.table import read_table
+    from sweeps.table import catalog_of, read_table
 
 __all__ = [
+    "catalog_of",
     "chain",
     "cross",
     "incremental_r2",

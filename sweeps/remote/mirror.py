@@ -29,7 +29,7 @@ from sweeps.remote.store import PARTIAL, DamagedMirrorError, MirrorError, Store
 _SWEEP, _COMPLETE = "sweep.json", ".complete.json"
 _MARKER = ".mirror"  # an empty file on the mirror; if it is gone, everything that was sent may be
 _FILE = re.compile(
-    r"cohorts/[^/]+/compute\.json|runs/[^/]+/((config|status|results/[^/]+)\.json|(metrics|timings)\.jsonl)"
+    r"cohorts/[^/]+/compute\.json|runs/[^/]+/((config|status|columns|results/[^/]+)\.json|(metrics|timings)\.jsonl)"
 )
 _CHECKPOINT = re.compile(r"(cohorts/[^/]+/checkpoints/[0-9]+)" + re.escape(_COMPLETE))
 _INDEX = re.compile(r"(data/[^/]+)/" + re.escape(INDEX_FILE))
@@ -213,7 +213,9 @@ class _Mirror:
         """Return the names of the files that are sent one by one, whether or not they exist yet."""
         runs = [f"runs/{run}" for run in self._names("runs")]
         results = [f"{run}/results/{name}" for run in runs for name in self._names(f"{run}/results")]
-        files = [f"{run}/{name}" for run in runs for name in ("config.json", "status.json", METRICS, TIMINGS)]
+        files = [
+            f"{run}/{name}" for run in runs for name in ("config.json", "status.json", "columns.json", METRICS, TIMINGS)
+        ]
         computes = [f"cohorts/{cohort}/compute.json" for cohort in self._names("cohorts")]
         return [_SWEEP, *computes, *files, *filter(_FILE.fullmatch, results)]
 

@@ -1,5 +1,6 @@
 """One tidy table of a sweep, what its columns mean, and where it is read again."""
 
+from sweeps.table.catalog import catalog_of
 from sweeps.table.table import TABLE, build_table, read_table, write_table
 
-__all__ = ["TABLE", "build_table", "read_table", "write_table"]
+__all__ = ["TABLE", "build_table", "catalog_of", "read_table", "write_table"]
