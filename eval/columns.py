@@ -96,9 +96,14 @@ def in_words(groups: Mapping[str, str | None]) -> dict[str, str]:
     return words
 
 
+# Groups of patterns that are names, which may look like numbers.
+_NAMES = {"domain", "how", "metric", "name", "states", "target", "task", "text", "unit"}
+
+
 def numbers(groups: Mapping[str, str]) -> dict[str, Any]:
-    """Return the groups of a pattern with numbers as numbers, and names without the "_" before them."""
-    return {key: _number(value.removeprefix("_")) for key, value in groups.items()}
+    """Return the groups of a pattern, those that are no names as numbers."""
+    texts = {key: value.removeprefix("_") if key == "scope" else value for key, value in groups.items()}
+    return {key: value if key in _NAMES else _number(value) for key, value in texts.items()}
 
 
 def _number(text: str) -> int | float | str:

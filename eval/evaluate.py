@@ -3,8 +3,9 @@
 import collections
 import dataclasses
 import itertools
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -13,7 +14,7 @@ from eval import results
 from eval.config import EvalConfig
 from eval.eval_data import EvalData, Model, ModelBatch, StoppedError
 from eval.evaluator import BUILT_IN, OWN, Evaluation, Evaluator, Measured, in_one_line
-from eval.suite import evaluations, evaluators
+from eval.suite import errors_of, evaluations, evaluators
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import require
@@ -104,9 +105,12 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
         if run not in selected or not choice.at(evaluation, step, ends[run]):
             return False
         stored = results.read(workdir, run, step, evaluation)
-        if stored is not None and evaluator.is_current(stored, steps[run]):
-            return False
-        return evaluator.is_ready(steps[run], ends[run]) and all(
+        with errors_of(evaluator):
+            if stored is not None and evaluator.is_current(stored, steps[run]):
+                return False
+            if not evaluator.is_ready(steps[run], ends[run]):
+                return False
+        return all(
             (required.name, (run, at)) in listed or results.read(workdir, run, at, required) is not None
             for required in evaluation.requires
             for at in (steps[run] if required.everywhere else (step,))
@@ -116,15 +120,16 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
         for evaluation in chosen:
             models = [(run, step) for run in members if is_left(evaluation, run, step)]
             listed |= {(evaluation.name, model) for model in models}
-            if phases[evaluation.name]:
+            if by_kind[evaluation.kind].across_checkpoints:
                 across[evaluation.name] += models
             elif models:
                 result.append(Job(evaluation, tuple(models)))
     for evaluation in chosen:
         if models := across[evaluation.name]:
-            portions = by_kind[evaluation.kind].portions(models)
+            with errors_of(by_kind[evaluation.kind]):
+                portions = list(by_kind[evaluation.kind].portions(models))
             result += [Job(evaluation, portion) for portion in portions]
-    return result
+    return sorted(result, key=lambda job: phases[job.evaluation.name])
 
 
 def _chosen_with(evaluation: Evaluation) -> tuple[str, ...]:
@@ -132,13 +137,11 @@ def _chosen_with(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _phases(chosen: Sequence[Evaluation], by_kind: Mapping[str, Evaluator[Any]]) -> dict[str, int]:
-    """Return each evaluation's phase by name: 0 per checkpoint, 1 across checkpoints, 2 what requires such results."""
+    """Return each evaluation's phase by name: after what it requires, and those across checkpoints not in the first."""
     phases: dict[str, int] = {}
     for evaluation in chosen:
-        after = [phases[required.name] for required in evaluation.requires if required.name in phases]
-        phases[evaluation.name] = max(
-            int(by_kind[evaluation.kind].across_checkpoints), *(phase + (phase > 0) for phase in after), 0
-        )
+        after = [phases[name] + 1 for name in evaluation.required if name in phases]
+        phases[evaluation.name] = max([int(by_kind[evaluation.kind].across_checkpoints), *after])
     return phases
 
 
@@ -172,31 +175,29 @@ def evaluate(
     for (models, _), of_models in sorted(groups.items(), key=lambda group: group[0][1]):
         batch = ModelBatch(eval_data, models)
         for kind, of_kind in itertools.groupby(of_models, key=lambda job: job.evaluation.kind):
-            chosen = [job.evaluation for job in of_kind if not failed.keys() & job.evaluation.required]
-            results_of_kind = by_kind[kind].measure_all(batch, chosen)
-            for place, evaluation in enumerate(chosen):
-                start = time.monotonic()
+            left = [job.evaluation for job in of_kind]
+            while left := [evaluation for evaluation in left if not failed.keys() & {*evaluation.required}]:
                 try:
-                    measured = next(results_of_kind)
-                    _check_results(evaluation, measured, models)
+                    for evaluation, measured, seconds in _measured(by_kind[kind], batch, left):
+                        left = left[1:]
+                        if any(results.path_of(workdir, run, step, evaluation.name).exists() for run, step in models):
+                            say(f"{evaluation.name}: stored results are outdated and are replaced")
+                        for (run, step), result in zip(models, measured, strict=True):
+                            results.write(
+                                workdir, run, step, evaluation, cohort.shape.data_fingerprint, result, seconds
+                            )
+                            if kind in OWN:
+                                columns = [OWN[kind].describe(evaluation.name, name) for name in result.metrics]
+                                results.declare(workdir, run, columns)
+                        if not go_on(Job(evaluation, models)):
+                            return False
                 except StoppedError:
                     return False
-                except UserError:
-                    raise
-                except Exception as error:  # noqa: BLE001  an evaluator may be the user's own program
-                    if evaluation.name not in failed:
-                        say(f"{evaluation.name} failed: {in_one_line(error)}; continuing with the others")
-                    failed |= {one.name: in_one_line(error) for one in chosen[place:]}
-                    break
-                seconds = time.monotonic() - start
-                if any(results.path_of(workdir, run, step, evaluation.name).exists() for run, step in models):
-                    say(f"{evaluation.name}: stored results are outdated and are replaced")
-                for (run, step), result in zip(models, measured, strict=True):
-                    results.write(workdir, run, step, evaluation, cohort.shape.data_fingerprint, result, seconds)
-                    if kind in OWN:
-                        results.declare(workdir, run, [OWN[kind].describe(evaluation.name, n) for n in result.metrics])
-                if not go_on(Job(evaluation, models)):
-                    return False
+                except _OwnError as error:
+                    name, left = left[0].name, left[1:]
+                    if name not in failed:
+                        say(f"{name} failed: {error}; continuing with the others")
+                    failed[name] = str(error)
     if failed:
         name, why = next(iter(failed.items()))
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -204,17 +205,50 @@ def evaluate(
     return True
 
 
+def _measured(
+    evaluator: Evaluator[Any], batch: ModelBatch, left: Sequence[Evaluation]
+) -> Iterator[tuple[Evaluation, list[Measured], float]]:
+    """Yield each evaluation with its results and seconds; raise _OwnError for what the user's own evaluator raises."""
+    kind = type(evaluator)
+    is_own = kind in OWN.values()
+    start = time.monotonic()
+    try:
+        found = iter(evaluator.measure_all(batch, left))
+        for evaluation in left:
+            measured = next(found, None)
+            if is_own:
+                _check_results(evaluation, measured, batch.models)
+            assert measured is not None
+            seconds, start = time.monotonic() - start, time.monotonic()
+            yield evaluation, measured, seconds
+    except (UserError, StoppedError):
+        raise
+    except Exception as error:
+        if not is_own:
+            raise
+        raise _OwnError(in_one_line(error, kind)) from error
+
+
+class _OwnError(Exception):
+    """What an evaluator of the user's own raised, in one line."""
+
+
 class EvaluationError(UserError):
     """Evaluations that raised an error; the others are done."""
 
 
-def _check_results(evaluation: Evaluation, measured: Sequence[Measured], models: Sequence[Model]) -> None:
+def _check_results(evaluation: Evaluation, measured: Sequence[Measured] | None, models: Sequence[Model]) -> None:
     """Raise TypeError or ValueError for results that can't be stored: not one per model, or not numbers by name."""
-    if len(measured) != len(models):
-        raise ValueError(f"returned {len(measured)} results for {len(models)} models; needs one per model")
-    for name, value in (pair for one in measured for pair in one.metrics.items()):
-        if not isinstance(name, str) or not isinstance(value, int | float):
-            raise TypeError(f"metric {name!r} is of type {type(value).__name__}; needs a Python number")
+    if measured is None or len(measured) != len(models):
+        found = 0 if measured is None else len(measured)
+        raise ValueError(f"{evaluation.name}: {found} results for {len(models)} models; needs one per model")
+    for one in measured:
+        for name, value in one.metrics.items():
+            if not isinstance(name, str) or type(value) not in (int, float):
+                raise TypeError(f"metric {name!r} is of type {type(value).__name__}; needs a Python int or float")
+        if reserved := results.RESERVED & one.more.keys():
+            raise ValueError(f"{evaluation.name}: further entries can't be called {', '.join(sorted(reserved))}")
+        json.dumps(one.more)
 
 
 def read_results(workdir: epath.Path, run: str, step: int, config: EvalConfig) -> dict[str, dict[str, Any]]:

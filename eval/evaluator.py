@@ -132,14 +132,19 @@ OWN: dict[str, type[Evaluator[Any]]] = {}
 def evaluator(cls: AnyEvaluator) -> AnyEvaluator:
     """Register a class of evaluators under its kind.
 
-    Raises ValueError if another class has that kind. The same class defined again, as by a configuration file that is
-    read twice, replaces the earlier one.
+    Raises ValueError if another class has that kind, or it has no `config_type`. The same class defined again, as by a
+    configuration file that is read twice, replaces the earlier one.
     """
     registry = BUILT_IN if cls.__module__.startswith("eval.evaluators.") else OWN
     known = BUILT_IN.get(cls.kind) or OWN.get(cls.kind)
     if known is not None and (known.__qualname__, _file(known)) != (cls.__qualname__, _file(cls)):
         raise ValueError(f"evaluation {cls.kind!r} of {_file(cls)} is already defined in {_file(known)}; rename it")
     if registry is OWN:
+        if cls.config_type is Settings:
+            raise ValueError(
+                f"evaluation {cls.kind!r} of {_file(cls)} has no config_type; name the class of its section"
+            )
+        re.compile(cls.names)
         cls.section = f"own.{cls.kind}"
         cls.words = cls.words or cls.kind.replace("_", " ")
         cls.of = {"after": cls.kind, **cls.of}
@@ -147,9 +152,10 @@ def evaluator(cls: AnyEvaluator) -> AnyEvaluator:
     return cls
 
 
-def in_one_line(error: Exception) -> str:
-    """Return an error that an evaluator raised, with the place in the code, in one line."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+def in_one_line(error: Exception, kind: type[Evaluator[Any]]) -> str:
+    """Return an error that an evaluator raised, with the place in its file, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if frame.filename == _file(kind)), frames[-1])
     return f"{type(error).__name__}: {brief(error)} ({Path(frame.filename).name}, line {frame.lineno})"
 
 

@@ -48,6 +48,12 @@ class Measured(NamedTuple):
     more: dict[str, Any]
 
 
+# Entries of a result's file that have a meaning of their own.
+RESERVED = {
+    "evaluation", "run_id", "step", "settings", "fingerprint", "metrics", "seconds", "documents", "along", "before"
+}  # fmt: skip
+
+
 def write(
     workdir: epath.Path,
     run: str,

@@ -6,7 +6,7 @@ import graphlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import eval.evaluators
@@ -16,6 +16,8 @@ from eval.evaluator import BUILT_IN, OWN, Evaluation, Evaluator, in_one_line
 from olmo_jax.columns import Column
 from olmo_jax.config import ConfigError, from_config_dict, require
 from olmo_jax.errors import UserError
+from olmo_jax.probes import columns as probe_columns
+from olmo_jax.storage.names import file_name
 
 for _module in pkgutil.iter_modules(eval.evaluators.__path__):
     importlib.import_module(f"eval.evaluators.{_module.name}")
@@ -35,7 +37,8 @@ def evaluators(config: EvalConfig) -> list[Evaluator[Any]]:
 def evaluations(config: EvalConfig) -> list[Evaluation]:
     """Return every evaluation of a configuration, each after those that it requires.
 
-    Raises ConfigError where two have the same name, and where an evaluator of your own raises an error.
+    Raises ConfigError for names that can't be used, for requirements that nobody fulfils, and where an evaluator of
+    your own raises an error.
     """
     by_name: dict[str, Evaluation] = {}
     for evaluator in evaluators(config):
@@ -44,8 +47,19 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
                 raise ConfigError(f"config.evaluation: {evaluation.name!r} is the name of two evaluations, of "
                                   f"{other.kind} and {evaluation.kind}; rename one")  # fmt: skip
             by_name[evaluation.name] = evaluation
-    required = {name: sorted(one.required & by_name.keys()) for name, one in by_name.items()}
-    return [by_name[name] for name in graphlib.TopologicalSorter(required).static_order()]
+    for evaluation in by_name.values():
+        for required in evaluation.requires:
+            asked_for = by_name.get(required.name)
+            if asked_for is None or (asked_for.kind, asked_for.settings) != (required.kind, required.settings):
+                raise ConfigError(f"config.evaluation: {evaluation.name} requires {required.name}, which isn't asked "
+                                  "for with these settings; ask for it, or leave both out")  # fmt: skip
+    try:
+        order = [
+            *graphlib.TopologicalSorter({name: sorted(one.required) for name, one in by_name.items()}).static_order()
+        ]
+    except graphlib.CycleError as error:
+        raise ConfigError(f"config.evaluation: {', '.join(error.args[1])} require each other") from error
+    return [by_name[name] for name in order]
 
 
 def check(config: EvalConfig, data: EvalData) -> None:
@@ -61,12 +75,25 @@ def check(config: EvalConfig, data: EvalData) -> None:
     for evaluator in evaluators(config):
         if evaluator.needs_text and data.shape.arithmetic:
             field = evaluator.refused_without_text
-            asked_for = getattr(evaluator.config, field) if field else ()
-            problem = "needs text, and the data have only equations; set it to ()"
-            require(not asked_for, f"{evaluator.key}.{field}", asked_for, problem)
+            asked_for = getattr(evaluator.config, field) if field else type(evaluator) in OWN.values()
+            problem = "needs text, and the data have only equations; leave it out"
+            require(not asked_for, f"{evaluator.key}.{field}".removesuffix("."), asked_for, problem)
         else:
-            with _errors_of(evaluator):
+            with errors_of(evaluator):
                 evaluator.check(data)
+
+
+@contextlib.contextmanager
+def errors_of(evaluator: Evaluator[Any]) -> Iterator[None]:
+    """Turn what an evaluator of the user's own raises into a ConfigError in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if type(evaluator) not in OWN.values():
+            raise
+        raise ConfigError(f"{evaluator.key}: {in_one_line(error, type(evaluator))}; correct it") from error
 
 
 def describe(name: str) -> Column | None:
@@ -77,31 +104,34 @@ def describe(name: str) -> Column | None:
 
 
 def _evaluations_of(evaluator: Evaluator[Any]) -> list[Evaluation]:
-    with _errors_of(evaluator):
-        return [_as_stored(evaluation) for evaluation in evaluator.evaluations()]
+    kind = type(evaluator)
+    if kind not in OWN.values():
+        return evaluator.evaluations()
+    with errors_of(evaluator):
+        chosen = [_as_stored(evaluation) for evaluation in evaluator.evaluations()]
+        for evaluation in chosen:
+            kind.describe(evaluation.name, "")  # `words` and `names` fit each other
+    for evaluation in chosen:
+        name = evaluation.name
+        require(evaluation.kind == kind.kind, f"{evaluator.key}: {name}: kind", evaluation.kind, "is another's kind")
+        problem = "has to be a short name of a file, without '/', '@' and a leading '.'"
+        usable = isinstance(name, str) and file_name(name) == name and "@" not in name and not name.startswith(".")
+        require(usable, f"{evaluator.key}: name", name, problem)
+        others = [other.kind for other in BUILT_IN.values() if other.has(name)]
+        others += ["probe"] if probe_columns.describe(f"{name}/stable_rank") else []
+        require(not others, f"{evaluator.key}: name", name, f"is read as one of {', '.join(others)}; choose another")
+    return chosen
 
 
 def _as_stored(evaluation: Evaluation) -> Evaluation:
     """Return an evaluation whose settings are as they are read again: without tuples."""
-    requires = tuple(map(_as_stored, evaluation.requires))
-    return evaluation._replace(settings=json.loads(json.dumps(evaluation.settings)), requires=requires)
-
-
-@contextlib.contextmanager
-def _errors_of(evaluator: Evaluator[Any]) -> Iterator[None]:
-    """Turn what an evaluator of the user's own raises into a ConfigError in one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if type(evaluator) not in OWN.values():
-            raise
-        raise ConfigError(f"{evaluator.key}: {in_one_line(error)}; correct it") from error
+    settings = json.loads(json.dumps(evaluation.settings, allow_nan=False))
+    return evaluation._replace(settings=settings, requires=tuple(map(_as_stored, evaluation.requires)))
 
 
 def _own_section(config: EvalConfig, kind: str) -> Any:
     section = config.own[kind]
     if dataclasses.is_dataclass(section):
         return section
+    require(isinstance(section, Mapping), f"config.evaluation.own.{kind}", section, "needs a section with keys")
     return from_config_dict(OWN[kind].config_type, section, f"config.evaluation.own.{kind}")

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from geometry.control import compute_if
 from geometry.neighbors import first_copies, nearest, neighborhoods, over_tiles
+from geometry.registry import Measured, metric, metric_of
 from geometry.svd import as_matrix, matmul
 
 ESTIMATORS = ("regression", "mle")
@@ -40,6 +41,13 @@ class Distribution(NamedTuple):
     q95: Array
 
 
+@metric_of(
+    "x_ND",
+    "two_nn_mle",
+    "TwoNN's intrinsic dimension, by maximum likelihood instead of the regression.",
+    estimator="mle",
+)
+@metric_of("x_ND")
 @functools.partial(jax.jit, static_argnames=("discard_fraction", "estimator", "convention"))
 def two_nn(
     x_ND: ArrayLike, discard_fraction: float = 0.1, estimator: str = "regression", convention: str = "standard"
@@ -148,6 +156,7 @@ def local_levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
     return jnp.where(defined_N, _slope(k_N - 1.0, total_N), jnp.nan)
 
 
+@metric_of("x_ND")
 def levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
     """One maximum-likelihood dimension of all points: the harmonic mean of `local_levina_bickel`.
 
@@ -179,6 +188,28 @@ def distribution(local_N: Array) -> Distribution:
     quantiles = jnp.nanquantile(local_N, jnp.array([0.1, 0.5, 0.9, 0.05, 0.25, 0.75, 0.95]))
     mean = _mean(local_N)
     return Distribution(mean, jnp.sqrt(_mean(jnp.square(local_N - mean))), *quantiles)
+
+
+_QUANTILE = "{} quantile over points of the TwoNN dimension around each."
+
+
+@metric(
+    name="local_two_nn",
+    values={
+        "": "Paper B's metric: the mean over points of the dimension around each.",
+        "_std": "Standard deviation over points of the TwoNN dimension around each.",
+        "_q10": _QUANTILE.format("10 %"),
+        "_median": "Median over points of the TwoNN dimension around each.",
+        "_q90": _QUANTILE.format("90 %"),
+        "_q5": _QUANTILE.format("5 %"),
+        "_q25": _QUANTILE.format("25 %"),
+        "_q75": _QUANTILE.format("75 %"),
+        "_q95": _QUANTILE.format("95 %"),
+    },
+)
+def _local_two_nn(measured: Measured) -> Distribution:
+    """Return the distribution of local TwoNN dimensions in paper B's form: skdim's F, regression, 10 % cut."""
+    return distribution(local_two_nn(measured.x_ND, measured.n_neighbors, convention="skdim034"))
 
 
 def _mean(x_N: Array) -> Array:

@@ -10,9 +10,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from geometry.gauge import centred
+from geometry.registry import Measured, metric, metric_of
 from geometry.svd import as_matrix, matmul, right_singular
 
 
+@metric_of("x_ND")
 @jax.jit
 def mean_cosine(x_ND: ArrayLike) -> Array:
     """Mean cosine between two different rows, in O(ND): (|sum u|^2 - N) / (N (N - 1)) with u the rows at length 1.
@@ -62,6 +64,12 @@ def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array
     return isotropy_along(w_VD, right_singular(w_VD)[1], max_elements=max_elements)
 
 
+@metric(name="partition_isotropy")
+def _partition_isotropy(measured: Measured) -> Array:
+    """Least over greatest partition function, min Z(c) / max Z(c) with Z(c) = sum_i exp(w_i . c)."""
+    return isotropy_along(measured.x_ND, measured.right_singular[1])
+
+
 def isotropy_along(w_VD: ArrayLike, c_DK: ArrayLike, *, max_elements: int = 1 << 20) -> Array:
     """Return `partition_isotropy` with the columns of c_DK and their negatives as c; for known eigenvectors."""
     w_VD, c_DK = as_matrix(w_VD), as_matrix(c_DK)
@@ -84,6 +92,7 @@ def isotropy_along(w_VD: ArrayLike, c_DK: ArrayLike, *, max_elements: int = 1 <<
     return jnp.exp(jnp.min(log_z_2K) - jnp.max(log_z_2K))
 
 
+@metric_of("x_ND")
 @jax.jit
 def isoscore(x_ND: ArrayLike) -> Array:
     """How uniformly the variance is spread over the D dimensions: 0 in one direction only, 1 in all alike.
@@ -111,6 +120,7 @@ def isoscore(x_ND: ArrayLike) -> Array:
     return (ratio - 1.0) / (width - 1.0) if width > 1 else jnp.nan * ratio
 
 
+@metric_of("x_ND")
 @jax.jit
 def mean_norm_ratio(x_ND: ArrayLike) -> Array:
     """Norm of the mean row over the mean norm of the rows: 0 for a cloud around the origin, 1 for rows all alike.
@@ -125,6 +135,7 @@ def mean_norm_ratio(x_ND: ArrayLike) -> Array:
     return _over(_norm(jnp.mean(x_ND, axis=0)), jnp.mean(norm_N))
 
 
+@metric_of("x_ND")
 @jax.jit
 def row_norm_spread(x_ND: ArrayLike) -> Array:
     """Standard deviation of the norms of the rows over their mean (the coefficient of variation).

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from geometry.registry import metric_of
 from geometry.svd import METHODS as METHODS
 from geometry.svd import singular_values as singular_values
 
 
+@metric_of("singular_values_D")
 def effective_rank(s_D: Array) -> Array:
     """Exponential of the entropy of the normalised singular values.
 
@@ -27,6 +29,7 @@ def effective_rank(s_D: Array) -> Array:
     return jnp.where(jnp.sum(s_D) == 0, 0.0, jnp.exp(_entropy(s_D)))
 
 
+@metric_of("singular_values_D")
 def singular_entropy(s_D: Array) -> Array:
     """Divergence KL(p, uniform) = ln r - entropy of the normalised singular values, in nats.
 
@@ -41,6 +44,7 @@ def singular_entropy(s_D: Array) -> Array:
     return jnp.where(jnp.sum(s_D) == 0, jnp.inf, jnp.log(1.0 * s_D.shape[0]) - _entropy(s_D))
 
 
+@metric_of("singular_values_D")
 def per(s_D: Array) -> Array:
     """Proportion of effective rank R/r = exp(-KL(p, uniform)): in [1/r, 1]; 0 for the zero matrix.
 
@@ -49,6 +53,7 @@ def per(s_D: Array) -> Array:
     return effective_rank(s_D) / s_D.shape[0]
 
 
+@metric_of("singular_values_D")
 def rankme(s_D: Array) -> Array:
     """Effective rank with 1e-7 added to each share, p = s / sum(s) + 1e-7, zeros included.
 
@@ -63,12 +68,14 @@ def rankme(s_D: Array) -> Array:
     return jnp.exp(-jnp.sum(p_D * jnp.log(p_D)))
 
 
+@metric_of("singular_values_D")
 def stable_rank(s_D: Array) -> Array:
     """Squared Frobenius norm over squared spectral norm, sum s^2 / s_1^2: in [1, D]; 0 for the zero matrix."""
     t_D = _over_largest(s_D)
     return jnp.sum(t_D * t_D)
 
 
+@metric_of("singular_values_D")
 def participation_ratio(s_D: Array) -> Array:
     """(sum s^2)^2 / sum s^4: in [1, D]; 0 for the zero matrix. Of centred data: of the covariance's eigenvalues."""
     square_D = jnp.square(_over_largest(s_D))
@@ -76,6 +83,8 @@ def participation_ratio(s_D: Array) -> Array:
     return jnp.square(jnp.sum(square_D)) / jnp.where(fourth == 0, 1.0, fourth)
 
 
+@metric_of("singular_values_D", "energy_top_10", "Share of the sum of squared singular values in the 10 largest.", k=10)
+@metric_of("singular_values_D", "energy_top_1", "Share of the sum of squared singular values in the largest.", k=1)
 def energy_top(s_D: Array, k: int) -> Array:
     """Share of sum s^2 in the k largest: in [0, 1], 1 for k >= r; NaN for the zero matrix, which has none."""
     square_D = jnp.square(jnp.sort(_over_largest(s_D))[::-1])
@@ -83,21 +92,25 @@ def energy_top(s_D: Array, k: int) -> Array:
     return jnp.where(total == 0, jnp.nan, jnp.sum(square_D[:k]) / jnp.where(total == 0, 1.0, total))
 
 
+@metric_of("singular_values_D")
 def spectral_norm(s_D: Array) -> Array:
     """The largest singular value."""
     return jnp.max(s_D)
 
 
+@metric_of("singular_values_D")
 def nuclear_norm(s_D: Array) -> Array:
     """The sum of the singular values."""
     return jnp.sum(s_D)
 
 
+@metric_of("singular_values_D")
 def frobenius_norm(s_D: Array) -> Array:
     """The root of the sum of squared singular values."""
     return jnp.max(s_D) * jnp.sqrt(jnp.sum(jnp.square(_over_largest(s_D))))
 
 
+@metric_of("singular_values_D")
 def condition_number(s_D: Array) -> Array:
     """Largest over smallest of the r singular values: in [1, inf]; inf for a singular matrix and the zero matrix.
 
@@ -111,6 +124,7 @@ def condition_number(s_D: Array) -> Array:
     return jnp.where(smallest == 0, jnp.inf, largest / jnp.where(smallest == 0, 1.0, smallest))
 
 
+@metric_of("singular_values_D")
 @jax.jit
 def power_law_alpha(s_D: Array) -> Array:
     """Exponent of the power law that fits the tail of the eigenvalues lambda = s^2 best.

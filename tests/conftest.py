@@ -119,3 +119,15 @@ def vary():
         return config
 
     return varied
+
+
+@pytest.fixture
+def registry():
+    """The registry of metrics, restored after the test."""
+    from geometry.probe import COUNTS, METRICS
+
+    metrics, counts = dict(METRICS), set(COUNTS)
+    yield METRICS
+    for live, before in ((METRICS, metrics), (COUNTS, counts)):
+        live.clear()
+        live.update(before)

@@ -236,7 +236,7 @@ def test_readme_commands_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_readmes_metric_reaches_the_probe_the_table_and_the_report(tmp_path, monkeypatch):
+def test_the_readmes_metric_reaches_the_probe_the_table_and_the_report(tmp_path, monkeypatch, registry):
     """By its decorated function alone, from a sweep's own file."""
     from sweeps import cli
 

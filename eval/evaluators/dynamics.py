@@ -73,6 +73,7 @@ class Cka(Evaluator[DynamicsConfig]):
     """
 
     kind = "cka"
+    names = "cka"
     results = (
         Result("(?P<states>.+)", "Linear CKA of {states} to its states at the run's last checkpoint", "", "evaluation"),
     )
@@ -114,6 +115,7 @@ class Saturation(Evaluator[DynamicsConfig]):
     """
 
     kind = "saturation"
+    names = "saturation"
     results = (
         Result("saturated", "1 where the rise is more than two standard errors, else 0", "", "evaluation"),
         Result("best_step", "Step of the least in-domain loss of all checkpoints", "steps", "evaluation"),

@@ -60,6 +60,7 @@ class LocalDimension(Evaluator[DimensionConfig]):
     """Mean over points, its standard deviation and the number of points, `<states>.<text>/n<N>_l<L>/<metric>`."""
 
     kind = "local_dimension"
+    names = "local_dimension"
     section = "dimension"
     config_type = DimensionConfig
     needs_text = False

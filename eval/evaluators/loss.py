@@ -66,6 +66,7 @@ class Unigram(Evaluator[TextConfig]):
     """Loss of a unigram model of the training tokens on the same validation tokens, as a baseline."""
 
     kind = "unigram"
+    names = "unigram"
     words = "Of a unigram model of the training tokens"
     of = {"model": "unigram"}
     results = LOSSES

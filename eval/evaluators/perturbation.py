@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.lm_loss import Losses
 from geometry.svd import matmul, right_singular
 from olmo_jax import model
+from olmo_jax.columns import Column
 from olmo_jax.config import ConfigError, require
 from olmo_jax.config.field import POSITIVE_WHOLE, POSITIVES, SEED, Bound, Role, each, setting
 from olmo_jax.config.validation import Settings, unique
@@ -77,9 +79,15 @@ class Noise(Evaluator[PerturbConfig]):
     section = "perturb"
     config_type = PerturbConfig
     names = r"noise_(?P<unit>relative|absolute)_(?P<scale>[^_]+)"
-    words = "After {unit} noise of {scale}"
+    words = "After noise of {scale} {unit}"
     of = {"after": "perturb", "method": "noise"}
     results = LOSSES
+
+    @classmethod
+    def column(cls, name: str, result: str, groups: Mapping[str, str | None]) -> Column:
+        units = {"relative": "of each matrix's root mean square", "absolute": "in units of weights"}
+        column = super().column(name, result, {**groups, "unit": units[groups["unit"] or "absolute"]})
+        return dataclasses.replace(column, of={**column.of, "unit": groups["unit"]})
 
     def evaluations(self) -> list[Evaluation]:
         shared = self.text.text_settings | {name: getattr(self.config, name) for name in ("pattern", "draws", "seed")}

@@ -149,7 +149,8 @@ class _Quantization(Evaluator[QuantizeConfig]):
             if "unembedding" not in data.matrices and re.fullmatch(pattern, "unembedding"):
                 pattern = f"{pattern}|embedding"  # a tied embedding serves as both
             for path in check_pattern(f"{self.key}.scopes", scope, pattern, data):
-                inputs = data.matrices[path][path in ("embedding", "unembedding", "positions")]
+                rows, columns = data.matrices[path]
+                inputs = columns if path in ("embedding", "unembedding", "positions") else rows
                 remedy = f"doesn't divide the {inputs} inputs of {path}; choose a divisor, or granularity 'channel'"
                 require(not size or inputs % size == 0, f"{self.key}.group_size", size, remedy)
 

@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-from geometry import dimension, isotropy, spectrum
 from geometry.probe import COUNTS, METRICS
 from olmo_jax.columns import NATS, NOT_DESCRIBED, Column, first_sentence, sentence
 
@@ -21,24 +20,11 @@ _TARGETS = {
     "embedding": "the embedding",
     "final_states": "the states after the final norm",
 }
-# Of metrics whose function says nothing, and none of the same name in geometry does.
-_METRICS = {
-    "energy_top_1": "Share of the sum of squared singular values in the largest.",
-    "energy_top_10": "Share of the sum of squared singular values in the 10 largest.",
-    "two_nn_mle": "TwoNN's intrinsic dimension, by maximum likelihood instead of the regression.",
-    "local_two_nn_std": "Standard deviation over points of the TwoNN dimension around each.",
-    "local_two_nn_q10": "10 % quantile over points of the TwoNN dimension around each.",
-    "local_two_nn_median": "Median over points of the TwoNN dimension around each.",
-    "local_two_nn_q90": "90 % quantile over points of the TwoNN dimension around each.",
-    "local_two_nn_q5": "5 % quantile over points of the TwoNN dimension around each.",
-    "local_two_nn_q25": "25 % quantile over points of the TwoNN dimension around each.",
-    "local_two_nn_q75": "75 % quantile over points of the TwoNN dimension around each.",
-    "local_two_nn_q95": "95 % quantile over points of the TwoNN dimension around each.",
-}
 _PERCENT = ("effective_rank_percent",)
 
 
-_QUANTILES = {name for name in _METRICS if re.search(r"_(q\d+|median)$", name)}
+# Points of the distribution whose mean is local_two_nn, which they draw as singular values draw a spectrum.
+_QUANTILE = re.compile(r"local_two_nn_q\d+")
 
 
 def describe(name: str) -> Column | None:
@@ -58,7 +44,7 @@ def describe(name: str) -> Column | None:
         return Column(name, "geometry", "", meaning, of | {"statistic": "singular_value", "place": int(metric)})
     kind = "count" if metric in COUNTS else "geometry"
     unit = "% of the columns" if metric in _PERCENT else "rows" if metric in ("points", "duplicates") else ""
-    statistic = {"statistic": "quantile"} if metric in _QUANTILES else {}
+    statistic = {"statistic": "quantile"} if _QUANTILE.fullmatch(metric) else {}
     meaning = sentence(f"Of {_in_words(of)}", metric_meaning(metric))
     return Column(name, kind, unit, meaning, of | {"metric": metric} | statistic)
 
@@ -73,17 +59,9 @@ def _of_text(name: str, text: str, metric: str) -> Column | None:
 
 
 def metric_meaning(name: str) -> str:
-    """Return the first sentence of a metric's docstring, else of what it calls; NOT_DESCRIBED without any."""
-    if name not in METRICS:
-        return NOT_DESCRIBED
-    if METRICS[name].__doc__:
-        return first_sentence(METRICS[name].__doc__ or "")
-    of_geometry = METRICS[name].__module__ == "geometry.probe"
-    if of_geometry and name in _METRICS:
-        return _METRICS[name]
-    modules = (spectrum, isotropy, dimension) if of_geometry else ()
-    docstrings = [f.__doc__ for module in modules if (f := getattr(module, name, None)) is not None and f.__doc__]
-    return first_sentence(docstrings[0]) if docstrings else NOT_DESCRIBED
+    """Return the first sentence of a registered metric's docstring; NOT_DESCRIBED without any."""
+    docstring = METRICS[name].__doc__ if name in METRICS else None
+    return first_sentence(docstring) if docstring else NOT_DESCRIBED
 
 
 def _target(target: str) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ def variance_split(results: "AnalysisResults") -> "Figure":
         return parts.lacking(_why(results.variance, "no column's variance can be split"))
     columns, settings = _first(known["column"], _MOST_BARS), list(dict.fromkeys(known["setting"]))
     settings.sort(key=lambda s: ("seed", "rest").index(s) + 1 if s in ("seed", "rest") else 0)
-    losses = loss_columns(pd.DataFrame(columns=columns))
+    losses = loss_columns(results.table)
     figure, [[axes]] = parts.panels(1, 1, parts.DOUBLE, 1.0 + 0.22 * len(columns))
     left_C = np.zeros(len(columns))
     for i, setting in enumerate(settings):

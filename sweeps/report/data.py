@@ -56,9 +56,14 @@ def effects(catalog: Catalog) -> list[dict[str, Any]]:
     `less` names the column to take off, so that an effect is a change of loss; None where it is one already.
     """
     found: list[dict[str, Any]] = []
+    quantised = [
+        name
+        for method in METHODS
+        for name in catalog.select(kind="loss", after="quantize", method=method, domain="in_domain")
+    ]
     for key in catalog.select():
-        column, of = catalog[key], catalog[key].of
-        if of.get("after") == "quantize" and column.kind == "loss" and of["domain"] == "in_domain":
+        of = catalog[key].of
+        if key in quantised:
             variant = "" if of["scope"] == "blocks" else f" {of['scope']}".replace("_", " ")
             method = METHODS[of["method"]] + variant
             name = f"{METHODS[of['method']]} to {of['bits']} bits{variant}: rise of in-domain loss"

@@ -140,7 +140,8 @@ def _quantisation(rows: pd.DataFrame) -> str:
 def _finetuning(rows: pd.DataFrame) -> str:
     """The fine-tuning that forgets most."""
     catalog = catalog_of(rows)
-    columns = [c for c in catalog.select(kind="change", measure="forgetting") if catalog[c].of["rate"] != "best"]
+    changes = catalog.select(kind="change", after="finetune", measure="forgetting")
+    columns = [c for c in changes if catalog[c].of["rate"] != "best"]
     forgetting = {c: v for c in columns if np.isfinite(v := _values(rows, c)).any()}
     if not forgetting:
         return ""

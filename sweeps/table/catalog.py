@@ -7,6 +7,7 @@ of a column is a key that is read here and there alone; everything else asks the
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -113,15 +114,15 @@ def declare(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
     Such as the results of an evaluation of the user's own, which this process may not have the code of. Raises
     ConfigError for a column that is declared with two units.
     """
+    names = {name for name in map(str, table.columns) if not is_described(name)}
     result: dict[str, Column] = {}
     for column in columns:
-        other = result.setdefault(column.name, column)
+        other = result.setdefault(column.name, column) if column.name in names else column
         if other.unit != column.unit:
             units = " and ".join(repr(unit) for unit in (other.unit, column.unit))
-            raise ConfigError(f"column {column.name!r} is declared with the units {units}; rename it in one of the "
-                              "evaluations, and evaluate again")  # fmt: skip
-    known = [result[name] for name in map(str, table.columns) if name in result and not is_described(name)]
-    table.attrs = {_ATTRIBUTE: _Entries(schema(Catalog(known)))} if known else {}
+            raise ConfigError(f"column {column.name!r} is declared with the units {units}; rename the result of one of "
+                              "the evaluations, or delete the columns.json of the runs with the old unit")  # fmt: skip
+    table.attrs = {_ATTRIBUTE: _Entries(schema(Catalog(result.values())))} if result else {}
     return table
 
 
@@ -162,6 +163,7 @@ def from_schema(entries: Mapping[str, Any]) -> list[Column]:
 _BY_NAME = {column.name: column for column in _FIXED}
 
 
+@functools.cache
 def _setting(column: str) -> Column:
     *sections, name = column.removeprefix("config.").split(".")
     words = " ".join([*sections, name]).replace("_", " ")

@@ -148,5 +148,5 @@ def _is_analysed(column: Column) -> bool:
     if "statistic" in of or of.keys() & {"model", "text"}:
         return False
     if column.kind == "change":
-        return of["measure"] == "forgetting"
+        return of.get("measure") == "forgetting"
     return column.kind == "loss" and ("after" not in of or of.get("domain") in (*AVERAGES, "target"))

@@ -58,15 +58,15 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
 def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:
     """Write results.csv, results.schema.json and, last, results.parquet, each whole or not at all."""
     write_whole(workdir / CSV, _as_csv(table))
-    described = schema(catalog_of(table))
-    write_whole(workdir / SCHEMA, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(workdir / SCHEMA, _as_schema(table))
     write_whole(workdir / TABLE, _as_parquet(table))
 
 
 def is_written(workdir: epath.Path, table: pd.DataFrame) -> bool:
     """Return whether results.parquet holds exactly this table, and its companion files exist."""
     exist = all((workdir / name).exists() for name in (TABLE, CSV, SCHEMA))
-    return exist and (workdir / TABLE).read_bytes() == _as_parquet(table)
+    written = {TABLE: _as_parquet, SCHEMA: _as_schema}
+    return exist and all((workdir / name).read_bytes() == as_bytes(table) for name, as_bytes in written.items())
 
 
 def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
@@ -169,6 +169,10 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{e}/{name}": value for e, result in results.items() for name, value in result["metrics"].items()}
+
+
+def _as_schema(table: pd.DataFrame) -> bytes:
+    return (json.dumps(schema(catalog_of(table)), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _as_parquet(table: pd.DataFrame) -> bytes:

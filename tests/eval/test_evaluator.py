@@ -125,21 +125,28 @@ def test_an_evaluation_that_raises_leaves_the_others_done(cohort, index, trained
     made("broken", ("first", "second", "third"), measure)
     made("norm")
     chosen = config_with(broken={}, norm={})
-    with pytest.raises(EvaluationError, match=r"^evaluation second \(and 1 more\) failed: ZeroDivisionError: no "
+    with pytest.raises(EvaluationError, match=r"^evaluation second failed: ZeroDivisionError: no "
                        r"weights \(test_evaluator.py, line \d+\); correct it"):  # fmt: skip
         run(trained, cohort, index, chosen)
     assert "second failed: ZeroDivisionError" in capsys.readouterr().err
     left = [job.evaluation.name for job in jobs(trained, cohort, chosen)]
-    assert left == ["second", "third"]
+    assert left == ["second"]
     assert metrics(trained, "run0", "norm") == {"power": 2.0}
 
 
 @pytest.mark.parametrize(
     ("results", "said"),
     [
-        (lambda models: [], "returned 0 results for 2 models"),
-        (lambda models: [Measured({"a": np.zeros(2)}, {})] * 2, "metric 'a' is of type ndarray; needs a Python number"),
+        (lambda models: [], "norm: 0 results for 2 models; needs one per model"),
+        (
+            lambda models: [Measured({"a": np.zeros(2)}, {})] * 2,
+            "metric 'a' is of type ndarray; needs a Python int or float",
+        ),
         (lambda models: [Measured({3: 1.0}, {})] * 2, "metric 3 is of type float"),
+        (lambda models: [Measured({"a": True}, {})] * 2, "metric 'a' is of type bool"),
+        (lambda models: [Measured({"a": np.float32(1)}, {})] * 2, "metric 'a' is of type float32"),
+        (lambda models: [Measured({}, {"settings": 1})] * 2, "further entries can't be called settings"),
+        (lambda models: [Measured({}, {"a": np.zeros(2)})] * 2, "ndarray is not JSON serializable"),
     ],
 )
 def test_results_that_can_not_be_stored_are_refused(cohort, index, trained, results, said):
@@ -165,9 +172,92 @@ def test_two_kinds_of_one_name_are_refused():
 
 
 def test_two_results_of_one_name_are_refused(cohort, index):
-    made("norm", ("lm_loss",))
-    with pytest.raises(ConfigError, match="'lm_loss' is the name of two evaluations, of lm_loss and norm; rename one"):
+    made("norm", ("one",))
+    made("other", ("one",))
+    with pytest.raises(ConfigError, match="'one' is the name of two evaluations, of norm and other; rename one"):
+        check_evaluation(config_with(norm={}, other={}), cohort, index)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lm_loss", "name = 'lm_loss': is read as one of lm_loss; choose another"),
+        ("gptq_3", "is read as one of gptq"),
+        ("layer_0", "is read as one of probe"),
+        ("a/b", "has to be a short name of a file"),
+        ("../b", "has to be a short name of a file"),
+        ("a@3", "has to be a short name of a file"),
+        ("a" * 300, "has to be a short name of a file"),
+    ],
+)
+def test_names_of_results_that_cannot_be_used_are_refused(cohort, index, name, said):
+    made("norm", (name,))
+    with pytest.raises(ConfigError, match=said):
         check_evaluation(config_with(norm={}), cohort, index)
+
+
+def with_requirements(requires, settings=None, kind="norm"):
+    """A registered evaluator whose results "first" and "second" require what `requires` says of each."""
+
+    class Requiring(Evaluator[NormConfig]):
+        config_type = NormConfig
+
+        def evaluations(self):
+            listed = {name: Evaluation(kind, name, settings or {}) for name in ("first", "second")}
+            return [
+                evaluation._replace(requires=tuple(listed[other] for other in requires.get(name, ())))
+                for name, evaluation in listed.items()
+            ]
+
+        def measure(self, models, evaluation):
+            return [Measured({"one": 1.0}, {})] * len(models.models)
+
+    Requiring.kind = "norm"
+    return evaluator(Requiring)
+
+
+def test_requirements_are_run_first_whatever_their_order(cohort, index, trained):
+    with_requirements({"first": ("second",)})
+    assert [e.name for e in evaluations(config_with(norm={})) if e.kind == "norm"] == ["second", "first"]
+    (trained / "runs" / "run1" / "results").mkdir(exist_ok=True)
+    order = []
+    assert evaluate(trained, cohort, index, config_with(norm={}), lambda job: order.append(job.evaluation.name) or True)
+    assert order.index("second") < order.index("first")
+
+
+@pytest.mark.parametrize(
+    ("requires", "settings", "said"),
+    [
+        (
+            {"first": ("second",), "second": ("first",)},
+            None,
+            "(first|second), .* require each other",
+        ),
+        ({}, {"a": float("nan")}, "ValueError: Out of range float"),
+        ({}, {"a": object()}, "TypeError: Object of type object is not JSON"),
+    ],
+)
+def test_requirements_and_settings_that_cannot_be_used_are_refused(cohort, index, requires, settings, said):
+    with_requirements(requires, settings)
+    with pytest.raises(ConfigError, match=said):
+        check_evaluation(config_with(norm={}), cohort, index)
+
+
+def test_an_evaluation_of_another_kind_is_refused(cohort, index):
+    with_requirements({}, kind="other")
+    with pytest.raises(ConfigError, match="first: kind = 'other': is another's kind"):
+        check_evaluation(config_with(norm={}), cohort, index)
+
+
+def test_an_evaluator_without_a_configuration_class_is_refused():
+    with pytest.raises(ValueError, match="'bare' of .* has no config_type; name the class of its section"):
+
+        @evaluator
+        class Bare(Evaluator[NormConfig]):
+            kind = "bare"
+
+            def evaluations(self):
+                return []
 
 
 def test_a_kind_that_nobody_defines_is_refused_before_training_and_its_results_stay(cohort, index, trained, own):
@@ -184,6 +274,7 @@ def test_a_kind_that_nobody_defines_is_refused_before_training_and_its_results_s
     [
         ({"powr": 2}, r"own.norm has no key 'powr'; did you mean 'power'"),
         ({"power": 0.5}, r"own.norm.power = 0.5: needs a value of type int"),
+        (3, r"own.norm = 3: needs a section with keys"),
     ],
 )
 def test_a_section_is_checked(cohort, index, section, said):

@@ -9,13 +9,6 @@ from geometry import dimension, isotropy, probe, spectrum
 from geometry.gauge import gauge_fix
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """The registry of metrics, restored after the test."""
-    monkeypatch.setattr(probe, "METRICS", dict(probe.METRICS))
-    return probe.METRICS
-
-
 @jax.jit
 def values_of(w_VD):
     """Return every built-in metric, computed with the library's functions."""
@@ -112,7 +105,7 @@ def test_a_decorated_function_becomes_a_metric(registry, matrices):
 
 
 def test_a_name_that_is_taken_is_refused(registry):
-    with pytest.raises(ValueError, match="'stable_rank'.*already defined in geometry.probe"):
+    with pytest.raises(ValueError, match="'stable_rank'.*already defined in geometry.spectrum"):
 
         @probe.metric
         def stable_rank(measured):
@@ -137,9 +130,29 @@ def test_nan_gives_nan_metrics_but_finite_counts(matrices):
     assert float(zero["duplicates"]) == 19
 
 
-def test_a_function_decorated_as_count_is_registered_as_a_count(registry, monkeypatch):
-    monkeypatch.setattr(probe, "COUNTS", set(probe.COUNTS))
+def test_one_function_gives_several_metrics_and_is_computed_once(registry, matrices):
+    calls = []
 
+    @probe.metric(values={"": "Mean norm of the rows.", "_std": "Standard deviation of the norms."})
+    def row_norm(measured):
+        calls.append(measured)
+        norm_N = jnp.linalg.norm(measured.x_ND, axis=1)
+        return jnp.mean(norm_N), jnp.std(norm_N)
+
+    summary = probe.summarize(matrices["gaussian"], ("row_norm_std", "row_norm"))
+    norm_N = np.linalg.norm(matrices["gaussian"], axis=1)
+    assert float(summary["row_norm"]) == pytest.approx(norm_N.mean(), rel=1e-5)
+    assert float(summary["row_norm_std"]) == pytest.approx(norm_N.std(), rel=1e-4)
+    assert len(calls) == 1
+    assert registry["row_norm_std"].__doc__ == "Standard deviation of the norms."
+    with pytest.raises(ValueError, match="metric 'row_norm_std' of .* is already defined in"):
+
+        @probe.metric
+        def row_norm_std(measured):
+            return jnp.float32(0)
+
+
+def test_a_function_decorated_as_count_is_registered_as_a_count(registry):
     @probe.count
     def rows(measured):
         return jnp.float32(measured.x_ND.shape[0])

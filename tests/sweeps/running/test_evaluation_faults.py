@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+import pandas
 import pytest
 
 from tests.sweeps import forked
@@ -122,6 +123,7 @@ def test_evaluation_resumes_after_kills_without_repeating_results(trained, evalu
 
 OWN = """
 import dataclasses
+from eval.columns import Result
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from olmo_jax.config.validation import Settings
 
@@ -133,6 +135,7 @@ class Nothing(Settings):
 class Broken(Evaluator[Nothing]):
     kind = "broken"
     config_type = Nothing
+    results = (Result("one", "The number one", "units", "evaluation"),)
 
     def evaluations(self):
         return [Evaluation("broken", "broken", {{}})]
@@ -148,7 +151,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_an_evaluation_of_the_users_own_that_raises_is_in_the_status_and_the_exit_code(
+def test_a_user_evaluation_that_raises_is_reported_and_one_that_works_reaches_table_and_schema(
     config, trained, start, tmp_path
 ):
     workdir, file, errors = tmp_path / "work", tmp_path / "own.py", tmp_path / "stderr"
@@ -169,3 +172,12 @@ def test_an_evaluation_of_the_users_own_that_raises_is_in_the_status_and_the_exi
             assert not list(failed)
     assert len({name for name in results(workdir) if "unigram@" in name}) == 4
     assert len({name for name in results(workdir) if "broken@" in name}) == 4
+    # A process that doesn't read the configuration file has no code of the evaluation.
+    process = start(["report", f"--workdir={workdir}"], errors)
+    process.join(300)
+    assert process.exitcode == 0, errors.read_text()
+    schema = json.loads((workdir / "results.schema.json").read_text())
+    assert schema["broken/one"]["meaning"] == "Broken: the number one." and schema["broken/one"]["unit"] == "units"
+    table = pandas.read_parquet(workdir / "results.parquet")
+    assert table.loc[table["final"], "broken/one"].tolist() == [1.0] * 4
+    assert "broken/one" in (workdir / "results.csv").read_text().splitlines()[0]
