@@ -251,23 +251,31 @@ def _check_results(evaluation: Evaluation, measured: Sequence[Measured] | None, 
         json.dumps(one.more)
 
 
-def read_results(workdir: epath.Path, run: str, step: int, config: EvalConfig) -> dict[str, dict[str, Any]]:
+def read_results(
+    workdir: epath.Path, run: str, step: int, config: EvalConfig | Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Return the stored results of a run at a step, by evaluation name.
 
     Results of the configuration's evaluations are left out if their settings differ from it. Results of evaluations
     that it doesn't name, such as those of an earlier configuration, are included.
+
+    Args:
+      config: the configuration or, for many calls, what `settings_by_name` returns for it.
     """
-    configured = {e.name: e for e in evaluations(config)}
+    settings = settings_by_name(config) if isinstance(config, EvalConfig) else config
     stored = results.read_all(workdir, run, step)
-    return {
-        name: r for name, r in stored.items() if name not in configured or r["settings"] == configured[name].settings
-    }
+    return {name: r for name, r in stored.items() if name not in settings or r["settings"] == settings[name]}
+
+
+def settings_by_name(config: EvalConfig) -> dict[str, dict[str, Any]]:
+    """Return the settings of each evaluation of a configuration, by name."""
+    return {evaluation.name: evaluation.settings for evaluation in evaluations(config)}
 
 
 def outdated(workdir: epath.Path, runs: Sequence[str], config: EvalConfig) -> list[str]:
     """Return the names of evaluations with stored results whose settings differ from the configuration."""
-    names = set()
+    names, settings = set(), settings_by_name(config)
     for run in runs:
         for step in results.steps(workdir, run):
-            names |= results.read_all(workdir, run, step).keys() - read_results(workdir, run, step, config).keys()
+            names |= results.read_all(workdir, run, step).keys() - read_results(workdir, run, step, settings).keys()
     return sorted(names)

@@ -8,7 +8,7 @@ from etils import epath
 
 from eval import results
 from eval.config import EvalConfig
-from eval.evaluate import read_results
+from eval.evaluate import read_results, settings_by_name
 from olmo_jax.storage.run_files import known_runs
 
 _FINETUNING = re.compile(r"finetune_(?P<target>.+)_lr(?P<rate>[^_]+)$")
@@ -22,9 +22,10 @@ def read_finetuning_curves(workdir: epath.Path, config: EvalConfig) -> pd.DataFr
     `<target>/<metric>`. Empty, but with COLUMNS, where nothing was fine-tuned.
     """
     rows: list[dict[str, Any]] = []
+    settings = settings_by_name(config)
     for run in known_runs(workdir):
         for step in results.steps(workdir, run):
-            for name, result in read_results(workdir, run, step, config).items():
+            for name, result in read_results(workdir, run, step, settings).items():
                 match = _FINETUNING.match(name)
                 if match is None or not {"along", "before"} <= result.keys():
                     continue

@@ -19,7 +19,7 @@ from etils import epath
 
 from eval import results
 from eval.config import EvalConfig
-from eval.evaluate import read_results
+from eval.evaluate import read_results, settings_by_name
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.columns import Column
@@ -48,7 +48,8 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     `<evaluation>/<name>` in nats per token; catalog.py says what each is. What wasn't measured is missing, and so is
     how an imported run was trained; its tokens are those in the name of its revision.
     """
-    rows = [row for run in known_runs(workdir) for row in _rows_of(workdir, run, config)]
+    settings = settings_by_name(config)
+    rows = [row for run in known_runs(workdir) for row in _rows_of(workdir, run, settings)]
     table = pd.DataFrame(rows)
     if "diverged_at" in table:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
@@ -102,7 +103,7 @@ def read_curves(workdir: epath.Path) -> dict[str, pd.DataFrame]:
     return {run: pd.DataFrame(read_jsonl(workdir / "runs" / run / METRICS)) for run in runs}
 
 
-def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict[str, Any]]:
+def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> list[dict[str, Any]]:
     record = run_record(workdir, run)
     config = from_config_dict(TrainConfig, record["config"])
     total, inner = parameter_count(config.model)
@@ -140,7 +141,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluation: EvalConfig) -> list[dict
         | trained(step)
         | settings
         | _measured(metrics.get(step, {}))
-        | _losses(read_results(workdir, run, step, evaluation))
+        | _losses(read_results(workdir, run, step, evaluations))
         for step in steps
     ]
 
