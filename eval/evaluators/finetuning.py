@@ -42,6 +42,7 @@ class _Finetuning(Evaluator[FinetuneConfig]):
     section = "finetune"
     config_type = FinetuneConfig
     refused_without_text = "targets"
+    across_checkpoints = True
     results = (
         Result("diverged", "Seeds whose fine-tuning diverged", "seeds", "evaluation"),
         Result("learning_rate", "That learning rate", "", "evaluation"),
@@ -62,6 +63,11 @@ class _Finetuning(Evaluator[FinetuneConfig]):
             text = sentence(f"{before}, {_PARTS[part]}", meaning) if meaning else inner.meaning
             return Column(name, "evaluation", inner.unit, text, {**inner.of, "statistic": part})
         return super().column(name, result, groups)
+
+    def portions(self, models: list[Model]) -> Iterator[tuple[Model, ...]]:
+        members_per_model = len(self.config.learning_rates) * len(self.config.seeds)
+        size = max(1, self.config.most_members // members_per_model)
+        return (tuple(models[i : i + size]) for i in range(0, len(models), size))
 
     def at_rate(self, target: str, rate: float) -> Evaluation:
         """Return the evaluation of a target at one learning rate."""
@@ -97,7 +103,6 @@ class Finetune(_Finetuning):
     names = r"finetune_(?P<target>.+)_lr(?P<rate>[^_]+)"
     words = "After fine-tuning on {target} at learning rate {rate}"
     of = {"after": "finetune"}
-    across_checkpoints = True
 
     def evaluations(self) -> list[Evaluation]:
         config = self.config
@@ -120,11 +125,6 @@ class Finetune(_Finetuning):
             check_task(key, task, "validation")
             item_sets(data, task, config)
         check_context(f"{self.key}.item_tokens", config.item_tokens, data, bool(config.tasks))
-
-    def portions(self, models: list[Model]) -> Iterator[tuple[Model, ...]]:
-        members_per_model = len(self.config.learning_rates) * len(self.config.seeds)
-        size = max(1, self.config.most_members // members_per_model)
-        return (tuple(models[i : i + size]) for i in range(0, len(models), size))
 
     def measure_all(self, models: ModelBatch, evaluations: Sequence[Evaluation]) -> Iterator[list[Measured]]:
         """Yield the results of each evaluation; the learning rates of a target train together."""

@@ -4,6 +4,8 @@ Letters: N rows, K ranked columns (controls, then metrics, then targets), L fixe
 G groups, B draws.
 """
 
+import functools
+
 import numpy as np
 
 DRAWS = 1000
@@ -58,6 +60,21 @@ def draws_of_groups(n_groups: int) -> np.ndarray:
     drawn_BG = np.random.default_rng(0).integers(n_groups, size=(DRAWS, n_groups))
     places_BG = drawn_BG + n_groups * np.arange(DRAWS)[:, None]
     return np.bincount(places_BG.ravel(), minlength=DRAWS * n_groups).reshape(DRAWS, n_groups)
+
+
+@functools.lru_cache(maxsize=4)  # the same for all columns with values in the same rows
+def weights_of_groups(strata_G: tuple[int, ...], n_draws: int) -> np.ndarray:
+    """Return how often each group occurs in draws with replacement among the groups of its stratum: [B, G].
+
+    The seed is fixed. Strata are numbers from 0; with one stratum all groups are drawn from.
+    """
+    rng = np.random.default_rng(0)
+    counts_BG = np.zeros((n_draws, len(strata_G)))
+    for stratum in range(max(strata_G) + 1):
+        members = np.flatnonzero(np.asarray(strata_G) == stratum)
+        counts_BG[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n_draws)
+    counts_BG.setflags(write=False)
+    return counts_BG
 
 
 def _rank_contributions(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:

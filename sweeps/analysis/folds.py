@@ -4,13 +4,12 @@ Letters: N rows, K regressors, E targets, P permutations, X sets of columns, V v
 fold, B draws, G groups.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sweeps.analysis.bootstrap import ROUNDING
-from sweeps.analysis.r2 import DRAWS, FOLDS, MIN_GROUPS, shuffled_folds
+from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
+from sweeps.analysis.r2 import DRAWS, FOLDS, MIN_GROUPS, shuffled_folds, word
 
 # The fewest groups and rows for nested folds.
 LEAST_GROUPS, LEAST_ROWS = 10, 8
@@ -66,22 +65,13 @@ def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.nda
     result_X3[:, 0] = part_XN.sum(axis=1) / np.sum((y_N - y_N.mean()) ** 2)
     if n_groups < MIN_GROUPS:
         return result_X3
-    weights_BN = _draws(n_groups, DRAWS)[:, groups_N]
+    weights_BN = weights_of_groups((0,) * n_groups, DRAWS)[:, groups_N]
     rows_B = weights_BN.sum(axis=1)
     total_B = weights_BN @ y_N**2 - (weights_BN @ y_N) ** 2 / rows_B
     valid_B = total_B > ROUNDING * rows_B * y_N.var()
     drawn_BX = weights_BN[valid_B] @ part_XN.T / total_B[valid_B, None]
     result_X3[:, 1:] = np.quantile(drawn_BX, [0.025, 0.975], axis=0).T
     return result_X3
-
-
-@functools.lru_cache(maxsize=2)
-def _draws(n_groups: int, n_draws: int) -> np.ndarray:
-    """Return how often each group occurs in draws with replacement of as many groups, with a fixed seed: [B, G]."""
-    shares_G = np.full(n_groups, 1 / n_groups)
-    counts_BG = np.random.default_rng(0).multinomial(n_groups, shares_G, size=n_draws).astype(float)
-    counts_BG.setflags(write=False)
-    return counts_BG
 
 
 def too_few(n: int, n_groups: int, groups: str) -> str:
@@ -91,14 +81,10 @@ def too_few(n: int, n_groups: int, groups: str) -> str:
     if n < LEAST_ROWS:
         return f"fewer than {LEAST_ROWS} usable runs"
     if n_groups < LEAST_GROUPS:
-        return f"{n_groups} {_word(groups)} are too few for nested folds, which take {LEAST_GROUPS}"
+        return f"{n_groups} {word(groups)} are too few for nested folds, which take {LEAST_GROUPS}"
     return ""
 
 
 def no_interval(n_groups: int, groups: str) -> str:
     """Return why there is no interval, or "" if there is one."""
-    return f"{n_groups} {_word(groups)} are too few for an interval" if n_groups < MIN_GROUPS else ""
-
-
-def _word(groups: str) -> str:
-    return "configurations" if groups == "configuration" else "groups"
+    return f"{n_groups} {word(groups)} are too few for an interval" if n_groups < MIN_GROUPS else ""

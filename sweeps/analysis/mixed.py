@@ -3,14 +3,13 @@
 Letters: N rows, K control regressors, Q columns (intercept, controls, metric, target), G configurations, B draws.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.bootstrap import ROUNDING
+from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
 from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
 from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
@@ -138,7 +137,7 @@ def mixed_fit(
         given = f"{n_sizes} sizes" + (f" and {len(controls)} control{'s'[: len(controls) > 1]}" if controls else "")
         note = f"{n_clusters} configurations are too few for a p-value or an interval with {given}"
         return MixedFit(Estimate(b, np.nan, np.nan, np.nan, n), note, between, in_logs)
-    counts_BG = _draws(tuple(sums.size_G.tolist()), DRAWS)
+    counts_BG = weights_of_groups(tuple(sums.size_G.tolist()), DRAWS)
     draws_B = _coefficients(_products(sums, counts_BG, ratio)) * scale
     # The residuals of a fit are too small, and so is the spread of draws: corrected by the degrees of freedom used.
     draws_B = b + (draws_B[np.isfinite(draws_B)] - b) * np.sqrt(n_clusters / (n_clusters - 1 - k_between))
@@ -249,15 +248,3 @@ def _coefficients(products_BQQ: np.ndarray) -> np.ndarray:
     left_B = squares_B - np.sum(fitted_BX * pair_BX2[:, :, 0], axis=1)
     left_B = np.where(left_B > ROUNDING * squares_B, left_B, np.nan)
     return (products_BQQ[:, -2, -1] - np.sum(fitted_BX * pair_BX2[:, :, 1], axis=1)) / left_B
-
-
-@functools.lru_cache(maxsize=2)  # the same for all pairs with values in the same rows
-def _draws(size_G: tuple[int, ...], n_draws: int) -> np.ndarray:
-    """Return how often each configuration is drawn, `[B, G]`, with replacement among those of its size."""
-    rng = np.random.default_rng(0)
-    counts_BG = np.zeros((n_draws, len(size_G)))
-    for size in range(max(size_G) + 1):
-        members = np.flatnonzero(np.asarray(size_G) == size)
-        counts_BG[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n_draws)
-    counts_BG.setflags(write=False)
-    return counts_BG

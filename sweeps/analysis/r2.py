@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.bootstrap import ROUNDING
+from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
 from sweeps.analysis.clusters import MIN_DOF_BETWEEN, partial_correlation
 from sweeps.analysis.correlation import by_missing
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
@@ -105,7 +105,7 @@ def increments(
         for target_names, targets_NE, target_known_N in by_missing(table, list(targets)):
             used_N = usable_N & metric_known_N & target_known_N
             rows = table[used_N]
-            group_arguments = (*group_codes(rows, groups), _word(groups))
+            group_arguments = (*group_codes(rows, groups), word(groups))
             block = _block(metrics_NC[used_N], targets_NE[used_N], encode(rows, baseline), *group_arguments)
             for i, metric in enumerate(metric_names):
                 for j, target in enumerate(target_names):
@@ -258,8 +258,7 @@ def _out_of_fold(
 def _interval(gain_NCE: np.ndarray, targets_NE: np.ndarray, groups_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % percentile interval of sum of gains over sum of squares, over draws of whole groups."""
     n_groups = int(groups_N.max()) + 1
-    counts_BG = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
-    weights_BN = counts_BG[:, groups_N].astype(float)
+    weights_BN = weights_of_groups((0,) * n_groups, DRAWS)[:, groups_N]
     mean_BE = weights_BN @ targets_NE / weights_BN.sum(axis=1, keepdims=True)
     total_BE = weights_BN @ targets_NE**2 - weights_BN.sum(axis=1, keepdims=True) * mean_BE**2
     total_BE = np.where(total_BE > ROUNDING * len(groups_N), total_BE, np.nan)
@@ -272,5 +271,6 @@ def _interval(gain_NCE: np.ndarray, targets_NE: np.ndarray, groups_N: np.ndarray
     return low_CE, high_CE
 
 
-def _word(groups: str | None) -> str:
+def word(groups: str | None) -> str:
+    """Return what the groups of a column are called in a note."""
     return {None: "rows", "configuration": "configurations"}.get(groups, "groups")
