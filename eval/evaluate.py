@@ -158,8 +158,8 @@ def evaluate(
 
     `go_on` is called after each job; False ends the evaluation. `stop` is called after each step of a fine-tuning; True
     ends it, and its work is lost. The caller must hold the cohort's lock. Returns whether all jobs are done. Raises
-    CheckpointError, DataError for missing text or items and, after all other jobs, EvaluationError for evaluations that
-    raised anything else.
+    CheckpointError, DataError for missing text or items and, after all other jobs, EvaluationError where an
+    evaluation of the user's own raised anything else.
     """
     for member in cohort.runs:
         results.clean(workdir, member.id)
@@ -234,7 +234,7 @@ class _OwnError(Exception):
 
 
 class EvaluationError(UserError):
-    """Evaluations that raised an error; the others are done."""
+    """Evaluations of the user's own raised an error; all others are done."""
 
 
 def _check_results(evaluation: Evaluation, measured: Sequence[Measured] | None, models: Sequence[Model]) -> None:

@@ -1,14 +1,17 @@
 """What an evaluation is made of: a class in a file of its own, in eval/evaluators or in a configuration file of yours.
 
-@evaluator
-class WeightNorm(Evaluator[WeightNormConfig]):
-    kind = "weight_norm"
+For example, with a section of settings `WeightNormConfig`:
 
-    def evaluations(self):
-        return [Evaluation(self.kind, self.kind, {"pattern": self.config.pattern})]
+    @evaluator
+    class WeightNorm(Evaluator[WeightNormConfig]):
+        kind = "weight_norm"
+        config_type = WeightNormConfig
 
-    def measure(self, models, evaluation):
-        return [Measured({"mean": norm}, {}) for norm in norms(models.params_M, evaluation.settings["pattern"])]
+        def evaluations(self):
+            return [Evaluation(self.kind, self.kind, {"pattern": self.config.pattern})]
+
+        def measure(self, models, evaluation):
+            return [Measured({"mean": norm}, {}) for norm in norms(models.params_M, evaluation.settings["pattern"])]
 """
 
 import inspect

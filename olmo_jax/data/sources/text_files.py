@@ -289,7 +289,7 @@ def _documents(
 def _check_splits(files: Sequence[Source], validation_fraction: float) -> None:
     """Raise DataError if .txt files, each one document, are all in one split.
 
-    A document's hash is its file's, unless the file has a byte-order mark.
+    A document has the same hash as its file, except where the file begins with a byte-order mark.
     """
     if any(kind(source.name) != ".txt" for source in files):
         return
