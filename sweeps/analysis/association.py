@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from sweeps.analysis.blocks import Pair
 from sweeps.analysis.correlation import Form, many, partial_slopes
 from sweeps.analysis.estimate import Estimate, nothing
-from sweeps.analysis.mixed import mixed_table
+from sweeps.analysis.mixed import mixed_fit
 from sweeps.analysis.r2 import baseline_columns, increments
 from sweeps.analysis.seed_noise import seed_deviations
 from sweeps.table.catalog import catalog_of
@@ -112,7 +113,7 @@ def _associations(rows: pd.DataFrame, controls: Sequence[str], groups: str) -> d
 
 def _correlations(
     rows: pd.DataFrame, metrics: list[str], targets: list[str], controls: Sequence[str], name: str, groups: str
-) -> dict[tuple[str, str], _Association]:
+) -> dict[Pair, _Association]:
     used = () if name == "raw" else tuple(controls)
     results = many(rows, metrics, targets, used, FORMS[name], groups)
     if name != "raw" and not controls:
@@ -122,9 +123,7 @@ def _correlations(
     return {pair: _Association(estimate, note, slopes[pair]) for pair, (estimate, note) in results.items()}
 
 
-def _increments(
-    rows: pd.DataFrame, metrics: list[str], targets: list[str], groups: str
-) -> dict[tuple[str, str], _Association]:
+def _increments(rows: pd.DataFrame, metrics: list[str], targets: list[str], groups: str) -> dict[Pair, _Association]:
     results = increments(rows, metrics, targets, baseline_columns(rows), groups)
     return {
         pair: _Association(r.estimate, r.note, r.error_reduction, r.variance_inflation) for pair, r in results.items()
@@ -133,7 +132,7 @@ def _increments(
 
 def _mixed(
     rows: pd.DataFrame, metrics: list[str], targets: list[str], controls: Sequence[str], groups: str
-) -> dict[tuple[str, str], _Association]:
+) -> dict[Pair, _Association]:
     size = "parameters_non_embedding"
     if size not in rows:
         return {}
@@ -141,12 +140,8 @@ def _mixed(
     tuned = catalog_of(rows).select(kind="loss", after="finetune", domain="target")
     losses = [t for t in targets if t == PRIMARY_PAIR[1] or t in tuned]
     pairs = [(metric, target) for target in losses[:_MIXED_LOSSES] for metric in selected]
-    fits = mixed_table(rows, pairs, controls, size, groups)
+    fits = {pair: mixed_fit(rows, *pair, controls, size, groups) for pair in pairs}
     return {
-        (fit.metric, fit.target): _Association(
-            Estimate(fit.estimate, fit.low, fit.high, fit.p_value, int(fit.n)),
-            fit.note,
-            np.nan if fit.target_in_logs else fit.estimate,
-        )
-        for fit in fits.itertuples(index=False)
+        pair: _Association(fit.estimate, fit.note, np.nan if fit.target_in_logs else fit.estimate.estimate)
+        for pair, fit in fits.items()
     }

@@ -3,18 +3,18 @@
 Letters: N rows, C metrics, E targets, K control columns, G groups.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from sweeps.analysis.blocks import Block, Pair, of_pairs, require_freedom, require_unexplained, require_variation
 from sweeps.analysis.bootstrap import ROUNDING, interval_of_groups
 from sweeps.analysis.clusters import partial_correlation
-from sweeps.analysis.encode import usable
-from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
+from sweeps.analysis.estimate import Estimate, Noted
 from sweeps.analysis.ranks import fisher_interval, p_values, ranks, unit
-from sweeps.table.columns import AnalysisError, as_levels, numbers, require_column
+from sweeps.table.columns import AnalysisError, as_levels, numbers
 
 Form = Literal["rank", "factor"]
 
@@ -47,7 +47,7 @@ def spearman(table: pd.DataFrame, metric: str, target: str, groups: str | None =
     Raises:
       UnknownColumnError: no such column. AnalysisError: a column that holds something other than numbers.
     """
-    return _one(table, metric, target, (), "rank", groups)[0]
+    return partial_spearman(table, metric, target, (), "rank", groups)
 
 
 def partial_spearman(
@@ -87,44 +87,7 @@ def partial_spearman(
     """
     if form not in ("rank", "factor"):
         raise AnalysisError(f"form = {form!r}: needs 'rank' or 'factor'")
-    return _one(table, metric, target, tuple(controls), form, groups)[0]
-
-
-def partial_slopes(
-    table: pd.DataFrame, metrics: list[str], targets: list[str], controls: tuple[str, ...], form: Form
-) -> dict[tuple[str, str], float]:
-    """Return each target's change, in its units, per standard deviation of a metric's residual given the controls.
-
-    By least squares on the values, with the controls as in `partial_spearman`; NaN where it can't be computed.
-    """
-    slopes = dict.fromkeys(((m, t) for m in metrics for t in targets), np.nan)
-    for metric_names, metrics_NC, target_names, targets_NE, rows in _blocks(table, metrics, targets, controls):
-        if len(rows) < MIN_ROWS:
-            continue
-        design = _design(rows, controls, form)
-        controls_NK = unit(np.concatenate([ranks(design.ranked), design.levels], axis=1))
-        residuals = [x - x.mean(axis=0) for x in (metrics_NC, targets_NE)]
-        residuals = [x - controls_NK @ np.linalg.lstsq(controls_NK, x, rcond=1e-10)[0] for x in residuals]
-        total_C = np.linalg.norm(metrics_NC - metrics_NC.mean(axis=0), axis=0)
-        norm_C = np.linalg.norm(residuals[0], axis=0)
-        norm_C = np.where(norm_C > ROUNDING * total_C, norm_C, np.nan)
-        slope_CE = residuals[0].T @ residuals[1] / norm_C[:, None] / np.sqrt(len(rows) - 1)
-        for i, metric in enumerate(metric_names):
-            slopes |= {(metric, target): float(slope_CE[i, j]) for j, target in enumerate(target_names)}
-    return slopes
-
-
-class _Design(NamedTuple):
-    """Controls as columns [N, K]: `ranked` are numbers that enter as ranks, `levels` are 0 and 1 and aren't ranked."""
-
-    ranked: np.ndarray
-    levels: np.ndarray
-
-
-def _one(
-    table: pd.DataFrame, metric: str, target: str, controls: tuple[str, ...], form: Form, groups: str | None
-) -> tuple[Estimate, str]:
-    return many(table, [metric], [target], controls, form, groups)[metric, target]
+    return many(table, [metric], [target], tuple(controls), form, groups)[metric, target].estimate
 
 
 def many(
@@ -134,44 +97,30 @@ def many(
     controls: tuple[str, ...],
     form: Form,
     groups: str | None,
-) -> dict[tuple[str, str], tuple[Estimate, str]]:
+) -> dict[Pair, Noted]:
     """Return estimate and note of every (metric, target); pairs missing in the same rows are computed together."""
-    for name in (*metrics, *targets, *controls, *([groups] if groups else [])):
-        require_column(table, name)
-    results = {}
     used = (*controls, groups) if groups else controls
-    for metric_names, metrics_NC, target_names, targets_NE, rows in _blocks(table, metrics, targets, used):
-        groups_N = pd.factorize(as_levels(rows[groups]))[0] if groups else None
-        block = _block(metrics_NC, targets_NE, _design(rows, controls, form), groups_N)
-        for i, metric in enumerate(metric_names):
-            for j, target in enumerate(target_names):
-                results[metric, target] = block[i][j]
-    return results
+    return of_pairs(table, metrics, targets, used, lambda block: _correlations(block, controls, form, groups), Noted)
 
 
-def _blocks(
-    table: pd.DataFrame, metrics: list[str], targets: list[str], used: tuple[str, ...]
-) -> Iterator[tuple[list[str], np.ndarray, list[str], np.ndarray, pd.DataFrame]]:
-    """Yield metrics and targets that have values in the same rows: names and values `[N, C]`, `[N, E]`, and the rows.
+def partial_slopes(
+    table: pd.DataFrame, metrics: list[str], targets: list[str], controls: tuple[str, ...], form: Form
+) -> dict[Pair, float]:
+    """Return each target's change, in its units, per standard deviation of a metric's residual given the controls.
 
-    Rows where one of the columns `used` is missing are left out.
+    By least squares on the values, with the controls as in `partial_spearman`; NaN where it can't be computed.
     """
-    used_N = usable(table, used)
-    for metric_names, metrics_NC, metric_known_N in by_missing(table, metrics):
-        for target_names, targets_NE, target_known_N in by_missing(table, targets):
-            mask_N = metric_known_N & target_known_N & used_N
-            yield metric_names, metrics_NC[mask_N], target_names, targets_NE[mask_N], table[mask_N]
+    return of_pairs(table, metrics, targets, controls, lambda block: _slopes(block, controls, form), lambda *_: np.nan)
 
 
-def by_missing(table: pd.DataFrame, names: list[str]) -> list[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Group columns that have values in the same rows: (names, values [N, C], mask of these rows [N])."""
-    classes: dict[bytes, list[str]] = {}
-    values = {name: numbers(table, name) for name in names}
-    for name in names:
-        classes.setdefault(np.isfinite(values[name]).tobytes(), []).append(name)
-    return [
-        (same, np.stack([values[n] for n in same], axis=1), np.isfinite(values[same[0]])) for same in classes.values()
-    ]
+class _Design(NamedTuple):
+    """Controls as columns [N, K]: `ranked` are numbers that enter as ranks, `levels` are 0 and 1 and aren't ranked."""
+
+    ranked: np.ndarray
+    levels: np.ndarray
+
+    def in_ranks(self) -> np.ndarray:
+        return np.concatenate([ranks(self.ranked), self.levels], axis=1)
 
 
 def _design(rows: pd.DataFrame, controls: tuple[str, ...], form: Form) -> _Design:
@@ -185,56 +134,47 @@ def _design(rows: pd.DataFrame, controls: tuple[str, ...], form: Form) -> _Desig
     return _Design(np.concatenate(ranked, axis=1), np.concatenate(levels, axis=1))
 
 
-def _block(
-    metrics_NC: np.ndarray, targets_NE: np.ndarray, design: _Design, groups_N: np.ndarray | None
-) -> list[list[tuple[Estimate, str]]]:
-    """Return estimate and note of every pair of a metric and a target, which all have values in the N rows."""
-    n, n_metrics = metrics_NC.shape
-    columns_NC = np.concatenate([metrics_NC, targets_NE], axis=1)
-    if n < MIN_ROWS:
-        return [[(nothing(n), f"fewer than {MIN_ROWS} usable rows")] * targets_NE.shape[1] for _ in range(n_metrics)]
+def _slopes(block: Block, controls: tuple[str, ...], form: Form) -> Callable[[int, int], float]:
+    design = _design(block.rows, controls, form)
+    controls_NK = unit(design.in_ranks())
+    centred = [x - x.mean(axis=0) for x in (block.metrics_NC, block.targets_NE)]
+    left_NC, left_NE = (x - controls_NK @ np.linalg.lstsq(controls_NK, x, rcond=1e-10)[0] for x in centred)
+    total_C, norm_C = np.linalg.norm(centred[0], axis=0), np.linalg.norm(left_NC, axis=0)
+    norm_C = np.where(norm_C > ROUNDING * total_C, norm_C, np.nan)
+    slope_CE = left_NC.T @ left_NE / norm_C[:, None] / np.sqrt(len(block.rows) - 1)
+    return lambda i, j: float(slope_CE[i, j])
 
-    ranks_NC = unit(ranks(columns_NC))
-    controls_NK = np.concatenate([ranks(design.ranked), design.levels], axis=1)
-    r_CE, dof_CE, left_X, k, k_between, n_as_copies, enough = partial_correlation(
-        ranks_NC[:, :n_metrics], ranks_NC[:, n_metrics:], controls_NK, groups_N
-    )
-    if groups_N is not None and enough:
-        arguments = (columns_NC, n_metrics, design.ranked, design.levels, groups_N, k_between)
+
+def _correlations(
+    block: Block, controls: tuple[str, ...], form: Form, groups: str | None
+) -> Callable[[int, int], Noted]:
+    """Return a function of the indexes of a metric and a target, which returns their estimate and note."""
+    n, n_metrics = block.metrics_NC.shape
+    design = _design(block.rows, controls, form)
+    groups_N = pd.factorize(as_levels(block.rows[groups]))[0] if groups else None
+    columns_NX = np.concatenate([block.metrics_NC, block.targets_NE], axis=1)
+    ranks_NX = unit(ranks(columns_NX))
+    fit = partial_correlation(ranks_NX[:, :n_metrics], ranks_NX[:, n_metrics:], design.in_ranks(), groups_N)
+    if groups_N is not None and fit.enough:
+        arguments = (columns_NX, n_metrics, design.ranked, design.levels, groups_N, fit.rank_between)
         low_CE, high_CE = interval_of_groups(*arguments)
     else:
-        low_CE, high_CE = fisher_interval(r_CE, n_as_copies, k_between)
-    p_CE = p_values(r_CE, dof_CE)
+        low_CE, high_CE = fisher_interval(fit.r_CE, fit.n_as_copies, fit.rank_between)
+    values_4CE = np.stack([fit.r_CE, low_CE, high_CE, p_values(fit.r_CE, fit.dof_CE)])
+    constant_X = np.linalg.norm(ranks_NX, axis=0) == 0
+    units = f"{groups_N.max() + 1} groups" if groups_N is not None else f"{n} rows"
+    given = f" with {fit.rank_between} controls" if fit.rank_between else ""
 
-    constant_C = np.linalg.norm(ranks_NC, axis=0) == 0
-    none_left = n - 2 - k <= 0
-    result = []
-    for i in range(n_metrics):
-        row = []
-        for j in range(targets_NE.shape[1]):
-            note = _note_of_missing(
-                constant_C[i], constant_C[n_metrics + j], left_X[i], left_X[n_metrics + j], none_left
-            )
-            if note:
-                row.append((nothing(n), note))
-                continue
-            estimate = Estimate(float(r_CE[i, j]), float(low_CE[i, j]), float(high_CE[i, j]), float(p_CE[i, j]), n)
-            if np.isnan(estimate.p_value) or np.isnan(estimate.low):
-                missing = "an interval" if dof_CE[i, j] > 0 else "a p-value or an interval"
-                units = f"{groups_N.max() + 1} groups" if groups_N is not None else f"{n} rows"
-                note = f"{units} are too few for {missing}" + (f" with {k_between} controls" if k_between else "")
-            row.append((estimate, note))
-        result.append(row)
-    return result
+    def of_pair(i: int, j: int) -> Noted:
+        pair = [i, n_metrics + j]
+        require_variation(constant_X[pair])
+        require_freedom(n - 2 - fit.rank, "controls take")
+        require_unexplained(fit.left_X[pair], "the controls explain")
+        r, low, high, p_value = values_4CE[:, i, j].tolist()
+        estimate = Estimate(r, low, high, p_value, n)
+        if not (np.isnan(estimate.p_value) or np.isnan(estimate.low)):
+            return Noted(estimate, "")
+        missing = "an interval" if fit.dof_CE[i, j] > 0 else "a p-value or an interval"
+        return Noted(estimate, f"{units} are too few for {missing}{given}")
 
-
-def _note_of_missing(
-    metric_constant: bool, target_constant: bool, metric_left: bool, target_left: bool, full: bool
-) -> str:
-    if metric_constant or target_constant:
-        return f"the {'metric' if metric_constant else 'target'} is the same in all rows"
-    if full:
-        return "controls take up every degree of freedom"
-    if not (metric_left and target_left):
-        return f"the controls explain the {'target' if metric_left else 'metric'} completely"
-    return ""
+    return of_pair

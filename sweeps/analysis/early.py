@@ -5,28 +5,28 @@ Letters: N runs, L points of a curve, C columns.
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sweeps.analysis.encode import in_logs_if_wide, standardised, usable
+from sweeps.analysis.estimate import NotEstimableError, estimated, join_notes
 from sweeps.analysis.features import (
     MAX_GEOMETRY,
-    Features,
     geometry_candidates,
     joined,
     measured,
     measured_features,
     setting_features,
 )
-from sweeps.analysis.folds import no_interval, out_of_fold, shares, too_few
-from sweeps.analysis.prediction import GAIN, UNUSED
-from sweeps.analysis.r2 import group_codes
+from sweeps.analysis.folds import group_codes, no_interval, out_of_fold, require_nested_folds
 from sweeps.analysis.regressors import ridge
+from sweeps.analysis.scores import COLUMNS as SCORE_COLUMNS
+from sweeps.analysis.scores import GAIN, Row, missing_scores, score_table, scores
 from sweeps.table.columns import PRIMARY_PAIR, final_rows, numbers, require_column
 
-COLUMNS = ("target", "share", "features", "r2", "low", "high", "n", "note")
+_OF = ("target", "share")
+COLUMNS = (*_OF, *SCORE_COLUMNS)
 SHARES = (0.1, 0.25, 0.5)
 SETTINGS, WITH_LOSS, WITH_GEOMETRY, ALL = "settings", "settings and loss", "settings and geometry", "all"
 _FEATURES = (SETTINGS, WITH_LOSS, WITH_GEOMETRY, ALL, GAIN)
@@ -74,18 +74,17 @@ def predict_early(
     Source: [ours].
     """
     if table.columns.empty:
-        return _table([])
+        return score_table([], _OF)
     require_column(table, groups)
     if target not in table.columns and target == PRIMARY_PAIR[1]:
-        return _table([_row(target, share, f, 0, "the table lacks the target") for share in SHARES for f in _FEATURES])
+        missing = missing_scores(_FEATURES, 0, "the table lacks the target")
+        return score_table([{"target": target, "share": share, **row} for share in SHARES for row in missing], _OF)
     require_column(table, target)
     final = final_rows(table).rows
     final = final[usable(final, [groups]) & np.isfinite(numbers(final, target))].reset_index(drop=True)
-    rows = []
     arrays = _Curves(final, curves)
-    for share in SHARES:
-        rows += _at_share(final, arrays, share, target, groups)
-    return _table(rows)
+    rows = [row for share in SHARES for row in _at_share(final, arrays, share, target, groups)]
+    return score_table(rows, _OF)
 
 
 class _Curves:
@@ -154,78 +153,42 @@ def _last_probe(probe_LC: np.ndarray) -> np.ndarray:
     return np.where(known_LC.any(axis=0), probe_LC[last_C, np.arange(probe_LC.shape[1])], np.nan)
 
 
-def _at_share(final: pd.DataFrame, arrays: _Curves, share: float, target: str, groups: str) -> list[dict[str, Any]]:
+def _at_share(final: pd.DataFrame, arrays: _Curves, share: float, target: str, groups: str) -> list[Row]:
     loss, geometry = arrays.at(share)
     loss, no_loss = measured(loss, loss.columns)
     geometry, no_geometry = measured(geometry, geometry.columns)
     known_N = (loss.notna().all(axis=1) & geometry.notna().all(axis=1)).to_numpy()
     rows = final[known_N]
-    groups_N, n_groups = group_codes(rows, groups)
-    why = too_few(len(rows), n_groups, groups)
-    if not why:
+
+    def fitted() -> list[Row]:
+        groups_N, n_groups = group_codes(rows, groups)
+        require_nested_folds(len(rows), n_groups, groups)
         y_N1 = standardised(in_logs_if_wide(numbers(rows, target)[:, None]))
-        why = "" if y_N1.any() else "the target is the same in all runs"
-    if why:
-        return [_row(target, share, f, len(rows), why) for f in _FEATURES]
-    parts = setting_features(rows), measured_features(loss[known_N]), measured_features(geometry[known_N], MAX_GEOMETRY)
-    by_when = f"by {100 * share:.0f} % of training"
-    lacking = _lacking(parts[1], f"no training loss {by_when}"), _lacking(parts[2], f"no geometry {by_when}")
-    left = f"{int((~known_N).sum())} runs lack a curve or a probe {by_when}" if not known_N.all() else ""
-    few, without = no_interval(n_groups, groups), f"{arrays.without} runs have no curve" if arrays.without else ""
-    notes = {
-        SETTINGS: parts[0].note,
-        WITH_LOSS: "; ".join(filter(None, (no_loss, parts[1].note))),
-        WITH_GEOMETRY: "; ".join(filter(None, (no_geometry, parts[2].note))),
-    }
-    return _scored(
-        target, share, parts, lacking, notes, "; ".join(filter(None, (few, left or without))), y_N1, groups_N
-    )
+        if not y_N1.any():
+            raise NotEstimableError("the target is the same in all runs")
+        by_when = f"by {100 * share:.0f} % of training"
+        settings, losses = setting_features(rows), measured_features(loss[known_N])
+        metrics = measured_features(geometry[known_N], MAX_GEOMETRY)
+        sets = {SETTINGS: [settings], WITH_LOSS: [settings, losses], WITH_GEOMETRY: [settings, metrics]}
+        sets[ALL] = [settings, losses, metrics]
+        why_loss = "" if losses.names else f"no training loss {by_when}"
+        why_geometry = "" if metrics.names else f"no geometry {by_when}"
+        lacking = {WITH_LOSS: why_loss, WITH_GEOMETRY: why_geometry, ALL: why_loss or why_geometry}
+        left = f"{arrays.without} runs have no curve" if arrays.without else ""
+        if not known_N.all():
+            left = f"{int((~known_N).sum())} runs lack a curve or a probe {by_when}"
+        common = join_notes(no_interval(n_groups, groups), left)
+        about = {SETTINGS: settings.note, WITH_LOSS: join_notes(no_loss, losses.note), ALL: "", GAIN: ""}
+        about[WITH_GEOMETRY] = join_notes(no_geometry, metrics.note)
+        errors: dict[str, np.ndarray | str] = {}
+        for name, used in sets.items():
+            if lacking.get(name):
+                errors[name] = join_notes(lacking[name], about[name])
+                continue
+            regress = functools.partial(ridge, n_first=sum(part.x_NK.shape[1] for part in used[:-1]))
+            errors[name] = out_of_fold(regress, joined(*used).x_NK, y_N1, groups_N, SPLITS)[0, :, 0]
+        notes = {name: join_notes(common, note) for name, note in about.items()}
+        return scores(errors, (WITH_LOSS, ALL), notes, y_N1[:, 0], groups_N)
 
-
-def _scored(
-    target: str,
-    share: float,
-    parts: tuple[Features, Features, Features],
-    lacking: tuple[str, str],
-    notes: dict[str, str],
-    common: str,
-    y_N1: np.ndarray,
-    groups_N: np.ndarray,
-) -> list[dict[str, Any]]:
-    settings, loss, geometry = parts
-    sets = {
-        SETTINGS: ([settings], ""),
-        WITH_LOSS: ([settings, loss], lacking[0]),
-        WITH_GEOMETRY: ([settings, geometry], lacking[1]),
-        ALL: ([settings, loss, geometry], lacking[0] or lacking[1]),
-    }
-    n = len(y_N1)
-    result, errors = [], {}
-    for name, (used, why) in sets.items():
-        note = "; ".join(filter(None, (why or common, notes.get(name, ""))))
-        if why:
-            result.append(_row(target, share, name, n, note))
-            continue
-        regress = functools.partial(ridge, n_first=sum(part.x_NK.shape[1] for part in used[:-1]))
-        errors[name] = out_of_fold(regress, joined(*used).x_NK, y_N1, groups_N, SPLITS)[:, :, 0]
-        result.append(_row(target, share, name, n, note, 1 + shares(-errors[name], y_N1[:, 0], groups_N)[0]))
-    if ALL in errors:
-        gain_1N = errors[WITH_LOSS] - errors[ALL]
-        note = common if gain_1N.any() else UNUSED
-        return [*result, _row(target, share, GAIN, n, note, shares(gain_1N, y_N1[:, 0], groups_N)[0])]
-    return [*result, _row(target, share, GAIN, n, sets[ALL][1])]
-
-
-def _lacking(features: Features, why: str) -> str:
-    return "" if features.names else why
-
-
-def _row(target: str, share: float, features: str, n: int, note: str, r2_3: np.ndarray | None = None) -> dict[str, Any]:
-    r2, low, high = (np.nan,) * 3 if r2_3 is None else r2_3.tolist()
-    row = {"target": target, "share": share, "features": features, "r2": r2, "low": low, "high": high}
-    return row | {"n": n, "note": note}
-
-
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    numeric = dict.fromkeys(("share", "r2", "low", "high"), float) | {"n": int}
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(numeric)
+    scored = estimated(functools.partial(missing_scores, _FEATURES, len(rows)), fitted)
+    return [{"target": target, "share": share, **row} for row in scored]

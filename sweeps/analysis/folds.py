@@ -7,10 +7,18 @@ fold, B draws, G groups.
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
-from sweeps.analysis.r2 import DRAWS, FOLDS, MIN_GROUPS, shuffled_folds, word
+from sweeps.analysis.clusters import MIN_DOF_BETWEEN
+from sweeps.analysis.estimate import NotEstimableError
+from sweeps.table.columns import as_levels
 
+FOLDS = 5
+SPLITS = 20
+DRAWS = 2000
+# With fewer groups bootstrap intervals are too narrow; see `correlation.spearman`.
+MIN_GROUPS = MIN_DOF_BETWEEN + 2
 # The fewest groups and rows for nested folds.
 LEAST_GROUPS, LEAST_ROWS = 10, 8
 # Permutations per split of columns whose importance is measured.
@@ -18,6 +26,21 @@ PERMUTATIONS = 5
 
 # A function of x_NK, y_NE, groups_N and x_MK that returns the prediction [M, E].
 Regression = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def group_codes(rows: pd.DataFrame, groups: str | None) -> tuple[np.ndarray, int]:
+    """Return each row's group as an index in the order of names, and the number of groups; None: one per row."""
+    if groups is None:
+        return np.arange(len(rows)), len(rows)
+    codes_N, names = pd.factorize(as_levels(rows[groups]), sort=True)
+    return codes_N, len(names)
+
+
+def shuffled_folds(groups_N: np.ndarray, n_folds: int = FOLDS, splits: int = SPLITS) -> np.ndarray:
+    """Return the fold of each row in each split, `[S, N]`: split s assigns the groups to folds at random by seed s."""
+    n_groups = int(groups_N.max()) + 1
+    fold_G = np.arange(n_groups) % n_folds
+    return np.stack([np.random.default_rng(seed).permutation(fold_G)[groups_N] for seed in range(splits)])
 
 
 def out_of_fold(
@@ -55,7 +78,7 @@ def out_of_fold(
     return error_XNE
 
 
-def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
+def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray, n_draws: int) -> np.ndarray:
     """Return sums of `part` divided by the target's sum of squares about its mean, with 95 % intervals: [X, 3].
 
     The intervals are percentiles over draws of whole groups, and NaN with fewer than 14 groups.
@@ -65,7 +88,7 @@ def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.nda
     result_X3[:, 0] = part_XN.sum(axis=1) / np.sum((y_N - y_N.mean()) ** 2)
     if n_groups < MIN_GROUPS:
         return result_X3
-    weights_BN = weights_of_groups((0,) * n_groups, DRAWS)[:, groups_N]
+    weights_BN = weights_of_groups((0,) * n_groups, n_draws)[:, groups_N]
     rows_B = weights_BN.sum(axis=1)
     total_B = weights_BN @ y_N**2 - (weights_BN @ y_N) ** 2 / rows_B
     valid_B = total_B > ROUNDING * rows_B * y_N.var()
@@ -74,17 +97,21 @@ def shares(part_XN: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> np.nda
     return result_X3
 
 
-def too_few(n: int, n_groups: int, groups: str) -> str:
-    """Return why n rows in n_groups groups allow no out-of-fold prediction, or "" if they do."""
+def require_nested_folds(n: int, n_groups: int, groups: str) -> None:
+    """Raise NotEstimableError if n rows in n_groups groups allow no out-of-fold prediction."""
     if n == 0:
-        return "no finished run has the target"
+        raise NotEstimableError("no finished run has the target")
     if n < LEAST_ROWS:
-        return f"fewer than {LEAST_ROWS} usable runs"
+        raise NotEstimableError(f"fewer than {LEAST_ROWS} usable runs")
     if n_groups < LEAST_GROUPS:
-        return f"{n_groups} {word(groups)} are too few for nested folds, which take {LEAST_GROUPS}"
-    return ""
+        raise NotEstimableError(f"{n_groups} {word(groups)} are too few for nested folds, which take {LEAST_GROUPS}")
 
 
 def no_interval(n_groups: int, groups: str) -> str:
     """Return why there is no interval, or "" if there is one."""
     return f"{n_groups} {word(groups)} are too few for an interval" if n_groups < MIN_GROUPS else ""
+
+
+def word(groups: str | None) -> str:
+    """Return what the groups of a column are called in a note."""
+    return {None: "rows", "configuration": "configurations"}.get(groups, "groups")

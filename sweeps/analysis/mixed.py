@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from sweeps.analysis.blocks import require_freedom, require_rows, require_unexplained, require_variation
 from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
 from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
-from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
-from sweeps.analysis.r2 import DRAWS, group_codes
+from sweeps.analysis.estimate import Estimate, NotEstimableError, estimated, nothing
+from sweeps.analysis.folds import DRAWS, group_codes
 from sweeps.table.columns import numbers, require_column
 
 # Grid of ratios of the variance between sizes to that within them; the optimum is refined between its points, and 0 is
@@ -32,8 +33,8 @@ class MixedFit(NamedTuple):
 
     estimate: Estimate
     note: str
-    between_sizes: float
-    target_in_logs: bool
+    between_sizes: float = np.nan
+    target_in_logs: bool = False
 
 
 def mixed_effects(
@@ -80,24 +81,6 @@ def mixed_effects(
     return mixed_fit(table, metric, target, controls, groups, cluster).estimate
 
 
-def mixed_table(
-    table: pd.DataFrame,
-    pairs: Sequence[tuple[str, str]],
-    controls: Sequence[str],
-    groups: str = "parameters_non_embedding",
-    cluster: str = "configuration",
-) -> pd.DataFrame:
-    """Return `mixed_effects` of each (metric, target), one row each.
-
-    Returns:
-      Columns metric, target, estimate, low, high, p_value, n, note, between_sizes, target_in_logs; see `MixedFit`.
-    """
-    columns = ["metric", "target", *Estimate._fields, *MixedFit._fields[1:]]
-    fits = [mixed_fit(table, metric, target, controls, groups, cluster) for metric, target in pairs]
-    rows = [(*pair, *fit.estimate, *fit[1:]) for pair, fit in zip(pairs, fits, strict=True)]
-    return pd.DataFrame(rows, columns=columns)
-
-
 def mixed_fit(
     table: pd.DataFrame, metric: str, target: str, controls: Sequence[str], groups: str, cluster: str
 ) -> MixedFit:
@@ -108,22 +91,31 @@ def mixed_fit(
     pair_N2 = np.stack([numbers(table, metric), numbers(table, target)], axis=1)
     used_N = usable(table, [*controls, groups, cluster]) & np.isfinite(pair_N2).all(axis=1)
     rows, pair_N2 = table[used_N], pair_N2[used_N]
-    n, in_logs = len(rows), bool(is_wide(pair_N2)[1])
-    if n < MIN_ROWS:
-        return MixedFit(nothing(n), f"fewer than {MIN_ROWS} usable rows", np.nan, in_logs)
+    fit = estimated(
+        lambda why: MixedFit(nothing(len(rows)), why), _fit, rows, in_logs_if_wide(pair_N2), controls, groups, cluster
+    )
+    return fit._replace(target_in_logs=bool(is_wide(pair_N2)[1]))
 
-    pair_N2 = in_logs_if_wide(pair_N2)
+
+def _fit(rows: pd.DataFrame, pair_N2: np.ndarray, controls: list[str], groups: str, cluster: str) -> MixedFit:
+    n = len(rows)
+    require_rows(n)
     sizes_N, n_sizes = group_codes(rows, groups)
     codes_N, _ = group_codes(rows, cluster)
     clusters_N = np.unique(np.stack([sizes_N, codes_N], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
     controls_NK = standardised(encode(rows, controls))
     sizes_NK = (sizes_N[:, None] == np.arange(n_sizes)).astype(float)
     held_NK = np.concatenate([sizes_NK - sizes_NK.mean(axis=0), controls_NK], axis=1)
-    note = _why_not(standardised(pair_N2), held_NK, n_sizes)
-    if note:
-        return MixedFit(nothing(n), note, np.nan, in_logs)
+    scaled_N2 = standardised(pair_N2)
+    require_variation(np.all(scaled_N2 == 0, axis=0))
+    if n_sizes < 2:
+        raise NotEstimableError("all runs are of one size")
+    coefficients_K2, _, rank, _ = np.linalg.lstsq(held_NK, scaled_N2, rcond=1e-10)
+    require_freedom(n - 2 - int(rank), "sizes and controls take")
+    left_2 = np.linalg.norm(scaled_N2 - held_NK @ coefficients_K2, axis=0) > ROUNDING * np.sqrt(n)
+    require_unexplained(left_2, "sizes and controls explain")
 
-    z_NQ = np.concatenate([np.ones((n, 1)), _basis(controls_NK), standardised(pair_N2)], axis=1)
+    z_NQ = np.concatenate([np.ones((n, 1)), _basis(controls_NK), scaled_N2], axis=1)
     ratio = _variance_ratio(z_NQ, sizes_N)
     # Both columns have variance 1 in the fit; this converts to the target's units, and to a deviation with n - 1.
     scale = float(pair_N2[:, 1].std() * np.sqrt(n / (n - 1)))
@@ -136,7 +128,7 @@ def mixed_fit(
     if not enough_groups(copies, k_between):
         given = f"{n_sizes} sizes" + (f" and {len(controls)} control{'s'[: len(controls) > 1]}" if controls else "")
         note = f"{n_clusters} configurations are too few for a p-value or an interval with {given}"
-        return MixedFit(Estimate(b, np.nan, np.nan, np.nan, n), note, between, in_logs)
+        return MixedFit(Estimate(b, np.nan, np.nan, np.nan, n), note, between)
     counts_BG = weights_of_groups(tuple(sums.size_G.tolist()), DRAWS)
     draws_B = _coefficients(_products(sums, counts_BG, ratio)) * scale
     # The residuals of a fit are too small, and so is the spread of draws: corrected by the degrees of freedom used.
@@ -144,24 +136,7 @@ def mixed_fit(
     low, high = np.quantile(draws_B, [0.025, 0.975])
     other_side = min(np.sum(draws_B <= 0), np.sum(draws_B >= 0))
     p_value = min(1.0, 2 * (1 + other_side) / (1 + len(draws_B)))
-    return MixedFit(Estimate(b, float(low), float(high), float(p_value), n), "", between, in_logs)
-
-
-def _why_not(pair_N2: np.ndarray, held_NK: np.ndarray, n_sizes: int) -> str:
-    """Return why metric and target, standardised, have no coefficient given sizes and controls; "" if they have one."""
-    n, columns = len(pair_N2), ("metric", "target")
-    constant_2 = ~pair_N2.any(axis=0)
-    if constant_2.any():
-        return f"the {columns[int(constant_2.argmax())]} is the same in all rows"
-    if n_sizes < 2:
-        return "all runs are of one size"
-    coefficients_K2, _, rank, _ = np.linalg.lstsq(held_NK, pair_N2, rcond=1e-10)
-    if n - 2 - int(rank) <= 0:
-        return "sizes and controls take up every degree of freedom"
-    left_2 = np.linalg.norm(pair_N2 - held_NK @ coefficients_K2, axis=0) > ROUNDING * np.sqrt(n)
-    if not left_2.all():
-        return f"sizes and controls explain the {columns[int((~left_2).argmax())]} completely"
-    return ""
+    return MixedFit(Estimate(b, float(low), float(high), float(p_value), n), "", between)
 
 
 def _basis(controls_NK: np.ndarray) -> np.ndarray:

@@ -5,12 +5,14 @@ Letters: N rows, K regressors, E targets, X sets of columns.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from sweeps.analysis.blocks import by_missing
 from sweeps.analysis.encode import in_logs_if_wide, standardised, usable
+from sweeps.analysis.estimate import estimated, join_notes
 from sweeps.analysis.features import (
     MAX_GEOMETRY,
     Features,
@@ -20,19 +22,20 @@ from sweeps.analysis.features import (
     measured_features,
     setting_features,
 )
-from sweeps.analysis.folds import Regression, no_interval, out_of_fold, shares, too_few
-from sweeps.analysis.r2 import group_codes
+from sweeps.analysis.folds import DRAWS, group_codes, no_interval, out_of_fold, require_nested_folds, shares
 from sweeps.analysis.regressors import boosting, gaussian_process, ridge
+from sweeps.analysis.scores import COLUMNS as SCORE_COLUMNS
+from sweeps.analysis.scores import GAIN, Row, missing_scores, score_table, scores
 from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import PRIMARY_PAIR, final_rows, loss_columns, numbers, require_column
 
-COLUMNS = ("target", "model", "features", "r2", "low", "high", "n", "note")
-IMPORTANCE_COLUMNS = ("target", "model", "feature", "importance", "low", "high")
-MODELS = ("gradient boosting", "Gaussian process", "linear")
-SETTINGS, BOTH, GAIN = "settings", "settings and geometry", "geometry's gain"
+_OF = ("target", "model")
+COLUMNS = (*_OF, *SCORE_COLUMNS)
+IMPORTANCE_COLUMNS = (*_OF, "feature", "importance", "low", "high")
+_REGRESSIONS = {"gradient boosting": boosting, "Gaussian process": gaussian_process, "linear": ridge}
+MODELS = tuple(_REGRESSIONS)
+SETTINGS, BOTH = "settings", "settings and geometry"
 ALL_SETTINGS, ALL_GEOMETRY = "all settings", "all geometry"
-
-UNUSED = "the fits leave geometry out"
 SPLITS = 2
 
 
@@ -84,18 +87,20 @@ def predict(table: pd.DataFrame, targets: Sequence[str] | None = None, groups: s
     for name in targets or ():
         require_column(table, name)
     names = predicted_losses(table) if targets is None else list(dict.fromkeys(targets))
-    if not names:
-        return _tables([], [])
-    require_column(table, groups)
-    rows = final_rows(table).rows
-    rows = rows[usable(rows, [groups])]
-    by_missing: dict[bytes, list[str]] = {}
-    for name in names:
-        by_missing.setdefault(np.isfinite(numbers(rows, name)).tobytes(), []).append(name)
-    by_target: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
-    for mask, same_rows in by_missing.items():
-        by_target |= _predict(rows[np.frombuffer(mask, dtype=bool)], same_rows, groups)
-    return _tables([row for n in names for row in by_target[n][0]], [row for n in names for row in by_target[n][1]])
+    prediction: list[Row] = []
+    importance: list[Row] = []
+    if names:
+        require_column(table, groups)
+        rows = final_rows(table).rows
+        rows = rows[usable(rows, [groups])]
+        for same_rows, _, mask_N in by_missing(rows, names):
+            scored, lost = _predict(rows[mask_N], same_rows, groups)
+            prediction, importance = prediction + scored, importance + lost
+    in_order = [sorted(part, key=lambda row: names.index(row["target"])) for part in (prediction, importance)]
+    lost_table = pd.DataFrame(in_order[1], columns=list(IMPORTANCE_COLUMNS))
+    return Prediction(
+        score_table(in_order[0], _OF), lost_table.astype(dict.fromkeys(("importance", "low", "high"), float))
+    )
 
 
 def predicted_losses(table: pd.DataFrame) -> list[str]:
@@ -117,113 +122,67 @@ def predicted_losses(table: pd.DataFrame) -> list[str]:
     return [available[0] for choice in choices if (available := [c for c in choice if c in losses])]
 
 
-def _predict(
-    rows: pd.DataFrame, targets: list[str], groups: str
-) -> dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
-    """Return rows of both tables by target, for targets with a value in all of `rows`."""
+def _predict(rows: pd.DataFrame, targets: list[str], groups: str) -> tuple[list[Row], list[Row]]:
+    """Return rows of both tables for targets with a value in all of `rows`."""
     values, lacking = measured(rows, geometry_candidates(rows.columns))
     complete_N = values.notna().all(axis=1).to_numpy()
     rows, values = rows[complete_N], values[complete_N]
+
+    def none(why: str) -> tuple[list[Row], list[Row]]:
+        return [row for target in targets for model in MODELS for row in _missing(target, model, len(rows), why)], []
+
+    return estimated(none, _fitted, rows, values, lacking, targets, groups)
+
+
+def _missing(target: str, model: str, n: int, why: str) -> list[Row]:
+    return [{"target": target, "model": model, **row} for row in missing_scores((SETTINGS, BOTH, GAIN), n, why)]
+
+
+def _fitted(
+    rows: pd.DataFrame, values: pd.DataFrame, lacking: str, targets: list[str], groups: str
+) -> tuple[list[Row], list[Row]]:
     groups_N, n_groups = group_codes(rows, groups)
-    note = too_few(len(rows), n_groups, groups)
-    if note:
-        return {
-            t: ([_row(t, m, f, len(rows), note) for m in MODELS for f in (SETTINGS, BOTH, GAIN)], []) for t in targets
-        }
+    require_nested_folds(len(rows), n_groups, groups)
     y_NE = standardised(in_logs_if_wide(np.stack([numbers(rows, t) for t in targets], axis=1)))
     settings, geometry = setting_features(rows), measured_features(values, MAX_GEOMETRY)
-    geometry = geometry._replace(note="; ".join(filter(None, (lacking, geometry.note))))
-    by_target: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {t: ([], []) for t in targets}
+    few, about_geometry = no_interval(n_groups, groups), join_notes(lacking, geometry.note)
+    notes = {SETTINGS: join_notes(few, settings.note), BOTH: join_notes(few, about_geometry), GAIN: few}
+    prediction, importance = [], []
     for model in MODELS:
-        errors = _errors(model, settings, geometry, y_NE, groups_N)
+        without_NE, with_XNE = _errors(model, settings, geometry, y_NE, groups_N)
         for e, target in enumerate(targets):
-            target_errors = [error_XNE[:, :, e] for error_XNE in errors]
-            notes = (no_interval(n_groups, groups), settings.note, geometry.note)
-            by_target[target][0].extend(_scored(target, model, target_errors, y_NE[:, e], groups_N, notes))
-            lost = _importance(target, model, settings, geometry, target_errors, y_NE[:, e], groups_N)
-            by_target[target][1].extend(lost)
-    return by_target
+            of, y_N = {"target": target, "model": model}, y_NE[:, e]
+            if not y_N.any():
+                prediction += _missing(target, model, len(rows), "the target is the same in all runs")
+                continue
+            # Where no setting varies, "settings" predicts the mean, with an R2 of about 0.
+            errors: dict[str, np.ndarray | str] = {SETTINGS: without_NE[:, e]}
+            errors[BOTH] = join_notes("no geometry metric varies", about_geometry)
+            if len(with_XNE):
+                errors[BOTH] = with_XNE[0, :, e]
+                lost_X3 = shares(with_XNE[1:, :, e] - with_XNE[0, :, e], y_N, groups_N, DRAWS)
+                names = [*settings.names, *geometry.names, *[ALL_SETTINGS] * bool(settings.names), ALL_GEOMETRY]
+                parts = zip(names, lost_X3.tolist(), strict=True)
+                importance += [
+                    dict(zip(IMPORTANCE_COLUMNS, (target, model, n, *lost), strict=True)) for n, lost in parts
+                ]
+            prediction += [of | row for row in scores(errors, (SETTINGS, BOTH), notes, y_N, groups_N)]
+    return prediction, importance
 
 
 def _errors(
     model: str, settings: Features, geometry: Features, y_NE: np.ndarray, groups_N: np.ndarray
-) -> list[np.ndarray]:
-    """Return squared errors from settings, and, if there is geometry, from both, also with each column permuted."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return squared errors from settings [N, E], and from both, also with each column permuted [X, N, E].
+
+    The latter are none without geometry.
+    """
     n_settings = settings.x_NK.shape[1]
-    by_name: dict[str, Regression] = {
-        "gradient boosting": functools.partial(boosting, n_first=n_settings),
-        "Gaussian process": functools.partial(gaussian_process, n_first=n_settings),
-        "linear": functools.partial(ridge, n_first=n_settings),
-    }
-    errors = [out_of_fold(by_name[model], settings.x_NK, y_NE, groups_N, SPLITS)]
-    if geometry.names:
-        both = joined(settings, geometry)
-        is_setting_K = np.arange(len(both.owner_K)) < n_settings
-        changed = [np.flatnonzero(both.owner_K == i) for i in range(len(both.names))]
-        changed += [np.flatnonzero(is_setting_K), np.flatnonzero(~is_setting_K)]
-        errors.append(out_of_fold(by_name[model], both.x_NK, y_NE, groups_N, SPLITS, changed))
-    return errors
-
-
-def _scored(
-    target: str,
-    model: str,
-    errors: list[np.ndarray],
-    y_N: np.ndarray,
-    groups_N: np.ndarray,
-    notes: tuple[str, str, str],
-) -> list[dict[str, Any]]:
-    few, settings_note, geometry_note = notes
-    n = len(y_N)
-    if not y_N.any():
-        return [_row(target, model, f, n, "the target is the same in all runs") for f in (SETTINGS, BOTH, GAIN)]
-    # Where no setting varies, "settings" predicts the mean, with an R2 of about 0.
-    note = "; ".join(filter(None, (few, settings_note)))
-    r2_3 = 1 + shares(-errors[0][:1], y_N, groups_N)[0]
-    result = [_row(target, model, SETTINGS, n, note, r2_3)]
-    if len(errors) == 1:
-        why = "; ".join(filter(None, ("no geometry metric varies", geometry_note)))
-        return result + [_row(target, model, f, n, why) for f in (BOTH, GAIN)]
-    with_geometry = "; ".join(filter(None, (few, geometry_note)))
-    r2_3 = 1 + shares(-errors[1][:1], y_N, groups_N)[0]
-    gain_1N = errors[0][:1] - errors[1][:1]
-    gain_3 = shares(gain_1N, y_N, groups_N)[0]
-    unused = "" if gain_1N.any() else UNUSED
-    return [
-        *result,
-        _row(target, model, BOTH, n, with_geometry, r2_3),
-        _row(target, model, GAIN, n, unused or few, gain_3),
-    ]
-
-
-def _importance(
-    target: str,
-    model: str,
-    settings: Features,
-    geometry: Features,
-    errors: list[np.ndarray],
-    y_N: np.ndarray,
-    groups_N: np.ndarray,
-) -> list[dict[str, Any]]:
-    if len(errors) == 1 or not y_N.any():
-        return []
-    lost_X3 = shares(errors[1][1:] - errors[1][:1], y_N, groups_N)
-    names = [*settings.names, *geometry.names, ALL_SETTINGS, ALL_GEOMETRY]
-    return [
-        {"target": target, "model": model, "feature": name, "importance": lost, "low": low, "high": high}
-        for name, (lost, low, high) in zip(names, lost_X3.tolist(), strict=True)
-        if name != ALL_SETTINGS or settings.names
-    ]
-
-
-def _row(target: str, model: str, features: str, n: int, note: str, r2_3: np.ndarray | None = None) -> dict[str, Any]:
-    r2, low, high = (np.nan,) * 3 if r2_3 is None else r2_3.tolist()
-    row = {"target": target, "model": model, "features": features, "r2": r2, "low": low, "high": high}
-    return row | {"n": n, "note": note}
-
-
-def _tables(prediction: list[dict[str, Any]], importance: list[dict[str, Any]]) -> Prediction:
-    scored = pd.DataFrame(prediction, columns=list(COLUMNS))
-    lost = pd.DataFrame(importance, columns=list(IMPORTANCE_COLUMNS))
-    numeric = dict.fromkeys(("r2", "low", "high"), float) | {"n": int}
-    return Prediction(scored.astype(numeric), lost.astype(dict.fromkeys(("importance", "low", "high"), float)))
+    regress = functools.partial(_REGRESSIONS[model], n_first=n_settings)
+    without_NE = out_of_fold(regress, settings.x_NK, y_NE, groups_N, SPLITS)[0]
+    if not geometry.names:
+        return without_NE, np.empty((0, *y_NE.shape))
+    both = joined(settings, geometry)
+    changed = [np.flatnonzero(both.owner_K == i) for i in range(len(both.names))]
+    changed += [part for part in np.split(np.arange(len(both.owner_K)), [n_settings]) if len(part)]
+    return without_NE, out_of_fold(regress, both.x_NK, y_NE, groups_N, SPLITS, changed)

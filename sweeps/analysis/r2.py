@@ -3,27 +3,21 @@
 Letters: N rows, K regressors of the baseline, C metrics, E targets, X metrics and targets, G groups, S splits, B draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
-from sweeps.analysis.clusters import MIN_DOF_BETWEEN, partial_correlation
-from sweeps.analysis.correlation import by_missing
+from sweeps.analysis.blocks import PAIR, Block, Pair, of_pairs, require_freedom, require_variation
+from sweeps.analysis.bootstrap import ROUNDING
+from sweeps.analysis.clusters import partial_correlation
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
-from sweeps.analysis.estimate import MIN_ROWS, Estimate, nothing
+from sweeps.analysis.estimate import MIN_ROWS, Estimate, NotEstimableError
+from sweeps.analysis.folds import DRAWS, FOLDS, SPLITS, group_codes, shares, shuffled_folds, word
 from sweeps.analysis.ranks import p_values
-from sweeps.table.columns import as_levels, numbers, require_column
+from sweeps.table.columns import numbers, require_column
 
-FOLDS = 5
-SPLITS = 20
-DRAWS = 2000
-# With fewer groups bootstrap intervals are too narrow; see `correlation.spearman`.
-MIN_GROUPS = MIN_DOF_BETWEEN + 2
-
-_PAIR = ("metric", "target")
 # Singular values of a baseline below this share of the largest are rounding error.
 _RCOND = 1e-10
 
@@ -41,8 +35,8 @@ class Increment(NamedTuple):
 
     estimate: Estimate
     note: str
-    variance_inflation: float
-    error_reduction: float
+    variance_inflation: float = np.nan
+    error_reduction: float = np.nan
 
 
 def baseline_columns(table: pd.DataFrame) -> list[str]:
@@ -94,23 +88,13 @@ def incremental_r2(
 
 def increments(
     table: pd.DataFrame, metrics: Sequence[str], targets: Sequence[str], baseline: Sequence[str], groups: str | None
-) -> dict[tuple[str, str], Increment]:
+) -> dict[Pair, Increment]:
     """Return `incremental_r2` of every (metric, target) with its note; pairs missing in the same rows share work."""
     if not (metrics and targets):
         return {}
     baseline = list(dict.fromkeys(baseline))
-    usable_N = _usable(table, [*metrics, *targets], baseline, groups)
-    results = {}
-    for metric_names, metrics_NC, metric_known_N in by_missing(table, list(metrics)):
-        for target_names, targets_NE, target_known_N in by_missing(table, list(targets)):
-            used_N = usable_N & metric_known_N & target_known_N
-            rows = table[used_N]
-            group_arguments = (*group_codes(rows, groups), word(groups))
-            block = _block(metrics_NC[used_N], targets_NE[used_N], encode(rows, baseline), *group_arguments)
-            for i, metric in enumerate(metric_names):
-                for j, target in enumerate(target_names):
-                    results[metric, target] = block[i][j]
-    return results
+    used = [*baseline, *([groups] if groups else [])]
+    return of_pairs(table, metrics, targets, used, lambda block: _increments(block, baseline, groups), Increment)
 
 
 def r2(
@@ -126,7 +110,10 @@ def r2(
     NaN with fewer than 4 usable rows, fewer groups than folds or a constant target. Raises as `incremental_r2`.
     """
     columns = list(dict.fromkeys(columns))
-    rows = table[_usable(table, [target], columns, groups) & np.isfinite(numbers(table, target))]
+    used = [*columns, *([groups] if groups else [])]
+    for name in (target, *used):
+        require_column(table, name)
+    rows = table[usable(table, used) & np.isfinite(numbers(table, target))]
     groups_N, n_groups = group_codes(rows, groups)
     target_N1 = standardised(in_logs_if_wide(numbers(rows, target)[:, None]))
     if len(rows) < MIN_ROWS or n_groups < n_folds or not target_N1.any():
@@ -136,94 +123,44 @@ def r2(
     return float(1 - error_N1.sum() / np.sum(target_N1**2))
 
 
-def group_codes(rows: pd.DataFrame, groups: str | None) -> tuple[np.ndarray, int]:
-    """Return each row's group as an index in the order of names, and the number of groups; None: one per row."""
-    if groups is None:
-        return np.arange(len(rows)), len(rows)
-    codes_N, names = pd.factorize(as_levels(rows[groups]), sort=True)
-    return codes_N, len(names)
-
-
-def shuffled_folds(groups_N: np.ndarray, n_folds: int = FOLDS, splits: int = SPLITS) -> np.ndarray:
-    """Return the fold of each row in each split, `[S, N]`: split s assigns the groups to folds at random by seed s."""
-    n_groups = int(groups_N.max()) + 1
-    fold_G = np.arange(n_groups) % n_folds
-    return np.stack([np.random.default_rng(seed).permutation(fold_G)[groups_N] for seed in range(splits)])
-
-
-def _usable(table: pd.DataFrame, columns: Sequence[str], controls: Sequence[str], groups: str | None) -> np.ndarray:
-    """Return the mask of rows with a value of all controls and of the group, `[N]`; raises for a missing column."""
-    used = [*controls, *([groups] if groups else [])]
-    for name in (*columns, *used):
-        require_column(table, name)
-    return usable(table, used)
-
-
-def _block(
-    metrics_NC: np.ndarray,
-    targets_NE: np.ndarray,
-    baseline_NK: np.ndarray,
-    groups_N: np.ndarray,
-    n_groups: int,
-    what: str,
-) -> list[list[Increment]]:
-    """Return the increments of every pair, whose values are all in the N rows. `what`: the word for the groups."""
-    n, shape = len(groups_N), (metrics_NC.shape[1], targets_NE.shape[1])
-    why = f"fewer than {MIN_ROWS} usable rows" if n < MIN_ROWS else ""
+def _increments(block: Block, baseline: Sequence[str], groups: str | None) -> Callable[[int, int], Increment]:
+    """Return a function of the indexes of a metric and a target, which returns their increment."""
+    (groups_N, n_groups), what = group_codes(block.rows, groups), word(groups)
     if n_groups < FOLDS:
-        why = why or f"{n_groups} {what} are too few for {FOLDS} folds"
-    if why:
-        return [[_without_values(n, why)] * shape[1] for _ in range(shape[0])]
-
-    unit_E = np.where(is_wide(targets_NE), np.nan, targets_NE.std(axis=0))
-    metrics_NC, targets_NE = (standardised(in_logs_if_wide(x)) for x in (metrics_NC, targets_NE))
-    r_CE, dof_CE, left_X, k, *_ = partial_correlation(metrics_NC, targets_NE, baseline_NK, groups_N)
+        raise NotEstimableError(f"{n_groups} {what} are too few for {FOLDS} folds")
+    n, n_metrics = block.metrics_NC.shape
+    baseline_NK = encode(block.rows, baseline)
+    metrics_NC, targets_NE = (standardised(in_logs_if_wide(x)) for x in (block.metrics_NC, block.targets_NE))
+    constant_X = np.all(np.concatenate([metrics_NC, targets_NE], axis=1) == 0, axis=0)
+    fit = partial_correlation(metrics_NC, targets_NE, baseline_NK, groups_N)
+    p_CE = p_values(fit.r_CE, fit.dof_CE)
     error_NE, gain_NCE = _out_of_fold(metrics_NC, targets_NE, baseline_NK, shuffled_folds(groups_N))
     error_E, gain_CE = error_NE.mean(axis=0), gain_NCE.mean(axis=0)
+    unit_E = np.where(is_wide(block.targets_NE), np.nan, block.targets_NE.std(axis=0))
     taken_CE = (np.sqrt(error_E) - np.sqrt(np.maximum(error_E - gain_CE, 0))) * unit_E
-    low_CE, high_CE = np.full((2, *shape), np.nan)
-    if n_groups >= MIN_GROUPS:
-        low_CE, high_CE = _interval(gain_NCE, targets_NE, groups_N)
-    # A standardised target has variance 1, so the gain is that of R2.
-    values_5CE = np.stack([gain_CE, low_CE, high_CE, p_values(r_CE, dof_CE), taken_CE])
+    # A standardised target has variance 1, so a share of it is a difference of R2.
+    share_EC3 = [
+        np.full((n_metrics, 3), np.nan) if constant else shares(gain_NCE[:, :, e].T, targets_NE[:, e], groups_N, DRAWS)
+        for e, constant in enumerate(constant_X[n_metrics:])
+    ]
 
-    constant_X = np.all(np.concatenate([metrics_NC, targets_NE], axis=1) == 0, axis=0)
-    result = []
-    for i in range(shape[0]):
-        row = []
-        for j in range(shape[1]):
-            pair = [i, shape[0] + j]
-            estimate, low, high, p_value, taken = values_5CE[:, i, j].tolist()
-            note = _why_not(constant_X[pair], n - 2 - k)
-            if note:
-                row.append(_without_values(n, note))
-                continue
-            row.append(_judged(Estimate(estimate, low, high, p_value, n), taken, left_X[pair], f"{n_groups} {what}"))
-        result.append(row)
-    return result
+    def of_pair(i: int, j: int) -> Increment:
+        pair = [i, n_metrics + j]
+        require_variation(constant_X[pair])
+        require_freedom(n - 2 - fit.rank, "the baseline takes")
+        estimate, low, high = share_EC3[j][i].tolist()
+        inflation = float(fit.left_X[i] ** -2) if fit.left_X[i] > 0 else np.inf
+        explained = [name for name, left in zip(PAIR, fit.left_X[pair], strict=True) if not left]
+        if explained:
+            bound = np.nan if np.isnan(low) else 0.0
+            note = f"the baseline explains the {explained[0]} completely, so the metric adds nothing"
+            return Increment(Estimate(0.0, bound, bound, np.nan, n), note, inflation, 0.0)
+        p_value = float(p_CE[i, j])
+        missing = [what for what, x in (("a p-value", p_value), ("an interval", low)) if np.isnan(x)]
+        note = f"{n_groups} {what} are too few for {' or '.join(missing)}" if missing else ""
+        return Increment(Estimate(estimate, low, high, p_value, n), note, inflation, float(taken_CE[i, j]))
 
-
-def _without_values(n: int, why: str) -> Increment:
-    return Increment(nothing(n), why, np.nan, np.nan)
-
-
-def _why_not(constant_2: np.ndarray, freedom: int) -> str:
-    """Return why no increment can be computed for a metric and a target, or ""."""
-    if constant_2.any():
-        return f"the {_PAIR[int(constant_2.argmax())]} is the same in all rows"
-    return "the baseline takes up every degree of freedom" if freedom <= 0 else ""
-
-
-def _judged(values: Estimate, taken: float, left_2: np.ndarray, independent: str) -> Increment:
-    """Return the increment with a note on missing values. left_2: norms of both residuals given the baseline."""
-    inflation = float(left_2[0] ** -2) if left_2[0] > 0 else np.inf
-    if not left_2.all():
-        note = f"the baseline explains the {_PAIR[int((left_2 == 0).argmax())]} completely, so the metric adds nothing"
-        bound = 0.0 if np.isfinite(values.low) else np.nan
-        return Increment(Estimate(0.0, bound, bound, np.nan, values.n), note, inflation, 0.0)
-    missing = [what for what, x in (("a p-value", values.p_value), ("an interval", values.low)) if np.isnan(x)]
-    note = f"{independent} are too few for {' or '.join(missing)}" if missing else ""
-    return Increment(values, note, inflation, taken)
+    return of_pair
 
 
 def _out_of_fold(
@@ -253,24 +190,3 @@ def _out_of_fold(
             error_NE[test_N] += target_NE[test_N] ** 2
             gain_NCE[test_N] += step_MCE * (2 * target_NE[test_N][:, None, :] - step_MCE)
     return error_NE / len(folds_SN), gain_NCE / len(folds_SN)
-
-
-def _interval(gain_NCE: np.ndarray, targets_NE: np.ndarray, groups_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % percentile interval of sum of gains over sum of squares, over draws of whole groups."""
-    n_groups = int(groups_N.max()) + 1
-    weights_BN = weights_of_groups((0,) * n_groups, DRAWS)[:, groups_N]
-    mean_BE = weights_BN @ targets_NE / weights_BN.sum(axis=1, keepdims=True)
-    total_BE = weights_BN @ targets_NE**2 - weights_BN.sum(axis=1, keepdims=True) * mean_BE**2
-    total_BE = np.where(total_BE > ROUNDING * len(groups_N), total_BE, np.nan)
-    known_E = ~np.isnan(total_BE).all(axis=0)
-    low_CE, high_CE = np.full((2, *gain_NCE.shape[1:]), np.nan)
-    quantile = np.nanquantile if np.isnan(total_BE[:, known_E]).any() else np.quantile
-    for c in range(gain_NCE.shape[1]):
-        draws_BE = weights_BN @ gain_NCE[:, c] / total_BE
-        low_CE[c, known_E], high_CE[c, known_E] = quantile(draws_BE[:, known_E], [0.025, 0.975], axis=0)
-    return low_CE, high_CE
-
-
-def word(groups: str | None) -> str:
-    """Return what the groups of a column are called in a note."""
-    return {None: "rows", "configuration": "configurations"}.get(groups, "groups")

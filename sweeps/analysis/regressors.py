@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from sweeps.analysis.r2 import shuffled_folds
+from sweeps.analysis.folds import shuffled_folds
 
 # Ridge: penalties added to the sum of squares of a column, as multiples of the number of rows.
 PENALTIES_A = np.logspace(-4, 2, 13)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sweeps.analysis import mixed as module
-from sweeps.analysis.mixed import mixed_effects, mixed_fit, mixed_table
+from sweeps.analysis.mixed import mixed_effects, mixed_fit
 from sweeps.table.columns import AnalysisError, UnknownColumnError
 
 SIZE, CLUSTER = "parameters_non_embedding", "configuration"
@@ -216,18 +216,14 @@ def test_draws_without_a_rare_control_level_are_handled():
     assert np.isfinite(mixed_effects(table, "m", "y", ["schedule", "batch"])).all()
 
 
-def test_a_table_of_pairs_has_one_row_per_pair_and_no_warnings():
+def test_notes_say_why_a_value_is_missing_without_warnings():
     table = sweep().assign(flat=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = mixed_table(table, [("m", "y"), ("flat", "y")], ["batch"])
-        assert mixed_table(table[:0], [("m", "y")], ["batch"]).note[0] == "fewer than 4 usable rows"
-        assert mixed_table(pd.DataFrame(), [], []).empty
-    assert list(result.metric) == ["m", "flat"]
-    assert result.loc[0, ["estimate", "low", "high", "p_value"]].tolist() == list(
-        mixed_effects(table, "m", "y", ["batch"])[:4]
-    )
-    assert list(result.note) == ["", "the metric is the same in all rows"]
+        full, flat = (mixed_fit(table, metric, "y", ["batch"], SIZE, CLUSTER) for metric in ("m", "flat"))
+        assert mixed_fit(table[:0], "m", "y", ["batch"], SIZE, CLUSTER).note == "fewer than 4 usable rows"
+    assert full.estimate == mixed_effects(table, "m", "y", ["batch"])
+    assert (full.note, flat.note) == ("", "the metric is the same in all rows")
 
 
 def test_rows_with_missing_values_are_dropped():

@@ -10,11 +10,11 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
-from sweeps.analysis import AnalysisError, UnknownColumnError, folds, prediction
+from sweeps.analysis import AnalysisError, UnknownColumnError, prediction
 from sweeps.analysis.features import geometry_candidates, setting_features
-from sweeps.analysis.folds import out_of_fold, shares
+from sweeps.analysis.folds import out_of_fold, shares, shuffled_folds
 from sweeps.analysis.prediction import COLUMNS, IMPORTANCE_COLUMNS, predict, predicted_losses
-from sweeps.analysis.r2 import r2, shuffled_folds
+from sweeps.analysis.r2 import r2
 from sweeps.analysis.regressors import LENGTHS, NOISES_R, PENALTIES_A, boosting, gaussian_process, ridge
 
 LOSS = "lm_loss/in_domain"
@@ -199,8 +199,7 @@ def test_errors_of_a_barely_penalised_fit_match_linear_r2():
     assert 1 - error / np.sum((y_N1 - y_N1.mean()) ** 2) == pytest.approx(expected, abs=0.01)
 
 
-def test_the_interval_is_r2_over_bootstrapped_groups(monkeypatch):
-    monkeypatch.setattr(folds, "DRAWS", 60)
+def test_the_interval_is_r2_over_bootstrapped_groups():
     rng = np.random.default_rng(0)
     groups_N = np.repeat(np.arange(20), [1, 3] * 10)
     y_N = rng.normal(size=40)
@@ -208,7 +207,7 @@ def test_the_interval_is_r2_over_bootstrapped_groups(monkeypatch):
     drawn = np.random.default_rng(0).multinomial(20, np.full(20, 1 / 20), size=60)
     picked = [np.repeat(np.arange(40), counts[groups_N]) for counts in drawn]
     expected = np.quantile([r2_score(y_N[rows], guess_N[rows]) for rows in picked], [0.025, 0.975])
-    estimate, low, high = 1 + shares(-((y_N - guess_N) ** 2)[None], y_N, groups_N)[0]
+    estimate, low, high = 1 + shares(-((y_N - guess_N) ** 2)[None], y_N, groups_N, 60)[0]
     assert estimate == pytest.approx(r2_score(y_N, guess_N))
     assert (low, high) == pytest.approx(tuple(expected))
 

@@ -5,7 +5,8 @@ from scipy import stats
 
 from sweeps.analysis import r2 as module
 from sweeps.analysis.encode import encode
-from sweeps.analysis.r2 import baseline_columns, incremental_r2, increments, r2, shuffled_folds
+from sweeps.analysis.folds import shuffled_folds
+from sweeps.analysis.r2 import baseline_columns, incremental_r2, increments, r2
 from sweeps.table.columns import AnalysisError, UnknownColumnError
 
 SIZES = [4e6, 8e6, 13e6, 19e6, 34e6, 75e6]
