@@ -1,5 +1,6 @@
 """Associate every geometry metric with every loss by every method, in one tidy table, with one correction for all."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from sweeps.analysis.correlation import Form, many, partial_slopes
 from sweeps.analysis.estimate import Estimate, nothing
 from sweeps.analysis.mixed import mixed_fit
 from sweeps.analysis.r2 import baseline_columns, increments
+from sweeps.analysis.ranks import q_values
 from sweeps.analysis.seed_noise import seed_deviations
 from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import (
@@ -36,6 +38,7 @@ COLUMNS = (
 # fine-tuning losses.
 _MIXED_METRICS = ("effective_rank_percent", "mean_cosine", "partition_isotropy", "isoscore")
 _MIXED_LOSSES = 6
+_SIZE = "parameters_non_embedding"
 
 
 class _Association(NamedTuple):
@@ -84,64 +87,45 @@ def associations(table: pd.DataFrame, groups: str = "configuration") -> pd.DataF
         rows.append(row | {"left_out": final.diverged + final.unfinished})
     tidy = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "q_value"])
     tidy.insert(COLUMNS.index("q_value"), "q_value", corrected(tidy))
-    primary = (tidy["metric"] == PRIMARY_PAIR[0]) & (tidy["target"] == PRIMARY_PAIR[1])
+    primary = _is_primary(tidy)
     return pd.concat([tidy[primary], tidy[~primary]], ignore_index=True)
 
 
 def corrected(tests: pd.DataFrame) -> np.ndarray:
     """Return Benjamini and Hochberg's q-values of rows with metric, target, p_value, over all except PRIMARY_PAIR."""
-    from scipy import stats
+    return q_values(tests["p_value"].mask(_is_primary(tests)).to_numpy(dtype=float))
 
-    p_N = tests["p_value"].to_numpy(dtype=float)
-    primary_N = ((tests["metric"] == PRIMARY_PAIR[0]) & (tests["target"] == PRIMARY_PAIR[1])).to_numpy(dtype=bool)
-    tested_N = np.isfinite(p_N) & ~primary_N
-    q_N = np.full(len(p_N), np.nan)
-    if tested_N.any():
-        q_N[tested_N] = stats.false_discovery_control(p_N[tested_N])
-    return q_N
+
+def _is_primary(rows: pd.DataFrame) -> pd.Series:
+    return (rows["metric"] == PRIMARY_PAIR[0]) & (rows["target"] == PRIMARY_PAIR[1])
 
 
 def _associations(rows: pd.DataFrame, controls: Sequence[str], groups: str) -> dict[tuple[str, str, str], _Association]:
     rows = missing_as_level(rows, controls)
     metrics, targets = geometry_columns(rows), loss_columns(rows)
-    by_method = {name: _correlations(rows, metrics, targets, controls, name, groups) for name in FORMS}
-    by_method["incremental R2"] = _increments(rows, metrics, targets, groups)
-    by_method["mixed effects"] = _mixed(rows, metrics, targets, controls, groups)
-    pairs = [(metric, target) for target in targets for metric in metrics]
-    return {(*pair, m): results[pair] for pair in pairs for m, results in by_method.items() if pair in results}
+    results: dict[tuple[str, str, str], _Association] = {}
+    for method, form in FORMS.items():
+        used = () if method == "raw" else tuple(controls)
+        slopes = partial_slopes(rows, metrics, targets, used, form)
+        for pair, (estimate, note) in many(rows, metrics, targets, used, form, groups).items():
+            results[*pair, method] = _Association(estimate, note, slopes[pair])
+            if method != "raw" and not controls:
+                why = "no setting varies, so there is nothing to control for"
+                results[*pair, method] = _Association(nothing(estimate.n), why)
+    for pair, r in increments(rows, metrics, targets, baseline_columns(rows), groups).items():
+        results[*pair, "incremental R2"] = _Association(r.estimate, r.note, r.error_reduction, r.variance_inflation)
+    for pair in _mixed_pairs(rows, metrics, targets):
+        fit = mixed_fit(rows, *pair, controls, _SIZE, groups)
+        effect = np.nan if fit.target_in_logs else fit.estimate.estimate
+        results[*pair, "mixed effects"] = _Association(fit.estimate, fit.note, effect)
+    in_order = itertools.product(targets, metrics, METHODS)
+    return {key: results[key] for t, m, method in in_order if (key := (m, t, method)) in results}
 
 
-def _correlations(
-    rows: pd.DataFrame, metrics: list[str], targets: list[str], controls: Sequence[str], name: str, groups: str
-) -> dict[Pair, _Association]:
-    used = () if name == "raw" else tuple(controls)
-    results = many(rows, metrics, targets, used, FORMS[name], groups)
-    if name != "raw" and not controls:
-        why = "no setting varies, so there is nothing to control for"
-        return {pair: _Association(nothing(estimate.n), why) for pair, (estimate, _) in results.items()}
-    slopes = partial_slopes(rows, metrics, targets, used, FORMS[name])
-    return {pair: _Association(estimate, note, slopes[pair]) for pair, (estimate, note) in results.items()}
-
-
-def _increments(rows: pd.DataFrame, metrics: list[str], targets: list[str], groups: str) -> dict[Pair, _Association]:
-    results = increments(rows, metrics, targets, baseline_columns(rows), groups)
-    return {
-        pair: _Association(r.estimate, r.note, r.error_reduction, r.variance_inflation) for pair, r in results.items()
-    }
-
-
-def _mixed(
-    rows: pd.DataFrame, metrics: list[str], targets: list[str], controls: Sequence[str], groups: str
-) -> dict[Pair, _Association]:
-    size = "parameters_non_embedding"
-    if size not in rows:
-        return {}
+def _mixed_pairs(rows: pd.DataFrame, metrics: list[str], targets: list[str]) -> list[Pair]:
+    if _SIZE not in rows:
+        return []
     selected = [m for m in metrics if target_of(m) in FIRST_TARGETS and m.rpartition("/")[2] in _MIXED_METRICS]
     tuned = catalog_of(rows).select(kind="loss", after="finetune", domain="target")
     losses = [t for t in targets if t == PRIMARY_PAIR[1] or t in tuned]
-    pairs = [(metric, target) for target in losses[:_MIXED_LOSSES] for metric in selected]
-    fits = {pair: mixed_fit(rows, *pair, controls, size, groups) for pair in pairs}
-    return {
-        pair: _Association(fit.estimate, fit.note, np.nan if fit.target_in_logs else fit.estimate.estimate)
-        for pair, fit in fits.items()
-    }
+    return [(metric, target) for target in losses[:_MIXED_LOSSES] for metric in selected]

@@ -72,7 +72,7 @@ def rank_between(controls_NK: np.ndarray, groups_N: np.ndarray) -> int:
     """Return the rank, beyond the intercept, of the controls' means over groups."""
     if controls_NK.shape[1] == 0:
         return 0
-    means_GK = _sums(controls_NK, groups_N) / np.bincount(groups_N)[:, None]
+    means_GK = sums_of_groups(controls_NK, groups_N) / np.bincount(groups_N)[:, None]
     return int(np.linalg.matrix_rank(unit(means_GK), tol=ROUNDING))
 
 
@@ -110,7 +110,7 @@ def intraclass_correlation(x_NC: np.ndarray, groups_N: np.ndarray, k: int, k_bet
     if dof_between <= 0 or dof_within <= 0:
         return np.ones(x_NC.shape[1])
     centred_NC = x_NC - x_NC.mean(axis=0)
-    between_C = np.sum(_sums(centred_NC, groups_N) ** 2 / sizes_G[:, None], axis=0)
+    between_C = np.sum(sums_of_groups(centred_NC, groups_N) ** 2 / sizes_G[:, None], axis=0)
     within_C = np.maximum(np.sum(centred_NC**2, axis=0) - between_C, 0) / dof_within
     between_C = between_C / dof_between
     size = (n - float(np.sum(sizes_G**2)) / n) / (n_groups - 1)
@@ -118,7 +118,8 @@ def intraclass_correlation(x_NC: np.ndarray, groups_N: np.ndarray, k: int, k_bet
     return np.clip((between_C - within_C) / np.where(total_C > 0, total_C, 1), 0, 1)
 
 
-def _sums(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
-    sums_GK = np.zeros((groups_N.max() + 1, x_NK.shape[1]))
+def sums_of_groups(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
+    """Return sums over the rows of each group, of arrays of any further axes."""
+    sums_GK = np.zeros((groups_N.max() + 1, *x_NK.shape[1:]))
     np.add.at(sums_GK, groups_N, x_NK)
     return sums_GK

@@ -4,7 +4,6 @@ Letters: N final rows, P pairs, S choices of signs.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sweeps.analysis.estimate import join_notes
 from sweeps.analysis.pairing import Pairing, as_level, pair
+from sweeps.analysis.ranks import q_values
 from sweeps.analysis.seed_noise import seed_deviations
 from sweeps.table.catalog import heads
 from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns, numbers
@@ -22,17 +23,8 @@ EXACT_PAIRS = 12
 SAMPLED = 9999
 
 _NUMBERS = (
-    "first",
-    "second",
-    "difference",
-    "low",
-    "high",
-    "p_value",
-    "q_value",
-    "seed_sds",
-    "seed_deviation",
-    "spread",
-)
+    "first", "second", "difference", "low", "high", "p_value", "q_value", "seed_sds", "seed_deviation", "spread",
+)  # fmt: skip
 COLUMNS = ("column", "kind", "unit", "pairs", *_NUMBERS, "note")
 
 _CONFIGURATION = "configuration"
@@ -88,17 +80,12 @@ def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column:
         if column in both:
             row |= _difference(first_PC[column].to_numpy(), second_PC[column].to_numpy(), float(noise[column]))
         else:
-            row |= {
-                "pairs": 0,
-                "note": f"only the {'first' if column in first_rows.columns else 'second'} sweep has it",
-            }
+            which = "first" if column in first_rows.columns else "second"
+            row |= {"pairs": 0, "note": f"only the {which} sweep has it"}
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table = table.astype(dict.fromkeys(_NUMBERS, float) | {"pairs": int})
-    known = table["p_value"].notna()
-    if known.any():
-        table.loc[known, "q_value"] = stats.false_discovery_control(table.loc[known, "p_value"])
-    return table
+    return table.assign(q_value=q_values(table["p_value"].to_numpy()))
 
 
 def _means(pairing: Pairing, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -152,7 +139,7 @@ def _difference(first_P: np.ndarray, second_P: np.ndarray, noise: float) -> dict
     if n == 1:
         notes.append("1 pair gives no interval")
     else:
-        half_width = float(stats.t.ppf(0.975, n - 1)) * float(difference_P.std(ddof=1)) / math.sqrt(n)
+        half_width = stats.t.ppf(0.975, n - 1) * stats.sem(difference_P)
         row |= {"low": mean - half_width, "high": mean + half_width, "p_value": _sign_flip(difference_P)}
         row |= {"spread": first_P.std(ddof=1)}
         if 2 / 2**n > 0.05:
@@ -161,7 +148,7 @@ def _difference(first_P: np.ndarray, second_P: np.ndarray, noise: float) -> dict
         row |= {"seed_sds": mean / noise}
     else:
         notes.append("all replicates are equal" if noise == 0 else "no configuration has replicates")
-    return row | {"note": "; ".join(notes)}
+    return row | {"note": join_notes(*notes)}
 
 
 def _sign_flip(difference_P: np.ndarray) -> float:

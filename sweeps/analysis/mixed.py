@@ -11,7 +11,7 @@ import pandas as pd
 
 from sweeps.analysis.blocks import require_freedom, require_rows, require_unexplained, require_variation
 from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
-from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies
+from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies, sums_of_groups
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
 from sweeps.analysis.estimate import Estimate, NotEstimableError, estimated, nothing
 from sweeps.analysis.folds import DRAWS, group_codes
@@ -186,13 +186,9 @@ class _Sums(NamedTuple):
 
 
 def _sums(z_NQ: np.ndarray, sizes_N: np.ndarray, clusters_N: np.ndarray) -> _Sums:
-    n_clusters, n_columns = int(clusters_N.max()) + 1, z_NQ.shape[1]
-    squares_GQQ, of_columns_GQ = np.zeros((n_clusters, n_columns, n_columns)), np.zeros((n_clusters, n_columns))
-    np.add.at(squares_GQQ, clusters_N, z_NQ[:, :, None] * z_NQ[:, None, :])
-    np.add.at(of_columns_GQ, clusters_N, z_NQ)
-    size_G = np.zeros(n_clusters, dtype=int)
-    size_G[clusters_N] = sizes_N
-    return _Sums(squares_GQQ, of_columns_GQ, np.bincount(clusters_N), size_G)
+    squares_GQQ = sums_of_groups(z_NQ[:, :, None] * z_NQ[:, None, :], clusters_N)
+    size_G = sizes_N[np.unique(clusters_N, return_index=True)[1]]
+    return _Sums(squares_GQQ, sums_of_groups(z_NQ, clusters_N), np.bincount(clusters_N), size_G)
 
 
 def _products(sums: _Sums, counts_BG: np.ndarray, ratio: float) -> np.ndarray:

@@ -28,6 +28,14 @@ def p_values(r: np.ndarray, dof: np.ndarray) -> np.ndarray:
         return 2 * stats.t.sf(np.abs(r) * np.sqrt(dof / (1 - r**2)), dof)
 
 
+def q_values(p_N: np.ndarray) -> np.ndarray:
+    """Return Benjamini and Hochberg's q-values of the p-values that are finite; NaN for the others."""
+    q_N, finite_N = np.full(len(p_N), np.nan), np.isfinite(p_N)
+    if finite_N.any():
+        q_N[finite_N] = stats.false_discovery_control(p_N[finite_N])
+    return q_N
+
+
 def fisher_interval(r: np.ndarray, n: float, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return 95 % intervals by Fisher's z with the Bonett-Wright variance, of n independent rows and k controls.
 

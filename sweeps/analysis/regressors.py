@@ -9,6 +9,7 @@ C choices of columns.
 """
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,6 +26,10 @@ DEPTH, TREES, RATE, LEAF = 3, 30, 0.3, 3
 
 RIDGE_FOLDS, BOOSTING_FOLDS = 4, 3
 
+# A function of x_NK, y_NE, x_MK and a number of steps A that returns the predictions after each step, with each
+# penalty or number of trees [A, M, E].
+Path = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+
 
 def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.ndarray, n_first: int) -> np.ndarray:
     """Predict by ridge regression with the one of 13 penalties that has the least error in grouped folds.
@@ -32,22 +37,41 @@ def ridge(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.nda
     The same folds choose between all columns and only the first `n_first`: a penalty that suppresses a dozen columns of
     noise would also suppress the others [ours].
     """
-    fold_N, choices = _inner_folds(groups_N, RIDGE_FOLDS), _choices(n_first, x_NK.shape[1])
-    error_CAE = np.zeros((len(choices), len(PENALTIES_A), y_NE.shape[1]))
+    return _by_inner_folds(_ridge_path, len(PENALTIES_A), RIDGE_FOLDS, x_NK, y_NE, groups_N, x_MK, n_first)
+
+
+def _by_inner_folds(
+    path: Path,
+    steps: int,
+    n_folds: int,
+    x_NK: np.ndarray,
+    y_NE: np.ndarray,
+    groups_N: np.ndarray,
+    x_MK: np.ndarray,
+    n_first: int,
+) -> np.ndarray:
+    """Predict by the step of a path, and the first or all columns, with the least error in grouped folds: [M, E]."""
+    # The groups may have gaps, as some are in the outer fold.
+    fold_N = shuffled_folds(np.unique(groups_N, return_inverse=True)[1].reshape(-1), n_folds, 1)[0]
+    choices = sorted({n_first, x_NK.shape[1]} - {0})
+    error_CAE = np.zeros((len(choices), steps, y_NE.shape[1]))
     for fold, (c, k) in itertools.product(np.unique(fold_N), enumerate(choices)):
         test_N = fold_N == fold
-        predicted_AME = _ridge_path(x_NK[~test_N, :k], y_NE[~test_N], x_NK[test_N, :k])
+        predicted_AME = path(x_NK[~test_N, :k], y_NE[~test_N], x_NK[test_N, :k], steps)
         error_CAE[c] += np.sum((predicted_AME - y_NE[test_N]) ** 2, axis=1)
-    predicted_CAME = np.stack([_ridge_path(x_NK[:, :k], y_NE, x_MK[:, :k]) for k in choices])
-    best = [np.unravel_index(error_CA.argmin(), error_CA.shape) for error_CA in np.moveaxis(error_CAE, -1, 0)]
-    return np.stack([predicted_CAME[c, a, :, e] for e, (c, a) in enumerate(best)], axis=1)
+    predicted = []
+    for e, error_CA in enumerate(np.moveaxis(error_CAE, -1, 0)):
+        c, a = np.unravel_index(error_CA.argmin(), error_CA.shape)
+        k = choices[c]
+        predicted.append(path(x_NK[:, :k], y_NE[:, [e]], x_MK[:, :k], int(a) + 1)[-1, :, 0])
+    return np.stack(predicted, axis=1)
 
 
-def _ridge_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray) -> np.ndarray:
-    """Return the predictions with each penalty, [A, M, E]."""
+def _ridge_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray, steps: int) -> np.ndarray:
+    """Return the predictions with each of the first penalties, [A, M, E]."""
     mean_K, mean_E = x_NK.mean(axis=0), y_NE.mean(axis=0)
     u_NQ, s_Q, v_QK = np.linalg.svd(x_NK - mean_K, full_matrices=False)
-    shrunk_AQ = s_Q / (s_Q**2 + len(x_NK) * PENALTIES_A[:, None])
+    shrunk_AQ = s_Q / (s_Q**2 + len(x_NK) * PENALTIES_A[:steps, None])
     along_QE, place_MQ = u_NQ.T @ (y_NE - mean_E), (x_MK - mean_K) @ v_QK.T
     return mean_E + place_MQ @ (shrunk_AQ[:, :, None] * along_QE)
 
@@ -106,25 +130,13 @@ def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.
     # Imported late, as the command line imports this package at each command.
     import sklearn
 
-    fold_N = _inner_folds(groups_N, BOOSTING_FOLDS)
-    choices = _choices(n_first, x_NK.shape[1])
-    predicted = []
     # The validation of arguments would take a third of the time of such small fits.
     with sklearn.config_context(skip_parameter_validation=True, assume_finite=True):
-        for y_N in y_NE.T:
-            error_CT = np.zeros((len(choices), TREES))
-            for fold, (c, k) in itertools.product(np.unique(fold_N), enumerate(choices)):
-                test_N = fold_N == fold
-                stages_TM = _boosted_stages(x_NK[~test_N, :k], y_N[~test_N], x_NK[test_N, :k], TREES)
-                error_CT[c] += np.sum((stages_TM - y_N[test_N]) ** 2, axis=1)
-            best, last = np.unravel_index(error_CT.argmin(), error_CT.shape)
-            k = choices[best]
-            predicted.append(_boosted_stages(x_NK[:, :k], y_N, x_MK[:, :k], int(last) + 1)[-1])
-    return np.stack(predicted, axis=1)
+        return _by_inner_folds(_boosting_path, TREES, BOOSTING_FOLDS, x_NK, y_NE, groups_N, x_MK, n_first)
 
 
-def _boosted_stages(x_NK: np.ndarray, y_N: np.ndarray, x_MK: np.ndarray, trees: int) -> np.ndarray:
-    """Return the predictions after each tree of gradient boosting with squared error, [T, M].
+def _boosting_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray, trees: int) -> np.ndarray:
+    """Return the predictions after each tree of gradient boosting with squared error, [T, M, E].
 
     They equal the stages of scikit-learn's GradientBoostingRegressor bit for bit, in half the time, as that validates
     the rows' weights, which are all 1, for each tree.
@@ -132,24 +144,14 @@ def _boosted_stages(x_NK: np.ndarray, y_N: np.ndarray, x_MK: np.ndarray, trees: 
     from sklearn.tree import DecisionTreeRegressor
 
     x_NK, x_MK = (np.ascontiguousarray(x, dtype=np.float32) for x in (x_NK, x_MK))  # the type that trees use
-    draws = np.random.RandomState(0)  # for the order in which columns are tried
-    fitted_N, predicted_M = np.full(len(x_NK), y_N.mean()), np.full(len(x_MK), y_N.mean())
-    stages = []
-    for _ in range(trees):
-        tree = DecisionTreeRegressor(max_depth=DEPTH, min_samples_leaf=LEAF, random_state=draws)
-        tree.fit(x_NK, y_N - fitted_N, check_input=False)
-        fitted_N = fitted_N + RATE * tree.tree_.predict(x_NK)[:, 0]
-        predicted_M = predicted_M + RATE * tree.tree_.predict(x_MK)[:, 0]
-        stages.append(predicted_M)
-    return np.stack(stages)
-
-
-def _choices(n_first: int, n_columns: int) -> list[int]:
-    """Return the numbers of columns to try: the first ones, and all."""
-    return sorted({n_first, n_columns} - {0})
-
-
-def _inner_folds(groups_N: np.ndarray, n_folds: int) -> np.ndarray:
-    """Return each row's fold, without splitting a group; `groups_N` may have gaps."""
-    codes_N = np.unique(groups_N, return_inverse=True)[1].reshape(-1)
-    return shuffled_folds(codes_N, n_folds, 1)[0]
+    stages_TME = np.empty((trees, len(x_MK), y_NE.shape[1]))
+    for e, y_N in enumerate(y_NE.T):
+        draws = np.random.RandomState(0)  # for the order in which columns are tried
+        fitted_N, predicted_M = np.full(len(x_NK), y_N.mean()), np.full(len(x_MK), y_N.mean())
+        for t in range(trees):
+            tree = DecisionTreeRegressor(max_depth=DEPTH, min_samples_leaf=LEAF, random_state=draws)
+            tree.fit(x_NK, y_N - fitted_N, check_input=False)
+            fitted_N = fitted_N + RATE * tree.tree_.predict(x_NK)[:, 0]
+            predicted_M = predicted_M + RATE * tree.tree_.predict(x_MK)[:, 0]
+            stages_TME[t, :, e] = predicted_M
+    return stages_TME

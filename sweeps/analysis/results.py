@@ -68,35 +68,24 @@ def analyze(
 
     # The matrices are so small that synchronising several BLAS threads takes longer than multiplying with one.
     with threadpool_limits(limits=1, user_api="blas"):
-        return _analyze(table, curves, courses, studies)
-
-
-def _analyze(
-    table: pd.DataFrame,
-    curves: Mapping[str, pd.DataFrame],
-    courses: pd.DataFrame | None,
-    studies: Mapping[str, StudyAnalysis],
-) -> AnalysisResults:
-    if table.empty:
-        table = table.reindex(columns=list(dict.fromkeys([*_LEAST, *table.columns])))
-    final = final_rows(table)
-    settings = controls_of(table)
-    columns = [*geometry_columns(table), *loss_columns(table)]
-    predicted = predict(table)
-    return AnalysisResults(
-        table=table,
-        curves=curves,
-        final=final,
-        settings=settings,
-        associations=associations(table),
-        variance=variance_split(final.rows, columns, with_size(final.rows, controls_of(final.rows))),
-        prediction=predicted.prediction,
-        importance=predicted.importance,
-        early=predict_early(table, curves),
-        saturation=saturation_of(table),
-        courses=pd.DataFrame() if courses is None else courses,
-        studies={name: analysis(table, curves, courses) for name, analysis in studies.items()},
-    )
+        if table.empty:
+            table = table.reindex(columns=list(dict.fromkeys([*_LEAST, *table.columns])))
+        final, predicted = final_rows(table), predict(table)
+        columns = [*geometry_columns(table), *loss_columns(table)]
+        return AnalysisResults(
+            table=table,
+            curves=curves,
+            final=final,
+            settings=controls_of(table),
+            associations=associations(table),
+            variance=variance_split(final.rows, columns, with_size(final.rows, controls_of(final.rows))),
+            prediction=predicted.prediction,
+            importance=predicted.importance,
+            early=predict_early(table, curves),
+            saturation=saturation_of(table),
+            courses=pd.DataFrame() if courses is None else courses,
+            studies={name: analysis(table, curves, courses) for name, analysis in studies.items()},
+        )
 
 
 def with_size(rows: pd.DataFrame, settings: list[str]) -> list[str]:

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sweeps.analysis.blocks import by_missing
 from sweeps.analysis.bootstrap import ROUNDING
-from sweeps.analysis.estimate import MIN_ROWS
-from sweeps.table.columns import as_levels, numbers, require_column
+from sweeps.analysis.clusters import sums_of_groups
+from sweeps.analysis.estimate import MIN_ROWS, join_notes
+from sweeps.table.columns import as_levels, require_column
 
 COLUMNS = ("column", "setting", "share", "low", "high", "n", "note")
 # With up to EXACT_FACTORS factors all 2^8 subsets are fitted; with more, the subsets along ORDERS random orders.
@@ -65,12 +67,9 @@ def variance_split(
     for name in (*columns, *settings, groups):
         require_column(rows, name)
     rows = rows[rows[groups].notna()]
-    classes: dict[bytes, list[str]] = {}
-    for name in columns:
-        classes.setdefault(np.isfinite(numbers(rows, name)).tobytes(), []).append(name)
     tables: dict[str, pd.DataFrame] = {}
-    for mask, names in classes.items():
-        tables |= _split(rows[np.frombuffer(mask, dtype=bool)], names, settings, groups)
+    for names, y_NC, mask_N in by_missing(rows, columns):
+        tables |= _split(rows[mask_N], y_NC[mask_N], names, settings, groups)
     return pd.concat([tables[name] for name in columns], ignore_index=True)
 
 
@@ -82,7 +81,9 @@ class _Factor(NamedTuple):
     same: list[str]
 
 
-def _split(rows: pd.DataFrame, names: list[str], settings: Sequence[str], groups: str) -> dict[str, pd.DataFrame]:
+def _split(
+    rows: pd.DataFrame, y_NC: np.ndarray, names: list[str], settings: Sequence[str], groups: str
+) -> dict[str, pd.DataFrame]:
     """Return the result's rows by column, for columns that have a value in all of `rows`."""
     levels = {s: pd.factorize(as_levels(rows[s]), use_na_sentinel=False)[0] for s in dict.fromkeys((groups, *settings))}
     groups_N = pd.DataFrame(levels, index=rows.index).groupby(list(levels)).ngroup().to_numpy()
@@ -90,7 +91,6 @@ def _split(rows: pd.DataFrame, names: list[str], settings: Sequence[str], groups
     parts = [*(f.name for f in factors), *constant, "seed", "rest"]
     same = dict.fromkeys(parts, "") | {f.name: f"one with {', '.join(f.same)}" for f in factors if f.same}
 
-    y_NC = np.stack([numbers(rows, name) for name in names], axis=1)
     shifted_NC = y_NC - y_NC[:1]
     size_C = np.max(np.abs(shifted_NC), axis=0, initial=0)
     flat_C = size_C <= FLAT * np.max(np.abs(y_NC), axis=0, initial=0) if len(rows) else np.zeros(len(names), dtype=bool)
@@ -109,7 +109,7 @@ def _split(rows: pd.DataFrame, names: list[str], settings: Sequence[str], groups
             remarks += ["below 0 by chance, set to 0"] * bool(raw_PJC[p, 0, c] < -ROUNDING)
             remarks += [same[setting]]
             values = (share_PC[p, c], low_PC[p, c], high_PC[p, c], len(rows))
-            result_rows.append((name, setting, *values, "; ".join(filter(None, remarks))))
+            result_rows.append((name, setting, *values, join_notes(*remarks)))
         tables[name] = pd.DataFrame(result_rows, columns=list(COLUMNS))
     return tables
 
@@ -142,8 +142,8 @@ def _shares(y_NC: np.ndarray, groups_N: np.ndarray, factors: list[_Factor]) -> t
     if n_groups < MIN_ROWS:
         nothing_PJC = np.full((n_factors + 2, 2, y_NC.shape[1]), np.nan)
         return nothing_PJC, 0, [f"fewer than {MIN_ROWS} configurations"] * (n_factors + 2)
-    means_GC = _by_group(y_NC, groups_N) / seeds_G[:, None]
-    within_GC = _by_group((y_NC - means_GC[groups_N]) ** 2, groups_N)
+    means_GC = sums_of_groups(y_NC, groups_N) / seeds_G[:, None]
+    within_GC = sums_of_groups((y_NC - means_GC[groups_N]) ** 2, groups_N)
     groups_J1 = _jackknife_sums(np.ones((n_groups, 1)))
     seed_JC = _over(_jackknife_sums(within_GC), _jackknife_sums(seeds_G[:, None] - 1.0))
     # If only one configuration has replicates, the sample without it takes the seed's variance from all.
@@ -221,12 +221,6 @@ def _jackknife_sums(x_GC: np.ndarray) -> np.ndarray:
     """Return sums over all configurations, then over all but each one: [J, C]."""
     total_1C = x_GC.sum(axis=0, keepdims=True)
     return np.concatenate([total_1C, total_1C - x_GC])
-
-
-def _by_group(x_NC: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
-    sums_GC = np.zeros((groups_N.max() + 1, x_NC.shape[1]))
-    np.add.at(sums_GC, groups_N, x_NC)
-    return sums_GC
 
 
 def _over(x: np.ndarray, y: np.ndarray) -> np.ndarray:
