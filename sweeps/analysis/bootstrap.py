@@ -121,14 +121,14 @@ def _draw(
     squares_BK = np.einsum("bkn,bkn->bk", weighted_BKN, ranks_BKN)[:, n_controls:]
     products_BCE = weighted_BKN[:, n_controls:first_target] @ ranks_BKN[:, first_target:].transpose(0, 2, 1)
 
-    explained_XKB = _explained(np.ascontiguousarray(rows_BXY.transpose(1, 2, 0)))
+    explained_XKB = explained(np.ascontiguousarray(rows_BXY.transpose(1, 2, 0)))
     left_BK = squares_BK - np.sum(explained_XKB**2, axis=0).T
     norm_BK = np.sqrt(np.where(left_BK > ROUNDING * squares_BK, left_BK, np.nan))
     products_BCE -= np.einsum("xcb,xeb->bce", explained_XKB[:, :n_metrics], explained_XKB[:, n_metrics:])
     return np.clip(products_BCE / norm_BK[:, :n_metrics, None] / norm_BK[:, None, n_metrics:], -1, 1)
 
 
-def _explained(rows_XYB: np.ndarray) -> np.ndarray:
+def explained(rows_XYB: np.ndarray) -> np.ndarray:
     """Return coordinates of the columns along orthonormalised controls, by Cholesky decomposition: [X, K, B].
 
     `rows_XYB` holds the sums of products of the X controls with themselves and then with the other columns. A control

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.estimate import Estimate, nothing
+from sweeps.analysis.estimate import Estimate, join_notes, nothing
 from sweeps.table.columns import AnalysisError
 
 KINDS = ("jump", "level", "turn")
@@ -173,7 +173,7 @@ def lead_lag(
     result = lag_of(pd.DataFrame(rows, columns=["run_id", "group", "metric_step", "outcome_step"]), settings, seed)
     if lacking := len(curves) - len(rows):
         note = f"{lacking} of {len(curves)} runs lack one of the two"
-        result = result._replace(note="; ".join(filter(None, [note, result.note])))
+        result = result._replace(note=join_notes(note, result.note))
     return result
 
 

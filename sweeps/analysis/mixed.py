@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis.blocks import require_freedom, require_rows, require_unexplained, require_variation
-from sweeps.analysis.bootstrap import ROUNDING, weights_of_groups
+from sweeps.analysis.bootstrap import ROUNDING, explained, weights_of_groups
 from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies, sums_of_groups
 from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
 from sweeps.analysis.estimate import Estimate, NotEstimableError, estimated, nothing
@@ -209,13 +209,8 @@ def _products(sums: _Sums, counts_BG: np.ndarray, ratio: float) -> np.ndarray:
 
 def _coefficients(products_BQQ: np.ndarray) -> np.ndarray:
     """Return the metric's coefficient given intercept and controls, from sums of products, NaN if they explain it."""
-    held_BXX, pair_BX2 = products_BQQ[:, :-2, :-2], products_BQQ[:, :-2, -2:]
-    # Scaled to a unit diagonal, as the intercept's square is small where sizes differ much. Controls may be collinear.
-    scale_BX = np.sqrt(np.maximum(np.diagonal(held_BXX, axis1=1, axis2=2), np.finfo(float).tiny))
-    held_BXX = held_BXX / scale_BX[:, :, None] / scale_BX[:, None, :]
-    pair_BX2 = pair_BX2 / scale_BX[:, :, None]
-    fitted_BX = (np.linalg.pinv(held_BXX, rcond=ROUNDING, hermitian=True) @ pair_BX2[:, :, :1])[:, :, 0]
+    explained_X2B = explained(np.ascontiguousarray(products_BQQ[:, :-2].transpose(1, 2, 0)))
     squares_B = products_BQQ[:, -2, -2]
-    left_B = squares_B - np.sum(fitted_BX * pair_BX2[:, :, 0], axis=1)
+    left_B = squares_B - np.sum(explained_X2B[:, 0] ** 2, axis=0)
     left_B = np.where(left_B > ROUNDING * squares_B, left_B, np.nan)
-    return (products_BQQ[:, -2, -1] - np.sum(fitted_BX * pair_BX2[:, :, 1], axis=1)) / left_B
+    return (products_BQQ[:, -2, -1] - np.sum(explained_X2B[:, 0] * explained_X2B[:, 1], axis=0)) / left_B
