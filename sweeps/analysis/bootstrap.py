@@ -40,7 +40,7 @@ def interval_of_groups(
     groups as the controls need few draws are left out.
     """
     n, n_groups = len(groups_N), int(groups_N.max()) + 1
-    counts_BG = draws_of_groups(n_groups)
+    counts_BG = weights_of_groups((0,) * n_groups, DRAWS)
     counts_BG = counts_BG[np.count_nonzero(counts_BG, axis=1) > k_between + 2]
     ranked_NK = np.concatenate([ranked_controls_NK, columns_NC], axis=1)
     fixed_NL = np.concatenate([np.ones((n, 1)), level_controls_NL], axis=1)
@@ -53,13 +53,6 @@ def interval_of_groups(
     quantile = np.nanquantile if np.isnan(draws_BCE[:, known_CE]).any() else np.quantile
     low_CE[known_CE], high_CE[known_CE] = quantile(draws_BCE[:, known_CE], [0.025, 0.975], axis=0)
     return low_CE, high_CE
-
-
-def draws_of_groups(n_groups: int) -> np.ndarray:
-    """Return how often each group occurs in DRAWS draws with replacement of all groups, with a fixed seed: [B, G]."""
-    drawn_BG = np.random.default_rng(0).integers(n_groups, size=(DRAWS, n_groups))
-    places_BG = drawn_BG + n_groups * np.arange(DRAWS)[:, None]
-    return np.bincount(places_BG.ravel(), minlength=DRAWS * n_groups).reshape(DRAWS, n_groups)
 
 
 @functools.lru_cache(maxsize=4)  # the same for all columns with values in the same rows
