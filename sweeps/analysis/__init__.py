@@ -15,10 +15,7 @@ from sweeps.analysis.saturation import Saturation, saturation_of
 from sweeps.analysis.seed_noise import seed_deviation, seed_deviations
 from sweeps.analysis.variance import variance_split
 from sweeps.table.columns import (
-    FIRST_TARGETS,
     PRIMARY_PAIR,
-    SPECTRUM,
-    SPREAD,
     AnalysisError,
     FinalRows,
     UnknownColumnError,
@@ -33,34 +30,9 @@ from sweeps.table.columns import (
 )
 
 __all__ = [
-    "FIRST_TARGETS",
-    "MIN_ROWS",
-    "PRIMARY_PAIR",
-    "SPECTRUM",
-    "SPREAD",
-    "AnalysisError",
-    "Estimate",
-    "FinalRows",
-    "LeadLag",
-    "Saturation",
-    "UnknownColumnError",
-    "as_levels",
-    "associations",
-    "change_point",
-    "controls_of",
-    "final_rows",
-    "geometry_columns",
-    "incremental_r2",
-    "lead_lag",
-    "loss_columns",
-    "missing_as_level",
-    "mixed_effects",
-    "partial_spearman",
-    "saturation_of",
-    "seed_deviation",
-    "seed_deviations",
-    "spearman",
-    "spread_column",
-    "target_of",
-    "variance_split",
-]
+    "MIN_ROWS", "PRIMARY_PAIR", "AnalysisError", "Estimate", "FinalRows", "LeadLag", "Saturation",
+    "UnknownColumnError", "as_levels", "associations", "change_point", "controls_of", "final_rows",
+    "geometry_columns", "incremental_r2", "lead_lag", "loss_columns", "missing_as_level", "mixed_effects",
+    "partial_spearman", "saturation_of", "seed_deviation", "seed_deviations", "spearman", "spread_column",
+    "target_of", "variance_split",
+]  # fmt: skip

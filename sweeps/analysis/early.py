@@ -4,7 +4,7 @@ Letters: N runs, L points of a curve, C columns.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -94,45 +94,35 @@ class _Curves:
         frames = [curves.get(run, pd.DataFrame()) for run in final["run_id"]]
         self.names = geometry_candidates(dict.fromkeys(c for frame in frames for c in frame.columns))
         self.steps = final["step"].to_numpy(dtype=float)
-        self.parts = [_arrays(frame, self.names) for frame in frames]
-        self.without = sum(len(step_L) == 0 for step_L, _, _ in self.parts)
+        self.arrays = [_array(frame, ["step", "loss", *self.names]) for frame in frames]
+        self.without = sum(len(curve_LC) == 0 for curve_LC in self.arrays)
 
     def at(self, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return each run's loss and geometry as known at a share of its steps; NaN where nothing was known."""
-        loss, geometry = [], []
-        for (step_L, loss_L, probe_LC), total in zip(self.parts, self.steps, strict=True):
-            until = share * total
-            loss.append(_loss_until(step_L, loss_L, until))
-            geometry.append(_last_probe(probe_LC[(step_L > 0) & (step_L <= until)]))
-        shape = len(self.parts), len(self.names)
-        return (
-            pd.DataFrame(np.reshape(loss, (-1, len(_LOSS))), columns=list(_LOSS)),
-            pd.DataFrame(np.reshape(geometry, shape), columns=self.names),
-        )
+        names = [*_LOSS, *self.names]
+        values = [_known(curve_LC, share * steps) for curve_LC, steps in zip(self.arrays, self.steps, strict=True)]
+        known = pd.DataFrame(np.reshape(values, (-1, len(names))), columns=names)
+        return known[list(_LOSS)], known[self.names]
 
 
-def _arrays(curve: pd.DataFrame, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return steps, losses and geometry of a curve, sorted by step; NaN for missing columns."""
-    if "step" not in curve.columns:
-        return np.zeros(0), np.zeros(0), np.zeros((0, len(names)))
-    curve = curve.sort_values("step", kind="stable")
+def _array(curve: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """Return the columns of a curve, sorted by the first, NaN for missing ones: [L, C]."""
+    if names[0] not in curve.columns:
+        return np.zeros((0, len(names)))
+    curve = curve.sort_values(names[0], kind="stable")
     missing_L = np.full(len(curve), np.nan)
-    columns = [numbers(curve, c) if c in curve.columns else missing_L for c in ("step", "loss", *names)]
-    values_LC = np.stack(columns, axis=1)
-    return values_LC[:, 0], values_LC[:, 1], values_LC[:, 2:]
+    return np.stack([numbers(curve, c) if c in curve.columns else missing_L for c in names], axis=1)
 
 
-def _loss_until(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> tuple[float, float, float]:
-    """Return the loss, its slope in log steps, and the loss at half of the steps, as of step `until`."""
-    known_L = np.isfinite(loss_L) & (step_L > 0) & (step_L <= until)
-    step_L, loss_L = step_L[known_L], loss_L[known_L]
+def _known(curve_LC: np.ndarray, until: float) -> list[float]:
+    """Return the loss, its slope in log steps, the loss at half of the steps, and geometry, as of step `until`."""
+    curve_LC = curve_LC[(curve_LC[:, 0] > 0) & (curve_LC[:, 0] <= until)]
+    step_L, loss_L = curve_LC[np.isfinite(curve_LC[:, 1]), :2].T
     second_L = step_L > until / 2
-    slope = np.nan
-    if second_L.sum() > 1:
-        log_L = np.log(step_L[second_L])
-        log_L = log_L - log_L.mean()
-        slope = float(log_L @ loss_L[second_L] / (log_L @ log_L)) if log_L.any() else np.nan
-    return _smoothed(step_L, loss_L, until), slope, _smoothed(step_L, loss_L, until / 2)
+    log_L = np.log(step_L[second_L])
+    log_L = log_L - (log_L.mean() if len(log_L) else 0)
+    slope = float(log_L @ loss_L[second_L] / (log_L @ log_L)) if log_L.any() else np.nan
+    return [_smoothed(step_L, loss_L, until), slope, _smoothed(step_L, loss_L, until / 2), *_last(curve_LC[:, 2:])]
 
 
 def _smoothed(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> float:
@@ -144,7 +134,7 @@ def _smoothed(step_L: np.ndarray, loss_L: np.ndarray, until: float) -> float:
     return float(loss_L[last_L].mean() if last_L.any() else loss_L[before_L][-1])
 
 
-def _last_probe(probe_LC: np.ndarray) -> np.ndarray:
+def _last(probe_LC: np.ndarray) -> np.ndarray:
     """Return the last finite value of each column; NaN without one."""
     known_LC = np.isfinite(probe_LC)
     if not len(probe_LC):

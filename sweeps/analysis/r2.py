@@ -12,11 +12,10 @@ import pandas as pd
 from sweeps.analysis.blocks import PAIR, Block, Pair, of_pairs, require_freedom, require_variation
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.clusters import partial_correlation
-from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
-from sweeps.analysis.estimate import MIN_ROWS, Estimate, NotEstimableError
-from sweeps.analysis.folds import DRAWS, FOLDS, SPLITS, group_codes, shares, shuffled_folds, word
+from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised
+from sweeps.analysis.estimate import Estimate, NotEstimableError
+from sweeps.analysis.folds import DRAWS, FOLDS, group_codes, shares, shuffled_folds, word
 from sweeps.analysis.ranks import p_values
-from sweeps.table.columns import numbers, require_column
 
 # Singular values of a baseline below this share of the largest are rounding error.
 _RCOND = 1e-10
@@ -95,32 +94,6 @@ def increments(
     baseline = list(dict.fromkeys(baseline))
     used = [*baseline, *([groups] if groups else [])]
     return of_pairs(table, metrics, targets, used, lambda block: _increments(block, baseline, groups), Increment)
-
-
-def r2(
-    table: pd.DataFrame,
-    target: str,
-    columns: Sequence[str],
-    groups: str | None,
-    n_folds: int = FOLDS,
-    splits: int = SPLITS,
-) -> float:
-    """Return the out-of-fold R2 of a linear prediction of the target from columns, as in `incremental_r2`.
-
-    NaN with fewer than 4 usable rows, fewer groups than folds or a constant target. Raises as `incremental_r2`.
-    """
-    columns = list(dict.fromkeys(columns))
-    used = [*columns, *([groups] if groups else [])]
-    for name in (target, *used):
-        require_column(table, name)
-    rows = table[usable(table, used) & np.isfinite(numbers(table, target))]
-    groups_N, n_groups = group_codes(rows, groups)
-    target_N1 = standardised(in_logs_if_wide(numbers(rows, target)[:, None]))
-    if len(rows) < MIN_ROWS or n_groups < n_folds or not target_N1.any():
-        return float("nan")
-    folds_SN = shuffled_folds(groups_N, n_folds, splits)
-    error_N1, _ = _out_of_fold(np.empty((len(rows), 0)), target_N1, encode(rows, columns), folds_SN)
-    return float(1 - error_N1.sum() / np.sum(target_N1**2))
 
 
 def _increments(block: Block, baseline: Sequence[str], groups: str | None) -> Callable[[int, int], Increment]:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from sweeps.analysis.bootstrap import DRAWS
 from sweeps.analysis.correlation import many
-from sweeps.analysis.estimate import Estimate, join_notes, nothing
+from sweeps.analysis.estimate import Estimate, Noted, NotEstimableError, estimated, join_notes, nothing
 from sweeps.table.columns import PRIMARY_PAIR, final_rows, numbers
 
 # A loss has risen if it did so by more than this many standard errors (methods.md, section 5).
@@ -108,7 +108,7 @@ def _summary(runs: pd.DataFrame, note: str) -> Saturation:
         for name, what in missing.items()
         if runs[name].isna().any()
     ]
-    lead, lead_note = _lead(runs)
+    lead, lead_note = estimated(lambda why: Noted(nothing(0), why), _lead, runs)
     flags = runs[["configuration", "low_rank", "degraded"]].astype({"low_rank": float, "degraded": float})
     association, why = many(flags, ["low_rank"], ["degraded"], (), "rank", "configuration")["low_rank", "degraded"]
     why = why.replace("the metric", "a low rank").replace("the target", "degrading")
@@ -144,26 +144,24 @@ def _fill_in(runs: pd.DataFrame, table: pd.DataFrame) -> str:
     )
 
 
-def _lead(runs: pd.DataFrame) -> tuple[Estimate, str]:
+def _lead(runs: pd.DataFrame) -> Noted:
     """Return the median of the configurations' median leads, and a note on what is missing."""
     with_lead = runs.dropna(subset="lead")
     medians_G = with_lead.astype({"lead": float}).groupby("configuration")["lead"].median().to_numpy()
     n_groups = len(medians_G)
     if n_groups == 0:
         fell, degraded = int(runs["collapse_step"].notna().sum()), int(runs["degraded"].fillna(False).sum())
-        return nothing(
-            0
-        ), f"no lead: of {len(runs)} runs the rank collapsed in {fell}, {degraded} degraded, none did both"
+        raise NotEstimableError(
+            f"no lead: of {len(runs)} runs the rank collapsed in {fell}, {degraded} degraded, none did both"
+        )
     before, after = int((medians_G > 0).sum()), int((medians_G < 0).sum())
     p_value = float(stats.binomtest(before, before + after).pvalue) if before + after else 1.0
+    lead = Estimate(float(np.median(medians_G)), np.nan, np.nan, p_value, len(with_lead))
     if n_groups < MIN_FOR_MEDIAN:
-        note = f"{n_groups} configurations are too few for an interval of the lead"
-        return Estimate(float(np.median(medians_G)), np.nan, np.nan, p_value, len(with_lead)), note
-    drawn = stats.bootstrap(
-        (medians_G,), np.median, n_resamples=DRAWS, method="percentile", random_state=np.random.default_rng(0)
-    )
-    low, high = map(float, drawn.confidence_interval)
-    return Estimate(float(np.median(medians_G)), low, high, p_value, len(with_lead)), ""
+        return Noted(lead, f"{n_groups} configurations are too few for an interval of the lead")
+    options = {"n_resamples": DRAWS, "method": "percentile", "random_state": np.random.default_rng(0)}
+    low, high = stats.bootstrap((medians_G,), np.median, **options).confidence_interval
+    return Noted(lead._replace(low=float(low), high=float(high)), "")
 
 
 def _quadrants(runs: pd.DataFrame) -> pd.DataFrame:

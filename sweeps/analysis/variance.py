@@ -7,7 +7,7 @@ J samples: all configurations first, then all but one, for the jackknife.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -67,10 +67,10 @@ def variance_split(
     for name in (*columns, *settings, groups):
         require_column(rows, name)
     rows = rows[rows[groups].notna()]
-    tables: dict[str, pd.DataFrame] = {}
+    shares: dict[str, list[tuple[Any, ...]]] = {}
     for names, y_NC, mask_N in by_missing(rows, columns):
-        tables |= _split(rows[mask_N], y_NC[mask_N], names, settings, groups)
-    return pd.concat([tables[name] for name in columns], ignore_index=True)
+        shares |= _split(rows[mask_N], y_NC[mask_N], names, settings, groups)
+    return pd.DataFrame([row for name in columns for row in shares[name]], columns=list(COLUMNS))
 
 
 class _Factor(NamedTuple):
@@ -83,7 +83,7 @@ class _Factor(NamedTuple):
 
 def _split(
     rows: pd.DataFrame, y_NC: np.ndarray, names: list[str], settings: Sequence[str], groups: str
-) -> dict[str, pd.DataFrame]:
+) -> dict[str, list[tuple[Any, ...]]]:
     """Return the result's rows by column, for columns that have a value in all of `rows`."""
     levels = {s: pd.factorize(as_levels(rows[s]), use_na_sentinel=False)[0] for s in dict.fromkeys((groups, *settings))}
     groups_N = pd.DataFrame(levels, index=rows.index).groupby(list(levels)).ngroup().to_numpy()
@@ -100,18 +100,16 @@ def _split(
     notes[-2:-2] = ["the setting is the same in all rows"] * len(constant)
     share_PC, half_PC = _to_show(raw_PJC, dof)
     low_PC, high_PC = np.maximum(share_PC - half_PC, 0), np.minimum(share_PC + half_PC, 1)
-    tables = {}
+    shares: dict[str, list[tuple[Any, ...]]] = {name: [] for name in names}
     for c, name in enumerate(names):
-        result_rows = []
         for p, (setting, note) in enumerate(zip(parts, notes, strict=True)):
             remarks = [FLAT_NOTE if flat_C[c] else note]
             remarks += ["no interval: too few configurations"] * bool(share_PC[p, c] >= 0 and np.isnan(half_PC[p, c]))
             remarks += ["below 0 by chance, set to 0"] * bool(raw_PJC[p, 0, c] < -ROUNDING)
             remarks += [same[setting]]
             values = (share_PC[p, c], low_PC[p, c], high_PC[p, c], len(rows))
-            result_rows.append((name, setting, *values, join_notes(*remarks)))
-        tables[name] = pd.DataFrame(result_rows, columns=list(COLUMNS))
-    return tables
+            shares[name].append((name, setting, *values, join_notes(*remarks)))
+    return shares
 
 
 def _factors(levels: Mapping[str, np.ndarray], groups_N: np.ndarray) -> tuple[list[_Factor], list[str]]:
