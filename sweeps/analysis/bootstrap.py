@@ -90,31 +90,23 @@ def _draw(
 ) -> np.ndarray:
     """Return the partial correlations [B, C, E] of the draws `counts_BG`.
 
-    Columns K are the ranked ones: controls, then metrics, then targets. Columns L are the intercept and levels.
+    Columns K are the ranked ones: controls, then metrics, then targets. Columns L are the intercept and levels. Columns
+    Y are both, L first; columns X, held fixed, are the first of these, up to the ranked controls.
     """
-    n_draws, n_fixed = len(counts_BG), fixed_NL.shape[1]
     n_groups, n_ranked, n = contribution_GKN.shape
     # Multiples of 1/2 are exact in float32 up to some million rows.
-    ranks_BKN = counts_BG.astype(np.float32) @ contribution_GKN.reshape(n_groups, -1)
-    ranks_BKN = ranks_BKN.reshape(n_draws, n_ranked, n).astype(float)
-    weighted_BKN = ranks_BKN * counts_BG[:, groups_N][:, None, :]
+    ranks_BKN = (counts_BG.astype(np.float32) @ contribution_GKN.reshape(n_groups, -1)).reshape(-1, n_ranked, n)
+    fixed_BLN = np.broadcast_to(fixed_NL.T, (len(counts_BG), *fixed_NL.T.shape))
+    columns_BYN = np.concatenate([fixed_BLN, ranks_BKN], axis=1)
+    weighted_BYN = columns_BYN * counts_BG[:, groups_N][:, None, :]
 
-    pairs_NLL = fixed_NL[:, :, None] * fixed_NL[:, None, :]
-    pairs_GLL = np.zeros((n_groups, n_fixed, n_fixed))
-    np.add.at(pairs_GLL, groups_N, pairs_NLL)
-    fixed_BLL = (counts_BG @ pairs_GLL.reshape(n_groups, -1)).reshape(n_draws, n_fixed, n_fixed)
-    fixed_BLK = (weighted_BKN @ fixed_NL).transpose(0, 2, 1)
-    controls_BKL = fixed_BLK[:, :, :n_controls].transpose(0, 2, 1)
-    controls_BKK = weighted_BKN[:, :n_controls] @ ranks_BKN.transpose(0, 2, 1)
-    # Sums of products of all controls (rows) with all controls, metrics and targets (columns).
-    rows_BXY = np.concatenate(
-        [np.concatenate([fixed_BLL, fixed_BLK], axis=2), np.concatenate([controls_BKL, controls_BKK], axis=2)], axis=1
-    )
-    first_target = n_controls + n_metrics
-    squares_BK = np.einsum("bkn,bkn->bk", weighted_BKN, ranks_BKN)[:, n_controls:]
-    products_BCE = weighted_BKN[:, n_controls:first_target] @ ranks_BKN[:, first_target:].transpose(0, 2, 1)
+    n_held = fixed_NL.shape[1] + n_controls
+    held_BXY = weighted_BYN[:, :n_held] @ columns_BYN.transpose(0, 2, 1)
+    first_target = n_held + n_metrics
+    squares_BK = np.einsum("bkn,bkn->bk", weighted_BYN[:, n_held:], columns_BYN[:, n_held:])
+    products_BCE = weighted_BYN[:, n_held:first_target] @ columns_BYN[:, first_target:].transpose(0, 2, 1)
 
-    explained_XKB = explained(np.ascontiguousarray(rows_BXY.transpose(1, 2, 0)))
+    explained_XKB = explained(np.ascontiguousarray(held_BXY.transpose(1, 2, 0)))
     left_BK = squares_BK - np.sum(explained_XKB**2, axis=0).T
     norm_BK = np.sqrt(np.where(left_BK > ROUNDING * squares_BK, left_BK, np.nan))
     products_BCE -= np.einsum("xcb,xeb->bce", explained_XKB[:, :n_metrics], explained_XKB[:, n_metrics:])

@@ -4,7 +4,7 @@ The rule for settings, metrics and losses: a positive column that spans a decade
 number, or that has zeros among levels that span a decade (a final fraction of 0, .01 and .1), is a category.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -51,6 +51,13 @@ def encode(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
         else:
             parts.append(standardised(in_logs_if_wide(numbers(rows, name)[:, None])))
     return np.concatenate(parts, axis=1)
+
+
+def first_of_equal(columns: Mapping[str, np.ndarray | pd.Series]) -> dict[str, str]:
+    """Return for each column the first one that partitions the rows in the same way, which may be itself."""
+    firsts: dict[bytes, str] = {}
+    # Codes in order of occurrence, so that equal partitions have equal codes.
+    return {name: firsts.setdefault(pd.factorize(column)[0].tobytes(), name) for name, column in columns.items()}
 
 
 def is_wide(x_NK: np.ndarray) -> np.ndarray:

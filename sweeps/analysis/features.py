@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.encode import encode
+from sweeps.analysis.encode import encode, first_of_equal
+from sweeps.analysis.estimate import join_notes
 from sweeps.table.columns import (
     FIRST_TARGETS,
     PRIMARY_PAIR,
@@ -52,14 +53,9 @@ def setting_features(rows: pd.DataFrame) -> Features:
     """
     scale = [c for c in _SCALE if c in rows.columns and rows[c].nunique() > 1]
     filled = pd.DataFrame({name: _filled(rows[name]) for name in (*scale, *controls_of(rows))}, index=rows.index)
-    by_division: dict[bytes, str] = {}
-    notes = []
-    for name in filled.columns:
-        codes_N = pd.factorize(filled[name])[0]
-        first = by_division.setdefault(codes_N.tobytes(), name)
-        if first != name:
-            notes.append(f"{name} is one with {first}")
-    return _features(filled, list(by_division.values()), "; ".join(notes))
+    firsts = first_of_equal(dict(filled.items()))
+    notes = [f"{name} is one with {first}" for name, first in firsts.items() if name != first]
+    return _features(filled, list(dict.fromkeys(firsts.values())), "; ".join(notes))
 
 
 def geometry_candidates(columns: Iterable[str]) -> list[str]:
@@ -116,13 +112,12 @@ def measured_features(values: pd.DataFrame, most: int | None = None) -> Features
 def joined(*parts: Features) -> Features:
     """Concatenate the columns of several features."""
     names: list[str] = []
-    owners, regressors = [np.zeros(0, dtype=int)], []
+    owners = []
     for part in parts:
         owners.append(part.owner_K + len(names))
         names += part.names
-        regressors.append(part.x_NK)
-    note = "; ".join(part.note for part in parts if part.note)
-    return Features(names, np.concatenate(owners), np.concatenate(regressors, axis=1), note)
+    x_NK = np.concatenate([part.x_NK for part in parts], axis=1)
+    return Features(names, np.concatenate(owners), x_NK, join_notes(*(part.note for part in parts)))
 
 
 def _features(rows: pd.DataFrame, names: list[str], note: str) -> Features:

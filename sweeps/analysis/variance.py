@@ -16,6 +16,7 @@ from scipy import stats
 from sweeps.analysis.blocks import by_missing
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.clusters import sums_of_groups
+from sweeps.analysis.encode import first_of_equal
 from sweeps.analysis.estimate import MIN_ROWS, join_notes
 from sweeps.table.columns import as_levels, require_column
 
@@ -115,19 +116,14 @@ def _split(
 def _factors(levels: Mapping[str, np.ndarray], groups_N: np.ndarray) -> tuple[list[_Factor], list[str]]:
     """Return the settings that vary, each partition of the rows once, and the names of those that don't."""
     _, first_G = np.unique(groups_N, return_index=True)
-    by_division: dict[bytes, _Factor] = {}
-    constant = []
-    for name, level_N in levels.items():
-        # Renumbered over the configurations, so that equal partitions have equal codes.
-        level_G, values = pd.factorize(level_N[first_G])
-        if len(values) < 2:
-            constant.append(name)
-        elif level_G.tobytes() in by_division:
-            by_division[level_G.tobytes()].same.append(name)
-        else:
-            levels_GK = (level_G[:, None] == np.arange(1, len(values))).astype(float)
-            by_division[level_G.tobytes()] = _Factor(name, levels_GK, [])
-    return list(by_division.values()), constant
+    codes = {name: pd.factorize(level_N[first_G])[0] for name, level_N in levels.items()}
+    constant = [name for name, code_G in codes.items() if not code_G.any()]
+    firsts = first_of_equal({name: code_G for name, code_G in codes.items() if name not in constant})
+    factors = []
+    for name in dict.fromkeys(firsts.values()):
+        levels_GK = (codes[name][:, None] == np.arange(1, codes[name].max() + 1)).astype(float)
+        factors.append(_Factor(name, levels_GK, [other for other, first in firsts.items() if first == name != other]))
+    return factors, constant
 
 
 def _shares(y_NC: np.ndarray, groups_N: np.ndarray, factors: list[_Factor]) -> tuple[np.ndarray, int, list[str]]:
