@@ -13,6 +13,7 @@ from sweeps.analysis.encode import in_logs_if_wide, standardised, usable
 from sweeps.analysis.estimate import NotEstimableError, estimated, join_notes
 from sweeps.analysis.features import (
     MAX_GEOMETRY,
+    Features,
     geometry_candidates,
     joined,
     measured,
@@ -148,7 +149,7 @@ def _at_share(final: pd.DataFrame, arrays: _Curves, share: float, target: str, g
     loss, no_loss = measured(loss, loss.columns)
     geometry, no_geometry = measured(geometry, geometry.columns)
     known_N = (loss.notna().all(axis=1) & geometry.notna().all(axis=1)).to_numpy()
-    rows = final[known_N]
+    rows, by_when = final[known_N], f"by {100 * share:.0f} % of training"
 
     def fitted() -> list[Row]:
         groups_N, n_groups = group_codes(rows, groups)
@@ -156,29 +157,34 @@ def _at_share(final: pd.DataFrame, arrays: _Curves, share: float, target: str, g
         y_N1 = standardised(in_logs_if_wide(numbers(rows, target)[:, None]))
         if not y_N1.any():
             raise NotEstimableError("the target is the same in all runs")
-        by_when = f"by {100 * share:.0f} % of training"
         settings, losses = setting_features(rows), measured_features(loss[known_N])
         metrics = measured_features(geometry[known_N], MAX_GEOMETRY)
-        sets = {SETTINGS: [settings], WITH_LOSS: [settings, losses], WITH_GEOMETRY: [settings, metrics]}
-        sets[ALL] = [settings, losses, metrics]
-        why_loss = "" if losses.names else f"no training loss {by_when}"
-        why_geometry = "" if metrics.names else f"no geometry {by_when}"
-        lacking = {WITH_LOSS: why_loss, WITH_GEOMETRY: why_geometry, ALL: why_loss or why_geometry}
+        about = {SETTINGS: settings.note, WITH_LOSS: join_notes(no_loss, losses.note), ALL: "", GAIN: ""}
+        about[WITH_GEOMETRY] = join_notes(no_geometry, metrics.note)
+
+        with_loss, with_geometry = (losses, f"no training loss {by_when}"), (metrics, f"no geometry {by_when}")
+        sets = {SETTINGS: [], WITH_LOSS: [with_loss], WITH_GEOMETRY: [with_geometry], ALL: [with_loss, with_geometry]}
+        errors: dict[str, np.ndarray | str] = {
+            name: estimated(str, _errors, settings, added, about[name], y_N1, groups_N) for name, added in sets.items()
+        }
         left = f"{arrays.without} runs have no curve" if arrays.without else ""
         if not known_N.all():
             left = f"{int((~known_N).sum())} runs lack a curve or a probe {by_when}"
         common = join_notes(no_interval(n_groups, groups), left)
-        about = {SETTINGS: settings.note, WITH_LOSS: join_notes(no_loss, losses.note), ALL: "", GAIN: ""}
-        about[WITH_GEOMETRY] = join_notes(no_geometry, metrics.note)
-        errors: dict[str, np.ndarray | str] = {}
-        for name, used in sets.items():
-            if lacking.get(name):
-                errors[name] = join_notes(lacking[name], about[name])
-                continue
-            regress = functools.partial(ridge, n_first=sum(part.x_NK.shape[1] for part in used[:-1]))
-            errors[name] = out_of_fold(regress, joined(*used).x_NK, y_N1, groups_N, SPLITS)[0, :, 0]
         notes = {name: join_notes(common, note) for name, note in about.items()}
         return scores(errors, (WITH_LOSS, ALL), notes, y_N1[:, 0], groups_N)
 
     scored = estimated(functools.partial(missing_scores, _FEATURES, len(rows)), fitted)
     return [{"target": target, "share": share, **row} for row in scored]
+
+
+def _errors(
+    settings: Features, added: list[tuple[Features, str]], about: str, y_N1: np.ndarray, groups_N: np.ndarray
+) -> np.ndarray:
+    """Return squared errors [N]; raise NotEstimableError with the reason of added features that are none."""
+    for part, why in added:
+        if not part.names:
+            raise NotEstimableError(join_notes(why, about))
+    parts = [settings, *(part for part, _ in added)]
+    regress = functools.partial(ridge, n_first=sum(part.x_NK.shape[1] for part in parts[:-1]))
+    return out_of_fold(regress, joined(*parts).x_NK, y_N1, groups_N, SPLITS)[0, :, 0]

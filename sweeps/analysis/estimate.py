@@ -8,6 +8,7 @@ import numpy as np
 # With fewer usable rows no statistic is computed.
 MIN_ROWS = 4
 
+M = TypeVar("M")
 R = TypeVar("R")
 
 
@@ -37,7 +38,7 @@ def nothing(n: int) -> Estimate:
     return Estimate(np.nan, np.nan, np.nan, np.nan, n)
 
 
-def estimated(missing: Callable[[str], R], statistic: Callable[..., R], *args: Any) -> R:
+def estimated(missing: Callable[[str], M], statistic: Callable[..., R], *args: Any) -> M | R:
     """Return statistic(*args), or missing(reason) where it raises NotEstimableError."""
     try:
         return statistic(*args)
