@@ -76,17 +76,21 @@ def associations(table: pd.DataFrame, groups: str = "configuration") -> pd.DataF
     results = _associations(final.rows, controls, groups)
     with_diverged = _associations(last_rows(table), controls, groups) if final.diverged else {}
     deviations = seed_deviations(final.rows, loss_columns(table), groups)
-    rows = []
-    for (metric, target, method), result in results.items():
-        deviation = deviations[target]
-        row = {"metric": metric, "target": target, "method": method, **result.estimate._asdict(), "note": result.note}
-        row["seed_sds"] = result.effect / deviation if deviation > 0 else np.nan
-        row["variance_inflation"] = result.variance_inflation
-        same_pair = with_diverged.get((metric, target, method))
-        row["with_diverged"] = same_pair.estimate.estimate if same_pair else np.nan
-        rows.append(row | {"left_out": final.diverged + final.unfinished})
-    tidy = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "q_value"])
-    tidy.insert(COLUMNS.index("q_value"), "q_value", corrected(tidy))
+    deviations = deviations.where(deviations > 0)
+    rows = [
+        {
+            **dict(zip(("metric", "target", "method"), key, strict=True)),
+            **result.estimate._asdict(),
+            "seed_sds": result.effect / deviations[key[1]],
+            "variance_inflation": result.variance_inflation,
+            "with_diverged": with_diverged[key].estimate.estimate if key in with_diverged else np.nan,
+            "left_out": final.diverged + final.unfinished,
+            "note": result.note,
+        }
+        for key, result in results.items()
+    ]
+    tidy = pd.DataFrame(rows, columns=list(COLUMNS))
+    tidy["q_value"] = corrected(tidy)
     primary = _is_primary(tidy)
     return pd.concat([tidy[primary], tidy[~primary]], ignore_index=True)
 
