@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sweeps.analysis.encode import finite_numbers
 from sweeps.analysis.estimate import join_notes
 from sweeps.analysis.pairing import Pairing, as_level, pair
 from sweeps.analysis.ranks import q_values
 from sweeps.analysis.seed_noise import seed_deviations
 from sweeps.table.catalog import heads
-from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns, numbers
+from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns
 
 # Up to so many pairs the permutation test takes every choice of signs, with more SAMPLED random ones.
 EXACT_PAIRS = 12
@@ -103,8 +104,12 @@ def _means(pairing: Pairing, columns: list[str]) -> tuple[pd.DataFrame, pd.DataF
     for (rows, _), part in zip(sides, labels, strict=True):
         used_N = [p not in seeded or (p, seed) in shared for p, seed in zip(part["pair"], part["seed"], strict=True)]
         part = part[used_N].assign(seed=lambda used: used["seed"].where(used["pair"].isin(seeded), ""))
-        values = pd.DataFrame({c: numbers(rows, c) for c in columns}, rows.index).replace([np.inf, -np.inf], np.nan)
-        of_each = values.loc[part.index].groupby([part["pair"], part["seed"], part["configuration"]]).mean()
+        of_each = (
+            finite_numbers(rows, columns)
+            .loc[part.index]
+            .groupby([part["pair"], part["seed"], part["configuration"]])
+            .mean()
+        )
         together = of_each.groupby(level=["pair", "seed"])
         means.append(together.mean().where(together.count().eq(together.size(), axis=0)))
     lacking = means[0].isna() | means[1].isna()

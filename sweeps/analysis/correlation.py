@@ -12,6 +12,7 @@ import pandas as pd
 from sweeps.analysis.blocks import Block, Pair, of_pairs, require_freedom, require_unexplained, require_variation
 from sweeps.analysis.bootstrap import ROUNDING, interval_of_groups
 from sweeps.analysis.clusters import partial_correlation
+from sweeps.analysis.encode import indicators
 from sweeps.analysis.estimate import Estimate, Noted
 from sweeps.analysis.ranks import fisher_interval, p_values, ranks, unit
 from sweeps.table.columns import AnalysisError, as_levels, numbers
@@ -129,8 +130,7 @@ def _design(rows: pd.DataFrame, controls: tuple[str, ...], form: Form) -> _Desig
         if form == "rank" and pd.api.types.is_numeric_dtype(rows[name]):
             ranked.append(numbers(rows, name)[:, None])
         else:
-            codes_N, values = pd.factorize(as_levels(rows[name]))
-            levels.append((codes_N[:, None] == np.arange(1, len(values))).astype(float))
+            levels.append(indicators(pd.factorize(as_levels(rows[name]))[0], first=1))
     return _Design(np.concatenate(ranked, axis=1), np.concatenate(levels, axis=1))
 
 

@@ -4,7 +4,7 @@ The rule for settings, metrics and losses: a positive column that spans a decade
 number, or that has zeros among levels that span a decade (a final fraction of 0, .01 and .1), is a category.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -46,11 +46,21 @@ def encode(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     parts = [np.empty((len(rows), 0))]
     for name in columns:
         if _is_category(rows[name]):
-            codes_N, levels = pd.factorize(as_levels(rows[name]), sort=True)
-            parts.append((codes_N[:, None] == np.arange(len(levels))).astype(float))
+            parts.append(indicators(pd.factorize(as_levels(rows[name]), sort=True)[0]))
         else:
             parts.append(standardised(in_logs_if_wide(numbers(rows, name)[:, None])))
     return np.concatenate(parts, axis=1)
+
+
+def indicators(codes_N: np.ndarray, first: int = 0) -> np.ndarray:
+    """Return a column of 0 and 1 for each code from `first` on; codes count from 0 without gaps: [N, K]."""
+    return (codes_N[:, None] == np.arange(first, codes_N.max(initial=-1) + 1)).astype(float)
+
+
+def finite_numbers(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Return columns as floats, with infinite values as missing ones. Raises AnalysisError for other than numbers."""
+    values = pd.DataFrame({name: numbers(rows, name) for name in columns}, index=rows.index)
+    return values.replace([np.inf, -np.inf], np.nan)
 
 
 def first_of_equal(columns: Mapping[str, np.ndarray | pd.Series]) -> dict[str, str]:

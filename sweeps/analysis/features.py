@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.encode import encode, first_of_equal
+from sweeps.analysis.encode import encode, finite_numbers, first_of_equal
 from sweeps.analysis.estimate import join_notes
 from sweeps.table.columns import (
     FIRST_TARGETS,
@@ -78,8 +78,7 @@ def geometry_candidates(columns: Iterable[str]) -> list[str]:
 
 def measured(rows: pd.DataFrame, names: Iterable[str]) -> tuple[pd.DataFrame, str]:
     """Return columns as floats, infinite as missing, without those missing in over 20 % of rows, and a note."""
-    values = pd.DataFrame({name: numbers(rows, name) for name in names}, index=rows.index)
-    values = values.replace([np.inf, -np.inf], np.nan)
+    values = finite_numbers(rows, names)
     kept = values.loc[:, values.isna().mean() <= MAX_MISSING] if len(values) else values
     lacking = values.shape[1] - kept.shape[1]
     note = (

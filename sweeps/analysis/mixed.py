@@ -12,7 +12,7 @@ import pandas as pd
 from sweeps.analysis.blocks import require_freedom, require_rows, require_unexplained, require_variation
 from sweeps.analysis.bootstrap import ROUNDING, explained, weights_of_groups
 from sweeps.analysis.clusters import enough_groups, rank_between, rows_as_copies, sums_of_groups
-from sweeps.analysis.encode import encode, in_logs_if_wide, is_wide, standardised, usable
+from sweeps.analysis.encode import encode, in_logs_if_wide, indicators, is_wide, standardised, usable
 from sweeps.analysis.estimate import Estimate, NotEstimableError, estimated, nothing
 from sweeps.analysis.folds import DRAWS, group_codes
 from sweeps.table.columns import numbers, require_column
@@ -104,7 +104,7 @@ def _fit(rows: pd.DataFrame, pair_N2: np.ndarray, controls: list[str], groups: s
     codes_N, _ = group_codes(rows, cluster)
     clusters_N = np.unique(np.stack([sizes_N, codes_N], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
     controls_NK = standardised(encode(rows, controls))
-    sizes_NK = (sizes_N[:, None] == np.arange(n_sizes)).astype(float)
+    sizes_NK = indicators(sizes_N)
     held_NK = np.concatenate([sizes_NK - sizes_NK.mean(axis=0), controls_NK], axis=1)
     scaled_N2 = standardised(pair_N2)
     require_variation(np.all(scaled_N2 == 0, axis=0))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sweeps.table.columns import as_levels, numbers, require_column
+from sweeps.analysis.encode import finite_numbers
+from sweeps.table.columns import as_levels, require_column
 
 
 def seed_deviation(rows: pd.DataFrame, column: str, groups: str = "configuration") -> float:
@@ -35,8 +36,7 @@ def seed_deviations(rows: pd.DataFrame, columns: Sequence[str], groups: str = "c
     for name in (*columns, groups):
         require_column(rows, name)
     groups_N = as_levels(rows[groups])
-    values = pd.DataFrame({name: numbers(rows, name) for name in columns}, index=rows.index)
-    values = values.replace([np.inf, -np.inf], np.nan)
+    values = finite_numbers(rows, columns)
     # Relative to each group's first value, so that equal values deviate by exactly 0, without rounding of the mean.
     shifted = values - values.groupby(groups_N).transform("first")
     squares = ((shifted - shifted.groupby(groups_N).transform("mean")) ** 2).sum()

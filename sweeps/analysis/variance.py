@@ -16,7 +16,7 @@ from scipy import stats
 from sweeps.analysis.blocks import by_missing
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.clusters import sums_of_groups
-from sweeps.analysis.encode import first_of_equal
+from sweeps.analysis.encode import first_of_equal, indicators
 from sweeps.analysis.estimate import MIN_ROWS, join_notes
 from sweeps.table.columns import as_levels, require_column
 
@@ -121,8 +121,8 @@ def _factors(levels: Mapping[str, np.ndarray], groups_N: np.ndarray) -> tuple[li
     firsts = first_of_equal({name: code_G for name, code_G in codes.items() if name not in constant})
     factors = []
     for name in dict.fromkeys(firsts.values()):
-        levels_GK = (codes[name][:, None] == np.arange(1, codes[name].max() + 1)).astype(float)
-        factors.append(_Factor(name, levels_GK, [other for other, first in firsts.items() if first == name != other]))
+        same = [other for other, first in firsts.items() if first == name != other]
+        factors.append(_Factor(name, indicators(codes[name], first=1), same))
     return factors, constant
 
 
