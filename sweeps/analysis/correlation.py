@@ -1,6 +1,6 @@
 """Compute rank correlations between columns of the table, with intervals and p-values that respect its clusters.
 
-Letters: N rows, C metrics, E targets, K control columns, G groups.
+Letters: N rows, C metrics, E targets, X both, K control columns.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Compute what a metric adds to a linear prediction of a loss: cross-validated R2 with it minus that without it.
 
-Letters: N rows, K regressors of the baseline, C metrics, E targets, X metrics and targets, G groups, S splits, B draws.
+Letters: N rows, K regressors of the baseline, C metrics, E targets, X metrics and targets, S splits.
 """
 
 from collections.abc import Callable, Sequence
