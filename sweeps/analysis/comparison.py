@@ -104,12 +104,8 @@ def _means(pairing: Pairing, columns: list[str]) -> tuple[pd.DataFrame, pd.DataF
     for (rows, _), part in zip(sides, labels, strict=True):
         used_N = [p not in seeded or (p, seed) in shared for p, seed in zip(part["pair"], part["seed"], strict=True)]
         part = part[used_N].assign(seed=lambda used: used["seed"].where(used["pair"].isin(seeded), ""))
-        of_each = (
-            finite_numbers(rows, columns)
-            .loc[part.index]
-            .groupby([part["pair"], part["seed"], part["configuration"]])
-            .mean()
-        )
+        values = finite_numbers(rows, columns).loc[part.index]
+        of_each = values.groupby([part["pair"], part["seed"], part["configuration"]]).mean()
         together = of_each.groupby(level=["pair", "seed"])
         means.append(together.mean().where(together.count().eq(together.size(), axis=0)))
     lacking = means[0].isna() | means[1].isna()

@@ -162,10 +162,8 @@ def _fitted(
                 errors[BOTH] = with_XNE[0, :, e]
                 lost_X3 = shares(with_XNE[1:, :, e] - with_XNE[0, :, e], y_N, groups_N, DRAWS)
                 names = [*settings.names, *geometry.names, *[ALL_SETTINGS] * bool(settings.names), ALL_GEOMETRY]
-                parts = zip(names, lost_X3.tolist(), strict=True)
-                importance += [
-                    dict(zip(IMPORTANCE_COLUMNS, (target, model, n, *lost), strict=True)) for n, lost in parts
-                ]
+                for name, (lost, low, high) in zip(names, lost_X3.tolist(), strict=True):
+                    importance.append({**of, "feature": name, "importance": lost, "low": low, "high": high})
             prediction += [of | row for row in scores(errors, (SETTINGS, BOTH), notes, y_N, groups_N)]
     return prediction, importance
 
