@@ -1,28 +1,45 @@
 """The report of a sweep: one offline page, figures and tables for papers, from its `AnalysisResults`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
-from sweeps.analysis.results import AnalysisResults
-from sweeps.report.page import TITLE, write_report
+from sweeps.report.item import Shown, items, show
+from sweeps.report.item import add_section as add_section
+from sweeps.report.item import report_item as report_item
+from sweeps.report.words import TITLE
 
-__all__ = ["write_all", "write_report"]
+if TYPE_CHECKING:
+    from sweeps.analysis.results import AnalysisResults
 
 FIGURES, TABLES = "figures", "tables"
 
 
 def write_all(
-    folder: epath.PathLike, results: AnalysisResults, facts: Mapping[str, str], title: str = TITLE
+    folder: epath.PathLike,
+    results: "AnalysisResults",
+    facts: Mapping[str, str],
+    title: str = TITLE,
+    shown: Sequence[Shown] | None = None,
 ) -> epath.Path:
-    """Writes `folder`/figures (SVG, PDF), `folder`/tables (CSV, LaTeX) and, last, `folder`/index.html, its result.
+    """Write `folder`/figures (SVG, PDF, PNG), `folder`/tables (CSV, LaTeX) and, last, `folder`/index.html, its result.
 
-    Arguments as `write_report`.
+    Arguments as `sweeps.report.page.write_report`.
     """
-    # matplotlib is heavy, and the command line imports this package at each command.
-    from sweeps.report.figures import write_figures
-    from sweeps.report.latex import write_tables
+    # Altair and jinja2 are heavy, and the command line imports this package at each command.
+    from sweeps.report import page, papers
 
-    write_figures(epath.Path(folder) / FIGURES, results)
-    write_tables(epath.Path(folder) / TABLES, results)
-    return write_report(folder, results, facts, title)
+    shown = [show(item, results) for item in items()] if shown is None else shown
+    papers.write_figures(epath.Path(folder) / FIGURES, shown)
+    papers.write_tables(epath.Path(folder) / TABLES, shown)
+    return page.write_report(folder, results, facts, title, shown)
+
+
+def write_report(
+    folder: epath.PathLike, results: "AnalysisResults", facts: Mapping[str, str], title: str = TITLE
+) -> epath.Path:
+    """Write `folder`/index.html alone; arguments as `sweeps.report.page.write_report`."""
+    from sweeps.report import page
+
+    return page.write_report(folder, results, facts, title)

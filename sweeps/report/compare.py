@@ -3,18 +3,19 @@
 import hashlib
 import math
 import os
-import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 from etils import epath
 
+from olmo_jax import files
 from olmo_jax.config import ConfigError
 from olmo_jax.storage.paths import local
 from sweeps.analysis.comparison import COLUMNS, differences
 from sweeps.analysis.pairing import Pairing, pair
-from sweeps.report.html import cell, document, escape, section, sortable_table, template, value_cell, write_whole
+from sweeps.report.cells import cell
+from sweeps.report.item import Cell, Figure, Table
 from sweeps.report.numbers import change, format_value
 from sweeps.report.words import counted
 from sweeps.table.catalog import describe
@@ -22,7 +23,6 @@ from sweeps.table.columns import AnalysisError, UnknownColumnError
 from sweeps.table.table import TABLE, read_table
 
 PAGE, CSV = "index.html", "comparison.csv"
-SCRIPTS = ("base.js", "tables.js", "compare.js")
 # A difference of more than so many times the median one lies off the figure's axis, or the others could not be told.
 FAR = 10
 
@@ -70,8 +70,9 @@ def write_comparison(
     ]
     facts = {"command": command} | {f"{TABLE} of {n}": _digest(p) for n, p in zip(names, places, strict=True)}
     folder = epath.Path(local(to))
-    write_whole(folder / CSV, _as_csv(found))
-    path = write_whole(folder / PAGE, _page(found, facts))
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_whole(folder / CSV, _as_csv(found), durable=False)
+    path = _write_page(folder / PAGE, found, facts)
     return [line for one in found for line in _lines(one)] + [f"Comparison: {path}"]
 
 
@@ -153,80 +154,96 @@ def _setting(column: str) -> str:
 # The page.
 
 
-def _page(found: Sequence[Comparison], facts: dict[str, str]) -> bytes:
-    title = f"{', '.join(one.second for one in found)} against {found[0].first}"
-    figures = [_figure(one) for one in found]
-    sections = [f"<header>\n<h1>{escape(title)}</h1>\n{_about()}\n</header>"]
-    sections += [_section(i, one, figure) for i, (one, figure) in enumerate(zip(found, figures, strict=True))]
-    told = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
-    sections.append(section("made", "How it was made", f"<dl>{told}</dl>"))
-    return document(
-        title, sections, {"runs": {}, "settings": [], "figures": figures}, [template(name) for name in SCRIPTS]
-    )
+def _write_page(path: epath.Path, found: Sequence[Comparison], facts: dict[str, str]) -> epath.Path:
+    from sweeps.report.page import write_page  # jinja2 and altair, which nothing before this needs
 
-
-def _about() -> str:
-    return """<p class="caveat">Final rows, runs paired by configuration; the pairs are the sample. Intervals are
-Student's t over the pairs. p: by flipping the signs of differences; q: p corrected for all rows of its table (Benjamini
-and Hochberg). Where each sweep has one seed and not the same one, its luck can't be told from what differs.</p>"""
-
-
-def _section(i: int, one: Comparison, figure: dict[str, Any]) -> str:
-    said = "\n".join(f"<li>{escape(line)}</li>" for line in (_pairs(one), _differing(one), _largest(one)))
-    drawn = "<p>No figure: no difference has a scale, from seeds or from several pairs.</p>"
-    if rows := figure["rows"]:
-        counts = {
-            "Beyond the axis": sum(not figure["range"][0] <= row["value"] <= figure["range"][1] for row in rows),
-            "In the table alone": len(one.rows) - len(rows),
+    figures = {
+        f"differences-{i}": figure for i, one in enumerate(found) if (figure := _figure(one, f"differences-{i}"))
+    }
+    parts = [
+        {
+            "label": f"{one.second} against {one.first}",
+            "sentences": [_pairs(one), _differing(one), _largest(one)],
+            "figure": figures.get(f"differences-{i}"),
+            "table": _table(one),
         }
-        more = "".join(f" {where}: {n}." for where, n in counts.items() if n)
-        drawn = f"""<ul class="legend"><li><span data-kind="loss"></span>loss</li>
-<li><span data-kind="metric"></span>geometry</li></ul>
-<div class="figure" id="figure-{i}" style="height: {90 + 22 * len(rows)}px"></div>
-<p class="note">{escape(one.second)} less {escape(one.first)}, {escape(figure["unit"])}, with 95 % intervals over the
-pairs. Filled where q is under .05.{more}</p>"""
+        for i, one in enumerate(found)
+    ]
+    title = f"{', '.join(one.second for one in found)} against {found[0].first}"
+    return write_page(path, "compare.html", figures, title=title, parts_of=parts, facts=facts)
+
+
+def _table(one: Comparison) -> Table:
     heads = [{"first": one.first, "second": one.second, **_HEADS}.get(c, c) for c in _SHOWN]
-    body = ["".join(_cell(c, row[c]) for c in _SHOWN) for _, row in one.rows.iterrows()]
-    label = f"{one.second} against {one.first}"
-    table = sortable_table(f"differences-{i}", f"Differences, {label}", heads, body, columns=_SHOWN)
-    return section(f"comparison-{i}", escape(label), f'<ol class="findings">\n{said}\n</ol>\n{drawn}\n{table}')
+    rows = [[_cell(c, row[c]) for c in _SHOWN] for _, row in one.rows.iterrows()]
+    return Table(f"Differences, {one.second} against {one.first}", heads, rows, one.rows)
 
 
-def _cell(column: str, value: Any) -> str:
-    kinds = {"column": "name", "note": "notes"}
+def _cell(column: str, value: Any) -> Cell:
     if column in ("low", "high", "difference", "seed_sds") and not math.isnan(value):
         return cell(value, change(value))
-    return value_cell(value, kinds.get(column, ""))
+    return cell(value, kind={"column": "name", "note": "notes"}.get(column, ""))
 
 
-def _figure(one: Comparison) -> dict[str, Any]:
-    """Return the differences in standard deviations over seeds; without replicates, over the first's configurations."""
+def _figure(one: Comparison, name: str) -> Figure | None:
+    """Return the differences in standard deviations over seeds; without replicates, over the first's configurations.
+
+    None if there is neither.
+    """
+    import altair as alt
+
+    from sweeps.report import charts
+
     rows = one.rows
     scale, unit = rows["seed_deviation"], "in standard deviations over seeds"
     if not (scale > 0).any():
         scale, unit = rows["spread"], f"in standard deviations over the paired configurations of {one.first}"
     drawn = rows[rows["difference"].notna() & (scale > 0)]
-    points = [
+    if drawn.empty:
+        return None
+    scale = scale[drawn.index].astype(float)
+    data = pd.DataFrame(
         {
-            "column": row["column"],
-            "kind": row["kind"],
-            "value": float(row["difference"] / scale[i]),
-            "low": None if math.isnan(row["low"]) else float(row["low"] / scale[i]),
-            "high": None if math.isnan(row["high"]) else float(row["high"] / scale[i]),
-            "sure": bool(row["q_value"] < 0.05),
-            "text": f"{change(row['difference'])} {row['unit']}, q {format_value(row['q_value']) or 'unknown'}",
+            "column": drawn["column"],
+            "kind": drawn["kind"].map({"metric": "geometry"}).fillna(drawn["kind"]),
+            **{end: drawn[of].astype(float) / scale for end, of in _ENDS.items()},
+            "sure": (drawn["q_value"] < 0.05).fillna(False).astype(bool),
+            "text": [
+                f"{change(r.difference)} {r.unit}, q {format_value(r.q_value) or 'unknown'}" for r in drawn.itertuples()
+            ],
         }
-        for i, row in drawn.iterrows()
-    ]
-    return {"unit": unit, "rows": points, "range": _range(points)}
+    ).reset_index(drop=True)
+    low, high = _range(data)
+    across = alt.Scale(domain=[low, high], nice=False)
+    kinds = ["loss", "geometry"]
+    base = alt.Chart().encode(
+        alt.Y("column:N").title(None).sort(list(data["column"])), charts.apart("kind", order=kinds)
+    )
+    layers = alt.layer(
+        base.mark_rule(clip=True).encode(alt.X("low:Q").scale(across).title(f"difference {unit}"), alt.X2("high:Q")),
+        base.mark_point(clip=True, filled=False).encode(
+            alt.X("value:Q").scale(across),
+            alt.Fill("kind:N").title(None).scale(domain=kinds),
+            fillOpacity=alt.when("datum.sure").then(alt.value(1)).otherwise(alt.value(0)),
+            tooltip=["column:N", "text:N", alt.Tooltip("value:Q", format="+.2f")],
+        ),
+        alt.Chart().mark_rule(color=charts.GREY, strokeDash=[3, 3]).encode(x=alt.datum(0)),
+        data=alt.NamedData(name),
+    )
+    beyond = int((~data["value"].between(low, high)).sum())
+    more = {"Beyond the axis": beyond, "In the table alone": len(rows) - len(data)}
+    note = f"{one.second} less {one.first}, {unit}, with 95 % intervals over the pairs. Filled where q is under .05."
+    note += "".join(f" {where}: {n}." for where, n in more.items() if n)
+    return Figure(layers.properties(width=520), {name: data}, note)
 
 
-def _range(points: Sequence[dict[str, Any]]) -> list[float]:
+_ENDS = {"value": "difference", "low": "low", "high": "high"}
+
+
+def _range(data: pd.DataFrame) -> tuple[float, float]:
     """Return the range of the axis: 0 and the intervals of all differences that aren't FAR."""
-    if not points:
-        return [0.0, 0.0]
-    median = statistics.median(abs(point["value"]) for point in points)
-    near = [point for point in points if abs(point["value"]) <= FAR * median]
-    ends = [0.0, *(point[end] for point in near for end in ("value", "low", "high") if point[end] is not None)]
-    margin = 0.04 * (max(ends) - min(ends)) or 1.0
-    return [min(ends) - margin, max(ends) + margin]
+    size = data["value"].abs()
+    near = data.loc[size <= FAR * size.median(), list(_ENDS)]
+    low, high = min(0.0, near.min(axis=None)), max(0.0, near.max(axis=None))
+    margin = 0.04 * (high - low) or 1.0
+    return low - margin, high + margin

@@ -1,26 +1,27 @@
-"""The training curves of the report as data: which targets the probe measured, a panel a metric, values thinned.
+"""Training curves as data of the charts: loss and geometry by run and step, thinned; targets and metrics in words.
 
-Nothing here knows a metric: whatever columns `<target>/<metric>` the runs' metrics have become panels.
+Nothing here knows a metric: whatever columns `<target>/<metric>` the runs' metrics have are drawn.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from geometry.counts import COUNTS
-from sweeps import analysis
+from sweeps.table.catalog import heads
+from sweeps.table.columns import geometry_columns, spread_column, target_of
+
+if TYPE_CHECKING:
+    from sweeps.analysis.results import AnalysisResults
 
 # A curve is drawn by at most this many points, each the mean of as many steps.
 MAX_POINTS = 300
 # All curves of geometry together hold about this many values, 8 bytes each in the page, but each keeps MIN_POINTS.
 MAX_VALUES = 1_000_000
 MIN_POINTS = 20
-
-LOSS = {"key": "loss", "name": "Training loss, nats a token"}
 
 # Names for those that have a better one than their own; any other target is a parameter's path.
 _TARGETS = {
@@ -38,47 +39,50 @@ _METRICS = {
 _COUNTS = {"points": "{} points", "rank_cap": "rank at most {}", "duplicates": "{} duplicated"}
 
 
-def curve_data(curves: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the data that training.js draws.
+def loss_curves(results: "AnalysisResults") -> pd.DataFrame:
+    """Return each run's training loss: run, step, tokens, loss, diverged (whether the run did). A gap stays one."""
+    diverged = set(results.table.loc[results.table["diverged_at"].notna(), "run_id"])
+    frames = [pd.DataFrame(columns=["run", "step", "tokens", "loss", "diverged"])]
+    for run, curve in results.curves.items():
+        if "loss" in curve and curve["loss"].notna().any():
+            rows = _thinned(curve.reindex(columns=["step", "tokens", "loss"]), MAX_POINTS)
+            frames.append(rows.assign(run=str(run), diverged=run in diverged))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
 
-    Args:
-      curves: metrics.jsonl of each run, by run id; geometry is NaN but at probe steps. A frame may be empty.
 
-    Returns:
-      `targets`, each with its key, name, panels and a note on its counts; `training_loss`, the panel that is always
-      there; `curves`, by run and column `value`, `spread` where there is one, and `at`, the place in the list `at` of
-      the steps and tokens, which most curves share; `points`, how many a curve has at most.
+def targets_of(curves: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
+    """Return the columns of geometry of each target that some run has measured."""
+    columns = heads(*curves.values())
+    measured = [c for c in geometry_columns(columns) if any(c in of and of[c].notna().any() for of in curves.values())]
+    return by_target(measured)
+
+
+def geometry_curves(results: "AnalysisResults") -> pd.DataFrame:
+    """Return one row per run and probe step: run, step, tokens, and `<target>: <metric>` in words for each metric.
+
+    A metric's spread over disjoint probe sets, where there is one, is the column `<target>: <metric> spread`.
     """
-    columns = pd.DataFrame(columns=list(dict.fromkeys(c for curve in curves.values() for c in curve.columns)))
-    metrics = analysis.geometry_columns(columns)
-    values = sum(len(curve.columns) for curve in curves.values())
-    points = min(MAX_POINTS, max(MIN_POINTS, MAX_VALUES // max(values, 1)))
-    at: list[dict[str, Any]] = []
-    drawn = {run: _curves_of(curve, metrics, points, at) for run, curve in curves.items()}
-    there = by_target(m for m in metrics if any(m in curve for curve in drawn.values()))
-    targets = [
-        {
-            "key": target,
-            "name": target_name(target),
-            "panels": [{"key": c, "name": metric_name(c)} for c in panels],
-            "note": _note(target, curves.values()),
-        }
-        for target, panels in there.items()
-    ]
-    return {
-        "training_loss": LOSS,
-        "targets": targets,
-        "curves": drawn,
-        "at": at,
-        "points": {"loss": MAX_POINTS, "geometry": points},
+    names = {
+        c: f"{target_name(t)}: {metric_name(c)}" for t, columns in targets_of(results.curves).items() for c in columns
     }
+    spreads = {spread_column(c): f"{name} spread" for c, name in names.items()}
+    values = sum(len(curve.columns) for curve in results.curves.values())
+    points = min(MAX_POINTS, max(MIN_POINTS, MAX_VALUES // max(values, 1)))
+    frames = [pd.DataFrame(columns=["run", "step", "tokens"])]
+    for run, curve in results.curves.items():
+        columns = [c for c in (*names, *spreads) if c in curve]
+        measured = curve[curve[[c for c in columns if c in names]].notna().any(axis=1)]
+        if len(measured):
+            rows = _thinned(measured.reindex(columns=["step", "tokens", *columns]), points)
+            frames.append(rows.rename(columns=names | spreads).assign(run=str(run)))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
 def by_target(columns: Iterable[str]) -> dict[str, list[str]]:
     """Group columns `<target>/<metric>` by their target, in the given order."""
     groups: dict[str, list[str]] = {}
     for column in columns:
-        groups.setdefault(analysis.target_of(column), []).append(column)
+        groups.setdefault(target_of(column), []).append(column)
     return groups
 
 
@@ -96,57 +100,28 @@ def metric_name(column: str) -> str:
     return _METRICS.get(name, name.replace("_", " "))
 
 
-def to_json(x_N: np.ndarray) -> list[float | None]:
-    """Return numbers to six digits as JSON values, with null for values that aren't finite."""
-    return [float(f"{x:.6g}") if math.isfinite(x) else None for x in x_N.tolist()]
+def counts_note(results: "AnalysisResults") -> str:
+    """Return the counts of each target over all runs and steps: "Final states H: 128 points, rank at most 64."."""
+    notes = []
+    for target in targets_of(results.curves):
+        known = []
+        for name in (*_COUNTS, *sorted(COUNTS - set(_COUNTS))):
+            columns = [curve[f"{target}/{name}"] for curve in results.curves.values() if f"{target}/{name}" in curve]
+            counts_N = np.concatenate([[], *(column.to_numpy(dtype=float) for column in columns)])
+            counts_N = counts_N[np.isfinite(counts_N)]
+            if len(counts_N):
+                low, high = f"{counts_N.min():.0f}", f"{counts_N.max():.0f}"
+                words = _COUNTS.get(name, name.replace("_", " ") + " {}")
+                known.append(words.format(low if low == high else f"{low} to {high}"))
+        if known:
+            notes.append(f"{target_name(target)}: {', '.join(known)}.")
+    return " ".join(notes)
 
 
-def _curves_of(curve: pd.DataFrame, metrics: list[str], points: int, at: list[dict[str, Any]]) -> dict[str, Any]:
-    """One run's loss and metrics by column; their steps and tokens are found in `at` or put there."""
-    result = {}
-    places: dict[tuple[int, bytes], int] = {}
-    for key in (LOSS["key"], *metrics):
-        if key not in curve.columns:
-            continue
-        value_N = curve[key].to_numpy(dtype=float)
-        # A loss that became non-finite stays in as a gap; geometry between probes isn't there at all.
-        of_loss = key == LOSS["key"]
-        there_N = np.full(len(value_N), True) if of_loss else ~np.isnan(value_N)
-        if not there_N.any():
-            continue
-        most = MAX_POINTS if of_loss else points
-        same = (most, there_N.tobytes())
-        if same not in places:
-            places[same] = _place(curve[there_N], most, at)
-        result[key] = {"at": places[same], "value": to_json(thinned(value_N[there_N], most))}
-        spread = analysis.spread_column(key)
-        if spread in curve.columns and curve[spread].notna().any():
-            result[key]["spread"] = to_json(thinned(curve[spread].to_numpy(dtype=float)[there_N], most))
-    return result
-
-
-def _place(rows: pd.DataFrame, points: int, at: list[dict[str, Any]]) -> int:
-    steps = {name: to_json(thinned(rows[name].to_numpy(dtype=float), points)) for name in ("step", "tokens")}
-    if steps not in at:
-        at.append(steps)
-    return at.index(steps)
-
-
-def _note(target: str, curves: Iterable[pd.DataFrame]) -> str:
-    """The counts of a target over all runs and steps: "Final states H: 128 points, rank at most 64"; "" without any."""
-    told = []
-    for name in (*_COUNTS, *sorted(COUNTS - set(_COUNTS))):
-        column = f"{target}/{name}"
-        counts_N = np.concatenate([[], *(c[column].to_numpy(dtype=float) for c in curves if column in c.columns)])
-        counts_N = counts_N[np.isfinite(counts_N)]
-        if len(counts_N):
-            low, high = f"{counts_N.min():.0f}", f"{counts_N.max():.0f}"
-            count = low if low == high else f"{low} to {high}"
-            told.append(_COUNTS.get(name, name.replace("_", " ") + " {}").format(count))
-    return f"{target_name(target)}: {', '.join(told)}" if told else ""
-
-
-def thinned(x_N: np.ndarray, points: int) -> np.ndarray:
-    """Return at most `points` values, each the mean of neighbouring ones."""
-    edges_P = np.linspace(0, len(x_N), min(points, len(x_N)) + 1).astype(int)
-    return np.add.reduceat(x_N, edges_P[:-1]) / np.diff(edges_P)
+def _thinned(frame: pd.DataFrame, points: int) -> pd.DataFrame:
+    """Return at most `points` rows, each the mean of neighbouring ones; what isn't finite leaves its mean missing."""
+    if len(frame) <= points:
+        return frame.astype(float).replace([np.inf, -np.inf], np.nan)
+    edges_P = np.linspace(0, len(frame), points + 1).astype(int)
+    mean_PC = np.add.reduceat(frame.to_numpy(dtype=float), edges_P[:-1], axis=0) / np.diff(edges_P)[:, None]
+    return pd.DataFrame(np.where(np.isfinite(mean_PC), mean_PC, np.nan), columns=frame.columns)

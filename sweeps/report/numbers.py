@@ -71,3 +71,25 @@ def format_value(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ", ".join(map(str, value))
     return str(value)
+
+
+def as_json(column: pd.Series) -> list[Any]:
+    """Return the values of a column for JSON: whole numbers exactly, others to six digits, else null if not finite."""
+    if pd.api.types.is_float_dtype(column):
+        value_N = column.to_numpy(dtype=float, na_value=np.nan)
+        return [_number(x) if math.isfinite(x) else None for x in value_N.tolist()]
+    return [_json_value(value) for value in column]
+
+
+def _json_value(value: Any) -> Any:
+    if is_missing(value):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | float | np.number):
+        return _number(float(value)) if math.isfinite(value) else None
+    return str(value)
+
+
+def _number(x: float) -> float:
+    return int(x) if x.is_integer() and abs(x) < 1e15 else float(f"{x:.6g}")

@@ -1,70 +1,118 @@
 """One offline page of a sweep: what it found in words, then the figures, the statistics and the table behind them.
 
-The page is HTML written here and styled by report.css. Its scripts (base.js first) sort and filter the tables and draw
-the figures, from the data that lie in the page as JSON. Nothing is fetched when it is opened: plotly.js is inlined, and
-the page's own policy forbids it.
+The page is made from templates/ and from the items that the registry has. Nothing is fetched when it is opened: the
+scripts that draw its figures (vega, vega-lite, vega-embed) and the data are in it, and its own policy forbids any
+request.
 """
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jinja2
+import pandas as pd
 from etils import epath
 
+from olmo_jax import files
 from sweeps.analysis.results import AnalysisResults
-from sweeps.report import sections, statistics
-from sweeps.report.data import page_data
-from sweeps.report.html import document, template, write_whole
-from sweeps.report.results import facts_section, results_section
-from sweeps.report.sentences import findings
-from sweeps.studies import Study, registered_studies
-
-TITLE = "Geometry, performance and training"
-# The scripts of studies run before the last of these, which draws what all the others have declared.
-SCRIPTS = ("base.js", "tables.js", "training.js", "relations.js", "answers.js", "start.js")
+from sweeps.report import cells, charts, render
+from sweeps.report.item import Figure, Shown, Table, items, sections, show
+from sweeps.report.row_sentences import against_unigram, caveat
+from sweeps.report.words import TITLE
 
 
 def write_report(
-    path_dir: epath.PathLike,
+    folder: epath.PathLike,
     results: AnalysisResults,
     facts: Mapping[str, str],
     title: str = TITLE,
-    studies: Sequence[Study] | None = None,
+    shown: Sequence[Shown] | None = None,
 ) -> epath.Path:
-    """Writes `path_dir`/index.html, whole or not at all.
+    """Writes `folder`/index.html, whole or not at all.
 
     Args:
-      path_dir: folder of the report, made if it isn't there.
+      folder: of the report, made if it isn't there.
       results: of the sweep; see sweeps.analysis.results.
       facts: how the page was made, shown in this order: command, versions, hashes, seconds.
       title: the page's heading.
-      studies: those with a part in the page; None for all registered ones.
+      shown: the items with what they show; None for all registered ones.
 
     Returns:
       The path of the page.
     """
-    studies = registered_studies() if studies is None else studies
-    return write_whole(epath.Path(path_dir) / "index.html", _page(results, facts, title, studies))
-
-
-def _page(results: AnalysisResults, facts: Mapping[str, str], title: str, studies: Sequence[Study]) -> bytes:
-    data = page_data(results, studies)
-    of_studies = {study: text for study in studies if (text := study.section(results))}
-    parts = {
-        "training": sections.training(data),
-        "spectra": sections.spectra(data),
-        "scatter": sections.scatter(data),
-        "by-setting": sections.by_setting(data),
-        "correlation": statistics.correlation_section(results),
-        "after": sections.after_training(data),
-        "saturation": sections.saturation(results, statistics.quadrants_table(results.saturation)),
-        "variance": sections.variance(results, statistics.variance_table(results.variance)),
-        "prediction": sections.prediction(results, statistics.prediction_tables(results)),
-        "results": results_section(results),
-        "made": facts_section(facts),
+    shown = [show(item, results) for item in items()] if shown is None else shown
+    by_section = {name: [one for one in shown if one.item.section == name] for name in sections()}
+    headings = {
+        name: section.heading
+        for name, section in sections().items()
+        if not section.optional or any(one.content or one.error for one in by_section[name])
     }
-    contents = sections.contents(list(of_studies))
-    parts |= {study.section_id: text for study, text in of_studies.items()}
-    body = [parts[name] for name in contents if name in parts]
-    head = [sections.head(results, findings(results, studies), title, contents), sections.toolbar(data)]
-    *scripts, start = [template(name) for name in SCRIPTS]
-    scripts += [script.read_text(encoding="utf-8") for study in studies for script in study.scripts]
-    return document(title, [part for part in head + body if part], data, [*scripts, start])
+    return write_page(
+        epath.Path(folder) / "index.html",
+        "report.html",
+        {one.item.name: one.content for one in shown if isinstance(one.content, Figure)},
+        title=title,
+        caveat=caveat(results.final),
+        against_unigram=against_unigram(results.table),
+        headings=headings,
+        by_section=by_section,
+        facts=facts,
+        settings=_settings(results),
+    )
+
+
+def write_page(path: epath.Path, template: str, figures: Mapping[str, Figure], **context: Any) -> epath.Path:
+    """Write a page from a template, with its figures' specifications and data by name, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {
+        "figures": {name: render.specification(figure) for name, figure in figures.items()},
+        "datasets": {name: render.columns_of(frame) for name, frame in _datasets(figures).items()},
+        "style": render.STYLE,
+        "settings": context.pop("settings", []),
+    }
+    page = _environment().get_template(template).generate(data=data, scripts=render.scripts(), **context)
+    # Encoded piece by piece, for one text of all of it takes four times the memory of the page.
+    return files.write_whole(path, b"".join(p.encode(errors="backslashreplace") for p in page), durable=False)
+
+
+def _settings(results: AnalysisResults) -> list[str]:
+    return list(charts.settings_of(results).values())
+
+
+def _datasets(figures: Mapping[str, Figure]) -> dict[str, pd.DataFrame]:
+    """Return all figures' data by name. Raises ValueError for two that share a name and differ."""
+    datasets: dict[str, pd.DataFrame] = {}
+    for figure_name, figure in figures.items():
+        for name, frame in figure.data.items():
+            if not frame.equals(datasets.setdefault(name, frame)):
+                raise ValueError(f"figure {figure_name!r} has other data named {name!r} than a figure before it; give "
+                                 "them another name")  # fmt: skip
+    return datasets
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sweeps.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "exact": cells.exact,
+        "interval": cells.interval_text,
+        "tested": cells.tested_text,
+        "json_in_script": json_in_script,
+    }
+    environment.tests |= {
+        "figure": lambda content: isinstance(content, Figure),
+        "table": lambda content: isinstance(content, Table),
+    }
+    return environment
+
+
+def json_in_script(data: Any) -> str:
+    """Return JSON for a script element: without `<`, so that neither an end tag nor a comment can begin."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -4,8 +4,6 @@ What the table can't say, the sentence says so.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,9 +11,8 @@ from sweeps.analysis import PRIMARY_PAIR
 from sweeps.analysis.prediction import GAIN
 from sweeps.analysis.results import AnalysisResults
 from sweeps.report.numbers import fine, number, percent, signed
-from sweeps.report.row_sentences import after_training, lacking, primary, strongest_setting
+from sweeps.report.row_sentences import lacking
 from sweeps.report.words import counted, describe, listed, setting_name
-from sweeps.studies import Study, registered_studies
 
 SIGNIFICANT = 0.05
 # Shares of variance under this aren't told.
@@ -24,45 +21,8 @@ LEAST_SHARE = 0.02
 _METRIC, _LOSS = PRIMARY_PAIR
 
 
-class Finding(NamedTuple):
-    """A sentence with its number and interval, and the section of the page whose figure shows it."""
-
-    sentence: str
-    figure: str
-
-
-def findings(results: AnalysisResults, studies: Sequence[Study] | None = None) -> list[Finding]:
-    """What the results say, in sentences; the first three are those that `run` ends with.
-
-    (1) the pair declared beforehand, effective rank of the unembedding against in-domain loss, raw and given the
-    settings; (2) the setting that acted most on the two; (3) what quantisation and fine-tuning did to it; (4) what
-    effective rank adds to a prediction from size, compute and tokens; (5) the other associations, corrected together;
-    (6) what geometry adds to a non-linear prediction, and (7) to one from early on; (8) what sets effective rank;
-    (9) saturation. What the studies (None for all registered ones) say of the sweep comes first.
-    """
-    rows = results.final.rows
-    studies = registered_studies() if studies is None else studies
-    of_studies = [
-        Finding(sentence, study.section_id)
-        for study in studies
-        if study.name in results.studies
-        for sentence in study.sentences(results.studies[study.name])
-    ]
-    return [
-        *of_studies,
-        Finding(primary(rows), "scatter"),
-        Finding(strongest_setting(rows), "by-setting"),
-        Finding(after_training(rows), "after"),
-        Finding(_increment(results), "correlation"),
-        Finding(_others(results), "correlation"),
-        Finding(_prediction(results), "prediction"),
-        Finding(_early(results), "prediction"),
-        Finding(_what_sets_it(results), "variance"),
-        Finding(_saturation(results), "saturation"),
-    ]
-
-
-def _increment(results: AnalysisResults) -> str:
+def increment(results: AnalysisResults) -> str:
+    """What effective rank adds to a prediction from size, compute and tokens."""
     what = "What effective rank adds to a linear prediction of in-domain loss from size, compute and tokens"
     found = results.associations
     of = found[(found["metric"] == _METRIC) & (found["target"] == _LOSS) & (found["method"] == "incremental R2")]
@@ -75,7 +35,7 @@ def _increment(results: AnalysisResults) -> str:
     return f"{text}, p = {row['p_value']:.2g} for its coefficient." if math.isfinite(row["p_value"]) else f"{text}."
 
 
-def _others(results: AnalysisResults) -> str:
+def others(results: AnalysisResults) -> str:
     """How many of the other associations stand after correction, and the largest that settings don't explain."""
     tested = results.associations[results.associations["q_value"].notna()]
     if tested.empty:
@@ -95,13 +55,14 @@ def _others(results: AnalysisResults) -> str:
     return f"{text}."
 
 
-def _prediction(results: AnalysisResults) -> str:
+def prediction(results: AnalysisResults) -> str:
     """The model that predicts best with geometry in, with and without it."""
     what = "Whether final geometry helps to predict the loss beyond the settings"
     return _gain(what, results.prediction, "model", ("settings", "settings and geometry"), "from settings by {}")
 
 
-def _early(results: AnalysisResults) -> str:
+def early(results: AnalysisResults) -> str:
+    """What early geometry adds to a prediction from settings and the loss so far."""
     what = "Whether early geometry helps to predict the final loss beyond settings and loss curve"
     early = results.early.assign(model=[f"{100 * share:.0f} %" for share in results.early["share"]])
     return _gain(what, early, "model", ("settings and loss", "all"), "from settings and loss curve at {} of training")
@@ -125,7 +86,8 @@ def _gain(what: str, found: pd.DataFrame, by: str, features: tuple[str, str], ho
     return f"{text}."
 
 
-def _what_sets_it(results: AnalysisResults) -> str:
+def what_sets_it(results: AnalysisResults) -> str:
+    """How much of effective rank's variance each setting sets."""
     of = results.variance[(results.variance["column"] == _METRIC) & results.variance["share"].notna()]
     if of.empty:
         of = results.variance[results.variance["column"] == _METRIC]
@@ -143,7 +105,8 @@ def _what_sets_it(results: AnalysisResults) -> str:
     return f"Of the variance of effective rank over this grid, {listed(told)}."
 
 
-def _saturation(results: AnalysisResults) -> str:
+def saturation(results: AnalysisResults) -> str:
+    """How many runs ended above their best loss, and whether rank collapsed first."""
     runs, lead = results.saturation.runs, results.saturation.lead
     known = runs["degraded"].notna() if len(runs) else pd.Series(dtype=bool)
     if not known.any():

@@ -10,6 +10,7 @@ from eval import evaluate as evaluation
 from eval.results import damaged
 from olmo_jax.config import require
 from olmo_jax.console import say
+from olmo_jax.errors import UserError
 from olmo_jax.files import DamagedFileError, read_json, write_json
 from olmo_jax.logs.metrics import METRICS, TIMINGS, read_timings
 from olmo_jax.storage.run_files import known_runs
@@ -18,21 +19,27 @@ from sweeps.analysis.results import AnalysisResults, analyze
 from sweeps.planning.record import read_record, recorded_plan
 from sweeps.planning.versions import code_version
 from sweeps.report import FIGURES, TABLES, write_all
-from sweeps.report.figures import check_names, write_figures
+from sweeps.report.item import items, own_files, show
+from sweeps.report.papers import figure_item, write_figures
 from sweeps.report.row_sentences import after_training, against_unigram, caveat, primary, strongest_setting
 from sweeps.running import stage_times
 from sweeps.studies import registered_studies
-from sweeps.table.columns import PRIMARY_PAIR
+from sweeps.table.columns import PRIMARY_PAIR, AnalysisError
 from sweeps.table.curves import read_finetuning_curves
 from sweeps.table.table import build_table, is_written, read_curves, write_table
 
 _SHOWN = "made_from.json"
 
 
+class ItemError(UserError):
+    """Items of the user's own failed; the report is written without them."""
+
+
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
     """Write report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
 
-    Or if this code has. Returns the page's path and the table.
+    Or if this code has, or a file of the user's own that holds items. Returns the page's path and the table. Raises
+    ItemError, after all is written, if such an item failed.
     """
     started, old = time.monotonic(), read_record(workdir)
     table = _table(workdir)
@@ -51,25 +58,34 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
         "seconds of statistics": f"{time.monotonic() - started:.0f}",
     }
     later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
-    page = write_all(folder, results, facts | old["versions"] | later)
-    write_json(folder / _SHOWN, shown)
+    contents = [show(item, results) for item in items()]
+    page = write_all(folder, results, facts | old["versions"] | later, shown=contents)
+    failed = [f"{one.item.name}: {one.error}" for one in contents if one.error]
+    write_json(folder / _SHOWN, {} if failed else shown)
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
     stage_times.add(workdir, "report", time.monotonic() - started)
+    if failed:
+        raise ItemError(f"the report {page} is written without the items that failed: {'; '.join(failed)}")
     return page, table
 
 
 def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
-    """Redraw one figure of the report and return its paths. Raises AnalysisError for an unknown name."""
-    check_names([name])
-    results = _analyzed(workdir, _table(workdir))
-    return write_figures(workdir / "report" / FIGURES, results, name)
+    """Redraw one figure of the report and return its paths.
+
+    Raises AnalysisError for an unknown name, or for a figure that has nothing to show.
+    """
+    item = figure_item(name)
+    shown = show(item, _analyzed(workdir, _table(workdir)))
+    if shown.content is None:
+        raise AnalysisError(f"figure '{name}': {shown.error or f'nothing to show, {shown.why}'}")
+    return write_figures(workdir / "report" / FIGURES, [shown])
 
 
 def _shown_beside_the_table(workdir: epath.Path) -> dict[str, Any]:
     """Return what else the page depends on: the length of each run's metrics, and the version of the code."""
     runs = {run: workdir / "runs" / run / METRICS for run in known_runs(workdir)}
     sizes = {run: path.stat().length for run, path in runs.items() if path.exists()}
-    return {"olmo-jax": code_version(), "bytes_of_metrics": sizes}
+    return {"olmo-jax": code_version(), "bytes_of_metrics": sizes, "items": own_files()}
 
 
 def _read(path: epath.Path) -> Any:

@@ -9,6 +9,8 @@ import pandas as pd
 from sweeps.analysis.estimate import Estimate
 from sweeps.report.numbers import gained, number, signed
 
+TITLE = "Geometry, performance and training"  # of a report
+
 
 def describe(estimate: Estimate) -> str:
     """Return the number with its interval for a sentence."""

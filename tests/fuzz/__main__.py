@@ -27,7 +27,7 @@ HEAVY = (
     "sweeps.models.export_run", "sweeps.models.import_run", "sweeps.report.compare",
     "sweeps.configs.imported", "olmo_jax.data.corpus", "olmo_jax.data.tokenizer", "jax", "orbax.checkpoint", "grain",
     "tensorflow_datasets", "pandas", "pyarrow.parquet", "zstandard", "yaml", "tokenizers", "safetensors.numpy",
-    "matplotlib.pyplot", "plotly.graph_objects", "scipy.stats", "sklearn.linear_model", "statsmodels.api",
+    "altair", "vl_convert", "jinja2", "scipy.stats", "sklearn.linear_model", "statsmodels.api",
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from eval.config import EvalConfig
 from sweeps import cli
 from sweeps.arguments import parse
 from sweeps.planning.config_file import load_config, override_evaluation
-from sweeps.report import figures
+from sweeps.report import papers
+from sweeps.report.item import Figure, items
 from sweeps.running import stage_times
 
 RUN = """
@@ -306,7 +307,7 @@ def test_status_and_report_need_neither_the_config_file_nor_the_text(finished, c
 
 
 def test_a_page_is_rewritten_only_if_metrics_have_grown(finished, monkeypatch, tmp_path):
-    monkeypatch.setattr(figures, "write_figures", lambda *_: [])
+    monkeypatch.setattr(papers, "write_figures", lambda *_: [])
     workdir = tmp_path / "sweep"
     shutil.copytree(finished, workdir)
     page = workdir / "report" / "index.html"
@@ -334,7 +335,20 @@ def test_a_single_figure_is_redrawn_and_an_unknown_one_refused(finished, capsys)
 
 def test_a_report_writes_figures_tables_and_column_descriptions(finished):
     folder = finished / "report"
-    assert len(list(folder.glob("figures/*.svg"))) == len(list(folder.glob("figures/*.pdf"))) == 16
+    files = {ending: {p.stem for p in folder.glob(f"figures/*.{ending}")} for ending in ("svg", "pdf", "png")}
+    drawn = {
+        "training_loss",
+        "geometry_over_training",
+        "spectra",
+        "loss_against_geometry",
+        "quantisation",
+        "finetuning",
+    }
+    assert files["svg"] == files["pdf"] == files["png"] > drawn
+    page = (folder / "index.html").read_text()
+    assert all(f'data-figure="{name}"' in page for name in files["svg"])
+    missing = {item.name for item in items(Figure)} - files["svg"]
+    assert all(f'id="{name.replace("_", "-")}"' in page for name in missing if not name.startswith("claim_"))
     assert {p.suffix for p in folder.glob("tables/*")} == {".csv", ".tex"}
     described = json.loads((finished / "results.schema.json").read_text())
     table = pd.read_csv(finished / "results.csv")

@@ -16,7 +16,17 @@ from benchmarks.gpu.part import Column
 NAME = "grokking"
 TITLE = "`olmo-jax run --config=grokking:gpu --config.train.optimizer.weight_decay=0.1`, 45 models."
 VERSION = 1
-NEEDS = ("grain", "tensorflow_datasets", "orbax", "tokenizers", "pandas", "statsmodels", "sklearn", "plotly")
+NEEDS = (
+    "grain",
+    "tensorflow_datasets",
+    "orbax",
+    "tokenizers",
+    "pandas",
+    "statsmodels",
+    "sklearn",
+    "altair",
+    "vl_convert",
+)
 COLUMNS = (
     Column("s in all", "command_s", ",.0f"),
     Column("s of steps", "steps_s", ",.0f"),

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts the tables of a page by the buttons in their headers, and gives them as CSV.
+// Sorts the tables of a page by the buttons in their headers, shows final rows alone, and gives tables as CSV.
 
 // Numbers by value, text by locale, what is missing last in either direction.
 function sortBy(table, column, ascending) {
@@ -39,7 +39,7 @@ function csvOf(table) {
   const beside = [...table.tHead.rows[0].cells].map((_, i) => BESIDE.filter(
     (name) => all.some((row) => row.cells[i].dataset[name] !== undefined)));
   const heads = [...table.tHead.rows[0].cells].flatMap((head, i) => [
-    head.dataset.column, ...beside[i].map((name) => `${head.dataset.column} ${name}`)]);
+    head.textContent.trim(), ...beside[i].map((name) => `${head.textContent.trim()} ${name}`)]);
   const rows = all.filter((row) => getComputedStyle(row).display !== "none");
   const lines = [heads, ...rows.map((row) => [...row.cells].flatMap((cell, i) => [
     value(cell), ...beside[i].map((name) => cell.dataset[name] || "")]))];
@@ -55,4 +55,14 @@ for (const button of document.querySelectorAll("button[data-table]")) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
+}
+
+for (const table of document.querySelectorAll("table:has(tr.not-final)")) {
+  const label = document.createElement("label");
+  const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
+  label.append(box, " final rows only ");
+  document.querySelector(`button[data-table="${table.id}"]`).before(label);
+  const apply = () => table.classList.toggle("only-final", box.checked);
+  box.addEventListener("change", apply);
+  apply();
 }

@@ -25,9 +25,8 @@ TITLES = {
     "overfitting": "Overfitting",
     "grokking": "Grokking",
 }
-# The quantiles over points that are stored, as probabilities, and the suffixes of their columns.
-_QUANTILES = ((0.05, "_q5"), (0.25, "_q25"), (0.5, "_median"), (0.75, "_q75"), (0.95, "_q95"))
-_VIOLIN_VALUES = 101
+# The quantiles over points that are stored, by the suffixes of their columns.
+_QUANTILES = ("q5", "q25", "median", "q75", "q95")
 
 
 class Band(NamedTuple):
@@ -47,14 +46,6 @@ class Panel(NamedTuple):
     title: str
     across: str
     bands: list[Band]
-
-
-class Violin(NamedTuple):
-    """The distribution of local dimension over the points of one text at one time, as values to draw it from."""
-
-    text: str
-    when: str
-    values: np.ndarray
 
 
 def panels(results: AnalysisResults, claim: Claim) -> list[Panel]:
@@ -118,21 +109,17 @@ def _band(name: str, curves: Sequence[pd.DataFrame], column: str) -> Band:
     )
 
 
-def violins(results: AnalysisResults, claim: Claim) -> list[Violin]:
-    """Return distributions before and after a fine-tuning, by text, from five quantiles averaged over models."""
-    if claim.name != "shift":
-        return []
-    first, last, _ = course_ends(_course(results, claim))
-    drawn = []
-    for row in claim.rows.itertuples():
-        columns = [f"{row.column}{suffix}" for _, suffix in _QUANTILES]
-        if not set(columns) <= {*first.columns}:
-            continue
-        for when, frame in (("before", first), ("after", last)):
-            quantiles = frame[columns].astype(float).mean().to_numpy()
-            probabilities = np.linspace(_QUANTILES[0][0], _QUANTILES[-1][0], _VIOLIN_VALUES)
-            drawn.append(Violin(row.text, when, np.interp(probabilities, [p for p, _ in _QUANTILES], quantiles)))
-    return drawn
+def quantiles(results: AnalysisResults, claim: Claim) -> pd.DataFrame:
+    """Return quantiles over points before and after a fine-tuning, averaged over models: text, when, q5, ..., q95."""
+    rows = []
+    if claim.name == "shift":
+        first, last, _ = course_ends(_course(results, claim))
+        for row in claim.rows.itertuples():
+            columns = [f"{row.column}_{name}" for name in _QUANTILES]
+            if {*columns} <= {*first.columns}:
+                rows += [(row.text, "before", *first[columns].astype(float).mean())]
+                rows += [(row.text, "after", *last[columns].astype(float).mean())]
+    return pd.DataFrame(rows, columns=["text", "when", *_QUANTILES])
 
 
 def sensitivity(table: pd.DataFrame) -> pd.DataFrame:

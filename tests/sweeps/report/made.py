@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from sweeps.analysis import estimate
 from sweeps.table.columns import controls_of, final_rows
 
+_UNKNOWN = {"lead": estimate.nothing(0), "association": estimate.nothing(0)}
 EVIL = "a_$b$^{\\x}<b>&\"'%#~"
 METRICS = ["unembedding/effective_rank_percent", "unembedding/mean_cosine", "final_states/effective_rank"]
 LOSSES = ["lm_loss/in_domain", "gptq_3/in_domain"]
@@ -108,7 +110,7 @@ def empty_answers(table=None, curves=None):
         runs=pd.DataFrame(columns=RUNS),
         quadrants=pd.DataFrame(columns=QUADRANTS),
         median_rank=np.nan,
-        lead=None,
+        **_UNKNOWN,
         note="no run has finished",
     )
     return answers(table, curves or {}, settings=[], saturation=none, **nothing)
@@ -187,4 +189,10 @@ def saturation(rows):
         ],
         columns=QUADRANTS,
     )
-    return SimpleNamespace(runs=runs, quadrants=quadrants, median_rank=float(np.median(rank)), lead=None, note="")
+    return SimpleNamespace(
+        runs=runs,
+        quadrants=quadrants,
+        median_rank=float(np.median(rank)),
+        **_UNKNOWN,
+        note="",
+    )

@@ -79,25 +79,58 @@ def page(browser, sweep, tmp_path_factory):
 
 
 def logs(browser):
-    """Return (console messages, requested URLs) since the last call."""
+    """Return (errors on the console, requested URLs) since the last call."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    return [entry["message"] for entry in browser.get_log("browser")], requests
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"], requests
 
 
 def draw_all(browser):
-    """Draw every figure and return the empty ones."""
-    return browser.execute_script("""
-      drawAll();
-      return [...figures.keys()].filter((node) => !node.querySelector('.main-svg')).map((node) => node.id);
+    """Draw every figure and return the names of those without a drawing."""
+    return browser.execute_async_script("""
+      const done = arguments[0];
+      const isEmpty = ({ node }) => !node.querySelector('svg .mark-group');
+      drawAll().then(() => done(figures.filter(isEmpty).map(({ name }) => name)));
     """)
+
+
+def drawn(browser, figure, field):
+    """Return a field of the data that a figure's marks are drawn from, after filters."""
+    return browser.execute_async_script("""
+      const [name, field, done] = arguments;
+      const { view } = figures.find((figure) => figure.name === name);
+      view.runAsync().then(() => {
+        const marks = view.scenegraph().root.items[0].items.filter(({ name }) => name && name.endsWith("marks"));
+        done(marks.flatMap((mark) => mark.items.map((item) => item.datum[field])));
+      });
+    """, figure, field)  # fmt: skip
 
 
 def shown_rows(browser):
     return browser.execute_script("""
-      return [...document.querySelectorAll('#table tbody tr')].filter((row) => getComputedStyle(row).display !== 'none')
-        .map((row) => row.cells[0].textContent);
+      return [...document.querySelectorAll('#results_table tbody tr')]
+        .filter((row) => getComputedStyle(row).display !== 'none').map((row) => row.cells[0].textContent);
     """)
+
+
+def choose(browser, figure, param, value):
+    """Choose an option of a figure's own select, as its reader does, and wait until it is drawn."""
+    browser.execute_async_script("""
+      const [name, param, value, done] = arguments;
+      const { node, view } = figures.find((figure) => figure.name === name);
+      const select = node.querySelector(`select[name="${param}"]`);
+      select.value = value;
+      select.dispatchEvent(new Event("input"));
+      select.dispatchEvent(new Event("change"));
+      view.runAsync().then(() => done());
+    """, figure, param, value)  # fmt: skip
+
+
+def text_of(browser, figure):
+    return browser.execute_script(
+        'return [...document.querySelectorAll(`[data-figure="${arguments[0]}"] svg text`)].map((e) => e.textContent)',
+        figure,
+    )
 
 
 def test_the_page_opens_offline_quickly_and_without_errors(page):
@@ -112,10 +145,9 @@ def test_every_figure_is_drawn_and_names_are_escaped(page):
     browser = page[0]
     assert browser.title != "taken"
     assert draw_all(browser) == []
-    browser.execute_script("document.getElementById('setting').value = 'config.schedule'; redraw()")
-    ticks = "return [...document.querySelectorAll('#figure-setting-loss .xtick')].map((tick) => tick.textContent)"
-    assert browser.execute_script(ticks) == ["cosine <i>", "linear & co"]
-    assert len(browser.execute_script("return [...figures.keys()].map((node) => node.id)")) >= 15
+    assert browser.execute_script("return figures.length") >= 15
+    choose(browser, "by_setting", "setting", "schedule")
+    assert {"cosine <i>", "linear & co"} <= set(text_of(browser, "by_setting"))
     texts = browser.execute_script(
         "return [...document.querySelectorAll('#filters label')].map((e) => e.textContent.trim())"
     )
@@ -132,45 +164,58 @@ def test_every_control_works_from_the_keyboard(page):
     from selenium.webdriver.common.keys import Keys
 
     browser = page[0]
-    for select in browser.find_elements(By.CSS_SELECTOR, "select"):
+    assert draw_all(browser) == []
+    selects = browser.find_elements(By.CSS_SELECTOR, "select")
+    assert len(selects) >= 15
+    for select in selects:
         before = select.get_property("selectedIndex")
         select.send_keys(Keys.ARROW_DOWN)
         changed = select.get_property("selectedIndex")
         assert changed == before + 1 or len(select.find_elements(By.CSS_SELECTOR, "option")) == before + 1
-    assert draw_all(browser) == []
     assert logs(browser)[0] == []
     reached = browser.execute_script("""
       const kinds = 'a[href], button, select, input, summary, [tabindex]';
-      return [...document.querySelectorAll(kinds)].every((node) => node.tabIndex >= 0);
+      return [...document.querySelectorAll(kinds)].every((node) => node.tabIndex >= 0 || node.closest('.vega-embed'));
     """)
     assert reached
+
+
+def test_the_colour_is_that_of_the_chosen_setting(page):
+    browser = page[0]
+    draw_all(browser)
+    for setting in ("weight decay", "batch size"):
+        browser.execute_script(f"""
+          element("colour").value = "{setting}";
+          element("colour").dispatchEvent(new Event("change"));
+        """)
+        assert len(drawn(browser, "loss_against_geometry", "level")) == 108
+        assert setting in text_of(browser, "loss_against_geometry")
 
 
 def test_filters_select_runs_in_figures_and_table(page, sweep):
     from selenium.webdriver.common.by import By
 
     browser, table = page[0], sweep[0]
+    draw_all(browser)
     all_rows = shown_rows(browser)
     browser.find_element(By.CSS_SELECTOR, ".filters summary").click()
-    box = browser.find_element(
-        By.CSS_SELECTOR, '#filters input[data-setting="config.data.batch_size"][data-level="32"]'
-    )
+    box = browser.find_element(By.CSS_SELECTOR, '#filters input[data-setting="batch size"][data-level="32"]')
     box.click()
     left = set(table.loc[table["config.data.batch_size"] != 32, "run_id"])
     assert browser.find_element(By.ID, "shown").text == f"{len(left)} of 108 runs shown"
     assert set(shown_rows(browser)) == left
-    drawn = browser.execute_script("drawAll(); return document.getElementById('figure-scatter').data[0].x.length")
-    assert drawn == len(left)
-    assert browser.execute_script("return document.querySelector('#panels .js-plotly-plot').data.length") == len(left)
+    assert set(drawn(browser, "loss_against_geometry", "run")) == left
     browser.find_element(By.ID, "show-all").click()
     assert shown_rows(browser) == all_rows
+    assert len(drawn(browser, "loss_against_geometry", "run")) == 108
     assert box.is_selected()
 
 
 def test_tables_sort_by_their_headers_with_missing_values_last(page, sweep):
     browser, table = page[0], sweep[0]
     final = table[table["final"]].set_index("run_id")["lm_loss/in_domain"]
-    press = "document.querySelector('#table th[data-column=\"lm_loss/in_domain\"] button').click()"
+    press = """[...document.querySelectorAll('#results_table th button')]
+      .find((button) => button.textContent === "lm_loss/in_domain").click()"""
     browser.execute_script(press)
     assert shown_rows(browser) == list(final.sort_values().index)
     browser.execute_script(press)
@@ -180,11 +225,11 @@ def test_tables_sort_by_their_headers_with_missing_values_last(page, sweep):
 def test_the_download_contains_the_table(page, sweep, tmp_path):
     browser, table = page[0], sweep[0]
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    browser.execute_script("document.querySelector('button[data-table=\"table\"]').click()")
+    browser.execute_script("document.querySelector('button[data-table=\"results_table\"]').click()")
     deadline = time.monotonic() + 20
-    while not (tmp_path / "table.csv").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "results_table.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    rows = list(csv.reader(io.StringIO((tmp_path / "table.csv").read_text(), newline="")))
+    rows = list(csv.reader(io.StringIO((tmp_path / "results_table.csv").read_text(), newline="")))
     loaded = pd.DataFrame(rows[1:], columns=rows[0]).set_index("run_id")
     final = table[table["final"]].set_index("run_id")
     assert set(loaded.index) == set(final.index) and EVIL in loaded.index
@@ -208,6 +253,7 @@ def test_the_page_is_legible_in_dark_mode(page):
     )
     assert brightness() < 60 < 200 < light
     assert draw_all(browser) == []
-    text = browser.execute_script("return document.getElementById('figure-scatter').layout.font.color")
-    assert int(text[1:3], 16) > 128
+    label = "document.querySelector('[data-figure=\"loss_against_geometry\"] .role-axis-label text')"
+    text = browser.execute_script(f"return getComputedStyle({label}).fill")
+    assert np.mean([int(x) for x in text.removeprefix("rgb(").removesuffix(")").split(",")]) > 128
     assert logs(browser)[0] == []

@@ -94,7 +94,20 @@ class Page(html.parser.HTMLParser):
 
     @property
     def figures(self):
-        return json.loads(self.scripts[0])["figures"]
+        """Of each figure its rows, the title and the range of its axis."""
+        data = json.loads(self.scripts[0])
+        return [Drawn(data["datasets"][name], figure) for name, figure in data["figures"].items()]
+
+
+class Drawn:
+    """A figure of differences, read from the page's data."""
+
+    def __init__(self, columns, figure):
+        coded = {name: values for name, values in columns.items() if isinstance(values, dict)}
+        columns = columns | {name: [of["levels"][code] for code in of["codes"]] for name, of in coded.items()}
+        self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        across = figure["layer"][0]["encoding"]["x"]
+        self.title, self.range = across["title"], across["scale"]["domain"]
 
 
 def page_of(folder):
@@ -133,12 +146,12 @@ def test_the_page_is_complete_and_shows_each_row_in_table_and_figure(folders, ca
     assert [row[0] for row in page.cells] == ["column", LOSS, RANK]
     assert page.cells[1][3:7] == ["6", "3.85", "4.413", "+0.563"]
     (figure,) = page.figures
-    assert [row["column"] for row in figure["rows"]] == [LOSS, RANK]
-    assert figure["unit"] == "in standard deviations over seeds"
-    loss = figure["rows"][0]
+    assert [row["column"] for row in figure.rows] == [LOSS, RANK]
+    assert figure.title == "difference in standard deviations over seeds"
+    loss = figure.rows[0]
     assert loss["value"] == pytest.approx(0.5 * (1 + 0.1 * np.mean(DECAYS)) / np.std([0, 0.1], ddof=1))
     assert 0 < loss["low"] < loss["value"] < loss["high"]
-    assert figure["range"][0] < 0 < loss["high"] < figure["range"][1]
+    assert figure.range[0] < 0 < loss["high"] < figure.range[1]
     assert loss["sure"] is True
     assert "model.tied (False in untied, True in tied)" in page.text
     assert f"olmo-jax compare {tmp_path}" in page.text
@@ -169,7 +182,7 @@ def test_a_third_sweep_is_compared_with_the_first(folders, capsys, tmp_path):
     assert list(table.groupby("second_sweep")["pairs"].max()) == [3, 6]
     assert set(table["note"].dropna()) >= {"only the first sweep has it", "only the second sweep has it"}
     page = page_of(tmp_path / "out")
-    assert [len(figure["rows"]) for figure in page.figures] == [2, 1]
+    assert [len(figure.rows) for figure in page.figures] == [2, 1]
     assert "In the table alone: 2." in page.text
 
 
@@ -197,9 +210,11 @@ def test_without_replicates_differences_use_the_spread_of_the_first_sweep(folder
     lines = compare(capsys, *folders(one=one, other=other), f"--to={tmp_path / 'out'}")
     assert lines[2].endswith("6 pairs)")
     (figure,) = page_of(tmp_path / "out").figures
-    assert figure["unit"] == "in standard deviations over the paired configurations of one"
+    assert figure.title == "difference in standard deviations over the paired configurations of one"
     mean = 0.5 * (1 + 0.1 * np.mean(DECAYS))
-    assert figure["rows"][0]["value"] == pytest.approx(mean / np.std(3 * np.array(DECAYS), ddof=1))
+    assert figure.rows[0]["value"] == pytest.approx(
+        mean / np.std(3 * np.array(DECAYS), ddof=1), rel=1e-5
+    )  # six digits are drawn
 
 
 def test_an_outlying_difference_does_not_hide_the_others(folders, capsys, tmp_path):
@@ -209,8 +224,8 @@ def test_an_outlying_difference_does_not_hide_the_others(folders, capsys, tmp_pa
     compare(capsys, *folders(one=one, other=other), f"--to={tmp_path / 'out'}")
     page = page_of(tmp_path / "out")
     (figure,) = page.figures
-    assert len(figure["rows"]) == 6
-    assert figure["range"][1] < 20
+    assert len(figure.rows) == 6
+    assert figure.range[1] < 20
     assert "Beyond the axis: 1." in page.text
 
 
@@ -232,7 +247,7 @@ def test_tables_without_a_loss_say_so(folders, capsys, tmp_path):
 
 
 def test_names_are_escaped_in_html(folders, capsys, tmp_path):
-    columns = (LOSS, f"{EVIL}/m")
+    columns = (LOSS, f"unembedding/{EVIL}")
     tables = {EVIL.replace("/", ""): sweep(DECAYS, columns=columns, **{"config.model.norm": EVIL}),
               "other": sweep(DECAYS, 1.0, columns=columns, **{"config.model.norm": "</script>"})}  # fmt: skip
     compare(capsys, *folders(**tables), f"--to={tmp_path / 'out'}")
@@ -241,6 +256,8 @@ def test_names_are_escaped_in_html(folders, capsys, tmp_path):
     assert all("onclick" not in attributes for _, attributes in page.elements)
     assert "<" not in page.scripts[0]
     assert page.text.count(EVIL) >= 6
+    assert [row[0] for row in page.cells[1:]] == list(columns)
+    assert [row["column"] for row in page.figures[0].rows] == list(columns)
     assert f"model.norm ({EVIL} in {EVIL}, </script> in other)" in page.text
 
 

@@ -1,28 +1,39 @@
-"""The figures of papers: what they show for synthetic results, and the format of their files."""
+"""The figures of the report: what they show for synthetic results, and the format of their files."""
 
+import subprocess
 import sys
-import time
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
-from sweeps.report.figure_parts import amount, plain
-from sweeps.report.figures import all_figures, write_figures
+from sweeps.report import charts, papers, render
+from sweeps.report.item import Figure, NothingToShow, items, show
+from sweeps.report.numbers import format_value
 from sweeps.table.columns import PRIMARY_PAIR, AnalysisError
 from tests.sweeps.report import made
 
-NAMES = [
-    "training_loss", "geometry_over_training", "spectra", "loss_against_geometry", "u_shapes", "correlation_matrix",
-    "quantisation", "finetuning", "saturation_quadrants", "variance_split", "prediction", "early_prediction",
-    "claim_curves", "claim_shift", "claim_leads", "claim_sensitivity",
-]  # fmt: skip
+NAMES = [item.name for item in items(Figure)]
+RANK, LOSS = "Unembedding W: effective rank, % of D", "loss, in domain"
+
+
+def figure(name, results):
+    (item,) = (item for item in items(Figure) if item.name == name)
+    return item.make(results)
+
+
+def data(name, results, of=None):
+    """Return the first of a figure's data, or those of this name."""
+    drawn = figure(name, results).data
+    return drawn[of] if of else next(iter(drawn.values()))
+
+
+def text_of(svg):
+    """Return all text of an SVG file, its elements' texts separated by newlines."""
+    found = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return "\n".join("".join(element.itertext()).strip() for element in found)
 
 
 @pytest.fixture(scope="module")
@@ -30,75 +41,73 @@ def answers():
     return made.answers()
 
 
-def lines(axes, label):
-    """The points of the lines with this label."""
-    return [(line.get_xdata(), line.get_ydata()) for line in axes.get_lines() if line.get_label() == label]
-
-
-def bars(axes):
-    """The points of each series with error bars, and the ends of its bars, by label."""
-    return {
-        of.get_label(): (of.lines[0].get_xydata(), np.array(of.lines[2][0].get_segments())) for of in axes.containers
-    }
-
-
-def words(figure):
-    figure.draw_without_rendering()
-    return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text())
-
-
-def test_all_figures_are_listed_in_order():
-    assert list(all_figures()) == NAMES
+def test_figures_are_listed_in_the_order_of_the_page():
+    assert NAMES[:3] == ["training_loss", "geometry_over_training", "states_over_training"]
+    assert NAMES.index("spectra") < NAMES.index("loss_against_geometry") < NAMES.index("correlation_matrix")
+    assert len(NAMES) == len(set(NAMES)) >= 17
 
 
 def test_each_run_has_a_loss_curve_and_diverged_ones_are_dotted(answers):
     table = answers.table.copy()
     table.loc[table["run_id"] == "run3", "diverged_at"] = 50
-    (axes,) = all_figures()["training_loss"](made.answers(table, answers.curves)).axes
-    drawn = axes.get_lines()
-    assert len(drawn) == 24
-    assert [i for i, line in enumerate(drawn) if line.get_linestyle() == ":"] == [3]
-    assert drawn[3].get_ydata()[-1] == pytest.approx(8 - 3 * 199 / 200 + 0.03)
-    assert drawn[3].get_xdata()[-1] == 199 * 1024
-    # Runs of the first setting's value share its colour.
-    batch = answers.table.drop_duplicates("run_id")["config.data.batch_size"].tolist()
-    assert answers.settings[0] == "config.data.batch_size"
-    assert len({(b, str(line.get_color())) for b, line in zip(batch, drawn, strict=True)}) == 3
+    of = made.answers(table, answers.curves)
+    losses = data("training_loss", of)
+    assert losses["run"].nunique() == 24
+    last = losses[losses["run"] == "run3"].iloc[-1]
+    assert last["loss"] == pytest.approx(8 - 3 * 199 / 200 + 0.03) and last["tokens"] == 199 * 1024
+    assert set(losses.loc[losses["diverged"], "run"]) == {"run3"}
+    dash = render.specification(figure("training_loss", of))["encoding"]["strokeDash"]
+    assert dash["condition"]["test"] == "datum.diverged"
 
 
 def test_long_curves_are_thinned(answers):
-    curves = made.curves_of(answers.table, steps=2000)
-    (axes,) = all_figures()["training_loss"](made.answers(curves=curves)).axes
-    assert max(len(line.get_xdata()) for line in axes.get_lines()) == 300
+    losses = data("training_loss", made.answers(curves=made.curves_of(answers.table, steps=2000)))
+    assert losses.groupby("run").size().max() == 300
+
+
+def test_runs_are_coloured_by_the_first_setting_and_can_be_by_the_others(answers):
+    runs = data("training_loss", answers, "runs").set_index("run")
+    assert list(runs.columns) == ["about", "batch size", "weight decay", "schedule"]
+    first = answers.table.drop_duplicates("run_id").set_index("run_id")
+    assert list(runs["batch size"]) == list(first["config.data.batch_size"])
+    params = {p["name"]: p["value"] for p in render.specification(figure("training_loss", answers))["params"]}
+    assert params == {"against": "tokens", "colour_by": "batch size", "hidden": []}
 
 
 def test_geometry_is_drawn_at_measured_steps(answers):
-    figure = all_figures()["geometry_over_training"](answers)
-    first, second, third = (axes for axes in figure.axes if axes.get_lines())
-    assert [len(axes.get_lines()) for axes in (first, second, third)] == [24, 24, 24]
-    x, y = first.get_lines()[1].get_data()
-    assert list(x / 1024) == list(range(0, 200, 20))
-    np.testing.assert_allclose(y, 51 - np.arange(0, 200, 20) / 200)
+    geometry = data("geometry_over_training", answers)
+    assert geometry["run"].nunique() == 24
+    of = geometry[geometry["run"] == "run1"]
+    assert list(of["step"]) == list(range(0, 200, 20)) and list(of["tokens"] / 1024) == list(range(0, 200, 20))
+    np.testing.assert_allclose(of["Unembedding W: Effective rank, % of D"], 51 - np.arange(0, 200, 20) / 200)
 
 
-def test_spectra_show_few_runs_of_several_configurations(answers):
-    figure = all_figures()["spectra"](answers)
-    assert len(figure.axes) == 4
-    assert len({axes.get_title() for axes in figure.axes}) == 4
-    for axes in figure.axes:
-        assert len(axes.get_lines()) == 8
-        np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[k, 10 / k] for k in (1, 2, 4, 8, 16)])
-        assert axes.get_lines()[-1].get_label() == "180"
+def test_spectra_show_few_steps_of_a_few_configurations(answers):
+    spectra = data("spectra", answers)
+    params = {p["name"]: p for p in render.specification(figure("spectra", answers))["params"]}
+    few = params["few"]["value"]
+    assert len(few) == 4
+    assert answers.table[answers.table["run_id"].isin(few)]["configuration"].nunique() == 4
+    of = spectra[spectra["run"] == few[0]]
+    assert of["step"].nunique() == 8 and of["step"].max() == 180
+    first = of[of["step"] == of["step"].min()]
+    np.testing.assert_allclose(first[["place", "value"]], [[k, 10 / k] for k in (1, 2, 4, 8, 16)])
+    assert set(of.loc[of["last"], "step"]) == {180}
 
 
-def test_the_declared_pair_is_plotted_per_run_for_each_setting(answers):
-    figure = all_figures()["loss_against_geometry"](answers)
-    rows = answers.final.rows
-    wanted = rows[["unembedding/effective_rank_percent", "lm_loss/in_domain"]].to_numpy()
-    assert len(figure.axes) == len(answers.settings) == 3
-    for axes in figure.axes:
-        (points,) = axes.collections
-        np.testing.assert_array_equal(points.get_offsets(), wanted)
+def test_the_declared_pair_is_chosen_first_and_any_other_can_be(answers):
+    drawn = figure("loss_against_geometry", answers)
+    final, rows = drawn.data["final"], answers.final.rows
+    np.testing.assert_array_equal(final[[RANK, LOSS]], rows[list(PRIMARY_PAIR)])
+    params = {p["name"]: p for p in render.specification(drawn)["params"]}
+    assert (params["metric"]["value"], params["loss"]["value"]) == (RANK, LOSS)
+    assert set(params["metric"]["bind"]["options"] + params["loss"]["bind"]["options"]) == set(final.columns) - {"run"}
+
+
+def test_a_parameter_that_is_shown_as_a_title_becomes_an_expression(answers):
+    encoding = render.specification(figure("loss_against_geometry", answers))["encoding"]
+    assert encoding["x"]["title"] == {"signal": "metric"} and encoding["color"]["title"] == {"signal": "colour_by"}
+    assert RANK in text_of(render.files(figure("loss_against_geometry", answers))["svg"])
 
 
 def test_u_shapes_are_means_over_configurations_with_the_range_of_their_seeds():
@@ -113,124 +122,125 @@ def test_u_shapes_are_means_over_configurations_with_the_range_of_their_seeds():
             row = {"run_id": f"r{len(rows)}", "configuration": f"{size}-{batch}-{decay}", "final": True}
             row |= {"parameters_non_embedding": size, "config.model.d_model": size, "config.data.batch_size": batch}
             rows.append(row | {"diverged_at": None, "config.optimizer.weight_decay": decay, "lm_loss/in_domain": loss})
-    figure = all_figures()["u_shapes"](made.answers(pd.DataFrame(rows), {}, saturation=None))
+    shapes = data("u_shapes", made.answers(pd.DataFrame(rows), {}, saturation=None))
     # The width varies with the size alone: a panel of it would show nothing.
-    assert [axes.get_xlabel() for axes in figure.axes] == ["batch size", "weight decay"]
-    of_batch = bars(figure.axes[0])
-    means, ends = of_batch["10"]
-    np.testing.assert_allclose(means, [[8, (1.5 + 5) / 2], [32, 3]])
-    np.testing.assert_allclose(ends[:, :, 1], [[(1 + 5) / 2, (2 + 5) / 2], [3, 3]])
-    np.testing.assert_allclose(of_batch["20"][1][:, :, 1], [[7, 7.5]])
+    assert list(shapes["setting"].unique()) == ["config.data.batch_size", "config.optimizer.weight_decay"]
+    of_batch = shapes[shapes["setting"] == "config.data.batch_size"].set_index(["size", "at"])[["mean", "low", "high"]]
+    np.testing.assert_allclose(of_batch.loc[10, 8], [(1.5 + 5) / 2, (1 + 5) / 2, (2 + 5) / 2])
+    np.testing.assert_allclose(of_batch.loc[10, 32], [3, 3, 3])
+    np.testing.assert_allclose(of_batch.loc[20, 8], [7.25, 7, 7.5])
 
 
-def test_the_matrix_shows_raw_and_partial_correlations(answers):
-    figure = all_figures()["correlation_matrix"](answers)
-    raw, partial = (axes.images[0].get_array() for axes in figure.axes[:2])
+def test_the_matrix_shows_raw_and_partial_correlations_in_its_cells(answers):
+    matrix = data("correlation_matrix", answers).set_index(["form", "loss", "metric"])["estimate"]
+    raw = matrix["raw"].unstack("loss").loc[[charts.names_of([m])[m] for m in made.METRICS]]
     wanted = np.array([[-0.9, -0.6], [-0.8, -0.5], [-0.7, -0.4]])
-    np.testing.assert_allclose(raw, wanted)
-    np.testing.assert_allclose(partial, wanted + 0.01)
-    assert "\N{MINUS SIGN}0.90" in words(figure) and "GPTQ 3, in domain" in words(figure)
+    np.testing.assert_allclose(raw[[LOSS, "GPTQ 3, in domain"]], wanted)
+    partial = matrix["given settings as ranks"].unstack("loss").loc[raw.index, raw.columns]
+    np.testing.assert_allclose(partial, raw + 0.01)
+    svg = text_of(render.files(figure("correlation_matrix", answers))["svg"])
+    assert "\N{MINUS SIGN}0.90" in svg and "GPTQ 3, in domain" in svg
 
 
 def test_an_undetermined_correlation_is_blank(answers):
     some = answers.associations.copy()
     some.loc[some.index[0], "estimate"] = np.nan
-    figure = all_figures()["correlation_matrix"](made.answers(associations=some))
-    assert np.isnan(np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)[0, 0])
-    assert "nan" not in words(figure)
+    results = made.answers(associations=some)
+    assert len(data("correlation_matrix", results)) == len(data("correlation_matrix", answers)) - 1
+    assert "nan" not in text_of(render.files(figure("correlation_matrix", results))["svg"]).lower()
 
 
-def test_quantisation_is_plotted_by_bits_with_the_range_over_runs():
+def test_quantisation_is_a_rise_of_the_loss_by_bits_and_method():
     table = made.sweep(4, checkpoints=1)
     table["round_to_nearest_3/in_domain"] = table["lm_loss/in_domain"] + [0.1, 0.2, 0.3, 0.4]
-    left, right = all_figures()["quantisation"](made.answers(table)).axes
-    means, ends = bars(left)["rounding"]
-    np.testing.assert_allclose(means, [[3, 0.25], [8, 0]], atol=1e-12)
-    np.testing.assert_allclose(ends[:, :, 1], [[0.1, 0.4], [0, 0]], atol=1e-12)
-    ((x, y),) = lines(right, "rounding, 3 bits")
-    np.testing.assert_array_equal(x, table["unembedding/effective_rank_percent"])
-    np.testing.assert_allclose(y, [0.1, 0.2, 0.3, 0.4])
+    rises = data("quantisation", made.answers(table))
+    rounding = rises[rises["method"] == "rounding"]
+    assert set(rounding["bits"]) == {3, 8} and set(rounding.loc[rounding["fewest"], "bits"]) == {3}
+    np.testing.assert_allclose(rounding.loc[rounding["bits"] == 3, "change"], [0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(rounding.loc[rounding["bits"] == 8, "change"], 0, atol=1e-12)
+    np.testing.assert_array_equal(rounding.loc[rounding["bits"] == 3, "rank"], table[PRIMARY_PAIR[0]])
+
+
+def test_an_effect_is_chosen_from_all_quantisations_and_finetunings(answers):
+    drawn = figure("effects", answers)
+    params = {p["name"]: p for p in render.specification(drawn)["params"]}
+    effects = params["effect"]["bind"]["options"]
+    assert "rounding to 3 bits: rise of in-domain loss" in effects
+    assert "fine-tuning on code at rate 0.001: forgetting" in effects
+    rise = answers.final.rows["gptq_3/in_domain"] - answers.final.rows["lm_loss/in_domain"]
+    np.testing.assert_allclose(drawn.data["effects"]["GPTQ to 3 bits: rise of in-domain loss"], rise)
 
 
 def test_forgetting_is_drawn_against_the_target_and_at_the_highest_rate_against_rank(answers):
-    left, right = all_figures()["finetuning"](answers).axes
-    assert len(left.get_lines()) == 2
-    assert lines(right, "code, rate 0.0001") == []
-    ((x, y),) = lines(left, "code, rate 0.0001")
-    np.testing.assert_allclose(x, answers.final.rows["lm_loss/in_domain"] - 0.5)
-    assert set(y) == {0.1}
-    assert len(lines(right, "code, rate 0.001")) == 1
+    tunings = data("finetuning", answers)
+    lowest = tunings[tunings["rate"] == 0.0001]
+    np.testing.assert_allclose(lowest["after"], answers.final.rows["lm_loss/in_domain"] - 0.5)
+    assert set(lowest["change"]) == {0.1} and not lowest["highest"].any()
+    assert set(tunings.loc[tunings["highest"], "rate"]) == {0.001}
 
 
 def test_the_quadrant_figure_shows_counts(answers):
-    figure = all_figures()["saturation_quadrants"](answers)
-    (axes,) = figure.axes
+    drawn = figure("saturation_quadrants", answers)
     runs = answers.saturation.quadrants.set_index(["rank", "degraded"])["runs"]
     title = f"low rank: {runs['low', True]} degraded, {runs['low', False]} not"
-    assert axes.get_title("left") == title and title in words(figure)
-    by_label = {points.get_label(): len(points.get_offsets()) for points in axes.collections}
-    assert by_label == {"degraded": 8, "not degraded": 16}
+    assert title in text_of(render.files(drawn)["svg"])
+    assert drawn.data["saturation"]["loss"].value_counts().to_dict() == {"degraded": 8, "not degraded": 16}
+    assert drawn.data["median_rank"]["rank"].item() == answers.saturation.median_rank
 
 
 def test_undetermined_runs_are_counted_separately(answers):
     runs = answers.saturation.runs.assign(degraded=pd.array([None] * 2 + [True] * 22, "boolean"))
     changed = SimpleNamespace(**(vars(answers.saturation) | {"runs": runs}))
-    (axes,) = all_figures()["saturation_quadrants"](made.answers(saturation=changed)).axes
-    by_label = {points.get_label(): len(points.get_offsets()) for points in axes.collections}
-    assert by_label == {"degraded": 22, "can't be told": 2}
+    of = data("saturation_quadrants", made.answers(saturation=changed))
+    assert of["loss"].value_counts().to_dict() == {"degraded": 22, "can't be told": 2}
 
 
-def test_variance_shares_are_stacked_to_their_sum(answers):
-    (axes,) = all_figures()["variance_split"](answers).axes
-    assert [of.get_label() for of in axes.containers] == ["batch size", "weight decay", "seed", "rest"]
-    ends = [[bar.get_x() + bar.get_width() for bar in of] for of in axes.containers]
-    np.testing.assert_allclose(ends, [[x, x] for x in (0.5, 0.8, 0.95, 1.0)])
+def test_variance_shares_are_stacked_in_the_order_of_the_settings(answers):
+    shares = data("variance_split", answers)
+    of = shares[shares["column"] == RANK].sort_values("place")
+    assert list(of["setting"]) == ["batch size", "weight decay", "seed", "rest"]
+    np.testing.assert_allclose(of["share"].cumsum(), [0.5, 0.8, 0.95, 1.0])
 
 
 def test_a_selection_of_many_columns_includes_the_declared_pair():
     names = [f"layer_{i}/two_nn" for i in range(40)] + list(PRIMARY_PAIR)
     rows = [[name, "rest", 1.0, 1.0, 1.0, 24, ""] for name in names]
     many = pd.DataFrame(rows, columns=made.COLUMNS["variance"])
-    figure = all_figures()["variance_split"](made.answers(variance=many))
-    title = words(figure)
-    assert (
-        "16 of 42 columns" in title and "loss, in domain" in title and "Unembedding W: effective rank, % of D" in title
-    )
+    drawn = figure("variance_split", made.answers(variance=many))
+    assert drawn.data["variance"]["column"].nunique() == 16 and {RANK, LOSS} <= set(drawn.data["variance"]["column"])
+    assert "16 of 42 columns" in drawn.note
 
 
-def test_prediction_shows_points_with_intervals_and_sample_sizes(answers):
-    left, right = all_figures()["prediction"](answers).axes
-    title = bars(left)
-    assert list(title) == ["settings", "settings and geometry"]
-    np.testing.assert_allclose(title["settings"][0][:, 0], [0.5] * 6)
-    np.testing.assert_allclose(title["settings"][1][:, :, 0], [[0.3, 0.8]] * 6)
-    assert [t.get_text() for t in right.get_yticklabels()] == [
-        "batch size", "parameters", "Unembedding W: effective rank, % of D",
-    ]  # fmt: skip
+def test_prediction_shows_points_with_intervals(answers):
+    of = data("prediction", answers)
+    assert set(of["features"]) == {"settings", "settings and geometry"} and len(of) == 12
+    np.testing.assert_allclose(of.loc[of["features"] == "settings", ["r2", "low", "high"]], [[0.5, 0.3, 0.8]] * 6)
 
 
-def test_early_prediction_is_plotted_by_fraction_of_training(answers):
-    (axes,) = all_figures()["early_prediction"](answers).axes
-    title = bars(axes)
-    assert list(title) == ["settings", "settings and loss", "settings and geometry", "all"]
-    points, ends = title["all"]
-    np.testing.assert_allclose(points[:, 1], [0.2, 0.35, 0.6])
-    np.testing.assert_allclose(points[:, 0], [10, 25, 50], atol=3)
-    np.testing.assert_allclose(ends[:, :, 1], [[0.1, 0.3], [0.25, 0.45], [0.5, 0.7]])
+def test_importance_shows_the_columns_that_matter_most_in_words(answers):
+    of = data("importance", answers)
+    assert dict(zip(of["feature"], of["importance"], strict=True)) == {RANK: 0.1, "batch size": 0.4, "parameters": 0.2}
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_early_prediction_is_drawn_by_fraction_of_training(answers):
+    of = data("early_prediction", answers)
+    assert list(of["features"].unique()) == ["settings", "settings and loss", "settings and geometry", "all"]
+    every = of[of["features"] == "all"]
+    np.testing.assert_allclose(every[["percent", "r2", "low", "high"]],
+                               [[10, 0.2, 0.1, 0.3], [25, 0.35, 0.25, 0.45], [50, 0.6, 0.5, 0.7]])  # fmt: skip
+
+
 @pytest.mark.parametrize("table", [None, pd.DataFrame({"run_id": ["a"], "final": [False], "diverged_at": [None]})])
-def test_figures_without_data_state_in_a_line_what_is_missing(name, table):
-    text = words(all_figures()[name](made.empty_answers(table)))
-    assert text.startswith("No figure: ") and text.endswith(".")
-    assert len(text) < 120 and "nan" not in text
+def test_figures_without_data_state_in_a_line_what_is_missing(table):
+    for item in items(Figure):
+        shown = show(item, made.empty_answers(table))
+        assert shown.content is None and 5 < len(shown.why) < 100 and "nan" not in shown.why, item.name
 
 
-def test_an_empty_figure_shows_the_reason_of_the_analysis(answers):
+def test_an_empty_figure_shows_the_reason_of_the_analysis():
     given = made.early().assign(r2=np.nan, note="3 configurations are too few for 5 folds")
-    text = words(all_figures()["early_prediction"](made.answers(early=given)))
-    assert text == "No figure: 3 configurations are too few for 5 folds."
+    with pytest.raises(NothingToShow, match="^3 configurations are too few for 5 folds$"):
+        figure("early_prediction", made.answers(early=given))
 
 
 def hard_tables():
@@ -262,90 +272,80 @@ def hard_tables():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "table"), list(hard_tables()), ids=[case for case, _ in hard_tables()])
-@pytest.mark.filterwarnings("error")
 def test_figures_of_degenerate_tables_are_drawn(case, table):
-    drawn = made.answers(table, made.curves_of(table, steps=40, places=(1, 2)))
-    of_answers_alone = {"correlation_matrix", "variance_split", "prediction", "early_prediction"}
-    for name in (name for name in NAMES if name not in of_answers_alone):
-        figure = all_figures()[name](drawn)
-        figure.draw_without_rendering()
-        assert figure.findobj(matplotlib.text.Text)
+    results = made.answers(table, made.curves_of(table, steps=40, places=(1, 2)))
+    drawn = 0
+    for item in items(Figure):
+        shown = show(item, results)
+        if shown.content is not None:
+            ElementTree.fromstring(render.files(shown.content)["svg"])
+            drawn += 1
+    assert drawn >= 5
 
 
-@pytest.mark.parametrize("name", ["$", "$a_$b$", "\\$x$", "a\x00b\nc", "<&>\"'", "_^{", "x" * 500])
-def test_any_name_is_shown_literally(name, tmp_path):
-    figure = Figure()
-    figure.text(0.5, 0.5, plain(name))
-    figure.savefig(tmp_path / "a.svg")
-    ElementTree.parse(tmp_path / "a.svg")
-    assert len(plain(name)) < 60
+@pytest.mark.parametrize("name", ["$", "$a_$b$", "a\x00b\nc", "<&>\"'", "x" * 500, "datum.x", "[0].y", "=evil"])
+def test_any_name_is_shown_literally(name):
+    table = made.sweep(12, checkpoints=1).rename(columns={"config.data.batch_size": f"config.data.{name}"})
+    table[f"unembedding/{name}"] = 1.0
+    drawn = figure("loss_against_geometry", made.answers(table))
+    shown = charts.printable(name.rsplit(".", 1)[-1].replace("_", " "))
+    svg = text_of(render.files(drawn)["svg"])
+    assert shown[:30] in svg and "undefined" not in svg  # a title that is too long is cut
+    assert len(max(drawn.data["runs"].columns, key=len)) <= 60
+
+
+def test_levels_of_a_setting_keep_their_kind():
+    values = {"number": [1, 0.5], "words": ["a", "b"], "flag": [True, False], "list": [["x", "y"], []]}
+    for name, levels in values.items():
+        table = made.sweep(2, checkpoints=1, seeds=1).assign(**{f"config.data.{name}": levels})
+        runs = charts.runs_data(made.answers(table))
+        expected = levels if name == "number" else [format_value(level) for level in levels]
+        assert list(runs[name]) == expected
 
 
 def test_figure_files_are_reproducible_vector_graphics_with_text(answers, tmp_path):
-    chosen = ["loss_against_geometry", "variance_split"]
-    paths = write_figures(tmp_path / "one" / "figures", answers, chosen)
-    assert [path.name for path in paths] == [f"{name}.{ending}" for name in chosen for ending in ("svg", "pdf")]
-    assert sorted(p.name for p in (tmp_path / "one" / "figures").iterdir()) == sorted(path.name for path in paths)
-    svg = paths[0].read_text()
-    title = [
-        "".join(element.itertext()).strip()
-        for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
-    ]
-    assert "In-domain loss, nats a token" in title and "weight decay" in title
-    assert "<dc:date>" not in svg
-    assert paths[1].read_bytes().startswith(b"%PDF") and b"CreationDate" not in paths[1].read_bytes()
-    again = write_figures(tmp_path / "again", answers, chosen)
+    chosen = [show(item, answers) for item in items(Figure) if item.name in ("training_loss", "variance_split")]
+    paths = papers.write_figures(tmp_path / "one" / "figures", chosen)
+    names = [f"{name}.{ending}" for name in ("training_loss", "variance_split") for ending in ("svg", "pdf", "png")]
+    assert [path.name for path in paths] == names
+    assert sorted(p.name for p in (tmp_path / "one" / "figures").iterdir()) == sorted(names)
+    texts = text_of(paths[0].read_bytes())
+    assert "training loss, nats per token" in texts and "batch size" in texts
+    assert paths[1].read_bytes().startswith(b"%PDF") and paths[2].read_bytes().startswith(b"\x89PNG")
+    again = papers.write_figures(tmp_path / "again", chosen)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
-def test_a_single_figure_can_be_written(answers, tmp_path):
-    assert [p.name for p in write_figures(tmp_path, answers, "u_shapes")] == ["u_shapes.svg", "u_shapes.pdf"]
+def test_files_of_a_figure_that_has_nothing_to_show_any_more_are_removed(answers, tmp_path):
+    (item,) = (item for item in items(Figure) if item.name == "u_shapes")
+    assert len(papers.write_figures(tmp_path, [show(item, answers)])) == 3
+    assert papers.write_figures(tmp_path, [show(item, made.empty_answers())]) == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_figure_is_refused_with_the_nearest_name(answers, tmp_path):
+def test_an_unknown_figure_is_refused_with_the_nearest_name():
     with pytest.raises(AnalysisError) as error:
-        write_figures(tmp_path / "figures", answers, ["spectra", "u_shape"])
+        papers.figure_item("u_shape")
     assert str(error.value).startswith("no figure 'u_shape'; the nearest is 'u_shapes', and all are: training_loss, ")
-    assert not (tmp_path / "figures").exists()
 
 
 def test_existing_figures_stay_if_drawing_fails(answers, tmp_path, monkeypatch):
-    paths = write_figures(tmp_path, answers, "variance_split")
-    before = [path.read_bytes() for path in paths]
+    (item,) = (item for item in items(Figure) if item.name == "variance_split")
+    shown = [show(item, answers)]
+    before = [path.read_bytes() for path in papers.write_figures(tmp_path, shown)]
 
-    def full(self, file, **more):
+    def full(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda self, file, **more: file.write(b"<svg/>"))
-    monkeypatch.setattr(FigureCanvasPdf, "print_pdf", full)
+    monkeypatch.setattr("vl_convert.svg_to_pdf", full)
     with pytest.raises(OSError, match="disk full"):
-        write_figures(tmp_path, answers, "variance_split")
-    assert [path.read_bytes() for path in paths] == before
-    assert len(list(tmp_path.iterdir())) == 2
+        papers.write_figures(tmp_path, shown)
+    assert [(tmp_path / f"variance_split.{e}").read_bytes() for e in ("svg", "pdf", "png")] == before
+    assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_drawing_neither_changes_nor_uses_global_matplotlib_settings(answers, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # makes its import fail
-    (plain_svg, _) = write_figures(tmp_path / "plain", answers, "variance_split")
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        before = matplotlib.rcParams.copy()
-        (svg, _) = write_figures(tmp_path / "loud", answers, "variance_split")
-        assert matplotlib.rcParams.copy() == before
-    assert svg.read_bytes() == plain_svg.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("x", "text"),
-    [(8e9, "8B"), (64e6, "64M"), (32768, "32.77k"), (512, "512"), (0.0001, "0.0001"), (-2e6, "-2M"), (0, "0")],
-)
-def test_tick_labels_are_abbreviated_numbers(x, text):
-    assert amount(x) == text
-
-
-@pytest.mark.slow
-def test_a_whole_sweep_is_drawn_in_20_seconds(tmp_path):
-    table = made.sweep(108, checkpoints=100)
-    whole = made.answers(table, made.curves_of(table, steps=2000))
-    begun = time.monotonic()
-    write_figures(tmp_path, whole)
-    assert time.monotonic() - begun < 20
+def test_importing_the_report_does_not_import_what_draws():
+    heavy = ("altair", "vl_convert", "jinja2")
+    code = f"import sys, sweeps.report, sweeps.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 
 from sweeps.analysis.results import analyze
-from sweeps.report import page as pages
-from sweeps.report import statistics, write_report
-from sweeps.report.curves import MAX_POINTS
-from sweeps.report.sections import CONTENTS
-from sweeps.studies.paper_b.study import STUDY
+from sweeps.report import write_report
+from sweeps.report.item import sections
 
 EVIL = "evil</script><script>alert(1)</script><b onclick='x()'>&\"<!--"
 FACTS = {"command": "olmo-jax report --workdir=<dir>", "versions": "jax 0.10.2"}
 GEOMETRY = ["unembedding/effective_rank_percent", "unembedding/mean_cosine", "final_states/effective_rank"]
 LOSSES = ["lm_loss/in_domain", "round_to_nearest_3/in_domain"]
+SCRIPTS = 4  # the data, vega, and two of the page's own
+# The section of paper B is there only where a sweep has an experiment on it.
+CONTENTS = [name for name in sections() if name != "local-dimension"]
 
 
 def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES, geometry=GEOMETRY):
@@ -89,18 +89,17 @@ class Page(html.parser.HTMLParser):
 
     @property
     def data(self):
-        return json.loads(self.scripts["data"])
+        """The page's data, each of its columns as a list of values."""
+        data = json.loads(self.scripts["data"])
+        for columns in data["datasets"].values():
+            coded = {name: values for name, values in columns.items() if isinstance(values, dict)}
+            columns |= {name: [of["levels"][code] for code in of["codes"]] for name, of in coded.items()}
+        return data
 
 
-def at(page, curve, what):
-    """Return the coordinates of a curve's points."""
-    return page.data["at"][curve["at"]][what]
-
-
-def options(page, name):
-    """Return the option values of a select element of the page."""
-    select = re.search(rf'<select id="{name}">(.*?)</select>', page.source, re.DOTALL)[1]
-    return [value or text for value, text in re.findall(r'<option(?: value="([^"]*)")?[^>]*>([^<]*)</option>', select)]
+def params(page, name):
+    """Return the parameters of a figure by name."""
+    return {param["name"]: param for param in page.data["figures"][name]["params"]}
 
 
 @pytest.fixture(scope="module")
@@ -113,28 +112,27 @@ def test_the_page_loads_no_external_resources(page):
     assert [(t, a) for t, a in page.elements if any(name in a for name in loads)] == []
     assert all(a["href"].startswith("#") for a in page.all("a"))
     assert page.all("link") == page.all("iframe") == []
-    markup = page.source.replace(page.scripts["plotly"], "")
+    markup = page.source.replace(page.scripts["vega"], "")
     assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttpRequest", markup)
     policy = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy[0].startswith("default-src 'none';")
     assert "http" not in policy[0]
 
 
-def test_plotly_is_embedded_once_without_upload_features(page):
-    assert len(re.findall(r"plotly\.js v\d", page.source)) == 1
-    assert 'plotlyServerURL: ""' in page.source
-    assert "modeBarButtons: [[" in page.source
+def test_the_scripts_are_embedded_once_and_offer_no_upload(page):
+    assert len(re.findall(r"window\.vegaEmbed ?=", page.source)) == 1
+    assert "editor: false" in page.source and "</script" not in page.scripts["vega"]
 
 
-def test_every_run_is_in_the_table_the_curves_and_the_figure(page):
+def test_every_run_is_in_the_table_the_curves_and_the_figures(page):
     names = set(sweep()[0].run_id)
     assert names <= {row[0] for row in page.cells if row}
-    assert set(page.data["curves"]) == set(page.data["runs"]) == set(page.data["final"]["run"]) == names
+    assert all(set(page.data["datasets"][of]["run"]) == names for of in ("losses", "geometry", "final", "runs"))
 
 
 def test_run_names_are_escaped(page):
     assert EVIL in page.text
-    assert len(page.all("script")) == 3 + len(pages.SCRIPTS) + len(STUDY.scripts)
+    assert len(page.all("script")) == SCRIPTS
     assert page.all("b") and all("onclick" not in attributes for _, attributes in page.elements)
     assert "<" not in page.scripts["data"]
     assert page.open == []
@@ -155,63 +153,55 @@ def test_sections_come_in_reading_order(page):
     )
 
 
+def test_each_figure_of_the_specifications_has_its_place(page):
+    places = [a["data-figure"] for a in page.all("div") if "data-figure" in a]
+    assert len(places) == len(set(places)) >= 10 and set(places) == set(page.data["figures"])
+
+
 def test_every_table_header_is_a_button_with_its_sort_state(page):
     tables = page.all("table")
-    assert [a["id"] for a in tables][:2] == ["correlations-0", "correlations-1"] and tables[-1]["id"] == "table"
+    assert [a["id"] for a in tables][:2] == ["associations-0", "associations-1"]
+    assert [a["id"] for a in tables][-2:] == ["results_table", "constant_settings"]
     assert all("sortable" in a["class"] for a in tables)
     assert all(a["aria-sort"] == "none" and a["scope"] == "col" for a in page.all("th"))
     assert len([a for a in page.all("button") if "data-table" in a]) == len(tables)
     assert len(re.findall(r"<th [^>]*><button ", page.source)) == len(page.all("th")) > 15
     assert re.search(r'<td class="number" data-value="10">10</td>', page.source)
+    assert re.search(r'<td class="estimate (posi|nega)tive" style="--strength: 0.\d\d" data-value="', page.source)
 
 
 def test_settings_precede_results_and_constant_ones_are_separate(page):
     head = next(row for row in page.cells if row and row[0] == "run_id")
-    assert head[:3] == ["run_id", "weight decay", "init seed"]
-    assert "d model" not in head
-    assert [s["key"] for s in page.data["settings"]] == ["config.optimizer.weight_decay"]
+    assert head[:3] == ["run_id", "config.optimizer.weight_decay", "config.init_seed"]
+    assert "config.model.d_model" not in head and ["model.d_model", "64"] in page.cells
+    assert page.data["settings"] == ["weight decay"]
 
 
 def test_the_declared_pair_leads_the_correlations_and_the_figure(page):
     first = page.cells[1]
-    assert first[:3] == ["Effective rank, % of D", "lm_loss/in_domain", "12"]
+    assert first[:3] == ["Effective rank, % of D", "loss, in domain", "12"]
     assert re.search(r" p [.<]", first[3]) and re.search(r" q [.<]", page.cells[2][3])
-    chosen = re.findall(r"<option selected>([^<]+)</option>", page.source)
-    assert set(chosen) == {"unembedding/effective_rank_percent", "lm_loss/in_domain"}
-
-
-def test_curves_separate_probes_and_keep_gaps(tmp_path):
-    table, curves = sweep(runs=2, steps=1000)
-    curves["run0"].loc[900:, "loss"] = np.nan
-    page = Page(write_report(tmp_path, analyze(table, curves), {}))
-    curve = page.data["curves"]["run0"]
-    assert at(page, curve["unembedding/mean_cosine"], "step") == list(range(10, 1001, 10))
-    assert at(page, curve["unembedding/mean_cosine"], "tokens") == list(range(10240, 1024001, 10240))
-    loss = curve["loss"]
-    assert at(page, loss, "step")[:2] == [2, 5]
-    assert len(loss["value"]) == MAX_POINTS
-    assert loss["value"][0] == pytest.approx(np.mean(8 - np.arange(1, 4) / 1000), rel=1e-5)
-    assert loss["value"][-1] is None and loss["value"][260] is not None
+    of = params(page, "loss_against_geometry")
+    assert of["metric"]["value"] == "Unembedding W: effective rank, % of D" and of["loss"]["value"] == "loss, in domain"
 
 
 def test_a_new_column_appears_everywhere(tmp_path):
     column = "blocks_0.mlp.up_centred/my_metric"
     page = Page(write_report(tmp_path, analyze(*sweep(geometry=[column, "unembedding/my_metric", *GEOMETRY])), {}))
-    assert options(page, "target") == ["unembedding", "final_states", "blocks_0.mlp.up_centred"]
-    targets = page.data["targets"]
-    assert [t["name"] for t in targets] == ["Unembedding W", "Final states H", "Parameter blocks_0.mlp.up, centred"]
-    assert targets[0]["panels"][:2] == [
-        {"key": "unembedding/my_metric", "name": "my metric"},
-        {"key": "unembedding/effective_rank_percent", "name": "Effective rank, % of D"},
-    ]
-    assert page.data["training_loss"]["key"] == "loss"
+    targets = ["Unembedding W", "Final states H", "Parameter blocks_0.mlp.up, centred"]
+    assert params(page, "geometry_over_training")["target"]["bind"]["options"] == targets
+    geometry = page.data["datasets"]["geometry"]
+    for name in ("Parameter blocks_0.mlp.up, centred: my metric", "Unembedding W: my metric"):
+        assert len(geometry[name]) == 12 * 4 and None not in geometry[name]
+        assert name in params(page, "loss_against_geometry")["metric"]["bind"]["options"]
+        assert len(page.data["datasets"]["final"][name]) == 12
+        assert name in page.data["datasets"]["correlations"]["metric"]
+    assert [row[1] for row in page.cells if row and row[0] == "my metric"] == [
+        "loss, in domain",
+        "round to nearest 3, in domain",
+    ] * 2
     for name in (column, "unembedding/my_metric"):
-        assert all(len(curve[name]["value"]) == 4 for curve in page.data["curves"].values())
-        assert name in options(page, "x") and len(page.data["final"]["values"][name]) == 12
-        assert page.data["matrix"]["metrics"].count(name) == 1
         assert any(name in row for row in page.cells if row and row[0] == "run_id")
-    assert [row[1] for row in page.cells if row and row[0] == "My metric"] == []
-    assert [row[1] for row in page.cells if row and row[0] == "my metric"] == LOSSES * 2
 
 
 @pytest.fixture(scope="module")
@@ -228,30 +218,30 @@ def probe_sets(tmp_path_factory):
 
 
 def test_spreads_are_shown_as_bands_only(probe_sets):
-    curves = probe_sets.data["curves"]
-    assert curves["run0"]["final_states/effective_rank"]["spread"] == [0.25, None, 0.25, 0.25]
-    assert "spread" not in curves["run1"]["final_states/effective_rank"]
-    assert "spread" not in curves["run0"]["unembedding/mean_cosine"]
-    assert options(probe_sets, "target") == ["unembedding", "final_states"]
-    assert options(probe_sets, "x") == GEOMETRY
-    assert probe_sets.data["matrix"]["metrics"] == GEOMETRY
+    geometry = pd.DataFrame(probe_sets.data["datasets"]["geometry"])
+    states = geometry.set_index("run")["Final states H: Effective rank spread"]
+    assert [None if np.isnan(x) else x for x in states["run0"]] == [0.25, None, 0.25, 0.25]
+    assert states["run1"].isna().all()
+    assert "Unembedding W: Mean cosine of rows spread" not in geometry
+    assert params(probe_sets, "geometry_over_training")["target"]["bind"]["options"] == [
+        "Unembedding W",
+        "Final states H",
+    ]
+    assert len(params(probe_sets, "loss_against_geometry")["metric"]["bind"]["options"]) == len(GEOMETRY)
+    assert len(set(probe_sets.data["datasets"]["correlations"]["metric"])) == len(GEOMETRY)
 
 
 def test_counts_are_shown_in_a_note(probe_sets):
-    notes = [target["note"] for target in probe_sets.data["targets"]]
-    assert notes == ["", "Final states H: 128 points, rank at most 64, 0 to 1 duplicated"]
-    assert not any("points" in panel["key"] for target in probe_sets.data["targets"] for panel in target["panels"])
+    assert "Final states H: 128 points, rank at most 64, 0 to 1 duplicated." in probe_sets.text
+    assert not [name for name in probe_sets.data["datasets"]["geometry"] if name.endswith("points")]
 
 
 def test_target_names_are_escaped(tmp_path):
     target = f'blocks_0/{EVIL}"'
     page = Page(write_report(tmp_path, analyze(*sweep(geometry=[*GEOMETRY, f"{target}/my_metric"])), {}))
-    names = {attributes.get("value") for attributes in page.all("option")}
-    assert target in names
-    assert page.data["targets"][-1]["key"] == target
-    assert f"Parameter {target}" in {attributes["label"] for attributes in page.all("optgroup")}
-    assert page.text.count(f"Parameter {target}") == 2  # the choice of a target and the correlations
-    assert len(page.all("script")) == 3 + len(pages.SCRIPTS) + len(STUDY.scripts)
+    assert params(page, "geometry_over_training")["target"]["bind"]["options"][-1] == f"Parameter {target}"
+    assert page.text.count(f"Parameter {target}") == 1  # the fold of its correlations
+    assert len(page.all("script")) == SCRIPTS
     assert all("onclick" not in attributes for _, attributes in page.elements)
     assert "<" not in page.scripts["data"]
     assert page.open == []
@@ -265,8 +255,8 @@ def test_a_page_of_many_targets_is_fast_folded_and_bounded_in_size(tmp_path):
     page = Page(write_report(tmp_path, analyze(table, curves), {}))
     assert time.process_time() - start < 15
     folds = [a for a in page.all("details") if "class" not in a][: 2 + 24]
-    assert ["open" in a for a in folds] == [True] * statistics.OPEN_TARGETS + [False] * (26 - statistics.OPEN_TARGETS)
-    assert len(page.source) - len(page.scripts["plotly"]) < 6e6
+    assert ["open" in a for a in folds] == [True] + [False] * 25
+    assert len(page.source) - len(page.scripts["vega"]) < 6e6
 
 
 def test_a_large_sweep_shows_final_rows_and_is_fast(tmp_path):
@@ -295,7 +285,8 @@ def test_a_page_is_written_with_any_data_missing(tmp_path, change):
     page = Page(write_report(tmp_path, analyze(*change(*sweep(4))), {}))
     assert page.open == []
     assert len(re.findall(r"<section", page.source)) == len(CONTENTS)
-    assert not re.search(r"\bnan\b|\bNaN\b|>None<", page.source.replace(page.scripts["plotly"], "").split("<style>")[0])
+    assert "nothing to show" in page.text
+    assert not re.search(r"\bnan\b|\bNaN\b|>None<", page.source.split("<main>")[1].split("<script")[0])
     assert "Not recorded." in page.text
 
 

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.report import made_up
 from sweeps.analysis import PRIMARY_PAIR
 from sweeps.analysis.results import analyze
-from sweeps.report.sections import CONTENTS
-from sweeps.report.sentences import findings
+from sweeps.report.item import sections
+from sweeps.report.items.findings import findings
 
 PLAIN = {"\N{MINUS SIGN}": "-"}
 
@@ -19,13 +19,13 @@ def answers():
 
 
 def sentences(answers):
-    return [finding.sentence.replace(*next(iter(PLAIN.items()))) for finding in findings(answers)]
+    return [paragraph.text.replace(*next(iter(PLAIN.items()))) for paragraph in findings(answers).paragraphs]
 
 
 def test_every_sentence_has_a_number_and_refers_to_a_figure_of_the_page(answers):
-    all_findings = findings(answers)
-    assert {finding.figure for finding in all_findings} <= set(CONTENTS)
-    assert all(re.search(r"\d", finding.sentence) and finding.sentence.endswith(".") for finding in all_findings)
+    paragraphs = findings(answers).paragraphs
+    assert {paragraph.link for paragraph in paragraphs} <= set(sections())
+    assert all(re.search(r"\d", paragraph.text) and paragraph.text.endswith(".") for paragraph in paragraphs)
     assert [bool(re.search(r"interval -?[\d.]+ to", s)) for s in sentences(answers)][3:7:3] == [True, True]
 
 

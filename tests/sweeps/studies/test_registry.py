@@ -1,6 +1,5 @@
 """A study is a folder that declares itself: its content appears in the report, and no other module names it."""
 
-import dataclasses
 import json
 import sys
 
@@ -9,26 +8,48 @@ import pytest
 
 from sweeps import studies
 from sweeps.analysis.results import analyze
+from sweeps.report import item as registry
 from sweeps.report import write_report
-from sweeps.report.figures import all_figures, check_names
+from sweeps.report.item import items, sections
+from sweeps.report.papers import figure_item
 
 STUDY = """
-import pathlib
 from sweeps.studies import Study
 
 STUDY = Study(
     name="counting",
     analyze=lambda table, curves, courses: {"runs": table["run_id"].nunique(), "curves": len(curves)},
-    section_id="count",
-    heading="How many",
-    after="spectra",
-    section=lambda results: '<section aria-labelledby="count"><h2 id="count">How many</h2></section>',
-    data=lambda results: {"count": results.studies["counting"]},
     sentences=lambda results: [f"The sweep has {results['runs']} runs."],
     in_summary=lambda table: True,
-    figures={"count": lambda results: None},
-    scripts=(pathlib.Path(__file__).parent / "count.js",),
 )
+"""
+ITEMS = """
+import altair as alt
+import pandas as pd
+
+from sweeps.report import add_section, report_item
+from sweeps.report.item import Figure, NothingToShow, Paragraph, Words
+
+add_section("count", "How many", after="spectra", optional=True)
+
+
+@report_item(section="findings", order=0)
+def count_findings(results) -> Words:
+    '''How many runs the sweep has.'''
+    return Words([Paragraph(f"The sweep has {_counts(results)['runs']} runs.", link="count")])
+
+
+@report_item(section="count", order=10)
+def count(results) -> Figure:
+    '''The numbers of runs and curves.'''
+    data = pd.DataFrame([_counts(results)])
+    return Figure(alt.Chart(alt.NamedData("count")).mark_point().encode(x="runs:Q", y="curves:Q"), {"count": data})
+
+
+def _counts(results):
+    if "counting" not in results.studies:
+        raise NothingToShow("nothing was counted")
+    return results.studies["counting"]
 """
 
 
@@ -41,14 +62,18 @@ def sweep():
 @pytest.fixture
 def counting(tmp_path, monkeypatch):
     """An additional folder of studies, with one that declares itself and one that doesn't."""
+    items()
+    monkeypatch.setattr(registry, "_ITEMS", dict(registry._ITEMS))
+    monkeypatch.setattr(registry, "_SECTIONS", dict(registry._SECTIONS))
     for folder in ("counting", "notes"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     (tmp_path / "counting" / "study.py").write_text(STUDY)
-    (tmp_path / "counting" / "count.js").write_text("drawCount(data.count);")
+    (tmp_path / "counting" / "items.py").write_text(ITEMS)
     monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
+    studies.load_items()
     yield next(study for study in studies.registered_studies() if study.name == "counting")
-    for module in ("sweeps.studies.counting.study", "sweeps.studies.counting"):
+    for module in ("sweeps.studies.counting.study", "sweeps.studies.counting.items", "sweeps.studies.counting"):
         del sys.modules[module]
     delattr(studies, "counting")
 
@@ -59,11 +84,11 @@ def test_folders_that_declare_a_study_are_registered():
 
 def test_adding_a_folder_registers_a_study(counting):
     assert [study.name for study in studies.registered_studies()] == ["counting", "paper_b"]
-    assert "count" in all_figures()
-    check_names(["count"])
+    assert figure_item("count").section == "count"
+    assert list(sections()).index("count") == list(sections()).index("spectra") + 1
 
 
-def test_the_page_has_section_sentence_data_and_script_of_a_study(counting, tmp_path):
+def test_the_page_has_section_sentence_and_figure_of_a_study(counting, tmp_path):
     results = analyze(*sweep(), studies={"counting": counting.analyze})
     source = write_report(tmp_path / "report", results, {}).read_text()
     headings = [piece.partition('"')[0] for piece in source.split('<h2 id="')[1:]]
@@ -72,13 +97,12 @@ def test_the_page_has_section_sentence_data_and_script_of_a_study(counting, tmp_
     first = source.split('<ol class="findings">\n')[1].partition("\n")[0]
     assert first == '<li>The sweep has 2 runs. <a href="#count">How many</a></li>'
     data = json.loads(source.split('id="data">')[1].split("</script>")[0])
-    assert data["count"] == {"runs": 2, "curves": 1}
-    assert source.index("drawCount(data.count);") > source.index("<script>\n")
+    assert data["datasets"]["count"] == {"runs": [2], "curves": [1]} and "count" in data["figures"]
 
 
-def test_a_page_without_a_study_has_no_study_content(counting, tmp_path):
-    source = write_report(tmp_path / "report", analyze(*sweep()), {}, studies=[]).read_text()
-    assert "drawCount" not in source and '"claims"' not in source and "How many" not in source
+def test_a_page_without_a_studys_results_leaves_its_section_out(counting, tmp_path):
+    source = write_report(tmp_path / "report", analyze(*sweep()), {}).read_text()
+    assert "How many" not in source and "The sweep has" not in source and "local-dimension" not in source
 
 
 def test_results_are_keyed_by_study_name():
@@ -86,10 +110,3 @@ def test_results_are_keyed_by_study_name():
     results = analyze(table, {}, studies={"columns": lambda table, curves, courses: (list(table.columns), courses)})
     columns, courses = results.studies["columns"]
     assert "run_id" in columns and courses is None
-
-
-def test_a_study_placed_after_an_unknown_section_is_an_error(counting, tmp_path):
-    lost = dataclasses.replace(counting, after="elsewhere")
-    results = analyze(*sweep(), studies={"counting": counting.analyze})
-    with pytest.raises(ValueError, match="counting.*'elsewhere'.*findings"):
-        write_report(tmp_path, results, {}, studies=[lost])

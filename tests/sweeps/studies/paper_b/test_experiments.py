@@ -10,7 +10,7 @@ from olmo_jax.probes.texts import evaluation_sets
 from sweeps import cli
 from sweeps.planning.config_file import load_config
 from sweeps.planning.plan import read_sweep, resolve
-from sweeps.report import figures
+from sweeps.report import papers
 from sweeps.studies.paper_b.claim import CLAIMS
 
 GROKKING, TEXT = "sweeps/studies/paper_b/grokking.py", "sweeps/studies/paper_b/local_dimension.py"
@@ -111,15 +111,15 @@ def test_each_experiment_ends_with_a_verdict_on_its_page(capsys, monkeypatch, tm
     page = (tmp_path / "w/report/index.html").read_text()
     assert CLAIMS[name] in page
     data = data_of(page)
-    claim = next(claim for claim in data["claims"] if claim["name"] == name)
-    assert claim["panels"] and all(panel["bands"] for panel in claim["panels"])
+    bands = data["datasets"]["bands"]
+    assert bands["mean"] and all(value is not None for value in bands["mean"])
     assert (tmp_path / "w/report/figures/claim_curves.svg").stat().st_size > 10_000
     left = shutil.ignore_patterns("cohorts", "report", "results.*")
     shutil.copytree(tmp_path / "w", tmp_path / "copy", ignore=left)
-    monkeypatch.setattr(figures, "write_figures", lambda folder, answers: None)  # only the page is written
+    monkeypatch.setattr(papers, "write_figures", lambda folder, shown: None)  # only the page is written
     assert cli.main(["report", f"--workdir={tmp_path / 'copy'}"]) == 0
     copied = data_of((tmp_path / "copy/report/index.html").read_text())
-    assert copied["claims"] == data["claims"], "a copy without checkpoints says the same"
+    assert copied["datasets"] == data["datasets"], "a copy without checkpoints says the same"
     if name == "shift":
-        assert {v["when"] for v in claim["violins"]} == {"before", "after"} and data["sensitivity"]
-    assert "probes&#x27; share of that" in page
+        assert set(data["datasets"]["quantiles"]["when"]) == {"before", "after"} and data["datasets"]["sensitivity"]
+    assert "probes&#39; share of that" in page

@@ -9,9 +9,11 @@ import pytest
 
 from sweeps.analysis.results import analyze
 from sweeps.report import write_report
-from sweeps.report.figures import write_figures
+from sweeps.report.item import Figure, Table, items, show
+from sweeps.report.papers import write_figures
+from sweeps.studies.paper_b.claim import CLAIMS
 from sweeps.studies.paper_b.claims import claims_of
-from sweeps.studies.paper_b.panels import panels, sensitivity, violins
+from sweeps.studies.paper_b.panels import panels, quantiles, sensitivity
 from sweeps.studies.paper_b.study import STUDY
 from tests.sweeps.report.made import EVIL
 
@@ -74,13 +76,13 @@ def test_bands_show_mean_and_range_over_runs_of_a_configuration():
     np.testing.assert_array_equal(large.steps, STEPS)
 
 
-def test_violins_use_quantiles_averaged_over_models():
+def test_quantiles_are_averaged_over_models():
     answers = shift()
-    selected = {(v.text, v.when): v.values for v in violins(answers, claims_of(answers)[0])}
-    assert set(selected) == {(text, when) for text in ("code", DOMAIN) for when in ("before", "after")}
-    for (text, when), values in selected.items():
+    selected = quantiles(answers, claims_of(answers)[0]).set_index(["text", "when"])
+    assert set(selected.index) == {(text, when) for text in ("code", DOMAIN) for when in ("before", "after")}
+    for (text, when), values in selected.iterrows():
         middle = 8.1 - 2 * (text == "code" and when == "after")
-        np.testing.assert_allclose(np.quantile(values, [0, 0.5, 1]), [middle - 3, middle, middle + 3], atol=1e-9)
+        np.testing.assert_allclose(values, [middle - 3, middle - 1, middle, middle + 1, middle + 3], atol=1e-9)
 
 
 def test_sensitivity_lists_points_and_neighbours_with_their_range():
@@ -97,31 +99,51 @@ def test_the_page_shows_claim_and_verdict_and_escapes_names(tmp_path, make, name
     assert f"<h3>{name}" in source and 'href="#local-dimension"' in source
     assert f"Here: {claims_of(answers)[0].verdict}." in source
     assert "<script>alert" not in source and "\"&'%#~<b>" not in source
-    data = json.loads(source.split('id="data">')[1].split("</script>")[0])
-    (claim,) = data["claims"]
-    assert claim["panels"] and claim["name"] == claims_of(answers)[0].name
-    assert "nan" not in source.split('id="data">')[1].split("</script>")[0].lower().replace("nan-", "")
+    json_text = source.split('id="data">')[1].split("</script>")[0]
+    data = json.loads(json_text)
+    assert "claim_curves" in data["figures"] and data["datasets"]["bands"]["mean"]
+    assert "nan" not in json_text.lower().replace("nan-", "")
+    for word in CLAIMS[claims_of(answers)[0].name].split():
+        assert word in source
+
+
+def test_curves_leads_and_signals_are_those_of_the_claim():
+    answers = grokking()
+    shown = {item.name: show(item, answers).content for item in items() if item.section == "local-dimension"}
+    (claim,) = claims_of(answers)
+    bands = shown["claim_curves"].data["bands"]
+    of = bands[(bands["panel"] == "Grokking: validation accuracy") & (bands["configuration"] == "train fraction 0.2")]
+    np.testing.assert_allclose(of["mean"], 0.05)
+    points = shown["claim_change_points"].data["change_points"]
+    grokked = claim.rows.dropna(subset=["metric_step", "outcome_step"])
+    assert list(points["run"]) == list(grokked["run_id"]) == ["run2", EVIL]
+    np.testing.assert_array_equal(points[["metric_step", "outcome_step"]], grokked[["metric_step", "outcome_step"]])
+    np.testing.assert_allclose(points["outcome_step"], [1000, 1100], atol=50)
+    known = claim.signals[claim.signals["lead"].notna()]
+    assert list(shown["claim_leads"].data["leads"]["lead"]) == list(known["lead"])
+    signals = shown["claim_signals"]
+    assert isinstance(signals, Table) and [row[0].text for row in signals.rows] == list(claim.signals["signal"])
+    assert signals.groups == ["Grokking"] * len(signals.rows)
 
 
 def test_without_an_experiment_the_section_is_absent(tmp_path):
     answers = shift()._replace(studies={}, courses=pd.DataFrame())
     source = write_report(tmp_path, answers, {}).read_text()
-    assert "local-dimension" not in source.split("<script")[0]
+    assert "local-dimension" not in source.split("<main>")[1].split("<script")[0]
 
 
 @pytest.mark.parametrize("make", [grokking, shift])
 def test_claim_figures_are_drawn_or_state_what_is_missing(tmp_path, make):
     answers = make()
-    names = list(STUDY.figures)
-    assert len(names) == 4
-    for path in write_figures(tmp_path, answers, names):
-        text = path.read_bytes()
-        assert len(text) > 1000
+    shown = [show(item, answers) for item in items(Figure) if item.section == "local-dimension"]
+    assert len(shown) == 5
+    for path in write_figures(tmp_path, shown):
+        content = path.read_bytes()
+        assert len(content) > 1000
         if path.suffix == ".svg":
-            assert b"<script>" not in text
-    drawn = {name: b"No figure" not in (tmp_path / f"{name}.svg").read_bytes() for name in names}
-    expected = {"claim_curves": True, "claim_shift": make is shift, "claim_leads": False, "claim_sensitivity": False}
-    if make is grokking:
-        expected |= {"claim_leads": True, "claim_sensitivity": True}
+            assert b"<script>" not in content
+    drawn = {one.item.name: (tmp_path / f"{one.item.name}.svg").exists() for one in shown}
+    expected = dict.fromkeys(drawn, make is grokking) | {"claim_curves": True, "claim_shift": make is shift}
     assert drawn == expected
+    assert all(one.why for one in shown if not one.content)
     assert not math.isnan(claims_of(answers)[0].estimate.n)

@@ -7,10 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.report.latex import escape, interval, number, tabular, write_tables
+from sweeps.report.cells import cell as table_cell
+from sweeps.report.cells import estimate, rounded
+from sweeps.report.item import Table, items, show
+from sweeps.report.papers import escape_latex, tabular, write_tables
 from tests.sweeps.report import made
 
-NAMES = ["associations", "variance", "prediction", "early", "saturation"]
+NAMES = ["associations", "saturation", "variance", "predictions", "early"]
+
+
+def shown_tables(answers):
+    return [show(item, answers) for item in items(Table) if item.name in NAMES]
 
 
 def tokens(tex):
@@ -48,7 +55,7 @@ def shown(tex):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("papers") / "tables"
-    paths = write_tables(folder, made.answers())
+    paths = write_tables(folder, shown_tables(made.answers()))
     assert [path.name for path in paths] == [f"{name}.{ending}" for name in NAMES for ending in ("csv", "tex")]
     assert sorted(p.name for p in folder.iterdir()) == sorted(path.name for path in paths)
     return folder
@@ -66,23 +73,11 @@ def test_a_tabular_has_as_many_cells_in_each_row_as_columns(folder, name):
 
 def test_associations_have_a_row_per_pair_and_a_column_per_method(folder):
     rows = cells((folder / "associations.tex").read_text())
-    assert rows[0] == [
-        "metric",
-        "loss",
-        "n",
-        "raw",
-        "partial, ranks",
-        "partial, factors",
-        "gain in R2",
-        "mixed effects",
-    ]
-    assert rows[1][:4] == [
-        r"Unembedding W: effective rank, \% of D",
-        "loss, in domain",
-        "24",
-        "$-$0.90 ($-$1.00 to $-$0.80)",
-    ]
-    assert rows[1][5] == "--"
+    methods = [r"raw $\rho$", "partial, ranks", "partial, factors", "$\\Delta$R$^2$", "mixed model"]
+    assert rows[0] == ["", "metric", "loss", "n", *methods, "note"]
+    pair = ["Unembedding W", r"Effective rank, \% of D", "loss, in domain", "24"]
+    assert rows[1][:5] == [*pair, "$-$0.90 ($-$1.00 to $-$0.80)"]
+    assert rows[1][6] == "--" and "3 configurations are too few for 5 folds" in rows[1][-1]
     assert len(rows) == 1 + len(made.METRICS) * len(made.LOSSES)
 
     read = pd.read_csv(folder / "associations.csv")
@@ -96,14 +91,14 @@ def test_associations_have_a_row_per_pair_and_a_column_per_method(folder):
 
 def test_the_csv_has_full_precision(tmp_path):
     third = made.prediction().assign(r2=1 / 3)
-    write_tables(tmp_path, made.answers(prediction=third))
-    with (tmp_path / "prediction.csv").open() as file:
+    write_tables(tmp_path, shown_tables(made.answers(prediction=third)))
+    with (tmp_path / "predictions.csv").open() as file:
         assert {float(row["r2"]) for row in csv.DictReader(file)} == {1 / 3}
 
 
 def test_variance_rows_have_a_column_per_setting(folder):
     rows = cells((folder / "variance.tex").read_text())
-    assert rows[0] == ["column", "n", "batch size", "weight decay", "seed", "rest"]
+    assert rows[0] == ["column", "n", "batch size", "weight decay", "seed", "rest"]  # no note, no column of notes
     assert rows[2][:3] == ["loss, in domain", "24", "0.500 (0.460 to 0.540)"]
     assert [row[4] for row in rows[1:]] == ["0.150 (0.110 to 0.190)"] * 2
     assert len(pd.read_csv(folder / "variance.csv")) == 8
@@ -111,9 +106,10 @@ def test_variance_rows_have_a_column_per_setting(folder):
 
 def test_notes_replace_missing_numbers(tmp_path):
     failed = made.early().assign(r2=np.nan, low=np.nan, high=np.nan, n=3, note="3 configurations & 5 folds_")
-    write_tables(tmp_path, made.answers(early=failed))
+    write_tables(tmp_path, shown_tables(made.answers(early=failed)))
     rows = cells((tmp_path / "early.tex").read_text())
-    assert rows[1] == ["loss, in domain", "0.1", "settings", r"3 configurations \& 5 folds\_", "3", "--"]
+    assert rows[0] == ["target", "share", "features", "R$^2$", "n", "note"]
+    assert rows[1] == [r"lm\_loss/in\_domain", r"10 \%", "settings", "--", "3", r"3 configurations \& 5 folds\_"]
 
 
 def test_run_names_are_shown_literally(tmp_path):
@@ -121,24 +117,25 @@ def test_run_names_are_shown_literally(tmp_path):
     quadrants.at[0, "examples"] = [made.EVIL, "b"]
     answers = made.answers()
     answers.saturation.quadrants = quadrants
-    write_tables(tmp_path, answers)
+    write_tables(tmp_path, shown_tables(answers))
     assert pd.read_csv(tmp_path / "saturation.csv")["examples"][0] == f"{made.EVIL}, b"
     assert shown(cells((tmp_path / "saturation.tex").read_text())[1][2]) == f"{made.EVIL}, b"
 
 
 @pytest.mark.parametrize("text", ["_ % & # $ ~ ^ \\ { }", made.EVIL, "\\\\", "}{", "[x]*", "a|<b>", "\\textbf{x}", "%"])
 def test_any_text_is_one_cell_and_reads_literally(text):
-    ((cell, other),) = cells(tabular([text, "x"], [], 1))
-    assert shown(cell) == text and other == "x"
-    assert not re.match(r"[\[*]", escape(text))
+    table = Table("A table", [text, "x"], [[table_cell(text), table_cell(1)]], pd.DataFrame())
+    for (first, second), other in zip(cells(tabular(table)), ("x", "1"), strict=True):
+        assert shown(first) == text and second == other
+    assert not re.match(r"[\[*]", escape_latex(text))
 
 
 def test_unprintable_characters_become_spaces():
-    assert escape("a\nb\x00c") == "a b c"
+    assert escape_latex("a\nb\x00c") == "a b c"
 
 
 @pytest.mark.parametrize(
-    ("estimate", "expected"),
+    ("numbers", "expected"),
     [
         ((0.421, 0.31, 0.53), "0.42 (0.31 to 0.53)"),
         ((0.42134, 0.4201, 0.4225), "0.4213 (0.4201 to 0.4225)"),
@@ -149,16 +146,16 @@ def test_unprintable_characters_become_spaces():
         ((0.5, -np.inf, 1.0), "0.50"),
     ],
 )
-def test_numbers_are_rounded_according_to_their_intervals(estimate, expected):
-    assert interval(*estimate) == expected
+def test_numbers_are_rounded_according_to_their_intervals(numbers, expected):
+    assert rounded(estimate(*numbers)) == expected
 
 
 def test_zero_has_no_minus_sign():
-    assert number(-0.0001, 2) == "0.00" and number(-0.01, 2) == "\N{MINUS SIGN}0.01"
+    assert rounded(estimate(-0.0001, np.nan, np.nan)) == "0.00"
+    assert rounded(estimate(-0.01, np.nan, np.nan)) == "\N{MINUS SIGN}0.01"
 
 
-def test_empty_results_give_tables_with_headers_only(tmp_path):
-    write_tables(tmp_path, made.empty_answers())
-    for name in NAMES:
-        assert len(cells((tmp_path / f"{name}.tex").read_text())) == 1
-        assert len((tmp_path / f"{name}.csv").read_text().splitlines()) == 1
+def test_without_results_there_is_no_table_and_files_of_earlier_ones_go(tmp_path):
+    assert len(write_tables(tmp_path, shown_tables(made.answers()))) == 10
+    assert write_tables(tmp_path, shown_tables(made.empty_answers())) == []
+    assert list(tmp_path.iterdir()) == []
