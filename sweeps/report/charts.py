@@ -29,6 +29,9 @@ NATS = "nats per token"
 # A setting with more values than this is no filter and no colour.
 MAX_LEVELS = 40
 _LONGEST = 60  # characters of a name
+HOVER, MAX_HOVERED = "hover", 5000
+# What tooltips say of a run, in charts that `by_runs` made.
+ABOUT = alt.Tooltip("of.about:N", title="run")
 
 # Numbers at ticks and in legends: 134M, 1e-5, 0.25; names as they are.
 LABEL = (
@@ -72,7 +75,7 @@ def runs_data(results: "AnalysisResults") -> pd.DataFrame:
         about = [f"{name} {format_value(row[column]) or 'missing'}" for column, name in names.items()]
         if not is_missing(at := diverged[row["run_id"]]):
             about.append(f"diverged at step {at:g}")
-        rows.append({"run": str(row["run_id"]), "about": ", ".join(about)} | levels)
+        rows.append({"run": str(row["run_id"]), "about": ": ".join([str(row["run_id"]), ", ".join(about)])} | levels)
     return pd.DataFrame(rows, columns=["run", "about", *names.values()], dtype=object)
 
 
@@ -92,14 +95,11 @@ def final_data(results: "AnalysisResults") -> pd.DataFrame:
 
 
 def by_runs(chart: Any) -> Any:
-    """Return the chart, of data with a column `run`, with fields `level` of the colour and `about`, and filtered."""
+    """Return the chart, of data with a column `run`, filtered and with the fields `level`, for the colour, and `of`."""
     return (
         chart.transform_filter("indexof(hidden, datum.run) < 0")
         .transform_lookup("run", from_=alt.LookupData(alt.NamedData("runs"), key="run"), as_="of")
-        .transform_calculate(
-            level="datum.of && isValid(datum.of[colour_by]) ? datum.of[colour_by] : 'all runs'",
-            about="datum.run + (datum.of ? ': ' + datum.of.about : '')",
-        )
+        .transform_calculate(level="datum.of && isValid(datum.of[colour_by]) ? datum.of[colour_by] : 'all runs'")
     )
 
 
@@ -121,7 +121,7 @@ def choice(name: str, label: str, options: Sequence[str], chosen: str = "") -> a
 
 
 def of(name: str) -> str:
-    """Return the title that is the value of the parameter `name`; see `render.specification`."""
+    """Return the title that is the value of the parameter `name`; see `Figure.specification`."""
     return f"={name}"
 
 
@@ -145,6 +145,18 @@ def _axis(kind: Any, field: str, title: str | None, log: bool, at: Sequence[floa
     ticks: dict[str, Any] = {"values": list(at)} if at else {"tickCount": 5}
     axis = alt.Axis(labelExpr=LABEL, labelOverlap="greedy", **ticks)
     return kind(f"{field}:Q").title(title).scale(scale).axis(axis)
+
+
+def hover(base: Any, count: int, *fields: str) -> list[Any]:
+    """Return a layer of points that can't be seen, for the tooltips of a line; none of more than MAX_HOVERED points.
+
+    `fields` are shown beside run and step, the first at the point's height. Files are drawn without this layer.
+    """
+    if count > MAX_HOVERED:
+        return []
+    tooltip = [ABOUT, "step:Q", *(alt.Tooltip(f"{field}:Q", format=".4~g") for field in fields)]
+    points = base.mark_point(opacity=0, size=60).encode(alt.Y(f"{fields[0]}:Q"), tooltip=tooltip)
+    return [points.properties(name=HOVER)]
 
 
 def level(**shape: Any) -> dict[str, Any]:

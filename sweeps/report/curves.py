@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 # A curve is drawn by at most this many points, each the mean of as many steps.
 MAX_POINTS = 300
-# All curves of geometry together hold about this many values, 8 bytes each in the page, but each keeps MIN_POINTS.
-MAX_VALUES = 1_000_000
-MIN_POINTS = 20
+# All losses together hold about MAX_LOSSES points and all curves of geometry MAX_VALUES, but each keeps MIN_POINTS: a
+# page draws a few 10,000 in a second, and a point every four pixels shows no less than one at each.
+MAX_LOSSES, MAX_VALUES, MIN_POINTS = 16_000, 120_000, 20
 
 # Names for those that have a better one than their own; any other target is a parameter's path.
 _TARGETS = {
@@ -42,11 +42,13 @@ _COUNTS = {"points": "{} points", "rank_cap": "rank at most {}", "duplicates": "
 def loss_curves(results: "AnalysisResults") -> pd.DataFrame:
     """Return each run's training loss: run, step, tokens, loss, diverged (whether the run did). A gap stays one."""
     diverged = set(results.table.loc[results.table["diverged_at"].notna(), "run_id"])
+    points = min(MAX_POINTS, max(MIN_POINTS, MAX_LOSSES // max(len(results.curves), 1)))
     frames = [pd.DataFrame(columns=["run", "step", "tokens", "loss", "diverged"])]
     for run, curve in results.curves.items():
         if "loss" in curve and curve["loss"].notna().any():
-            rows = _thinned(curve.reindex(columns=["step", "tokens", "loss"]), MAX_POINTS)
-            frames.append(rows.assign(run=str(run), diverged=run in diverged))
+            kept = ["step", "tokens", "loss"]
+            value_PC = _thinned(curve.reindex(columns=kept).to_numpy(dtype=float), points)
+            frames.append(pd.DataFrame(value_PC, columns=kept).assign(run=str(run), diverged=run in diverged))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
@@ -70,11 +72,13 @@ def geometry_curves(results: "AnalysisResults") -> pd.DataFrame:
     points = min(MAX_POINTS, max(MIN_POINTS, MAX_VALUES // max(values, 1)))
     frames = [pd.DataFrame(columns=["run", "step", "tokens"])]
     for run, curve in results.curves.items():
-        columns = [c for c in (*names, *spreads) if c in curve]
-        measured = curve[curve[[c for c in columns if c in names]].notna().any(axis=1)]
-        if len(measured):
-            rows = _thinned(measured.reindex(columns=["step", "tokens", *columns]), points)
-            frames.append(rows.rename(columns=names | spreads).assign(run=str(run)))
+        columns = [c for c in names if c in curve]
+        kept = ["step", "tokens", *columns, *(c for c in spreads if c in curve)]
+        value_NC = curve.reindex(columns=kept).to_numpy(dtype=float)
+        measured_N = ~np.isnan(value_NC[:, 2 : 2 + len(columns)]).all(axis=1)
+        if measured_N.any():
+            heads = ["step", "tokens", *((names | spreads)[c] for c in kept[2:])]
+            frames.append(pd.DataFrame(_thinned(value_NC[measured_N], points), columns=heads).assign(run=str(run)))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
@@ -118,10 +122,8 @@ def counts_note(results: "AnalysisResults") -> str:
     return " ".join(notes)
 
 
-def _thinned(frame: pd.DataFrame, points: int) -> pd.DataFrame:
+def _thinned(value_NC: np.ndarray, points: int) -> np.ndarray:
     """Return at most `points` rows, each the mean of neighbouring ones; what isn't finite leaves its mean missing."""
-    if len(frame) <= points:
-        return frame.astype(float).replace([np.inf, -np.inf], np.nan)
-    edges_P = np.linspace(0, len(frame), points + 1).astype(int)
-    mean_PC = np.add.reduceat(frame.to_numpy(dtype=float), edges_P[:-1], axis=0) / np.diff(edges_P)[:, None]
-    return pd.DataFrame(np.where(np.isfinite(mean_PC), mean_PC, np.nan), columns=frame.columns)
+    edges_P = np.linspace(0, len(value_NC), min(points, len(value_NC)) + 1).astype(int)
+    mean_PC = np.add.reduceat(value_NC, edges_P[:-1], axis=0) / np.diff(edges_P)[:, None]
+    return np.where(np.isfinite(mean_PC), mean_PC, np.nan)

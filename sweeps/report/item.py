@@ -21,7 +21,7 @@ import pkgutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -71,6 +71,13 @@ class Figure:
     chart: "altair.TopLevelMixin"
     data: Mapping[str, pd.DataFrame]
     note: str = ""
+
+    @functools.cached_property
+    def specification(self) -> dict[str, Any]:
+        """The chart as Vega-Lite, without its data and its style; titles that begin with "=" are expressions."""
+        spec = self.chart.to_dict()
+        own = {key: value for key, value in spec.items() if key not in ("config", "datasets", "$schema")}
+        return _with_expressions(own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +273,20 @@ def _load() -> None:
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"{package.__name__}.{module}")
     importlib.import_module("sweeps.studies").load_items()
+
+
+def _with_expressions(spec: Any) -> Any:
+    """Turn titles that begin with "=" into expressions, which Vega-Lite compiles though its schema has only texts."""
+    if isinstance(spec, list):
+        return [_with_expressions(part) for part in spec]
+    if not isinstance(spec, Mapping):
+        return spec
+    return {
+        key: {"signal": value[1:]}
+        if key == "title" and isinstance(value, str) and value.startswith("=")
+        else _with_expressions(value)
+        for key, value in spec.items()
+    }
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -75,10 +75,13 @@ def format_value(value: Any) -> str:
 
 def as_json(column: pd.Series) -> list[Any]:
     """Return the values of a column for JSON: whole numbers exactly, others to six digits, else null if not finite."""
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_integer_dtype(column):
+        return list(column.astype(object).where(column.notna(), None))
     if pd.api.types.is_float_dtype(column):
         value_N = column.to_numpy(dtype=float, na_value=np.nan)
         return [_number(x) if math.isfinite(x) else None for x in value_N.tolist()]
-    return [_json_value(value) for value in column]
+    known = {value: _json_value(value) for value in column.unique()}
+    return [known.get(value) for value in column]
 
 
 def _json_value(value: Any) -> Any:

@@ -66,7 +66,7 @@ def write_page(path: epath.Path, template: str, figures: Mapping[str, Figure], *
     """Write a page from a template, with its figures' specifications and data by name, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {
-        "figures": {name: render.specification(figure) for name, figure in figures.items()},
+        "figures": {name: figure.specification for name, figure in figures.items()},
         "datasets": {name: render.columns_of(frame) for name, frame in _datasets(figures).items()},
         "style": render.STYLE,
         "settings": context.pop("settings", []),

@@ -47,13 +47,16 @@ def figure_item(name: str) -> "Item":
     return known[name]
 
 
-def write_figures(folder: epath.PathLike, shown: Sequence[Shown]) -> list[epath.Path]:
-    """Write NAME.svg, .pdf and .png of each figure that has something to show; remove those of the other figures.
+def write_figures(
+    folder: epath.PathLike, shown: Sequence[Shown], formats: Sequence[str] = render.FORMATS
+) -> list[epath.Path]:
+    """Write NAME.svg, .pdf and .png of each figure that has something to show, or the formats that are asked for.
 
-    Returns the paths, in the order of `shown`. Each is written atomically; the same results give the same bytes.
+    Other files of these figures, by an earlier report, are removed. Returns the paths, in the order of `shown`. Each is
+    written atomically; the same results give the same bytes.
     """
     figures = {one.item.name: one.content for one in shown if one.item.kind is Figure}
-    drawn = ((name, render.files(of) if isinstance(of, Figure) else {}) for name, of in figures.items())
+    drawn = ((name, render.files(of, formats) if isinstance(of, Figure) else {}) for name, of in figures.items())
     return _write(folder, drawn, render.FORMATS)
 
 
@@ -80,7 +83,7 @@ def _write(
             if ending in content:
                 paths.append(files.write_whole(path, content[ending], durable=False))
             else:
-                path.unlink(missing_ok=True)  # of an earlier report that had something to show
+                path.unlink(missing_ok=True)  # by an earlier report
     return paths
 
 

@@ -2,12 +2,12 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sweeps.report.charts import COLOURS
+from sweeps.report.charts import COLOURS, HOVER
 from sweeps.report.item import Figure
 from sweeps.report.numbers import as_json
 
@@ -33,26 +33,21 @@ STYLE: dict[str, Any] = {
 _LIGHT = {"axis": {"gridColor": "#e4e7ea", "tickColor": "#c3c9cf"}, "background": "white"}
 
 
-def specification(figure: Figure) -> dict[str, Any]:
-    """Return a figure's Vega-Lite specification, without its data and its style."""
-    spec = figure.chart.to_dict()
-    return _with_expressions(
-        {key: value for key, value in spec.items() if key not in ("config", "datasets", "$schema")}
-    )
-
-
-def files(figure: Figure) -> dict[str, bytes]:
-    """Return the figure's files by extension: FORMATS. The same figure gives the same bytes."""
+def files(figure: Figure, formats: Sequence[str] = FORMATS) -> dict[str, bytes]:
+    """Return the figure's files by extension. The same figure gives the same bytes."""
     import vl_convert
 
     style = {**STYLE, **_LIGHT, "axis": STYLE["axis"] | _LIGHT["axis"]}
-    spec = specification(figure) | {"datasets": {name: rows(frame) for name, frame in figure.data.items()}}
-    svg = _numbered(vl_convert.vegalite_to_svg(spec, config=style))
-    return {
-        "svg": svg.encode(),
-        "pdf": _in_order(vl_convert.svg_to_pdf(svg)),
-        "png": vl_convert.svg_to_png(svg, scale=2),
+    spec = _without_hover(figure.specification) | {
+        "datasets": {name: rows(frame) for name, frame in figure.data.items()}
     }
+    svg = _numbered(vl_convert.vegalite_to_svg(spec, config=style))
+    make = {
+        "svg": lambda: svg.encode(),
+        "pdf": lambda: _in_order(vl_convert.svg_to_pdf(svg)),
+        "png": lambda: vl_convert.svg_to_png(svg, scale=2),
+    }
+    return {ending: make[ending]() for ending in formats}
 
 
 @functools.cache
@@ -79,18 +74,11 @@ def _coded(values: list[Any]) -> list[Any] | dict[str, list[Any]]:
     return {"levels": list(codes), "codes": [codes[x] for x in values]} if 8 * len(codes) < len(values) else values
 
 
-def _with_expressions(spec: Any) -> Any:
-    """Turn titles that begin with "=" into expressions, which Vega-Lite compiles though its schema has only texts."""
-    if isinstance(spec, list):
-        return [_with_expressions(part) for part in spec]
-    if not isinstance(spec, Mapping):
-        return spec
-    return {
-        key: {"signal": value[1:]}
-        if key == "title" and isinstance(value, str) and value.startswith("=")
-        else _with_expressions(value)
-        for key, value in spec.items()
-    }
+def _without_hover(spec: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the layer of invisible points that is there for tooltips."""
+    inner = {"spec": _without_hover(spec["spec"])} if "spec" in spec else {}
+    layers = {"layer": [one for one in spec["layer"] if one.get("name") != HOVER]} if "layer" in spec else {}
+    return spec | inner | layers
 
 
 def _numbered(svg: str) -> str:

@@ -37,7 +37,7 @@ def effects(results: AnalysisResults) -> Figure:
             charts.x("x", charts.of("metric")),
             charts.y("y", charts.of("effect")),
             **charts.level(shape=True),
-            tooltip=["about:N", alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")],
+            tooltip=[charts.ABOUT, alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")],
         )
     )
     chart = chart.properties(width=420, height=300).add_params(
@@ -57,7 +57,7 @@ def quantisation(results: AnalysisResults) -> Figure:
     data = data[["run", "method", "bits", "change", "rank"]].reset_index(drop=True)
     data["fewest"] = data["bits"] == data.groupby("method")["bits"].transform("min")
     base = charts.by_runs(alt.Chart(alt.NamedData("quantised")))
-    tooltip = ["about:N", "method:N", "bits:Q", alt.Tooltip("change:Q", format=".4~g")]
+    tooltip = [charts.ABOUT, "method:N", "bits:Q", alt.Tooltip("change:Q", format=".4~g")]
     bits = alt.X("bits:O").title("bits per weight").axis(labelAngle=0)
     change = charts.y("change", _RISE)
     runs = base.mark_line(opacity=0.45).encode(
@@ -89,7 +89,7 @@ def finetuning(results: AnalysisResults) -> Figure:
             charts.y("change", _RISE),
             alt.Color("rate:O").title("learning rate").legend(labelExpr=charts.LABEL),
             alt.Shape("target:N").title("fine-tuned on"),
-            tooltip=["about:N", "target:N", "rate:Q", alt.Tooltip("change:Q", format=".4~g")],
+            tooltip=[charts.ABOUT, "target:N", "rate:Q", alt.Tooltip("change:Q", format=".4~g")],
         )
     )
     left = base.transform_filter("isValid(datum.after)").encode(charts.x("after", "loss on the target, after"))

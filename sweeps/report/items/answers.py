@@ -48,7 +48,7 @@ def saturation_quadrants(results: AnalysisResults) -> Figure:
         shape=alt.Shape("loss:N")
         .title("loss")
         .scale(domain=["degraded", "not degraded", "can't be told"], range=["triangle-up", "circle", "cross"]),
-        tooltip=["about:N", alt.Tooltip("rank:Q", format=".4~g"), alt.Tooltip("rise:Q", format=".3~g"), "loss:N"],
+        tooltip=[charts.ABOUT, alt.Tooltip("rank:Q", format=".4~g"), alt.Tooltip("rise:Q", format=".3~g"), "loss:N"],
     )
     chart = base.mark_rule().encode(alt.Y("low:Q"), alt.Y2("high:Q")) + points
     if np.isfinite(of.median_rank):

@@ -27,7 +27,7 @@ def loss_against_geometry(results: AnalysisResults) -> Figure:
             charts.x("x", charts.of("metric")),
             charts.y("y", charts.of("loss")),
             **charts.level(shape=True),
-            tooltip=["about:N", alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")],
+            tooltip=[charts.ABOUT, alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")],
         )
     )
     chart = chart.properties(width=420, height=320).add_params(

@@ -31,8 +31,8 @@ def spectra(results: AnalysisResults) -> Figure:
     chart = chart.mark_line(point={"size": 14}).encode(
         *_axes(data),
         alt.Color("step:O").scale(scheme="viridis", reverse=True),
-        tooltip=["about:N", "step:Q", "place:Q", alt.Tooltip("value:Q", format=".4~g")],
-        facet=alt.Facet("about:N", columns=4).title(None).header(labelLimit=190, labelFontSize=9),
+        tooltip=[charts.ABOUT, "step:Q", "place:Q", alt.Tooltip("value:Q", format=".4~g")],
+        facet=alt.Facet("of.about:N", columns=4).title(None).header(labelLimit=190, labelFontSize=9),
     )
     chart = chart.properties(width=170, height=200).add_params(
         targets,
@@ -51,7 +51,7 @@ def final_spectra(results: AnalysisResults) -> Figure:
         *_axes(data),
         **charts.level(),
         detail="run:N",
-        tooltip=["about:N", "step:Q", "place:Q", alt.Tooltip("value:Q", format=".4~g")],
+        tooltip=[charts.ABOUT, "step:Q", "place:Q", alt.Tooltip("value:Q", format=".4~g")],
     )
     return charts.figure(chart.add_params(targets), {"spectra": data}, "", results)
 
@@ -73,19 +73,26 @@ def _data(results: AnalysisResults) -> tuple[pd.DataFrame, alt.Parameter]:
 
 
 def _spectra(results: AnalysisResults) -> Iterator[pd.DataFrame]:
-    """Yield for each run and target one row per place and step drawn: run, target, step, last, place, value."""
+    """Yield for each run and target one row per step and place drawn: run, target, step, last, place, value."""
     for run, curve in results.curves.items():
         columns = [c for c in curve.columns if c.partition("/")[0].endswith(SPECTRUM)]
-        for target, places in by_target(columns).items():
-            measured = curve[curve[places].notna().any(axis=1)]
-            if measured.empty:
+        for target, of_target in by_target(columns).items():
+            value_NK = curve[of_target].to_numpy(dtype=float)
+            measured = np.flatnonzero(~np.isnan(value_NK).all(axis=1))
+            if not len(measured):
                 continue
-            at = np.unique(np.linspace(0, len(measured) - 1, MAX_SPECTRA).round().astype(int))
-            rows = measured.iloc[at][["step", *places]].melt("step", var_name="place")
-            rows["place"] = rows["place"].str.rpartition("/")[2].astype(int)
-            rows = rows[rows["value"] > ROUNDING * rows.groupby("step")["value"].transform("max")]
-            last = rows["step"] == rows["step"].max()
-            yield rows.assign(run=str(run), target=target_name(target.removesuffix(SPECTRUM)), last=last)
+            at = measured[np.unique(np.linspace(0, len(measured) - 1, MAX_SPECTRA).round().astype(int))]
+            step_S, place_K = curve["step"].to_numpy()[at], [int(c.rpartition("/")[2]) for c in of_target]
+            value_SK = value_NK[at]
+            kept_SK = value_SK > ROUNDING * np.nanmax(value_SK, axis=1, keepdims=True)
+            s, k = np.nonzero(kept_SK)
+            rows = {"step": step_S[s], "place": np.array(place_K)[k], "value": value_SK[kept_SK]}
+            last = step_S[s] == step_S[-1]
+            yield (
+                pd.DataFrame(rows)
+                .assign(run=str(run), target=target_name(target.removesuffix(SPECTRUM)), last=last)
+                .sort_values(["step", "place"], ignore_index=True)
+            )
 
 
 def _axes(data: pd.DataFrame) -> tuple[alt.X, alt.Y]:

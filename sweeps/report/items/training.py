@@ -24,19 +24,21 @@ from sweeps.report.item import Figure, NothingToShow, report_item
 def training_loss(results: AnalysisResults) -> Figure:
     """Each run's training loss against tokens or steps; dotted where the run diverged."""
     curves = loss_curves(results)
-    if curves.empty:
+    if curves["loss"].notna().sum() == 0:
         raise NothingToShow("no run has written a training loss")
-    chart = charts.by_runs(alt.Chart(alt.NamedData("losses"))).transform_calculate(across="datum[against]")
-    chart = chart.mark_line(clip=True, opacity=0.9).encode(
-        charts.x("across", charts.of("against")),
-        alt.Y("loss:Q").title(f"training loss, {charts.NATS}").scale(zero=False, **_within(curves)),
-        **charts.level(),
+    base = alt.Chart().encode(charts.x("across", charts.of("against")), **charts.level())
+    loss = alt.Y("loss:Q").title(f"training loss, {charts.NATS}").scale(zero=False, **_within(curves))
+    line = base.mark_line(clip=True, opacity=0.9).encode(
+        loss,
         detail="run:N",
         strokeDash=alt.condition("datum.diverged", alt.value([2, 3]), alt.value([1, 0])),
-        tooltip=["about:N", "step:Q", alt.Tooltip("loss:Q", format=".4~g")],
+        tooltip=charts.ABOUT,
     )
+    points = charts.hover(base, len(curves), "loss")
+    chart = charts.by_runs(alt.layer(line, *points, data=alt.NamedData("losses")))
+    chart = chart.transform_calculate(across="datum[against]")
     chart = chart.properties(width=560, height=280).add_params(_against())
-    note = f"A loss is drawn by at most {MAX_POINTS} points, each the mean of its neighbours."
+    note = f"A loss is drawn by at most {MAX_POINTS} points, fewer of many runs, each the mean of its neighbours."
     return charts.figure(chart, {"losses": curves}, note, results)
 
 
@@ -59,17 +61,14 @@ def _geometry(results: AnalysisResults, first: str) -> Figure:
     if not targets:
         raise NothingToShow("no geometry was measured in training")
     metrics = list(dict.fromkeys(metric_name(column) for columns in targets.values() for column in columns))
-    across = charts.x("across", None)
-    area = alt.Chart().transform_filter("isValid(datum.spread)").mark_area(opacity=0.15)
-    area = area.encode(across, alt.Y("low:Q"), alt.Y2("high:Q"), detail="run:N", **charts.level())
-    line = alt.Chart().mark_line(opacity=0.9).encode(
-        across,
-        charts.y("value", None),
-        detail="run:N",
-        tooltip=["about:N", "step:Q", alt.Tooltip("value:Q", format=".4~g"), alt.Tooltip("spread:Q", format=".2~g")],
-        **charts.level(),
-    )  # fmt: skip
-    panels = alt.layer(area, line, data=alt.NamedData("geometry")).properties(width=200, height=150)
+    curves = geometry_curves(results)
+    base = alt.Chart().encode(charts.x("across", None), **charts.level())
+    layers = [base.mark_line(opacity=0.9).encode(charts.y("value", None), detail="run:N", tooltip=charts.ABOUT)]
+    if any(str(column).endswith(" spread") for column in curves):
+        area = base.transform_filter("isValid(datum.spread)").mark_area(opacity=0.15)
+        layers.insert(0, area.encode(alt.Y("low:Q"), alt.Y2("high:Q"), detail="run:N"))
+    layers += charts.hover(base, len(curves) * len(metrics), "value", "spread")
+    panels = alt.layer(*layers, data=alt.NamedData("geometry")).properties(width=200, height=150)
     chart = panels.facet(alt.Facet("metric:N").title(None).sort(metrics), columns=3)
     of_target = {metric: f"datum[target + {charts.quoted(f': {metric}')}]" for metric in metrics}
     chart = charts.by_runs(chart).transform_calculate(**of_target).transform_fold(metrics, as_=["metric", "value"])
@@ -87,7 +86,7 @@ def _geometry(results: AnalysisResults, first: str) -> Figure:
         "Geometry is measured at probe steps. Gauge-fixed takes away what no prediction depends on. A band, where "
         f"there is one, is the standard deviation over disjoint probe sets, up and down. {counts_note(results)}"
     )
-    return charts.figure(chart, {"geometry": geometry_curves(results)}, note, results)
+    return charts.figure(chart, {"geometry": curves}, note, results)
 
 
 def _against() -> Any:

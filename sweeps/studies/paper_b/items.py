@@ -113,7 +113,7 @@ def claim_change_points(results: AnalysisResults) -> Figure:
             charts.x("metric_step", "step at which local dimension changes"),
             charts.y("outcome_step", "step of the outcome"),
             alt.Shape("claim:N").title(None),
-            tooltip=["about:N", "metric_step:Q", "outcome_step:Q"],
+            tooltip=[charts.ABOUT, "metric_step:Q", "outcome_step:Q"],
             **charts.level(),
         )
     )

@@ -69,6 +69,8 @@ def test_many_curves_are_thinned_further_except_the_loss(monkeypatch):
     monkeypatch.setattr(curves, "MAX_VALUES", 400)
     of = results({name: geometry(run(), layer_0__two_nn=1.0) for name in "abc"})
     assert set(loss_curves(of).groupby("run").size()) == {MAX_POINTS}
+    monkeypatch.setattr(curves, "MAX_LOSSES", 333)
+    assert set(loss_curves(of).groupby("run").size()) == {333 // 3}
     assert set(geometry_curves(of).groupby("run").size()) == {400 // 12}
 
 

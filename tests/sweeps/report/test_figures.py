@@ -56,7 +56,7 @@ def test_each_run_has_a_loss_curve_and_diverged_ones_are_dotted(answers):
     last = losses[losses["run"] == "run3"].iloc[-1]
     assert last["loss"] == pytest.approx(8 - 3 * 199 / 200 + 0.03) and last["tokens"] == 199 * 1024
     assert set(losses.loc[losses["diverged"], "run"]) == {"run3"}
-    dash = render.specification(figure("training_loss", of))["encoding"]["strokeDash"]
+    dash = figure("training_loss", of).specification["layer"][0]["encoding"]["strokeDash"]
     assert dash["condition"]["test"] == "datum.diverged"
 
 
@@ -70,8 +70,19 @@ def test_runs_are_coloured_by_the_first_setting_and_can_be_by_the_others(answers
     assert list(runs.columns) == ["about", "batch size", "weight decay", "schedule"]
     first = answers.table.drop_duplicates("run_id").set_index("run_id")
     assert list(runs["batch size"]) == list(first["config.data.batch_size"])
-    params = {p["name"]: p["value"] for p in render.specification(figure("training_loss", answers))["params"]}
+    params = {p["name"]: p["value"] for p in figure("training_loss", answers).specification["params"]}
     assert params == {"against": "tokens", "colour_by": "batch size", "hidden": []}
+
+
+def test_points_to_hover_at_are_on_the_page_only_and_only_if_few(answers, monkeypatch):
+    drawn = figure("geometry_over_training", answers)
+    layers = drawn.specification["spec"]["layer"]
+    assert [layer.get("name") for layer in layers] == [None, "hover"] and layers[1]["mark"]["opacity"] == 0
+    svg = render.files(drawn, ["svg"])["svg"]
+    monkeypatch.setattr(charts, "MAX_HOVERED", 10)
+    many = figure("geometry_over_training", answers)
+    assert len(many.specification["spec"]["layer"]) == 1
+    assert render.files(many, ["svg"])["svg"] == svg
 
 
 def test_geometry_is_drawn_at_measured_steps(answers):
@@ -84,7 +95,7 @@ def test_geometry_is_drawn_at_measured_steps(answers):
 
 def test_spectra_show_few_steps_of_a_few_configurations(answers):
     spectra = data("spectra", answers)
-    params = {p["name"]: p for p in render.specification(figure("spectra", answers))["params"]}
+    params = {p["name"]: p for p in figure("spectra", answers).specification["params"]}
     few = params["few"]["value"]
     assert len(few) == 4
     assert answers.table[answers.table["run_id"].isin(few)]["configuration"].nunique() == 4
@@ -99,13 +110,13 @@ def test_the_declared_pair_is_chosen_first_and_any_other_can_be(answers):
     drawn = figure("loss_against_geometry", answers)
     final, rows = drawn.data["final"], answers.final.rows
     np.testing.assert_array_equal(final[[RANK, LOSS]], rows[list(PRIMARY_PAIR)])
-    params = {p["name"]: p for p in render.specification(drawn)["params"]}
+    params = {p["name"]: p for p in drawn.specification["params"]}
     assert (params["metric"]["value"], params["loss"]["value"]) == (RANK, LOSS)
     assert set(params["metric"]["bind"]["options"] + params["loss"]["bind"]["options"]) == set(final.columns) - {"run"}
 
 
 def test_a_parameter_that_is_shown_as_a_title_becomes_an_expression(answers):
-    encoding = render.specification(figure("loss_against_geometry", answers))["encoding"]
+    encoding = figure("loss_against_geometry", answers).specification["encoding"]
     assert encoding["x"]["title"] == {"signal": "metric"} and encoding["color"]["title"] == {"signal": "colour_by"}
     assert RANK in text_of(render.files(figure("loss_against_geometry", answers))["svg"])
 
@@ -163,7 +174,7 @@ def test_quantisation_is_a_rise_of_the_loss_by_bits_and_method():
 
 def test_an_effect_is_chosen_from_all_quantisations_and_finetunings(answers):
     drawn = figure("effects", answers)
-    params = {p["name"]: p for p in render.specification(drawn)["params"]}
+    params = {p["name"]: p for p in drawn.specification["params"]}
     effects = params["effect"]["bind"]["options"]
     assert "rounding to 3 bits: rise of in-domain loss" in effects
     assert "fine-tuning on code at rate 0.001: forgetting" in effects
