@@ -1,6 +1,5 @@
 """Fine-tuning curves: what was measured of each model before, during and after fine-tuning, as one table."""
 
-import re
 from typing import Any
 
 import pandas as pd
@@ -10,8 +9,8 @@ from eval import results
 from eval.config import EvalConfig
 from eval.evaluate import read_results, settings_by_name
 from olmo_jax.storage.run_files import known_runs
+from sweeps.table.catalog import describe
 
-_FINETUNING = re.compile(r"finetune_(?P<target>.+)_lr(?P<rate>[^_]+)$")
 COLUMNS = ("run_id", "step", "evaluation", "target", "learning_rate", "seed", "at")
 
 
@@ -26,11 +25,12 @@ def read_finetuning_curves(workdir: epath.Path, config: EvalConfig) -> pd.DataFr
     for run in known_runs(workdir):
         for step in results.steps(workdir, run):
             for name, result in read_results(workdir, run, step, settings).items():
-                match = _FINETUNING.match(name)
-                if match is None or not {"along", "before"} <= result.keys():
+                of = describe(f"{name}/target").of
+                is_tuning = of.get("after") == "finetune" and of.get("rate") != "best"
+                if not is_tuning or not {"along", "before"} <= result.keys():
                     continue
-                key = {"run_id": run, "step": step, "evaluation": name, "target": match["target"]}
-                key |= {"learning_rate": float(match["rate"])}
+                key = {"run_id": run, "step": step, "evaluation": name, "target": of["target"]}
+                key |= {"learning_rate": float(of["rate"])}
                 for seed in sorted({row["seed"] for row in result["along"]}):
                     rows.append(key | {"seed": seed, "at": 0.0} | _plain(result["before"]))
                 rows += [key | {"seed": row["seed"], "at": row["step"]} | _plain(row) for row in result["along"]]

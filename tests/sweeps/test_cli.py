@@ -1,5 +1,6 @@
 """The command line on invalid input (one line, an exit code, nothing written) and on a small sweep."""
 
+import functools
 import json
 import pathlib
 import re
@@ -14,9 +15,10 @@ from eval.config import EvalConfig
 from sweeps import cli
 from sweeps.arguments import parse
 from sweeps.planning.config_file import load_config, override_evaluation
-from sweeps.report import papers
+from sweeps.report import item, papers
 from sweeps.report.item import Figure, items
 from sweeps.running import stage_times
+from tests.sweeps.report.test_items import OWN
 
 RUN = """
 from ml_collections import ConfigDict
@@ -354,6 +356,37 @@ def test_a_report_writes_figures_tables_and_column_descriptions(finished):
     table = pd.read_csv(finished / "results.csv")
     assert list(described) == list(table.columns) == list(pd.read_parquet(finished / "results.parquet").columns)
     assert [c for c, d in described.items() if d["meaning"] == "not described"] == []
+
+
+def test_items_of_a_configuration_file_reach_the_report(finished, corpus, monkeypatch, capsys, tmp_path):
+    items()
+    monkeypatch.setattr(item, "_ITEMS", dict(item._ITEMS))
+    monkeypatch.setattr(item, "_SECTIONS", dict(item._SECTIONS))
+    monkeypatch.setattr(papers, "write_figures", functools.partial(only, papers.write_figures, "rank_histogram"))
+    workdir, mine = tmp_path / "sweep", tmp_path / "small.py"
+    shutil.copytree(finished, workdir)
+    mine.write_text(RUN.format(corpus=str(corpus)) + OWN)
+    arguments = ["report", f"--workdir={workdir}", f"--config={mine}"]
+    assert cli.main(arguments) == 0
+    page = (workdir / "report/index.html").read_text()
+    assert "My &lt;question&gt;</h2>" in page and 'data-figure="rank_histogram"' in page
+    assert (workdir / "report/figures/rank_histogram.svg").stat().st_size > 1000
+    assert len(pd.read_csv(workdir / "report/tables/rank_table.csv")) == 4
+    written = (workdir / "report/index.html").stat().st_mtime_ns
+    assert cli.main(arguments) == 0 and (workdir / "report/index.html").stat().st_mtime_ns == written
+
+    mine.write_text(mine.read_text().replace("if ranks.empty:", "if ranks.no_such_attribute:"))
+    capsys.readouterr()
+    for _ in range(2):  # an error is no state that a second call takes for whole
+        line = refused(capsys, arguments, 1)
+        assert "without the items that failed: rank_histogram: AttributeError: " in line and "small.py, line " in line
+    page = (workdir / "report/index.html").read_text()
+    assert "rank_histogram failed: AttributeError" in page and 'id="rank_table"' in page
+
+
+def only(write, name, folder, shown, *more):
+    """Write only one of the figures, to save the time of the others."""
+    return write(folder, [one for one in shown if one.item.name == name], *more)
 
 
 @pytest.mark.slow

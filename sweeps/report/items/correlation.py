@@ -63,7 +63,7 @@ def correlation_matrix(results: AnalysisResults) -> Figure:
     texts = texts.mark_text(fontSize=9, color="black").encode(text="shown:N")
     chart = alt.layer(cells, texts, data=alt.NamedData("correlations"))
     chart = chart.properties(width=alt.Step(36 if few else 18), height=alt.Step(15))
-    chart = chart.facet(alt.Facet("form:N").title(None).sort(list(_FORMS.values())), columns=3)
+    chart = chart.facet(alt.Facet("form:N").title(None).sort(list(_FORMS.values())), columns=3, spacing=10)
     chart = chart.transform_filter(
         f"metrics_of == {charts.quoted(_FIRST)} ? datum.first : datum.of == metrics_of"
     ).add_params(charts.choice("metrics_of", "geometry of", [_FIRST, *dict.fromkeys(data["of"])]))
