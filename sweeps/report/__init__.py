@@ -23,7 +23,7 @@ def write_all(
     title: str = TITLE,
     shown: Sequence[Shown] | None = None,
 ) -> epath.Path:
-    """Write `folder`/figures (SVG, PDF), `folder`/tables (CSV, LaTeX) and, last, `folder`/index.html, its result.
+    """Write `folder`/figures (SVG, PDF), `folder`/tables (CSV, LaTeX) and `folder`/index.html, its result.
 
     Arguments as `sweeps.report.page.write_report`.
     """
@@ -31,9 +31,9 @@ def write_all(
     from sweeps.report import page, papers
 
     shown = [show(item, results) for item in items()] if shown is None else shown
-    papers.write_figures(epath.Path(folder) / FIGURES, shown, ("svg", "pdf"))
-    papers.write_tables(epath.Path(folder) / TABLES, shown)
-    return page.write_report(folder, results, facts, title, shown)
+    with papers.write_figures_beside(epath.Path(folder) / FIGURES, shown, ("svg", "pdf")):
+        papers.write_tables(epath.Path(folder) / TABLES, shown)
+        return page.write_report(folder, results, facts, title, shown)
 
 
 def write_report(

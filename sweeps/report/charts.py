@@ -130,18 +130,18 @@ def quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def x(field: str, title: str | None, *, log: bool = False, at: Sequence[float] = (), zero: bool = False) -> Any:
+def x(field: str, title: str | None, *, log: bool = False, at: Sequence[float] = ()) -> Any:
     """Return a quantitative x axis; `log` as a logarithm, `at` with ticks there."""
-    return _axis(alt.X, field, title, log, at, zero)
+    return _axis(alt.X, field, title, log, at)
 
 
-def y(field: str, title: str | None, *, log: bool = False, at: Sequence[float] = (), zero: bool = False) -> Any:
+def y(field: str, title: str | None, *, log: bool = False, at: Sequence[float] = ()) -> Any:
     """Return a quantitative y axis; arguments as `x`."""
-    return _axis(alt.Y, field, title, log, at, zero)
+    return _axis(alt.Y, field, title, log, at)
 
 
-def _axis(kind: Any, field: str, title: str | None, log: bool, at: Sequence[float], zero: bool) -> Any:
-    scale = alt.Scale(type="log") if log else alt.Scale(zero=zero, nice=True)
+def _axis(kind: Any, field: str, title: str | None, log: bool, at: Sequence[float]) -> Any:
+    scale = alt.Scale(type="log") if log else alt.Scale(zero=False, nice=True)
     ticks: dict[str, Any] = {"values": list(at)} if at else {"tickCount": 5}
     axis = alt.Axis(labelExpr=LABEL, labelOverlap="greedy", **ticks)
     return kind(f"{field}:Q").title(title).scale(scale).axis(axis)
@@ -159,11 +159,11 @@ def hover(base: Any, count: int, *fields: str) -> list[Any]:
     return [points.properties(name=HOVER)]
 
 
-def level(**shape: Any) -> dict[str, Any]:
-    """Return the encoding of the level of the chosen setting by colour; with `shape=True` by shape too."""
+def level(shape: bool = False) -> dict[str, Any]:
+    """Return the encoding of the level of the chosen setting by colour, and by shape too if asked for."""
     legend = alt.Legend(labelExpr=LABEL, symbolLimit=12, symbolOpacity=1)
     encoded = {"color": alt.Color("level:O").title(of("colour_by")).legend(legend)}
-    return encoded | ({"shape": alt.Shape("level:N").title(of("colour_by"))} if shape.get("shape") else {})
+    return encoded | ({"shape": alt.Shape("level:N").title(of("colour_by"))} if shape else {})
 
 
 def apart(field: str, title: str | None = None, order: Sequence[str] | None = None, grey: Sequence[str] = ()) -> Any:

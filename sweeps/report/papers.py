@@ -3,8 +3,9 @@
 The .tex needs the package booktabs and nothing else; its numbers are rounded to what their intervals support.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jinja2
@@ -47,17 +48,39 @@ def figure_item(name: str) -> "Item":
     return known[name]
 
 
-def write_figures(
-    folder: epath.PathLike, shown: Sequence[Shown], formats: Sequence[str] = render.FORMATS
-) -> list[epath.Path]:
-    """Write NAME.svg, .pdf and .png of each figure that has something to show, or the formats that are asked for.
+def write_figures(folder: epath.PathLike, shown: Sequence[Shown]) -> list[epath.Path]:
+    """Write NAME.svg, .pdf and .png of each figure that has something to show.
 
     Other files of these figures, by an earlier report, are removed. Returns the paths, in the order of `shown`. Each is
     written atomically; the same results give the same bytes.
     """
-    figures = {one.item.name: one.content for one in shown if one.item.kind is Figure}
-    drawn = ((name, render.files(of, formats) if isinstance(of, Figure) else {}) for name, of in figures.items())
+    figures = _contents(shown)
+    drawn = ((name, {} if figure is None else render.files(figure)) for name, figure in figures.items())
     return _write(folder, drawn, render.FORMATS)
+
+
+@contextlib.contextmanager
+def write_figures_beside(folder: epath.PathLike, shown: Sequence[Shown], formats: Sequence[str]) -> Iterator[None]:
+    """Do as `write_figures` does, in these formats, while the block runs: another process draws."""
+    figures = _contents(shown)
+    with render.start([figure for figure in figures.values() if figure is not None], formats) as process:
+        try:
+            yield
+            drawn = iter(render.finish(process))
+        except BaseException:
+            process.kill()
+            raise
+    files_of = [(name, {} if figure is None else next(drawn)) for name, figure in figures.items()]
+    _write(folder, files_of, render.FORMATS)
+
+
+def _contents(shown: Sequence[Shown]) -> dict[str, Figure | None]:
+    """Return the figures by name, None for those with nothing to show."""
+    return {
+        one.item.name: one.content if isinstance(one.content, Figure) else None
+        for one in shown
+        if one.item.kind is Figure
+    }
 
 
 def write_tables(folder: epath.PathLike, shown: Sequence[Shown]) -> list[epath.Path]:

@@ -1,9 +1,12 @@
-"""Figures as files and as specifications for the page: Vega-Lite by vl-convert, which needs no browser."""
+"""Figures as files, and their data, style and scripts for the page."""
 
 import functools
-import re
+import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -11,19 +14,23 @@ from sweeps.report.charts import COLOURS, HOVER
 from sweeps.report.item import Figure
 from sweeps.report.numbers import as_json
 
+if TYPE_CHECKING:  # vl-convert is heavy
+    from sweeps.report.draw import Drawing
+
 FORMATS = ("svg", "pdf", "png")
 
 # From low to high, legible on white and on near-black.
 _RAMP = ["#3a6ebe", "#1c968c", "#d69628", "#cd4655"]
 
-# How figures look, but for the colours of ink and grid, which the page takes from its theme.
+# How figures look, but for the colours of ink and grid, which the page takes from its theme. One weight of one font,
+# since vl-convert writes several to a PDF file in an order of chance.
 STYLE: dict[str, Any] = {
     "font": "Helvetica, Arial, sans-serif",
     "view": {"stroke": None, "continuousWidth": 330, "continuousHeight": 240, "discreteHeight": {"step": 16}},
     "axis": {"labelFontSize": 10, "titleFontSize": 11, "titleFontWeight": "normal", "domain": False, "labelLimit": 300},
     "legend": {"labelFontSize": 10, "titleFontSize": 10, "titleFontWeight": "normal", "labelLimit": 300},
-    "header": {"labelFontSize": 11, "titleFontSize": 11, "labelFontWeight": "bold"},
-    "title": {"fontSize": 12, "anchor": "start", "fontWeight": "bold", "subtitleFontSize": 10},
+    "header": {"labelFontSize": 12, "titleFontSize": 12, "labelFontWeight": "normal", "titleFontWeight": "normal"},
+    "title": {"fontSize": 12, "anchor": "start", "fontWeight": "normal", "subtitleFontSize": 10},
     "line": {"strokeWidth": 1.2},
     "point": {"size": 45, "filled": True, "opacity": 0.9},
     "rule": {"strokeWidth": 1.2},
@@ -34,20 +41,42 @@ _LIGHT = {"axis": {"gridColor": "#e4e7ea", "tickColor": "#c3c9cf"}, "background"
 
 
 def files(figure: Figure, formats: Sequence[str] = FORMATS) -> dict[str, bytes]:
-    """Return the figure's files by extension. The same figure gives the same bytes."""
-    import vl_convert
+    """Return the figure's files by format, drawn in this process."""
+    from sweeps.report.draw import draw
+
+    return draw(_drawing(figure, formats))
+
+
+def start(figures: Sequence[Figure], formats: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Start a process that draws the figures; `finish` waits for it."""
+    drawings = [tuple(_drawing(figure, formats)) for figure in figures]
+    # -P: a module beside the script has the name of one of Python's own.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("draw.py"))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    with process.stdin:  # read before anything is drawn, so that this doesn't wait
+        pickle.dump(drawings, process.stdin)
+    return process
+
+
+def finish(process: "subprocess.Popen[bytes]") -> list[dict[str, bytes]]:
+    """Return each figure's files by format. Raises RuntimeError if the process failed."""
+    assert process.stdout is not None
+    content = process.stdout.read()
+    if code := process.wait():
+        raise RuntimeError(f"drawing the figures failed with exit code {code}; its error is above")
+    drawn: list[dict[str, bytes]] = pickle.loads(content)  # noqa: S301 (of our own child process)
+    return drawn
+
+
+def _drawing(figure: Figure, formats: Sequence[str]) -> "Drawing":
+    from sweeps.report.draw import Drawing
 
     style = {**STYLE, **_LIGHT, "axis": STYLE["axis"] | _LIGHT["axis"]}
-    spec = _without_hover(figure.specification) | {
-        "datasets": {name: rows(frame) for name, frame in figure.data.items()}
+    columns = {
+        name: {str(column): as_json(frame[column]) for column in frame.columns} for name, frame in figure.data.items()
     }
-    svg = _numbered(vl_convert.vegalite_to_svg(spec, config=style))
-    make = {
-        "svg": lambda: svg.encode(),
-        "pdf": lambda: _in_order(vl_convert.svg_to_pdf(svg)),
-        "png": lambda: vl_convert.svg_to_png(svg, scale=2),
-    }
-    return {ending: make[ending]() for ending in formats}
+    return Drawing(_without_hover(figure.specification), columns, style, formats)
 
 
 @functools.cache
@@ -58,14 +87,8 @@ def scripts() -> str:
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a frame as a list of rows of JSON values; see `as_json`."""
-    columns = {str(name): as_json(frame[name]) for name in frame.columns}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
 def columns_of(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return a frame by column, smaller than as rows: each a list of values or, if these repeat, levels and codes."""
+    """Return a frame by column: each a list of JSON values or, if these repeat, levels and codes."""
     return {str(name): _coded(as_json(frame[name])) for name in frame.columns}
 
 
@@ -79,14 +102,3 @@ def _without_hover(spec: dict[str, Any]) -> dict[str, Any]:
     inner = {"spec": _without_hover(spec["spec"])} if "spec" in spec else {}
     layers = {"layer": [one for one in spec["layer"] if one.get("name") != HOVER]} if "layer" in spec else {}
     return spec | inner | layers
-
-
-def _numbered(svg: str) -> str:
-    """Number the ids of clipping paths and gradients from 0 on; vl-convert counts on from figure to figure."""
-    numbers: dict[str, str] = {}
-    return re.sub(r"\b(clip|gradient_)(\d+)\b", lambda m: m[1] + numbers.setdefault(m[0], str(len(numbers))), svg)
-
-
-def _in_order(pdf: bytes) -> bytes:
-    """Sort the resources of each page and group, which vl-convert writes in an order of chance."""
-    return re.sub(rb"(?m)(?:^ +/[a-z]+\d+ \d+ 0 R\n){2,}", lambda m: b"".join(sorted(m[0].splitlines(True))), pdf)

@@ -1,5 +1,6 @@
 """The command line on invalid input (one line, an exit code, nothing written) and on a small sweep."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -309,7 +310,7 @@ def test_status_and_report_need_neither_the_config_file_nor_the_text(finished, c
 
 
 def test_a_page_is_rewritten_only_if_metrics_have_grown(finished, monkeypatch, tmp_path):
-    monkeypatch.setattr(papers, "write_figures", lambda *_: [])
+    monkeypatch.setattr(papers, "write_figures_beside", lambda *_: contextlib.nullcontext())
     workdir = tmp_path / "sweep"
     shutil.copytree(finished, workdir)
     page = workdir / "report" / "index.html"
@@ -362,7 +363,9 @@ def test_items_of_a_configuration_file_reach_the_report(finished, corpus, monkey
     items()
     monkeypatch.setattr(item, "_ITEMS", dict(item._ITEMS))
     monkeypatch.setattr(item, "_SECTIONS", dict(item._SECTIONS))
-    monkeypatch.setattr(papers, "write_figures", functools.partial(only, papers.write_figures, "rank_histogram"))
+    monkeypatch.setattr(
+        papers, "write_figures_beside", functools.partial(only, papers.write_figures_beside, "rank_histogram")
+    )
     workdir, mine = tmp_path / "sweep", tmp_path / "small.py"
     shutil.copytree(finished, workdir)
     mine.write_text(RUN.format(corpus=str(corpus)) + OWN)
@@ -384,9 +387,9 @@ def test_items_of_a_configuration_file_reach_the_report(finished, corpus, monkey
     assert "rank_histogram failed: AttributeError" in page and 'id="rank_table"' in page
 
 
-def only(write, name, folder, shown, *more):
-    """Write only one of the figures, to save the time of the others."""
-    return write(folder, [one for one in shown if one.item.name == name], *more)
+def only(write, name, folder, shown, formats):
+    """Draw only one of the figures, to save the time of the others."""
+    return write(folder, [one for one in shown if one.item.name == name], formats)
 
 
 @pytest.mark.slow

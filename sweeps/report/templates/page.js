@@ -29,8 +29,8 @@ function theme() {
     background: "transparent",
     axis: { ...axis, ...labels, gridColor: line, tickColor: line },
     legend: { ...legend, ...labels },
-    header: { ...header, labelColor: ink, titleColor: ink },
-    title: { ...title, color: ink, subtitleColor: quiet },
+    header: { ...header, labelColor: ink, titleColor: ink, labelFontWeight: "bold" },
+    title: { ...title, color: ink, subtitleColor: quiet, fontWeight: "bold" },
     text: { color: ink },
   };
 }

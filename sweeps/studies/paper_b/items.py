@@ -134,7 +134,7 @@ def claim_leads(results: AnalysisResults) -> Figure:
         alt.Chart().mark_rule(color=charts.GREY, strokeDash=[3, 3]).encode(x=alt.datum(0)),
         base.mark_rule().encode(alt.X("low:Q"), alt.X2("high:Q")),
         base.mark_point().encode(
-            charts.x("lead", "steps ahead of the outcome", zero=True), tooltip=["signal:N", "lead:Q", "low:Q", "high:Q"]
+            charts.x("lead", "steps ahead of the outcome"), tooltip=["signal:N", "lead:Q", "low:Q", "high:Q"]
         ),
         data=alt.NamedData("leads"),
     )

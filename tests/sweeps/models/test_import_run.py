@@ -1,5 +1,6 @@
 """Imported models through the command line: a history of revisions, evaluated and exported like a run of our own."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -99,7 +100,7 @@ def test_revisions_become_one_run_with_a_history(imported, published, run_id):
 
 def test_imported_runs_are_evaluated_tabulated_and_reported(imported, run_id, capsys, monkeypatch, tmp_path):
     # Figures don't depend on the origin of a run, and test_cli covers those of a sweep.
-    monkeypatch.setattr(papers, "write_figures", lambda *_: [])
+    monkeypatch.setattr(papers, "write_figures_beside", lambda *_: contextlib.nullcontext())
     assert run("evaluate", f"--workdir={imported}") == 0
     assert run("report", f"--workdir={imported}") == 0
     assert run("status", f"--workdir={imported}") == 0

@@ -315,16 +315,37 @@ def test_levels_of_a_setting_keep_their_kind():
 
 
 def test_figure_files_are_reproducible_vector_graphics_with_text(answers, tmp_path):
-    chosen = [show(item, answers) for item in items(Figure) if item.name in ("training_loss", "variance_split")]
+    chosen = [show(item, answers) for item in items(Figure) if item.name in ("loss_against_geometry", "variance_split")]
     paths = papers.write_figures(tmp_path / "one" / "figures", chosen)
-    names = [f"{name}.{ending}" for name in ("training_loss", "variance_split") for ending in ("svg", "pdf", "png")]
+    names = [
+        f"{name}.{ending}" for name in ("loss_against_geometry", "variance_split") for ending in ("svg", "pdf", "png")
+    ]
     assert [path.name for path in paths] == names
     assert sorted(p.name for p in (tmp_path / "one" / "figures").iterdir()) == sorted(names)
     texts = text_of(paths[0].read_bytes())
-    assert "training loss, nats per token" in texts and "batch size" in texts
+    assert LOSS in texts and "batch size" in texts
     assert paths[1].read_bytes().startswith(b"%PDF") and paths[2].read_bytes().startswith(b"\x89PNG")
     again = papers.write_figures(tmp_path / "again", chosen)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+def test_figures_drawn_by_another_process_are_the_same(answers, tmp_path):
+    chosen = [show(item, answers) for item in items(Figure) if item.name in ("prediction", "spectra")]
+    here = papers.write_figures(tmp_path / "here", chosen)
+    with papers.write_figures_beside(tmp_path / "there", chosen, ("svg", "pdf")):
+        assert not (tmp_path / "there").exists()
+    known = {path.name: path.read_bytes() for path in here if path.suffix != ".png"}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == known
+
+
+def test_a_failure_of_the_process_that_draws_is_an_error(answers, tmp_path):
+    chosen = [show(item, answers) for item in items(Figure) if item.name == "u_shapes"]
+    failed = pytest.raises(RuntimeError, match="drawing the figures failed with exit code 1")
+    with failed, papers.write_figures_beside(tmp_path, chosen, ("svg", "gif")):
+        pass
+    with pytest.raises(OSError, match="disk full"), papers.write_figures_beside(tmp_path, chosen, ("svg", "pdf")):
+        raise OSError("disk full")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_of_a_figure_that_has_nothing_to_show_any_more_are_removed(answers, tmp_path):
