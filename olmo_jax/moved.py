@@ -101,6 +101,8 @@ MOVED = {
     "sweeps.report.claims": "sweeps.studies.paper_b.panels",
     "sweeps.report.claims_section": "sweeps.studies.paper_b.items",
     "sweeps.report.findings": "sweeps.report.sentences",
+    "sweeps.report.latex": "sweeps.report.export",
+    "sweeps.report.papers": "sweeps.report.export",
     "sweeps.report.row_findings": "sweeps.report.row_sentences",
     "sweeps.reporting": "sweeps.report.stage",
     "sweeps.run": "sweeps.running.stages",

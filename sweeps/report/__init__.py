@@ -28,11 +28,11 @@ def write_all(
     Arguments as `sweeps.report.page.write_report`.
     """
     # Altair and jinja2 are heavy, and the command line imports this package at each command.
-    from sweeps.report import page, papers
+    from sweeps.report import export, page
 
     shown = [show(item, results) for item in items()] if shown is None else shown
-    with papers.write_figures_beside(epath.Path(folder) / FIGURES, shown, ("svg", "pdf")):
-        papers.write_tables(epath.Path(folder) / TABLES, shown)
+    with export.write_figures_beside(epath.Path(folder) / FIGURES, shown, ("svg", "pdf")):
+        export.write_tables(epath.Path(folder) / TABLES, shown)
         return page.write_report(folder, results, facts, title, shown)
 
 

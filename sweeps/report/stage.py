@@ -19,8 +19,8 @@ from sweeps.analysis.results import AnalysisResults, analyze
 from sweeps.planning.record import read_record, recorded_plan
 from sweeps.planning.versions import code_version
 from sweeps.report import FIGURES, TABLES, write_all
+from sweeps.report.export import figure_item, write_figures
 from sweeps.report.item import items, own_files, show
-from sweeps.report.papers import figure_item, write_figures
 from sweeps.report.row_sentences import after_training, against_unigram, caveat, primary, strongest_setting
 from sweeps.running import stage_times
 from sweeps.studies import registered_studies

@@ -16,7 +16,7 @@ from eval.config import EvalConfig
 from sweeps import cli
 from sweeps.arguments import parse
 from sweeps.planning.config_file import load_config, override_evaluation
-from sweeps.report import item, papers
+from sweeps.report import export, item
 from sweeps.report.item import Figure, items
 from sweeps.running import stage_times
 from tests.sweeps.report.test_items import OWN
@@ -310,7 +310,7 @@ def test_status_and_report_need_neither_the_config_file_nor_the_text(finished, c
 
 
 def test_a_page_is_rewritten_only_if_metrics_have_grown(finished, monkeypatch, tmp_path):
-    monkeypatch.setattr(papers, "write_figures_beside", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(export, "write_figures_beside", lambda *_: contextlib.nullcontext())
     workdir = tmp_path / "sweep"
     shutil.copytree(finished, workdir)
     page = workdir / "report" / "index.html"
@@ -364,7 +364,7 @@ def test_items_of_a_configuration_file_reach_the_report(finished, corpus, monkey
     monkeypatch.setattr(item, "_ITEMS", dict(item._ITEMS))
     monkeypatch.setattr(item, "_SECTIONS", dict(item._SECTIONS))
     monkeypatch.setattr(
-        papers, "write_figures_beside", functools.partial(only, papers.write_figures_beside, "rank_histogram")
+        export, "write_figures_beside", functools.partial(only, export.write_figures_beside, "rank_histogram")
     )
     workdir, mine = tmp_path / "sweep", tmp_path / "small.py"
     shutil.copytree(finished, workdir)

@@ -20,7 +20,7 @@ from olmo_jax.data.tokenizer import train_bpe
 from olmo_jax.weights import WeightsError
 from sweeps import cli
 from sweeps.models.import_run import _plain, revisions
-from sweeps.report import papers
+from sweeps.report import export
 
 STEPS = {"step1": 1, "step4-tokens8K": 4, "step16-tokens32K": 16}
 
@@ -100,7 +100,7 @@ def test_revisions_become_one_run_with_a_history(imported, published, run_id):
 
 def test_imported_runs_are_evaluated_tabulated_and_reported(imported, run_id, capsys, monkeypatch, tmp_path):
     # Figures don't depend on the origin of a run, and test_cli covers those of a sweep.
-    monkeypatch.setattr(papers, "write_figures_beside", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(export, "write_figures_beside", lambda *_: contextlib.nullcontext())
     assert run("evaluate", f"--workdir={imported}") == 0
     assert run("report", f"--workdir={imported}") == 0
     assert run("status", f"--workdir={imported}") == 0

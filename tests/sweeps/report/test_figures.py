@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.report import charts, papers, render
+from sweeps.report import charts, export, render
 from sweeps.report.item import Figure, NothingToShow, items, show
 from sweeps.report.numbers import format_value
 from sweeps.table.columns import PRIMARY_PAIR, AnalysisError
@@ -316,7 +316,7 @@ def test_levels_of_a_setting_keep_their_kind():
 
 def test_figure_files_are_reproducible_vector_graphics_with_text(answers, tmp_path):
     chosen = [show(item, answers) for item in items(Figure) if item.name in ("loss_against_geometry", "variance_split")]
-    paths = papers.write_figures(tmp_path / "one" / "figures", chosen)
+    paths = export.write_figures(tmp_path / "one" / "figures", chosen)
     names = [
         f"{name}.{ending}" for name in ("loss_against_geometry", "variance_split") for ending in ("svg", "pdf", "png")
     ]
@@ -325,14 +325,14 @@ def test_figure_files_are_reproducible_vector_graphics_with_text(answers, tmp_pa
     texts = text_of(paths[0].read_bytes())
     assert LOSS in texts and "batch size" in texts
     assert paths[1].read_bytes().startswith(b"%PDF") and paths[2].read_bytes().startswith(b"\x89PNG")
-    again = papers.write_figures(tmp_path / "again", chosen)
+    again = export.write_figures(tmp_path / "again", chosen)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 
 
 def test_figures_drawn_by_another_process_are_the_same(answers, tmp_path):
     chosen = [show(item, answers) for item in items(Figure) if item.name in ("prediction", "spectra")]
-    here = papers.write_figures(tmp_path / "here", chosen)
-    with papers.write_figures_beside(tmp_path / "there", chosen, ("svg", "pdf")):
+    here = export.write_figures(tmp_path / "here", chosen)
+    with export.write_figures_beside(tmp_path / "there", chosen, ("svg", "pdf")):
         assert not (tmp_path / "there").exists()
     known = {path.name: path.read_bytes() for path in here if path.suffix != ".png"}
     assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == known
@@ -341,37 +341,37 @@ def test_figures_drawn_by_another_process_are_the_same(answers, tmp_path):
 def test_a_failure_of_the_process_that_draws_is_an_error(answers, tmp_path):
     chosen = [show(item, answers) for item in items(Figure) if item.name == "u_shapes"]
     failed = pytest.raises(RuntimeError, match="drawing the figures failed with exit code 1")
-    with failed, papers.write_figures_beside(tmp_path, chosen, ("svg", "gif")):
+    with failed, export.write_figures_beside(tmp_path, chosen, ("svg", "gif")):
         pass
-    with pytest.raises(OSError, match="disk full"), papers.write_figures_beside(tmp_path, chosen, ("svg", "pdf")):
+    with pytest.raises(OSError, match="disk full"), export.write_figures_beside(tmp_path, chosen, ("svg", "pdf")):
         raise OSError("disk full")
     assert not list(tmp_path.iterdir())
 
 
 def test_files_of_a_figure_that_has_nothing_to_show_any_more_are_removed(answers, tmp_path):
     (item,) = (item for item in items(Figure) if item.name == "u_shapes")
-    assert len(papers.write_figures(tmp_path, [show(item, answers)])) == 3
-    assert papers.write_figures(tmp_path, [show(item, made.empty_answers())]) == []
+    assert len(export.write_figures(tmp_path, [show(item, answers)])) == 3
+    assert export.write_figures(tmp_path, [show(item, made.empty_answers())]) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_figure_is_refused_with_the_nearest_name():
     with pytest.raises(AnalysisError) as error:
-        papers.figure_item("u_shape")
+        export.figure_item("u_shape")
     assert str(error.value).startswith("no figure 'u_shape'; the nearest is 'u_shapes', and all are: training_loss, ")
 
 
 def test_existing_figures_stay_if_drawing_fails(answers, tmp_path, monkeypatch):
     (item,) = (item for item in items(Figure) if item.name == "variance_split")
     shown = [show(item, answers)]
-    before = [path.read_bytes() for path in papers.write_figures(tmp_path, shown)]
+    before = [path.read_bytes() for path in export.write_figures(tmp_path, shown)]
 
     def full(*_, **__):
         raise OSError("disk full")
 
     monkeypatch.setattr("vl_convert.svg_to_pdf", full)
     with pytest.raises(OSError, match="disk full"):
-        papers.write_figures(tmp_path, shown)
+        export.write_figures(tmp_path, shown)
     assert [(tmp_path / f"variance_split.{e}").read_bytes() for e in ("svg", "pdf", "png")] == before
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -9,8 +9,8 @@ import pytest
 
 from sweeps.report import item as registry
 from sweeps.report import reference, render, write_all
+from sweeps.report.export import figure_item
 from sweeps.report.item import Figure, Table, add_section, items, report_item, sections, show
-from sweeps.report.papers import figure_item
 from tests.sweeps.report import made
 
 OWN = '''

@@ -10,8 +10,8 @@ from sweeps import studies
 from sweeps.analysis.results import analyze
 from sweeps.report import item as registry
 from sweeps.report import write_report
+from sweeps.report.export import figure_item
 from sweeps.report.item import items, sections
-from sweeps.report.papers import figure_item
 
 STUDY = """
 from sweeps.studies import Study

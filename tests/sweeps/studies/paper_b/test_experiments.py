@@ -11,7 +11,7 @@ from olmo_jax.probes.texts import evaluation_sets
 from sweeps import cli
 from sweeps.planning.config_file import load_config
 from sweeps.planning.plan import read_sweep, resolve
-from sweeps.report import papers
+from sweeps.report import export
 from sweeps.studies.paper_b.claim import CLAIMS
 
 GROKKING, TEXT = "sweeps/studies/paper_b/grokking.py", "sweeps/studies/paper_b/local_dimension.py"
@@ -117,7 +117,7 @@ def test_each_experiment_ends_with_a_verdict_on_its_page(capsys, monkeypatch, tm
     assert (tmp_path / "w/report/figures/claim_curves.svg").stat().st_size > 10_000
     left = shutil.ignore_patterns("cohorts", "report", "results.*")
     shutil.copytree(tmp_path / "w", tmp_path / "copy", ignore=left)
-    monkeypatch.setattr(papers, "write_figures_beside", lambda *_: contextlib.nullcontext())  # only the page is written
+    monkeypatch.setattr(export, "write_figures_beside", lambda *_: contextlib.nullcontext())  # only the page is written
     assert cli.main(["report", f"--workdir={tmp_path / 'copy'}"]) == 0
     copied = data_of((tmp_path / "copy/report/index.html").read_text())
     assert copied["datasets"] == data["datasets"], "a copy without checkpoints says the same"

@@ -9,8 +9,8 @@ import pytest
 
 from sweeps.analysis.results import analyze
 from sweeps.report import write_report
+from sweeps.report.export import write_figures
 from sweeps.report.item import Figure, Table, items, show
-from sweeps.report.papers import write_figures
 from sweeps.studies.paper_b.claim import CLAIMS
 from sweeps.studies.paper_b.claims import claims_of
 from sweeps.studies.paper_b.panels import panels, quantiles, sensitivity

@@ -9,8 +9,8 @@ import pytest
 
 from sweeps.report.cells import cell as table_cell
 from sweeps.report.cells import estimate, rounded
+from sweeps.report.export import escape_latex, tabular, write_tables
 from sweeps.report.item import Table, items, show
-from sweeps.report.papers import escape_latex, tabular, write_tables
 from tests.sweeps.report import made
 
 NAMES = ["associations", "saturation", "variance", "predictions", "early"]
