@@ -147,6 +147,13 @@ def _axis(kind: Any, field: str, title: str | None, log: bool, at: Sequence[floa
     return kind(f"{field}:Q").title(title).scale(scale).axis(axis)
 
 
+def scatter(chart: Any, across: str, up: str) -> Any:
+    """Return the chart, made by `by_runs`, as points at its fields x and y, with these parameters as titles."""
+    numbers = [alt.Tooltip(f"{field}:Q", format=".4~g") for field in ("x", "y")]
+    points = chart.transform_filter("isValid(datum.x) && isValid(datum.y)").mark_point()
+    return points.encode(x("x", of(across)), y("y", of(up)), **level(shape=True), tooltip=[ABOUT, *numbers])
+
+
 def hover(base: Any, count: int, *fields: str) -> list[Any]:
     """Return a layer of points that can't be seen, for the tooltips of a line; none of more than MAX_HOVERED points.
 

@@ -51,4 +51,10 @@ def _in_order(pdf: bytes) -> bytes:
 
 if __name__ == "__main__":
     drawings = [Drawing(*fields) for fields in pickle.load(sys.stdin.buffer)]  # noqa: S301 (of the parent process)
-    pickle.dump([draw(drawing) for drawing in drawings], sys.stdout.buffer)
+    results: list[dict[str, bytes] | str] = []
+    for drawing in drawings:
+        try:
+            results.append(draw(drawing))
+        except ValueError as error:  # vl-convert's, of a chart that it can't draw
+            results.append(" ".join(str(error).split()[:40]))
+    pickle.dump(results, sys.stdout.buffer)

@@ -39,6 +39,10 @@ _ESCAPES = str.maketrans(
 )
 
 
+class DrawingError(AnalysisError):
+    """Charts that can't be drawn; the message names them and says why."""
+
+
 def figure_item(name: str) -> "Item":
     """Return the figure of this name. Raises AnalysisError, with the nearest name and the list, for an unknown one."""
     known = {item.name: item for item in items(Figure)}
@@ -61,7 +65,10 @@ def write_figures(folder: epath.PathLike, shown: Sequence[Shown]) -> list[epath.
 
 @contextlib.contextmanager
 def write_figures_beside(folder: epath.PathLike, shown: Sequence[Shown], formats: Sequence[str]) -> Iterator[None]:
-    """Do as `write_figures` does, in these formats, while the block runs: another process draws."""
+    """Do as `write_figures` does, in these formats, while the block runs: another process draws.
+
+    Raises DrawingError, after the others are written, for figures that can't be drawn.
+    """
     figures = _contents(shown)
     with render.start([figure for figure in figures.values() if figure is not None], formats) as process:
         try:
@@ -70,8 +77,12 @@ def write_figures_beside(folder: epath.PathLike, shown: Sequence[Shown], formats
         except BaseException:
             process.kill()
             raise
-    files_of = [(name, {} if figure is None else next(drawn)) for name, figure in figures.items()]
-    _write(folder, files_of, render.FORMATS)
+    results = {name: {} if figure is None else next(drawn) for name, figure in figures.items()}
+    failed = [f"{name}: {result}" for name, result in results.items() if isinstance(result, str)]
+    written = ((name, {} if isinstance(result, str) else result) for name, result in results.items())
+    _write(folder, written, render.FORMATS)
+    if failed:
+        raise DrawingError(f"figures that can't be drawn; mend their charts: {'; '.join(failed)}")
 
 
 def _contents(shown: Sequence[Shown]) -> dict[str, Figure | None]:

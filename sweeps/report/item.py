@@ -248,7 +248,12 @@ def items(kind: type[Content] | None = None) -> list[Item]:
 def show(item: Item, results: "AnalysisResults") -> Shown:
     """Return what an item shows. Of one of the user's own, an error is returned; the others are shown nevertheless."""
     try:
-        return Shown(item, item.make(results))
+        content = item.make(results)
+        if not isinstance(content, item.kind):
+            raise TypeError(f"returned {type(content).__name__}, not {item.kind.__name__} as its annotation says")
+        if isinstance(content, Figure):
+            _ = content.specification  # checks the chart
+        return Shown(item, content)
     except NothingToShow as nothing:
         return Shown(item, None, str(nothing))
     except Exception as error:

@@ -59,13 +59,13 @@ def start(figures: Sequence[Figure], formats: Sequence[str]) -> "subprocess.Pope
     return process
 
 
-def finish(process: "subprocess.Popen[bytes]") -> list[dict[str, bytes]]:
-    """Return each figure's files by format. Raises RuntimeError if the process failed."""
+def finish(process: "subprocess.Popen[bytes]") -> list[dict[str, bytes] | str]:
+    """Return each figure's files by format, or why it can't be drawn. Raises RuntimeError if the process failed."""
     assert process.stdout is not None
     content = process.stdout.read()
     if code := process.wait():
         raise RuntimeError(f"drawing the figures failed with exit code {code}; its error is above")
-    drawn: list[dict[str, bytes]] = pickle.loads(content)  # noqa: S301 (of our own child process)
+    drawn: list[dict[str, bytes] | str] = pickle.loads(content)  # noqa: S301 (of our own child process)
     return drawn
 
 

@@ -19,7 +19,7 @@ from sweeps.analysis.results import AnalysisResults, analyze
 from sweeps.planning.record import read_record, recorded_plan
 from sweeps.planning.versions import code_version
 from sweeps.report import FIGURES, TABLES, write_all
-from sweeps.report.export import figure_item, write_figures
+from sweeps.report.export import DrawingError, figure_item, write_figures
 from sweeps.report.item import items, own_files, show
 from sweeps.report.row_sentences import after_training, against_unigram, caveat, primary, strongest_setting
 from sweeps.running import stage_times
@@ -59,8 +59,11 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
     }
     later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
     contents = [show(item, results) for item in items()]
-    page = write_all(folder, results, facts | old["versions"] | later, shown=contents)
     failed = [f"{one.item.name}: {one.error}" for one in contents if one.error]
+    try:
+        write_all(folder, results, facts | old["versions"] | later, shown=contents)
+    except DrawingError as error:
+        failed.append(str(error))
     write_json(folder / _SHOWN, {} if failed else shown)
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
     stage_times.add(workdir, "report", time.monotonic() - started)

@@ -30,16 +30,7 @@ def effects(results: AnalysisResults) -> Figure:
         "run", from_=alt.LookupData(alt.NamedData("final"), key="run"), as_="at"
     )
     chart = chart.transform_calculate(x="datum.at[metric]", y="datum[effect]")
-    chart = (
-        chart.transform_filter("isValid(datum.x) && isValid(datum.y)")
-        .mark_point()
-        .encode(
-            charts.x("x", charts.of("metric")),
-            charts.y("y", charts.of("effect")),
-            **charts.level(shape=True),
-            tooltip=[charts.ABOUT, alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")],
-        )
-    )
+    chart = charts.scatter(chart, "metric", "effect")
     chart = chart.properties(width=420, height=300).add_params(
         charts.choice("effect", "effect", names), charts.choice("metric", "against", metrics)
     )

@@ -20,16 +20,7 @@ def loss_against_geometry(results: AnalysisResults) -> Figure:
     """A loss against a metric of geometry, one point per run; at first the pair declared beforehand."""
     metrics, losses = pair(results)
     chart = charts.by_runs(alt.Chart(alt.NamedData("final"))).transform_calculate(x="datum[metric]", y="datum[loss]")
-    chart = (
-        chart.transform_filter("isValid(datum.x) && isValid(datum.y)")
-        .mark_point()
-        .encode(
-            charts.x("x", charts.of("metric")),
-            charts.y("y", charts.of("loss")),
-            **charts.level(shape=True),
-            tooltip=[charts.ABOUT, alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")],
-        )
-    )
+    chart = charts.scatter(chart, "metric", "loss")
     chart = chart.properties(width=420, height=320).add_params(
         charts.choice("metric", "across", metrics), charts.choice("loss", "up", losses)
     )

@@ -338,6 +338,15 @@ def test_figures_drawn_by_another_process_are_the_same(answers, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == known
 
 
+def test_a_chart_that_cannot_be_drawn_leaves_the_others_and_is_named(answers, tmp_path):
+    chosen = [show(item, answers) for item in items(Figure) if item.name in ("u_shapes", "prediction")]
+    broken = Figure(chosen[1].content.chart.transform_filter("datum. <"), chosen[1].content.data)
+    named = pytest.raises(export.DrawingError, match="mend their charts: prediction: ")
+    with named, export.write_figures_beside(tmp_path, [chosen[0], chosen[1]._replace(content=broken)], ("svg", "pdf")):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["u_shapes.pdf", "u_shapes.svg"]
+
+
 def test_a_failure_of_the_process_that_draws_is_an_error(answers, tmp_path):
     chosen = [show(item, answers) for item in items(Figure) if item.name == "u_shapes"]
     failed = pytest.raises(RuntimeError, match="drawing the figures failed with exit code 1")

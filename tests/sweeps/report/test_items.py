@@ -108,6 +108,20 @@ def test_an_item_of_ones_own_that_fails_leaves_the_others_on_the_page(tmp_path):
     assert "rank_histogram" in page
 
 
+@pytest.mark.usefixtures("kept_registry")
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("return Figure(", "Figure(", "TypeError: returned NoneType, not Figure as its annotation says"),
+        ("mark_bar()", "mark_bar(opacity=[])", "SchemaValidationError: "),
+    ],
+)
+def test_a_figure_that_is_none_or_no_chart_is_an_error_of_its_item(tmp_path, old, new, error):
+    load(tmp_path / "mine.py", OWN.replace(old, new))
+    (item,) = (item for item in items(Figure) if item.is_own)
+    assert show(item, made.answers(made.sweep(2, checkpoints=1), {})).error.startswith(error)
+
+
 @pytest.mark.usefixtures("own")
 def test_a_file_that_is_read_twice_replaces_its_items(tmp_path):
     before = [item.name for item in items()]
