@@ -1,4 +1,4 @@
-"""One decoder for OLMo-1, OLMo-2 and Pythia: tokens in, final states and logits out.
+"""One decoder for OLMo, Pythia and the families of hf/: tokens in, final states and logits out.
 
 Flax Linen is a thin layer here that names the parameters (`Decoder` below, and the layers of a block in layers.py);
 other code calls the pure functions `init`, `hidden`, `apply` and `extend`, which work on one model and leave members to
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from olmo_jax.config.model import ModelConfig
+from olmo_jax.config.model import Layer, ModelConfig
 from olmo_jax.config.model import parameter_count as parameter_count
 from olmo_jax.config.validation import require
 from olmo_jax.execution import plan as execution_plan
@@ -30,7 +30,7 @@ from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.layers import Block, Norm, Packing, truncated_normal
 from olmo_jax.layers import layer_norm as layer_norm
 from olmo_jax.layers import rms_norm as rms_norm
-from olmo_jax.layers import rotary as rotary
+from olmo_jax.rotary import rotary as rotary
 
 Params = dict[str, Any]
 
@@ -72,8 +72,8 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             self.param("positions", truncated_normal(c.init_std), (c.context_length, c.d_model))
         x_BLD = embedding_VD[tokens_BL]
-        for i in range(c.n_layers):
-            x_BLD, _ = Block(c, name=f"blocks_{i}")(x_BLD, 0, None)
+        for i, layer in enumerate(c.layers):
+            x_BLD, _ = Block(c, layer, name=f"blocks_{i}")(x_BLD, 0, None)
         return Norm(c, name="final_norm")(x_BLD)
 
 
@@ -140,6 +140,8 @@ def embed(
 ) -> Array:
     """Return the first block's input for tokens that begin at position `start`, or at the positions of `packing`."""
     x_BLD = params["embedding"][tokens_BL]
+    if config.scaled_embedding:
+        x_BLD = x_BLD * jnp.asarray(math.sqrt(config.d_model), x_BLD.dtype)
     if config.positions == "learned" and packing is not None:
         x_BLD += params["positions"][packing.position_BL]
     elif config.positions == "learned":
@@ -165,11 +167,11 @@ def _blocks(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return the states after all blocks and, with `layers`, after each; `keys` are dropout keys, one per block."""
 
-    def block_of(last: bool) -> Callable[..., tuple[Array, Array | None]]:
-        module = Block(config, compute, keys is not None, last)
+    def block_of(layer: Layer, last: bool) -> Callable[..., tuple[Array, Array | None]]:
+        module = Block(config, layer, compute, keys is not None, last)
 
-        def block(x_BLD: Array, layer: tuple[Params, Array | None]) -> tuple[Array, Array | None]:
-            block_params, key = layer
+        def block(x_BLD: Array, block_params_and_key: tuple[Params, Array | None]) -> tuple[Array, Array | None]:
+            block_params, key = block_params_and_key
             rngs = None if key is None else {"dropout": key}
             x_BLD, _ = module.apply(  # type: ignore[misc]
                 {"params": block_params}, x_BLD, 0, None, packing, rngs=rngs
@@ -179,13 +181,14 @@ def _blocks(
         return jax.checkpoint(block) if compute.remat else block
 
     blocks = [params[f"blocks_{i}"] for i in range(config.n_layers)]
-    if compute.layers == "scanned" and not last:
+    if compute.layers == "scanned" and config.alike and not last:
         stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-        x_BLD, states_nBLD = jax.lax.scan(block_of(False), x_BLD, (stack, None if keys is None else jnp.stack(keys)))
+        block = block_of(config.layers[0], False)
+        x_BLD, states_nBLD = jax.lax.scan(block, x_BLD, (stack, None if keys is None else jnp.stack(keys)))
         return x_BLD, () if states_nBLD is None else tuple(states_nBLD)
     states = []
-    for i, block_params in enumerate(blocks):
-        block = block_of(last and i == len(blocks) - 1)
+    for i, (layer, block_params) in enumerate(zip(config.layers, blocks, strict=True)):
+        block = block_of(layer, last and i == len(blocks) - 1)
         x_BLD, state_BLD = block(x_BLD, (block_params, None if keys is None else keys[i]))
         states.append(state_BLD)
     return x_BLD, tuple(state_BLD for state_BLD in states if state_BLD is not None)
@@ -223,7 +226,7 @@ def extend(config: ModelConfig, params: Params, tokens_BL: Array, cache: Cache) 
     x_BLD = embed(config, params, tokens_BL, cache.filled)
     kept: list[tuple[Array, Array]] = []
     for i, past in enumerate(cache.blocks):
-        x_BLD, block_kept = Block(config).apply(  # type: ignore[misc]
+        x_BLD, block_kept = Block(config, config.layers[i]).apply(  # type: ignore[misc]
             {"params": params[f"blocks_{i}"]}, x_BLD, cache.filled, past
         )
         kept.append(block_kept)  # type: ignore[arg-type]
@@ -231,14 +234,20 @@ def extend(config: ModelConfig, params: Params, tokens_BL: Array, cache: Cache) 
 
 
 def block_inputs(
-    config: ModelConfig, block_params: Params, x_BLD: Array, compute: ExecutionPlan | None = None
+    config: ModelConfig,
+    block_params: Params,
+    x_BLD: Array,
+    compute: ExecutionPlan | None = None,
+    layer: Layer | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Return the states after one block, and each projection's input, `[B, L, in]` by path, such as attention/query.
 
     Args:
       block_params: parameters of this block, such as params["blocks_0"]. x_BLD: the states before it.
+      layer: its entry of config.layers; None for the first block's.
     """
-    module = Block(config, execution_plan.forward(config) if compute is None else compute)
+    layer = config.layers[0] if layer is None else layer
+    module = Block(config, layer, execution_plan.forward(config) if compute is None else compute)
     (out_BLD, _), kept = module.apply({"params": block_params}, x_BLD, 0, None, mutable=["inputs"])  # type: ignore[misc]
     return out_BLD, {
         f"{part}/{name}": x_BLI for part, inputs in kept["inputs"].items() for name, (x_BLI,) in inputs.items()

@@ -18,7 +18,7 @@ from eval.gptq import gptq_with_damping
 from eval.quantize import quantize_params, round_to_nearest
 from geometry.svd import matmul
 from olmo_jax import model
-from olmo_jax.config import ModelConfig
+from olmo_jax.config.model import Layer, ModelConfig
 from olmo_jax.execution.members import over_members
 
 
@@ -78,7 +78,9 @@ def gptq_params(
     for i in range(config.n_layers):
         block = f"blocks_{i}"
         chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
-        params_M[block], x_MnBLD, block_errors = _block(config, chosen, how, bits, params_M[block], x_MnBLD)
+        params_M[block], x_MnBLD, block_errors = _block(
+            config, config.layers[i], chosen, how, bits, params_M[block], x_MnBLD
+        )
         errors |= {f"{block}/{path}": of_path for path, of_path in block_errors.items()}
     last = "embedding" if tied else "unembedding"
     if any(re.fullmatch(pattern, name) for name in {last, "unembedding"}):
@@ -99,17 +101,24 @@ def _embed(config: ModelConfig, params_M: Any, tokens_nBL: Array) -> Array:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "chosen", "how"), donate_argnames="x_MnBLD")
+@functools.partial(jax.jit, static_argnames=("config", "layer", "chosen", "how"), donate_argnames="x_MnBLD")
 def _block(
-    config: ModelConfig, chosen: Sequence[str], how: Method, bits: Array, block_params_M: Any, x_MnBLD: Array
+    config: ModelConfig,
+    layer: Layer,
+    chosen: Sequence[str],
+    how: Method,
+    bits: Array,
+    block_params_M: Any,
+    x_MnBLD: Array,
 ) -> tuple[Any, Array, dict[str, Errors]]:
     """Return the quantised block, the states after it, and its errors."""
+    inputs_of = functools.partial(model.block_inputs, config, layer=layer)
 
     def one(block_params: Any, x_nBLD: Array) -> tuple[Any, Array, dict[str, Errors]]:
         matrices = {path: block_params[path.split("/")[0]][path.split("/")[1]] for path in chosen}
 
         def add(hessians: dict[str, Array], x_BLD: Array) -> tuple[dict[str, Array], None]:
-            _, inputs = model.block_inputs(config, block_params, x_BLD)
+            _, inputs = inputs_of(block_params, x_BLD)
             return {path: hessians[path] + _gram(inputs[path]) for path in chosen}, None
 
         zeros = {path: jnp.zeros((len(w_IO), len(w_IO))) for path, w_IO in matrices.items()}
@@ -119,7 +128,7 @@ def _block(
         for path, q_IO in quantized.items():
             part, name = path.split("/")
             new[part][name] = q_IO
-        out_nBLD = jax.lax.map(lambda x_BLD: model.block_inputs(config, new, x_BLD)[0], x_nBLD)
+        out_nBLD = jax.lax.map(lambda x_BLD: inputs_of(new, x_BLD)[0], x_nBLD)
         return new, out_nBLD, errors
 
     return over_members(one)(block_params_M, x_MnBLD)

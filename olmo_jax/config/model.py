@@ -1,10 +1,26 @@
-"""What one decoder is made of: OLMo-1, OLMo-2, Pythia (GPT-NeoX), and what lies between them."""
+"""What one decoder is made of: OLMo-1, OLMo-2, Pythia (GPT-NeoX), the families of hf/, and what lies between them."""
 
 import dataclasses
+from typing import NamedTuple
 
 from geometry.norms import NORMS
-from olmo_jax.config.field import BELOW_ONE, POSITIVE, POSITIVE_WHOLE, Role, at_least, choice, setting
+from olmo_jax.config.field import BELOW_ONE, POSITIVE, POSITIVE_WHOLE, Role, at_least, choice, each, setting
+from olmo_jax.config.rope import RopeScaling
 from olmo_jax.config.validation import Settings, require
+
+_ATTENTION = ("full", "sliding", "unrotated")
+
+
+class Layer(NamedTuple):
+    """How the attention of one block may differ from that of others.
+
+    window: tokens that a query attends to, up to and including its own; 0: all. rope_theta: base of the rotary
+    frequencies; 0: queries and keys aren't rotated. scaling: that of the frequencies.
+    """
+
+    window: int
+    rope_theta: float
+    scaling: RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +88,9 @@ class ModelConfig(Settings):
     norm_at: str = setting(
         "before",
         Role.STATIC,
-        'Place of norms: "before" a sublayer reads the residual stream, or "after" it, on what it adds (OLMo-2). The '
-        "norm of the final states stays.",
-        bound=choice("before", "after"),
+        'Place of norms: "before" a sublayer reads the residual stream, "after" it, on what it adds (OLMo-2), or '
+        '"both" (Gemma-3). The norm of the final states stays.',
+        bound=choice("before", "after", "both"),
     )
     qk_norm: bool = setting(
         False,
@@ -96,8 +112,9 @@ class ModelConfig(Settings):
     mlp: str = setting(
         "swiglu",
         Role.STATIC,
-        'Form of the MLP: "swiglu", silu(gate) * up, or "gelu", exact and without a gate.',
-        bound=choice("swiglu", "gelu"),
+        'Form of the MLP: "swiglu", silu(gate) * up; "geglu", gelu(gate) * up with the tanh approximation (Gemma); '
+        '"gelu", exact and without a gate; "gelu_tanh", its tanh approximation (GPT-2).',
+        bound=choice("swiglu", "geglu", "gelu", "gelu_tanh"),
     )
     attention_bias: bool = setting(False, Role.STATIC, "Attention's projections add a bias.")
     mlp_bias: bool = setting(False, Role.STATIC, "The MLP's projections add a bias.")
@@ -114,6 +131,51 @@ class ModelConfig(Settings):
     dropout: float = setting(
         0.0, Role.STATIC, "Dropout of the embedding and of what each sublayer adds, in training.", bound=BELOW_ONE
     )
+    head_width: int = setting(
+        0,
+        Role.STATIC,
+        "K, the dimensions of a head; 0: D / n_heads.",
+        bound=at_least(0, "needs a positive whole number, or 0 for d_model / n_heads"),
+    )
+    qk_norm_by_head: bool = setting(
+        False,
+        Role.STATIC,
+        "The norm of queries and keys acts on each head by itself, with one scale for all heads (Qwen3, Gemma-3).",
+    )
+    out_bias: bool = setting(
+        True,
+        Role.STATIC,
+        "With attention_bias, attention's output projection adds one too (Qwen2: only the others do).",
+    )
+    norm_plus_one: bool = setting(False, Role.STATIC, "Norms multiply by 1 + scale, and the scale starts at 0 (Gemma).")
+    scaled_embedding: bool = setting(False, Role.STATIC, "Embeddings are multiplied by sqrt(D) (Gemma).")
+    score_width: float = setting(
+        0.0,
+        Role.STATIC,
+        "Attention's scores are divided by the square root of this; 0: K (Gemma-3's query_pre_attn_scalar).",
+        bound=at_least(0, "needs a positive number, or 0 for the width of a head"),
+    )
+    attention_pattern: tuple[str, ...] = setting(
+        (),
+        Role.STATIC,
+        'Attention of each block, repeated if there are more blocks: "full"; "sliding", over the last `window` tokens; '
+        '"unrotated", full and without rotary embedding (SmolLM3). (): all full.',
+        bound=each(choice(*_ATTENTION), f"needs names out of {', '.join(_ATTENTION)}"),
+    )
+    window: int = setting(
+        0,
+        Role.STATIC,
+        'Tokens that "sliding" attention reaches, with the query\'s own; 0 without such blocks.',
+        bound=at_least(0, "needs a positive whole number, or 0 for no window"),
+        unit="tokens",
+    )
+    sliding_rope_theta: float = setting(
+        0.0,
+        Role.STATIC,
+        'Base of the rotary frequencies of "sliding" blocks, which are never scaled; 0: rope_theta.',
+        bound=at_least(0, "needs a positive number, or 0 for rope_theta"),
+    )
+    rope_scaling: RopeScaling = RopeScaling()  # of blocks with "full" attention
 
     @property
     def padded_vocab_size(self) -> int:
@@ -121,7 +183,30 @@ class ModelConfig(Settings):
 
     @property
     def d_head(self) -> int:
-        return self.d_model // self.n_heads
+        return self.head_width or self.d_model // self.n_heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.mlp in ("swiglu", "geglu")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The attention of each block."""
+        theta = self.rope_theta if self.positions == "rotary" else 0.0
+        sliding = theta and (self.sliding_rope_theta or theta)
+        kinds = {
+            "full": Layer(0, theta, self.rope_scaling),
+            "sliding": Layer(self.window, sliding, RopeScaling()),
+            "unrotated": Layer(0, 0.0, RopeScaling()),
+        }
+        pattern = self.attention_pattern or ("full",)
+        return tuple(kinds[pattern[i % len(pattern)]] for i in range(self.n_layers))
+
+    @property
+    def alike(self) -> bool:
+        """Whether all blocks attend in the same way, so that one compiled block can serve for all."""
+        return len(set(self.layers)) == 1
 
     @property
     def kv_heads(self) -> int:
@@ -135,10 +220,10 @@ class ModelConfig(Settings):
 
     def check_fields(self, at: str) -> None:
         require(
-            self.d_model % self.n_heads == 0,
+            self.head_width > 0 or self.d_model % self.n_heads == 0,
             f"{at}.n_heads",
             self.n_heads,
-            f"doesn't divide {at}.d_model = {self.d_model}; choose a divisor",
+            f"doesn't divide {at}.d_model = {self.d_model}; choose a divisor, or set {at}.head_width",
         )
         require(
             0 <= self.n_kv_heads <= self.n_heads and self.n_heads % self.kv_heads == 0,
@@ -148,6 +233,46 @@ class ModelConfig(Settings):
         )
         if self.positions == "rotary":
             self._check_rotary(at)
+        self._check_pattern(at)
+        require(
+            self.qk_norm or not self.qk_norm_by_head,
+            f"{at}.qk_norm_by_head",
+            self.qk_norm_by_head,
+            f"changes {at}.qk_norm, which is off; set it too",
+        )
+        require(
+            self.norm != "layer_norm" or not self.norm_plus_one,
+            f"{at}.norm_plus_one",
+            self.norm_plus_one,
+            f"{at}.norm = 'layer_norm' has no scale; choose another norm",
+        )
+
+    def _check_pattern(self, at: str) -> None:
+        pattern = self.attention_pattern
+        require(
+            len(pattern) <= self.n_layers,
+            f"{at}.attention_pattern",
+            pattern,
+            f"names {len(pattern)} blocks, and {at}.n_layers = {self.n_layers}; name at most as many",
+        )
+        require(
+            ("sliding" in pattern) == (self.window > 0),
+            f"{at}.window",
+            self.window,
+            f"needs a positive number if {at}.attention_pattern has 'sliding' blocks, and 0 if it has none",
+        )
+        require(
+            not self.sliding_rope_theta or "sliding" in pattern,
+            f"{at}.sliding_rope_theta",
+            self.sliding_rope_theta,
+            f"has no effect without 'sliding' blocks in {at}.attention_pattern; leave it out",
+        )
+        require(
+            self.positions == "rotary" or self.rope_scaling.kind == "none",
+            f"{at}.rope_scaling.kind",
+            self.rope_scaling.kind,
+            f"has no effect with {at}.positions = {self.positions!r}; leave it out",
+        )
 
     def _check_rotary(self, at: str) -> None:
         if self.rotary_fraction == 1:
@@ -170,11 +295,13 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     c, wide = config, config.n_heads * config.d_head
     narrow = c.kv_heads * c.d_head
     attention = c.d_model * (wide + 2 * narrow) + wide * c.d_model
-    attention += (wide + 2 * narrow + c.d_model) * c.attention_bias
-    attention += c.qk_norm * (_norm_parameters(c, wide) + _norm_parameters(c, narrow))
-    into = 2 if c.mlp == "swiglu" else 1
+    attention += (wide + 2 * narrow + c.d_model * c.out_bias) * c.attention_bias
+    normed = (c.d_head, c.d_head) if c.qk_norm_by_head else (wide, narrow)
+    attention += c.qk_norm * sum(_norm_parameters(c, width) for width in normed)
+    into = 2 if c.gated else 1
     mlp = (into + 1) * c.d_model * c.d_ff + (into * c.d_ff + c.d_model) * c.mlp_bias
-    inner = c.n_layers * (attention + mlp + 2 * _norm_parameters(c, c.d_model)) + _norm_parameters(c, c.d_model)
+    norms = (4 if c.norm_at == "both" else 2) * _norm_parameters(c, c.d_model)
+    inner = c.n_layers * (attention + mlp + norms) + _norm_parameters(c, c.d_model)
     rows = c.padded_vocab_size * (1 if c.tied else 2) + c.context_length * (c.positions == "learned")
     return inner + rows * c.d_model, inner
 

@@ -4,6 +4,7 @@ Shapes: B batch, L length, H heads, G heads of keys and values (H a multiple of 
 keys that a block attends to. Scores and softmax are float32 (or wider), whatever the dtype of the heads.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -47,54 +48,73 @@ class Spans(NamedTuple):
         return (in_context_BLL | in_own_text_BLL)[:, None]
 
 
-def causal_attention(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, form: str, seen_B1LL: Array | None = None) -> Array:
+def attended(places: int, window: int = 0, start: Array | int = 0, queries: int | None = None) -> Array:
+    """Return whether each query attends to each place, `[queries, places]`: the last `window` up to its own; 0: all.
+
+    The queries are at the places from `start` on; None: one per place.
+    """
+    place_S, query_L = jnp.arange(places), start + jnp.arange(places if queries is None else queries)
+    seen_LS = place_S[None] <= query_L[:, None]
+    return seen_LS & (place_S[None] > query_L[:, None] - window) if window else seen_LS
+
+
+def causal_attention(
+    q_BLHK: Array, k_BLGK: Array, v_BLGK: Array, form: str, seen_B1LL: Array | None = None, window: int = 0
+) -> Array:
     """Return softmax(q k^T / sqrt(K)) v over the positions up to and including each query's, `[B, L, H, K]`.
 
     Args:
       form: "dense" forms all scores; "blocked" takes blocks of rows with only the keys that they attend to, about half
         of the work, with a custom gradient (fastest on a CPU); "cudnn" is cuDNN's fused kernel.
-      seen_B1LL: whether each position attends to each other, if not to all before it; it always attends to itself and
-        never to later ones. cuDNN's kernel is then not used.
+      seen_B1LL: whether each position attends to each other, if not to all that it reaches; it always attends to itself
+        and never to later ones. cuDNN's kernel is then not used.
+      window: how many positions are attended to at most, counted back from the query's own; 0: all.
     """
+    window = window if window < q_BLHK.shape[1] else 0
     if form == "blocked":
         repeats = q_BLHK.shape[2] // k_BLGK.shape[2]
         k_BLHK, v_BLHK = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (k_BLGK, v_BLGK))
         if seen_B1LL is not None:
-            return _blocked_forward(q_BLHK, k_BLHK, v_BLHK, seen_B1LL)[0]
-        return _blocked(q_BLHK, k_BLHK, v_BLHK)
+            return _blocked_forward(q_BLHK, k_BLHK, v_BLHK, window, seen_B1LL)[0]
+        return _blocked(q_BLHK, k_BLHK, v_BLHK, window)
     if seen_B1LL is not None:
         return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, mask=seen_B1LL)
     implementation: Literal["cudnn", "xla"] = "cudnn" if form == "cudnn" else "xla"
-    return jax.nn.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, is_causal=True, implementation=implementation)
+    return jax.nn.dot_product_attention(
+        q_BLHK,
+        k_BLGK,
+        v_BLGK,
+        is_causal=True,
+        implementation=implementation,
+        local_window_size=(window - 1, 0) if window else None,
+    )
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """Return the first row and the end of each block of L rows."""
+def _blocks(length: int, window: int) -> list[tuple[int, int, int]]:
+    """Return of each block of L rows the first key that it attends to, the first row, and its end."""
     rows = max(_MIN_ROWS, -(-length // _MAX_BLOCKS))
-    return [(start, min(start + rows, length)) for start in range(0, length, rows)]
+    blocks = [(start, min(start + rows, length)) for start in range(0, length, rows)]
+    return [(max(0, start - window + 1) if window else 0, start, stop) for start, stop in blocks]
 
 
-@jax.custom_vjp
-def _blocked(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array) -> Array:
-    return _blocked_forward(q_BLHK, k_BLHK, v_BLHK)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _blocked(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, window: int) -> Array:
+    return _blocked_forward(q_BLHK, k_BLHK, v_BLHK, window)[0]
 
 
-def _blocked_forward(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, seen_B1LL: Array | None = None):
+def _blocked_forward(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, window: int, seen_B1LL: Array | None = None):
     q_BHLK, k_BHLK, v_BHLK = map(_heads_first, (q_BLHK, k_BLHK, v_BLHK))
     mixed, weights = [], []
-    for start, stop in _blocks(q_BLHK.shape[1]):
-        seen = _causal(start, stop) if seen_B1LL is None else seen_B1LL[:, :, start:stop, :stop]
-        e_BHTS, inverse_sum_BHT1 = _weights(q_BHLK[:, :, start:stop], k_BHLK[:, :, :stop], seen)
-        mixed.append(_matmul(e_BHTS, v_BHLK[:, :, :stop]) * inverse_sum_BHT1)
+    for first, start, stop in _blocks(q_BLHK.shape[1], window if seen_B1LL is None else 0):
+        if seen_B1LL is None:
+            seen = attended(stop - first, window, start - first, stop - start)[None, None]
+        else:
+            seen = seen_B1LL[:, :, start:stop, first:stop]
+        e_BHTS, inverse_sum_BHT1 = _weights(q_BHLK[:, :, start:stop], k_BHLK[:, :, first:stop], seen)
+        mixed.append(_matmul(e_BHTS, v_BHLK[:, :, first:stop]) * inverse_sum_BHT1)
         weights.append((e_BHTS, inverse_sum_BHT1))
     mixed_BHLK = jnp.concatenate(mixed, axis=2).astype(q_BLHK.dtype)
     return jnp.swapaxes(mixed_BHLK, 1, 2), (q_BHLK, k_BHLK, v_BHLK, weights)
-
-
-def _causal(start: int, stop: int) -> Array:
-    """Return whether each row of a block attends to each key up to the block's end, `[1, 1, T, S]`."""
-    row_T, key_S = start + jnp.arange(stop - start), jnp.arange(stop)
-    return (key_S[None] <= row_T[:, None])[None, None]
 
 
 def _weights(q_BHTK: Array, k_BHSK: Array, seen: Array) -> tuple[Array, Array]:
@@ -105,25 +125,32 @@ def _weights(q_BHTK: Array, k_BHSK: Array, seen: Array) -> tuple[Array, Array]:
     return e_BHTS, 1.0 / jnp.sum(e_BHTS, axis=-1, keepdims=True)
 
 
-def _blocked_backward(saved, dmixed_BLHK: Array) -> tuple[Array, Array, Array]:
+def _blocked_backward(window: int, saved, dmixed_BLHK: Array) -> tuple[Array, Array, Array]:
     q_BHLK, k_BHLK, v_BHLK, weights = saved
     dmixed_BHLK = _heads_first(dmixed_BLHK)
     scale = _scale(q_BHLK)
     dq, dk, dv = [], [], []
-    for (start, stop), (e_BHTS, inverse_sum_BHT1) in zip(_blocks(q_BHLK.shape[2]), weights, strict=True):
+    for (first, start, stop), (e_BHTS, inverse_sum_BHT1) in zip(_blocks(q_BHLK.shape[2], window), weights, strict=True):
         rows = (slice(None), slice(None), slice(start, stop))
-        dweights_BHTS = _matmul(dmixed_BHLK[rows], transposed(v_BHLK[:, :, :stop]))
+        keys = (slice(None), slice(None), slice(first, stop))
+        dweights_BHTS = _matmul(dmixed_BHLK[rows], transposed(v_BHLK[keys]))
         # Summed from these products rather than as mixed . dmixed, so that the gradient is exactly 0 for a single key.
         mean_BHT1 = jnp.sum(e_BHTS * dweights_BHTS, axis=-1, keepdims=True) * inverse_sum_BHT1
         ds_BHTS = optimization_barrier((e_BHTS * (dweights_BHTS - mean_BHT1)) * (inverse_sum_BHT1 * scale))
-        dq.append(_matmul(ds_BHTS, k_BHLK[:, :, :stop]))
-        dk.append(_matmul(transposed(ds_BHTS), q_BHLK[rows]))
-        dv.append(_matmul(transposed(e_BHTS), dmixed_BHLK[rows] * inverse_sum_BHT1.astype(dmixed_BHLK.dtype)))
+        dq.append(_matmul(ds_BHTS, k_BHLK[keys]))
+        dk.append(_after(first, _matmul(transposed(ds_BHTS), q_BHLK[rows])))
+        inverse_sum_BHT1 = inverse_sum_BHT1.astype(dmixed_BHLK.dtype)
+        dv.append(_after(first, _matmul(transposed(e_BHTS), dmixed_BHLK[rows] * inverse_sum_BHT1)))
     gradients_BHLK = jnp.concatenate(dq, axis=2), _sum_over_blocks(dk), _sum_over_blocks(dv)
     return tuple(jnp.swapaxes(d.astype(q_BHLK.dtype), 1, 2) for d in gradients_BHLK)  # type: ignore[return-value]
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _after(first: int, part_BHSK: Array) -> Array:
+    """Return the gradients of keys with zeros for the `first` keys before them."""
+    return jnp.pad(part_BHSK, ((0, 0), (0, 0), (first, 0), (0, 0))) if first else part_BHSK
 
 
 def _sum_over_blocks(parts: Sequence[Array]) -> Array:

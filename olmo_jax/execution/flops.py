@@ -11,8 +11,8 @@ def matmul_parameters(config: ModelConfig) -> int:
 def _block(config: ModelConfig) -> tuple[int, int]:
     """Return the number of entries of a block's key and value matrices, and of its other matrices."""
     d = config.d_model
-    mlp = (3 if config.mlp == "swiglu" else 2) * d * config.d_ff
-    return 2 * d * config.kv_heads * config.d_head, 2 * d * d + mlp
+    mlp = (3 if config.gated else 2) * d * config.d_ff
+    return 2 * d * config.kv_heads * config.d_head, 2 * d * config.n_heads * config.d_head + mlp
 
 
 def forward(config: ModelConfig, sequences: int, length: int, pairs: int | None = None, last: bool = False) -> int:
@@ -20,15 +20,16 @@ def forward(config: ModelConfig, sequences: int, length: int, pairs: int | None 
 
     Args:
       pairs: pairs of query and key whose score is computed, per sequence and head; None: those that causal attention
-        needs, L (L + 1) / 2. PaLM's convention, L^2, includes masked scores.
+        needs, L (L + 1) / 2, or fewer with a sliding window. PaLM's convention, L^2, includes masked scores.
       last: only the last position is predicted (model.hidden's `last`).
     """
-    pairs = length * (length + 1) // 2 if pairs is None else pairs
-    entries, scores = matmul_parameters(config) * length, pairs * config.n_layers
+    reach = [min(layer.window or length, length) for layer in config.layers]
+    pairs_of_block = [w * length - w * (w - 1) // 2 if pairs is None else pairs for w in reach]
+    entries, scores = matmul_parameters(config) * length, sum(pairs_of_block)
     if last:  # the last block computes keys and values at all positions, the rest at one
         entries -= (_block(config)[1] + config.padded_vocab_size * config.d_model) * (length - 1)
-        scores -= pairs - length
-    return sequences * (2 * entries + 2 * 2 * config.d_model * scores)
+        scores -= pairs_of_block[-1] - reach[-1]
+    return sequences * (2 * entries + 2 * 2 * config.n_heads * config.d_head * scores)
 
 
 def train_step(config: ModelConfig, sequences: int, length: int, pairs: int | None = None, last: bool = False) -> int:

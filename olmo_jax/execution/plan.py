@@ -58,7 +58,7 @@ def forward(config: ModelConfig, backend: str | None = None) -> ExecutionPlan:
     """Return the plan for a forward pass of one model or of several, which depends on the backend."""
     backend = backend or jax.default_backend()
     mapping = "map" if backend == "cpu" else "vmap"
-    layers = "unrolled" if config.n_layers <= _MAX_UNROLLED else "scanned"
+    layers = "scanned" if config.n_layers > _MAX_UNROLLED and config.alike else "unrolled"
     return ExecutionPlan(_attention(config, backend), layers, mapping=mapping)
 
 
@@ -78,6 +78,12 @@ def for_training(
         _check_attention(config.attention, model, backend)
         chosen = chosen._replace(attention=config.attention)
     if config.layers != "auto":
+        require(
+            config.layers == "unrolled" or model.alike,
+            "config.compute.layers",
+            config.layers,
+            "needs blocks that attend alike, and config.model.attention_pattern has several kinds; choose 'unrolled'",
+        )
         chosen = chosen._replace(layers=config.layers)
     if mapping != "auto":
         chosen = chosen._replace(mapping=mapping)
@@ -107,7 +113,7 @@ def rough_bytes(
     """
     width = 2 if config.compute_dtype == "bfloat16" else 4
     scores = 0 if plan.attention == "cudnn" else 3 * config.n_heads * length
-    per_layer = 16 * config.d_model + 4 * config.d_ff + scores
+    per_layer = 12 * config.d_model + 4 * config.n_heads * config.d_head + 4 * config.d_ff + scores
     activations = per_layer * (1 if plan.remat else config.n_layers) * tokens * width / plan.microbatches
     return members * 6 * 4 * parameters + plan.members * activations
 

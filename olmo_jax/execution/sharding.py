@@ -26,8 +26,12 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"mlp/(gate|up)$", PartitionSpec(None, "model")),
     (r"mlp/(gate|up)_bias$", PartitionSpec("model")),
     (r"mlp/down$", PartitionSpec("model", None)),
-    # Terms and scales of the residual stream, which is replicated over "model".
-    (r"(attention/out_bias|mlp/down_bias|(attention_norm|mlp_norm|final_norm)/(scale|bias))$", PartitionSpec(None)),
+    # Terms and scales of the residual stream, and of single heads, which are replicated over "model".
+    (
+        r"(attention/out_bias|mlp/down_bias|((attention|mlp)_norm(_after)?|final_norm)/(scale|bias))$",
+        PartitionSpec(None),
+    ),
+    (r"attention/(query|key)_head_norm/(scale|bias)$", PartitionSpec(None)),
     (r"(count|step|diverged_at|reason)$", PartitionSpec()),
 )
 

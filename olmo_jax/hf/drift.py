@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from olmo_jax import model
@@ -29,9 +30,7 @@ def first_drift(
       ValueError: a name or shape that our model doesn't have.
     """
     output = model.apply(config, params, tokens_BL, layers=True)
-    ours = {"embedding": params["embedding"][tokens_BL]}
-    if "positions" in params:
-        ours["embedding"] = ours["embedding"] + params["positions"][None, : tokens_BL.shape[1]]
+    ours = {"embedding": model.embed(config, params, jnp.asarray(tokens_BL))}
     ours |= {f"blocks_{i}": x_BLD for i, x_BLD in enumerate(output.hidden.layers)}
     ours |= {"final_states": output.hidden.final_BLD, "logits": output.logits_BLV}
     if unknown := reference.keys() - ours.keys():

@@ -35,6 +35,7 @@ class Family:
       write: converts the fields to config.json's settings; None if the family can only be read.
       section: fields that are stored in our section of config.json unless they have their neutral value.
       per_head: a tensor of several parameters interleaves them by head; otherwise it concatenates them.
+      stored_in_out: matrices of the blocks are stored as [in, out], as ours are; otherwise as [out, in].
       aliases: maps prefixes of names that some versions wrote to those in `tensors`.
       buffers: a regular expression that matches tensors that aren't parameters.
     """
@@ -47,6 +48,7 @@ class Family:
     write: Callable[[ModelConfig], dict[str, Any]] | None
     section: tuple[str, ...] = ()
     per_head: bool = False
+    stored_in_out: bool = False
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     buffers: str = r"rotary_emb\.inv_freq$"
 
@@ -64,7 +66,7 @@ class Family:
         except _WRONG_KIND as error:
             raise ConfigError(f"{at}: has a setting of the wrong kind ({brief(error)}); get the file again") from error
         try:
-            return from_config_dict(ModelConfig, fields | self._section(settings, at), at)
+            return from_config_dict(ModelConfig, _nested(fields) | self._section(settings, at), at)
         except ConfigError:
             raise
         except _WRONG_KIND as error:  # numbers that are too large
@@ -113,6 +115,21 @@ def _neutral_values() -> dict[str, Any]:
     return {field.name: neutral_value(field) for field in dataclasses.fields(ModelConfig)}
 
 
+def _nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with sections as mappings."""
+    return {key: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for key, v in fields.items()}  # type: ignore[arg-type]
+
+
 def _normalized(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with n_kv_heads = 0 if there are as many heads of keys and values as of queries."""
-    return fields | {"n_kv_heads": 0} if fields["n_kv_heads"] in (None, fields["n_heads"]) else fields
+    """Return the fields with their neutral values where these say the same."""
+    width = fields["head_width"] or fields["d_model"] // fields["n_heads"]
+    same = {
+        "n_kv_heads": (None, fields["n_heads"]),
+        "head_width": (fields["d_model"] / fields["n_heads"],),
+        "score_width": (width,),
+        "sliding_rope_theta": (fields["rope_theta"],),
+        "out_bias": () if fields["attention_bias"] else (False,),
+        "attention_pattern": (("full",) * len(fields["attention_pattern"]),),
+    }
+    neutral = _neutral_values()
+    return fields | {name: neutral[name] for name, values in same.items() if fields[name] in values}

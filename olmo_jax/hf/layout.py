@@ -1,6 +1,7 @@
 """Conversion between our parameters and Hugging Face's tensors.
 
-Linear layers are `[out, in]` in Hugging Face's format and `[in, out]` here; some tensors hold several parameters.
+Linear layers are `[out, in]` in most families of Hugging Face's format and `[in, out]` here; some tensors hold several
+parameters.
 """
 
 import collections
@@ -17,8 +18,8 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.execution.sharding import path_name
 from olmo_jax.hf.family import Family
 
-# One row per token: these have the same orientation in both.
-_BY_TOKEN = ("embedding", "unembedding")
+# One row per token or position: these have the same orientation in both.
+_BY_TOKEN = ("embedding", "unembedding", "positions")
 
 
 def our_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -48,23 +49,26 @@ def _block(path: str) -> tuple[int, str]:
     return (int(match[1]), match[2]) if match else (-1, path)
 
 
-def their_shape(paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape of a tensor that holds the parameters at `paths`."""
+def their_shape(family: Family, paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape of a family's tensor that holds the parameters at `paths`."""
     if paths[0] in _BY_TOKEN or len(shapes[paths[0]]) == 1:
         rows = sum(shapes[path][0] for path in paths)
         return (rows, *shapes[paths[0]][1:])
-    return sum(shapes[path][1] for path in paths), shapes[paths[0]][0]
+    out_in = sum(shapes[path][1] for path in paths), shapes[paths[0]][0]
+    return out_in[::-1] if family.stored_in_out else out_in
 
 
 def split(
-    theirs: np.ndarray, paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, per_head: bool
+    family: Family, theirs: np.ndarray, paths: Sequence[str], shapes: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> dict[str, np.ndarray]:
-    """Return our parameters, matrices as `[in, out]`, from the tensor that holds them."""
+    """Return our parameters, matrices as `[in, out]`, from the family's tensor that holds them."""
     if paths[0] in _BY_TOKEN:
         return {paths[0]: theirs}
+    if family.stored_in_out:
+        theirs = theirs.T
     if len(paths) == 1:
         parts = [theirs]
-    elif per_head:
+    elif family.per_head:
         rows_HPK = theirs.reshape(config.n_heads, len(paths), config.d_head, *theirs.shape[1:])
         parts = [rows_HPK[:, i].reshape(-1, *theirs.shape[1:]) for i in range(len(paths))]
     else:
@@ -86,9 +90,10 @@ def their_tensors(
         parts = [np.ascontiguousarray(x.T) for x in ours]
         if len(parts) > 1 and family.per_head:
             heads = [x.reshape(config.n_heads, 1, config.d_head, *x.shape[1:]) for x in parts]
-            yield name, np.concatenate(heads, axis=1).reshape(-1, *parts[0].shape[1:])
+            joined = np.concatenate(heads, axis=1).reshape(-1, *parts[0].shape[1:])
         else:
-            yield name, np.concatenate(parts)
+            joined = np.concatenate(parts)
+        yield name, np.ascontiguousarray(joined.T) if family.stored_in_out else joined
 
 
 def nested(flat: Mapping[str, np.ndarray]) -> model.Params:

@@ -11,7 +11,7 @@ from etils import epath
 
 from olmo_jax import model, weights
 from olmo_jax.config.model import ModelConfig
-from olmo_jax.hf.families import AI2_OLMO
+from olmo_jax.hf.families.ai2 import AI2_OLMO
 from olmo_jax.hf.family import Family
 from olmo_jax.hf.layout import holders_of, nested, our_shapes, split, their_shape
 from olmo_jax.hf.settings import read_config
@@ -40,7 +40,7 @@ def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
     flat: dict[str, np.ndarray] = {}
     for name, paths in checkpoint.holders.items():
         theirs = checkpoint.tensors[name].read().astype(np.float32)
-        flat |= split(theirs, paths, checkpoint.shapes, checkpoint.config, checkpoint.family.per_head)
+        flat |= split(checkpoint.family, theirs, paths, checkpoint.shapes, checkpoint.config)
     return checkpoint.config, nested(flat)
 
 
@@ -69,7 +69,7 @@ class _Checkpoint:
         head = tensors.pop(family.tensors["unembedding"], None) if config.tied else None
         _check_names(folder, family, holders.keys(), tensors.keys())
         for name, paths in holders.items():
-            expected, tensor = their_shape(paths, shapes), tensors[name]
+            expected, tensor = their_shape(family, paths, shapes), tensors[name]
             if tensor.shape != expected:
                 raise WeightsError(
                     f"{folder}: '{name}' has shape {tensor.shape}, and config.json asks for {expected}; one of the two "

@@ -15,7 +15,7 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError
 from olmo_jax.console import say
 from olmo_jax.errors import brief
-from olmo_jax.hf.families import AI2_OLMO, FAMILIES, OLMO
+from olmo_jax.hf.families.registry import AI2_OLMO, FAMILIES, OLMO
 from olmo_jax.hf.family import OURS, ROWS, Family
 from olmo_jax.storage import lfs
 from olmo_jax.weights import WeightsError

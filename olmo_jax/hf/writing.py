@@ -15,7 +15,7 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError, one_of, require
 from olmo_jax.console import say
 from olmo_jax.files import whole_folder
-from olmo_jax.hf.families import FAMILIES
+from olmo_jax.hf.families.registry import FAMILIES
 from olmo_jax.hf.family import Family
 from olmo_jax.hf.layout import their_tensors
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer

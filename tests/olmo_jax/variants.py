@@ -3,6 +3,7 @@
 import dataclasses
 
 from olmo_jax.config import ModelConfig
+from olmo_jax.config.rope import RopeScaling
 
 _SMALL = ModelConfig(vocab_size=61, pad_vocab_to=8, d_model=32, n_layers=2, n_heads=4, d_ff=48, context_length=80)
 
@@ -28,5 +29,14 @@ VARIANTS = FAMILIES | {
         _SMALL, norm="affine_layer_norm", norm_at="after", qk_norm=True, clip_qkv=0.5, parallel=True,
         attention_bias=True, mlp_bias=True, positions="learned", n_kv_heads=2, tied=True, dropout=0.2,
         n_layers=1,
+    ),
+    "gemma3": dataclasses.replace(
+        _SMALL, norm="rms_norm", norm_at="both", norm_plus_one=True, qk_norm=True, qk_norm_by_head=True, mlp="geglu",
+        scaled_embedding=True, head_width=12, score_width=20.0, n_kv_heads=2, tied=True,
+        attention_pattern=("sliding", "full"), window=9, sliding_rope_theta=50.0,
+    ),
+    "unrotated blocks": dataclasses.replace(
+        _SMALL, norm="rms_norm", mlp="gelu_tanh", attention_bias=True, out_bias=False,
+        attention_pattern=("unrotated", "full"), rope_scaling=RopeScaling("llama3", 4.0, 32),
     ),
 }  # fmt: skip

@@ -36,13 +36,21 @@ def value_and_pulled_back(attend, inputs, to_pull_back):
     return jax.jit(attend_and_pull_back)(inputs, to_pull_back)
 
 
-@pytest.mark.parametrize(("form", "length"), [("dense", 65), ("blocked", 1), ("blocked", 65), ("blocked", 200)])
-def test_attention_and_gradients_match_the_float64_formula(form, length):
+@pytest.mark.parametrize(
+    ("form", "length", "window"),
+    [("dense", 65, 0), ("blocked", 1, 0), ("blocked", 65, 0), ("blocked", 200, 0)]
+    + [("dense", 65, 10), ("blocked", 65, 10), ("blocked", 200, 100), ("blocked", 65, 65), ("blocked", 65, 1)],
+)
+def test_attention_and_gradients_match_the_float64_formula(form, length, window):
     with jax.enable_x64(True):
         inputs = heads(length, 4, 2)
         to_pull_back = jnp.asarray(np.random.default_rng(0).normal(size=inputs[0].shape))
-        value, pulled = value_and_pulled_back(lambda *x: attention.causal_attention(*x, form), inputs, to_pull_back)
-        expected, expected_pulled = value_and_pulled_back(written_out, inputs, to_pull_back)
+        distance = np.arange(length)[:, None] - np.arange(length)
+        visible = ((distance >= 0) & (distance < (window or length)))[None, None]
+        value, pulled = value_and_pulled_back(
+            lambda *x: attention.causal_attention(*x, form, window=window), inputs, to_pull_back
+        )
+        expected, expected_pulled = value_and_pulled_back(lambda *x: written_out(*x, visible), inputs, to_pull_back)
         # jax's own form takes its softmax in float32.
         precision = 1e-12 if form == "blocked" else 1e-5
         np.testing.assert_allclose(value, expected, atol=precision)

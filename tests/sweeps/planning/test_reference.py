@@ -13,7 +13,7 @@ def test_the_reference_page_matches_the_declarations():
 
 def test_reference_sections_are_those_of_a_sweep():
     keys = [section.key for section in sections()]
-    assert keys[:3] == ["train", "train.model", "train.optimizer"]
+    assert keys[:4] == ["train", "train.model", "train.model.rope_scaling", "train.optimizer"]
     assert {"train.probe.texts", "train.data.arithmetic", "evaluation.finetune", "parts"} <= set(keys)
 
 

@@ -1,0 +1,1 @@
+"""One file per kind of architecture; registry.py lists them."""
