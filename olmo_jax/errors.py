@@ -23,3 +23,7 @@ class UserError(Exception):
 
 class CheckpointError(UserError):
     """A run or checkpoint that is missing or can't be read; the message says which and what to do."""
+
+
+class WeightsError(UserError):
+    """Weights that can't be read; the message says what is wrong, where, and what to do."""

@@ -1,4 +1,4 @@
-"""Read weights by path, as named tensors: runs of a working directory, safetensors, a .npy file.
+"""Read weights by path, as named tensors: runs of a working directory, safetensors, GGUF, a .npy file.
 
 Reading is lazy: one run at a time from a working directory, one tensor at a time from safetensors.
 """
@@ -20,15 +20,16 @@ from safetensors import SafetensorError, safe_open
 
 from olmo_jax.checkpoint import load_run, run_steps
 from olmo_jax.console import say
-from olmo_jax.errors import UserError, brief
+from olmo_jax.errors import WeightsError as WeightsError
+from olmo_jax.errors import brief
 from olmo_jax.execution.sharding import path_name
-from olmo_jax.storage import lfs
+from olmo_jax.storage import gguf, lfs
 from olmo_jax.storage.paths import local
 from olmo_jax.storage.run_files import known_runs
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_KINDS = "a working directory, a .safetensors file, a folder of them, or a .npy file"
+_KINDS = "a working directory, a .safetensors file, a folder of them, a .gguf file, or a .npy file"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 # safetensors' names of dtypes, and numpy's (jax registers bfloat16). The narrower dtypes of quantised files keep their
@@ -38,10 +39,6 @@ _DTYPES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
 }  # fmt: skip
-
-
-class WeightsError(UserError):
-    """Weights that can't be read; the message says what is wrong, where, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +84,7 @@ def models(path: epath.PathLike, run_id: str | None = None, step: int | None = N
 
     Args:
       path: one of our working directories, a .safetensors file, a folder of such files (one model, as read by
-        `folder_tensors`), or a .npy file (one array, named after the file).
+        `folder_tensors`), a .gguf file, or a .npy file (one array, named after the file).
       run_id: in a working directory, only this run.
       step: in a working directory, the checkpoints at this step; None for each run's last. Runs without one are
         skipped unless `run_id` names them.
@@ -105,7 +102,7 @@ def models(path: epath.PathLike, run_id: str | None = None, step: int | None = N
         raise WeightsError(f"{path}: a run or step can be chosen only in a working directory, and this isn't one")
     if place.is_dir():
         return [Model(None, None, functools.partial(folder_tensors, place))]
-    readers = {".safetensors": _safetensors, ".npy": _npy}
+    readers = {".safetensors": _safetensors, ".npy": _npy, gguf.SUFFIX: _gguf}
     if place.suffix in _PICKLES:
         raise WeightsError(_refused(place))
     if place.suffix not in readers:
@@ -260,6 +257,15 @@ def _safetensors(file: epath.Path) -> list[Tensor]:
 def _read_safetensor(file: epath.Path, name: str) -> np.ndarray:
     with safe_open(file, framework="np") as opened:
         return opened.get_tensor(name)
+
+
+def _gguf(file: epath.Path) -> list[Tensor]:
+    """Return the tensors of a GGUF file by the names in it, dequantised when they are read."""
+    opened = gguf.open_gguf(file)
+    return _in_order(
+        Tensor(tensor.name, tensor.shape, "float32", functools.partial(opened.read, tensor.name))
+        for tensor in opened.tensors.values()
+    )
 
 
 def _npy(file: epath.Path) -> list[Tensor]:

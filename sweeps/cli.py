@@ -248,6 +248,7 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
 
 def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from olmo_jax.config import ConfigError
+    from olmo_jax.hf import published
     from sweeps.configs import imported
     from sweeps.models.import_run import import_run
     from sweeps.planning.config_file import load_config, override_keys
@@ -260,8 +261,11 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
     keep_evaluation = not names_file and not any(key.startswith("evaluation") for key in override_keys(overrides))
     config = load_config(overrides if names_file else [f"--config={imported.__file__}", *overrides])
     workdir = _workdir(arguments)
+    path, name = arguments.path, arguments.name
+    if path in published.MODELS:
+        path, name = published.fetch(path, arguments.accept_license), name or path
     stages.keep_compiled(workdir)
-    print(import_run(workdir, arguments.path, config, arguments.name, arguments.step, keep_evaluation))
+    print(import_run(workdir, path, config, name, arguments.step, keep_evaluation))
     return DONE
 
 

@@ -137,6 +137,12 @@ class TrainConfig(Settings):
         "The architecture that the parameters were read from, for a run that `olmo-jax import` made. Such a run isn't "
         "trained here, and of its optimiser, batch and budget nothing is known.",
     )
+    imported_quantization: str = setting(
+        "",
+        Role.DATA,
+        "How the weights of an imported run were quantised in their file, the type of most parameters first, such as "
+        '"Q4_1, Q8_0"; "" if they weren\'t.',
+    )
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()

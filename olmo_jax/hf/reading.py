@@ -11,10 +11,12 @@ from etils import epath
 
 from olmo_jax import model, weights
 from olmo_jax.config.model import ModelConfig
+from olmo_jax.hf import gguf
 from olmo_jax.hf.families.ai2 import AI2_OLMO
 from olmo_jax.hf.family import Family
 from olmo_jax.hf.layout import holders_of, nested, our_shapes, split, their_shape
-from olmo_jax.hf.settings import read_config
+from olmo_jax.hf.settings import read_config, read_settings
+from olmo_jax.storage.gguf import SUFFIX
 from olmo_jax.weights import WeightsError
 
 _MAX_NAMES = 6
@@ -22,11 +24,11 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
-    """Return the model in a Hugging Face folder, or in one of OLMo-1 with AI2's original names.
+    """Return the model in a Hugging Face folder, in one of OLMo-1 with AI2's original names, or in a GGUF file.
 
     Args:
-      path: a folder with config.json (or AI2's config.yaml), one or several safetensors files, and optionally
-        tokenizer.json; rows of the embedding beyond its tokens then count as padding of the vocabulary.
+      path: a .gguf file, or a folder with config.json (or AI2's config.yaml), one or several safetensors files, and
+        optionally tokenizer.json; rows of the embedding beyond its tokens then count as padding of the vocabulary.
 
     Returns:
       The configuration, and the parameters as float32 numpy arrays.
@@ -107,7 +109,9 @@ def _check_sizes(folder: epath.Path, config: ModelConfig, tensors: Mapping[str, 
 
 
 def _tensors(folder: epath.Path, family: Family) -> dict[str, weights.Tensor]:
-    """Return the folder's tensors by the family's names, without buffers."""
+    """Return the tensors of a folder or GGUF file by the family's names, without buffers."""
+    if folder.suffix == SUFFIX and folder.is_file():
+        return gguf.tensors_of(folder, read_settings(folder)[0], family)
     named = {}
     for tensor in weights.folder_tensors(folder):
         name = tensor.name

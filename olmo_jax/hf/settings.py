@@ -15,9 +15,10 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError
 from olmo_jax.console import say
 from olmo_jax.errors import brief
+from olmo_jax.hf import gguf as hf_gguf
 from olmo_jax.hf.families.registry import AI2_OLMO, FAMILIES, OLMO
 from olmo_jax.hf.family import OURS, ROWS, Family
-from olmo_jax.storage import lfs
+from olmo_jax.storage import gguf, lfs
 from olmo_jax.weights import WeightsError
 
 TOKENIZER = "tokenizer.json"
@@ -55,7 +56,12 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
 
 
 def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
-    """Return config.json, or the model section of AI2's config.yaml, and its path; raises WeightsError, ConfigError."""
+    """Return config.json, the model section of AI2's config.yaml, or what a GGUF file has of them, and the file's path.
+
+    Raises WeightsError and ConfigError.
+    """
+    if folder.suffix == gguf.SUFFIX and folder.is_file():
+        return hf_gguf.settings_of(folder), folder
     if not folder.is_dir():
         problem = "is a file; give the folder that contains it" if folder.exists() else "no such folder; download one"
         raise WeightsError(f"{folder}: {problem}, with config.json and .safetensors")

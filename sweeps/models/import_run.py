@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,15 @@ from olmo_jax.console import progress, say
 from olmo_jax.data.prepare import prepare
 from olmo_jax.execution.sharding import path_name
 from olmo_jax.files import DamagedFileError, read_json, write_json, write_whole
+from olmo_jax.hf import published
+from olmo_jax.hf.gguf import quantization_of
+from olmo_jax.hf.gguf_tokenizer import tokenizer_of
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.logs.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probes.geometry import Probe, check_probe
 from olmo_jax.probes.texts import check_texts
 from olmo_jax.step import member_structs
+from olmo_jax.storage.gguf import SUFFIX
 from olmo_jax.storage.lock import exclusive_lock
 from olmo_jax.storage.names import LONGEST_BEGINNING
 from olmo_jax.train import check_vocabulary, cohort_probes, write_run_files
@@ -72,7 +77,7 @@ def import_run(
 
     Args:
       workdir: a new directory, or one of imported runs.
-      path: a Hugging Face folder, or a folder of these, named by their steps (`revisions`).
+      path: a Hugging Face folder, a .gguf file, or a folder of these folders, named by their steps (`revisions`).
       config: text, probes and evaluations (sweeps/configs/imported.py).
       name: that of the run; the folder's by default. step: that of a single checkpoint; by default from the folder's
         name, or 1.
@@ -135,10 +140,13 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
       ConfigError: a negative step, a step for a folder of revisions, or none for a folder whose name has a step that
         can't be parsed.
     """
-    if not path.is_dir():
-        what = "is a file; give the folder that holds it" if path.exists() else "no such folder; download one"
-        raise WeightsError(f"{path}: {what}, with config.json and .safetensors, or several below a folder")
     require(step is None or step >= 0, "--step", step, "needs a number of 0 or more")
+    if not path.is_dir() and not _is_model(path):
+        what = "is a file; give the folder that holds it" if path.exists() else "no such folder; download one"
+        raise WeightsError(
+            f"{path}: {what}, with config.json and .safetensors, or several below a folder, or a .gguf file, or one of "
+            f"the names {', '.join(published.MODELS)}"
+        )
     if _is_model(path):
         return [_single(path.absolute(), step)]
     if step is not None:
@@ -162,6 +170,8 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
 
 
 def _is_model(folder: epath.Path) -> bool:
+    if folder.suffix == SUFFIX and folder.is_file():
+        return True
     return folder.is_dir() and any((folder / file).exists() for file in ("config.json", "config.yaml"))
 
 
@@ -190,15 +200,17 @@ def _configure(
     sweep = plans.read_sweep(config)
     values = sweep.train.to_dict()
     data = values["data"]
-    tokenizer, eos_token = _tokenizer(data, found)
-    architecture, model = _one_model(found, tokenizer)
-    check_tokenizer(tokenizer, model.vocab_size, eos_token)
-    copy = _copy_tokenizer(workdir, tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer, eos_token = _tokenizer(data, found, epath.Path(scratch))
+        architecture, model = _one_model(found, tokenizer)
+        check_tokenizer(tokenizer, model.vocab_size, eos_token)
+        copy = _copy_tokenizer(workdir, tokenizer)
     data |= {"tokenizer": str(copy), "eos_token": eos_token, "name": f"{data['name']}-{copy.stem}"}
     data["sequence_length"] = min(data["sequence_length"], model.context_length)
     values |= {
         "name": _plain(name),
         "imported": architecture,
+        "imported_quantization": quantization_of(found[0].folder) if found[0].folder.suffix == SUFFIX else "",
         "model": dataclasses.asdict(model),
         "tokens": found[-1].step * data["batch_size"] * data["sequence_length"],
         "checkpoint": {},
@@ -214,8 +226,11 @@ def _plain(name: str) -> str:
     return f"{plain[: LONGEST_BEGINNING - 9].decode(errors='ignore')}-{hashlib.sha256(plain).hexdigest()[:8]}"
 
 
-def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.Path, str]:
-    """Return the tokenizer.json that the configuration names, else that of a revision or their folder, and its EOS."""
+def _tokenizer(data: dict[str, Any], found: Sequence[Revision], scratch: epath.Path) -> tuple[epath.Path, str]:
+    """Return the tokenizer.json that the configuration names, else that of a revision or their folder, and its EOS.
+
+    That of a GGUF file is written to the folder `scratch`.
+    """
     if data["tokenizer"] != "bpe":
         file = at(data["tokenizer"])
         if not file.is_file():
@@ -224,6 +239,10 @@ def _tokenizer(data: dict[str, Any], found: Sequence[Revision]) -> tuple[epath.P
             raise ConfigError(f"config.train.data.tokenizer = {data['tokenizer']!r}: {remedy}")
         return file, data["eos_token"]
     folders = [revision.folder for revision in found]
+    if folders[0].suffix == SUFFIX:
+        file = scratch / TOKENIZER
+        file.write_text(tokenizer_of(folders[0]))
+        return file, eos_of(folders[0], file)
     for folder in (*folders, *([folders[0].parent] if len(folders) > 1 else ())):
         if (folder / TOKENIZER).exists():
             return folder / TOKENIZER, eos_of(folders[-1], folder / TOKENIZER)

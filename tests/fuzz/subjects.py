@@ -67,6 +67,12 @@ _OF_MODELS = (
     Verb("generate model --prompt=the --tokens=1", 2),
     Verb("import model --config=own.py:corpus.jsonl --workdir=new", 0.5, seconds=60),
 )
+
+
+def _of_gguf(verb: Verb) -> Verb:
+    return dataclasses.replace(verb, arguments=verb.arguments.replace(" model ", " model.gguf "))
+
+
 # Which reading commands leave as they found it; what the others may write anew is what they made.
 _COMPILED = ("work/compiled/*",)
 _MENDED = ("work/runs/*/config.json",)  # from sweep.json
@@ -123,6 +129,7 @@ SUBJECTS: dict[str, Subject] = {
     "config.yaml": Subject("ai2", ("model/config.yaml",), "yaml", _OF_MODELS),
     "safetensors": Subject("olmo", ("model/model.safetensors",), "safetensors", _OF_MODELS),
     "safetensors' index": Subject("neox", ("model/model.safetensors.index.json",), "json", _OF_MODELS),
+    "gguf": Subject("gguf", ("model.gguf",), "bytes", tuple(map(_of_gguf, (_OF_MODELS[0], _OF_MODELS[2])))),
     "npy": Subject("npy", ("weights.npy",), "bytes", (Verb(f"geometry weights.npy {_MEASURE}"),)),
     "sweep.json": Subject("trained", ("work/sweep.json",), "json", _OF_RUNS),
     "status": Subject("trained", ("work/runs/*/status.json",), "json", (_STATUS, _REPORT, _EVALUATE, _TRAIN)),
@@ -170,6 +177,7 @@ def make(place: Path) -> None:
     rows = _texts(place / "texts")
     for name in ("olmo", "olmo2", "neox", "ai2"):
         _model(place / name, name, rows)
+    _gguf(place / "gguf", rows)
     (place / "npy").mkdir()
     import numpy as np
 
@@ -227,6 +235,32 @@ def _model(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     hf.export_checkpoint(config, params, folder / "model", tokenizer=folder / "tokenizer.json", shard_bytes=shard_bytes)
     if name == "ai2":
         _as_ai2_wrote_it(folder / "model")
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(HERE / "own.py", folder)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _gguf(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """A Llama of width 16 in a GGUF file with its tokenizer, and its text to be imported with."""
+    import jax
+
+    from olmo_jax import hf, model
+    from olmo_jax.config.model import ModelConfig
+    from tests.olmo_jax.hf.gguf_files import convert, tokenizer_metadata
+
+    folder.mkdir()
+    _tokenizer(folder / "tokenizer.json", rows)
+    bpe = json.loads((folder / "tokenizer.json").read_text())["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
+    merges = [" ".join(pair) for pair in bpe["merges"]]
+    config = ModelConfig(
+        vocab_size=len(tokens), pad_vocab_to=1, d_model=16, n_layers=1, n_heads=2, d_ff=32, context_length=64,
+        norm="rms_norm",
+    )  # fmt: skip
+    hf.export_checkpoint(config, model.init(config, jax.random.key(0)), folder / "model")
+    metadata = tokenizer_metadata(tokens, "gpt2", "gpt-2", ["<|endoftext|>"], tokenizer__ggml__merges=merges)
+    convert(folder / "model", folder / "model.gguf", "llama", **metadata, tokenizer__ggml__eos_token_id=0)
+    shutil.rmtree(folder / "model")
     (folder / "tokenizer.json").unlink()
     shutil.copy(HERE / "own.py", folder)
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

