@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from olmo_jax.config import ModelConfig
+from olmo_jax.console import progress
 
 # Most elements of the widest activations of all batches that run at a time: half a GiB in float32.
 _MOST_ACTIVATIONS = 2**27
@@ -20,10 +21,14 @@ def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequenc
     a new shape, one compiles the program and the others wait. The first array of a batch holds its tokens, `[B, L]`.
     """
     at_once = _at_once(config, max(batch[0].size for batch in batches))
-    if at_once == 1:
+    if at_once == 1 and jax.default_backend() != "cpu":  # which computes one batch while the next is on its way
         return jax.device_get([call(*batch) for batch in batches])
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda batch: jax.device_get(call(*batch)), batches))
+    with progress("  batches", len(batches), within=True) as show, ThreadPoolExecutor(at_once) as pool:
+        results = []
+        for result in pool.map(lambda batch: jax.device_get(call(*batch)), batches):
+            results.append(result)
+            show(len(results), "")
+        return results
 
 
 def _at_once(config: ModelConfig, tokens: int) -> int:

@@ -177,6 +177,7 @@ def lm_loss(config: ModelConfig, params_M: Any, text: Text, batch_size: int) -> 
 
     Windows of similar length are batched together, to reduce padding.
     """
+    batch_size = min(batch_size, len(text.document_N))  # rows that pad a batch cost as much as others
     batches = list(_batches(text, batch_size))
     results = over_batches(
         config,

@@ -36,9 +36,12 @@ def shortened(line: str) -> str:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Yield `update(done, note)` to report progress; `done` counts up to `total`, from the count reached before."""
-    if sys.stderr.isatty():
+def progress(title: str, total: int, done: int = 0, within: bool = False) -> Iterator[Callable[[int, str], None]]:
+    """Yield `update(done, note)` to report progress; `done` counts up to `total`, from the count reached before.
+
+    `within` is for the parts of one step of other work that reports its progress: plain lines, on a terminal too.
+    """
+    if sys.stderr.isatty() and not within:
         yield from _bar(title, total, done)
         return
     clock = time.monotonic

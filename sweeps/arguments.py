@@ -230,6 +230,7 @@ def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="step of a single checkpoint (default: from the folder's name, or 1)"
     )
+    parser.add_argument("--run", action="store_true", help="evaluate and report it too, as `evaluate` and `report` do")
     parser.add_argument("--accept-license", action="store_true", help="agree to the terms of a model that has some")
 
 

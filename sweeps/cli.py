@@ -85,7 +85,7 @@ def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str
     if arguments.verb in without_config:
         return without_config[arguments.verb](arguments)
     if arguments.verb == "import":
-        return _import(arguments, overrides)
+        return _import(arguments, overrides, command)
     if arguments.verb == "compare":
         return _compare(arguments, command)
     return _stage(arguments, overrides, command)
@@ -246,7 +246,7 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
     return DONE
 
 
-def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _import(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
     from olmo_jax.config import ConfigError
     from olmo_jax.hf import published
     from sweeps.configs import imported
@@ -266,7 +266,10 @@ def _import(arguments: argparse.Namespace, overrides: list[str]) -> int:
         path, name = published.fetch(path, arguments.accept_license), name or path
     stages.keep_compiled(workdir)
     print(import_run(workdir, path, config, name, arguments.step, keep_evaluation))
-    return DONE
+    if not arguments.run:
+        return DONE
+    with stages.stop_on_signals() as stop:
+        return DONE if stages.run_imported(workdir, stop, command) else STOPPED
 
 
 def _workdir(arguments: argparse.Namespace) -> Any:

@@ -19,6 +19,7 @@ from eval.quantize import quantize_params, round_to_nearest
 from geometry.svd import matmul
 from olmo_jax import model
 from olmo_jax.config.model import Layer, ModelConfig
+from olmo_jax.console import progress
 from olmo_jax.execution.members import over_members
 
 
@@ -75,13 +76,15 @@ def gptq_params(
         if name in params_M and re.fullmatch(pattern, name):
             params_M = jax.vmap(lambda p, n=name: quantize_params(p, method.bits, n, *method.rounding[1:]))(params_M)
     x_MnBLD = _embed(config, params_M, tokens_nBL)
-    for i in range(config.n_layers):
-        block = f"blocks_{i}"
-        chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
-        params_M[block], x_MnBLD, block_errors = _block(
-            config, config.layers[i], chosen, how, bits, params_M[block], x_MnBLD
-        )
-        errors |= {f"{block}/{path}": of_path for path, of_path in block_errors.items()}
+    with progress("  blocks", config.n_layers, within=True) as show:
+        for i, layer in enumerate(config.layers):
+            block = f"blocks_{i}"
+            chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
+            params_M[block], x_MnBLD, block_errors = jax.block_until_ready(
+                _block(config, layer, chosen, how, bits, params_M[block], x_MnBLD)
+            )
+            errors |= {f"{block}/{path}": of_path for path, of_path in block_errors.items()}
+            show(i + 1, "quantised")
     last = "embedding" if tied else "unembedding"
     if any(re.fullmatch(pattern, name) for name in {last, "unembedding"}):
         params_M[last], errors[last] = _unembedding(config, how, bits, params_M, x_MnBLD)
@@ -151,7 +154,11 @@ def _unembedding(config: ModelConfig, how: Method, bits: Array, params_M: Any, x
 def _quantize(
     matrices: dict[str, Array], hessians: dict[str, Array], method: Method
 ) -> tuple[dict[str, Array], dict[str, Errors]]:
-    """Return one model's quantised matrices and their errors by path; matrices of equal shape are batched."""
+    """Return one model's quantised matrices and their errors by path; those of equal shape share a program.
+
+    On a CPU they go through it one after another. JAX's batched triangular solve and Cholesky wait there for threads of
+    the pool that they run in, and two of them at a time (of two shapes) can wait for each other without end.
+    """
 
     def one(w_IO: Array, hessian_II: Array) -> tuple[Array, Errors]:
         q_IO, used = gptq_with_damping(w_IO, hessian_II, *method)
@@ -167,7 +174,7 @@ def _quantize(
     for shape in sorted({w_IO.shape for w_IO in matrices.values()}):
         paths = [path for path, w_IO in matrices.items() if w_IO.shape == shape]
         stacked = (jnp.stack([arrays[path] for path in paths]) for arrays in (matrices, hessians))
-        q_KIO, errors_K = jax.vmap(one)(*stacked)
+        q_KIO, errors_K = over_members(one)(*stacked)
         for k, path in enumerate(paths):
             quantized[path], errors[path] = q_KIO[k], jax.tree.map(lambda x, k=k: x[k], errors_K)
     return quantized, errors

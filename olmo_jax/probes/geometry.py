@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,9 @@ class Documents(NamedTuple):
 
 STATES = ("final_states", "layers")
 TARGETS = ("unembedding", "embedding", "parameters", *STATES)
+
+# More matrices of one shape than these are measured in a loop, since compiling hundreds one by one takes minutes.
+_MOST_ALONE = 8
 
 # A function of a stack's parameters and the indices of its members in the cohort (None: all, in order).
 Probe = Callable[..., dict[str, Array]]
@@ -221,9 +224,26 @@ def measure_parameters(
                 fixed_VD = gauge_fix(w_VD, architecture.norm)
                 results |= _measure(config, f"{name}_gauge_fixed", group[name], fixed_VD, vary=False)
     if "parameters" in group:
-        for path, matrix in _matrices(params).items():
-            if re.search(config.parameters.pattern, path):
-                results |= _measure(config, path.replace("/", "."), group["parameters"], matrix)
+        chosen = {path: x for path, x in _matrices(params).items() if re.search(config.parameters.pattern, path)}
+        named = {path.replace("/", "."): matrix for path, matrix in chosen.items()}
+        results |= _measure_alike(config, group["parameters"], named)
+    return results
+
+
+def _measure_alike(config: ProbeConfig, target: TargetConfig, named: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what `_measure` does of several matrices; many of one shape are measured by one compiled loop."""
+    results: dict[str, Array] = {}
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, x in named.items():
+        shapes.setdefault(x.shape, []).append(name)
+    for names in shapes.values():
+        if len(names) <= _MOST_ALONE:
+            for name in names:
+                results |= _measure(config, name, target, named[name])
+            continue
+        stacked = jnp.stack([named[name] for name in names])
+        of_each = jax.lax.map(lambda x: _measure(config, "", target, x), stacked)
+        results |= {f"{name}{key}": values[i] for key, values in of_each.items() for i, name in enumerate(names)}
     return results
 
 
@@ -242,12 +262,14 @@ def measure_states(
         hidden = model.hidden(architecture, params, tokens_NL, layers="layers" in group, last=last, spans=spans)
         states = {"final_states": hidden.final_BLD} if "final_states" in group else {}
         states |= {f"layer_{i}": layer_BLD for i, layer_BLD in enumerate(hidden.layers)}
+        taken = {
+            name: (x_NLD[:, -1] if last else x_NLD.reshape(-1, x_NLD.shape[-1])[points_P]).astype(jnp.float32)
+            for name, x_NLD in states.items()
+        }
         results: dict[str, Array] = {}
-        for name, x_NLD in states.items():
-            h_PD = x_NLD[:, -1] if last else x_NLD.reshape(-1, x_NLD.shape[-1])[points_P]
-            target = group["final_states" if name == "final_states" else "layers"]
-            results |= _measure(config, name, target, h_PD.astype(jnp.float32))
-        return results
+        if "final_states" in taken:
+            results |= _measure(config, "final_states", group["final_states"], taken.pop("final_states"))
+        return results | _measure_alike(config, group["layers"], taken) if taken else results
 
     # One set after another, so that the states of only one set are held.
     values_S = jax.lax.map(measure_set, (jnp.asarray(documents.tokens_SNL), jnp.asarray(documents.points_SP)))

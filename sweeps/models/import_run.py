@@ -340,13 +340,17 @@ def _import_revisions(
                 _, params = hf.import_checkpoint(revision.folder)
                 if bad := [path_name(p) for p, x in jax.tree_util.tree_leaves_with_path(params) if not _finite(x)]:
                     say(f"{revision.folder}: {', '.join(bad[:3])} isn't finite; its metrics and losses will be missing")
-                params_M = jax.tree.map(lambda x: jnp.asarray(x)[None], params)
+                sha256 = _sha256(params)
+                # One array at a time, so that no second copy of a large model is held.
+                leaves, structure = jax.tree.flatten(params)
+                del params
+                params_M = jax.tree.unflatten(structure, [jnp.asarray(leaves.pop(0)[None]) for _ in range(len(leaves))])
                 row: dict[str, Any] = {"step": revision.step, "tokens": revision.tokens}
                 for probe in probes.values():
                     row |= {name: float(str(x_M[0])) for name, x_M in jax.device_get(probe(params_M)).items()}
                 rows[revision.step] = row
                 # The checkpoint is written last, as its existence means that the step is done.
-                origin["revisions"][str(revision.step)] = {"name": revision.folder.name, "sha256": _sha256(params)}
+                origin["revisions"][str(revision.step)] = {"name": revision.folder.name, "sha256": sha256}
                 write_json(folder / ORIGIN, origin)
                 write_jsonl(folder / METRICS, [rows[step] for step in sorted(rows)])
                 checkpoints.save_params(revision.step, params_M, [run.id])

@@ -27,7 +27,7 @@ from olmo_jax.storage.paths import local
 from olmo_jax.storage.run_status import has_ended
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
 from sweeps.planning.plan import Plan
-from sweeps.planning.record import join, pin
+from sweeps.planning.record import join, pin, recorded_plan
 from sweeps.planning.versions import versions
 from sweeps.running import stage_times
 from sweeps.running.stacks import one_process_per_stack
@@ -199,15 +199,28 @@ def run(
     plan = dataclasses.replace(plan, stacks=tuple(stack for stack in plan.stacks if stack.id in chosen))
     if not train_all(workdir, plan, indexes, stop, traced) or not evaluate_all(workdir, plan, indexes, stop):
         return False
-    if cohort is not None:
-        return True
+    if cohort is None:
+        _report(workdir, command)
+    return True
+
+
+def run_imported(workdir: epath.Path, stop: Callable[[], bool], command: str) -> bool:
+    """Evaluate and report a directory of imported runs; return False if a signal ended it."""
+    plan, indexes = begin(workdir, recorded_plan(workdir), to_train=False)
+    if not evaluate_all(workdir, plan, indexes, stop):
+        return False
+    _report(workdir, command)
+    return True
+
+
+def _report(workdir: epath.Path, command: str) -> None:
+    """Write the report and print what it found."""
     from sweeps.report import stage  # statistics and plotting, which the other stages don't need
 
     with exclusive_lock(Path(workdir / ".sweep.lock"), say):
         page, table = stage.report(workdir, command)
     print("\n".join(stage.summary(workdir, table)))
     print(f"Report: {page}")
-    return True
 
 
 def cohort_ids(plan: Plan, cohort: str | None) -> list[str]:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+from eval.evaluators import calibrate
 from eval.evaluators.calibrate import Method, gptq_params
 from eval.evaluators.quantization import SCOPES
 from eval.gptq import gptq
@@ -109,3 +111,24 @@ def test_collected_block_inputs_are_the_operands_of_its_projections():
     mlp = params["blocks_0"]["mlp"]
     h_BLF = jax.nn.gelu(inputs["mlp/up"] @ mlp["up"] + mlp["up_bias"][None, None], approximate=False)
     np.testing.assert_allclose(inputs["mlp/down"], h_BLF, atol=1e-5)
+
+
+def test_no_linear_algebra_of_a_batch_runs_on_a_cpu():
+    """JAX's batched triangular solve and Cholesky of two shapes can wait for each other without end on a CPU."""
+    config = dataclasses.replace(FAMILIES["olmo"], n_layers=1, d_ff=48)
+    block = jax.tree.map(lambda x: x[None], model.init(config, jax.random.key(0))["blocks_0"])
+    chosen = tuple(calibrate._projections(block))
+    x_MnBLD = jnp.zeros((1, 1, 2, 8, config.d_model))
+    jaxpr = jax.make_jaxpr(lambda *arrays: calibrate._block(config, config.layers[0], chosen, Method(0), 4, *arrays))(
+        block, x_MnBLD
+    )
+
+    def equations(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation
+            for inner in jaxprs_in_params(equation.params):
+                yield from equations(inner)
+
+    found = [e for e in equations(jaxpr.jaxpr) if e.primitive.name in ("cholesky", "triangular_solve")]
+    assert found
+    assert all(e.invars[0].aval.ndim == 2 for e in found)

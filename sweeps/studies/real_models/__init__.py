@@ -1,0 +1,1 @@
+"""Published models, really trained: the measurements of both papers on each."""
