@@ -86,11 +86,11 @@ def one_by_one(config, params, tokenizer, items, length=L):
     ]
 
 
-@pytest.mark.parametrize("family", [None, *FAMILIES, "learned positions"])
+@pytest.mark.parametrize("family", [None, *FAMILIES, "learned positions", "gemma3"])
 def test_log_likelihoods_equal_scoring_each_choice_separately(tiny, stack, tokenizer, family):
     config = tiny.model
     if family is not None:
-        config = dataclasses.replace(VARIANTS[family], vocab_size=300, context_length=L, n_layers=1)
+        config = dataclasses.replace(VARIANTS[family], vocab_size=300, context_length=L)
         stack = jax.vmap(lambda seed: model.init(config, jax.random.key(seed)))(np.arange(1, dtype=np.uint32))
     rows = tasks.prepare(ITEMS, tokenizer, L)
     scores = tasks.score(config, stack, rows, 4)

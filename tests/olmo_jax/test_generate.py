@@ -28,7 +28,9 @@ def test_64_greedy_tokens_match_the_full_forward_pass(name):
     assert len(np.unique(results)) > 10
 
 
-@pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions", "all at once"])
+@pytest.mark.parametrize(
+    "name", ["olmo2", "gpt_neox", "learned positions", "all at once", "gemma3", "unrotated blocks"]
+)
 def test_reading_a_prompt_in_pieces_matches_reading_it_at_once(name):
     config = VARIANTS[name]
     params = lively(config)

@@ -30,7 +30,11 @@ def member(params_M, m):
 
 
 @pytest.mark.parametrize(
-    "name", ["olmo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("olmo2", "gpt_neox", "tied"))]
+    "name",
+    [
+        "olmo",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("olmo2", "gpt_neox", "tied", "gemma3", "unrotated blocks")),
+    ],
 )
 def test_gptq_quantises_every_projection_and_nothing_else(name):
     config = VARIANTS[name]

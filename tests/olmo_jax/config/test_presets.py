@@ -43,6 +43,15 @@ SMALL = ModelConfig(vocab_size=100, pad_vocab_to=16, d_model=24, n_layers=2, n_h
         {"attention_bias": True, "mlp_bias": True},
         {"n_kv_heads": 2, "attention_bias": True, "qk_norm": True, "tied": True},
         {"mlp": "gelu", "mlp_bias": True, "norm_at": "after", "positions": "learned", "tied": True},
+        {
+            "mlp": "geglu",
+            "norm_at": "both",
+            "qk_norm": True,
+            "qk_norm_by_head": True,
+            "head_width": 12,
+            "n_kv_heads": 2,
+        },
+        {"mlp": "gelu_tanh", "attention_bias": True, "out_bias": False, "head_width": 6},
     ],
 )
 def test_parameter_counts_match_initialised_models(options, norm):

@@ -36,6 +36,7 @@ def loss_and_gradient(config, params, how, dropout_key=None):
         ("olmo2", ExecutionPlan("blocked")),
         ("all at once", ExecutionPlan("dense", remat=True)),
         ("gpt_neox", ExecutionPlan("dense", gathered=True)),
+        *((name, ExecutionPlan("blocked", layers="scanned", remat=True)) for name in ("gemma3", "unrotated blocks")),
     ],
 )
 def test_every_execution_plan_gives_the_same_loss_and_gradient(name, how):
@@ -47,6 +48,14 @@ def test_every_execution_plan_gives_the_same_loss_and_gradient(name, how):
     assert float(got) == pytest.approx(float(expected), rel=1e-6)
     largest = max(float(abs(x).max()) for x in jax.tree.leaves(gradient))
     chex.assert_trees_all_close(ours, gradient, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_blocks_that_attend_differently_are_unrolled():
+    deep = dataclasses.replace(VARIANTS["gemma3"], n_layers=40)
+    assert execution_plan.forward(deep).layers == "unrolled"
+    assert execution_plan.forward(dataclasses.replace(SMALL, n_layers=40)).layers == "scanned"
+    with pytest.raises(ConfigError, match=r"config\.compute\.layers = 'scanned': needs blocks that attend alike"):
+        execution_plan.for_training(ComputeConfig(layers="scanned"), deep, 4, 16, "map", 1, "cpu")
 
 
 def test_scanned_layers_report_each_layers_states():
@@ -148,7 +157,7 @@ def test_last_position_only_works_with_every_execution_plan():
             np.testing.assert_allclose(results, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions"])
+@pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "learned positions", "gemma3"])
 def test_last_position_only_matches_all_positions_and_the_flops_formula(name):
     config = dataclasses.replace(VARIANTS[name], d_model=256, n_kv_heads=0, d_ff=1024, vocab_size=512, dropout=0.0)
     batch, length = 3, 16
@@ -172,7 +181,7 @@ def test_last_position_only_matches_all_positions_and_the_flops_formula(name):
     assert by_formula < 0.8 * flops.forward(config, batch, length, length**2)
 
 
-@pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "all at once"])
+@pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "all at once", "gemma3"])
 def test_flops_by_formula_match_the_count_of_xla(name):
     """Within 5 %, with attention in full as the dense form computes it; XLA counts element-wise work too."""
     config = dataclasses.replace(

@@ -78,7 +78,7 @@ def test_every_mesh_matches_one_device(on_one_device, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["olmo", "olmo2", "gpt_neox", "tied"])
+@pytest.mark.parametrize("name", ["olmo", "olmo2", "gpt_neox", "tied", "gemma3", "unrotated blocks"])
 def test_sharding_rules_cover_every_model_option(on_one_device, name):
     assert_as_on_one_device(on_one_device, name, MeshConfig(2, 2, 2), members=2)
 

@@ -172,6 +172,16 @@ def test_published_configurations_are_read(name, tmp_path):
     assert published["parameters"] in (parameter_count(config)[0], None)
 
 
+@pytest.mark.parametrize("name", ["olmo", "olmo2", "llama"])
+def test_a_sliding_window_shorter_than_the_context_is_refused_where_a_family_has_none(name, tmp_path):
+    folder = pathlib.Path(shutil.copytree(STORED / name, tmp_path / name))
+    edit(folder, sliding_window=512)
+    assert hf.import_checkpoint(folder)[0].window == 0
+    edit(folder, sliding_window=511)
+    with pytest.raises(ConfigError, match=r"sliding_window = 511: is less than max_position_embeddings = 512"):
+        hf.import_checkpoint(folder)
+
+
 def test_older_neox_files_with_masks_and_another_head_name_are_read(tmp_path):
     folder = pathlib.Path(shutil.copytree(STORED / "gpt_neox", tmp_path / "neox"))
 
