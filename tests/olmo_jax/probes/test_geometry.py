@@ -6,7 +6,8 @@ import pytest
 from geometry.probe import METRICS
 from olmo_jax import model
 from olmo_jax.config import ConfigError, ModelConfig, ParametersConfig, ProbeConfig, TargetConfig
-from olmo_jax.probes.geometry import check_probe, choose_documents, make_probes
+from olmo_jax.probes import geometry as probes
+from olmo_jax.probes.geometry import check_probe, choose_documents, make_probes, measure_parameters
 
 CONFIG = ModelConfig(vocab_size=50, pad_vocab_to=64, d_model=16, n_layers=2, n_heads=2, d_ff=32)
 VOCABULARY = 45
@@ -209,3 +210,16 @@ def test_a_spectrum_logs_singular_values_by_index_with_the_metrics(documents, pa
     assert list(drawn.values()) == pytest.approx([s_D[int(name.split("/")[1]) - 1] for name in drawn], rel=1e-4)
     assert "unembedding_gauge_fixed_spectrum/16" in results
     assert results["unembedding/effective_rank"] == pytest.approx(roy_and_vetterli(w_VD), rel=1e-4)
+
+
+def test_many_matrices_of_one_shape_are_measured_as_each_alone(params, monkeypatch):
+    target = ParametersConfig(("effective_rank", "stable_rank"), centred=True, spectrum=True, pattern="attention|mlp")
+    group, results = {"parameters": target}, []
+    for most_alone in (0, 100):
+        monkeypatch.setattr(probes, "_MOST_ALONE", most_alone)
+        results.append(jax.jit(lambda p: measure_parameters(ONE_SET, group, CONFIG, VOCABULARY, p))(params))
+    in_a_loop, alone = results
+    assert in_a_loop.keys() == alone.keys()
+    assert {"blocks_1.mlp.down_centred/stable_rank", "blocks_0.attention.key_spectrum/16"} <= in_a_loop.keys()
+    for name, value in alone.items():
+        assert float(in_a_loop[name]) == pytest.approx(float(value), rel=1e-5), name

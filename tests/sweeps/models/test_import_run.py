@@ -15,12 +15,13 @@ from safetensors.numpy import load_file, save_file
 from olmo_jax import hf, model
 from olmo_jax.checkpoint import load_run, run_steps
 from olmo_jax.config import ConfigError
-from olmo_jax.config.presets import PYTHIA
+from olmo_jax.config.presets import OLMO, PYTHIA
 from olmo_jax.data.tokenizer import train_bpe
 from olmo_jax.weights import WeightsError
 from sweeps import cli
 from sweeps.models.import_run import _plain, revisions
 from sweeps.report import export
+from tests.olmo_jax.hf.gguf_files import convert, tokenizer_metadata
 
 STEPS = {"step1": 1, "step4-tokens8K": 4, "step16-tokens32K": 16}
 
@@ -98,13 +99,15 @@ def test_revisions_become_one_run_with_a_history(imported, published, run_id):
     assert [origin["revisions"][str(step)]["name"] for step in STEPS.values()] == list(STEPS)
 
 
-def test_imported_runs_are_evaluated_tabulated_and_reported(imported, run_id, capsys, monkeypatch, tmp_path):
+def test_imported_runs_are_evaluated_tabulated_and_reported(
+    imported, published, config, run_id, capsys, monkeypatch, tmp_path
+):
     # Figures don't depend on the origin of a run, and test_cli covers those of a sweep.
     monkeypatch.setattr(export, "write_figures_beside", lambda *_: contextlib.nullcontext())
-    assert run("evaluate", f"--workdir={imported}") == 0
-    assert run("report", f"--workdir={imported}") == 0
+    assert run("import", published, f"--config={config}", f"--workdir={imported}", "--run") == 0
     assert run("status", f"--workdir={imported}") == 0
     out = capsys.readouterr().out
+    assert f"Report: {imported / 'report' / 'index.html'}" in out
     assert "xxx" in out
     assert "all that is trained is evaluated" in out
     table = pd.read_parquet(imported / "results.parquet")
@@ -418,3 +421,39 @@ def test_imports_into_a_directory_of_trained_runs_are_refused(published, config,
     records.pin(epath.Path(tmp_path), plans.resolve(plans.read_sweep(to_config_dict(tiny))), {})
     assert run("import", published, f"--config={config}", f"--workdir={tmp_path}") == 2
     assert "holds runs that were trained (tiny-" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_imported_with_its_tokenizer_and_quantisation(corpus, config, vary, tmp_path, capsys):
+    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    train_bpe(texts, 280, "<|endoftext|>").save(tmp_path / "tokenizer.json")
+    bpe = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
+    small = {"vocab_size": len(tokens), "pad_vocab_to": 1, "d_model": 32, "n_layers": 1, "n_heads": 2, "d_ff": 64}
+    llama = vary(OLMO["4m"], small | {"context_length": 24, "norm": "rms_norm"})
+    hf.export_checkpoint(llama, model.init(llama, jax.random.key(0)), tmp_path / "folder")
+    merges = [" ".join(pair) for pair in bpe["merges"]]
+    metadata = tokenizer_metadata(tokens, "gpt2", "gpt-2", ["<|endoftext|>"], tokenizer__ggml__merges=merges)
+    file = tmp_path / "small.gguf"
+    convert(tmp_path / "folder", file, "llama", "Q8_0", **metadata, tokenizer__ggml__eos_token_id=0)
+    work = tmp_path / "work"
+    assert run("import", file, f"--config={config}", f"--workdir={work}", "--run") == 0
+    (row,) = pd.read_parquet(work / "results.parquet").to_dict("records")
+    assert row["run_id"].startswith("small.gguf-")
+    assert row["config.imported_quantization"] == "Q8_0"
+    assert row["config.imported"] == "LlamaForCausalLM"
+    assert np.isfinite(row["round_to_nearest_4/macro"])
+    _, exact = hf.import_checkpoint(tmp_path / "folder")
+    _, params = load_run(work, row["run_id"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params, exact)
+
+    # Without a tokenizer that can be rebuilt: geometry works, and the error says what reading text needs.
+    unknown = tokenizer_metadata(tokens, "gpt2", "tekken", tokenizer__ggml__merges=merges)
+    convert(tmp_path / "folder", tmp_path / "other.gguf", "llama", **unknown, tokenizer__ggml__eos_token_id=0)
+    capsys.readouterr()
+    assert run("geometry", tmp_path / "other.gguf", "--metrics=effective_rank") == 0
+    assert run("import", tmp_path / "other.gguf", f"--config={config}", f"--workdir={tmp_path / 'new'}") == 2
+    assert "'tekken') can't be rebuilt" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "runs").exists()
+    named = f"--config.train.data.tokenizer={tmp_path / 'tokenizer.json'}"
+    assert run("import", tmp_path / "other.gguf", f"--config={config}", named, f"--workdir={tmp_path / 'new'}") == 0
