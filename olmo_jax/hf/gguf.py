@@ -94,6 +94,8 @@ def settings_of(path: epath.PathLike) -> dict[str, Any]:
         "attention_bias": "blk.0.attn_output.bias" in names,
         "mlp_bias": "blk.0.ffn_down.bias" in names,
         "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
+        "add_bos_token": file.metadata.get("tokenizer.ggml.add_bos_token", False),
     }
     if name == "gpt2":  # whose dropout no file keeps
         found |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0}

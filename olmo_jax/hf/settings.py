@@ -107,9 +107,14 @@ def tokens_of(file: epath.Path) -> int:
 
 
 def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
-    """Return the end-of-document token, by config.json's eos_token_id; raises ConfigError if that isn't a token."""
+    """Return the token that stands between documents: config.json's eos_token_id, or bos_token_id.
+
+    It is the latter if the folder's tokenizer_config.json, or the GGUF file, says that a text begins with it
+    (add_bos_token), since each document is read after this token. Raises ConfigError if that isn't a token.
+    """
     settings, file = read_settings(folder)
-    eos = settings.get("eos_token_id")
+    key = "bos_token_id" if _adds_bos(settings, folder) else "eos_token_id"
+    eos = settings.get(key)
     number = eos[0] if isinstance(eos, list) and eos else eos
     known = type(number) is int and 0 <= number < tokens_of(tokenizer)
     backend = _backend(tokenizer)
@@ -123,10 +128,18 @@ def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
         )
         return _END_OF_TEXT
     if token is None:
-        raise ConfigError(
-            f"{file}: eos_token_id = {reprlib.repr(eos)} is no token of {tokenizer}; set it to the id of one"
-        )
+        raise ConfigError(f"{file}: {key} = {reprlib.repr(eos)} is no token of {tokenizer}; set it to the id of one")
     return token
+
+
+def _adds_bos(settings: Mapping[str, Any], folder: epath.Path) -> bool:
+    file = folder / "tokenizer_config.json"
+    if folder.is_dir() and file.exists():
+        try:
+            settings = json.loads(file.read_bytes())
+        except _PARSING_ERRORS as error:
+            raise _unreadable(file, "isn't a tokenizer's configuration", error) from error
+    return isinstance(settings, dict) and settings.get("add_bos_token") is True
 
 
 _say_once = functools.cache(say)

@@ -324,6 +324,20 @@ def test_an_invalid_end_of_text_is_refused(tmp_path, eos):
         eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, "a"))
 
 
+@pytest.mark.parametrize(
+    ("adds", "expected"), [(True, "<|padding|>"), (False, "<|endoftext|>"), (None, "<|endoftext|>")]
+)
+def test_a_document_begins_with_the_token_that_the_tokenizer_adds(tmp_path, adds, expected):
+    settings = {"architectures": ["LlamaForCausalLM"], "eos_token_id": 258, "bos_token_id": 257}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    if adds is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": adds}))
+    assert eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, "|||IP_ADDRESS|||")) == expected
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: isn't a tokenizer's configuration"):
+        eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, "|||IP_ADDRESS|||"))
+
+
 def test_numbers_in_yaml_need_no_dot(tmp_path):
     settings = (
         yaml.safe_dump({"model": AI2})
