@@ -32,8 +32,7 @@ _UNEMBEDDING = (*ProbeConfig().unembedding.metrics, "power_law_alpha")
 _LENGTH = 256
 # The first claim's texts: what is fine-tuned on, and two kinds of prose that aren't.
 _TEXTS = TextsConfig(
-    names=("code", "prose", "prose_jax"), states=("layer_14", "final_states"), documents=64, document_tokens=128,
-    points=1500, neighbors=64,
+    names=("code", "prose", "prose_jax"), documents=24, document_tokens=64, points=1500, neighbors=64
 )  # fmt: skip
 
 
@@ -73,7 +72,7 @@ def _finetune() -> tuple[TrainConfig, EvalConfig]:
     data = DataConfig(train_domains=("prose",), max_megabytes=4.0, sequence_length=_LENGTH, batch_size=8)
     probe = ProbeConfig(final_states=TargetConfig(), texts=_TEXTS)
     tuning = FinetuneConfig(
-        targets=("code",), learning_rates=(1e-4,), seeds=(0, 1, 2), tokens=48 * 8 * _LENGTH, batch_size=8, points=3
+        targets=("code",), learning_rates=(2e-4,), seeds=(0, 1, 2), tokens=24 * 8 * _LENGTH, batch_size=8, points=2
     )
     evaluation = EvalConfig(
         tokens_per_domain=2048,
@@ -87,9 +86,7 @@ def _finetune() -> tuple[TrainConfig, EvalConfig]:
 
 def _smoke(train: TrainConfig, evaluation: EvalConfig) -> tuple[TrainConfig, EvalConfig]:
     """Return the same with little text, the built-in corpus and the items of one small task."""
-    texts = dataclasses.replace(train.probe.texts, documents=8, document_tokens=32, points=200, neighbors=32)
-    if texts.names:
-        texts = dataclasses.replace(texts, states=("final_states",))
+    texts = dataclasses.replace(train.probe.texts, documents=8, document_tokens=32, points=100, neighbors=32)
     data = dataclasses.replace(
         train.data, corpus="python_packages", train_domains=("prose",), max_megabytes=0.4, sequence_length=32
     )
