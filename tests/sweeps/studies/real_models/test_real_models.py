@@ -29,7 +29,8 @@ def test_the_parts_are_valid_and_measure_what_they_say():
         ("paper_a", ["gptq_3/in_domain", "noise_relative_0.1/in_domain", "truncation_0.5/in_domain",
                      "task_piqa/accuracy", "unembedding_gauge_fixed/effective_rank_percent",
                      "blocks_0.mlp.up/stable_rank"]),
-        ("finetune", ["finetune_code_lr0.0002/geometry/final_states.code/local_two_nn", "final_states.prose/local_two_nn"]),
+        ("finetune", ["finetune_code_lr0.0002/geometry/final_states.code/local_two_nn",
+                      "final_states.prose/local_two_nn"]),
     ],
 )  # fmt: skip
 def test_each_part_runs_on_an_imported_model(part, columns, small_llama, tmp_path):
