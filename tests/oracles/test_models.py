@@ -160,7 +160,7 @@ def test_stored_results_match_transformers_on_the_stored_models():
     import transformers
 
     folders = [folder for folder in models.STORED.iterdir() if folder.is_dir()]
-    assert len(folders) == 5
+    assert len(folders) == 13
     for folder in folders:
         expected = load_file(folder.with_suffix(".safetensors"))
         opened = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
