@@ -54,7 +54,7 @@ def _paper_a() -> tuple[TrainConfig, EvalConfig]:
         corpus="debian_prose", train_domains=("essay",), max_megabytes=1.0, sequence_length=_LENGTH, batch_size=16
     )
     probe = ProbeConfig(
-        unembedding=TargetConfig(metrics=_UNEMBEDDING, centred=True, spectrum=True),
+        unembedding=TargetConfig(metrics=_UNEMBEDDING, spectrum=True),
         parameters=ParametersConfig(metrics=("effective_rank_percent", "stable_rank"), pattern=r"(attention|mlp)/\w+$"),
         final_states=TargetConfig(metrics=("effective_rank_percent", "mean_cosine", "isoscore"), centred=True),
     )
