@@ -29,7 +29,9 @@ def test_64_greedy_tokens_match_the_full_forward_pass(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["olmo2", "gpt_neox", "learned positions", "all at once", "gemma3", "unrotated blocks"]
+    "name",
+    ["olmo2", "gpt_neox", "learned positions", "all at once", "gemma3"]
+    + [pytest.param("unrotated blocks", marks=pytest.mark.slow)],
 )
 def test_reading_a_prompt_in_pieces_matches_reading_it_at_once(name):
     config = VARIANTS[name]

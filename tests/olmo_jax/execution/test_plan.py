@@ -36,7 +36,10 @@ def loss_and_gradient(config, params, how, dropout_key=None):
         ("olmo2", ExecutionPlan("blocked")),
         ("all at once", ExecutionPlan("dense", remat=True)),
         ("gpt_neox", ExecutionPlan("dense", gathered=True)),
-        *((name, ExecutionPlan("blocked", layers="scanned", remat=True)) for name in ("gemma3", "unrotated blocks")),
+        ("gemma3", ExecutionPlan("blocked", layers="scanned", remat=True)),
+        pytest.param(
+            "unrotated blocks", ExecutionPlan("blocked", layers="scanned", remat=True), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_execution_plan_gives_the_same_loss_and_gradient(name, how):

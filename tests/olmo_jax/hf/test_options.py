@@ -40,6 +40,9 @@ BASES |= {
     ),
 }  # fmt: skip
 
+# Families that between them have every option; the others are tried by `make slow`.
+QUICK = ("olmo", "olmo2", "gpt_neox", "gemma3", "gpt2")
+
 # Two valid values of each option; each family is tested with the one that its base model lacks.
 VALUES = {
     "vocab_size": (61, 50), "pad_vocab_to": (8, 16), "d_model": (32, 64), "n_layers": (2, 3), "n_heads": (4, 2),
@@ -138,7 +141,7 @@ def test_the_cases_cover_every_model_option():
 
 
 @pytest.mark.parametrize("option", VALUES)
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BASES])
 def test_every_option_round_trips_or_is_refused_by_name(name, option, tmp_path):
     config = changed(name, option)
     config.check("config.model")
