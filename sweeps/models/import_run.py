@@ -96,7 +96,9 @@ def import_run(
     _check_directory(workdir)
     for revision in found:
         hf.check_checkpoint(revision.folder)
-    train, evaluation = _configure(workdir, config, found, name or source.name)
+    train, evaluation = _configure(
+        workdir, config, found, name or (source.stem if source.suffix == SUFFIX else source.name)
+    )
     index = prepare(train.data, data_root(workdir, train), say)
     check_vocabulary(train.model.vocab_size, index)
     id_ = run_id(train, index.fingerprint)

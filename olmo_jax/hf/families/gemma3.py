@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from olmo_jax.config.model import ModelConfig
-from olmo_jax.config.validation import require
 from olmo_jax.hf.families import llama
 from olmo_jax.hf.families.shared import (
     DECODER_BLOCK,
@@ -34,7 +33,6 @@ def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
     # Only full attention has scaled frequencies.
     plain = {key: value for key, value in settings.items() if key != "rope_scaling"}
     sliding = read_rope(plain, "rope_local_base_freq", _SLIDING_THETA, "sliding_attention")
-    require(full.fraction in (None, 1), "partial_rotary_factor", full.fraction, "isn't supported; 1.0 is")
     kinds = ["sliding" if (i + 1) % every else "full" for i in range(layers)]
     shared = read_shared({"head_dim": 256, **settings}, tied=True)
     fields = shared | read_layers(settings, kinds, settings.get("sliding_window", 4096))

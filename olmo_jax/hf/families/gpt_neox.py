@@ -10,7 +10,7 @@ from olmo_jax.hf.family import Family
 
 def _read_neox(settings: Mapping[str, Any]) -> dict[str, Any]:
     expect(settings, "hidden_act", "gelu")
-    rope = read_rope(settings, "rotary_emb_base")
+    rope = read_rope(settings, "rotary_emb_base", partial=True)
     return whole_heads(settings) | {
         "n_kv_heads": 0,
         "norm_eps": settings.get("layer_norm_eps", 1e-5),

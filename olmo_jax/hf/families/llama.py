@@ -33,7 +33,6 @@ def read(settings: Mapping[str, Any], theta: float = 10000.0, tied: bool = False
     expect(settings, "hidden_act", "silu")
     expect(settings, "rope_interleaved", False)
     rope = read_rope(settings, theta=theta)
-    require(rope.fraction in (None, 1), "partial_rotary_factor", rope.fraction, "isn't supported; 1.0 is")
     return read_shared(settings, tied) | {
         "rope_theta": rope.theta,
         "rope_scaling": rope.scaling,

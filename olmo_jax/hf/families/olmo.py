@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from olmo_jax.config.model import ModelConfig
-from olmo_jax.config.validation import require
 from olmo_jax.hf.families.shared import (
     DECODER_BLOCK,
     DECODER_ENDS,
@@ -43,15 +42,9 @@ def _read(settings: Mapping[str, Any], theta: float) -> dict[str, Any]:
     return whole_heads(settings) | {"rope_theta": theta, "attention_bias": settings.get("attention_bias", False)}
 
 
-def _unscaled(settings: Mapping[str, Any]) -> float:
-    rope = read_rope(settings)
-    require(rope.fraction in (None, 1), "partial_rotary_factor", rope.fraction, "isn't supported; 1.0 is")
-    return rope.unscaled
-
-
 def _read_olmo(settings: Mapping[str, Any]) -> dict[str, Any]:
     without_window(settings)
-    return _read(settings, _unscaled(settings)) | {"clip_qkv": float(settings.get("clip_qkv") or 0.0)}
+    return _read(settings, read_rope(settings).unscaled) | {"clip_qkv": float(settings.get("clip_qkv") or 0.0)}
 
 
 def _write_olmo(config: ModelConfig) -> dict[str, Any]:
@@ -65,7 +58,7 @@ def _write_olmo(config: ModelConfig) -> dict[str, Any]:
 
 def _read_olmo2(settings: Mapping[str, Any]) -> dict[str, Any]:
     without_window(settings)
-    return _read(settings, _unscaled(settings)) | {"norm_eps": settings.get("rms_norm_eps", 1e-5)}
+    return _read(settings, read_rope(settings).unscaled) | {"norm_eps": settings.get("rms_norm_eps", 1e-5)}
 
 
 def _write_olmo2(config: ModelConfig) -> dict[str, Any]:

@@ -59,13 +59,18 @@ class Rope(NamedTuple):
 
 
 def read_rope(
-    settings: Mapping[str, Any], theta_key: str = "rope_theta", theta: float = 10000.0, layers: str = "full_attention"
+    settings: Mapping[str, Any],
+    theta_key: str = "rope_theta",
+    theta: float = 10000.0,
+    layers: str = "full_attention",
+    partial: bool = False,
 ) -> Rope:
     """Return the rotary embedding that settings of transformers 4 or 5 describe, of the layers of a kind.
 
     Args:
       theta_key: the setting that holds the base in transformers 4. theta: the base if no setting has it.
       layers: the kind, in models that have a rotary embedding for each kind of layer.
+      partial: whether the family can rotate a share of each head; otherwise ConfigError is raised for a share.
     """
     written = settings.get("rope_parameters") or {}
     rope = (settings.get("rope_scaling") or {}) | (written.get(layers, written) or {})
@@ -73,6 +78,7 @@ def read_rope(
     known = ("default", "linear", "llama3", "yarn")
     require(kind in known, "rope_type", kind, f"isn't supported; {', '.join(map(repr, known))} are")
     fraction = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor", settings.get("rotary_pct")))
+    require(partial or fraction in (None, 1), "partial_rotary_factor", fraction, "isn't supported; 1.0 is")
     scaling = UNSCALED if kind == "default" else _scaling(kind, rope, settings)
     return Rope(float(rope.get("rope_theta") or settings.get(theta_key) or theta), scaling, fraction)
 

@@ -439,7 +439,7 @@ def test_a_gguf_file_is_imported_with_its_tokenizer_and_quantisation(corpus, con
     work = tmp_path / "work"
     assert run("import", file, f"--config={config}", f"--workdir={work}", "--run") == 0
     (row,) = pd.read_parquet(work / "results.parquet").to_dict("records")
-    assert row["run_id"].startswith("small.gguf-")
+    assert row["run_id"].startswith("small-")
     assert row["config.imported_quantization"] == "Q8_0"
     assert row["config.imported"] == "LlamaForCausalLM"
     assert np.isfinite(row["round_to_nearest_4/macro"])
