@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _SECONDS_TO_END = 1.0
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @contextlib.contextmanager
@@ -65,7 +66,9 @@ def waited_for(call: Callable[[Callable[[], None]], T]) -> T:
 
     try:
         threading.Thread(target=work, daemon=True).start()
-        done.wait()
+        # A wait without end would sleep through a signal that another thread receives, or that arrives just before it.
+        while not done.wait(_SECONDS_BETWEEN_LOOKS):
+            pass
     except KeyboardInterrupt:
         abandoned.set()
         done.wait(_SECONDS_TO_END)

@@ -55,3 +55,21 @@ def test_an_abandoned_call_ends_at_its_next_check():
     with pytest.raises(KeyboardInterrupt), ended_by_signals():
         waited_for(work)
     assert ended.is_set()
+
+
+def test_a_signal_that_does_not_wake_the_waiting_thread_ends_the_wait():
+    """The system gives the signal to the thread of the call, so that the main thread's wait isn't interrupted."""
+    never = threading.Event()
+
+    def work(check):
+        time.sleep(0.1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        while not never.wait(0.01):
+            check()
+
+    late = threading.Timer(5, never.set)
+    late.start()
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        waited_for(work)
+    assert not never.is_set()
+    late.cancel()
