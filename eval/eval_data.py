@@ -23,7 +23,7 @@ from eval.lm_loss import (
 from eval.results import Measured
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Shape
-from olmo_jax.config.field import POSITIVE_WHOLE, Role, setting
+from olmo_jax.config.field import NOT_NEGATIVE, POSITIVE_WHOLE, Role, setting
 from olmo_jax.config.validation import Settings, unique
 from olmo_jax.console import say
 from olmo_jax.data import tokenizer
@@ -50,6 +50,14 @@ class TextConfig(Settings):
         bound=POSITIVE_WHOLE,
         unit="tokens",
     )
+    tokens_per_document: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Tokens that a document contributes at most: with fewer, more documents share a domain's tokens, and standard "
+        "errors, which are over documents, are smaller. 0 takes whole documents.",
+        bound=NOT_NEGATIVE,
+        unit="tokens",
+    )
     domains: tuple[str, ...] = setting((), Role.OBSERVATION, "Domains that losses are taken of; () for all there are.")
     batch_size: int = setting(
         32, Role.OBSERVATION, "Windows that go through the models at a time.", bound=POSITIVE_WHOLE, unit="sequences"
@@ -68,11 +76,13 @@ class TextConfig(Settings):
     @property
     def text_settings(self) -> dict[str, Any]:
         """What a loss depends on besides the models."""
-        return {
+        settings = {
             "tokens_per_domain": self.tokens_per_domain,
             "domains": list(self.domains),
             "set_apart": list(self.set_apart),
         }
+        # Left out where it does nothing, so that results written before it existed are still those asked for.
+        return settings | ({"tokens_per_document": self.tokens_per_document} if self.tokens_per_document else {})
 
     def check_fields(self, at: str) -> None:
         unique(self.domains, f"{at}.domains")
@@ -95,7 +105,10 @@ class EvalData:
     @functools.cached_property
     def documents(self) -> dict[str, list[np.ndarray]]:
         """Return validation documents by domain; for domains that weren't trained on, documents of any split."""
-        return read_documents(self.index, self.config.tokens_per_domain, self._learnt, self.config.domains)
+        config = self.config
+        return read_documents(
+            self.index, config.tokens_per_domain, self._learnt, config.domains, config.tokens_per_document
+        )
 
     @property
     def _learnt(self) -> tuple[str, ...]:
@@ -107,7 +120,8 @@ class EvalData:
         if single := [domain for domain, documents in self.documents.items() if len(documents) == 1]:
             say(
                 f"{', '.join(single)}: one document fills config.evaluation.tokens_per_domain = "
-                f"{self.config.tokens_per_domain}, so these losses have no standard error; raise it"
+                f"{self.config.tokens_per_domain}, so these losses have no standard error; raise it, or set "
+                "config.evaluation.tokens_per_document"
             )
         bytes_K = read_bytes(self.index, self.documents, self._learnt, self.tokenizer)
         return lay_out(self.documents, self.index.eos_id, self.shape.sequence_length, bytes_K=bytes_K)

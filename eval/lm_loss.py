@@ -103,15 +103,23 @@ def standard_error(nats_MK: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
 
 
 def read_documents(
-    index: TokenIndex, tokens_per_domain: int, learnt: Sequence[str], domains: Sequence[str] = ()
+    index: TokenIndex,
+    tokens_per_domain: int,
+    learnt: Sequence[str],
+    domains: Sequence[str] = (),
+    tokens_per_document: int = 0,
 ) -> dict[str, list[np.ndarray]]:
     """Return the first `tokens_per_domain` tokens of documents of each of `domains` (() for all), by domain.
+
+    No document contributes more than its first `tokens_per_document` tokens (0: no bound).
 
     Of the domains in `learnt`, which are trained or fine-tuned on (() for all), only validation documents; of others,
     documents of any split. Raises DataError for a domain that doesn't exist or has no documents.
     """
     chosen = domains or index.domains
-    return {d: validation_documents(index, d, tokens_per_domain, _splits(d, learnt)) for d in chosen}
+    return {
+        d: validation_documents(index, d, tokens_per_domain, _splits(d, learnt), tokens_per_document) for d in chosen
+    }
 
 
 def _splits(domain: str, learnt: Sequence[str]) -> tuple[str, ...]:

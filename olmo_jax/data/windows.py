@@ -124,7 +124,11 @@ def evaluation_windows(documents: Sequence[np.ndarray], eos_id: int, sequence_le
 
 
 def validation_documents(
-    index: TokenIndex, domain: str, max_tokens: int, splits: Sequence[str] = ("validation",)
+    index: TokenIndex,
+    domain: str,
+    max_tokens: int,
+    splits: Sequence[str] = ("validation",),
+    most_per_document: int = 0,
 ) -> list[np.ndarray]:
     """Return the tokens of the first documents of a domain's validation split, int32, without eos.
 
@@ -134,6 +138,7 @@ def validation_documents(
       max_tokens: the total; the last document is cut.
       splits: where documents are taken from, in this order. For a domain that no run trains on, `shards.SPLITS` adds
         the training documents.
+      most_per_document: longer documents are cut to so many tokens; 0 takes whole documents.
 
     Raises DataError if there are none.
     """
@@ -143,7 +148,7 @@ def validation_documents(
         if left <= 0:
             break
         if len(document):
-            chosen.append(np.array(document[:left], np.int32))
+            chosen.append(np.array(document[: min(left, most_per_document or left)], np.int32))
             left -= len(chosen[-1])
     if not chosen:
         raise DataError(

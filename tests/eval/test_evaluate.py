@@ -105,6 +105,12 @@ def test_only_missing_results_are_computed(cohort, evaluated, index, light):
     assert [p.name for p in before if before[p] != after[p]] == ["round_to_nearest_8@12.json"]
 
 
+def test_a_bound_on_documents_is_a_setting_only_where_it_is_one(light):
+    assert set(light.text_settings) == {"tokens_per_domain", "domains", "set_apart"}
+    bounded = dataclasses.replace(light, tokens_per_document=50).text_settings
+    assert bounded == light.text_settings | {"tokens_per_document": 50}
+
+
 def test_changed_settings_get_new_results(cohort, evaluated, light):
     changed = dataclasses.replace(light, tokens_per_domain=200)
     assert {job.evaluation.name for job in jobs(evaluated, cohort, changed)} > {
