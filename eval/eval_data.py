@@ -21,7 +21,7 @@ from eval.lm_loss import (
     summary_of_errors,
 )
 from eval.results import Measured
-from olmo_jax import checkpoint
+from olmo_jax import checkpoint, model
 from olmo_jax.cohort import Cohort, Shape
 from olmo_jax.config.field import NOT_NEGATIVE, POSITIVE_WHOLE, Role, setting
 from olmo_jax.config.validation import Settings, unique
@@ -98,9 +98,11 @@ class EvalData:
     config: TextConfig
     stop: Callable[[], bool] = lambda: False
 
-    @property
+    @functools.cached_property
     def shape(self) -> Shape:
-        return self.cohort.shape
+        """The shape of the models as they are evaluated, with a head in one piece."""
+        shape = self.cohort.shape
+        return shape.with_config(model=dataclasses.replace(shape.model, factored_head=False))
 
     @functools.cached_property
     def documents(self) -> dict[str, list[np.ndarray]]:
@@ -153,13 +155,15 @@ class EvalData:
         for step in dict.fromkeys(step for _, step in models):
             members, params_M = checkpoint.load_stack(self.workdir, self.cohort.folder, step)
             place = checkpoint.directory(self.workdir, self.cohort.folder) / str(step)
-            checkpoint.check_fits(place, params_M, self.shape.model, stacked=True)
+            checkpoint.check_fits(place, params_M, self.cohort.shape.model, stacked=True)
             places = [m for m, (_, model_step) in enumerate(models) if model_step == step]
             order += places
             taken = np.array([members.index(models[m][0]) for m in places])
             parts.append(jax.tree.map(lambda x, taken=taken: x[taken], params_M))
         back = np.argsort(order)
-        return jax.tree.map(lambda *xs: jax.numpy.asarray(np.concatenate(xs)[back]), *parts)
+        params_M = jax.tree.map(lambda *xs: jax.numpy.asarray(np.concatenate(xs)[back]), *parts)
+        trained_as = self.cohort.shape.model
+        return jax.vmap(lambda params: model.folded(trained_as, params)[1])(params_M)
 
     @functools.cached_property
     def load_last(self) -> Callable[[tuple[str, ...]], Any]:

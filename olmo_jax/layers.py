@@ -17,7 +17,7 @@ from jax import Array
 
 from olmo_jax.config.model import Layer, ModelConfig
 from olmo_jax.execution.attention import attended, causal_attention
-from olmo_jax.execution.matmul import linear
+from olmo_jax.execution.matmul import linear, widened
 from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.rotary import rotary
 
@@ -37,15 +37,15 @@ class Packing(NamedTuple):
 
 
 def layer_norm(x_BLD: Array, eps: float) -> Array:
-    """Return OLMo-1's LayerNorm of x, with no scale and no bias, in float32; the result has the dtype of x."""
-    x32_BLD = x_BLD.astype(jnp.float32)
+    """Return OLMo-1's LayerNorm of x, with no scale and no bias, in float32 or wider; the result has the dtype of x."""
+    x32_BLD = widened(x_BLD)
     centred_BLD = x32_BLD - jnp.mean(x32_BLD, axis=-1, keepdims=True)
     return rms_norm(centred_BLD, eps).astype(x_BLD.dtype)
 
 
 def rms_norm(x_BLD: Array, eps: float) -> Array:
-    """Return x divided by its root mean square, with no scale, in float32; the result has the dtype of x."""
-    x32_BLD = x_BLD.astype(jnp.float32)
+    """Return x divided by its root mean square, with no scale, in float32 or wider; the result has the dtype of x."""
+    x32_BLD = widened(x_BLD)
     square_BL1 = jnp.mean(jnp.square(x32_BLD), axis=-1, keepdims=True)
     return (x32_BLD * jax.lax.rsqrt(square_BL1 + eps)).astype(x_BLD.dtype)
 
@@ -64,7 +64,7 @@ class Norm(nn.Module):
             scale = 1.0 + self.param("scale", nn.initializers.zeros, x.shape[-1:]).reshape(shape)
         else:
             scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).reshape(shape)
-        x32 = x.astype(jnp.float32)
+        x32 = widened(x)
         if c.norm == "rms_norm":
             return (rms_norm(x32, c.norm_eps) * scale).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).reshape(shape)

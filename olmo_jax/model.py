@@ -10,6 +10,7 @@ Parameters are float32, projections 2-D `[in, out]`, embedding and unembedding `
 `config.compute_dtype`; norms, attention's softmax and logits are float32.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from geometry.svd import matmul
 from olmo_jax.config.model import Layer, ModelConfig
 from olmo_jax.config.model import parameter_count as parameter_count
 from olmo_jax.config.validation import require
@@ -69,6 +71,8 @@ class Decoder(nn.Module):
         embedding_VD = self.param("embedding", truncated_normal(embedding_std), (c.padded_vocab_size, c.d_model))
         if not c.tied:
             self.param("unembedding", truncated_normal(unembedding_std), (c.padded_vocab_size, c.d_model))
+        if c.factored_head:
+            self.param("unembedding_factor", lambda key: jnp.eye(c.d_model))
         if c.positions == "learned":
             self.param("positions", truncated_normal(c.init_std), (c.context_length, c.d_model))
         x_BLD = embedding_VD[tokens_BL]
@@ -200,8 +204,21 @@ def final_norm(config: ModelConfig, params: Params, x_BLD: Array) -> Array:
 
 
 def unembedding(params: Params) -> Array:
-    """Return the matrix that maps final states to logits, `[V, D]`; the embedding if the two are tied."""
+    """Return the matrix W that maps final states to logits, `[V, D]`.
+
+    It is the embedding if the two are tied, and the product of its factors if the head has two.
+    """
+    if "unembedding_factor" in params:
+        return matmul(params["unembedding"], params["unembedding_factor"])
     return params["unembedding"] if "unembedding" in params else params["embedding"]
+
+
+def folded(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """Return a model whose head is one matrix: the same one, or an equal one if its head has two factors."""
+    if not config.factored_head:
+        return config, params
+    others = {name: x for name, x in params.items() if name != "unembedding_factor"}
+    return dataclasses.replace(config, factored_head=False), others | {"unembedding": unembedding(params)}
 
 
 def unembed(x_BLD: Array, w_VD: Array) -> Array:

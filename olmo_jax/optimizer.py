@@ -1,5 +1,6 @@
 """AdamW with traced hyper-parameters: members that differ only in these run the same compiled program."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax import Array
 
 from olmo_jax.config import SCHEDULES, TrainConfig
 from olmo_jax.config.field import Role, declared, settings
+from olmo_jax.intervention import Intervention, intervention
 
 with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
     import optax
@@ -18,7 +20,7 @@ with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
 class Hyper(NamedTuple):
     """The hyper-parameters of one member, all scalars; a cohort holds them stacked, `[M]`. As in OptimizerConfig.
 
-    schedule: index into SCHEDULES. dropout_seed: the run's data_seed.
+    schedule: index into SCHEDULES. dropout_seed: the run's data_seed. intervention: those that the stack has.
     """
 
     learning_rate: Any
@@ -33,10 +35,13 @@ class Hyper(NamedTuple):
     warmup_steps: Any
     total_steps: Any
     dropout_seed: Any
+    intervention: Intervention = Intervention()
 
 
-def hyper(config: TrainConfig) -> Hyper:
+def hyper(config: TrainConfig, present: Sequence[str] = ()) -> Hyper:
     """Return the traced hyper-parameters of a run: float32, int32 for steps, uint32 for the seed.
+
+    `present` names the interventions that its stack has (see intervention.kinds).
 
     They are the settings of OptimizerConfig that are declared as traced, with fractions of the run converted to steps
     and names to indices.
@@ -49,6 +54,7 @@ def hyper(config: TrainConfig) -> Hyper:
         warmup_steps=np.int32(config.warmup_steps),
         total_steps=np.int32(config.total_steps),
         dropout_seed=np.uint32(config.data_seed),
+        intervention=intervention(config, present),
     )
 
 
@@ -76,9 +82,12 @@ def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bo
     """Return clipping, Adam, decoupled weight decay and the rate as one transformation of a member's gradients."""
 
     def decayed(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: decay_embeddings if path[0].key in _EMBEDDINGS else decay_norms or x.ndim > 1, params
-        )
+        def one(path: Any, x: Array) -> bool:
+            if path[0].key == "unembedding_factor":  # so that W, the product, decays as it would in one piece
+                return False
+            return decay_embeddings if path[0].key in _EMBEDDINGS else decay_norms or x.ndim > 1
+
+        return jax.tree_util.tree_map_with_path(one, params)
 
     return optax.chain(
         optax.clip_by_global_norm(jnp.where(h.clip_norm > 0, h.clip_norm, jnp.inf)),
@@ -90,7 +99,8 @@ def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bo
 
 def init(params: Any) -> Any:
     """Return the state of `adamw` before its first update: count, first and second moments, equal for all members."""
-    return adamw(Hyper(*(0.0 for _ in Hyper._fields)), 0.0, True, True).init(params)
+    nothing = Hyper._make([*(0.0 for _ in Hyper._fields[:-1]), Intervention()])
+    return adamw(nothing, 0.0, True, True).init(params)
 
 
 def cumulative_weight_decay(config: TrainConfig, step: int) -> float:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from olmo_jax.config.rope import RopeScaling
+from olmo_jax.execution.matmul import widened
 
 UNSCALED = RopeScaling()
 
@@ -40,7 +41,7 @@ def rotary(
         sin, cos = sin * scaling.attention_factor, cos * scaling.attention_factor
     if position_BL is not None:  # from a table, since computing the sines of all tokens is slow on a CPU
         sin, cos = (x_1L1k[0][position_BL] for x_1L1k in (sin, cos))
-    low_BLHk, high_BLHk = jnp.split(x_BLHK[..., :width].astype(jnp.float32), 2, axis=-1)
+    low_BLHk, high_BLHk = jnp.split(widened(x_BLHK[..., :width]), 2, axis=-1)
     rotated = jnp.concatenate([low_BLHk * cos - high_BLHk * sin, high_BLHk * cos + low_BLHk * sin], axis=-1)
     return jnp.concatenate([rotated.astype(x_BLHK.dtype), x_BLHK[..., width:]], axis=-1)
 

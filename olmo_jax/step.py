@@ -13,12 +13,13 @@ from etils import epy
 from jax import Array
 from jax.sharding import Mesh
 
-from olmo_jax import loss, model, optimizer
+from olmo_jax import intervention, loss, model, optimizer
 from olmo_jax.cohort import Shape
 from olmo_jax.config import ModelConfig
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution import sharding
 from olmo_jax.execution.plan import ExecutionPlan
+from olmo_jax.intervention import Intervention
 from olmo_jax.optimizer import Hyper
 
 with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
@@ -78,16 +79,21 @@ def member_step(
     plan = execution_plan.forward(shape.model) if plan is None else plan
     # Depends only on seed and step, so that a resumed run has the same dropout as an uninterrupted one.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
-    batch_gradients = functools.partial(_gradients, shape, plan, mesh, state.params)
+    arm = h.intervention
+    batch_gradients = functools.partial(_gradients, shape, plan, mesh, arm, state.params)
     if plan.microbatches == 1:
         entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
     else:
         entropy, gradients = _averaged(batch_gradients, tokens_BL, dropout_key, plan.microbatches)
+    gradients = intervention.masked_gradients(arm, shape.model, gradients)
     rate = optimizer.learning_rate(h, state.step + 1)
     settings = shape.config.optimizer
     adamw = optimizer.adamw(h, rate, settings.decay_embeddings, settings.decay_norms)
     updates, moments = adamw.update(gradients, state.moments, state.params)
+    decay = h.weight_decay if settings.decay_embeddings else 0.0
+    updates = intervention.head_updates(arm, decay, rate, state.params, updates)
     params = optax.apply_updates(state.params, updates)
+    params = intervention.after_step(arm, shape.model, rate, state.params, params)
 
     grad_norm = optax.tree.norm(gradients)
     checked_values = jnp.stack([entropy, grad_norm, optax.tree.norm(params)])  # in the order of REASONS
@@ -109,6 +115,7 @@ def _gradients(
     shape: Shape,
     plan: ExecutionPlan,
     mesh: Mesh | None,
+    arm: Intervention,
     params: Any,
     tokens_BL: Array,
     dropout_key: Array | None,
@@ -127,14 +134,17 @@ def _gradients(
             w_VD = model.unembedding(sharding.gathered(mesh, params))
         else:
             final_BLD, w_VD = states(params), model.unembedding(params)
+        trunk_DD = intervention.trunk_projection(arm, w_VD)
+        read_BLD = final_BLD if trunk_DD is None else intervention.projected_backward(final_BLD, trunk_DD)
         tile = len(w_VD) if plan.whole_vocabulary else None
         targets_BL = tokens_BL[:, 1:]
         if shape.arithmetic:  # only the answer is predicted
             targets_BL = targets_BL[:, -1:]
         result = loss.cross_entropy(
-            final_BLD, w_VD, targets_BL, weights_BL, shape.config.optimizer.z_loss, tile=tile, members=plan.members
+            read_BLD, w_VD, targets_BL, weights_BL, shape.config.optimizer.z_loss, tile=tile, members=plan.members
         )
-        return result.objective, result.cross_entropy
+        penalties = intervention.penalties(arm, shape.config, w_VD, final_BLD)
+        return sum(penalties, result.objective), result.cross_entropy
 
     (_, entropy), gradients = jax.value_and_grad(objective, has_aux=True)(params)
     return entropy, gradients

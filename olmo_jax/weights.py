@@ -23,6 +23,7 @@ from olmo_jax.console import say
 from olmo_jax.errors import WeightsError as WeightsError
 from olmo_jax.errors import brief
 from olmo_jax.execution.sharding import path_name
+from olmo_jax.model import folded
 from olmo_jax.storage import gguf, lfs
 from olmo_jax.storage.paths import local
 from olmo_jax.storage.run_files import known_runs
@@ -152,7 +153,7 @@ def _runs(workdir: epath.Path, run_id: str | None, step: int | None) -> list[Mod
 
 
 def _run_tensors(workdir: epath.Path, run_id: str, step: int) -> list[Tensor]:
-    config, params = load_run(workdir, run_id, step)
+    config, params = folded(*load_run(workdir, run_id, step))
 
     def tensor(path: Any, array: np.ndarray) -> Tensor:
         name = path_name(path)

@@ -2,6 +2,7 @@
 
 from olmo_jax.config.compute import ComputeConfig
 from olmo_jax.config.data import ArithmeticConfig, DataConfig
+from olmo_jax.config.intervention import InterventionConfig
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.probe import ParametersConfig, ProbeConfig, TargetConfig, TextsConfig
 from olmo_jax.config.train import SCHEDULES, CheckpointConfig, MeshConfig, OptimizerConfig, TrainConfig
@@ -22,6 +23,7 @@ __all__ = [
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
+    "InterventionConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",

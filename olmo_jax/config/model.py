@@ -176,6 +176,12 @@ class ModelConfig(Settings):
         bound=at_least(0, "needs a positive number, or 0 for rope_theta"),
     )
     rope_scaling: RopeScaling = RopeScaling()  # of blocks with "full" attention
+    factored_head: bool = setting(
+        False,
+        Role.STATIC,
+        "The unembedding is a product U P with P [D, D], as intervention.head_rank needs it. P starts as the identity "
+        "and stays so in runs without a head_rank, whose results are those of the usual head.",
+    )
 
     @property
     def padded_vocab_size(self) -> int:
@@ -246,6 +252,12 @@ class ModelConfig(Settings):
             self.norm_plus_one,
             f"{at}.norm = 'layer_norm' has no scale; choose another norm",
         )
+        require(
+            not (self.factored_head and self.tied),
+            f"{at}.factored_head",
+            self.factored_head,
+            f"divides the unembedding into two factors, and {at}.tied makes it the embedding; choose one of them",
+        )
 
     def _check_pattern(self, at: str) -> None:
         pattern = self.attention_pattern
@@ -303,7 +315,7 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     norms = (4 if c.norm_at == "both" else 2) * _norm_parameters(c, c.d_model)
     inner = c.n_layers * (attention + mlp + norms) + _norm_parameters(c, c.d_model)
     rows = c.padded_vocab_size * (1 if c.tied else 2) + c.context_length * (c.positions == "learned")
-    return inner + rows * c.d_model, inner
+    return inner + rows * c.d_model + c.factored_head * c.d_model**2, inner
 
 
 def _norm_parameters(config: ModelConfig, width: int) -> int:

@@ -16,6 +16,7 @@ from olmo_jax.config.field import (
     choice,
     setting,
 )
+from olmo_jax.config.intervention import InterventionConfig, check_intervention
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.probe import ProbeConfig
 from olmo_jax.config.validation import Settings, folder_name, require
@@ -150,6 +151,11 @@ class TrainConfig(Settings):
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
     compute: ComputeConfig = ComputeConfig()
+    intervention: InterventionConfig = InterventionConfig()
+
+    def __post_init__(self) -> None:
+        if self.intervention.head_rank and not self.model.factored_head:  # the one implies the other
+            object.__setattr__(self, "model", dataclasses.replace(self.model, factored_head=True))
 
     @property
     def tokens_per_step(self) -> int:
@@ -165,6 +171,7 @@ class TrainConfig(Settings):
 
     def check_fields(self, at: str) -> None:
         folder_name(self.name, f"{at}.name")
+        check_intervention(self, at)
         require(
             self.total_steps >= 1 or bool(self.imported),  # a publisher's step 0 may be all that there is
             f"{at}.tokens",

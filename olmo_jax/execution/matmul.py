@@ -47,3 +47,8 @@ def _linear_backward(operands: tuple[Array, Array], dy_NO: Array) -> tuple[Array
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
+
+
+def widened(x: Array) -> Array:
+    """Return x in float32, or in its own type if that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from olmo_jax import model, optimizer
+from olmo_jax import intervention, model, optimizer
 from olmo_jax.cohort import Run, Shape
 from olmo_jax.config import ModelConfig
 from olmo_jax.data import batches
@@ -41,20 +41,28 @@ class Program(NamedTuple):
 
 def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
     """Return the members' hyper-parameters, stacked to `size`; inert members repeat the last run's with 0 steps."""
-    members = [optimizer.hyper(run.config) for run in runs]
+    present = intervention.kinds(run.config for run in runs)
+    members = [optimizer.hyper(run.config, present) for run in runs]
     members += [members[-1]._replace(total_steps=np.int32(0))] * (size - len(runs))
     return jax.tree.map(lambda *xs: np.stack(xs), *members)
 
 
 def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
-    """Return the stack before its first step: each member is what `model.init` returns for its seed, bit for bit."""
+    """Return the stack before its first step: each member is what `model.init` returns for its seed, bit for bit.
+
+    Of a factored head the rows of P beyond the member's `head_rank` are 0.
+    """
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
+    ranks_M = np.asarray(sharding.pad([run.config.intervention.head_rank for run in runs], mesh), np.int32)
     shardings = sharding.stack_shardings(mesh, stack_structs(shape, len(seeds_M)), shape.config.mesh.fsdp)
-    return jax.jit(_initial, static_argnums=0, out_shardings=shardings)(shape.model, seeds_M)
+    return jax.jit(_initial, static_argnums=0, out_shardings=shardings)(shape.model, seeds_M, ranks_M)
 
 
-def _initial(config: ModelConfig, seeds_M: Array) -> State:
-    return jax.vmap(lambda seed: init_member(model.init(config, jax.random.key(seed))))(seeds_M)
+def _initial(config: ModelConfig, seeds_M: Array, ranks_M: Array) -> State:
+    def one(seed: Array, rank: Array) -> State:
+        return init_member(intervention.first_params(model.init(config, jax.random.key(seed)), rank))
+
+    return jax.vmap(one)(seeds_M, ranks_M)
 
 
 def stack_structs(shape: Shape, size: int) -> State:

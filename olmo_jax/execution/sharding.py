@@ -19,7 +19,7 @@ AXES = ("member", "data", "model")
 # sublayer (Megatron).
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(embedding|unembedding)$", PartitionSpec("model", None)),
-    (r"positions$", PartitionSpec(None, None)),
+    (r"(positions|unembedding_factor)$", PartitionSpec(None, None)),
     (r"attention/(query|key|value)$", PartitionSpec(None, "model")),
     (r"attention/((query|key|value)_bias|(query|key)_norm/(scale|bias))$", PartitionSpec("model")),
     (r"attention/out$", PartitionSpec("model", None)),

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
+from olmo_jax import model
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.validation import ConfigError, one_of, require
 from olmo_jax.console import say
@@ -55,6 +56,7 @@ def export_checkpoint(
       WeightsError: `path` exists and isn't an empty folder.
     """
     folder = epath.Path(os.path.abspath(local(path)))
+    config, params = model.folded(config, dict(params))
     family = _family_of(config)
     one_of(dtype, DTYPES, "dtype")
     files = {"config.json": _settings(config, family, dtype)}

@@ -92,6 +92,37 @@ def test_eight_devices_and_both_mappings_match_one_device(runs, together, index,
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[:3], end.params), together[3].params, rtol=2e-3, atol=2e-5)
 
 
+@pytest.fixture(scope="module")
+def arms(tiny, vary):
+    """A control and one run of every intervention, which share one shape."""
+    half = tiny.model.d_model // 2
+    changes = [
+        {},
+        {"intervention.head_rank": half},
+        {"intervention.backward_rank": half},
+        {"intervention.backward_rank": half, "intervention.backward_subspace": "random"},
+        {"intervention.rank_penalty": -0.5},
+        {"intervention.polar_decay": 0.01},
+        {"intervention.head_decay": 1.0, "intervention.head_rate": 2.0},
+        {"intervention.center_head": True},
+        {"intervention.mean_row": 1.0},
+    ]
+    return [Run(f"r{i}", vary(tiny, {"model.factored_head": True} | change)) for i, change in enumerate(changes)]
+
+
+def test_all_interventions_train_as_one_program_that_mappings_and_devices_do_not_change(arms, index):
+    assert len({cohorts.shape_of(run.config, index.fingerprint).cohort_key for run in arms}) == 1
+    _, _, losses, end = train(arms, index, mapping="map")
+    W_MVD = jax.vmap(model.unembedding)(end.params)
+    assert len({float(abs(w_VD).sum()) for w_VD in np.asarray(W_MVD)}) == len(arms)
+    np.testing.assert_allclose(losses[:, -2:], losses[:, [0, 0]], rtol=1e-5)  # neither the mean row nor its removal
+    for mesh, mapping in ((ONE_DEVICE, "vmap"), (MeshConfig(2, 2, 2), "vmap")):
+        _, _, others, end_there = train(arms, index, mesh, mapping=mapping)
+        np.testing.assert_allclose(others[:, : len(arms)], losses, rtol=5e-5)
+        there = jax.tree.map(lambda x: x[: len(arms)], end_there.params)
+        chex.assert_trees_all_close(there, end.params, rtol=5e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
 def test_members_on_several_devices_do_not_communicate(runs, index, mapping):
     shape = cohorts.shape_of(runs[0].config, index.fingerprint)

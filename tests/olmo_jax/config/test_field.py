@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from eval.config import EvalConfig
-from olmo_jax.config import ConfigError, OptimizerConfig, TrainConfig, from_config_dict
+from olmo_jax.config import ConfigError, InterventionConfig, OptimizerConfig, TrainConfig, from_config_dict
 from olmo_jax.config.field import Role, declared, each, reset, setting, settings, within
 from olmo_jax.config.validation import Settings
 from sweeps.planning.stack_config import StackConfig
@@ -78,6 +78,7 @@ def test_model_fields_are_static_and_optimizer_numbers_are_traced():
     roles = {key: declared(field).role for key, field, _ in settings(TrainConfig())}
     assert {role for key, role in roles.items() if key.startswith("model.")} == {Role.STATIC}
     traced = {key for key, role in roles.items() if role is Role.TRACED}
-    static = {"optimizer.decay_embeddings", "optimizer.decay_norms", "optimizer.z_loss"}
-    optimizer = {f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)}
-    assert traced == optimizer - static | {"tokens", "data.arithmetic.train_fraction"}
+    static = {"optimizer.decay_embeddings", "optimizer.decay_norms", "optimizer.z_loss", "intervention.penalty_metric"}
+    numbers = {f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)}
+    numbers |= {f"intervention.{field.name}" for field in dataclasses.fields(InterventionConfig)}
+    assert traced == numbers - static | {"tokens", "data.arithmetic.train_fraction"}
