@@ -15,10 +15,13 @@ from olmo_jax import optimizer
 from olmo_jax.cohort import Shape
 from olmo_jax.config import OptimizerConfig, TrainConfig, require
 from olmo_jax.config.field import NOT_NEGATIVE, POSITIVE_WHOLE, POSITIVES, SEEDS, SHARE, Role, at_least, setting
+from olmo_jax.config.model import parameter_count
 from olmo_jax.config.validation import Settings, unique
+from olmo_jax.console import progress
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.sources import task_items
 from olmo_jax.data.windows import in_order, train_windows
+from olmo_jax.execution import memory
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.members import over_members
 from olmo_jax.probes.texts import EvaluationSet, scored_set, text_sets, texts_by_name
@@ -137,6 +140,8 @@ def finetune(
 ) -> dict[tuple[float, int], list[Curve]]:
     """Fine-tune every model of a stack at every learning rate and seed, as one cohort of rates x seeds x models.
 
+    Where memory doesn't hold that many, as many rates and seeds at a time as it holds.
+
     Args:
       shape: that of the models' cohort, but with the batch size and sequence length of `batches`.
       params_M: the stacked parameters. batches: function of the step, counted from 0.
@@ -146,30 +151,78 @@ def finetune(
     Returns:
       The curve of each model, by (learning rate, seed). Raises StoppedError if `stop` returns True.
     """
-    models = len(jax.tree.leaves(params_M)[0])
     places = [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
+    at_once = _places_at_once(shape, len(jax.tree.leaves(params_M)[0]), len(places))
+    groups = [places[first : first + at_once] for first in range(0, len(places), at_once)]
+    curves: dict[tuple[float, int], list[Curve]] = {}
+    steps = _run(config, shape, *places[0]).total_steps
+    with progress("  steps of fine-tuning", len(groups) * steps, within=True) as show:
+        for number, group in enumerate(groups):
+
+            def taken(step: int, before: int = number * steps) -> None:
+                show(before + step, "")
+
+            curves |= _together(config, shape, group, params_M, batches, measure, stop, taken)
+    return curves
+
+
+# Of a device's memory, by an estimate that is right within a factor of two.
+_FILLED = 0.5
+
+
+def _places_at_once(shape: Shape, models: int, places: int) -> int:
+    """Return how many learning rates and seeds of all models fit into memory together; at least one."""
+    tokens, parameters = shape.tokens_per_step, parameter_count(shape.model)[0]
+    side_by_side = jax.default_backend() != "cpu"
+
+    def needed(count: int) -> float:
+        members = models * count
+        plan = _plan(shape, members if side_by_side else 1)
+        return execution_plan.rough_bytes(shape.model, tokens, shape.sequence_length, parameters, members, plan)
+
+    return max([1, *(n for n in range(1, places + 1) if needed(n) <= _FILLED * memory.device_memory())])
+
+
+def _plan(shape: Shape, members: int) -> execution_plan.ExecutionPlan:
+    # The other execution settings of the training depend on its machine and batch size.
+    return execution_plan.forward(shape.model)._replace(remat=shape.config.compute.remat, members=members)
+
+
+def _together(
+    config: FinetuneConfig,
+    shape: Shape,
+    places: Sequence[tuple[float, int]],
+    params_M: Any,
+    batches: Batches,
+    measure: Callable[[Any], list[Row]],
+    stop: Callable[[], bool],
+    taken: Callable[[int], None],
+) -> dict[tuple[float, int], list[Curve]]:
+    """Return the curves of every model at these learning rates and seeds, which train as one cohort."""
+    models = len(jax.tree.leaves(params_M)[0])
     runs = [_run(config, shape, rate, seed) for rate, seed in places]
     hyper = jax.tree.map(lambda *xs: jnp.repeat(jnp.stack(xs), models), *map(optimizer.hyper, runs))
-    start = jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M)
-    state = _initial(start)
-    # The other execution settings of the training depend on its machine and batch size.
-    plan = execution_plan.forward(shape.model)._replace(remat=shape.config.compute.remat, members=models * len(places))
+    state = _initial(jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M))
+    plan = _plan(shape, models * len(places))
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
 
     rows: list[list[Row]] = [[] for _ in seed_M]
     total = runs[0].total_steps
     due = {round(total * (k + 1) / config.points) for k in range(config.points)} - {0}
+    metrics = None
     for i in range(total):
         if stop():
             raise StoppedError
         tokens_SBL, weights_SBl = batches(i)
         weights_MBl = None if weights_SBl is None else weights_SBl[seed_M]
+        jax.block_until_ready(metrics)  # no more than one step ahead: of a large model, each takes minutes
         state, metrics = _step(shape, plan, state, hyper, tokens_SBL[seed_M], weights_MBl)
         if i + 1 in due:
-            progress = {"step": float(i + 1), "tokens": float((i + 1) * shape.tokens_per_step)}
+            at = {"step": float(i + 1), "tokens": float((i + 1) * shape.tokens_per_step)}
             trained_M = np.asarray(metrics.loss)
             for m, row in enumerate(measure(state.params)):
-                rows[m].append(progress | {"train_loss": float(trained_M[m])} | row)
+                rows[m].append(at | {"train_loss": float(trained_M[m])} | row)
+        taken(i + 1)
     diverged_M = np.asarray(state.diverged_at).tolist()
     curves = [Curve(points, diverged_at) for points, diverged_at in zip(rows, diverged_M, strict=True)]
     return {place: curves[p * models : (p + 1) * models] for p, place in enumerate(places)}

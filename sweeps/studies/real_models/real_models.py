@@ -33,7 +33,7 @@ _UNEMBEDDING = (*ProbeConfig().unembedding.metrics, "power_law_alpha")
 _LENGTH = 256
 # The first claim's texts: what is fine-tuned on, and two kinds of prose that aren't.
 _TEXTS = TextsConfig(
-    names=("code", "prose", "prose_jax"), documents=24, document_tokens=64, points=1500, neighbors=64
+    names=("code", "prose", "prose_jax"), documents=24, document_tokens=96, points=1500, neighbors=64
 )  # fmt: skip
 
 

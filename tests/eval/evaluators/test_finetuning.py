@@ -1,11 +1,14 @@
 """Fine-tuning: several at once, diverged ones, several checkpoints, and stop requests."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from eval.evaluate import Choice, evaluate, jobs, read_results
+from olmo_jax.execution import memory
 from tests.eval.stored import metrics
 
 
@@ -26,6 +29,23 @@ def test_rates_and_seeds_on_the_member_axis_match_separate_fine_tunings(cohort, 
             assert shared[name] == pytest.approx(np.mean([end[name] for end in ends]), abs=2e-4)
         spread = abs(ends[0]["target"] - ends[1]["target"]) / np.sqrt(2)
         assert 0 < shared["spread/target"] == pytest.approx(spread, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_what_memory_does_not_hold_together_is_fine_tuned_one_after_another(
+    cohort, trained, index, config, monkeypatch, tmp_path, capsys
+):
+    several = dataclasses.replace(config.finetune, targets=("code",), seeds=(2, 3), points=1)
+    changed, only = dataclasses.replace(config, finetune=several), Choice(only=("finetune",), runs="run1")
+    places = {"together": trained, "apart": epath.Path(shutil.copytree(trained, tmp_path / "apart"))}
+    found = {}
+    for how, workdir in places.items():
+        assert evaluate(workdir, cohort, index, changed, lambda job: True, only)
+        found[how] = {r: metrics(workdir, "run1", f"finetune_code_lr{r:g}") for r in several.learning_rates}
+        monkeypatch.setattr(memory, "device_memory", lambda: 1.0)
+    assert "steps of fine-tuning: 8/8" in capsys.readouterr().err
+    for rate, together in found["together"].items():
+        assert found["apart"][rate] == pytest.approx(together, abs=2e-4)
 
 
 def test_a_diverged_fine_tuning_reports_no_numbers(cohort, trained, index, config):
