@@ -128,6 +128,13 @@ def test_imported_runs_are_evaluated_tabulated_and_reported(
     unknown = ("optimizer", "batch_size", "seed", "config.tokens", "weight_decay_dose")
     assert [c for c in table.columns if any(word in c for word in unknown)] == []
     assert run_id in (imported / "report" / "index.html").read_text()
+    shown = pd.read_csv(imported / "report" / "tables" / "imported_losses.csv")
+    assert shown["measured"].tolist()[::2] == ["Loss", "Rise after rounding weights to 4 bits"]
+    expected = [last["lm_loss/macro"], last["round_to_nearest_4/rise/macro"]]
+    np.testing.assert_allclose(shown["nats_per_token"][::2], expected)
+    geometry = pd.read_csv(imported / "report" / "tables" / "imported_geometry.csv").set_index("metric")
+    fixed = last["unembedding_gauge_fixed/mean_cosine"]
+    assert geometry.loc["mean_cosine", "unembedding_gauge_fixed"] == pytest.approx(fixed)
     shutil.copytree(imported, tmp_path / "copy", ignore=shutil.ignore_patterns("cohorts", "report", "results.*"))
     assert run("report", f"--workdir={tmp_path / 'copy'}") == 0
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "copy" / "results.parquet"), table)

@@ -16,8 +16,8 @@ FACTS = {"command": "olmo-jax report --workdir=<dir>", "versions": "jax 0.10.2"}
 GEOMETRY = ["unembedding/effective_rank_percent", "unembedding/mean_cosine", "final_states/effective_rank"]
 LOSSES = ["lm_loss/in_domain", "round_to_nearest_3/in_domain"]
 SCRIPTS = 4  # the data, vega, and two of the page's own
-# The section of paper B is there only where a sweep has an experiment on it.
-CONTENTS = [name for name in sections() if name != "local-dimension"]
+# The sections of studies and of imported models are there only where a sweep has something for them.
+CONTENTS = [name for name, section in sections().items() if not section.optional]
 
 
 def sweep(runs=12, checkpoints=3, steps=40, losses=LOSSES, geometry=GEOMETRY):
