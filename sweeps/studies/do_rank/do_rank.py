@@ -3,7 +3,7 @@
     olmo-jax plan --config=do_rank:cpu
     olmo-jax run --config=do_rank:cpu --workdir=runs/do-rank
 
-The argument is a scale, then `seeds=K` for K pairs (5 or more; 8 by default):
+The argument is a scale, then `seeds=K` for K pairs (5 or more; 6 by default):
 
     smoke   seconds, a test without meaning
     cpu     minutes on a laptop
@@ -34,14 +34,14 @@ from sweeps.analysis.doses import LEAST_PAIRS, detectable
 from sweeps.planning.grid import Grid, Point, chain, one_at_a_time, seeds
 from sweeps.planning.plan import sweep_config
 
-_SEEDS = 8
+_SEEDS = 6
 _METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "isoscore", "partition_isotropy")
 # Shares of D that a bounded rank keeps.
 _SHARES = (0.75, 0.5, 0.25)
 # Doses of the other arms; a negative penalty pushes the rank up.
 _DOSES: dict[str, tuple[Any, ...]] = {
-    "rank_penalty": (-0.3, -0.1, 0.1, 0.3),
-    "polar_decay": (0.001, 0.003, 0.01),
+    "rank_penalty": (-0.3, -0.03, 0.03, 0.3),
+    "polar_decay": (0.3, 1.0, 3.0),
     "head_decay": (0.0, 1.0, 3.0),
     "head_rate": (0.3, 3.0, 10.0),
     "center_head": (True,),
