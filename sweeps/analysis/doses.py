@@ -265,10 +265,9 @@ def detectable(n_pairs: int, power: float = 0.8) -> float:
     """
     if n_pairs < LEAST_PAIRS:
         return math.nan
-    critical = stats.t.ppf(0.975, n_pairs - 1)
+    critical = stats.f.ppf(0.95, 1, n_pairs - 1)  # of t squared
 
     def found(effect: float) -> float:
-        shift = effect * math.sqrt(n_pairs)
-        return float(stats.nct.sf(critical, n_pairs - 1, shift) + stats.nct.cdf(-critical, n_pairs - 1, shift))
+        return float(stats.ncf.sf(critical, 1, n_pairs - 1, n_pairs * effect**2))
 
     return float(optimize.brentq(lambda effect: found(effect) - power, 0.0, 10.0))

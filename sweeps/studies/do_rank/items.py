@@ -50,8 +50,8 @@ def intervention_outcomes(results: AnalysisResults) -> Figure:
     frames = []
     for one in _effects(results):
         points = one.doses[["arm", "dose", "metric_change", "outcome_change", "outcome_low", "outcome_high"]]
-        start = pd.DataFrame({"arm": points["arm"].unique(), "dose": 0.0})
-        start = start.assign(metric_change=0.0, outcome_change=0.0)
+        start = pd.DataFrame({"arm": points["arm"].unique()})
+        start = start.assign(dose=[_neutral_dose(arm) for arm in start["arm"]], metric_change=0.0, outcome_change=0.0)
         both = pd.concat([start, points], ignore_index=True)
         frames.append(both.assign(matrix=_matrix(one), outcome=loss_name(one.outcome)))
     data = pd.concat(frames, ignore_index=True)
@@ -60,13 +60,18 @@ def intervention_outcomes(results: AnalysisResults) -> Figure:
     panels = []
     for matrix in dict.fromkeys(data["matrix"]):
         of = base.transform_filter(f"datum.matrix == {charts.quoted(matrix)}").encode(
-            charts.x("metric_change", "change of the effective rank, % of D"), alt.Color("arm:N").title(None)
+            charts.x("metric_change", "change of the effective rank, % of D"),
+            alt.Color("arm:N").title(None).scale(scheme="tableau10"),
         )
         change_of = charts.y("outcome_change", "change of the outcome")
         panels.append(
             (
-                of.mark_line(opacity=0.5).encode(change_of, order="metric_change:Q")
-                + of.mark_point().encode(change_of, tooltip=["arm:N", "dose:Q", "metric_change:Q", "outcome_change:Q"])
+                of.mark_line(opacity=0.5).encode(change_of, order="dose:Q")
+                + of.mark_point().encode(
+                    change_of,
+                    alt.Shape("arm:N").legend(None),
+                    tooltip=["arm:N", "dose:Q", "metric_change:Q", "outcome_change:Q"],
+                )
                 + of.mark_rule().encode(alt.Y("outcome_low:Q"), alt.Y2("outcome_high:Q"))
             ).properties(width=300, height=240, title=matrix)
         )
@@ -99,6 +104,13 @@ def intervention_slopes(results: AnalysisResults) -> Table:
         "interval over pairs. Q tests whether one slope serves all arms."
     )
     return Table("Slopes of outcomes over the effective rank", heads, rows, frame, groups=groups, note=note)
+
+
+def _neutral_dose(arm: str) -> float:
+    """Return the place of the control among an arm's doses: a rank without a bound is the highest."""
+    if arm.startswith(("head_rank", "backward_rank")):
+        return 1e9
+    return 1.0 if arm.startswith("head_rate") else 0.0
 
 
 def _summaries(one: Effect) -> list[tuple[str, float, float, float, str]]:

@@ -145,3 +145,5 @@ def test_the_detectable_change_is_that_of_a_paired_t_test():
     found = stats.ttest_1samp(rng.normal(effect, 1, (20_000, 8)), 0, axis=1).pvalue < 0.05
     assert found.mean() == pytest.approx(0.8, abs=0.01)
     assert math.isnan(doses.detectable(4))
+    effects = [doses.detectable(pairs) for pairs in (*range(5, 13), 30, 300)]
+    assert effects == sorted(effects, reverse=True) and effects[-1] > 0
