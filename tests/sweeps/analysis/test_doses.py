@@ -76,14 +76,14 @@ def test_the_slope_of_an_arm_without_effect_covers_zero_as_often_as_it_says():
 def test_q_rejects_one_slope_as_rarely_as_it_says_where_the_metric_is_the_cause():
     rng, trials = np.random.default_rng(1), 600
     p_values = np.array([doses.overidentification(paired(rng, slope=-0.004)).p_value for _ in range(trials)])
-    assert 0.03 < (p_values < 0.05).mean() < 0.07
+    assert 0.04 < (p_values < 0.05).mean() < 0.07
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
 def test_q_finds_an_arm_with_a_side_effect():
-    """A side effect of 2.5 standard deviations of a run is found in more than 80 % of tables of six seeds."""
+    """A side effect of 1.5 standard deviations of a run is found in more than 80 % of tables of six seeds."""
     rng, trials = np.random.default_rng(2), 100
-    p_values = [doses.overidentification(paired(rng, -0.004, side_effect=0.05)).p_value for _ in range(trials)]
+    p_values = [doses.overidentification(paired(rng, -0.004, side_effect=0.03)).p_value for _ in range(trials)]
     assert np.mean(np.array(p_values) < 0.05) > 0.8
 
 
