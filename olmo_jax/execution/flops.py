@@ -29,7 +29,8 @@ def forward(config: ModelConfig, sequences: int, length: int, pairs: int | None 
     if last:  # the last block computes keys and values at all positions, the rest at one
         entries -= (_block(config)[1] + config.padded_vocab_size * config.d_model) * (length - 1)
         scores -= pairs_of_block[-1] - reach[-1]
-    return sequences * (2 * entries + 2 * 2 * config.n_heads * config.d_head * scores)
+    head = 2 * config.factored_head * config.padded_vocab_size * config.d_model**2  # W = U P, once per pass
+    return sequences * (2 * entries + 2 * 2 * config.n_heads * config.d_head * scores) + head
 
 
 def train_step(config: ModelConfig, sequences: int, length: int, pairs: int | None = None, last: bool = False) -> int:

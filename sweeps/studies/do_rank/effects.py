@@ -55,9 +55,10 @@ def intervened(rows: pd.DataFrame) -> bool:
     return bool((doses.arms_of(rows)["arm"] != doses.CONTROL).any())
 
 
-def may_have_interventions(table: pd.DataFrame) -> bool:
-    """Return whether a table has a column of interventions; older tables lack them."""
-    return any(f"config.intervention.{kind}" in table.columns for kind in KINDS)
+def has_interventions(table: pd.DataFrame) -> bool:
+    """Return whether a table has a run with an intervention; older tables lack the columns."""
+    columns = [c for kind in KINDS if (c := f"config.intervention.{kind}") in table.columns]
+    return bool(columns) and intervened(table[columns].drop_duplicates())
 
 
 def effect(table: pd.DataFrame, metric: str, outcome: str) -> Effect:

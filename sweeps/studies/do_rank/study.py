@@ -1,6 +1,6 @@
 """Declare the study: its analysis, and what `run` says of it at its end."""
 
 from sweeps.studies import Study
-from sweeps.studies.do_rank.effects import effects, may_have_interventions, sentences
+from sweeps.studies.do_rank.effects import effects, has_interventions, sentences
 
-STUDY = Study(name="do_rank", analyze=effects, sentences=sentences, in_summary=may_have_interventions)
+STUDY = Study(name="do_rank", analyze=effects, sentences=sentences, in_summary=has_interventions)
