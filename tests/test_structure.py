@@ -201,14 +201,15 @@ def test_readme_commands_work(tmp_path, monkeypatch):
         (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
     lines = [line for line in "".join(blocks("console")).splitlines() if line.startswith("olmo-jax")]
-    assert len(lines) == 28
+    assert len(lines) == 29
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
     experiments = {
         "olmo-jax run --config=grokking:cpu --workdir=runs/grokking",
         "olmo-jax run --config=local_dimension:shift --workdir=runs/shift",
+        "olmo-jax run --config=do_rank:cpu --workdir=runs/do-rank",
     }
-    assert experiments < {*lines}, "test_experiments.py carries them out at their scale smoke"
+    assert experiments < {*lines}, "the tests of the studies carry them out at their scale smoke"
     commands = []
     for line in lines:
         if line not in experiments:
