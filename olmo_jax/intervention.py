@@ -19,6 +19,7 @@ from geometry.probe import METRICS, check_names
 from geometry.registry import Measured
 from geometry.spectrum import effective_rank
 from geometry.svd import matmul, right_singular, singular_values
+from olmo_jax import model
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, require
 from olmo_jax.config.intervention import KINDS, SUBSPACES
 from olmo_jax.execution.matmul import widened
@@ -72,12 +73,12 @@ def first_params(params: Any, head_rank: Array | int) -> Any:
     return params | {"unembedding_factor": jnp.where(kept_D1, factor_DD, 0.0)}
 
 
-def trunk_projection(arm: Intervention, w_VD: Array) -> Array | None:
+def trunk_projection(arm: Intervention, params: Any) -> Array | None:
     """Return the matrix `[D, D]` that the gradient of the states is multiplied by; None if no member has one."""
     if arm.backward_rank is None:
         return None
+    w_VD = model.unembedding(params)
     width = w_VD.shape[1]
-    w_VD = jax.lax.stop_gradient(w_VD)
     random_DD = np.linalg.qr(np.random.default_rng(_FIXED_SEED).normal(size=(width, width)))[0].astype(w_VD.dtype)
     some = (arm.backward_rank > 0) & (arm.backward_rank < width)
     leading = some & (arm.backward_subspace == SUBSPACES.index("leading"))

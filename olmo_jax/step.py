@@ -80,7 +80,8 @@ def member_step(
     # Depends only on seed and step, so that a resumed run has the same dropout as an uninterrupted one.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
     arm = h.intervention
-    batch_gradients = functools.partial(_gradients, shape, plan, mesh, arm, state.params)
+    trunk_DD = intervention.trunk_projection(arm, state.params)
+    batch_gradients = functools.partial(_gradients, shape, plan, mesh, arm, trunk_DD, state.params)
     if plan.microbatches == 1:
         entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
     else:
@@ -116,6 +117,7 @@ def _gradients(
     plan: ExecutionPlan,
     mesh: Mesh | None,
     arm: Intervention,
+    trunk_DD: Array | None,
     params: Any,
     tokens_BL: Array,
     dropout_key: Array | None,
@@ -134,7 +136,6 @@ def _gradients(
             w_VD = model.unembedding(sharding.gathered(mesh, params))
         else:
             final_BLD, w_VD = states(params), model.unembedding(params)
-        trunk_DD = intervention.trunk_projection(arm, w_VD)
         read_BLD = final_BLD if trunk_DD is None else intervention.projected_backward(final_BLD, trunk_DD)
         tile = len(w_VD) if plan.whole_vocabulary else None
         targets_BL = tokens_BL[:, 1:]

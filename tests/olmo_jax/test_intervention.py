@@ -155,7 +155,9 @@ def test_a_projection_onto_all_dimensions_changes_nothing():
 def test_the_random_subspace_is_a_fixed_projection():
     numbers = intervention.Intervention(backward_rank=3, backward_subspace=1)
     first, second = (
-        np.asarray(intervention.trunk_projection(numbers, jax.random.normal(jax.random.key(k), (V, D))))
+        np.asarray(
+            intervention.trunk_projection(numbers, {"unembedding": jax.random.normal(jax.random.key(k), (V, D))})
+        )
         for k in range(2)
     )
     np.testing.assert_array_equal(first, second)
