@@ -55,7 +55,7 @@ def kinds(configs: Iterable[TrainConfig]) -> tuple[str, ...]:
     return tuple(name for name in KINDS if name in found)
 
 
-def intervention(config: TrainConfig, present: Sequence[str]) -> Intervention:
+def numbers_of(config: TrainConfig, present: Sequence[str]) -> Intervention:
     """Return the numbers of a run for the interventions that its stack has."""
     arm = config.intervention
     numbers = {name: _DTYPES.get(name, np.float32)(getattr(arm, name)) for name in present}

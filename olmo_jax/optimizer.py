@@ -11,7 +11,7 @@ from jax import Array
 
 from olmo_jax.config import SCHEDULES, TrainConfig
 from olmo_jax.config.field import Role, declared, settings
-from olmo_jax.intervention import Intervention, intervention
+from olmo_jax.intervention import Intervention, numbers_of
 
 with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
     import optax
@@ -54,7 +54,7 @@ def hyper(config: TrainConfig, present: Sequence[str] = ()) -> Hyper:
         warmup_steps=np.int32(config.warmup_steps),
         total_steps=np.int32(config.total_steps),
         dropout_seed=np.uint32(config.data_seed),
-        intervention=intervention(config, present),
+        intervention=numbers_of(config, present),
     )
 
 

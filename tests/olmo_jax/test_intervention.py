@@ -195,7 +195,7 @@ def test_the_gradient_of_a_penalty_matches_finite_differences(numbers):
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)
         w, x = jnp.asarray(rng.normal(size=(48, D))), jnp.asarray(rng.normal(size=(B, L, D)))
-        h = intervention.intervention(config, config.intervention.active)
+        h = intervention.numbers_of(config, config.intervention.active)
 
         def added(w, x):
             return sum(intervention.penalties(h, config, w, x))
