@@ -21,7 +21,7 @@ from geometry.spectrum import effective_rank
 from geometry.svd import matmul, right_singular, singular_values
 from olmo_jax import model
 from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, require
-from olmo_jax.config.intervention import KINDS, SUBSPACES
+from olmo_jax.config.intervention import KINDS, PROJECTED, SUBSPACES
 from olmo_jax.execution.matmul import widened
 
 # The random subspace and the placebo's direction are the same for all members of all runs.
@@ -31,11 +31,12 @@ _FIXED_SEED = 0
 class Intervention(NamedTuple):
     """The numbers of one member, scalars, as in InterventionConfig; None for what no member of the stack has.
 
-    backward_subspace: index into SUBSPACES, with backward_rank.
+    backward_subspace: index into SUBSPACES, with backward_rank or update_rank.
     """
 
     head_rank: Any = None
     backward_rank: Any = None
+    update_rank: Any = None
     backward_subspace: Any = None
     rank_penalty: Any = None
     penalty_weight: Any = None
@@ -46,7 +47,17 @@ class Intervention(NamedTuple):
     mean_row: Any = None
 
 
-_DTYPES = {"head_rank": np.int32, "backward_rank": np.int32, "center_head": np.bool_}
+class Projections(NamedTuple):
+    """Symmetric matrices `[D, D]`; None for what no member of the stack has.
+
+    backward_DD: what the gradient of the final states is multiplied by. update_DD: what W's update is multiplied by.
+    """
+
+    backward_DD: Array | None
+    update_DD: Array | None
+
+
+_DTYPES = {"head_rank": np.int32, "backward_rank": np.int32, "update_rank": np.int32, "center_head": np.bool_}
 
 
 def kinds(configs: Iterable[TrainConfig]) -> tuple[str, ...]:
@@ -59,7 +70,7 @@ def numbers_of(config: TrainConfig, present: Sequence[str]) -> Intervention:
     """Return the numbers of a run for the interventions that its stack has."""
     arm = config.intervention
     numbers = {name: _DTYPES.get(name, np.float32)(getattr(arm, name)) for name in present}
-    if "backward_rank" in present:
+    if any(name in present for name in PROJECTED):
         numbers["backward_subspace"] = np.int32(SUBSPACES.index(arm.backward_subspace))
     return Intervention(**numbers)
 
@@ -73,18 +84,32 @@ def first_params(params: Any, head_rank: Array | int) -> Any:
     return params | {"unembedding_factor": jnp.where(kept_D1, factor_DD, 0.0)}
 
 
-def trunk_projection(arm: Intervention, params: Any) -> Array | None:
-    """Return the matrix `[D, D]` that the gradient of the states is multiplied by; None if no member has one."""
-    if arm.backward_rank is None:
-        return None
+def projections(arm: Intervention, params: Any) -> Projections:
+    """Return the projections onto the subspaces that backward_rank and update_rank keep, those of W as it is now."""
+    ranks = [rank for name in PROJECTED if (rank := getattr(arm, name)) is not None]
+    if not ranks:
+        return Projections(None, None)
     w_VD = model.unembedding(params)
     width = w_VD.shape[1]
     random_DD = np.linalg.qr(np.random.default_rng(_FIXED_SEED).normal(size=(width, width)))[0].astype(w_VD.dtype)
-    some = (arm.backward_rank > 0) & (arm.backward_rank < width)
+    some = functools.reduce(jnp.logical_or, [_bounds(rank, width) for rank in ranks])
     leading = some & (arm.backward_subspace == SUBSPACES.index("leading"))
     basis_DD = jax.lax.cond(leading, lambda: right_singular(w_VD)[1], lambda: jnp.asarray(random_DD))
-    kept_DD = basis_DD * (jnp.arange(width) < arm.backward_rank)[None]
-    return jnp.where(some, matmul(kept_DD, basis_DD.T), jnp.eye(width, dtype=w_VD.dtype))
+    return Projections(_projection(basis_DD, arm.backward_rank), _projection(basis_DD, arm.update_rank))
+
+
+def _bounds(rank: Array, width: int) -> Array:
+    return (rank > 0) & (rank < width)
+
+
+def _projection(basis_DD: Array, rank: Array | None) -> Array | None:
+    """Return the projection onto the first columns of a basis, as many as `rank`; the identity for 0 or all."""
+    if rank is None:
+        return None
+    width = len(basis_DD)
+    kept_DD = basis_DD * (jnp.arange(width) < rank)[None]
+    whole_DD = jnp.eye(width, dtype=basis_DD.dtype)
+    return jnp.where(_bounds(rank, width), matmul(kept_DD, basis_DD.T), whole_DD)
 
 
 @jax.custom_vjp
@@ -179,18 +204,32 @@ def masked_gradients(arm: Intervention, config: ModelConfig, gradients: Any) -> 
     return gradients | {"unembedding_factor": jnp.where(trained_D1, gradients["unembedding_factor"], 0.0)}
 
 
-def head_updates(arm: Intervention, weight_decay: Array | float, rate: Array, params: Any, updates: Any) -> Any:
-    """Return the updates with the unembedding's weight decay and learning rate replaced by its own.
+def head_updates(
+    arm: Intervention,
+    projection_DD: Array | None,
+    weight_decay: Array | float,
+    rate: Array,
+    params: Any,
+    updates: Any,
+) -> Any:
+    """Return the updates with that of the unembedding projected, and its own weight decay and learning rate.
+
+    Weight decay isn't projected.
 
     Args:
-      weight_decay: what the updates contain for the unembedding. rate: learning rate of the step.
+      projection_DD: of update_rank. weight_decay: what the updates contain for the unembedding.
+      rate: learning rate of the step.
     """
-    if arm.head_decay is None and arm.head_rate is None:
+    if projection_DD is None and arm.head_decay is None and arm.head_rate is None:
         return updates
-    update_VD = updates["unembedding"]
+    update_VD, w_VD = updates["unembedding"], params["unembedding"]
+    if projection_DD is not None:
+        decayed_VD = rate * weight_decay * w_VD
+        projected_VD = matmul(update_VD + decayed_VD, projection_DD) - decayed_VD
+        update_VD = jnp.where(_bounds(arm.update_rank, w_VD.shape[1]), projected_VD.astype(w_VD.dtype), update_VD)
     if arm.head_decay is not None:
         own = jnp.where(arm.head_decay < 0, weight_decay, arm.head_decay)
-        update_VD += rate * (weight_decay - own) * params["unembedding"]
+        update_VD += rate * (weight_decay - own) * w_VD
     if arm.head_rate is not None:
         update_VD *= arm.head_rate
     return updates | {"unembedding": update_VD}

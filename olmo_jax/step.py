@@ -80,8 +80,8 @@ def member_step(
     # Depends only on seed and step, so that a resumed run has the same dropout as an uninterrupted one.
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
     arm = h.intervention
-    trunk_DD = intervention.trunk_projection(arm, state.params)
-    batch_gradients = functools.partial(_gradients, shape, plan, mesh, arm, trunk_DD, state.params)
+    kept = intervention.projections(arm, state.params)
+    batch_gradients = functools.partial(_gradients, shape, plan, mesh, arm, kept.backward_DD, state.params)
     if plan.microbatches == 1:
         entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
     else:
@@ -92,7 +92,7 @@ def member_step(
     adamw = optimizer.adamw(h, rate, settings.decay_embeddings, settings.decay_norms)
     updates, moments = adamw.update(gradients, state.moments, state.params)
     decay = h.weight_decay if settings.decay_embeddings else 0.0
-    updates = intervention.head_updates(arm, decay, rate, state.params, updates)
+    updates = intervention.head_updates(arm, kept.update_DD, decay, rate, state.params, updates)
     params = optax.apply_updates(state.params, updates)
     params = intervention.after_step(arm, shape.model, rate, state.params, params)
 
@@ -117,7 +117,7 @@ def _gradients(
     plan: ExecutionPlan,
     mesh: Mesh | None,
     arm: Intervention,
-    trunk_DD: Array | None,
+    backward_DD: Array | None,
     params: Any,
     tokens_BL: Array,
     dropout_key: Array | None,
@@ -136,7 +136,7 @@ def _gradients(
             w_VD = model.unembedding(sharding.gathered(mesh, params))
         else:
             final_BLD, w_VD = states(params), model.unembedding(params)
-        read_BLD = final_BLD if trunk_DD is None else intervention.projected_backward(final_BLD, trunk_DD)
+        read_BLD = final_BLD if backward_DD is None else intervention.projected_backward(final_BLD, backward_DD)
         tile = len(w_VD) if plan.whole_vocabulary else None
         targets_BL = tokens_BL[:, 1:]
         if shape.arithmetic:  # only the answer is predicted

@@ -8,6 +8,8 @@ from olmo_jax.config.field import NOT_NEGATIVE, Bound, Role, at_least, choice, d
 from olmo_jax.config.validation import ConfigError, Settings, require
 
 SUBSPACES = ("leading", "random")
+# The ranks that backward_subspace says the subspace of.
+PROJECTED = ("backward_rank", "update_rank")
 _DECAY = Bound(
     "-1 or >= 0",
     "needs a weight decay of 0 or more, or -1 for optimizer.weight_decay",
@@ -36,11 +38,18 @@ class InterventionConfig(Settings):
         "gradient of W are exact. 0: all.",
         bound=at_least(0, "needs a rank of 1 or more, or 0 for no projection"),
     )
+    update_rank: int = setting(
+        0,
+        Role.TRACED,
+        "Dimensions of the final state along which the optimiser's update of W, without weight decay, is kept; the "
+        "gradient that the trunk receives is exact. 0: all.",
+        bound=at_least(0, "needs a rank of 1 or more, or 0 for no projection"),
+    )
     backward_subspace: str = setting(
         "leading",
         Role.TRACED,
-        'What backward_rank projects onto: "leading", the right singular vectors of W with the largest singular '
-        'values, computed anew at every step; "random", a fixed random subspace, the same for all members.',
+        'What backward_rank and update_rank project onto: "leading", the right singular vectors of W with the largest '
+        'singular values, computed anew at every step; "random", a fixed random subspace, the same for all members.',
         bound=choice(*SUBSPACES),
     )
     rank_penalty: float = setting(
@@ -119,6 +128,7 @@ KINDS = tuple(
 _CONTRADICTIONS = (
     ("center_head", "mean_row", "one removes the mean row that the other sets"),
     ("head_rank", "mean_row", "a mean row outside the bounded row space would raise the rank"),
+    ("head_rank", "update_rank", "the subspace is that of W, and the update that of one of its two factors"),
     ("head_rank", "polar_decay", "the polar factor is subtracted from one matrix, and W is a product of two"),
 )
 
@@ -130,7 +140,7 @@ def check_intervention(config: Any, at: str) -> None:
       config: the TrainConfig. at: its dotted key.
     """
     arm, width = config.intervention, config.model.d_model
-    for name in ("head_rank", "backward_rank"):
+    for name in ("head_rank", *PROJECTED):
         rank = getattr(arm, name)
         require(
             rank <= width, f"{at}.intervention.{name}", rank, f"is more than {at}.model.d_model = {width}; lower it"

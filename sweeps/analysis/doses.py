@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from olmo_jax.config.intervention import KINDS, InterventionConfig
+from olmo_jax.config.intervention import KINDS, PROJECTED, InterventionConfig
 from sweeps.analysis.encode import finite_numbers
 from sweeps.analysis.estimate import Estimate, NotEstimableError, estimated, nothing
 from sweeps.analysis.pairing import as_level
@@ -79,7 +79,7 @@ def _named(name: str, row: pd.Series) -> str:
     subspace = row.get(f"{_SETTINGS}backward_subspace")
     if name == "penalty_weight":
         return f"penalty on {row.get(f'{_SETTINGS}penalty_metric')}"
-    return f"{name} {subspace}" if name == "backward_rank" and isinstance(subspace, str) else name
+    return f"{name} {subspace}" if name in PROJECTED and isinstance(subspace, str) else name
 
 
 def pairs(table: pd.DataFrame, metric: str, outcome: str) -> Pairs:

@@ -101,6 +101,7 @@ def arms(tiny, vary):
         {"intervention.head_rank": half},
         {"intervention.backward_rank": half},
         {"intervention.backward_rank": half, "intervention.backward_subspace": "random"},
+        {"intervention.update_rank": half},
         {"intervention.rank_penalty": -0.5},
         {"intervention.polar_decay": 0.01},
         {"intervention.head_decay": 1.0, "intervention.head_rate": 2.0},
@@ -110,17 +111,29 @@ def arms(tiny, vary):
     return [Run(f"r{i}", vary(tiny, {"model.factored_head": True} | change)) for i, change in enumerate(changes)]
 
 
-def test_all_interventions_train_as_one_program_that_mappings_and_devices_do_not_change(arms, index):
+@pytest.fixture(scope="module")
+def arms_trained(arms, index):
+    return train(arms, index, mapping="map")
+
+
+def test_all_interventions_train_as_one_program_that_mappings_and_devices_do_not_change(arms, arms_trained, index):
     assert len({cohorts.shape_of(run.config, index.fingerprint).cohort_key for run in arms}) == 1
-    _, _, losses, end = train(arms, index, mapping="map")
+    _, _, losses, end = arms_trained
     W_MVD = jax.vmap(model.unembedding)(end.params)
     assert len({float(abs(w_VD).sum()) for w_VD in np.asarray(W_MVD)}) == len(arms)
     np.testing.assert_allclose(losses[:, -2:], losses[:, [0, 0]], rtol=1e-5)  # neither the mean row nor its removal
-    for mesh, mapping in ((ONE_DEVICE, "vmap"), (MeshConfig(2, 2, 2), "vmap")):
-        _, _, others, end_there = train(arms, index, mesh, mapping=mapping)
+    for mesh in (ONE_DEVICE, MeshConfig(2, 2, 2), MeshConfig(1, 4, 1, fsdp=True)):
+        _, _, others, end_there = train(arms, index, mesh, mapping="vmap")
         np.testing.assert_allclose(others[:, : len(arms)], losses, rtol=5e-5)
         there = jax.tree.map(lambda x: x[: len(arms)], end_there.params)
         chex.assert_trees_all_close(there, end.params, rtol=5e-3, atol=1e-4)
+
+
+def test_interventions_with_bfloat16_match_float32_within_its_noise(arms, arms_trained, index, vary):
+    half = [Run(run.id, vary(run.config, {"model.compute_dtype": "bfloat16"})) for run in arms]
+    _, _, losses, end = train(half, index, mapping="map")
+    assert {x.dtype for x in jax.tree.leaves(end.params)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(losses, arms_trained[2], rtol=0.01)
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])

@@ -145,8 +145,29 @@ def test_a_projected_gradient_reaches_the_trunk_and_the_head_is_exact():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7 * largest), update, expected)
 
 
-def test_a_projection_onto_all_dimensions_changes_nothing():
-    losses, params = train(arm(backward_rank=D), 20)
+@pytest.mark.parametrize("subspace", ["leading", "random"])
+def test_a_projected_update_moves_the_head_in_the_kept_dimensions_alone(subspace):
+    first = train(BASE, 0, wide=True)[1]
+    config = arm(update_rank=4, backward_subspace=subspace, head_decay=2.0)
+    (losses, params), (_, plain) = train(config, 1, wide=True), train(arm(head_decay=2.0), 1, wide=True)
+    np.testing.assert_array_equal(losses, train(BASE, 1, wide=True)[0])
+    start, rate = np.asarray(first["unembedding"]), float(optimizer.learning_rate(optimizer.hyper(BASE), 1))
+    kept_DD = np.linalg.svd(start)[2][:4].T @ np.linalg.svd(start)[2][:4]
+    if subspace == "random":
+        numbers = intervention.Intervention(update_rank=4, backward_subspace=1)
+        kept_DD = np.asarray(intervention.projections(numbers, first).update_DD)
+    decayed = start * (1 - 2.0 * rate)
+    update = plain["unembedding"] - decayed
+    largest = np.abs(update).max()
+    np.testing.assert_allclose(params["unembedding"] - decayed, update @ kept_DD, atol=1e-7 * largest)
+    assert np.linalg.norm(update @ kept_DD) < 0.9 * np.linalg.norm(update)
+    for name in params.keys() - {"unembedding"}:
+        jax.tree.map(np.testing.assert_array_equal, params[name], plain[name])
+
+
+@pytest.mark.parametrize("numbers", [{"backward_rank": D}, {"update_rank": D}])
+def test_a_projection_onto_all_dimensions_changes_nothing(numbers):
+    losses, params = train(arm(**numbers), 20)
     expected_losses, expected = train(BASE, 20)
     np.testing.assert_array_equal(losses, expected_losses)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -156,7 +177,7 @@ def test_the_random_subspace_is_a_fixed_projection():
     numbers = intervention.Intervention(backward_rank=3, backward_subspace=1)
     first, second = (
         np.asarray(
-            intervention.trunk_projection(numbers, {"unembedding": jax.random.normal(jax.random.key(k), (V, D))})
+            intervention.projections(numbers, {"unembedding": jax.random.normal(jax.random.key(k), (V, D))}).backward_DD
         )
         for k in range(2)
     )
@@ -281,6 +302,8 @@ def test_a_factored_head_costs_its_product_once_per_pass():
         ({"head_decay": -0.5}, r"head_decay = -0.5: needs a weight decay of 0 or more, or -1"),
         ({"center_head": True, "mean_row": 1.0}, r"center_head = True and .*mean_row = 1.0 contradict each other"),
         ({"head_rank": 4, "mean_row": 1.0}, r"contradict each other"),
+        ({"head_rank": 4, "update_rank": 4}, r"head_rank = 4 and .*update_rank = 4 contradict each other"),
+        ({"update_rank": 17}, r"update_rank = 17: is more than"),
         ({"penalty_weight": 1.0}, r"penalty_weight = 1.0: has no effect without"),
     ],
 )

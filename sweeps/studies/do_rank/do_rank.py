@@ -40,7 +40,7 @@ _METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "isoscore", 
 _SHARES = (0.75, 0.5, 0.25)
 # Doses of the other arms; a negative penalty pushes the rank up.
 _DOSES: dict[str, tuple[Any, ...]] = {
-    "rank_penalty": (-0.3, -0.03, 0.03, 0.3),
+    "rank_penalty": (-0.3, 0.03, 0.3),
     "polar_decay": (0.3, 1.0, 3.0),
     "head_decay": (0.0, 1.0, 3.0),
     "head_rate": (0.3, 3.0, 10.0),
@@ -147,13 +147,11 @@ def _arms(scale: Scale) -> Grid:
     for rank in ranks:
         points.append({"name": f"factored-{rank}", "intervention.head_rank": rank})
         for subspace in ("leading", "random"):
-            points.append(
-                {
-                    "name": f"backward-{subspace}-{rank}",
-                    "intervention.backward_rank": rank,
-                    "intervention.backward_subspace": subspace,
-                }
-            )
+            name, of = f"backward-{subspace}-{rank}", {"intervention.backward_subspace": subspace}
+            points.append({"name": name, "intervention.backward_rank": rank} | of)
+        update: Point = {"intervention.update_rank": rank}
+        points.append({"name": f"update-{rank}"} | update)
+        points.append({"name": f"backward-and-update-{rank}", "intervention.backward_rank": rank} | update)
     for key, values in _DOSES.items():
         points += [{"name": f"{key.replace('_', '-')}-{value}", f"intervention.{key}": value} for value in values]
     return points
@@ -168,7 +166,6 @@ def _evaluation(scale: Scale, name: str) -> EvalConfig:
     )
     return EvalConfig(
         tokens_per_domain=scale.tokens_per_domain,
-        all_checkpoints=False,
         quantize=QuantizeConfig(bits=(4, 3), methods=("gptq",), calibration_tokens=512 if name == "smoke" else 8192),
         finetune=tuning,
     )

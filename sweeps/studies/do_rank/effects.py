@@ -18,6 +18,7 @@ from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import final_rows
 
 PLACEBO = "mean_row"
+SATURATION = "saturation/rise"
 METRICS = ("unembedding/effective_rank_percent", "unembedding_gauge_fixed/effective_rank_percent")
 
 
@@ -83,6 +84,7 @@ def outcomes(table: pd.DataFrame) -> list[str]:
         ),
         *catalog.select(kind="loss", domain="in_domain", after="quantize"),
         *catalog.select(kind="change", domain="in_domain", after="quantize", measure="rise"),
+        *([SATURATION] if SATURATION in table.columns else []),
         *(c for c in catalog.select(after="finetune", domain="target") if catalog[c].of.get("rate") != "best"),
         *(c for c in catalog.select(after="finetune", measure="forgetting") if catalog[c].of.get("rate") != "best"),
     ]
