@@ -30,7 +30,15 @@ from jax.sharding import PartitionSpec
 from olmo_jax import cohort as cohorts
 from olmo_jax import loss
 from olmo_jax.cohort import Run
-from olmo_jax.config import ComputeConfig, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
+from olmo_jax.config import (
+    ComputeConfig,
+    ConfigError,
+    DataConfig,
+    InterventionConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from olmo_jax.config.presets import STAND_INS
 from olmo_jax.execution import flops, memory, sharding
 from olmo_jax.execution.program import compile_steps, initial_state
@@ -49,6 +57,7 @@ class Case:
     length: int = 128
     members: int = 1
     steps: int = 4
+    intervention: InterventionConfig = InterventionConfig()
 
     @property
     def tokens(self) -> int:
@@ -81,7 +90,9 @@ class Ours:
 
     def __init__(self, case: Case, steps_per_call: int = 0):
         data = DataConfig(sequence_length=case.length, batch_size=case.batch, bpe_vocab_size=300)
-        config = TrainConfig(tokens=10**11, model=case.model, data=data, mesh=MeshConfig(member=1))
+        config = TrainConfig(
+            tokens=10**11, model=case.model, data=data, mesh=MeshConfig(member=1), intervention=case.intervention
+        )
         config = dataclasses.replace(config, compute=ComputeConfig(steps_per_call=steps_per_call or case.steps))
         runs = [Run(f"run{m}", dataclasses.replace(config, init_seed=m)) for m in range(case.members)]
         shape, mesh = cohorts.shape_of(config, "random"), sharding.make_mesh(config.mesh, case.members)
