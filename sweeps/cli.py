@@ -1,4 +1,4 @@
-"""The command line: olmo-jax VERB [arguments]; arguments.py defines its arguments.
+"""The command line: olmo-jax VERB [arguments]; each verb has a file in verbs/.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped by a signal after a checkpoint (run it again).
 Heavy modules are imported only by the verbs that need them, so that --help answers at once.
@@ -6,10 +6,7 @@ Heavy modules are imported only by the verbs that need them, so that --help answ
 
 import argparse
 import contextlib
-import dataclasses
-import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -19,15 +16,19 @@ from typing import Any
 
 from olmo_jax.console import say, shortened
 from olmo_jax.errors import UserError
-from sweeps.arguments import parse
+from sweeps.arguments import parse, parser
 from sweeps.streams import finish_stdout, reader_left, take_any_text
-
-DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
+from sweeps.verbs import VERBS
+from sweeps.verbs.verb import DONE, FAILED, STOPPED, Command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code; one line on stderr says what went wrong."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell as it asks what Tab should complete
+        from sweeps.starting.completion import complete
+
+        complete(parser())
     take_any_text()
     try:
         with _sigterm_as_sigint():
@@ -49,7 +50,8 @@ def _exit_code(argv: Sequence[str]) -> int:
         _quiet()
         command = "olmo-jax " + shlex.join(argv)
         # Reports and tables show the command in UTF-8; a file's name may hold bytes that aren't.
-        return _carry_out(arguments, overrides, command.encode(errors="backslashreplace").decode())
+        text = command.encode(errors="backslashreplace").decode()
+        return VERBS[arguments.verb].carry_out(Command(arguments, overrides, text))
     except SystemExit as error:  # --help
         return int(error.code or 0)
     except UserError as error:
@@ -78,215 +80,6 @@ def _sigterm_as_sigint() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _carry_out(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    without_config = {"geometry": _geometry, "generate": _generate, "export": _export, "config": _config}
-    if arguments.verb in without_config:
-        return without_config[arguments.verb](arguments)
-    if arguments.verb == "import":
-        return _import(arguments, overrides, command)
-    if arguments.verb == "compare":
-        return _compare(arguments, command)
-    return _stage(arguments, overrides, command)
-
-
-def _stage(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    from sweeps.planning import plan as plans
-    from sweeps.planning import record as records
-    from sweeps.planning.config_file import load_config, override_evaluation
-
-    verb, workdir = arguments.verb, _workdir(arguments)
-    if hosts := getattr(arguments, "hosts", ""):
-        from olmo_jax.execution import processes
-
-        processes.initialize(hosts)
-    if mirror := getattr(arguments, "mirror", "") if verb != "launch" else "":
-        from sweeps.remote.mirror import fetch
-
-        fetch(mirror, workdir)
-    if overrides and (verb != "evaluate" or any(o.startswith("--config=") for o in overrides)):
-        plan = plans.resolve(plans.read_sweep(load_config(overrides)))
-    else:
-        plan = records.recorded_plan(workdir)
-        if overrides:
-            evaluation = override_evaluation(plan.evaluation, overrides)
-            plan = dataclasses.replace(plan, evaluation=evaluation)
-    if verb == "plan":
-        print(json.dumps(plans.as_json(plan)) if arguments.json else "\n".join(_plan_lines(arguments, plan)))
-        return DONE
-    if verb == "status":
-        from sweeps.running.status import show
-
-        plan = records.join(workdir, plan)
-        records.restore_run_files(workdir)
-        show(workdir, records.with_stacks(workdir, plan), arguments.watch)
-        return DONE
-    if verb == "report":
-        from sweeps.report import stage
-
-        records.join(workdir, plan)  # raises where the plan doesn't fit the directory
-        records.restore_run_files(workdir)
-        if arguments.figure:
-            print("\n".join(map(str, stage.report_figure(workdir, arguments.figure))))
-        else:
-            print(f"Report: {stage.report(workdir, command)[0]}")
-        return DONE
-    if verb == "launch":
-        return _launch(arguments, overrides, plan)
-    from sweeps.remote.mirror import mirrored
-    from sweeps.running import stages
-
-    if verb == "prepare":
-        stages.prepare_all(workdir, plan)
-        return DONE
-    stages.keep_compiled(workdir)
-    with stages.stop_on_signals() as stop, mirrored(workdir, mirror):
-        if verb == "run":
-            completed = stages.run(workdir, plan, stop, command, arguments.profile, arguments.cohort)
-        else:
-            plan, indexes = stages.begin(workdir, plan, to_train=verb == "train")
-            if verb == "train":
-                completed = stages.train_all(workdir, plan, indexes, stop, arguments.profile)
-            else:
-                from eval.evaluate import Choice
-
-                choice = Choice(arguments.only, arguments.runs, arguments.steps)
-                completed = stages.evaluate_all(workdir, plan, indexes, stop, choice)
-    return DONE if completed else STOPPED
-
-
-def _launch(arguments: argparse.Namespace, overrides: list[str], plan: Any) -> int:
-    from olmo_jax.checkpoint import check_place
-    from sweeps.planning import record as records
-    from sweeps.remote.launch import StoppedError, launch
-    from sweeps.remote.options import Options
-
-    workdir = _workdir(arguments)
-    check_place(workdir)
-    plan = records.join(workdir, plan)
-    values = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
-    options = Options(**{k: v for k, v in values.items() if v is not None} | {"more": tuple(arguments.more)})
-    command = [sys.executable, "-m", "sweeps.cli", "run", *overrides, f"--workdir={workdir}"]
-    command += [f"--mirror={arguments.mirror}"] if arguments.mirror else []
-    try:
-        print("\n".join(launch(workdir, command, range(len(plan.cohorts)), options)))
-    except StoppedError as error:
-        return _fail(STOPPED, str(error))
-    return DONE
-
-
-def _plan_lines(arguments: argparse.Namespace, plan: Any) -> list[str]:
-    from olmo_jax.checkpoint import check_place
-    from olmo_jax.config import require
-    from olmo_jax.logs.timing import matmul_peak
-    from sweeps.planning import costs
-    from sweeps.planning import record as records
-    from sweeps.running import stages
-
-    rate, source = arguments.flops, "as stated"
-    if rate is None:
-        rate, source = matmul_peak(plan.runs[0].config.model.compute_dtype), "the matmul peak measured here: at least"
-    require(rate > 0, "--flops", rate, "needs a positive number")
-    workdir = _workdir(arguments) if arguments.workdir else None
-    if workdir is not None:
-        check_place(workdir)
-        plan = records.join(workdir, plan)
-        plan = records.with_stacks(workdir, plan)
-    return costs.lines(plan, stages.training_tokens(workdir, plan), rate, source)
-
-
-def _geometry(arguments: argparse.Namespace) -> int:
-    from sweeps.models import geometry
-
-    metrics = geometry.DEFAULT_METRICS if arguments.metrics is None else arguments.metrics.split(",")
-    rows = geometry.measure(arguments.path, arguments.run, arguments.step, arguments.tensors, metrics, arguments.gauge)
-    if arguments.json:
-        print(json.dumps(geometry.as_json(arguments.path, rows), allow_nan=False))
-    else:
-        print("\n".join(geometry.lines(rows)))
-    return DONE
-
-
-def _config(arguments: argparse.Namespace) -> int:
-    from sweeps.planning import reference
-
-    print("\n".join(reference.lines(arguments.part)))
-    return DONE
-
-
-def _generate(arguments: argparse.Namespace) -> int:
-    from sweeps.models.generate import Sampling, continuations
-
-    sampling = Sampling(**{name: getattr(arguments, name) for name in Sampling._fields})
-    workdir = _workdir(arguments) if arguments.workdir else None
-    results = continuations(arguments.run, arguments.prompt, sampling, workdir, arguments.step)
-    if arguments.json:
-        print(json.dumps({"prompt": arguments.prompt, "continuations": [result._asdict() for result in results]}))
-        return DONE
-    for result in results:
-        print(f"{result.run}{'' if result.step is None else f' at step {result.step}'}:")
-        print("\n".join(f"  {arguments.prompt}|{text}" for text in result.texts))
-    return DONE
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from sweeps.models.export_run import export_run
-
-    shard = arguments.shard_mb * 1e6
-    architecture = export_run(_workdir(arguments), arguments.run, arguments.to, arguments.step, arguments.dtype, shard)
-    print(f"{arguments.to}: {architecture}, {arguments.dtype}")
-    return DONE
-
-
-def _compare(arguments: argparse.Namespace, command: str) -> int:
-    from sweeps.report.compare import write_comparison
-
-    print("\n".join(write_comparison(arguments.workdirs, arguments.to, arguments.pair_by or None, command)))
-    return DONE
-
-
-def _import(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    from olmo_jax.config import ConfigError
-    from olmo_jax.hf import published
-    from sweeps.configs import imported
-    from sweeps.models.import_run import import_run
-    from sweeps.planning.config_file import load_config, override_keys
-    from sweeps.running import stages
-
-    for key in override_keys(overrides):
-        if re.match(r"(train\.)?(model|optimizer|tokens|name|checkpoint|init_seed|data_seed)\b|grid\b", key):
-            raise ConfigError(f"--config.{key}: doesn't apply to an imported run; its model is trained already")
-    names_file = any(override.startswith("--config=") for override in overrides)
-    keep_evaluation = not names_file and not any(key.startswith("evaluation") for key in override_keys(overrides))
-    config = load_config(overrides if names_file else [f"--config={imported.__file__}", *overrides])
-    workdir = _workdir(arguments)
-    path, name = arguments.path, arguments.name
-    if path in published.MODELS:
-        path, name = published.fetch(path, arguments.accept_license), name or path
-    stages.keep_compiled(workdir)
-    print(import_run(workdir, path, config, name, arguments.step, keep_evaluation))
-    if not arguments.run:
-        return DONE
-    with stages.stop_on_signals() as stop:
-        return DONE if stages.run_imported(workdir, stop, command) else STOPPED
-
-
-def _workdir(arguments: argparse.Namespace) -> Any:
-    """Return the folder of --workdir, which may not exist yet. Raises ConfigError if it can't be a folder."""
-    from etils import epath
-
-    from olmo_jax.config import require
-
-    text = arguments.workdir
-    require("://" not in text, "--workdir", text, "needs a folder; --mirror=URL copies it to an object store")
-    invalid = re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text)  # a byte that isn't UTF-8 is a surrogate
-    require(not invalid, "--workdir", text, "needs a name in UTF-8, without control characters")
-    path = epath.Path(os.path.abspath(text))
-    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
-    what = "is a file" if os.path.exists(existing) else "is a broken link"
-    require(os.path.isdir(existing), "--workdir", text, f"{existing} {what}; name a folder")
-    return path
 
 
 def _quiet() -> None:

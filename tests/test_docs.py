@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from olmo_jax.moved import MOVED
-from sweeps.arguments import VERBS
 from sweeps.planning.config_names import named_configs
+from sweeps.verbs import VERBS
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,10 +1,12 @@
 """Configurations from files: `--config=FILE[:arg]` and its `--config.a.b=value` overrides."""
 
+import contextlib
 import os
 import re
+import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ _LONGEST_WHOLE = 30  # digits, beyond which 1e999999 would be worked out
 def load_config(arguments: Sequence[str]) -> Any:
     """Return the ConfigDict of `--config=FILE[:arg]` with its `--config.a.b=value` overrides, in ml_collections' way.
 
-    FILE is the path of a file, or the name of one that comes with the library (config_names.py).
+    FILE is the path of a file, which can import those beside it, or the name of one that comes with the library
+    (config_names.py).
 
     Raises ConfigError naming the file and the key: no such file, a file that fails, an unknown key, a value of the
     wrong type, or a key that the file's own grid sets (the override would be lost).
@@ -43,8 +46,9 @@ def load_config(arguments: Sequence[str]) -> Any:
         argv = ["olmo-jax", *flag_arguments]
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         try:
-            values(argv)
-            return values.config
+            with _importable(os.path.dirname(os.path.abspath(file))):
+                values(argv)
+                return values.config
         except (Exception, SystemExit) as error:  # noqa: BLE001  the file is the user's own program and may raise anything
             raise ConfigError(_refused_value(file, default, error) or _what_failed(file, error)) from error
 
@@ -58,6 +62,17 @@ def load_config(arguments: Sequence[str]) -> Any:
             raise ConfigError(f"{file}: config.{key} is set by the file's grid, point by point; change it there")
     overrides = [override for override in arguments if not override.startswith("--config=")]
     return parse([source, *_whole_numbers(plain, overrides)], plain)
+
+
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """Let a file import the files beside it, as a script can."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the file took it out itself
+            sys.path.remove(folder)
 
 
 def _check_keys(where: str, config: Any, arguments: Sequence[str]) -> None:

@@ -69,6 +69,11 @@ def _sections(key: str, config: Any) -> Iterator[Section]:
         yield from _sections(name, value)
 
 
+def keys() -> list[str]:
+    """Return the dotted key of every setting of a sweep."""
+    return [entry.key for section in sections() for entry in section.entries]
+
+
 def lines(part: str) -> list[str]:
     """Return what `olmo-jax config PART` prints: the sections whose key begins with, or ends in, the part.
 

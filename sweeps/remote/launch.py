@@ -15,6 +15,7 @@ from typing import Any
 
 from olmo_jax.config.validation import ConfigError, require
 from olmo_jax.console import say
+from olmo_jax.errors import UserError
 from sweeps.remote.options import Options
 from sweeps.remote.slurm import check_folder, submit
 from sweeps.remote.task import POLL_SECONDS, LaunchError, Task, signal_blocked, tail
@@ -22,8 +23,10 @@ from sweeps.remote.task import POLL_SECONDS, LaunchError, Task, signal_blocked, 
 _ENDLESS_MINUTES = 60 * 24 * 365
 
 
-class StoppedError(Exception):
+class StoppedError(UserError):
     """A signal stopped local tasks, each after a checkpoint; the same command resumes them."""
+
+    exit_code = 75
 
 
 def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import re
+import shlex
 import shutil
 import sys
 
@@ -19,6 +20,7 @@ from sweeps.planning.config_file import load_config, override_evaluation
 from sweeps.report import export, item
 from sweeps.report.item import Figure, items, sections
 from sweeps.running import stage_times
+from sweeps.verbs import VERBS
 from tests.sweeps.report.test_items import OWN
 
 RUN = """
@@ -224,7 +226,8 @@ def test_a_working_directory_may_have_any_other_name(config, capsys, tmp_path, n
 
 def test_the_command_shown_on_pages_is_utf8(monkeypatch):
     shown = []
-    monkeypatch.setattr(cli, "_carry_out", lambda arguments, overrides, command: shown.append(command) or 0)
+    plan = VERBS["plan"]._replace(carry_out=lambda command: shown.append(command.text) or 0)
+    monkeypatch.setitem(VERBS, "plan", plan)
     assert cli.main(["plan", "--config=c.py", "--config.data.files=('\udcff.txt',)"]) == 0
     assert rb"\udcff.txt" in shown[0].encode()
 
@@ -243,6 +246,18 @@ def test_help_and_an_unknown_verb(capsys):
     assert "prepare" in capsys.readouterr().out
     assert cli.main(["trian"]) == 2
     assert "trian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_fits_a_screen_and_ends_with_an_example_that_parses(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([verb, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    _, _, command = lines[-1].partition("example: ")
+    (words,) = re.findall(r"olmo-jax ([^\")]*)", command)
+    arguments, _ = parse(shlex.split(words))
+    assert arguments.verb == verb
 
 
 def test_plan_prints_only_json_and_writes_nothing(config, capsys, tmp_path, monkeypatch):

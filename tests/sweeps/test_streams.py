@@ -13,6 +13,7 @@ import pytest
 
 from sweeps import cli
 from sweeps.streams import take_any_text
+from sweeps.verbs import VERBS
 
 ROOT = pathlib.Path(__file__).parents[2]
 GENERATED = "\N{MINUS SIGN}1 \N{EN DASH} \N{RIGHT DOUBLE QUOTATION MARK}x\N{HORIZONTAL ELLIPSIS} \N{SUPERSCRIPT TWO}"
@@ -91,6 +92,11 @@ def left():
         yield new
 
 
+def geometry_is(monkeypatch, carry_out):
+    """Let the verb do something else."""
+    monkeypatch.setitem(VERBS, "geometry", VERBS["geometry"]._replace(carry_out=carry_out))
+
+
 def test_output_after_the_reader_closed_the_pipe_is_dropped(monkeypatch, capfd, left):
     """Later output is dropped; a broken pipe of another stream still raises."""
 
@@ -98,11 +104,11 @@ def test_output_after_the_reader_closed_the_pipe_is_dropped(monkeypatch, capfd, 
         raise BrokenPipeError(32, "Broken pipe")
 
     for length in (10, 10**6):
-        monkeypatch.setattr(cli, "_carry_out", lambda *arguments, length=length: print("x" * length) or 0)
+        geometry_is(monkeypatch, lambda command, length=length: print("x" * length) or 0)
         monkeypatch.setattr(sys, "stdout", left())
         assert cli.main(["geometry", "x.npy"]) == 0
     monkeypatch.undo()
-    monkeypatch.setattr(cli, "_carry_out", breaks)
+    geometry_is(monkeypatch, breaks)
     assert cli.main(["geometry", "x.npy"]) == 1
     assert capfd.readouterr().err == "olmo-jax: x.npy: Broken pipe\n"
 
@@ -193,7 +199,7 @@ def test_common_errors_of_every_verb_are_one_line(monkeypatch, capsys, error, co
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr(cli, "_carry_out", fails)
+    geometry_is(monkeypatch, fails)
     assert cli.main(["geometry", "x.npy"]) == code
     assert capsys.readouterr().err == message
 

@@ -108,6 +108,11 @@ def examples(max_megabytes: float) -> Iterator[Example]:
     yield from capped(_code(code), limit)
 
 
+def missing() -> list[str]:
+    """Return the distributions that the corpus would use and that aren't installed."""
+    return [name for _, name, _ in _packages() if _distribution(name) is None]
+
+
 def _packages() -> Iterator[tuple[str, str, str]]:
     for domain, packages in (("prose", TRAINING), *HELD_OUT.items()):
         for name, folder in packages:

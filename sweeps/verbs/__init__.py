@@ -1,0 +1,33 @@
+"""The verbs of the command line, one per file."""
+
+from sweeps.verbs import (
+    compare,
+    completion,
+    config,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    geometry,
+    import_model,
+    launch,
+    new,
+    plan,
+    prepare,
+    report,
+    run,
+    status,
+    train,
+)
+
+# By what one wants to do, in the order in which --help lists them.
+GROUPS = {
+    "to begin": (demo.VERB, new.VERB, doctor.VERB, config.VERB, completion.VERB),
+    "sweeps": (
+        *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, launch.VERB),
+        *(prepare.VERB, train.VERB),
+    ),
+    "models": (import_model.VERB, export.VERB, generate.VERB, geometry.VERB),
+}
+VERBS = {verb.name: verb for group in GROUPS.values() for verb in group}

@@ -1,0 +1,39 @@
+"""olmo-jax report"""
+
+import argparse
+
+from sweeps.verbs.stage import plan_of
+from sweeps.verbs.verb import DONE, Command, Verb, workdir_of
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--figure",
+        metavar="NAME",
+        help="redraw only this figure of report/figures, such as loss_against_geometry (an unknown name lists all)",
+    )
+
+
+def _carry_out(command: Command) -> int:
+    from sweeps.planning import record
+    from sweeps.report import stage
+
+    workdir = workdir_of(command.arguments)
+    record.join(workdir, plan_of(command))  # raises where the plan doesn't fit the directory
+    record.restore_run_files(workdir)
+    if command.arguments.figure:
+        print("\n".join(map(str, stage.report_figure(workdir, command.arguments.figure))))
+    else:
+        print(f"Report: {stage.report(workdir, command.text)[0]}")
+    return DONE
+
+
+VERB = Verb(
+    "report",
+    "write results.parquet and report/index.html from the results so far",
+    "olmo-jax report --workdir=demo",
+    _carry_out,
+    _arguments,
+    config="taken",
+    workdir="needed",
+)
