@@ -1,8 +1,9 @@
-# make setup | demo | test | check | slow | fuzz | oracles | bench | gpu.
+# make setup | demo | test | check | slow | fuzz | oracles | docs | tutorials | reference | dist | bench | gpu.
 # PYTHON=python3.12 picks another interpreter, VENV=DIR another environment, TESTS=tests/eval some of the tests.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLES ?= .venv-oracles
+DOCS ?= .venv-docs
 GPU ?= .venv-gpu
 SCALE ?=
 PART ?=
@@ -20,7 +21,7 @@ UV = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # A file's tests stay in one process, for they share what is made once.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=25 --durations-min=5
 
-.PHONY: setup demo test slow fuzz check oracles oracles-setup bench gpu gpu-setup lock
+.PHONY: setup demo test slow fuzz check oracles oracles-setup docs docs-setup tutorials reference dist bench gpu gpu-setup lock
 
 # Made anew only when the lock or the interpreter's version is another than what was installed. uv installs in a fifth of
 # pip's time; where it can't (an index that only pip is told of, a machine that uv has no build for), pip does it.
@@ -32,7 +33,7 @@ setup:
 	  (echo "# python $(VERSION)"; cat $(LOCK)) > $(VENV)/installed.txt; }
 
 demo: setup
-	$(BIN)/olmo-jax run --config=demo$(addprefix :,$(SIZE)) --workdir=$(WORKDIR)
+	$(BIN)/olmo-jax demo $(addprefix --size=,$(SIZE)) --workdir=$(WORKDIR)
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not oracle" $(TESTS)
@@ -58,6 +59,28 @@ oracles-setup:
 # Warnings are shown, for the peers' libraries have some.
 oracles: oracles-setup
 	$(ORACLES)/bin/python -m pytest $(PARALLEL) -W default -m oracle
+
+docs-setup:
+	@$(MAKE) --no-print-directory setup VENV=$(DOCS)
+	@cmp -s requirements/docs.txt $(DOCS)/docs.txt || { \
+	  $(DOCS)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements/docs.txt && \
+	  cp requirements/docs.txt $(DOCS)/docs.txt; }
+
+# The site, from docs/ and the docstrings, into site/; it needs no network.
+docs: docs-setup
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
+# The notebooks, executed in full; CHECK=--check runs them in small and keeps nothing.
+tutorials: docs-setup
+	$(DOCS)/bin/python docs/tutorials/execute.py $(CHECK)
+
+# The pages and lists that are made from the code.
+reference: setup
+	for page in sweeps.planning sweeps.report sweeps.table sweeps.verbs; do $(BIN)/python -m $$page.reference || exit 1; done
+
+# The wheel and the source archive, and the commands of the wheel in an environment that has nothing else.
+dist: setup
+	bash .ci/dist $(PYTHON) $(BIN)
 
 bench: oracles-setup
 	$(ORACLES)/bin/python -m benchmarks.geometry_metrics

@@ -125,20 +125,16 @@ def test_help_answers_without_the_heavy_libraries():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False).returncode == 0
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+# In an order in which each finds what it needs.
+PAGES = ["docs/how-to/sweeps.md", "docs/how-to/machines.md", "docs/how-to/models.md"]
 
 
-def test_ci_runs_the_make_commands_of_the_readme():
-    ci, makefile = (ROOT / ".ci" / "run").read_text(), (ROOT / "Makefile").read_text()
-    commands = [line for line in "".join(blocks("console")).splitlines() if line.startswith("make")]
-    assert commands == ["make demo", "make test"]
-    for command in commands:
-        assert command in ci
-        assert f"\n{command.split()[1]}: setup\n" in makefile
+def blocks(language, *pages):
+    text = "\n".join((ROOT / page).read_text() for page in pages)
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-# Make the README's commands small enough for a test; what they do stays the same.
+# Make documented commands small enough for a test; what they do stays the same.
 LITTLE_EVALUATION = [
     "--config.evaluation.tokens_per_domain=512",
     "--config.evaluation.quantize.bits=(4,)",
@@ -193,15 +189,15 @@ for command in json.load(sys.stdin):
 
 
 @pytest.mark.slow
-def test_readme_commands_work(tmp_path, monkeypatch):
+def test_the_commands_of_the_how_to_pages_work(tmp_path, monkeypatch):
     for folder in ("sweeps", "olmo_jax"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "texts").mkdir()
     for i, path in enumerate(sorted((ROOT / "olmo_jax").glob("*.py"))):
         (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
-    lines = [line for line in "".join(blocks("console")).splitlines() if line.startswith("olmo-jax")]
-    assert len(lines) == 29
+    lines = [line for line in "".join(blocks("console", *PAGES)).splitlines() if line.startswith("olmo-jax")]
+    assert len(lines) == 28
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
     experiments = {
@@ -229,21 +225,64 @@ def test_readme_commands_work(tmp_path, monkeypatch):
     assert (tmp_path / "runs/mine/report/figures/u_shapes.svg").exists()
     assert (tmp_path / "runs/tied-or-not/comparison.csv").exists()
 
-    # The Python of the README, on the sweep just run in place of the demo.
+    # The Python of the page, on the sweep just run in place of the demo.
     (tmp_path / "demo").symlink_to(tmp_path / "runs/mine")
-    code, _ = blocks("python")
+    (code,) = blocks("python", *PAGES)
     with contextlib.redirect_stdout(None):
-        exec(compile(code.replace("config.data.batch_size", "config.optimizer.learning_rate"), "README.md", "exec"), {})
+        exec(compile(code.replace("config.data.batch_size", "config.optimizer.learning_rate"), "sweeps.md", "exec"), {})
 
 
 @pytest.mark.slow
-def test_the_readmes_metric_reaches_the_probe_the_table_and_the_report(tmp_path, monkeypatch, registry):
+def test_the_commands_of_the_readme_work(tmp_path):
+    """As a shell carries them out, all but the installation."""
+    lines = "".join(blocks("console", "README.md")).splitlines()
+    assert [line for line in lines if not line.startswith("olmo-jax")] == ["pip install .", "cd my-study"]
+    run = "olmo-jax run --config=sweep.py --workdir=runs/first"
+    assert {"olmo-jax demo", run} < {*lines}
+    small = [s for s in SMALLER["own_text:texts"] if "tokens=4096" not in s]
+    script = [
+        f'olmo-jax() {{ "{sys.executable}" -m sweeps.cli "$@"; }}',
+        *(line for line in lines if line != "pip install ."),
+    ]
+    text = "\n".join(script).replace("olmo-jax demo", "olmo-jax demo --size=smoke")
+    text = text.replace(run, f"{run} --config.train.tokens=8192 {shlex.join(small)}")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-ec", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "demo/report/index.html").exists()
+    assert (tmp_path / "my-study/runs/first/results.parquet").exists()
+
+
+MINE = '''
+import jax.numpy as jnp
+
+from geometry.probe import metric
+from sweeps.configs import own_text
+
+
+@metric
+def longest_row(measured):
+    """Length of the longest row."""
+    return jnp.max(jnp.linalg.norm(measured.x_ND, axis=1))
+
+
+def get_config(files):
+    config = own_text.get_config(files)
+    probe = config.train.probe
+    probe.unembedding.metrics += ("longest_row",)
+    probe.unembedding.every = 10
+    probe.layers.metrics = ("longest_row", "effective_rank")
+    return config
+'''
+
+
+@pytest.mark.slow
+def test_a_sweeps_own_metric_reaches_the_probe_the_table_and_the_report(tmp_path, monkeypatch, registry):
     """By its decorated function alone, from a sweep's own file."""
     from sweeps import cli
 
     monkeypatch.chdir(tmp_path)
-    _, code = blocks("python")
-    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine.py").write_text(MINE)
     for i, path in enumerate(sorted((ROOT / "olmo_jax").glob("*.py"))):
         (tmp_path / f"{i}.txt").write_text(path.read_text())
     small = SMALLER["own_text:texts"]

@@ -43,7 +43,7 @@ def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    rows = [_row(line) for line in lines[:-1]]
+    rows = [parsed_row(line) for line in lines[:-1]]
     valid = list(itertools.takewhile(lambda row: row is not None, rows))
     if any(row is not None for row in rows[len(valid) :]):
         raise MetricsError(
@@ -55,7 +55,7 @@ def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
 def read_timings(path: epath.Path) -> list[dict[str, Any]]:
     """Return the rows of a timings.jsonl without damaged ones, which affect only reported shares of time."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [row for line in lines if (row := _row(line)) is not None and _is_timing(row)]
+    return [row for line in lines if (row := parsed_row(line)) is not None and _is_timing(row)]
 
 
 def last_row(path: epath.Path) -> dict[str, Any] | None:
@@ -66,10 +66,10 @@ def last_row(path: epath.Path) -> dict[str, Any] | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _MAX_ROW_LENGTH))
         lines = file.read().split(b"\n")[:-1]
-    return next((row for line in reversed(lines) if (row := _row(line)) is not None), None)
+    return next((row for line in reversed(lines) if (row := parsed_row(line)) is not None), None)
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def parsed_row(line: bytes) -> dict[str, Any] | None:
     """Return the row of metrics or timings in a line; None if the line is damaged."""
     try:
         row = json.loads(line)

@@ -212,6 +212,8 @@ def overidentification(paired: Pairs) -> Overidentification:
     n_seeds, arms = len(set(zip(rows["settings"], rows["seed"], strict=True))), list(dict.fromkeys(rows["arm"]))
     if len(arms) < 2:
         raise NotEstimableError(f"{len(arms)} arm{'s' * (len(arms) != 1)}; slopes are compared between two or more")
+    if not rows["y"].any():
+        raise NotEstimableError("the outcome is the same with and without an intervention, in every pair")
     if n_seeds < LEAST_PAIRS:
         raise NotEstimableError(f"{n_seeds} pair{'s' * (n_seeds != 1)}; the test needs {LEAST_PAIRS}")
     moved_N = rows.groupby(["arm", "dose"])["x"].transform("mean").to_numpy()

@@ -76,6 +76,12 @@ def write_page(path: epath.Path, template: str, figures: Mapping[str, Figure], *
     return files.write_whole(path, b"".join(p.encode(errors="backslashreplace") for p in page), durable=False)
 
 
+def live_page(title: str) -> bytes:
+    """Return the page that follows a sweep, whose numbers its script asks for; see serve.py."""
+    page = _environment().get_template("live.html").render(title=title, style=render.STYLE, scripts=render.scripts())
+    return page.encode(errors="backslashreplace")
+
+
 def _settings(results: AnalysisResults) -> list[str]:
     return list(charts.settings_of(results).values())
 

@@ -2,7 +2,8 @@
 
 import collections
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -36,32 +37,78 @@ def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
             time.sleep(_POLL_SECONDS)
 
 
+class RunStatus(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+      state: waiting, training, stopped, failed, done or diverged. step, total: of training. loss: the last one.
+      seconds_left: of training; None if it isn't training or nothing is known yet.
+      checkpoints: a mark for each that is due, x if it is written. reason: why it diverged.
+    """
+
+    run_id: str
+    state: str
+    step: int
+    total: int
+    loss: float | None
+    seconds_left: float | None
+    checkpoints: str
+    reason: str
+
+
+class StackStatus(NamedTuple):
+    """The runs of a stack, why it failed ("" if it didn't), how its time divides, and how many evaluations are left."""
+
+    folder: str
+    runs: tuple[RunStatus, ...]
+    failure: str
+    time: str
+    evaluations_left: int
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return any("x" in run.checkpoints for run in self.runs)
+
+
+def stack_statuses(workdir: epath.Path, plan: Plan) -> list[StackStatus]:
+    """Return the status of every stack of a plan."""
+    return [_stack_status(workdir, plan, stack) for stack in plan.stacks]
+
+
+def _stack_status(workdir: epath.Path, plan: Plan, stack: Cohort) -> StackStatus:
+    written, seconds = member_lists(directory(workdir, stack.folder)), step_seconds(workdir, stack)
+    runs = tuple(_run_status(workdir, stack, run, written, seconds) for run in stack.runs)
+    left = len(jobs(workdir, stack, plan.evaluation))
+    return StackStatus(stack.folder, runs, failure(workdir, stack) or "", _time(workdir, stack), left)
+
+
 def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
     """Return each run's state, step, loss, time left and checkpoints (x written, . due), then seconds by stage."""
+    stacks = stack_statuses(workdir, plan)
     width = max(len(run.id) for run in plan.runs)
     lines = [f"{'run':<{width}}  {'state':<9} {'step':>13} {'loss':>8} {'left':>7}  checkpoints"]
-    left, written_at_all = 0, False
-    for stack in plan.stacks:
-        written = member_lists(directory(workdir, stack.folder))
-        left += len(jobs(workdir, stack, plan.evaluation))
-        written_at_all |= bool(written)
-        steps = step_seconds(workdir, stack)
-        lines += [f"{run.id:<{width}}  {_line(workdir, stack, run, written, steps)}" for run in stack.runs]
-        if why := failure(workdir, stack):
-            lines.append(f"{stack.folder} failed: {why}")
-    if not written_at_all:
-        return [*lines, "nothing is trained yet"]
+    for stack in stacks:
+        lines += [f"{run.run_id:<{width}}  {_line(run)}" for run in stack.runs]
+        if stack.failure:
+            lines.append(f"{stack.folder} failed: {stack.failure}")
+    return lines + summary_lines(workdir, plan, stacks)
+
+
+def summary_lines(workdir: epath.Path, plan: Plan, stacks: Sequence[StackStatus]) -> list[str]:
+    """Return how the time divides, and what is left to evaluate."""
+    if not any(stack.has_checkpoints for stack in stacks):
+        return ["nothing is trained yet"]
+    left = sum(stack.evaluations_left for stack in stacks)
     return [
-        *lines,
-        *(text for stack in plan.stacks if (text := _time(workdir, stack))),
+        *(stack.time for stack in stacks if stack.time),
         f"{left} evaluations of cohorts' checkpoints are left" if left else "all that is trained is evaluated",
         *stage_times.lines(workdir, plan),
     ]
 
 
-def _line(
+def _run_status(
     workdir: epath.Path, stack: Cohort, run: Run, written: dict[int, list[str]], seconds_a_step: float | None
-) -> str:
+) -> RunStatus:
     status = read_status(workdir, run.id)
     state = _state(workdir, stack, status)
     row = last_row(workdir / "runs" / run.id / METRICS) or {"step": status["step"]}
@@ -69,14 +116,24 @@ def _line(
     # A stop and an import write checkpoints that the configuration doesn't name.
     written_steps = {step for step, runs in written.items() if run.id in runs}
     due = sorted({step for step in checkpoint_steps(stack) if step <= total} | written_steps)
-    marks = "".join("x" if run.id in written.get(step, ()) else "." for step in due)
-    loss = row.get("loss")
-    shown = f"{loss:.3f}" if loss is not None else ""
-    going = state == "training" and seconds_a_step is not None
-    to_go = _duration((total - row["step"]) * seconds_a_step) if going and seconds_a_step else ""
-    why = f"  {status['reason']} not finite at step {status['diverged_at']}" if status.get("diverged_at") else ""
-    done = f"{row['step']}/{total}"
-    return f"{state:<9} {done:>13} {shown:>8} {to_go:>7}  {marks}{why}"
+    left = (total - row["step"]) * seconds_a_step if state == "training" and seconds_a_step else None
+    return RunStatus(
+        run.id,
+        state,
+        row["step"],
+        total,
+        row.get("loss"),
+        left,
+        "".join("x" if run.id in written.get(step, ()) else "." for step in due),
+        f"{status['reason']} not finite at step {status['diverged_at']}" if status.get("diverged_at") else "",
+    )
+
+
+def _line(run: RunStatus) -> str:
+    loss = "" if run.loss is None else f"{run.loss:.3f}"
+    left = "" if run.seconds_left is None else duration(run.seconds_left)
+    why = f"  {run.reason}" if run.reason else ""
+    return f"{run.state:<9} {f'{run.step}/{run.total}':>13} {loss:>8} {left:>7}  {run.checkpoints}{why}"
 
 
 def _state(workdir: epath.Path, stack: Cohort, status: dict[str, Any]) -> str:
@@ -106,7 +163,8 @@ def _longest(stack: Cohort) -> Run:
     return max(stack.runs, key=lambda run: run.config.total_steps)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return minutes and seconds, or hours."""
     if seconds < 3600:
         return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
     return f"{seconds / 3600:.1f} h"

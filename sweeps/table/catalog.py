@@ -23,7 +23,7 @@ from olmo_jax.probes import columns as probe_columns
 # Where a table keeps the declarations that its columns' names don't give; see `declare`.
 _ATTRIBUTE = "declared_columns"
 
-_FIXED = (
+FIXED = (
     Column("sweep", "identity", "", "The sweep that the run is of, named by its folder."),
     Column("run_id", "identity", "", "The run: its name and a hash of its configuration."),
     Column("cohort", "identity", "", "The cohort that the run was trained in, as one program with others."),
@@ -160,7 +160,7 @@ def from_schema(entries: Mapping[str, Any]) -> list[Column]:
     ]
 
 
-_BY_NAME = {column.name: column for column in _FIXED}
+_BY_NAME = {column.name: column for column in FIXED}
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from sweeps.verbs import (
     prepare,
     report,
     run,
+    serve,
     status,
     train,
 )
@@ -26,7 +27,7 @@ GROUPS = {
     "to begin": (demo.VERB, new.VERB, doctor.VERB, config.VERB, completion.VERB),
     "sweeps": (
         *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, launch.VERB),
-        *(prepare.VERB, train.VERB),
+        *(serve.VERB, prepare.VERB, train.VERB),
     ),
     "models": (import_model.VERB, export.VERB, generate.VERB, geometry.VERB),
 }

@@ -61,7 +61,7 @@ def intervention_outcomes(results: AnalysisResults) -> Figure:
     for matrix in dict.fromkeys(data["matrix"]):
         of = base.transform_filter(f"datum.matrix == {charts.quoted(matrix)}").encode(
             charts.x("metric_change", "change of the effective rank, % of D"),
-            alt.Color("arm:N").title(None).scale(scheme="tableau10"),
+            alt.Color("arm:N").title(None).scale(scheme="tableau20"),
         )
         change_of = charts.y("outcome_change", "change of the outcome")
         panels.append(

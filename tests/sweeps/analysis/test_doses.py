@@ -118,6 +118,12 @@ def test_fewer_than_five_pairs_have_no_interval():
         doses.overidentification(few)
 
 
+def test_an_outcome_that_no_run_moves_is_no_test_of_one_slope():
+    same = table(lambda rank, seed, row: 0.0, extra=[{"config.intervention.mean_row": 1.0}])
+    with pytest.raises(NotEstimableError, match="the outcome is the same with and without"):
+        doses.overidentification(doses.pairs(same, "metric", "outcome"))
+
+
 def test_arms_are_named_by_their_interventions():
     rows = table(lambda rank, seed, row: rank, seeds=(0,), extra=[
         {"config.intervention.backward_rank": 3, "config.intervention.backward_subspace": "random"},
