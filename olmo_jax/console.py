@@ -1,12 +1,17 @@
-"""Progress on stderr: a bar with the estimated time left on a terminal, a plain line every few seconds elsewhere."""
+"""Progress on stderr: bars with the estimated time left on a terminal, a plain line every few seconds elsewhere."""
 
 import collections
 import contextlib
+import contextvars
 import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # rich is needed on a terminal alone
+    from rich.progress import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
 _MAX_LINE_LENGTH = 1000
@@ -39,10 +44,11 @@ def shortened(line: str) -> str:
 def progress(title: str, total: int, done: int = 0, within: bool = False) -> Iterator[Callable[[int, str], None]]:
     """Yield `update(done, note)` to report progress; `done` counts up to `total`, from the count reached before.
 
-    `within` is for the parts of one step of other work that reports its progress: plain lines, on a terminal too.
+    `within` is for the parts of one step of other work that reports its progress: on a terminal a row of the table that
+    goes when they are done, or plain lines where there is none.
     """
-    if sys.stderr.isatty() and not within:
-        yield from _bar(title, total, done)
+    if sys.stderr.isatty() and (_table.get() or not within):
+        yield from _row(title, total, done, passing=within)
         return
     clock = time.monotonic
     start = printed_at = clock()
@@ -102,31 +108,50 @@ class Rate:
         return rate * (self._total - last[0]) if error <= _MAX_RELATIVE_ERROR else None
 
 
-def _bar(title: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+@contextlib.contextmanager
+def one_table() -> Iterator[None]:
+    """On a terminal, make all progress inside the context rows of one live table, which stay when they are done."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _new_table() as table:
+        token = _table.set(table)
+        try:
+            yield
+        finally:
+            _table.reset(token)
 
-    columns = (
+
+_table: "contextvars.ContextVar[Progress | None]" = contextvars.ContextVar("table", default=None)
+
+
+def _new_table() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
+        console=Console(stderr=True),
     )
+
+
+def _row(title: str, total: int, done: int, passing: bool) -> Iterator[Callable[[int, str], None]]:
     rate = Rate(total, done, time.monotonic())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="", left="")
+    shared = _table.get()
+    with contextlib.nullcontext(shared) if shared else _new_table() as table:
+        row = table.add_task(title, total=total, completed=done, note="", left="")
 
         def update(done: int, note: str = "") -> None:
             rate.add(done, time.monotonic())
             left = rate.seconds_left()
-            bar.update(task, completed=done, note=note, left="" if left is None else f"{left:.0f}s left")
+            table.update(row, completed=done, note=note, left="" if left is None else f"{left:.0f}s left")
 
-        yield update
+        try:
+            yield update
+        finally:
+            table.remove_task(row) if passing else table.stop_task(row)

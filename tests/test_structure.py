@@ -299,3 +299,5 @@ def test_a_sweeps_own_metric_reaches_the_probe_the_table_and_the_report(tmp_path
     # Read by another process, which doesn't know the metric.
     command = [sys.executable, "-m", "sweeps.cli", "report", f"--workdir={tmp_path / 'work'}"]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+    schema = json.loads((tmp_path / "work/results.schema.json").read_text())
+    assert schema["layer_0/longest_row"]["meaning"] == "Of the states after block 0: length of the longest row."

@@ -15,7 +15,7 @@ from eval.check import check_evaluation
 from olmo_jax.checkpoint import check_place, directory, member_lists
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import TrainConfig, require
-from olmo_jax.console import progress, say
+from olmo_jax.console import one_table, progress, say
 from olmo_jax.data.fingerprint import rough_bytes
 from olmo_jax.data.prepare import prepare
 from olmo_jax.data.shards import INDEX_FILE, TokenIndex
@@ -197,8 +197,9 @@ def run(
     chosen = cohort_ids(plan, cohort)
     plan, indexes = begin(workdir, plan)
     plan = dataclasses.replace(plan, stacks=tuple(stack for stack in plan.stacks if stack.id in chosen))
-    if not train_all(workdir, plan, indexes, stop, traced) or not evaluate_all(workdir, plan, indexes, stop):
-        return False
+    with one_table():
+        if not train_all(workdir, plan, indexes, stop, traced) or not evaluate_all(workdir, plan, indexes, stop):
+            return False
     if cohort is None:
         _report(workdir, command)
     return True

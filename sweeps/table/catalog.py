@@ -111,7 +111,7 @@ def _declarations(table: pd.DataFrame) -> list[Column]:
 def declare(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
     """Return the table with declarations of those of its columns that nothing here describes, kept in its attributes.
 
-    Such as the results of an evaluation of the user's own, which this process may not have the code of. Raises
+    Such as an evaluation or a metric of the user's own, which this process may not have the code of. Raises
     ConfigError for a column that is declared with two units.
     """
     names = {name for name in map(str, table.columns) if not is_described(name)}
@@ -138,8 +138,8 @@ def describe(name: str) -> Column:
 
 
 def is_described(name: str) -> bool:
-    """Return whether this code knows the column, if only by its kind."""
-    return describe(name) != Column(name, "evaluation", "", NOT_DESCRIBED)
+    """Return whether this code has the column's meaning."""
+    return describe(name).meaning != NOT_DESCRIBED
 
 
 def schema(catalog: Catalog) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from eval.config import EvalConfig
 from eval.evaluate import read_results, settings_by_name
 from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
-from olmo_jax.columns import Column
+from olmo_jax.columns import NOT_DESCRIBED, Column
 from olmo_jax.config import TrainConfig, from_config_dict
 from olmo_jax.execution import flops
 from olmo_jax.files import DamagedFileError, read_json, write_whole
@@ -53,7 +53,11 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if "diverged_at" in table:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
-    return declare(table, [column for run in known_runs(workdir) for column in results.declared(workdir, run)])
+    stored = [column for run in known_runs(workdir) for column in results.declared(workdir, run)]
+    names = {column.name for column in stored}
+    # A metric of the user's own keeps the meaning that the process which has its code wrote.
+    earlier = [column for column in _declared(workdir) if column.name not in names]
+    return declare(table, [*stored, *(column for column in earlier if column.meaning != NOT_DESCRIBED)])
 
 
 def write_table(workdir: epath.Path, table: pd.DataFrame) -> None:

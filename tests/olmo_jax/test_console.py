@@ -1,13 +1,22 @@
 """The time left is shown once a rate is known, and matches the time that the work then takes."""
 
+import contextlib
 import errno
 import io
+import os
+import pathlib
+import pty
+import re
+import subprocess
 import sys
+import termios
 
 import pytest
 
 from olmo_jax import console as progresses
 from olmo_jax.console import Rate, progress, say
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Clock:
@@ -123,3 +132,36 @@ def test_an_overlong_line_is_shortened_in_the_middle(capsys):
     assert first.startswith("model/config.json: xxx") and first.endswith("xxx; get it again")
     assert "[999,033 characters left out]" in first and len(first) < 1100
     assert second == "and a short one"
+
+
+ON_A_TERMINAL = """
+from olmo_jax.console import one_table, progress, say
+with one_table():
+    for title in ("train a", "train b", "evaluate"):
+        with progress(title, 3) as show:
+            for done in (1, 2, 3):
+                with progress("  parts", 2, within=True) as parts:
+                    parts(2)
+                show(done, f"note {done}")
+    say("a line between")
+"""
+
+
+def test_on_a_terminal_all_progress_is_one_table_whose_rows_stay():
+    reader, writer = pty.openpty()
+    termios.tcsetwinsize(writer, (40, 120))
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], env=environment, stderr=writer)
+    os.close(writer)
+    written = b""
+    with contextlib.suppress(OSError):  # the terminal is gone with its last writer
+        while piece := os.read(reader, 65536):
+            written += piece
+    os.close(reader)
+    assert process.wait(60) == 0
+    # What is left on the screen: the last time that each row was drawn, in order.
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode()).replace("\r", "\n").split("a line between")[-1]
+    rows = [line for line in last.splitlines() if "3/3" in line][-3:]
+    assert [row.split("\u2501")[0].strip() for row in rows] == ["train a", "train b", "evaluate"]
+    assert all("note 3" in row for row in rows)
+    assert "parts" in written.decode() and "parts" not in rows[-1] + last.rpartition("note 3")[2]
