@@ -126,7 +126,7 @@ def ask_memory() -> None:
         assert memory is not None
         size = memory.temp_size_in_bytes
         print(
-            f"memory, local TwoNN, D 256, L 64: N {n:,} takes {size / 2**20:.0f} MiB, {size / n:.0f} bytes a point",
+            f"memory, local TwoNN, D 256, L 64: N {n:,} takes {size / 2**20:.0f} MiB, {size / n:.0f} bytes per point",
             flush=True,
         )
 

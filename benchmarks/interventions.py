@@ -8,9 +8,13 @@ don't depend on the batch, so that their share falls with its size. Target: pola
 
 import argparse
 import dataclasses
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))  # where `benchmarks` is, if this file is run by its path
 
 from benchmarks.train import Case, Ours
 from olmo_jax.config import InterventionConfig, ModelConfig
@@ -39,7 +43,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="of a step (default: 8192)")
     parser.add_argument("arms", nargs="*", choices=[[], *ARMS], metavar="ARM", help=f"of {', '.join(ARMS)}")
     arguments = parser.parse_args()
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.tokens} tokens a step", flush=True)
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.tokens} tokens per step", flush=True)
     control = Ours(case(arguments.tokens, InterventionConfig()))
     control.seconds()
     for name in arguments.arms or ARMS:

@@ -27,7 +27,7 @@ ROUNDS, STEPS = 5, 10
 
 
 def cohorts_of_the_demo() -> list[Cohort]:
-    """A cohort a batch size, with a fingerprint of no data."""
+    """One cohort per batch size, with a fingerprint of no data."""
     sweep = read_sweep(demo.get_config())
     groups: dict[Any, list[Run]] = {}
     for i in range(len(sweep.grid)):

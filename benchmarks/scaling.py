@@ -84,7 +84,7 @@ def main() -> None:
     for i in range(len(GRID)):
         others = np.arange(len(GRID)) != i
         left_out.append(fit(work_PK[others], seconds_P[others]) @ work_PK[i] / seconds_P[i] - 1)
-    print("\n| case | ms a step | tokens/s | of peak | the fit without it |\n| --- | --- | --- | --- | --- |")
+    print("\n| case | ms per step | tokens/s | of peak | the fit without it |\n| --- | --- | --- | --- | --- |")
     for (name, case), taken, row, error in zip(GRID.items(), seconds, work_PK, left_out, strict=True):
         rate = case.tokens / taken
         print(f"| {name} | {1e3 * taken:.1f} | {rate:,.0f} | {row[0] / taken / peak:.0%} | {error:+.0%} |")

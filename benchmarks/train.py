@@ -177,7 +177,7 @@ def in_turn(repeats: int, **takes: Callable[[], float]) -> dict[str, float]:
 
 
 def measure(name: str, case: Case, repeats: int, with_peer: bool) -> dict[str, Any]:
-    """Our tokens a second, the peer's, and our share of the matmul peak."""
+    """Our tokens per second, the peer's, and our share of the matmul peak."""
     peers = {mode: Peer(case, mode == "compiled") for mode in ("eager", "compiled")} if with_peer else {}
     ours = Ours(case)
     dtype = case.model.compute_dtype

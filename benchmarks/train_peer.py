@@ -3,7 +3,7 @@
     python -m benchmarks.train_peer '{"vocabulary": 50304, "width": 256, "layers": 4, "heads": 4, "batch": 8,
       "length": 128, "threads": 2, "compiled": false}'
 
-Reads a number of steps a line, takes them, writes the seconds that they took.
+Reads a number of steps per line, takes them, writes the seconds that they took.
 """
 
 import argparse

@@ -250,7 +250,8 @@ def test_the_commands_of_the_readme_work(tmp_path):
     done = subprocess.run(["bash", "-ec", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "demo/report/index.html").exists()
-    assert (tmp_path / "my-study/runs/first/results.parquet").exists()
+    table = pd.read_parquet(tmp_path / "my-study/runs/first/results.parquet")
+    assert (table["unembedding/longest_row"] > 1).all()
 
 
 MINE = '''

@@ -115,7 +115,7 @@ def _side_by_side(parts: dict[str, Part], folder: Path) -> str:
                 ratio = f"{rate / one:.2f}" if rate and one else NOT_MEASURED
                 side = [_rate(apart, f"d{width}_P{p}") if m == cohorts.MEMBERS[0] else "" for p in (2, 8)]
                 rows.append([str(width), str(m), _rate(together, f"d{width}_M{m}"), *loops, ratio, *side])
-        blocks.append(f"### Side by side, tokens a second: {device}\n\n{_markdown(headings, rows)}")
+        blocks.append(f"### Side by side, tokens per second: {device}\n\n{_markdown(headings, rows)}")
     return "\n\n".join(blocks)
 
 

@@ -100,7 +100,7 @@ def saturation_of(table: pd.DataFrame) -> Saturation:
 
 def _summary(runs: pd.DataFrame, note: str) -> Saturation:
     missing = {
-        "degraded": "not known whether degraded, for want of losses at two checkpoints or their standard errors,",
+        "degraded": "unknown whether degraded, without losses at two checkpoints and their standard errors,",
         "rank_percent": "no rank of the unembedding",
     }
     notes = [note] + [

@@ -23,7 +23,7 @@ from sweeps.table.columns import AnalysisError, UnknownColumnError
 from sweeps.table.table import TABLE, read_table
 
 PAGE, CSV = "index.html", "comparison.csv"
-# A difference of more than so many times the median one lies off the figure's axis, or the others could not be told.
+# A difference of more than so many times the median one lies off the figure's axis, for the others would coincide.
 FAR = 10
 
 _SHOWN = tuple(c for c in COLUMNS if c not in ("seed_deviation", "spread"))
@@ -48,7 +48,7 @@ def write_comparison(
       workdirs: folders of sweeps that have been reported, all compared with the first.
       to: a folder, made if it isn't there.
       pair_by: settings to pair by, instead of those that `sweeps.analysis.pairing.pair` finds.
-      command: told on the page.
+      command: shown on the page.
 
     Returns:
       Lines to print: for each comparison how many pairs, what differs and the largest difference in a loss; the path.
@@ -121,16 +121,16 @@ def _pairs(one: Comparison) -> str:
         text += f"; {p.same} {'is' if p.same == 1 else 'are'} the same configuration in both"
     for name, final, unpaired in zip((one.first, one.second), (p.first, p.second), p.unpaired, strict=True):
         out = {"unpaired": unpaired, "diverged": final.diverged, "unfinished": final.unfinished}
-        told = [f"{n} {why}" for why, n in out.items() if n]
-        text += f"; left out of {name}: {', '.join(told)}" if told else ""
+        named = [f"{n} {why}" for why, n in out.items() if n]
+        text += f"; left out of {name}: {', '.join(named)}" if named else ""
     if p.apart:
         text += f"; some unpaired agree in all but {' or '.join(map(_setting, p.apart))}, see --pair_by"
     return text
 
 
 def _differing(one: Comparison) -> str:
-    told = [f"{_setting(c)} ({a} in {one.first}, {b} in {one.second})" for c, (a, b) in one.pairing.differs.items()]
-    return f"What differs: {'; '.join(told) or 'no setting'}"
+    named = [f"{_setting(c)} ({a} in {one.first}, {b} in {one.second})" for c, (a, b) in one.pairing.differs.items()]
+    return f"What differs: {'; '.join(named) or 'no setting'}"
 
 
 def _largest(one: Comparison) -> str:

@@ -47,7 +47,7 @@ def against_unigram(table: pd.DataFrame) -> str:
     losses, unigram = _values(rows, _LOSS), _values(rows, _UNIGRAM)
     if not np.isfinite(losses).any():
         return f"In-domain validation loss isn't there: {lacking(rows, _LOSS)}."
-    text = f"In-domain validation loss ended at {spanned(losses)} nats a token"
+    text = f"In-domain validation loss ended at {spanned(losses)} nats per token"
     if not np.isfinite(unigram).any():
         return f"{text}; the loss of a unigram model to compare it with isn't there: {lacking(rows, _UNIGRAM)}."
     text += f"; a unigram model of the same tokens has {number(np.nanmean(unigram))}, so {below(unigram - losses)}"

@@ -15,7 +15,7 @@ from sweeps.report.row_sentences import lacking
 from sweeps.report.words import counted, describe, listed, setting_name
 
 SIGNIFICANT = 0.05
-# Shares of variance under this aren't told.
+# Shares of variance below this are not mentioned.
 LEAST_SHARE = 0.02
 
 _METRIC, _LOSS = PRIMARY_PAIR
@@ -95,14 +95,14 @@ def what_sets_it(results: AnalysisResults) -> str:
         notes = [note for note in of["note"] if note] or [why]
         return f"How much of effective rank's variance each setting sets can't be said: {notes[0]}."
     shares = of.sort_values("share", ascending=False)
-    told = [
+    named = [
         f"{percent(row.share)} {_share_name(row.setting)}"
         + (f" ({percent(row.low)} to {percent(row.high)})" if math.isfinite(row.low) else "")
         for row in shares.itertuples()
         if row.share >= LEAST_SHARE
     ]
-    told = told or [f"no setting sets {percent(LEAST_SHARE)} or more"]
-    return f"Of the variance of effective rank over this grid, {listed(told)}."
+    named = named or [f"no setting sets {percent(LEAST_SHARE)} or more"]
+    return f"Of the variance of effective rank over this grid, {listed(named)}."
 
 
 def saturation(results: AnalysisResults) -> str:

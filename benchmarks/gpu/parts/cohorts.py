@@ -6,18 +6,18 @@ from benchmarks.gpu import training
 from benchmarks.gpu.part import Column
 
 NAME = "cohorts"
-TITLE = "Cohorts as one program: 4 layers, V 4096, each member 8 sequences of 256 tokens a step, bfloat16."
+TITLE = "Cohorts as one program: 4 layers, V 4096, each member 8 sequences of 256 tokens per step, bfloat16."
 VERSION = 1
 NEEDS: tuple[str, ...] = ()
 COLUMNS = (
     *training.RATES,
-    Column("ms a step", "step_ms", ".2f"),
+    Column("ms per step", "step_ms", ".2f"),
     Column("GB", "memory_gb", ".2f"),
     Column("s compiling", "compile_s", ".0f"),
     Column("microbatches", "microbatches", "d"),
 )
 
-# Width: heads, and steps a call.
+# Width: heads, and steps per call.
 WIDTHS = {64: (2, 32), 128: (4, 32), 256: (8, 16), 512: (8, 8), 768: (12, 4)}
 MEMBERS = (1, 8, 32, 128)
 

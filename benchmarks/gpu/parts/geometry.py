@@ -11,8 +11,8 @@ TITLE = "The in-loop probe at its defaults, every 100 steps (`ProbeConfig()`)."
 VERSION = 1
 NEEDS: tuple[str, ...] = ()
 COLUMNS = (
-    Column("ms a probe", "probe_ms", ".1f"),
-    Column("ms a step", "step_ms", ".2f"),
+    Column("ms per probe", "probe_ms", ".1f"),
+    Column("ms per step", "step_ms", ".2f"),
     Column("of the time", "share", ".1%"),
     Column("s compiling", "compile_s", ".0f"),
 )

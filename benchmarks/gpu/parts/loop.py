@@ -10,10 +10,10 @@ from benchmarks.gpu.part import Column
 from benchmarks.gpu.parts import cohorts
 
 NAME = "loop"
-TITLE = "A Python loop over single models, by steps a call (`K1`: one; else as many as the cohort takes)."
+TITLE = "A Python loop over single models, by steps per call (`K1`: one; else as many as the cohort takes)."
 VERSION = 1
 NEEDS: tuple[str, ...] = ()
-COLUMNS = (*training.RATES, Column("ms a step of all", "step_ms", ".2f"), Column("s compiling", "compile_s", ".0f"))
+COLUMNS = (*training.RATES, Column("ms per step of all", "step_ms", ".2f"), Column("s compiling", "compile_s", ".0f"))
 
 
 def cases(scale: str) -> dict[str, dict[str, Any]]:

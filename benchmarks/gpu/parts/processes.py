@@ -22,7 +22,7 @@ VERSION = 1
 NEEDS: tuple[str, ...] = ()
 COLUMNS = (
     Column("tokens/s of all", "tokens_per_s", ",.0f"),
-    Column("ms a step", "step_ms", ".2f"),
+    Column("ms per step", "step_ms", ".2f"),
     Column("s starting", "start_s", ".0f"),
 )
 _ROOT = Path(__file__).parents[3]

@@ -37,7 +37,7 @@ def saturation_quadrants(results: AnalysisResults) -> Figure:
             "rise": rise,
             "low": rise - error,
             "high": rise + error,
-            "loss": of.runs["degraded"].map({True: "degraded", False: "not degraded"}).fillna("can't be told"),
+            "loss": of.runs["degraded"].map({True: "degraded", False: "not degraded"}).fillna("unknown"),
         }
     ).dropna(subset=["rank", "rise"])
     base = charts.by_runs(alt.Chart(alt.NamedData("saturation"))).encode(
@@ -47,7 +47,7 @@ def saturation_quadrants(results: AnalysisResults) -> Figure:
         charts.y("rise", "rise of loss after its best, nats"),
         shape=alt.Shape("loss:N")
         .title("loss")
-        .scale(domain=["degraded", "not degraded", "can't be told"], range=["triangle-up", "circle", "cross"]),
+        .scale(domain=["degraded", "not degraded", "unknown"], range=["triangle-up", "circle", "cross"]),
         tooltip=[charts.ABOUT, alt.Tooltip("rank:Q", format=".4~g"), alt.Tooltip("rise:Q", format=".3~g"), "loss:N"],
     )
     chart = base.mark_rule().encode(alt.Y("low:Q"), alt.Y2("high:Q")) + points

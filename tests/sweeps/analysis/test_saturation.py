@@ -103,7 +103,7 @@ def test_undetermined_runs_are_in_no_quadrant(values, errors, rise):
     assert x.degraded is pd.NA
     assert x.rise == pytest.approx(rise, nan_ok=True)
     assert result.quadrants.runs.sum() == 1
-    assert "not known whether degraded, for want of losses at two checkpoints or their standard errors, in 1 of 2" in (
+    assert "unknown whether degraded, without losses at two checkpoints and their standard errors, in 1 of 2" in (
         result.note
     )
 

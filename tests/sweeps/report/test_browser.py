@@ -1,9 +1,12 @@
 """The page as Chromium shows it, opened from disk: needs chromium and chromedriver, which .ci/run installs."""
 
 import csv
+import functools
+import http.server
 import io
 import json
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -13,6 +16,8 @@ import pytest
 from benchmarks.report import made_up
 from sweeps.analysis.results import analyze
 from sweeps.report import write_report
+from sweeps.report.page import live_page
+from sweeps.report.serve import _Handler
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -260,3 +265,70 @@ def test_the_page_is_legible_in_dark_mode(page):
     text = browser.execute_script(f"return getComputedStyle({label}).fill")
     assert np.mean([int(x) for x in text.removeprefix("rgb(").removesuffix(")").split(",")]) > 128
     assert logs(browser)[0] == []
+
+
+class TwoRuns:
+    """A sweep that trains, then is finished; one run's name is HTML."""
+
+    asked = 0
+
+    def snapshot(self, metric):
+        self.asked += 1
+        done = self.asked > 1
+        state, step = ("done", 9) if done else ("training", 4)
+        common = {"state": state, "step": step, "total": 9, "loss": 2.5, "left": "", "checkpoints": "x.", "reason": ""}
+        curves = [
+            {"run": run, "metric": name, "step": i, "value": 3.0 - i / 9}
+            for run in (EVIL, "b")
+            for name in ("loss", metric)
+            for i in range(1, step + 1)
+        ]
+        return {
+            "runs": [common | {"run_id": EVIL}, common | {"run_id": "b", "loss": None}],
+            "lines": ["nothing is trained yet", EVIL],
+            "metrics": ["unembedding/effective_rank_percent", "unembedding/mean_cosine"],
+            "settings": {
+                EVIL: {"init_seed": 0, "optimizer.weight_decay": 0.1},
+                "b": {"init_seed": 0, "optimizer.weight_decay": 1.0},
+            },
+            "curves": curves,
+            "finished": done,
+            "has_report": done,
+        }
+
+
+def test_the_live_page_follows_a_sweep_until_it_is_finished(browser, tmp_path):
+    sweep = TwoRuns()
+    handler = functools.partial(_Handler, sweep, live_page(EVIL), directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        logs(browser)
+        address = f"http://127.0.0.1:{listening.server_address[1]}/"
+        browser.get(address)
+        deadline = time.monotonic() + 30
+        while "is finished" not in (summary := browser.execute_script("return element('summary').textContent")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert summary == "2 runs: 2 done. The report is finished."
+        browser.execute_async_script("""
+          const done = arguments[0];
+          element("metric").value = "unembedding/mean_cosine";
+          ask().then(done);
+        """)
+        assert (
+            browser.execute_script(
+                "return document.querySelectorAll('#loss path[aria-roledescription], #loss .mark-line path').length"
+            )
+            >= 2
+        )
+        assert "unembedding/mean_cosine" in browser.execute_script("return element('geometry').textContent")
+        assert browser.execute_script("return element('colour').value") == "optimizer.weight_decay"
+        rows = browser.execute_script(
+            "return [...document.querySelectorAll('#runs tr')].map((row) => row.firstChild.textContent)"
+        )
+        assert rows == [EVIL, "b"]
+        assert browser.title == EVIL
+        messages, requests = logs(browser)
+        listening.shutdown()
+    assert messages == []
+    assert {request for request in requests if not request.startswith((address, "data:", "about:"))} == set()

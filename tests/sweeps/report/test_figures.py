@@ -203,7 +203,7 @@ def test_undetermined_runs_are_counted_separately(answers):
     runs = answers.saturation.runs.assign(degraded=pd.array([None] * 2 + [True] * 22, "boolean"))
     changed = SimpleNamespace(**(vars(answers.saturation) | {"runs": runs}))
     of = data("saturation_quadrants", made.answers(saturation=changed))
-    assert of["loss"].value_counts().to_dict() == {"degraded": 22, "can't be told": 2}
+    assert of["loss"].value_counts().to_dict() == {"degraded": 22, "unknown": 2}
 
 
 def test_variance_shares_are_stacked_in_the_order_of_the_settings(answers):

@@ -108,7 +108,7 @@ def test_few_configurations_are_called_a_demonstration(decays, demonstration):
 
 def test_the_loss_is_compared_with_the_unigram_model():
     text = against_unigram(sweep())
-    assert "ended at 5.00 to 5.21 nats a token; a unigram model of the same tokens has 6.50" in text
+    assert "ended at 5.00 to 5.21 nats per token; a unigram model of the same tokens has 6.50" in text
     assert (
         "the runs lie 1.29 to 1.50 below it (at the least weight decay, 0.10, the runs lie 1.29 to 1.49 below it)"
         in text
