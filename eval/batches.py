@@ -1,6 +1,5 @@
 """Run batches through a compiled function; on a CPU, as many at a time as it has cores."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 
 from olmo_jax.config import ModelConfig
 from olmo_jax.console import progress
+from olmo_jax.execution.cores import cores
 
 # Most elements of the widest activations of all batches that run at a time: half a GiB in float32.
 _MOST_ACTIVATIONS = 2**27
@@ -35,5 +35,4 @@ def _at_once(config: ModelConfig, tokens: int) -> int:
     """Return how many batches of `tokens` tokens run at a time."""
     if jax.default_backend() != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, _MOST_ACTIVATIONS // (tokens * config.d_ff)))
+    return max(1, min(cores(), _MOST_ACTIVATIONS // (tokens * config.d_ff)))

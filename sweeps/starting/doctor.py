@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from olmo_jax.errors import brief
+from olmo_jax.execution.cores import cores
 
 OK, OPTIONAL, PROBLEM = "ok", "optional, not there", "problem"
 _MARKS = {OK: "ok", OPTIONAL: "--", PROBLEM: "!!"}
@@ -78,7 +79,7 @@ def _devices() -> Check:
         return Check("devices", PROBLEM, f"JAX finds none: {brief(error)}", "set JAX_PLATFORMS=cpu, or mend the driver")
     kinds = [device.device_kind for device in devices]
     counted = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-    return Check("devices", OK, f"{counted}; {len(os.sched_getaffinity(0))} CPU cores for this process")
+    return Check("devices", OK, f"{counted}; {cores()} CPU cores for this process")
 
 
 def _gpu() -> Check:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from olmo_jax.data.sources import prose
 from olmo_jax.data.sources.example import Example, capped
+from olmo_jax.execution.cores import cores
 
 VERSION = "1.0.0"  # of the text that is made of the files; raise it if that changes
 
@@ -152,7 +153,7 @@ def _prose(chosen: Sequence[File], seen: set[bytes]) -> Iterator[Example]:
 
 def _read_in_parallel(paths: Sequence[Path]) -> Iterator[list[str]]:
     """Yield the paragraphs of each file in order, read by one process per core, a little ahead of the caller."""
-    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = min(8, cores())
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[list[list[str]]]] = deque()
         try:

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, TypeVar
 
 from olmo_jax.data import DataError
+from olmo_jax.execution.cores import cores
 from olmo_jax.signals import waited_for
 
 Item = TypeVar("Item")
@@ -39,11 +40,6 @@ _START = (
 )
 # Each process uses one core: threads of the tokenizer would only compete with the other processes.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
