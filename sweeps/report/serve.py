@@ -55,7 +55,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urllib.parse.urlsplit(self.path)
         # Another site's page could reach this address under a name of its own (DNS rebinding).
-        if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
+        if self.headers.get("Host", "").rsplit(":", 1)[0] not in (HOST, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN, f"ask {HOST}")
         elif url.path == "/":
             self._answer("text/html; charset=utf-8", self._page)

@@ -10,7 +10,7 @@ from etils import epath
 
 from olmo_jax.config import TrainConfig
 from olmo_jax.logs.metrics import METRICS, parsed_row
-from sweeps.planning.plan import Plan
+from sweeps.planning.plan import Plan, leaves
 from sweeps.running.status import duration, stack_statuses, summary_lines
 
 # Of each run's curve, as many points are sent; more can't be told apart.
@@ -40,7 +40,13 @@ class Live:
         with self._reading:  # each request has a thread of its own
             for curve in self._curves.values():
                 curve.read()
-        metrics = sorted({name for curve in self._curves.values() for name in curve.columns if "/" in name})
+            metrics = sorted({name for curve in self._curves.values() for name in curve.columns if "/" in name})
+            curves = [
+                {"run": run_id, "metric": name, "step": step, "value": value}
+                for run_id, curve in self._curves.items()
+                for name in (_LOSS, metric)
+                for step, value in curve.points(name)
+            ]
         return {
             "runs": [
                 run._asdict() | {"left": "" if run.seconds_left is None else duration(run.seconds_left)} for run in runs
@@ -49,12 +55,7 @@ class Live:
             + summary_lines(self._workdir, self._plan, stacks),
             "metrics": metrics,
             "settings": {run.id: values for run, values in zip(self._plan.runs, self._settings, strict=True)},
-            "curves": [
-                {"run": run_id, "metric": name, "step": step, "value": value}
-                for run_id, curve in self._curves.items()
-                for name in (_LOSS, metric)
-                for step, value in curve.points(name)
-            ],
+            "curves": curves,
             "finished": all(run.state in ("done", "diverged") for run in runs)
             and not sum(stack.evaluations_left for stack in stacks),
             "has_report": (self._workdir / "report" / "index.html").exists(),
@@ -95,14 +96,7 @@ class _Curve:
 
 def varying(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
     """Return of each run the settings in which the runs differ, those with few values, by dotted key."""
-    flat = [dict(_flattened(dataclasses.asdict(config))) for config in configs]
+    flat = [leaves(dataclasses.asdict(config)) for config in configs]
     levels = {key: {repr(values[key]) for values in flat} for key in flat[0]}
     keys = [key for key, found in levels.items() if 1 < len(found) <= _MOST_LEVELS]
     return [{key: values[key] for key in keys} for values in flat]
-
-
-def _flattened(values: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        pairs += _flattened(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
-    return pairs

@@ -36,8 +36,11 @@ class Check(NamedTuple):
 
 def examine() -> list[Check]:
     """Return what was found; nothing here needs a network, a GPU, apt-get or a home that can be written."""
-    checks = [_versions, _devices, _gpu, _memory, _speed, _disk, _fetched, _compiled, _text, _apt, _npm, _index, _slurm]
-    return [check() for check in checks] + [_package("wandb", "--config.train.wandb=PROJECT")]
+    devices = _devices()
+    # Without a device JAX answers nothing that these ask.
+    of_devices = [] if devices.state == PROBLEM else [_gpu(), _memory(), _speed()]
+    others = [check() for check in (_disk, _fetched, _compiled, _text, _apt, _npm, _index, _slurm)]
+    return [_versions(), devices, *of_devices, *others, _package("wandb", "--config.train.wandb=PROJECT")]
 
 
 def lines(checks: list[Check]) -> list[str]:
@@ -76,7 +79,9 @@ def _devices() -> Check:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        return Check("devices", PROBLEM, f"JAX finds none: {brief(error)}", "set JAX_PLATFORMS=cpu, or mend the driver")
+        return Check(
+            "devices", PROBLEM, f"JAX finds none: {brief(error)}", "set JAX_PLATFORMS=cpu, or install what it misses"
+        )
     kinds = [device.device_kind for device in devices]
     counted = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     return Check("devices", OK, f"{counted}; {cores()} CPU cores for this process")

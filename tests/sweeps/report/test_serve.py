@@ -82,7 +82,7 @@ def test_the_page_and_the_report_are_answered_and_nothing_else(port):
     status, page = get(port, "/")
     assert status == 200 and "vegaEmbed" in page and "<title>" in page
     assert get(port, "/report/index.html") == (200, "the report")
-    assert get(port, "/", host=f"localhost:{port}")[0] == 200
+    assert get(port, "/", host=f"localhost:{port}")[0] == get(port, "/", host="127.0.0.1")[0] == 200
     for path in ("/sweep.json", "/report/../sweep.json", "/report/%2e%2e/sweep.json", "/report/outside", "/runs/"):
         assert get(port, path)[0] == 404, path
     assert get(port, "/live.json", host="example.org:80")[0] == 403

@@ -89,16 +89,17 @@ def test_a_package_index_that_is_not_reached_is_said_within_seconds(monkeypatch)
     assert "doesn't reach it" in found.found
 
 
-def test_a_broken_backend_is_one_line():
+def test_a_broken_backend_is_a_problem_and_the_rest_is_examined():
     """In a process of its own, since JAX chooses its devices once."""
-    code = "import sys; from sweeps import cli; from sweeps.starting import doctor; print(doctor._devices())"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "sweeps.cli", "doctor"],
         env=os.environ | {"JAX_PLATFORMS": "tpu"},
         cwd=pathlib.Path(__file__).parents[3],
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert "JAX finds none: " in done.stdout
-    assert "state='problem'" in done.stdout
+    assert done.returncode == 1, done.stderr
+    assert "!!  devices" in done.stdout and "JAX finds none: " in done.stdout
+    assert "set JAX_PLATFORMS=cpu" in done.stdout
+    assert "built-in text" in done.stdout and "1 problem to solve first." in done.stdout
+    assert "Traceback" not in done.stderr
