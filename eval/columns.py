@@ -63,6 +63,13 @@ LOSSES = (
         "evaluation",
         _about("standard_error") | {"over": "draws"},
     ),
+    Result(
+        r"relative_rise/(?P<domain>.+)",
+        "Rise of the loss as a share of the loss before, {domain}",
+        "share",
+        "change",
+        {"measure": "relative_rise"},
+    ),
     Result(r"rise/(?P<domain>.+)", "Rise of the loss {domain}", NATS, "change", {"measure": "rise"}),
     Result(r"(?P<domain>[^/]+)", "Loss {domain}", NATS, "loss"),
 )
@@ -91,6 +98,8 @@ def in_words(groups: Mapping[str, str | None]) -> dict[str, str]:
         words["domain"] = AVERAGES.get(words["domain"], f"on {words['domain']}")
     if words.get("scope"):
         words["scope"] = f", {words['scope'].removeprefix('_')}"
+    if words.get("group"):
+        words["group"] = f", in groups of {words['group']} inputs at most"
     if "how" in words:
         words["how"] = words["how"].replace("_", " ")
     return words

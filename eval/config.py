@@ -7,6 +7,7 @@ from eval.eval_data import TextConfig
 from eval.evaluators.dynamics import DynamicsConfig
 from eval.evaluators.local_dimension import DimensionConfig
 from eval.evaluators.perturbation import PerturbConfig
+from eval.evaluators.quantization import GroupsConfig as GroupsConfig
 from eval.evaluators.quantization import QuantizeConfig
 from eval.evaluators.tasks import TasksConfig
 from eval.finetuning import FinetuneConfig

@@ -196,8 +196,11 @@ class ModelBatch:
         """Return the results of each model: losses in nats per token, averages first, and the tokens by domain."""
         return [Measured(row, {"tokens": losses.tokens}) for row in self.summaries(losses.by_domain)]
 
-    def measured_with_rise(self, losses: Losses) -> list[Measured]:
-        """Return the same with the rise of each average over the unchanged models, and its paired standard error."""
+    def measured_with_rise(self, losses: Losses, relative: bool = False) -> list[Measured]:
+        """Return the same with the rise of each average over the unchanged models, and its paired standard error.
+
+        `relative` adds the rise as a share of the loss of the unchanged models.
+        """
         errors = self.summaries(losses.standard_errors(self.losses), errors=True)
         results = []
         for after, before, error in zip(
@@ -206,6 +209,8 @@ class ModelBatch:
             for name in self.averages:
                 after.metrics[f"rise/{name}"] = after.metrics[name] - before[name]
                 after.metrics[f"rise_standard_error/{name}"] = error[name]
+                if relative:
+                    after.metrics[f"relative_rise/{name}"] = after.metrics[f"rise/{name}"] / before[name]
             results.append(after)
         return results
 

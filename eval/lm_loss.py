@@ -17,7 +17,7 @@ from olmo_jax import loss, model
 from olmo_jax.config import ModelConfig
 from olmo_jax.data.shards import SPLITS, TokenIndex
 from olmo_jax.data.tokenizer import Tokenizer
-from olmo_jax.data.windows import evaluation_windows, validation_documents
+from olmo_jax.data.windows import evaluation_windows, first_documents
 from olmo_jax.execution.members import over_members
 
 # Windows are cut to at most so many lengths, multiples of an eighth of the longest. Each length is another program to
@@ -117,9 +117,7 @@ def read_documents(
     documents of any split. Raises DataError for a domain that doesn't exist or has no documents.
     """
     chosen = domains or index.domains
-    return {
-        d: validation_documents(index, d, tokens_per_domain, _splits(d, learnt), tokens_per_document) for d in chosen
-    }
+    return {d: first_documents(index, d, tokens_per_domain, _splits(d, learnt), tokens_per_document) for d in chosen}
 
 
 def _splits(domain: str, learnt: Sequence[str]) -> tuple[str, ...]:

@@ -63,6 +63,15 @@ def fit_grid(
     return Grid(scale, jnp.round(-least / scale), 0, top)
 
 
+def largest_group(inputs: int, most: int) -> int:
+    """Return the size of the largest groups into which `inputs` inputs can be divided evenly, `most` at most.
+
+    Published settings name one group size, often 128, for all matrices; models narrower than that, or whose width isn't
+    a multiple of it, need a smaller one.
+    """
+    return next(size for size in range(min(inputs, most), 0, -1) if inputs % size == 0)
+
+
 def check_scales(shape: tuple[int, ...], granularity: str, group_size: int | None) -> None:
     """Raise ValueError for a shape other than [inputs, outputs], and for an invalid granularity or group size."""
     if len(shape) != 2:
@@ -142,6 +151,7 @@ def quantize_params(
     group_size: int | None = None,
     symmetric: bool = True,
     grid: str = "max",
+    adapt_groups: bool = False,
 ) -> Any:
     """Round the matrices of one model whose path matches; all else, including matching vectors, stays unchanged.
 
@@ -152,6 +162,8 @@ def quantize_params(
       params: nested dict of arrays, of one model; `jax.vmap` rounds a stack of members.
       bits, granularity, group_size, symmetric, grid: as in `round_to_nearest`.
       pattern: regular expression that the whole of a leaf's path, its keys joined by "/", has to match.
+      adapt_groups: whether a matrix whose inputs `group_size` doesn't divide has `largest_group` instead, rather than
+        being an error.
 
     Returns:
       A tree of the same structure.
@@ -174,8 +186,10 @@ def quantize_params(
 
     def rounded(path: str, leaf: Array) -> Array:
         by_token = path in ("embedding", "positions", "unembedding")
+        w_IO = leaf.T if by_token else leaf
+        size = largest_group(len(w_IO), group_size) if adapt_groups and group_size else group_size
         try:
-            rounded_IO = round_to_nearest(leaf.T if by_token else leaf, bits, granularity, group_size, symmetric, grid)
+            rounded_IO = round_to_nearest(w_IO, bits, granularity, size, symmetric, grid)
             return rounded_IO.T if by_token else rounded_IO
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

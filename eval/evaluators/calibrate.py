@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from eval.gptq import gptq_with_damping
-from eval.quantize import quantize_params, round_to_nearest
+from eval.quantize import largest_group, quantize_params, round_to_nearest
 from geometry.svd import matmul
 from olmo_jax import model
 from olmo_jax.config.model import Layer, ModelConfig
@@ -36,7 +36,7 @@ class Errors(NamedTuple):
 
 
 class Method(NamedTuple):
-    """Arguments of `eval.gptq.gptq`."""
+    """Arguments of `eval.gptq.gptq`; `adapt_groups` as in `eval.quantize.quantize_params`."""
 
     bits: int | Array
     granularity: str = "channel"
@@ -45,15 +45,33 @@ class Method(NamedTuple):
     grid: str = "max"
     act_order: bool = False
     damping: float = 0.01
+    adapt_groups: bool = False
 
     @property
     def rounding(self) -> tuple[int | Array, str, int | None, bool, str]:
         """Return the arguments of `round_to_nearest`."""
         return self[:5]
 
+    @property
+    def arguments(self) -> tuple[int | Array, str, int | None, bool, str, bool, float]:
+        """Return the arguments of `eval.gptq.gptq`."""
+        return self[:7]
+
+    def of_inputs(self, inputs: int) -> "Method":
+        """Return the method for matrices with this number of inputs."""
+        if self.adapt_groups and self.group_size:
+            return self._replace(group_size=largest_group(inputs, self.group_size))
+        return self
+
 
 def gptq_params(
-    config: ModelConfig, params_M: Any, tokens_NL: ArrayLike, pattern: str, method: Method, batch_size: int = 32
+    config: ModelConfig,
+    params_M: Any,
+    tokens_NL: ArrayLike,
+    pattern: str,
+    method: Method,
+    batch_size: int = 32,
+    is_text_NL: ArrayLike | None = None,
 ) -> tuple[Any, dict[str, Errors]]:
     """Quantise the matrices whose path matches by GPTQ, each member of a stack calibrated on its own states.
 
@@ -64,31 +82,40 @@ def gptq_params(
       tokens_NL: calibration text, the same for all members.
       pattern: regular expression that the whole of a parameter's path has to match.
       batch_size: most rows of text per batch; the largest divisor of N up to it is used.
+      is_text_NL: False for the padding after a row's text, which counts in no Hessian; None if there is none.
 
     Returns:
       The quantised stack, and the errors `[M]` of each matrix by path.
     """
     tokens_nBL = _batches(jnp.asarray(tokens_NL), batch_size)
+    is_text_nBL = jnp.ones(tokens_nBL.shape, bool)
+    if is_text_NL is not None:
+        is_text_nBL = jnp.asarray(is_text_NL).reshape(tokens_nBL.shape)
     bits, how = method.bits, method._replace(bits=0)  # separate, so that all bit widths share one compiled program
     params_M, errors = dict(params_M), dict[str, Errors]()
     tied = "unembedding" not in params_M
     for name in ("positions",) if tied else ("embedding", "positions"):
         if name in params_M and re.fullmatch(pattern, name):
-            params_M = jax.vmap(lambda p, n=name: quantize_params(p, method.bits, n, *method.rounding[1:]))(params_M)
+            round_by_token = functools.partial(_round_by_token, method, name)
+            params_M = jax.vmap(round_by_token)(params_M)
     x_MnBLD = _embed(config, params_M, tokens_nBL)
     with progress("  blocks", config.n_layers, within=True) as show:
         for i, layer in enumerate(config.layers):
             block = f"blocks_{i}"
             chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
             params_M[block], x_MnBLD, block_errors = jax.block_until_ready(
-                _block(config, layer, chosen, how, bits, params_M[block], x_MnBLD)
+                _block(config, layer, chosen, how, bits, params_M[block], x_MnBLD, is_text_nBL)
             )
             errors |= {f"{block}/{path}": of_path for path, of_path in block_errors.items()}
             show(i + 1, "quantised")
     last = "embedding" if tied else "unembedding"
     if any(re.fullmatch(pattern, name) for name in {last, "unembedding"}):
-        params_M[last], errors[last] = _unembedding(config, how, bits, params_M, x_MnBLD)
+        params_M[last], errors[last] = _unembedding(config, how, bits, params_M, x_MnBLD, is_text_nBL)
     return params_M, errors
+
+
+def _round_by_token(method: Method, name: str, params: Any) -> Any:
+    return quantize_params(params, method.bits, name, *method.rounding[1:], adapt_groups=method.adapt_groups)
 
 
 def _projections(block_params_M: Any) -> list[str]:
@@ -113,6 +140,7 @@ def _block(
     bits: Array,
     block_params_M: Any,
     x_MnBLD: Array,
+    is_text_nBL: Array,
 ) -> tuple[Any, Array, dict[str, Errors]]:
     """Return the quantised block, the states after it, and its errors."""
     inputs_of = functools.partial(model.block_inputs, config, layer=layer)
@@ -120,12 +148,13 @@ def _block(
     def one(block_params: Any, x_nBLD: Array) -> tuple[Any, Array, dict[str, Errors]]:
         matrices = {path: block_params[path.split("/")[0]][path.split("/")[1]] for path in chosen}
 
-        def add(hessians: dict[str, Array], x_BLD: Array) -> tuple[dict[str, Array], None]:
+        def add(hessians: dict[str, Array], batch: tuple[Array, Array]) -> tuple[dict[str, Array], None]:
+            x_BLD, is_text_BL = batch
             _, inputs = inputs_of(block_params, x_BLD)
-            return {path: hessians[path] + _gram(inputs[path]) for path in chosen}, None
+            return {path: hessians[path] + _gram(inputs[path], is_text_BL) for path in chosen}, None
 
         zeros = {path: jnp.zeros((len(w_IO), len(w_IO))) for path, w_IO in matrices.items()}
-        hessians, _ = jax.lax.scan(add, zeros, x_nBLD)
+        hessians, _ = jax.lax.scan(add, zeros, (x_nBLD, is_text_nBL))
         quantized, errors = _quantize(matrices, hessians, how._replace(bits=bits))
         new = {part: dict(value) if isinstance(value, dict) else value for part, value in block_params.items()}
         for path, q_IO in quantized.items():
@@ -138,13 +167,16 @@ def _block(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "how"))
-def _unembedding(config: ModelConfig, how: Method, bits: Array, params_M: Any, x_MnBLD: Array) -> tuple[Array, Errors]:
+def _unembedding(
+    config: ModelConfig, how: Method, bits: Array, params_M: Any, x_MnBLD: Array, is_text_nBL: Array
+) -> tuple[Array, Errors]:
     def one(params: Any, x_nBLD: Array) -> tuple[Array, Errors]:
-        def add(hessian_DD: Array, x_BLD: Array) -> tuple[Array, None]:
-            return hessian_DD + _gram(model.final_norm(config, params, x_BLD)), None
+        def add(hessian_DD: Array, batch: tuple[Array, Array]) -> tuple[Array, None]:
+            x_BLD, is_text_BL = batch
+            return hessian_DD + _gram(model.final_norm(config, params, x_BLD), is_text_BL), None
 
         w_DV = model.unembedding(params).T
-        hessian_DD, _ = jax.lax.scan(add, jnp.zeros((len(w_DV), len(w_DV))), x_nBLD)
+        hessian_DD, _ = jax.lax.scan(add, jnp.zeros((len(w_DV), len(w_DV))), (x_nBLD, is_text_nBL))
         quantized, errors = _quantize({"unembedding": w_DV}, {"unembedding": hessian_DD}, how._replace(bits=bits))
         return quantized["unembedding"].T, errors["unembedding"]
 
@@ -161,13 +193,14 @@ def _quantize(
     """
 
     def one(w_IO: Array, hessian_II: Array) -> tuple[Array, Errors]:
-        q_IO, used = gptq_with_damping(w_IO, hessian_II, *method)
+        for_shape = method.of_inputs(len(w_IO))
+        q_IO, used = gptq_with_damping(w_IO, hessian_II, *for_shape.arguments)
         size = _output(w_IO, hessian_II)
 
         def share(off_IO: Array) -> Array:
             return jnp.sqrt(_output(off_IO, hessian_II) / jnp.where(size > 0, size, 1.0))
 
-        return q_IO, Errors(share(w_IO - q_IO), share(w_IO - round_to_nearest(w_IO, *method.rounding)), used)
+        return q_IO, Errors(share(w_IO - q_IO), share(w_IO - round_to_nearest(w_IO, *for_shape.rounding)), used)
 
     quantized: dict[str, Array] = {}
     errors: dict[str, Errors] = {}
@@ -184,9 +217,10 @@ def _output(w_IO: Array, hessian_II: Array) -> Array:
     return jnp.sum(w_IO * matmul(hessian_II, w_IO))
 
 
-def _gram(x_BLI: Array) -> Array:
-    """Return 2 X^T X for the inputs of all tokens, in float32."""
-    x_NI = x_BLI.reshape(-1, x_BLI.shape[-1]).astype(jnp.float32)
+def _gram(x_BLI: Array, is_text_BL: Array) -> Array:
+    """Return 2 X^T X for the inputs of all tokens of text, in float32."""
+    x_BLI = jnp.where(is_text_BL[:, :, None], x_BLI.astype(jnp.float32), 0.0)
+    x_NI = x_BLI.reshape(-1, x_BLI.shape[-1])
     return 2 * matmul(x_NI.T, x_NI)
 
 

@@ -14,16 +14,17 @@ from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.evaluators.calibrate import Method, gptq_params
 from eval.evaluators.perturbation import check_pattern
-from eval.quantize import BLOCK_PROJECTIONS, GRANULARITIES, SYMMETRIC_GRIDS, quantize_params
+from eval.quantize import BLOCK_PROJECTIONS, GRANULARITIES, SYMMETRIC_GRIDS, largest_group, quantize_params
 from olmo_jax.config import ConfigError, one_of, require
 from olmo_jax.config.field import POSITIVE_WHOLE, Role, at_least, choice, each, setting, within
 from olmo_jax.config.validation import Settings, unique
 from olmo_jax.console import say
-from olmo_jax.data.windows import train_windows
+from olmo_jax.data.windows import first_documents, train_windows
 from olmo_jax.execution.sharding import path_name
 from olmo_jax.storage.names import file_name
 
 METHODS = ("round_to_nearest", "gptq")
+_WIDTHS = each(within(2, 8), "needs widths of 2 to 8 bits")
 
 # Parts of a model that are quantised together, as patterns of parameter paths. Norms and biases never are.
 SCOPES = {
@@ -34,15 +35,49 @@ SCOPES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupsConfig(Settings):
+    """Quantisation with a scale per group of inputs, measured besides that of the section above.
+
+    Methods, scopes and grid are those of that section. The other defaults are as Catalan-Tatjer et al. (arXiv
+    2510.06213) quantise OLMo's models, to 3 and 4 bits; a size that doesn't divide the inputs of a matrix gives it the
+    largest groups that do.
+    """
+
+    bits: tuple[int, ...] = setting(
+        (), Role.OBSERVATION, "Widths, 2 to 8; () leaves this out. Published: (4, 3).", bound=_WIDTHS, unit="bits"
+    )
+    size: int = setting(
+        128,
+        Role.OBSERVATION,
+        "Inputs of a group at most; a matrix has the largest groups up to this that its inputs divide into evenly.",
+        bound=POSITIVE_WHOLE,
+        unit="inputs",
+    )
+    calibration_tokens: int = setting(
+        524_288,
+        Role.OBSERVATION,
+        "Tokens that GPTQ reads, at most. Published: 1,024 documents of up to 512 tokens.",
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
+    )
+    document_tokens: int = setting(
+        512,
+        Role.OBSERVATION,
+        "Tokens that each document of the training text contributes at most; 0 reads training windows instead.",
+        bound=at_least(0, "needs a number of tokens, or 0 for training windows"),
+        unit="tokens",
+    )
+
+    def check_fields(self, at: str) -> None:
+        unique(self.bits, f"{at}.bits")
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantizeConfig(Settings):
     """Quantisation of weights, emulated: bits x methods x scopes, the loss by domain after each."""
 
     bits: tuple[int, ...] = setting(
-        (8, 4, 3),
-        Role.OBSERVATION,
-        "Widths, 2 to 8; () leaves quantisation out.",
-        bound=each(within(2, 8), "needs widths of 2 to 8 bits"),
-        unit="bits",
+        (8, 4, 3), Role.OBSERVATION, "Widths, 2 to 8; () leaves quantisation out.", bound=_WIDTHS, unit="bits"
     )
     methods: tuple[str, ...] = setting(METHODS, Role.OBSERVATION, 'Methods: "round_to_nearest", "gptq".')
     scopes: tuple[str, ...] = setting(
@@ -87,6 +122,7 @@ class QuantizeConfig(Settings):
         bound=POSITIVE_WHOLE,
         unit="tokens",
     )
+    groups: GroupsConfig = GroupsConfig()
 
     def check_fields(self, at: str) -> None:
         for name in ("bits", "methods", "scopes"):
@@ -116,6 +152,7 @@ class _Quantization(Evaluator[QuantizeConfig]):
     section = "quantize"
     config_type = QuantizeConfig
     own_settings: tuple[str, ...] = ()
+    calibrated = False
     results = (
         Result("error/weight", "Relative error of the weights, mean over matrices", "", "evaluation"),
         Result(
@@ -123,21 +160,34 @@ class _Quantization(Evaluator[QuantizeConfig]):
         ),
         Result("error/output_rounded", "The same by rounding to nearest, mean over matrices", "", "evaluation"),
         Result("error/damping", "Damping of the Hessians, mean over matrices", "", "evaluation"),
+        Result("smallest_group", "Inputs that share a scale, the fewest of all matrices", "inputs", "evaluation"),
         *LOSSES,
     )
 
     def evaluations(self) -> list[Evaluation]:
         config = self.config
+        if self.kind not in config.methods:
+            return []
         shared = ("granularity", "group_size", "symmetric", "grid", *self.own_settings)
         settings = self.text.text_settings | {name: getattr(config, name) for name in shared}
+        in_groups = settings | {"granularity": "group", "group_size": config.groups.size, "adapt_groups": True}
+        if self.calibrated:
+            in_groups |= {
+                "calibration_tokens": config.groups.calibration_tokens,
+                "document_tokens": config.groups.document_tokens,
+            }
         return [
             Evaluation(
                 self.kind,
-                f"{self.kind}_{bits}" + ("" if scope == "blocks" else f"_{file_name(scope)}"),
-                settings | {"bits": bits, "pattern": SCOPES.get(scope, scope)},
+                f"{self.kind}_{bits}{suffix}" + ("" if scope == "blocks" else f"_{file_name(scope)}"),
+                chosen | {"bits": bits, "pattern": SCOPES.get(scope, scope)},
             )
-            for scope in (config.scopes if self.kind in config.methods else ())
-            for bits in config.bits
+            for widths, suffix, chosen in (
+                (config.bits, "", settings),
+                (config.groups.bits, f"_group{config.groups.size}", in_groups),
+            )
+            for scope in config.scopes
+            for bits in widths
         ]
 
     def check(self, data: EvalData) -> None:
@@ -145,14 +195,41 @@ class _Quantization(Evaluator[QuantizeConfig]):
             return
         size = self.config.group_size
         for scope in self.config.scopes:
-            pattern = SCOPES.get(scope, scope)
-            if "unembedding" not in data.matrices and re.fullmatch(pattern, "unembedding"):
-                pattern = f"{pattern}|embedding"  # a tied embedding serves as both
+            pattern = _with_tied(SCOPES.get(scope, scope), data)
             for path in check_pattern(f"{self.key}.scopes", scope, pattern, data):
-                rows, columns = data.matrices[path]
-                inputs = columns if path in ("embedding", "unembedding", "positions") else rows
+                inputs = _inputs(path, data)
                 remedy = f"doesn't divide the {inputs} inputs of {path}; choose a divisor, or granularity 'channel'"
                 require(not size or inputs % size == 0, f"{self.key}.group_size", size, remedy)
+
+    def _results(self, models: ModelBatch, evaluation: Evaluation, changed_M: Any, errors: "_Errors") -> list[Measured]:
+        """Return losses, their rise, and the errors of the matrices, those given and those of the weights."""
+        losses = models.measured_with_rise(models.losses_of(changed_M), relative=True)
+        by_path: _Errors = _weight_errors(models.params_M, changed_M)
+        for path, of_path in errors.items():
+            by_path[path] |= of_path
+        results = _with_errors(losses, by_path)
+        settings, data = evaluation.settings, models.eval_data
+        if settings.get("adapt_groups"):
+            pattern = _with_tied(settings["pattern"], data)
+            paths = [path for path in data.matrices if re.fullmatch(pattern, path)]
+            smallest = min(largest_group(_inputs(path, data), settings["group_size"]) for path in paths)
+            results = [result._replace(metrics=result.metrics | {"smallest_group": smallest}) for result in results]
+        return results
+
+
+# By path of a matrix and name of the error, its value of each model, `[M]`.
+_Errors = dict[str, dict[str, Any]]
+
+
+def _with_tied(pattern: str, data: EvalData) -> str:
+    """Return a pattern that matches the embedding too, if that is tied and serves as the unembedding that matches."""
+    tied = "unembedding" not in data.matrices and re.fullmatch(pattern, "unembedding")
+    return f"{pattern}|embedding" if tied else pattern
+
+
+def _inputs(path: str, data: EvalData) -> int:
+    rows, columns = data.matrices[path]
+    return columns if path in ("embedding", "unembedding", "positions") else rows
 
 
 @evaluator
@@ -160,16 +237,16 @@ class RoundToNearest(_Quantization):
     """Losses after rounding to nearest, their rise, and the errors of weights."""
 
     kind = "round_to_nearest"
-    names = r"round_to_nearest_(?P<bits>\d+)(?P<scope>_.+)?"
-    words = "After rounding weights to {bits} bits{scope}"
+    names = r"round_to_nearest_(?P<bits>\d+)(?:_group(?P<group>\d+))?(?P<scope>_.+)?"
+    words = "After rounding weights to {bits} bits{group}{scope}"
     of = {"after": "quantize", "method": "round_to_nearest", "scope": "blocks"}
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         settings = evaluation.settings
-        bits, *how = _method(settings).rounding
-        rounded_M = _rounded(models.params_M, bits, settings["pattern"], tuple(how))
-        losses = models.measured_with_rise(models.losses_of(rounded_M))
-        return _with_errors(losses, _weight_errors(models.params_M, rounded_M))
+        method = _method(settings)
+        bits, *how = method.rounding
+        rounded_M = _rounded(models.params_M, bits, settings["pattern"], (*how, method.adapt_groups))
+        return self._results(models, evaluation, rounded_M, {})
 
 
 @evaluator
@@ -177,27 +254,32 @@ class Gptq(_Quantization):
     """The same for GPTQ, with output errors on the calibration tokens; prints a notice if damping was raised."""
 
     kind = "gptq"
-    names = r"gptq_(?P<bits>\d+)(?P<scope>_.+)?"
-    words = "After GPTQ to {bits} bits{scope}"
+    names = r"gptq_(?P<bits>\d+)(?:_group(?P<group>\d+))?(?P<scope>_.+)?"
+    words = "After GPTQ to {bits} bits{group}{scope}"
     of = {"after": "quantize", "method": "gptq", "scope": "blocks"}
     own_settings = ("act_order", "damping", "calibration_tokens")
+    calibrated = True
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         settings, data = evaluation.settings, models.eval_data
         method = _method(settings)._replace(act_order=settings["act_order"], damping=settings["damping"])
+        tokens, document_tokens = settings["calibration_tokens"], settings.get("document_tokens", 0)
+        tokens_NL, is_text_NL = (
+            data.once(_calibration_documents, tokens, document_tokens)
+            if document_tokens
+            else (data.once(_calibration_windows, tokens), None)
+        )
         quantized_M, errors = gptq_params(
             data.shape.model,
             models.params_M,
-            data.once(_calibration_windows, settings["calibration_tokens"]),
+            tokens_NL,
             settings["pattern"],
             method,
             data.config.batch_size,
+            is_text_NL,
         )
-        losses = models.measured_with_rise(models.losses_of(quantized_M))
-        by_path: dict[str, dict[str, Any]] = _weight_errors(models.params_M, quantized_M)
-        for path, output_errors in jax.device_get(errors).items():
-            by_path[path] |= output_errors._asdict()
-        results = _with_errors(losses, by_path)
+        by_path = {path: output_errors._asdict() for path, output_errors in jax.device_get(errors).items()}
+        results = self._results(models, evaluation, quantized_M, by_path)
         configured = np.float32(method.damping)  # the precision of the computation
         raised = {
             path: np.nanmax(e.damping) for path, e in errors.items() if np.any(np.asarray(e.damping) > configured)
@@ -212,13 +294,40 @@ def _calibration_windows(data: EvalData, tokens: int) -> np.ndarray:
     length, domains = data.shape.sequence_length, data.shape.config.data.train_domains
     available = sum(data.index.shard("train", d).tokens for d in domains or data.index.domains)
     count = min(max(1, tokens // length), (available - 1) // length)
-    widest = max(data.shape.model.d_model, data.shape.model.d_ff)
-    if count * length < widest:
-        say(
-            f"calibration has {count * length} tokens, fewer than the {widest} inputs of a matrix, so GPTQ's "
-            "Hessians are singular without damping; raise config.evaluation.quantize.calibration_tokens"
-        )
+    _say_if_few(data, count * length, "calibration_tokens")
     return np.asarray(train_windows(data.index, domains, length, count, 0)[0])[:, :-1]
+
+
+def _calibration_documents(data: EvalData, tokens: int, document_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return training documents, each cut and one per row, and where a row has text, `[N, L]` both.
+
+    Domains count alike. L is `document_tokens`, or the length of the sequences that the models were trained on if that
+    is less; the number of rows is a multiple of the batch size wherever there are so many.
+    """
+    length = min(document_tokens, data.shape.sequence_length)
+    domains = data.shape.config.data.train_domains or data.index.domains
+    documents = [
+        document
+        for domain in domains
+        for document in first_documents(data.index, domain, max(1, tokens // len(domains)), ("train",), length)
+    ]
+    batch = data.config.batch_size
+    documents = documents[: max(len(documents) // batch * batch, 1)] if len(documents) > batch else documents
+    _say_if_few(data, sum(map(len, documents)), "groups.calibration_tokens")
+    tokens_NL = np.zeros((len(documents), length), np.int32)
+    is_text_NL = np.zeros((len(documents), length), bool)
+    for row, document in enumerate(documents):
+        tokens_NL[row, : len(document)], is_text_NL[row, : len(document)] = document, True
+    return tokens_NL, is_text_NL
+
+
+def _say_if_few(data: EvalData, tokens: int, field: str) -> None:
+    widest = max(data.shape.model.d_model, data.shape.model.d_ff)
+    if tokens < widest:
+        say(
+            f"calibration has {tokens} tokens, fewer than the {widest} inputs of a matrix, so GPTQ's Hessians are "
+            f"singular without damping; raise config.evaluation.quantize.{field}"
+        )
 
 
 def _say_raised(name: str, configured: float, raised: dict[str, float]) -> None:
@@ -237,6 +346,7 @@ def _method(settings: dict[str, Any]) -> Method:
         settings["group_size"] or None,
         settings["symmetric"],
         settings["grid"],
+        adapt_groups=settings.get("adapt_groups", False),
     )
 
 

@@ -318,5 +318,14 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     return inner + rows * c.d_model + c.factored_head * c.d_model**2, inner
 
 
+def head_count(config: ModelConfig) -> int:
+    """Return the parameters without the embedding and learned positions, but with the unembedding unless it is tied.
+
+    This is OLMo's `num_params(include_embedding=False)`, after which public suites of small models name their sizes.
+    """
+    c, (total, _) = config, parameter_count(config)
+    return total - (c.padded_vocab_size + c.context_length * (c.positions == "learned")) * c.d_model
+
+
 def _norm_parameters(config: ModelConfig, width: int) -> int:
     return {"layer_norm": 0, "rms_norm": 1, "affine_layer_norm": 2}[config.norm] * width

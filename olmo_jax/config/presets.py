@@ -1,4 +1,4 @@
-"""Architectures by name: the six sizes that stand in for paper A's, and the published ones.
+"""Architectures by name: the sizes that stand in for paper A's, in two readings, and the published ones.
 
 OLMO, OLMO2 and PYTHIA map a size to its ModelConfig, as published in code: OLMo's configs/tiny and configs/official,
 OLMo-core's TransformerConfig, Pythia's config.json. How they were trained is not in here.
@@ -53,7 +53,7 @@ def _pythia(d_model: int, n_layers: int, n_heads: int) -> ModelConfig:
     )
 
 
-# Six sizes [ours, methods.md section 1], named by their parameters without embeddings.
+# Six sizes [ours, methods.md section 1], named by their parameters without embedding and unembedding.
 STAND_INS = {
     "4m": _olmo(256, 4, 8, 2048),
     "8m": _olmo(256, 8, 8, 2048),
@@ -61,6 +61,17 @@ STAND_INS = {
     "19m": _olmo(384, 8, 8, 2048),
     "34m": _olmo(512, 8, 8, 2048),
     "75m": _olmo(768, 8, 12, 2048),
+}
+
+# The same labels as OLMo's counter reads them, with the unembedding and without the embedding: four sizes of public
+# suites [code], and two between and above them [ours]; methods.md section 7.
+STAND_INS_WITH_HEAD = {
+    "4m": _olmo(64, 8, 8, 2048),
+    "8m": _olmo(128, 8, 8, 2048),
+    "14m": _olmo(192, 8, 8, 2048),
+    "20m": _olmo(256, 8, 8, 2048),
+    "34m": _olmo(320, 10, 8, 2048),
+    "75m": _olmo(512, 12, 8, 2048),
 }
 
 # Public [code], named by their parameters with one of the two embeddings; OLMo-1B ties them.

@@ -123,14 +123,14 @@ def evaluation_windows(documents: Sequence[np.ndarray], eos_id: int, sequence_le
     return EvaluationWindows(inputs_NL, targets_NL, weights_NL, document_N)
 
 
-def validation_documents(
+def first_documents(
     index: TokenIndex,
     domain: str,
     max_tokens: int,
     splits: Sequence[str] = ("validation",),
     most_per_document: int = 0,
 ) -> list[np.ndarray]:
-    """Return the tokens of the first documents of a domain's validation split, int32, without eos.
+    """Return the tokens of the first documents of a domain, by default of its validation split; int32, without eos.
 
     Documents are stored in the order of hashes, so the first ones are a random sample.
 
@@ -152,7 +152,8 @@ def validation_documents(
             left -= len(chosen[-1])
     if not chosen:
         raise DataError(
-            f"{index.directory}: domain {domain!r} has no validation text; raise data.validation_fraction or add text"
+            f"{index.directory}: domain {domain!r} has no {' or '.join(splits)} text; raise data.validation_fraction "
+            "or add text"
         )
     return chosen
 

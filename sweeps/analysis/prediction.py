@@ -111,7 +111,7 @@ def predicted_losses(table: pd.DataFrame) -> list[str]:
     """
     catalog, losses = catalog_of(table), loss_columns(table)
     quantised = catalog.select(kind="loss", after="quantize", scope="blocks", domain="in_domain")
-    fewest = sorted(quantised, key=lambda c: (catalog[c].of["bits"], catalog[c].of["method"]))
+    fewest = sorted(quantised, key=lambda c: [catalog[c].of.get(key, 0) for key in ("bits", "group", "method")])
     tuned = catalog.select(kind="loss", after="finetune", domain="target")
     choices = [
         [PRIMARY_PAIR[1]],

@@ -9,6 +9,7 @@ import numpy as np
 
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps
 from olmo_jax.config import OptimizerConfig, TrainConfig
+from olmo_jax.config.model import head_count
 from olmo_jax.execution import flops
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import cumulative_weight_decay
@@ -32,7 +33,8 @@ def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: fl
         stacks = sum(stack.id == cohort.id for stack in plan.stacks)
         cohort_lines.append(
             f"cohort {cohort.id}: {len(cohort.runs)} runs in {len(cohort.segment_ends)} segment(s)"
-            f"{f', {stacks} stacks' if stacks > 1 else ''}, {total:,} parameters each ({inner:,} without embeddings)"
+            f"{f', {stacks} stacks' if stacks > 1 else ''}, {total:,} parameters each ({inner:,} without embeddings, "
+            f"{head_count(cohort.shape.model):,} with the unembedding alone)"
         )
         cohort_lines += [_line(run, training_tokens) for run in cohort.runs]
     return [*cohort_lines, *_totals(plan, rate, rate_source), *(f"note: {note}" for note in plan.notes)]

@@ -122,19 +122,34 @@ def _quantisation(rows: pd.DataFrame) -> str:
     """Of the fewest bits."""
     catalog = catalog_of(rows)
     quantised = catalog.select(kind="loss", after="quantize", scope="blocks", domain="in_domain")
-    rises = {
-        (catalog[c].of["bits"], catalog[c].of["method"]): _values(rows, c) - _values(rows, _LOSS) for c in quantised
-    }
-    rises = {key: rise for key, rise in rises.items() if np.isfinite(rise).any()}
+    rises = {c: rise for c in quantised if np.isfinite(rise := _values(rows, c) - _values(rows, _LOSS)).any()}
     if not rises:
         return ""
-    bits = min(b for b, _ in rises)
+    bits = min(catalog[c].of["bits"] for c in rises)
     words = {"round_to_nearest": "rounding weights", "gptq": "GPTQ"}
-    of_fewest = {method: rises[bits, method] for method in words if (bits, method) in rises}
+    of_fewest = sorted(
+        (c for c in rises if catalog[c].of["bits"] == bits),
+        key=lambda c: (catalog[c].of.get("group", 0), list(words).index(catalog[c].of["method"])),
+    )
     changes = [
-        f"{words[m]} to {counted(bits, 'bit')} changed in-domain loss by {change(r)}" for m, r in of_fewest.items()
+        f"{words[catalog[c].of['method']]} to {counted(bits, 'bit')}{_in_groups(rows, c)} changed in-domain loss by "
+        f"{change(rises[c])}"
+        for c in of_fewest
     ]
-    return "; ".join(changes) + _against_rank(rows, list(of_fewest.values())[-1], "that change")
+    in_columns = [c for c in of_fewest if "group" not in catalog[c].of] or of_fewest
+    name = "that change" if len(of_fewest) == len(in_columns) else "the change without groups"
+    return "; ".join(changes) + _against_rank(rows, rises[in_columns[-1]], name)
+
+
+def _in_groups(rows: pd.DataFrame, column: str) -> str:
+    """Say in which groups of inputs weights were quantised, and that these are smaller where a model is narrow."""
+    size = catalog_of(rows)[column].of.get("group")
+    if size is None:
+        return ""
+    smallest = _values(rows, f"{column.split('/')[0]}/smallest_group")
+    adapted = np.isfinite(smallest).any() and np.nanmin(smallest) < size
+    note = f" (adapted to each matrix's width, {np.nanmin(smallest):g} at the least)" if adapted else ""
+    return f" in groups of {size} inputs{note}"
 
 
 def _finetuning(rows: pd.DataFrame) -> str:

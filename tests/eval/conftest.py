@@ -6,7 +6,15 @@ import shutil
 import pytest
 from etils import epath
 
-from eval.config import DynamicsConfig, EvalConfig, FinetuneConfig, PerturbConfig, QuantizeConfig, TasksConfig
+from eval.config import (
+    DynamicsConfig,
+    EvalConfig,
+    FinetuneConfig,
+    GroupsConfig,
+    PerturbConfig,
+    QuantizeConfig,
+    TasksConfig,
+)
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.train import train_cohort, write_run_files
 
@@ -29,7 +37,11 @@ def config(quiz):
     return EvalConfig(
         tokens_per_domain=300,
         batch_size=8,
-        quantize=QuantizeConfig(bits=(8, 3), calibration_tokens=256),
+        quantize=QuantizeConfig(
+            bits=(8, 3),
+            calibration_tokens=256,
+            groups=GroupsConfig(bits=(3,), size=7, calibration_tokens=256, document_tokens=10),
+        ),
         finetune=FinetuneConfig(
             targets=("code", f"task:{quiz}"),
             learning_rates=(1e-3, 1e-2),

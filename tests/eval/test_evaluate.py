@@ -37,7 +37,7 @@ def evaluated(cohort, index, light, checkpoints, tmp_path_factory):
 def test_evaluation_can_be_restricted_to_kind_run_and_step(cohort, trained, config):
     todo = jobs(trained, cohort, config, Choice(("gptq", "truncation_1"), "run1", (10,)))
     assert [(job.evaluation.name, job.models) for job in todo] == [
-        (name, (("run1", 10),)) for name in ("gptq_8", "gptq_3", "truncation_1")
+        (name, (("run1", 10),)) for name in ("gptq_8", "gptq_3", "gptq_3_group7", "truncation_1")
     ]
     final = jobs(trained, cohort, config, Choice(("lm_loss",), steps="final"))
     assert [job.models for job in final] == [(("run0", 12), ("run1", 12))]

@@ -10,6 +10,7 @@ from etils import epath
 
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluate import evaluate, read_results
+from eval.evaluators import quantization
 from tests.eval.stored import metrics, stored, task_name
 
 
@@ -24,7 +25,7 @@ def evaluated(cohort, index, config, checkpoints, tmp_path_factory):
 def test_every_evaluation_of_every_checkpoint_has_its_file(evaluated, config):
     names = {step: set(read_results(evaluated, "run1", step, config)) for step in (5, 10, 12)}
     assert names[5] == names[10] == {"lm_loss", "cka"}
-    final = {f"{method}_{bits}" for method in ("round_to_nearest", "gptq") for bits in (8, 3)}
+    final = {f"{method}_{bits}" for method in ("round_to_nearest", "gptq") for bits in ("8", "3", "3_group7")}
     final |= {"unigram", "lm_loss", "cka", "saturation", "noise_relative_0.5", "truncation_1", "truncation_0.25"}
     final |= {"finetune_code_lr0.001", "finetune_code_lr0.01", "finetune_code_best"}
     assert names[12] > final
@@ -63,6 +64,29 @@ def test_loss_increases_with_fewer_bits(evaluated, method):
         exact = metrics(evaluated, run, "lm_loss")["macro"]
         assert three["rise/macro"] == pytest.approx(three["macro"] - exact, abs=1e-6)
         assert three["rise_standard_error/macro"] > 0
+
+
+@pytest.mark.parametrize("method", ["round_to_nearest", "gptq"])
+def test_groups_that_do_not_divide_the_inputs_are_adapted_and_say_so(evaluated, method):
+    grouped, columns = (stored(evaluated, "run0", f"{method}_3{suffix}") for suffix in ("_group7", ""))
+    assert grouped["metrics"]["smallest_group"] == 4  # of 16 inputs and 64
+    assert "smallest_group" not in columns["metrics"]
+    for path, of in grouped["matrices"].items():
+        assert of["weight"] < columns["matrices"][path]["weight"]
+    before = metrics(evaluated, "run0", "lm_loss")["in_domain"]
+    share = grouped["metrics"]["in_domain"] / before - 1
+    assert grouped["metrics"]["relative_rise/in_domain"] == pytest.approx(share, abs=1e-6)
+
+
+def test_gptq_in_groups_is_calibrated_on_documents(cohort, index, config, checkpoints):
+    data = EvalData(checkpoints, cohort, index, config)
+    tokens_NL, is_text_NL = quantization._calibration_documents(data, 256, 10)
+    assert tokens_NL.shape[1] == 10
+    assert 0.5 * 256 < is_text_NL.sum() <= 256
+    assert len(tokens_NL) % config.batch_size == 0
+    documents = index.documents("train", "prose")
+    for row, (document, is_text) in enumerate(zip(documents, is_text_NL, strict=False)):
+        np.testing.assert_array_equal(tokens_NL[row][is_text], document[:10][: is_text.sum()])
 
 
 def test_gptq_leaves_less_output_error_than_rounding_on_every_matrix(evaluated):

@@ -97,7 +97,8 @@ def _rises(results: AnalysisResults) -> pd.DataFrame:
     for method, name in _METHODS.items():
         for column in catalog.select(kind="loss", after="quantize", method=method, domain="in_domain"):
             of = catalog[column].of
-            variant = "" if of["scope"] == "blocks" else f" {of['scope']}".replace("_", " ")
+            variant = f" in groups of {of['group']}" if "group" in of else ""
+            variant += "" if of["scope"] == "blocks" else f" {of['scope']}".replace("_", " ")
             effect = f"{name} to {of['bits']} bits{variant}: rise of in-domain loss"
             rise_N = charts.values(rows, column) - charts.values(rows, _LOSS)
             frames.append(_frame(rows, effect, rise_N, method=f"{name}{variant}", scope=of["scope"], bits=of["bits"]))

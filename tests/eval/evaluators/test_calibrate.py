@@ -13,7 +13,7 @@ from eval.evaluators import calibrate
 from eval.evaluators.calibrate import Method, gptq_params
 from eval.evaluators.quantization import SCOPES
 from eval.gptq import gptq
-from eval.quantize import quantize_params
+from eval.quantize import quantize_params, round_to_nearest
 from olmo_jax import model
 from olmo_jax.config import ModelConfig
 from tests.olmo_jax.variants import FAMILIES, VARIANTS
@@ -104,6 +104,40 @@ def test_an_unembedding_is_calibrated_on_final_states_and_an_embedding_is_rounde
     assert jnp.array_equal(after["blocks_0"]["mlp"]["up"], params_M["blocks_0"]["mlp"]["up"])
 
 
+def test_padding_after_a_text_changes_nothing():
+    config = dataclasses.replace(FAMILIES["olmo"], n_layers=1)
+    params_M = stack(config, 1)
+    padded = np.concatenate([TOKENS[:8, :10], np.full((8, 6), 7, np.int32)], axis=1)
+    is_text = np.arange(16) < np.full((8, 1), 10)
+    short, errors = gptq_params(config, params_M, TOKENS[:8, :10], SCOPES["blocks"], Method(3), batch_size=4)
+    long, of_long = gptq_params(config, params_M, padded, SCOPES["blocks"], Method(3), batch_size=4, is_text_NL=is_text)
+    counted, of_counted = gptq_params(config, params_M, padded, SCOPES["blocks"], Method(3), batch_size=4)
+    for path, of in errors.items():
+        part, name = path.split("/")[1:]
+        same = np.abs(short["blocks_0"][part][name] - long["blocks_0"][part][name]) < 1e-5
+        assert np.mean(same) > 0.97, path
+        assert of_long[path].output[0] == pytest.approx(float(of.output[0]), rel=0.01)
+        assert of_counted[path].output[0] != pytest.approx(float(of.output[0]), rel=0.01)
+    assert not np.array_equal(long["blocks_0"]["mlp"]["up"], counted["blocks_0"]["mlp"]["up"])
+
+
+def test_a_group_size_that_does_not_divide_the_inputs_gives_the_largest_groups_that_do():
+    config = dataclasses.replace(FAMILIES["olmo"], n_layers=1, d_ff=48)  # 32 inputs of most matrices, 48 of one
+    params_M = stack(config, 1)
+    method = Method(3, "group", 24, adapt_groups=True)
+    after, errors = gptq_params(config, params_M, TOKENS, SCOPES["all"], method, batch_size=4)
+    rounded = jax.jit(jax.vmap(lambda p: quantize_params(p, 3, SCOPES["all"], "group", 24, adapt_groups=True)))(
+        params_M
+    )
+    for part, name, size in (("attention", "query", 16), ("mlp", "down", 24)):
+        w_IO = params_M["blocks_0"][part][name][0]
+        np.testing.assert_array_equal(rounded["blocks_0"][part][name][0], round_to_nearest(w_IO, 3, "group", size))
+        of = errors[f"blocks_0/{part}/{name}"]
+        assert of.output[0] < of.output_rounded[0]
+    w_DV = params_M["embedding"][0].T
+    np.testing.assert_array_equal(after["embedding"][0].T, round_to_nearest(w_DV, 3, "group", 16))
+
+
 def test_collected_block_inputs_are_the_operands_of_its_projections():
     config = dataclasses.replace(FAMILIES["gpt_neox"], n_layers=1)
     params = model.init(config, jax.random.key(0))
@@ -124,7 +158,7 @@ def test_no_linear_algebra_of_a_batch_runs_on_a_cpu():
     chosen = tuple(calibrate._projections(block))
     x_MnBLD = jnp.zeros((1, 1, 2, 8, config.d_model))
     jaxpr = jax.make_jaxpr(lambda *arrays: calibrate._block(config, config.layers[0], chosen, Method(0), 4, *arrays))(
-        block, x_MnBLD
+        block, x_MnBLD, jnp.ones((1, 2, 8), bool)
     )
 
     def equations(jaxpr):

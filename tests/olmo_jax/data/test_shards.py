@@ -123,7 +123,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 from olmo_jax.data.shards import ShardWriter, TokenIndex
-from olmo_jax.data.windows import epochs, training_tokens, validation_documents
+from olmo_jax.data.windows import epochs, training_tokens, first_documents
 
 directory = Path(sys.argv[1])
 domains = [f"domain {i}" for i in range(300)]
@@ -137,7 +137,7 @@ with ShardWriter(directory, 1000, eos_id=0) as writer:
 TokenIndex(directory, writer.dtype, 1000, 0, "", "", {}, writer.shards()).save()
 index = TokenIndex.load(directory)
 kept = training_tokens(index, ()), [index.documents("validation", domain) for domain in domains]
-documents = [[d.tolist() for d in validation_documents(index, domain, 100)] for domain in domains]
+documents = [[d.tolist() for d in first_documents(index, domain, 100)] for domain in domains]
 sizes = [index.text_bytes("validation", domain).tolist() for domain in domains]
 print(json.dumps({"epochs": epochs(index, (), 4, 4), "documents": documents, "sizes": sizes}))
 """

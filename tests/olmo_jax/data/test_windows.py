@@ -98,8 +98,8 @@ def test_evaluation_counts_every_token_once(lengths):
 def test_validation_documents_are_the_first_ones_cut_at_the_limit(stories):
     everything = [d.tolist() for d in stories.documents("validation", "fable")]
     total = sum(map(len, everything))
-    assert [d.tolist() for d in windows.validation_documents(stories, "fable", 10**9)] == everything
-    some = windows.validation_documents(stories, "fable", total // 2)
+    assert [d.tolist() for d in windows.first_documents(stories, "fable", 10**9)] == everything
+    some = windows.first_documents(stories, "fable", total // 2)
     assert sum(map(len, some)) == total // 2
     assert np.concatenate(some).tolist() == list(itertools.chain(*everything))[: total // 2]
 
@@ -107,15 +107,15 @@ def test_validation_documents_are_the_first_ones_cut_at_the_limit(stories):
 def test_a_bound_on_each_document_lets_more_documents_in(stories):
     everything = [d.tolist() for d in stories.documents("validation", "fable")]
     most = min(map(len, everything)) + 2
-    cut = windows.validation_documents(stories, "fable", 10**9, most_per_document=most)
+    cut = windows.first_documents(stories, "fable", 10**9, most_per_document=most)
     assert [d.tolist() for d in cut] == [d[:most] for d in everything]
     assert len({len(d) for d in cut}) > 1
-    few = windows.validation_documents(stories, "fable", 2 * most + 1, most_per_document=most)
+    few = windows.first_documents(stories, "fable", 2 * most + 1, most_per_document=most)
     assert sum(map(len, few)) == 2 * most + 1 and len(few) > 2
 
 
 def test_a_domain_that_is_not_trained_on_can_be_evaluated_whole(stories):
-    whole = windows.validation_documents(stories, "news", 10**9, splits=("validation", "train"))
+    whole = windows.first_documents(stories, "news", 10**9, splits=("validation", "train"))
     assert len(whole) == sum(stories.shard(s, "news").documents for s in ("train", "validation"))
 
 

@@ -19,7 +19,9 @@ SEED_DEVIATION = 0.5
 @pytest.fixture(scope="module")
 def suite():
     """The final rows of the reduced suite with replicates, nothing measured yet."""
-    plan = resolve(read_sweep(paper.get_config("cpu,seeds=5,tied")), fingerprint=lambda data: "text")
+    plan = resolve(
+        read_sweep(paper.get_config("cpu,seeds=5,tied,pythia,pair_seeds=3")), fingerprint=lambda data: "text"
+    )
     rows = []
     for run in plan.runs:
         settings = {f"config.{k}": v for k, v in leaves(dataclasses.asdict(run.config)).items()}
@@ -102,7 +104,7 @@ def test_sizes_with_missing_configurations_are_excluded(suite):
     table = measured(suite, lambda b, d, f: 2 * b, lambda b, d, f: 0 * b)
     default = np.isclose(table["config.optimizer.weight_decay"], 4.58) & (table["config.tokens"] == 81_920)
     missing = default & (table["config.data.batch_size"] == 4) & (table["config.name"] == "8m")
-    largest = (table["config.optimizer.weight_decay"] > 20) & (table["config.name"] == "13m")
+    largest = (table["config.optimizer.weight_decay"] > 20) & (table["config.name"] == "14m")
     results = by_claim(effects(table[~missing & ~largest]))
     assert results["loss is U-shaped in batch size", LOSS].n == 5
     assert results["stronger weight decay keeps R(W) high", RANK].n == 5
@@ -129,6 +131,65 @@ def test_a_sign_change_with_size_is_detected(suite):
         "weight decay's effect on loss changes sign with size"
     ]
     assert results.verdict == "disagrees"
+
+
+def test_pairs_are_compared_by_seed(suite):
+    table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0 * b)
+    noise = np.random.default_rng(1).normal(0, 5, len(table))  # of a seed, the same for both models of a pair
+    seed_noise = table["config.init_seed"].map(dict(enumerate(noise[:5])))
+    tied = table["config.name"] == "4m-tied"
+    table = table.assign(**{RANK: 40 + seed_noise + np.where(tied, 8 + 0.2 * table["config.init_seed"], 0)})
+    results = by_claim(effects(table))
+    of_tied = results["tied embeddings raise R(W)", RANK]
+    assert (of_tied.effect, of_tied.n, of_tied.of) == (pytest.approx(8.2, abs=1e-6), 3, "pairs")
+    assert of_tied.high - of_tied.low < 2
+    assert of_tied.verdict == "agrees"
+    of_twin = results["the rank of Pythia-14M collapses, that of its sequential twin doesn't", RANK]
+    assert (of_twin.effect, of_twin.verdict) == (pytest.approx(0, abs=1e-6), "unclear")
+    fewer = effects(table[~tied | (table["config.init_seed"] == 0)])
+    assert by_claim(fewer)["tied embeddings raise R(W)", RANK].verdict == "untestable"
+
+
+def test_correlations_are_found_in_the_smallest_size(suite):
+    table = measured(suite, lambda b, d, f: 4 * b, lambda b, d, f: 0 * b)
+    small = table["config.name"] == "4m"
+    harm = np.where(small, -0.01 * table[RANK], 0.01 * table[RANK])
+    noise = np.random.default_rng(4).normal(0, 1, len(table))
+    table = table.assign(**{
+        "gptq_3/in_domain": table[LOSS] + harm, "gptq_3/relative_rise/in_domain": harm,
+        "gptq_3_group128/in_domain": table[LOSS] + noise, "gptq_3_group128/relative_rise/in_domain": noise,
+    })  # fmt: skip
+    results = {d.claim: d for d in effects(table)}
+    channel, group = (results[f"GPTQ hurts small models of very low rank, {name}"] for name in
+                      ("gptq_3", "gptq_3_group128"))  # fmt: skip
+    assert (channel.verdict, channel.n, channel.of) == ("agrees", 18, "configurations")
+    assert channel.effect == pytest.approx(-1)
+    assert group.verdict == "unclear"
+    assert group.low < 0 < group.high
+
+
+def test_a_gain_of_prediction_is_told_from_none(suite):
+    table = measured(suite, lambda b, d, f: 0 * b, lambda b, d, f: 0 * b)
+    states = np.random.default_rng(2).normal(0, 1, len(table))
+    table = table.assign(**{
+        "tokens": table["config.tokens"], "training_flops": table["config.tokens"] * 2.0,
+        "final_states/effective_rank_percent": 30 + states, "finetune_code_lr0.001/target": table[LOSS] + 0.3 * states,
+    })  # fmt: skip
+    results = {d.claim: d for d in effects(table)}
+    gain = results["R(H) adds to a prediction of the loss after fine-tuning, finetune_code_lr0.001"]
+    assert (gain.verdict, gain.effect > 0.5) == ("agrees", True)
+    none = results["the same for the loss after fine-tuning, finetune_code_lr0.001"]
+    assert none.verdict == "agrees"
+    assert none.effect < 0.02
+
+
+def test_a_small_model_can_be_low_rank_without_harm(suite):
+    claim = "a small model can be low-rank without degrading (the lowest R(W) at no worse a loss)"
+    harmless = by_claim(effects(measured(suite, lambda b, d, f: 5 * b, lambda b, d, f: 0 * b)))[claim, RANK]
+    assert harmless.verdict == "agrees"
+    assert harmless.effect == pytest.approx(-10, abs=1.5)  # batch 32, two doublings below the default
+    table = measured(suite, lambda b, d, f: 5 * b, lambda b, d, f: 1.0 * (b < 0))
+    assert by_claim(effects(table))[claim, RANK].verdict == "unclear"
 
 
 def test_a_table_of_another_sweep_is_refused(suite):

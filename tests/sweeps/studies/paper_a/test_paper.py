@@ -12,14 +12,36 @@ import pathlib
 import numpy as np
 import pytest
 
+from eval.config import GroupsConfig
 from olmo_jax.config import ConfigError
+from olmo_jax.config.model import head_count
+from sweeps.planning import costs
 from sweeps.planning.costs import total_weight_decay
 from sweeps.planning.plan import leaves, read_sweep, resolve
 from sweeps.studies.paper_a import paper
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 EVERYTHING = "cpu,seeds=5,lr_rule=sqrt,steps_matched,pythia,tied,corpus"
-ARGUMENTS = {"paper": "paper", "gpu": "gpu", "cpu": "cpu", "cpu-everything": EVERYTHING}
+ARGUMENTS = {
+    "paper": "paper",
+    "paper-blocks": "paper,sizes=blocks",
+    "paper-ladder": "paper,lr=ladder",
+    "paper-neighbours": "paper,lr=neighbours",
+    "gpu": "gpu",
+    "gpu-blocks": "gpu,sizes=blocks",
+    "cpu": "cpu",
+    "cpu-blocks": "cpu,sizes=blocks",
+    "cpu-neighbours": "cpu,lr=neighbours",
+    "cpu-everything": EVERYTHING,
+}
+# The full suite that a reduced one is compared with, by the name of the reduced one.
+FULL = {
+    "gpu": "paper",
+    "cpu": "paper",
+    "gpu-blocks": "paper-blocks",
+    "cpu-blocks": "paper-blocks",
+    "cpu-neighbours": "paper-neighbours",
+}
 
 
 def plan_of(argument):
@@ -66,7 +88,7 @@ def test_the_resolved_plan_matches_the_golden_file(plans, name):
     assert as_text(plans[name]) == (GOLDEN / f"paper-{name}.json").read_text(), "see this file's first lines"
 
 
-@pytest.mark.parametrize("scale", ["paper", "gpu", "cpu"])
+@pytest.mark.parametrize("scale", [name for name in ARGUMENTS if name != "cpu-everything"])
 def test_the_suite_has_108_runs_of_6_sizes_and_18_configurations(plans, scale):
     plan = plans[scale]
     assert len({run.id for run in plan.runs}) == len(plan.runs) == 108
@@ -76,10 +98,10 @@ def test_the_suite_has_108_runs_of_6_sizes_and_18_configurations(plans, scale):
     assert {run.config.optimizer.final_fraction for run in plan.runs} == {0.0, 0.01, 0.1}
 
 
-@pytest.mark.parametrize("scale", ["gpu", "cpu"])
+@pytest.mark.parametrize("scale", FULL)
 def test_a_reduced_suite_keeps_ratios_cumulative_weight_decay_and_steps(plans, scale):
     """Run by run: the same point of the grid in full and reduced."""
-    full, small = plans["paper"].runs, plans[scale].runs
+    full, small = plans[FULL[scale]].runs, plans[scale].runs
     for field in (
         lambda c: c.tokens,
         lambda c: c.data.batch_size,
@@ -92,7 +114,87 @@ def test_a_reduced_suite_keeps_ratios_cumulative_weight_decay_and_steps(plans, s
     # 20 steps have no warm-up, and the sum of the cosine is coarse.
     assert all(b == pytest.approx(a, rel=0.05) for a, b in doses)
     assert min(run.config.total_steps for run in small) >= 20
+    # The divisor of the width is one number, and that of the vocabulary too where the sizes count the head.
+    widths = [a.config.model.d_model / b.config.model.d_model for a, b in zip(full, small, strict=True)]
+    assert len(set(widths)) == 1
+    per_dimension = [run.config.model.vocab_size / run.config.model.d_model for run in (full[0], small[0])]
+    assert (per_dimension[1] == pytest.approx(per_dimension[0], rel=0.005)) == ("blocks" not in scale)
     assert any("untestable" in note for note in plans[scale].notes)
+
+
+# methods.md, section 7: width, layers and count of each label with the head, 50304 rows of W, norms with a scale.
+WITH_HEAD = {
+    "4m": (64, 8, 3.74e6),
+    "8m": (128, 8, 8.54e6),
+    "14m": (192, 8, 14.38e6),
+    "20m": (256, 8, 21.28e6),
+    "34m": (320, 10, 32.5e6),
+    "75m": (512, 12, 76.1e6),
+}
+
+
+def test_labels_count_the_head_by_default():
+    models = {run.config.name: run.config.model for run in plan_of("paper,norm=rms").runs}
+    assert {label: (m.d_model, m.n_layers) for label, m in models.items()} == {
+        label: size[:2] for label, size in WITH_HEAD.items()
+    }
+    for label, model in models.items():
+        d, layers = model.d_model, model.n_layers
+        assert head_count(model) == 16 * d**2 * layers + 50304 * d + (2 * layers + 1) * d
+        assert head_count(model) == pytest.approx(WITH_HEAD[label][2], rel=0.002)
+    assert {(m.norm, m.norm_eps) for m in models.values()} == {("rms_norm", 1e-6)}
+
+
+def test_the_plan_prints_the_counts(plans):
+    printed = "\n".join(costs.lines(plans["paper"], {}, 1e12, "here"))
+    assert "3,743,744 with the unembedding alone" in printed  # 4m without its norms' scales
+    assert "4m 3.74M, 8m 8.54M, 14m 14.4M, 20m 21.3M, 34m 32.5M, 75m 76.1M" in printed
+
+
+def test_norm_schedule_and_quantisation_change_nothing_else(plans):
+    changed = plan_of("cpu,norm=rms,schedule=linear,quantize=group128")
+    for run, other in zip(plans["cpu"].runs, changed.runs, strict=True):
+        model = dataclasses.replace(run.config.model, norm="rms_norm", norm_eps=1e-6)
+        optimizer = dataclasses.replace(run.config.optimizer, schedule="linear")
+        assert dataclasses.replace(run.config, model=model, optimizer=optimizer) == other.config
+    assert changed.evaluation.quantize.bits == ()
+    assert changed.evaluation.quantize.groups.bits == (4, 3)
+    assert plans["cpu"].evaluation.quantize.groups.bits == ()
+    both = plan_of("paper,quantize=channel+group128").evaluation.quantize
+    assert (both.bits, both.groups) == ((4, 3), GroupsConfig((4, 3), 128, 524_288, 512))
+
+
+def test_peaks_follow_their_rule(plans):
+    def default(name, label):
+        runs = [r.config for r in plans[name].runs if r.config.name == label and r.config.data.batch_size == 128]
+        return {c.tokens: c.optimizer.learning_rate for c in runs[:3]}
+
+    # DataDecide's published peaks of 4M, 8M and 14M are 1.4e-2, 1.1e-2 and 9.2e-3.
+    for label, peak in (("4m", 1.4e-2), ("8m", 1.1e-2), ("14m", 9.2e-3)):
+        assert list(default("paper-ladder", label).values()) == pytest.approx([peak] * 3, rel=0.03)
+    assert default("paper-neighbours", "20m") == {8 * 10**9: 3e-3, 32 * 10**9: 1e-3, 128 * 10**9: 1e-3}
+
+
+def test_weight_decay_that_the_steps_can_not_hold_is_lowered_and_called_untestable(plans):
+    ladder = plan_of("cpu,lr=ladder")
+    fewer = [total_weight_decay(a.config) / total_weight_decay(b.config)
+             for a, b in zip(plans["paper-ladder"].runs, ladder.runs, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(fewer, np.mean(fewer), rtol=0.05)
+    assert np.mean(fewer) > 2
+    one_step = [r.config.optimizer.learning_rate * r.config.optimizer.weight_decay for r in ladder.runs]
+    assert sorted(one_step)[: -2 * 6][-1] <= 0.5 + 1e-6  # all but those with 10 and 100 times the rate
+    assert any("untestable here: the full suite's cumulative weight decays" in note for note in ladder.notes)
+
+
+def test_items_are_a_target_of_fine_tuning():
+    assert plan_of("cpu,items=arc_easy").evaluation.finetune.targets == ("code", "task:arc_easy")
+    assert plan_of("gpu,text=pile.txt,items=arc_easy").evaluation.finetune.targets == ("task:arc_easy",)
+
+
+def test_pairs_are_replicated():
+    runs = [r.config for r in plan_of("cpu,pythia,tied,pair_seeds=3").runs][108:]
+    assert collections.Counter(c.name for c in runs) == {"pythia-14m": 3, "pythia-14m-sequential": 3, "4m-tied": 3}
+    assert {(c.init_seed, c.data_seed) for c in runs} == {(k, k) for k in range(3)}
 
 
 def test_default_cumulative_weight_decay_matches_the_methods_document(plans):
@@ -150,6 +252,10 @@ def test_a_users_text_replaces_the_built_in_corpus():
         ("cpu,corpus,text=a.txt", "needs other=GLOB.*tokenizer=FILE"),
         ("cpu,corpus,other=a.txt", "needs text=GLOB"),
         ("cpu,other=a.txt", "is the text of the option corpus"),
+        ("cpu,sizes=heads", "no sizes=heads; choices: head, blocks"),
+        ("cpu,schedule=wsd", "no schedule=wsd; choices: cosine, linear"),
+        ("cpu,pair_seeds=3", "add one of them"),
+        ("paper,vocabulary=100278", "vocabulary of 100,278 gives 4m 6.9M parameters with the head.*sizes=blocks"),
     ],
 )
 def test_an_unknown_argument_is_refused(argument, words):

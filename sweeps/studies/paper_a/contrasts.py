@@ -1,0 +1,142 @@
+"""Claims about a factor: it is changed with everything else equal, and the sizes are the sample."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from sweeps import analysis
+from sweeps.studies.paper_a.effect import FIXED_RANK, LOSS, RANK, Effect, in_seeds, mean_difference, untestable
+from sweeps.studies.paper_a.effect import verdict as verdict_of
+
+TOKENS, BATCH = "config.tokens", "config.data.batch_size"
+_DECAY, _RATE = "config.optimizer.weight_decay", "config.optimizer.learning_rate"
+_FINAL = "config.optimizer.final_fraction"
+_FACTORS = (TOKENS, BATCH, _DECAY, _RATE, _FINAL)
+_SIZE = "config.name"
+
+
+def effects(rows: pd.DataFrame) -> list[Effect]:
+    """Return the test of each claim about a factor on the final rows of the suite's sizes."""
+    suite = _suite(rows)
+    noise = {metric: analysis.seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
+    tested = [
+        mean_difference(
+            claim.text,
+            claim.metric,
+            claim.sign,
+            [claim.size_effect(suite, size, claim.metric) for size in suite.sizes],
+            noise[claim.metric],
+            "sizes",
+        )
+        for claim in _CLAIMS
+    ]
+    return [*tested, _sign_change(suite, noise[LOSS])]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Claim:
+    """`sign`: that of the effect in the paper. `size_effect`: the effect in one size's final rows, NaN for none."""
+
+    text: str
+    metric: str
+    sign: int
+    size_effect: Callable[["_Suite", str, str], float]
+
+
+class _Suite(NamedTuple):
+    """The final rows, the sizes, means over seeds by size and factors, and each factor's default and extreme values."""
+
+    rows: pd.DataFrame
+    sizes: list[str]
+    means: pd.DataFrame
+    default: dict[str, float]
+    ends: dict[str, tuple[float, float]]
+
+
+def _suite(rows: pd.DataFrame) -> _Suite:
+    """Return the suite, with learning rates as multiples of the usual one at their size, budget and batch size."""
+    setting = [_SIZE, TOKENS, BATCH]
+    usual = rows.drop_duplicates("configuration").groupby(setting)[_RATE].agg(lambda rates: rates.mode().iloc[0])
+    rows = rows.assign(**{_RATE: rows[_RATE] / usual.reindex(pd.MultiIndex.from_frame(rows[setting])).to_numpy()})
+    rows = rows.assign(**{factor: rows[factor].map(_rounded) for factor in _FACTORS})
+    configurations = rows.drop_duplicates("configuration")
+    default = {factor: float(configurations[factor].mode().iloc[0]) for factor in _FACTORS}
+    ends = {factor: (float(configurations[factor].min()), float(configurations[factor].max())) for factor in _FACTORS}
+    means = rows.groupby([_SIZE, *_FACTORS])[[RANK, FIXED_RANK, LOSS]].mean()
+    sizes = rows.groupby(_SIZE)["parameters_non_embedding"].first().sort_values(kind="stable").index
+    return _Suite(rows, list(sizes), means, default, ends)
+
+
+def _rounded(value: float) -> float:
+    """Return the value to six digits, so that values which differ only by rounding count as one setting."""
+    return float(f"{value:.6g}")
+
+
+def _mean(suite: _Suite, size: str, metric: str, **changes: float) -> float:
+    """Return the mean over seeds of the configuration of a size with these changes of the default; NaN without one."""
+    values = suite.default | {_NAMES[name]: value for name, value in changes.items()}
+    key = (size, *(values[factor] for factor in _FACTORS))
+    return float(suite.means.at[key, metric]) if key in suite.means.index else math.nan
+
+
+def _batch_difference(suite: _Suite, size: str, metric: str) -> float:
+    """Return the metric at the largest batch minus that at the smallest, averaged over the budgets."""
+    low, high = suite.ends[BATCH]
+    budgets = (suite.ends[TOKENS][0], suite.default[TOKENS], suite.ends[TOKENS][1])
+    differences = [
+        _mean(suite, size, metric, batch=high, tokens=t) - _mean(suite, size, metric, batch=low, tokens=t)
+        for t in budgets
+    ]
+    return float(np.mean(differences))
+
+
+def _batch_valley(suite: _Suite, size: str, metric: str) -> float:
+    """Return how far the metric at the default batch size lies below the lower of those at both ends."""
+    ends = [_mean(suite, size, metric, batch=end) for end in suite.ends[BATCH]]
+    return float(np.min(ends)) - _mean(suite, size, metric)
+
+
+def _difference(name: str) -> Callable[[_Suite, str, str], float]:
+    """Return a function that gives the metric at a factor's highest value minus that at its lowest."""
+
+    def size_effect(suite: _Suite, size: str, metric: str) -> float:
+        low, high = suite.ends[_NAMES[name]]
+        return _mean(suite, size, metric, **{name: high}) - _mean(suite, size, metric, **{name: low})
+
+    return size_effect
+
+
+def _sign_change(suite: _Suite, noise: float) -> Effect:
+    """Fit a line to weight decay's effect on loss over log2 of the size: its slope, and whether it crosses 0."""
+    claim = "weight decay's effect on loss changes sign with size (slope per doubling)"
+    sizes = suite.rows.groupby(_SIZE)["parameters_non_embedding"].first()
+    by_size = {size: _difference("decay")(suite, size, LOSS) for size in suite.sizes}
+    known = [size for size, effect in by_size.items() if math.isfinite(effect)]
+    x, y = np.log2(sizes[known].astype(float).to_numpy()), np.array([by_size[size] for size in known])
+    if len(known) < 4:
+        return untestable(claim, LOSS, len(known))
+    line = scipy.stats.linregress(x, y)
+    half_width = float(scipy.stats.t.ppf(0.975, len(known) - 2)) * line.stderr
+    low, high = line.slope - half_width, line.slope + half_width
+    ends = line.intercept + line.slope * np.array([x.min(), x.max()])
+    crosses = -1 if ends[0] * ends[1] > 0 else 1
+    verdict = verdict_of(crosses * int(np.sign(line.slope)), line.slope, low, high)
+    return Effect(claim, LOSS, line.slope, low, high, len(known), in_seeds(line.slope, noise), verdict)
+
+
+_NAMES = {"tokens": TOKENS, "batch": BATCH, "decay": _DECAY, "rate": _RATE, "final": _FINAL}
+_CLAIMS = (
+    _Claim("a larger batch raises R(W)", RANK, +1, _batch_difference),
+    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, _batch_difference),
+    _Claim("loss is U-shaped in batch size", LOSS, +1, _batch_valley),
+    _Claim("stronger weight decay keeps R(W) high", RANK, +1, _difference("decay")),
+    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, _difference("decay")),
+    _Claim("weaker annealing keeps R(W) high", RANK, +1, _difference("final")),
+    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, _difference("final")),
+    _Claim("weaker annealing gives a worse loss", LOSS, +1, _difference("final")),
+)
