@@ -34,14 +34,14 @@ def first_drift(
     ours |= {f"blocks_{i}": x_BLD for i, x_BLD in enumerate(output.hidden.layers)}
     ours |= {"final_states": output.hidden.final_BLD, "logits": output.logits_BLV}
     if unknown := reference.keys() - ours.keys():
-        raise ValueError(f"reference has {', '.join(sorted(unknown))}; the names are {', '.join(ours)}")
+        raise ValueError(f"reference has the unknown names {', '.join(sorted(unknown))}; known are {', '.join(ours)}")
     for name, x in ours.items():
         if name in reference:
             theirs = np.asarray(reference[name], np.float64)
             if theirs.shape != x.shape:
-                raise ValueError(f"reference['{name}'] has shape {theirs.shape}, and ours has {x.shape}")
+                raise ValueError(f"reference['{name}'] has shape {theirs.shape}, but ours has {x.shape}")
             span = np.ptp(theirs) or 1.0
-            share = float(np.max(np.abs(np.asarray(x, np.float64) - theirs)) / span)
-            if not share <= tolerance:
-                return name, share
+            difference = float(np.max(np.abs(np.asarray(x, np.float64) - theirs)) / span)
+            if not difference <= tolerance:
+                return name, difference
     return None

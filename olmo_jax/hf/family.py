@@ -19,7 +19,7 @@ from olmo_jax.errors import brief
 OURS = "olmo_jax"
 ROWS = ("vocab_size", "pad_vocab_to")
 
-_WRONG_KIND = (TypeError, ValueError, AttributeError, ArithmeticError)
+_WRONG_TYPE = (TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Family:
       tensors: maps our path, without the block's "blocks_3/", to the name of the tensor; {i} is the block. If several
         parameters map to one tensor, it holds them all, in this order.
       fixed: the fields of ModelConfig that have one value in this architecture.
-      read: converts config.json's settings to the other fields of ModelConfig; fields in neither have no effect here.
+      read: converts config.json's settings to the other fields of ModelConfig; a field that neither `fixed` nor
+        `read` sets has no effect in this architecture.
       write: converts the fields to config.json's settings; None if the family can only be read.
       section: fields that are stored in our section of config.json unless they have their neutral value.
       per_head: a tensor of several parameters interleaves them by head; otherwise it concatenates them.
@@ -60,17 +61,17 @@ class Family:
         try:
             fields = self._fields(settings)
         except KeyError as error:
-            raise ConfigError(f"{at}: lacks {error}, which {self.architecture} needs; get the file again") from error
+            raise ConfigError(f"{at}: lacks {error}, which {self.architecture} needs; download it again") from error
         except ConfigError as error:
             raise ConfigError(f"{at}: {error}") from error
-        except _WRONG_KIND as error:
-            raise ConfigError(f"{at}: has a setting of the wrong kind ({brief(error)}); get the file again") from error
+        except _WRONG_TYPE as error:
+            raise ConfigError(f"{at}: has a setting of the wrong type ({brief(error)}); download it again") from error
         try:
             return from_config_dict(ModelConfig, _nested(fields) | self._section(settings, at), at)
         except ConfigError:
             raise
-        except _WRONG_KIND as error:  # numbers that are too large
-            raise ConfigError(f"{at}: has a setting of the wrong kind ({brief(error)}); get the file again") from error
+        except _WRONG_TYPE as error:  # numbers that are too large
+            raise ConfigError(f"{at}: has a setting of the wrong type ({brief(error)}); download it again") from error
 
     def settings(self, config: ModelConfig) -> dict[str, Any]:
         """Return config.json's settings of a model, including our section; raises ValueError if `write` is None."""
@@ -107,7 +108,7 @@ class Family:
         for key in section:
             if key not in known:
                 message = unknown_key(f"{at}: {OURS}", brief(key), known)
-                raise ConfigError(f"{message} If a later version of olmo-jax wrote it, import it with that version")
+                raise ConfigError(f"{message} (if a later version of olmo-jax wrote it, import it with that version)")
         return {key: value for key, value in section.items() if key not in ROWS}
 
 
@@ -121,7 +122,7 @@ def _nested(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _normalized(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with their neutral values where these say the same."""
+    """Return the fields, with the neutral value in place of every value that means the same."""
     width = fields["head_width"] or fields["d_model"] // fields["n_heads"]
     same = {
         "n_kv_heads": (None, fields["n_heads"]),

@@ -12,7 +12,7 @@ from olmo_jax.hf.family import Family
 from olmo_jax.storage.gguf import GgufFile, open_gguf
 from olmo_jax.weights import Tensor, WeightsError
 
-# Settings by the end of their GGUF key, which begins with the architecture.
+# Names of settings, by the end of their GGUF key, which begins with the architecture.
 _DECODER = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -44,9 +44,9 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 
 
 class _Architecture(NamedTuple):
-    """How llama.cpp's converter changes a model: its settings' names, and what it does to tensors by our path's end.
+    """How llama.cpp's converter changes a model: the names of its settings, and the values of some of its tensors.
 
-    rotated_pairs: rows of queries and keys are reordered so that rotated pairs lie side by side.
+    rotated_pairs: rows of queries and keys are reordered so that the two rows of a rotated pair are adjacent.
     norms_plus_one: the scales of norms are stored with 1 added.
     """
 
@@ -74,20 +74,20 @@ def settings_of(path: epath.PathLike) -> dict[str, Any]:
     """
     file = open_gguf(path)
     name, architecture = _architecture(file)
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for end, setting in {**architecture.settings, **_SCALING}.items():
         value = file.metadata.get(f"{name}.{end}")
         if value is not None:
-            found[setting] = _shortest(value) if isinstance(value, float) else value
-    scaling = {setting: found.pop(setting) for setting in _SCALING.values() if setting in found}
+            settings[setting] = _shortest(value) if isinstance(value, float) else value
+    scaling = {setting: settings.pop(setting) for setting in _SCALING.values() if setting in settings}
     if scaling.get("rope_type", "none") != "none":
-        found["rope_scaling"] = scaling
+        settings["rope_scaling"] = scaling
     if _ROPE_DIVISORS in file.tensors:
-        found["rope_scaling"] = _llama3(file, found)
+        settings["rope_scaling"] = _llama3(file, settings)
     names = file.tensors
-    # Converters of Mistral call it a Llama.
-    mistral = name == "llama" and "sliding_window" in found
-    found |= {
+    # In GGUF, Mistral's architecture is named "llama".
+    mistral = name == "llama" and "sliding_window" in settings
+    settings |= {
         "model_type": "mistral" if mistral else architecture.model_type,
         "vocab_size": names["token_embd.weight"].shape[0] if "token_embd.weight" in names else 0,
         "tie_word_embeddings": "output.weight" not in names,
@@ -97,11 +97,11 @@ def settings_of(path: epath.PathLike) -> dict[str, Any]:
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
         "add_bos_token": file.metadata.get("tokenizer.ggml.add_bos_token", False),
     }
-    if name == "gpt2":  # whose dropout no file keeps
-        found |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
-    if name == "gemma3" and "head_dim" in found:  # which has no key for it; this holds for all but the 27B model
-        found["query_pre_attn_scalar"] = found["head_dim"]
-    return found
+    if name == "gpt2":  # GGUF doesn't store its dropout
+        settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
+    if name == "gemma3" and "head_dim" in settings:  # GGUF has no key for the scalar; only the 27B model's differs
+        settings["query_pre_attn_scalar"] = settings["head_dim"]
+    return settings
 
 
 def quantization_of(path: epath.PathLike) -> str:
@@ -116,7 +116,7 @@ def quantization_of(path: epath.PathLike) -> str:
 def tensors_of(path: epath.PathLike, settings: Mapping[str, Any], family: Family) -> dict[str, Tensor]:
     """Return the tensors of a GGUF file under the family's names, as they would be in its Hugging Face folder.
 
-    One that has no such name keeps its own. Raises WeightsError for a type of quantisation that can't be read.
+    A tensor without such a name keeps its GGUF name. Raises WeightsError for a type of quantisation that can't be read.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -124,16 +124,16 @@ def tensors_of(path: epath.PathLike, settings: Mapping[str, Any], family: Family
     name, architecture = _architecture(file)
     layers = settings.get("num_hidden_layers", settings.get("n_layer", 0))
     if layers > len(file.tensors):
-        raise WeightsError(f"{path}: announces {layers} blocks and has {len(file.tensors)} tensors; get it again")
+        raise WeightsError(f"{path}: declares {layers} blocks, but has {len(file.tensors)} tensors; download it again")
     kind = next(kind for kind, known in MODEL_ARCH_NAMES.items() if known == name)
-    theirs = get_tensor_name_map(kind, layers)
+    name_map = get_tensor_name_map(kind, layers)
     names = {}
     for pattern in set(family.tensors.values()):
         for block in range(layers if "{i}" in pattern else 1):
             full = pattern.format(i=block)
             stem, _, end = full.rpartition(".")
-            names[f"{theirs.get_name(stem)}.{end}"] = full
-    found = {}
+            names[f"{name_map.get_name(stem)}.{end}"] = full
+    tensors = {}
     for tensor in file.tensors.values():
         if tensor.name == _ROPE_DIVISORS:
             continue
@@ -142,8 +142,8 @@ def tensors_of(path: epath.PathLike, settings: Mapping[str, Any], family: Family
         change, shape = _change(architecture, tensor.name, settings), tensor.shape
         if family.stored_in_out and len(shape) == 2 and tensor.name.startswith("blk."):
             change, shape = np.transpose, shape[::-1]
-        found[full] = Tensor(full, shape, "float32", _reader(file, tensor.name, change))
-    return found
+        tensors[full] = Tensor(full, shape, "float32", _reader(file, tensor.name, change))
+    return tensors
 
 
 def _architecture(file: GgufFile) -> tuple[str, _Architecture]:
@@ -156,12 +156,12 @@ def _architecture(file: GgufFile) -> tuple[str, _Architecture]:
 
 
 def _shortest(number: float) -> float:
-    """Return the number with the fewest digits that is the same in float32, in which the file holds it."""
+    """Return the number with the fewest digits that is the same in float32, the type in which the file stores it."""
     return float(str(np.float32(number)))
 
 
 def _llama3(file: GgufFile, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Llama 3's scaling if it explains the stored divisors of the rotary frequencies; raises ConfigError."""
+    """Return Llama 3's scaling if it explains the stored divisors of the rotary frequencies, else raise ConfigError."""
     from olmo_jax.config.rope import RopeScaling
     from olmo_jax.rotary import frequencies
 
@@ -173,8 +173,8 @@ def _llama3(file: GgufFile, settings: Mapping[str, Any]) -> dict[str, Any]:
     expected_k = np.asarray(frequencies(theta, width)) / np.asarray(frequencies(theta, width, scaling))
     if not np.allclose(divisors_k, expected_k, rtol=1e-4):
         raise ConfigError(
-            f"{file.path}: its {_ROPE_DIVISORS} are those of no scaling of the rotary frequencies that is known here; "
-            "import the model from its Hugging Face folder"
+            f"{file.path}: its {_ROPE_DIVISORS} match no known scaling of the rotary frequencies; import the model "
+            "from its Hugging Face folder"
         )
     return {"rope_type": "llama3", "factor": factor} | _LLAMA3
 
@@ -184,7 +184,7 @@ def _reader(file: GgufFile, name: str, change: Callable[[np.ndarray], np.ndarray
 
 
 def _change(architecture: _Architecture, name: str, settings: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what undoes the converter's change of a tensor."""
+    """Return the function that undoes the converter's change of a tensor."""
     if architecture.norms_plus_one and name.endswith("norm.weight"):
         return lambda scale: scale - 1
     if architecture.rotated_pairs and (".attn_q." in name or ".attn_k." in name):
@@ -194,5 +194,5 @@ def _change(architecture: _Architecture, name: str, settings: Mapping[str, Any])
 
 
 def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Return the rows of each head with those at even places first, so that a pair lies half a head apart."""
+    """Return the rows of each head with the even ones first, so that the two rows of a pair are half a head apart."""
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)

@@ -1,7 +1,7 @@
-"""The tokenizer in a GGUF file's metadata, as the tokenizer.json that it was converted from would be.
+"""The tokenizer in a GGUF file's metadata, rebuilt as the tokenizer.json that it was converted from.
 
 The format keeps the vocabulary, merges or scores, and the name of a rule for splitting text; the rules themselves are
-those of llama.cpp, of which the ones below are rebuilt.
+part of llama.cpp, and those below are rebuilt here.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +33,8 @@ def tokenizer_of(path: epath.PathLike) -> str:
     build = {"gpt2": _byte_level, "llama": _sentence_piece}.get(str(kind))
     if build is None or (build is _byte_level and rule not in _SPLITS) or not isinstance(tokens, list):
         raise ConfigError(
-            f"{path}: its tokenizer ({kind!r}, splitting text by {rule!r}) can't be rebuilt; known are 'gpt2' with "
-            f"{', '.join(_SPLITS)}, and 'llama'; name the model's tokenizer.json in --config.train.data.tokenizer "
+            f"{path}: its tokenizer ({kind!r}, splitting text by {rule!r}) can't be rebuilt; those known are 'gpt2' "
+            f"with {', '.join(_SPLITS)}, and 'llama'; name the model's tokenizer.json in --config.train.data.tokenizer "
             "(olmo-jax geometry needs none)"
         )
     try:
@@ -42,7 +42,7 @@ def tokenizer_of(path: epath.PathLike) -> str:
         added = [i for i, kind in enumerate([] if kinds is None else kinds) if kind in (_CONTROL, _USER_DEFINED)]
         _add(backend, tokens, added, kinds)
     except Exception as error:  # noqa: BLE001  the binding raises bare Exception
-        raise ConfigError(f"{path}: its tokenizer contradicts itself ({brief(error)}); get it again") from error
+        raise ConfigError(f"{path}: its tokenizer is inconsistent ({brief(error)}); download it again") from error
     return backend.to_str()
 
 
@@ -88,7 +88,7 @@ _SPLITS: dict[str, Callable[[], Any]] = {
 
 
 def _byte_level(metadata: dict[str, Any], tokens: Sequence[str], rule: str) -> Any:
-    """Return a byte-level BPE tokenizer, as GPT-2's."""
+    """Return a byte-level BPE tokenizer like GPT-2's."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
@@ -102,7 +102,7 @@ def _byte_level(metadata: dict[str, Any], tokens: Sequence[str], rule: str) -> A
 
 
 def _sentence_piece(metadata: dict[str, Any], tokens: Sequence[str], _rule: str) -> Any:
-    """Return SentencePiece's BPE, which joins the two neighbours whose union has the highest score, as merges."""
+    """Return, as merges, SentencePiece's BPE, which joins the two neighbours whose union has the highest score."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocabulary = {token: i for i, token in enumerate(tokens)}

@@ -18,7 +18,7 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.execution.sharding import path_name
 from olmo_jax.hf.family import Family
 
-# One row per token or position: these have the same orientation in both.
+# One row per token or position: these have the same orientation in both formats.
 _BY_TOKEN = ("embedding", "unembedding", "positions")
 
 

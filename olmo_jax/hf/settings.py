@@ -41,13 +41,14 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
         tokens = tokens_of(tokenizer)
         if tokens > rows:
             raise ConfigError(
-                f"{tokenizer}: has {tokens} tokens and the model's vocabulary is {rows}; they don't belong together, "
+                f"{tokenizer}: has {tokens} tokens, but the model's vocabulary has {rows}; they don't belong together, "
                 "so download both from one source"
             )
     ours = settings.get(OURS) or {}
     if not isinstance(ours, dict) or not all(type(ours.get(k, 1)) is int and 0 < ours.get(k, 1) <= rows for k in ROWS):
         raise ConfigError(
-            f"{file}: {OURS} = {reprlib.repr(ours)}: needs vocab_size and pad_vocab_to of 1 to {rows}; remove it"
+            f"{file}: {OURS} = {reprlib.repr(ours)}: vocab_size and pad_vocab_to must be integers from 1 to {rows}; "
+            f"remove {OURS} from the file"
         )
     vocabulary = ours.get("vocab_size") or tokens or config.vocab_size
     candidates = (ours.get("pad_vocab_to") or 1, 1, 128)
@@ -76,7 +77,7 @@ def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
     except (*_PARSING_ERRORS, yaml.YAMLError) as error:
         raise _unreadable(file, "isn't a model's configuration", error) from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{file}: isn't a model's configuration but {type(settings).__name__}; get it again")
+        raise ConfigError(f"{file}: isn't a model's configuration but {type(settings).__name__}; download it again")
     return settings, file
 
 
@@ -95,14 +96,14 @@ _PARSING_ERRORS = (ValueError, LookupError, TypeError, AttributeError, Arithmeti
 
 
 def _unreadable(file: epath.Path, what: str, cause: Exception) -> ConfigError:
-    return ConfigError(f"{file}: {lfs.REMEDY if lfs.pointer(file) else f'{what} ({brief(cause)}); get it again'}")
+    return ConfigError(f"{file}: {lfs.REMEDY if lfs.pointer(file) else f'{what} ({brief(cause)}); download it again'}")
 
 
 def tokens_of(file: epath.Path) -> int:
     """Return one more than the largest token id of a tokenizer.json; raises ConfigError if the file isn't one."""
     tokens = _backend(file).get_vocab(with_added_tokens=True).values()
     if not tokens:
-        raise ConfigError(f"{file}: contains no tokens; get it again")
+        raise ConfigError(f"{file}: contains no tokens; download it again")
     return max(tokens) + 1
 
 
@@ -128,7 +129,9 @@ def eos_of(folder: epath.Path, tokenizer: epath.Path) -> str:
         )
         return _END_OF_TEXT
     if token is None:
-        raise ConfigError(f"{file}: {key} = {reprlib.repr(eos)} is no token of {tokenizer}; set it to the id of one")
+        raise ConfigError(
+            f"{file}: {key} = {reprlib.repr(eos)} isn't the id of a token in {tokenizer}; set it to one that is"
+        )
     return token
 
 
@@ -149,7 +152,8 @@ def check_tokenizer(file: epath.Path, vocab_size: int, eos_token: str) -> int:
     """Return the id of `eos_token`; raises ConfigError without it, or with more than `vocab_size` tokens."""
     if (tokens := tokens_of(file)) > vocab_size:
         raise ConfigError(
-            f"{file}: has {tokens} tokens and the model's vocabulary is {vocab_size}; it isn't the model's"
+            f"{file}: has {tokens} tokens, but the model's vocabulary has {vocab_size}; give the model's own "
+            "tokenizer.json"
         )
     number = _backend(file).token_to_id(eos_token)
     if number is None:
@@ -158,7 +162,7 @@ def check_tokenizer(file: epath.Path, vocab_size: int, eos_token: str) -> int:
 
 
 def _family(settings: Mapping[str, Any], file: epath.Path) -> Family:
-    if {"d_model", "activation_type"} <= settings.keys():  # AI2's trainer, under several names
+    if {"d_model", "activation_type"} <= settings.keys():  # AI2's trainer, under several architecture names
         return AI2_OLMO
     architectures = settings.get("architectures") or []
     named = [*(architectures if isinstance(architectures, list) else [architectures]), settings.get("model_type") or ""]

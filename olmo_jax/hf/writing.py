@@ -123,7 +123,7 @@ def _family_of(config: ModelConfig) -> Family:
     written = [family for family in FAMILIES if family.write is not None]
     nearest = min(written, key=lambda family: len(family.unlike(config)))
     if unlike := nearest.unlike(config):
-        differences = ", ".join(f"{name} = {value!r} (it has {theirs!r})" for name, (value, theirs) in unlike.items())
+        differences = ", ".join(f"{name} = {value!r} (not {theirs!r})" for name, (value, theirs) in unlike.items())
         raise ConfigError(
             f"config.model matches none of {', '.join(f.architecture for f in written)}; from the closest, "
             f"{nearest.architecture}, it differs in {differences}; to export the model, train it with the "

@@ -17,17 +17,18 @@ def _read_ai2(settings: Mapping[str, Any]) -> dict[str, Any]:
     expect(settings, "block_type", "sequential")
     norm = settings.get("layer_norm_type", "default")
     require(norm in _NORMS, "layer_norm_type", norm, f"isn't supported; {', '.join(map(repr, _NORMS))} are")
-    # Of these, the one with a scale in our decoder is the RMSNorm.
+    # Of these norms, only RMSNorm has a scale in our decoder.
     expect(settings, "layer_norm_with_affine", _NORMS[norm] == "rms_norm", None)
     expect(settings, "rope", True)
-    rows = settings.get("embedding_size") or settings["vocab_size"]
-    require(rows >= settings["vocab_size"], "embedding_size", rows, f"is less than {settings['vocab_size']} tokens")
+    tokens = settings["vocab_size"]
+    rows = settings.get("embedding_size") or tokens
+    require(rows >= tokens, "embedding_size", rows, f"is less than vocab_size = {tokens}")
     for key in ("bias_for_layer_norm", "attention_layer_norm", "include_bias", "alibi",
                 "norm_after", "scale_logits", "embedding_layer_norm"):  # fmt: skip
         expect(settings, key, False, None)
     one_head = 1 if settings.get("multi_query_attention") else None
     return {
-        "vocab_size": settings["vocab_size"],
+        "vocab_size": tokens,
         "pad_vocab_to": rows,  # any vocab_size up to `rows` is padded to it
         "d_model": settings["d_model"],
         "n_layers": settings["n_layers"],

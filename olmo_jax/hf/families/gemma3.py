@@ -1,4 +1,4 @@
-"""Gemma-3's text models: sliding windows with a rotary base of their own, norms before and after, gated tanh GELU."""
+"""Gemma-3's text models: sliding windows with their own rotary base, norms before and after, gated tanh GELU."""
 
 from collections.abc import Mapping
 from typing import Any

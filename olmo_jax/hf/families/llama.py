@@ -1,4 +1,4 @@
-"""Llama and what is built like it: SmolLM and SmolLM2, TinyLlama, Amber, Mistral, and SmolLM3."""
+"""Llama and models built like it: SmolLM and SmolLM2, TinyLlama, Amber, Mistral, and SmolLM3."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +42,7 @@ def read(settings: Mapping[str, Any], theta: float = 10000.0, tied: bool = False
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """Return the settings of `read`; those of the rotary embedding for transformers 4 as well."""
+    """Return the settings that `read` reads; those of the rotary embedding in the formats of transformers 4 and 5."""
     rope = write_rope(config.rope_theta, config.rope_scaling)
     return write_shared(config) | {
         "hidden_act": "silu",
@@ -81,7 +81,12 @@ def _read_smollm3(settings: Mapping[str, Any]) -> dict[str, Any]:
     expect(settings, "use_sliding_window", False)
     layers, interval = settings["num_hidden_layers"], settings.get("no_rope_layer_interval", 4)
     rotated = settings.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(layers)]
-    require(len(rotated) >= layers, "no_rope_layers", len(rotated), f"names as many blocks, and there are {layers}")
+    require(
+        len(rotated) >= layers,
+        "length of no_rope_layers",
+        len(rotated),
+        f"must be at least num_hidden_layers = {layers}",
+    )
     kinds = ["full" if turned else "unrotated" for turned in rotated[:layers]]
     fields = read(settings, theta=2_000_000.0, tied=True)
     return fields | {"mlp_bias": settings.get("mlp_bias", False), "attention_pattern": pattern(kinds)}

@@ -1,4 +1,4 @@
-"""OLMo-1, OLMo-2 and OLMo-3 as transformers has them."""
+"""OLMo-1, OLMo-2 and OLMo-3 as transformers implements them."""
 
 from collections.abc import Mapping
 from typing import Any

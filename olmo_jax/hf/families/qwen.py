@@ -27,7 +27,7 @@ def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    if config.window:  # together with which there is no scaling
+    if config.window:  # _read rejects scaling together with a sliding window
         config = dataclasses.replace(config, rope_scaling=UNSCALED)
     return llama.write(config) | {
         "use_sliding_window": config.window > 0,

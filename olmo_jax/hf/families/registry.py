@@ -9,5 +9,5 @@ from olmo_jax.hf.families.olmo import OLMO as OLMO
 from olmo_jax.hf.families.olmo import OLMO2, OLMO3
 from olmo_jax.hf.families.qwen import QWEN2, QWEN3
 
-# A model that several can express is written as the first of them.
+# A model that several of them can express is written as the first of these.
 FAMILIES = (OLMO, OLMO2, GPT_NEOX, AI2_OLMO, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO3, SMOLLM3, GPT2, GEMMA3)

@@ -45,7 +45,7 @@ def expect(settings: Mapping[str, Any], key: str, *known: Any) -> None:
 
 
 class Rope(NamedTuple):
-    """Base and scaling of the rotary frequencies, and the rotated share of a head, None if it isn't set."""
+    """Base and scaling of the rotary frequencies, and the rotated fraction of each head, None if it isn't set."""
 
     theta: float
     scaling: RopeScaling
@@ -65,12 +65,12 @@ def read_rope(
     layers: str = "full_attention",
     partial: bool = False,
 ) -> Rope:
-    """Return the rotary embedding that settings of transformers 4 or 5 describe, of the layers of a kind.
+    """Return the rotary embedding of one kind of layer, as the settings of transformers 4 or 5 describe it.
 
     Args:
       theta_key: the setting that holds the base in transformers 4. theta: the base if no setting has it.
       layers: the kind, in models that have a rotary embedding for each kind of layer.
-      partial: whether the family can rotate a share of each head; otherwise ConfigError is raised for a share.
+      partial: whether the family can rotate only a fraction of each head; if not, such a setting raises ConfigError.
     """
     written = settings.get("rope_parameters") or {}
     rope = (settings.get("rope_scaling") or {}) | (written.get(layers, written) or {})
@@ -101,7 +101,7 @@ def _scaling(kind: str, rope: Mapping[str, Any], settings: Mapping[str, Any]) ->
 
 
 def write_rope(theta: float, scaling: RopeScaling) -> dict[str, Any]:
-    """Return the `rope_parameters` of a rotary embedding."""
+    """Return the setting `rope_parameters` of a rotary embedding."""
     rope: dict[str, Any] = {"rope_type": "default" if scaling.kind == "none" else scaling.kind, "rope_theta": theta}
     if scaling.kind == "none":
         return rope
@@ -140,7 +140,7 @@ def read_shared(settings: Mapping[str, Any], tied: bool = False) -> dict[str, An
 
 
 def write_shared(config: ModelConfig) -> dict[str, Any]:
-    """Return the settings of `read_shared`, with a rotary embedding whose frequencies aren't scaled."""
+    """Return the settings that `read_shared` reads, with a rotary embedding whose frequencies aren't scaled."""
     return {
         "vocab_size": config.padded_vocab_size,
         "hidden_size": config.d_model,
@@ -156,7 +156,10 @@ def write_shared(config: ModelConfig) -> dict[str, Any]:
 
 
 def whole_heads(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `read_shared` for a family whose heads share the width; raises ConfigError for others."""
+    """Return the fields of `read_shared` for a family whose heads are hidden_size / num_attention_heads wide.
+
+    Raises ConfigError for another head_dim.
+    """
     expect(settings, "head_dim", None, settings["hidden_size"] // settings["num_attention_heads"])
     return read_shared(settings)
 
@@ -175,7 +178,7 @@ def without_window(settings: Mapping[str, Any]) -> None:
 
 
 def pattern(kinds: Sequence[str]) -> tuple[str, ...]:
-    """Return the shortest sequence of kinds of attention that gives those of all blocks by repetition; () if full."""
+    """Return the shortest sequence of attention kinds that, repeated, gives those of all blocks; () if all are full."""
     if set(kinds) <= {"full"}:
         return ()
     period = next(n for n in range(1, len(kinds) + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds)))
@@ -187,7 +190,7 @@ def read_layers(settings: Mapping[str, Any], default: Sequence[str], window: int
 
     Args:
       default: kind of attention of each block, as in ModelConfig, if `layer_types` doesn't say.
-      window: that of the blocks that have one.
+      window: the window of the blocks that have one.
     """
     types = settings.get("layer_types")
     layers = settings["num_hidden_layers"]
@@ -195,7 +198,7 @@ def read_layers(settings: Mapping[str, Any], default: Sequence[str], window: int
     if types is not None:
         odd = [name for name in types if name not in LAYER_TYPES]
         require(not odd, "layer_types", odd[:1], f"isn't supported; {' and '.join(LAYER_TYPES)} are")
-        require(len(types) == layers, "layer_types", len(types), f"names as many blocks, and there are {layers}")
+        require(len(types) == layers, "length of layer_types", len(types), f"must be num_hidden_layers = {layers}")
         kinds = [LAYER_TYPES[name] for name in types]
     sliding = "sliding" in kinds
     require(

@@ -323,7 +323,7 @@ def test_end_of_text_of_ai2_folders_is_corrected_as_in_transformers(tmp_path, ca
 @pytest.mark.parametrize("eos", [None, [], "2", -1, 10**12, True, {"a": 1}, [None]])
 def test_an_invalid_end_of_text_is_refused(tmp_path, eos):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPTNeoXForCausalLM"], "eos_token_id": eos}))
-    with pytest.raises(ConfigError, match=r"config\.json: eos_token_id = .* is no token of"):
+    with pytest.raises(ConfigError, match=r"config\.json: eos_token_id = .* isn't the id of a token in"):
         eos_of(epath.Path(tmp_path), ai2_tokenizer(tmp_path, "a"))
 
 
@@ -397,7 +397,7 @@ def test_a_hugging_face_cache_and_any_folder_s_name_are_read(folder, tmp_path, m
 def test_rows_beyond_the_tokenizer_are_padding(folder):
     tokenizer = train_bpe(["a small text"], 262, "<|endoftext|>")
     tokenizer.save(folder / "tokenizer.json")
-    with pytest.raises(ConfigError, match=rf"tokenizer\.json: has {tokenizer.vocab_size} tokens .* vocabulary is 64"):
+    with pytest.raises(ConfigError, match=rf"tokenizer\.json: has {tokenizer.vocab_size} tokens, .* vocabulary has 64"):
         hf.import_checkpoint(folder)
     rows = 384
 
@@ -454,11 +454,11 @@ def drop(name):
         (lambda f: edit(f, hidden_act="gelu"), ConfigError, "config.json hidden_act = 'gelu' 'silu'"),
         (lambda f: edit(f, head_dim=5), ConfigError, "head_dim = 5"),
         (lambda f: edit(f, num_attention_heads=3), ConfigError, "n_heads = 3 doesn't divide"),
-        (lambda f: edit(f, num_attention_heads=0), ConfigError, "config.json has a setting of the wrong kind"),
-        (lambda f: edit(f, hidden_size="16"), ConfigError, "config.json has a setting of the wrong kind"),
+        (lambda f: edit(f, num_attention_heads=0), ConfigError, "config.json has a setting of the wrong type"),
+        (lambda f: edit(f, hidden_size="16"), ConfigError, "config.json has a setting of the wrong type"),
         (lambda f: edit(f, rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5}), ConfigError,
          "config.json partial_rotary_factor = 0.5"),
-        (lambda f: edit(f, rope_parameters=[1]), ConfigError, "config.json has a setting of the wrong kind"),
+        (lambda f: edit(f, rope_parameters=[1]), ConfigError, "config.json has a setting of the wrong type"),
         (lambda f: edit(f, olmo_jax={"vocab_size": 65, "pad_vocab_to": 1}), ConfigError, "olmo_jax = 1 to 64"),
         (lambda f: edit(f, olmo_jax=[1]), ConfigError, "olmo_jax = [1]"),
         (lambda f: edit(f, architectures="T5ForX", model_type="t5"), ConfigError, "architecture T5ForX isn't known"),
@@ -468,9 +468,9 @@ def drop(name):
         (lambda f: (f / "config.json").write_text("[]"), ConfigError, "config.json isn't a model's configuration"),
         (lambda f: (f / "config.json").unlink(), WeightsError, "has no config.json"),
         (lambda f: rewrite(f, drop("model.layers.1.mlp.up_proj.weight")), WeightsError,
-         "OlmoForCausalLM lacks model.layers.1.mlp.up_proj.weight"),
+         "OlmoForCausalLM lack the tensors model.layers.1.mlp.up_proj.weight"),
         (lambda f: edit(f, num_hidden_layers=1), WeightsError,
-         "has no place for model.layers.1.mlp.down_proj.weight and more"),
+         "have the unexpected tensors model.layers.1.mlp.down_proj.weight and more"),
         (lambda f: edit(f, intermediate_size=32), WeightsError,
          "'model.layers.0.mlp.gate_proj.weight' (24, 16) (32, 16)"),
         (lambda f: ((f / "model.safetensors").unlink(), (f / "pytorch_model.bin").write_bytes(b"x")), WeightsError,
@@ -496,7 +496,7 @@ def drop(name):
         (lambda f: edit(f, intermediate_size=10**12), WeightsError, "an inner width of 1000000000000"),
         (lambda f: edit(f, num_hidden_layers=10**9), WeightsError, "1000000000 layers"),
         (lambda f: edit(f, num_hidden_layers=-1), ConfigError, "n_layers = -1"),
-        (lambda f: edit(f, rope_theta=[1], rope_parameters={"rope_theta": 10**400}), ConfigError, "wrong kind"),
+        (lambda f: edit(f, rope_theta=[1], rope_parameters={"rope_theta": 10**400}), ConfigError, "wrong type"),
         (lambda f: edit(f, vocab_size={"a": ["x" * 9999] * 999}), ConfigError, "vocab_size type int"),
         (lambda f: edit(f, architectures=7, model_type="t5"), ConfigError, "architecture 7 isn't known"),
         (lambda f: edit(f, architectures=["x" * 9999], model_type="t5"), ConfigError, "isn't known"),
@@ -538,9 +538,9 @@ def test_the_checker_names_the_first_layer_that_differs():
     name, share = hf.first_drift(config, nan, tokens, reference)
     assert name == "logits"
     assert np.isnan(share)
-    with pytest.raises(ValueError, match="reference has blocks_7; the names are embedding, blocks_0"):
+    with pytest.raises(ValueError, match="reference has the unknown names blocks_7; known are embedding, blocks_0"):
         hf.first_drift(config, params, tokens, {"blocks_7": output.logits_BLV})
-    with pytest.raises(ValueError, match=r"reference\['logits'\] has shape \(12, 64\), and ours has \(1, 12, 64\)"):
+    with pytest.raises(ValueError, match=r"reference\['logits'\] has shape \(12, 64\), but ours has \(1, 12, 64\)"):
         hf.first_drift(config, params, tokens, {"logits": output.logits_BLV[0]})
 
 

@@ -148,7 +148,7 @@ def test_every_option_round_trips_or_is_refused_by_name(name, option, tmp_path):
     config.check("config.model")
     family = next((to for (base, to), options in ELSEWHERE.items() if base == name and option in options.split()), name)
     if option in REFUSED[name].split():
-        difference = "" if family != name or option in TOGETHER else f"{option} = {getattr(config, option)!r} (it has "
+        difference = "" if family != name or option in TOGETHER else f"{option} = {getattr(config, option)!r} (not "
         assert_refused(config, ARCHITECTURES[family], difference, tmp_path / "out")
         return
     params = random_parameters(config)
@@ -173,14 +173,14 @@ def test_an_option_unknown_to_families_is_refused_unless_neutral(name, tmp_path,
     hf.export_checkpoint(default, params, tmp_path / "default")
     assert hf.import_checkpoint(tmp_path / "default")[0] == default
     changed = dataclasses.replace(default, new_option=0.25)
-    assert_refused(changed, ARCHITECTURES[name], "new_option = 0.25 (it has 0.5)", tmp_path / "changed")
+    assert_refused(changed, ARCHITECTURES[name], "new_option = 0.25 (not 0.5)", tmp_path / "changed")
 
 
 def test_a_non_neutral_default_is_refused_on_export_and_reset_on_import(tmp_path, monkeypatch):
     """Published models were made without the option, so importing sets its neutral value instead of our default."""
     add_field(monkeypatch, ModelConfig, "new_option", 0.5, neutral=0.0)
     default = ModelConfig(**{key: getattr(BASES["olmo"], key) for key in VALUES})
-    assert_refused(default, ARCHITECTURES["olmo"], "new_option = 0.5 (it has 0.0)", tmp_path / "default")
+    assert_refused(default, ARCHITECTURES["olmo"], "new_option = 0.5 (not 0.0)", tmp_path / "default")
     without = dataclasses.replace(default, new_option=0.0)
     hf.export_checkpoint(without, random_parameters(without), tmp_path / "without")
     assert hf.import_checkpoint(tmp_path / "without")[0] == without

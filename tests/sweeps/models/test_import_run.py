@@ -358,7 +358,7 @@ def test_inconsistent_revisions_are_refused(published, config, tmp_path, capsys)
     save_file({"x": np.ones(3, np.float32)}, single / "model.safetensors")
     assert run("import", single, f"--config={config}", f"--workdir={tmp_path / 'work'}",
                f"--config.train.data.tokenizer={published.parent / 'tokenizer.json'}") == 1  # fmt: skip
-    assert "lacks embed_out.weight, gpt_neox" in capsys.readouterr().err
+    assert "lack the tensors embed_out.weight, gpt_neox" in capsys.readouterr().err
 
 
 def test_revision_names_give_steps_tokens_and_stages(tmp_path, capsys):
