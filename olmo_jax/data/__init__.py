@@ -13,7 +13,7 @@ def some_of(names: Iterable[str], at_most: int = 20, longest: int = 60) -> str:
     """Return names as part of a line, shortened if they are many or long: "a, b and 7 more", or "none" for none.
 
     Args:
-      at_most: names that are listed. longest: characters of a name that are kept.
+      at_most: the number of names listed. longest: the number of characters kept of each name.
     """
     cut = [name if len(name) <= longest else name[:longest] + "..." for name in names]
     more = f" and {len(cut) - at_most} more" if len(cut) > at_most else ""

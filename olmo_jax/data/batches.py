@@ -51,7 +51,7 @@ class BatchLoader:
         self._streams = {key: _stream(index, config, fits) for key, config in zip(self._keys, configs, strict=True)}
 
     def __call__(self, step: int, count: int, places: Sequence[int]) -> Array:
-        """Return the batches of `count` steps for the members at `places`, int32; the last is repeated up to K.
+        """Return the batches of `count` steps for the members at `places`, int32; the last one is repeated up to K.
 
         Args:
           step: the number of steps taken so far.
@@ -73,7 +73,7 @@ def _stream(index: TokenIndex, config: TrainConfig, window_numbers: bool) -> Any
 
 
 def struct(mesh: Mesh, steps: int, members: int, batch_size: int, length: int, windows: bool) -> jax.ShapeDtypeStruct:
-    """Return the shape, dtype and sharding of the batches of a call; `windows`: they are window numbers, not tokens."""
+    """Return the shape, dtype and sharding of a call's batches: of window numbers if `windows`, else of tokens."""
     shape = (steps, members, batch_size) if windows else (steps, members, batch_size, length + 1)
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, _spec(windows)))
 

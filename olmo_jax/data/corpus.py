@@ -1,7 +1,7 @@
-"""Corpora as TFDS data sets, stored as array_record and read at random; TensorFlow is not needed.
+"""Corpora as TFDS data sets, stored as array_record with random access; TensorFlow is not needed.
 
 Every corpus has one split, "train", of examples `{text, domain, id}`; `prepare` divides them into training and
-validation. In a data set that is on disk already, only the text is required.
+validation. In a data set that is already on disk, only the text is required.
 """
 
 import contextlib
@@ -206,8 +206,9 @@ def _builder_on_disk(data: DataConfig) -> tfds.core.DatasetBuilder:
     folder = local(data.tfds_dir)
     known = ", ".join(map(repr, BUILT_IN))
     if not data.tfds_dir or not folder.is_dir():
-        raise DataError(f"data.corpus = {data.corpus!r} is none of {known}, so it needs the TFDS folder it lies in: "
-                        f"data.tfds_dir = {data.tfds_dir!r} is none")  # fmt: skip
+        raise DataError(f"data.corpus = {data.corpus!r} is none of {known}, so it must be a TFDS data set, but "
+                        f"data.tfds_dir = {data.tfds_dir!r} isn't a folder; set data.tfds_dir to the data set's "
+                        "folder")  # fmt: skip
     try:
         if (folder / "dataset_info.json").is_file():
             return tfds.builder_from_directory(folder)

@@ -83,7 +83,7 @@ def sources(data: DataConfig, files: Sequence[text_files.Source] | None = None) 
 
 
 def changes(before: Sources, now: Sources, at_most: int = 4) -> str:
-    """Return a line on what differs: "numpy was 2.4.5, is 2.4.6; ..."; it names `at_most` differences."""
+    """Return a line that says what differs: "numpy was 2.4.5, is 2.4.6; ..."; it names `at_most` differences."""
     lines = []
     for half in Fingerprint._fields:
         old, new = before.get(half, {}), now[half]
@@ -109,8 +109,9 @@ def _tokenizer(data: DataConfig) -> dict[str, str]:
     path = local(data.tokenizer)
     if not path.is_file():
         named = ", ".join(map(repr, downloads.OLMO_TOKENIZERS))
-        problem = f"is a folder; give {printable(path / 'tokenizer.json')}," if path.is_dir() else "no such file; name"
-        raise DataError(f"data.tokenizer = {data.tokenizer!r}: {problem} a tokenizer.json, 'bpe', or {named}")
+        inside = printable(path / "tokenizer.json")
+        problem = f"is a folder; give {inside}, another" if path.is_dir() else "no such file; give a"
+        raise DataError(f"data.tokenizer = {data.tokenizer!r}: {problem} tokenizer.json, 'bpe', or {named}")
     if lfs.pointer(path):
         raise DataError(f"data.tokenizer: {printable(path)} {lfs.REMEDY}")
     return {"eos_token": data.eos_token, "tokenizer.json": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -33,7 +33,7 @@ __all__ = ["Fingerprint", "fingerprint", "prepare", "summary"]
 
 
 def prepare(data: DataConfig, root: Path, progress: Callable[[str], None]) -> TokenIndex:
-    """Write `<root>/<data.name>/` and return its index; if it was written from the same sources, only read it.
+    """Write `<root>/<data.name>/` and return its index; data already written from the same sources are only read.
 
     SIGINT and SIGTERM end the preparation at once, as KeyboardInterrupt, and remove what was written.
 
@@ -160,8 +160,8 @@ def _tokenizer(data: DataConfig, corpus: Corpus, sample: Sample | None, say: Cal
     trained = waited_for(lambda check: tokenizers.train_bpe(interruptible(check), data.bpe_vocab_size, data.eos_token))
     if sample is not None and not sample.whole and trained.vocab_size < data.bpe_vocab_size:
         raise DataError(
-            f"data.bpe_megabytes = {data.bpe_megabytes}: so little of the text gives a tokenizer of only "
-            f"{trained.vocab_size} tokens where data.bpe_vocab_size = {data.bpe_vocab_size}; raise data.bpe_megabytes, "
+            f"data.bpe_megabytes = {data.bpe_megabytes}: this much text gives a tokenizer of only "
+            f"{trained.vocab_size} tokens, but data.bpe_vocab_size = {data.bpe_vocab_size}; raise data.bpe_megabytes, "
             "or set it to 0 for all of the text"
         )
     return trained
@@ -187,7 +187,7 @@ def _write_equations(data: DataConfig, writer: ShardWriter) -> None:
 
 def _check_usable(index: TokenIndex, data: DataConfig) -> None:
     """Raise DataError if prepared data lack what training with this configuration needs."""
-    if data.is_arithmetic:  # each run divides its equations; its configuration is checked for that
+    if data.is_arithmetic:  # each run splits the equations; its configuration is checked for that
         return
     if message := _too_few_documents(index, data):
         raise DataError(message)
@@ -207,7 +207,7 @@ def _too_few_documents(index: TokenIndex, data: DataConfig) -> str:
     if not problems:
         return ""
     if data.corpus == "text_files":
-        remedies.append("divide documents by data.document_separator (of .txt) or data.block_characters")
+        remedies.append("divide documents by data.document_separator (.txt only) or data.block_characters")
     return f"data.train_domains: {'; '.join(problems)}; {', '.join(remedies)}, or leave such domains out"
 
 

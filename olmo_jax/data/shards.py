@@ -1,8 +1,8 @@
 """Token shards: the documents of a split and domain as one raw array in OLMo's layout, and the index of all shards.
 
 A file named `.npy` holds little-endian uint16 (uint32 if the vocabulary needs it) without a header; each document ends
-with eos. Two more files hold uint64: the offsets of the documents, with the end of the last one, and the bytes of each
-document's text.
+with eos. Two more files hold uint64: the offset of each document and the end of the last one, and the size of each
+document's text in bytes.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class Shard:
 
     Attributes:
       file, offsets: names of the files of tokens and offsets.
-      tokens: their number, with the eos of each document. bytes: of the text in UTF-8.
-      sizes: name of the file with the bytes of each document; None in data prepared by versions that wrote none.
+      tokens: their number, including the eos of each document. bytes: size of the text in UTF-8.
+      sizes: name of the file with the size of each document's text; None in data prepared by versions that wrote none.
     """
 
     split: str
@@ -85,7 +85,7 @@ class TokenIndex:
         try:
             if values.pop("format") != _FORMAT:
                 raise DataError(
-                    f"{path}: written by another version of this library; delete {directory}, prepare again"
+                    f"{path}: written by another version of this library; delete {directory} and prepare it again"
                 )
             shards = tuple(Shard(**shard) for shard in values.pop("shards"))
             index = cls(directory=directory, shards=shards, **values)
@@ -116,7 +116,7 @@ class TokenIndex:
         for shard in self.shards:
             if (shard.split, shard.domain) == (split, domain):
                 return shard
-        raise DataError(f"{self.directory}: no domain {domain!r} in {split}; there are {', '.join(self.domains)}")
+        raise DataError(f"{self.directory}: no domain {domain!r} in {split}; give one of {', '.join(self.domains)}")
 
     def tokens(self, split: str, domain: str) -> np.ndarray:
         """Return all tokens with eos, uint16 or uint32 [tokens]: a read-only memory map."""
@@ -146,12 +146,12 @@ class TokenIndex:
             yield document
 
     def _damaged(self, path: Path) -> DataError:
-        return DataError(f"{path}: isn't what was written; delete {self.directory} and prepare it again")
+        return DataError(f"{path}: has changed since it was written; delete {self.directory} and prepare it again")
 
     def text_bytes(self, split: str, domain: str) -> np.ndarray | None:
         """Return the bytes of each document's text in stored order, uint64 [documents]; None if they aren't stored.
 
-        A document made as tokens, without text, has 0.
+        A document that was made as tokens, without text, has 0.
         """
         shard = self.shard(split, domain)
         if shard.sizes is None:
@@ -159,7 +159,7 @@ class TokenIndex:
         path = self.directory / shard.sizes
         sizes = map_numbers(path, np.dtype("<u8"))
         if sizes.sum() != shard.bytes:
-            raise DataError(f"{path}: isn't what was written; delete {self.directory} and prepare it again")
+            raise DataError(f"{path}: has changed since it was written; delete {self.directory} and prepare it again")
         return sizes
 
 
@@ -187,7 +187,7 @@ class ShardWriter:
 
         Args:
           tokens_L: without eos, which is added.
-          text_bytes: length of the text in UTF-8; 0 for a document made as tokens, without text.
+          text_bytes: length of the text in UTF-8; 0 for a document that was made as tokens, without text.
         """
         check_tokens(tokens_L, self._vocab_size, domain)
         with_eos = np.append(tokens_L, self._eos_id)
@@ -247,7 +247,7 @@ class ShardWriter:
 
 @dataclasses.dataclass
 class _OpenShard:
-    """A shard that is being written; `waiting` is what isn't in its files yet, by suffix."""
+    """A shard that is being written; `waiting` holds the bytes that aren't in its files yet, by suffix."""
 
     name: str
     waiting: dict[str, bytearray] = dataclasses.field(
@@ -267,7 +267,7 @@ def check_tokens(tokens: np.ndarray, vocab_size: int, domain: str) -> None:
     """Raise DataError for a token outside the vocabulary."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
         raise DataError(f"domain {domain!r}: token {tokens.max()} lies outside the vocabulary of "
-                        f"{vocab_size}; the tokenizer.json contradicts itself")  # fmt: skip
+                        f"{vocab_size}; the tokenizer.json is inconsistent; choose another")  # fmt: skip
 
 
 def _check_types(record: Any) -> None:
@@ -284,7 +284,7 @@ def _check_types(record: Any) -> None:
 def map_numbers(path: Path, dtype: np.dtype) -> np.ndarray:
     """Return all numbers in a file as a read-only memory map.
 
-    Unlike np.memmap, it doesn't keep the file open: domains may be more than the files that a process may open.
+    Unlike np.memmap, it doesn't keep the file open: there may be more domains than files that a process may open.
     """
     import pyarrow  # takes a moment to import
 
@@ -302,5 +302,5 @@ def _check_exists(path: Path) -> None:
 def _check_size(path: Path, expected: int) -> None:
     _check_exists(path)
     if path.stat().st_size != expected:
-        raise DataError(f"{path}: has {path.stat().st_size} bytes where index.json says {expected}; "
+        raise DataError(f"{path}: has {path.stat().st_size} bytes, but index.json says {expected}; "
                         f"delete {path.parent} and prepare it again")  # fmt: skip

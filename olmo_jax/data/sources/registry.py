@@ -17,7 +17,7 @@ _JOINED_BY = "+"
 
 
 def parts(corpus: str) -> tuple[str, ...]:
-    """Return the names in CORPORA that `data.corpus` stands for, in order; () if it isn't one and joins none.
+    """Return the names in CORPORA that `data.corpus` stands for, in order; () if it is neither one nor several joined.
 
     Raises DataError for a joined name that isn't in CORPORA, and for a domain that two of them share.
     """
@@ -33,7 +33,7 @@ def parts(corpus: str) -> tuple[str, ...]:
         for domain in domains(name):
             if domain in owner:
                 raise DataError(f"data.corpus = {corpus!r}: {owner[domain]} and {name} both have a domain {domain!r}; "
-                                "prepare one of them under a data.name of its own")  # fmt: skip
+                                "prepare one of them separately, under another data.name")  # fmt: skip
             owner[domain] = name
     return names
 

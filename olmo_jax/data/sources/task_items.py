@@ -25,7 +25,7 @@ from olmo_jax.errors import brief
 from olmo_jax.storage import lfs
 from olmo_jax.storage.paths import local, printable
 
-VERSION = "1.0.0"  # of the items that are made of the files; raise it if they change
+VERSION = "1.0.0"  # of the items that are made from the files; raise it if they change
 SPLITS = ("train", "validation")
 FILE_SUFFIXES = tuple(kind + packed for kind in (".jsonl", ".json") for packed in PACKED)  # in upper or lower case
 MAIL_CHARACTERS = 600
@@ -121,7 +121,7 @@ def items(task: str, split: str) -> list[Item]:
 
     Args:
       task: one of TASKS, or a path to a .jsonl or .json (may be .gz or .zst), where a line has "context" (or
-        "contexts", one per choice), "choices" and "gold", and may have "id" and, if not "validation", "split".
+        "contexts", one per choice), "choices" and "gold", and may have "id" and "split" (by default "validation").
       split: "train" or "validation". The latter is what OLMo scores; for LAMBADA and GSM8K that is the test set.
 
     Raises DataError for an unknown task, a split that it lacks, a package that can't be fetched, and lines without
@@ -132,7 +132,8 @@ def items(task: str, split: str) -> list[Item]:
     known = _known(task)
     if split not in known.folders:
         having = ", ".join(name for name, other in TASKS.items() if split in other.folders) or "no task"
-        raise DataError(f"task {task!r} has no split {split!r}, only {', '.join(known.folders)}; with it: {having}")
+        problem = f"task {task!r} has no split {split!r}, only {', '.join(known.folders)}"
+        raise DataError(f"{problem}; the tasks with that split are: {having}")
     loaded = _mails(split) if known.package is _SPAM else _requests(task, known, known.folders[split])
     return _checked(loaded, f"{known.package.name} {known.package.version}, {task} {split}")
 
@@ -165,7 +166,8 @@ def _path(task: str) -> Path:
     if path.is_dir():
         raise DataError(f"{printable(path)}: is a folder; give a file in it")
     if not path.is_file():
-        raise DataError(f"{printable(path)}: no such file (seen from {printable(Path.cwd())}); correct the task's path")
+        current = printable(Path.cwd())
+        raise DataError(f"{printable(path)}: no such file (the current folder is {current}); correct the task's path")
     if lfs.pointer(path):
         raise DataError(f"{printable(path)}: {lfs.REMEDY}")
     return path
@@ -178,7 +180,7 @@ def _checked(loaded: list[Item], where: str) -> list[Item]:
     for item in loaded:
         at = f"{where}: item {item.id:.60}"
         if len(item.choices) < 2 and not single:
-            raise DataError(f"{at}: has {len(item.choices)} choices; give two or more, or all items one")
+            raise DataError(f"{at}: has {len(item.choices)} choices; give it two or more, or give all items one each")
         if not all(item.choices):
             raise DataError(f"{at}: choice {item.choices.index('')} is empty; give it text")
         if not 0 <= item.gold < len(item.choices):
@@ -204,7 +206,7 @@ def _requests(task: str, known: Task, folder: str) -> list[Item]:
                     documents.setdefault(request["doc_id"], {})[request["idx"]] = pair
                     labels[request["doc_id"]] = request["label"]
     except _BROKEN as e:
-        raise DataError(f"{path}: can't be read ({e}); delete it, and it is fetched again") from None
+        raise DataError(f"{path}: can't be read ({e}); delete it, and it will be fetched again") from None
     pairs = [[pair for _, pair in sorted(choices.items())] for choices in documents.values()]
     cut = _worked_examples([context for choices in pairs for context, _ in choices]) if "5shot" in folder else 0
     return [
@@ -247,12 +249,12 @@ def _mails(split: str) -> list[Item]:
                     key = hashlib.sha256(context.encode(errors="replace")).digest()
                     item_of[key] = Item(name[1], (context, context), (" ham", " spam"), int(name[2] == "spam"))
     except _BROKEN as e:
-        raise DataError(f"{path}: can't be read ({e}); delete it, and it is fetched again") from None
-    return [item for key, item in sorted(item_of.items()) if (key[0] < 26) == (split == "validation")]  # of 256
+        raise DataError(f"{path}: can't be read ({e}); delete it, and it will be fetched again") from None
+    return [item for key, item in sorted(item_of.items()) if (key[0] < 26) == (split == "validation")]  # 10 % of 256
 
 
 def _mail(raw: str) -> str:
-    """Return a mail's subject and the beginning of its text. Other headers, such as its route, would give it away."""
+    """Return a mail's subject and the beginning of its text; other headers, such as the route, would give it away."""
     message = email.message_from_string(raw)
     part = next((p for p in message.walk() if p.get_content_maintype() == "text"), message)
     payload = part.get_payload(decode=True) if not part.is_multipart() else b""
@@ -277,7 +279,7 @@ def _file_items(path: Path, split: str) -> list[Item]:
         else:
             contexts = (_field(row, "context", str, at),) * len(choices)
         if len(contexts) != len(choices):
-            raise DataError(f"{at}: has {len(contexts)} contexts for {len(choices)} choices; give one a choice")
+            raise DataError(f"{at}: has {len(contexts)} contexts for {len(choices)} choices; give one per choice")
         loaded.append(Item(str(row.get("id", number)), contexts, choices, _field(row, "gold", int, at)))
     return loaded
 
@@ -295,13 +297,13 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, row
     except (ValueError, RecursionError) as e:
         problem = f"{printable(path)}: line {number}: isn't a JSON object in UTF-8 ({brief(e)})"
-        raise DataError(f"{problem}; write one a line") from None
+        raise DataError(f"{problem}; write one object per line") from None
 
 
 def _texts(row: dict[str, Any], field: str, at: str) -> tuple[str, ...]:
     values = _field(row, field, list, at)
     if not all(isinstance(value, str) for value in values):
-        raise DataError(f"{at}: field {field!r} has something in it that isn't text; mend the line")
+        raise DataError(f"{at}: field {field!r} contains a value that isn't text; correct the line")
     return tuple(values)
 
 
@@ -309,5 +311,5 @@ def _field(row: dict[str, Any], field: str, kind: type, at: str) -> Any:
     if field not in row:
         raise DataError(f"{at}: no field {field!r}, only {some_of(map(repr, row))}; add it")
     if not isinstance(row[field], kind) or isinstance(row[field], bool):
-        raise DataError(f"{at}: field {field!r} is {type(row[field]).__name__}, not {kind.__name__}; mend the line")
+        raise DataError(f"{at}: field {field!r} is {type(row[field]).__name__}, not {kind.__name__}; correct the line")
     return row[field]

@@ -1,4 +1,4 @@
-"""Text files of the user as examples: .txt, .jsonl and .json, also compressed (.gz, .zst), and .parquet."""
+"""The user's text files as examples: .txt, .jsonl and .json, also compressed (.gz, .zst), and .parquet."""
 
 import codecs
 import collections
@@ -75,8 +75,8 @@ def find(patterns: Sequence[str]) -> list[Source]:
             files[target] = min(files.get(target, (name, path)), (name, path))
     for name, path in files.values():
         if not kind(name):
-            raise DataError(f"{printable(path)}: is none of .txt, .jsonl and .json, as they are or in .gz or .zst, and "
-                            ".parquet; convert it or narrow data.files")  # fmt: skip
+            raise DataError(f"{printable(path)}: isn't .txt, .jsonl or .json (plain, .gz or .zst), nor .parquet; "
+                            "convert it, or narrow data.files")  # fmt: skip
         if lfs.pointer(path):
             raise DataError(f"{printable(path)}: {lfs.REMEDY}")
     return sorted(Source(_encodable(name), _sha256(path), path) for name, path in files.values())
@@ -127,7 +127,7 @@ def examples(
 
     Args:
       separator: divides a .txt into documents; "" makes it one document.
-      block_characters: longer documents are cut into parts of at most so many characters; 0 leaves them whole.
+      block_characters: longer documents are cut into parts of at most this many characters; 0 leaves them whole.
       note: called with a line about skipped rows.
 
     Raises DataError, with the line or row, for text that can't be read, a missing field, a value that isn't text, and a
@@ -178,7 +178,7 @@ def empty(source: Source) -> DataError:
 
 def on_nulls(source: Source, word: str, text_field: str, passed_over: int, number: int) -> str:
     """Return a line about the rows that are skipped since their text is null, of `number` rows."""
-    return f"{source}: passed over {passed_over:,} {word}s of {number:,} whose field {text_field!r} is null"
+    return f"{source}: skipped {passed_over:,} of {number:,} {word}s, since their field {text_field!r} is null"
 
 
 def rough_bytes(source: Source, text_field: str) -> float:
@@ -232,7 +232,7 @@ def _chunks(stream: IO[bytes], source: Source) -> Iterator[str]:
             yield _without_damage(decoder.decode(raw, final=not raw), source)
         except UnicodeDecodeError as e:
             at = offset + len(raw) - len(e.object) + e.start
-            rows.decoded(e.object[e.start :], f"{source}:", at)
+            rows.decoded(e.object[e.start :], f"{source}:", at)  # raises DataError
         offset += len(raw)
         if not raw:
             return
@@ -297,14 +297,17 @@ def _check_splits(files: Sequence[Source], validation_fraction: float) -> None:
         splits = {split_of_digest(bytes.fromhex(source.sha256), validation_fraction) for source in files}
         if len(splits) > 1 or any(_first_bytes(source).startswith(_MARKS) for source in files):
             return
-        problem = f"data.files: each of the {len(files)} .txt files is one document, all of the {splits.pop()} split"
+        problem = (
+            f"data.files: each of the {len(files)} .txt files is one document, and all are in the {splits.pop()} split"
+        )
     else:
         problem = f"data.files: {files[0]} is one document, which can't be split into training and validation"
     for source in files:  # an error in reading a file comes first
         collections.deque(examples(source, "", ""), maxlen=0)
     separator = _USUAL_SEPARATOR if _USUAL_SEPARATOR.encode() in _first_bytes(files[0], _AT_ONCE) else r"\n\n"
     raise DataError(
-        f"{problem}; divide it by data.document_separator = '{separator}' or data.block_characters = 2000, or add files"
+        f"{problem}; divide the text by data.document_separator = '{separator}' or data.block_characters = 2000, or "
+        "add files"
     )
 
 

@@ -14,7 +14,7 @@ _RECORD = np.dtype([("key", "<u8", (2,)), ("group", "<u4"), ("length", "<u8"), (
 
 
 class KeyOrder:
-    """Takes documents in any order and returns them sorted by key.
+    """Takes documents in any order and returns them by ranges of their keys; encoded.in_groups sorts each range.
 
     Memory is bounded for up to 64 GB of text; for more, it grows to about a thousandth of the tokens.
 

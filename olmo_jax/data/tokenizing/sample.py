@@ -66,7 +66,7 @@ class Scan:
 class Sample:
     """Holds the first `most` bytes of the documents added, in the order of their SHA-256.
 
-    Up to twice as many are in memory while documents are added.
+    Up to twice as many bytes are in memory while documents are added.
 
     Attributes:
       last: documents with a larger SHA-256 needn't be added.

@@ -95,7 +95,7 @@ def _result(result: Any) -> Any:
 
 
 class _Process:
-    """A running process, and the numbers of the items that it has been sent and hasn't returned the result of."""
+    """A running process, and the numbers of the items sent to it whose results it hasn't returned yet."""
 
     def __init__(self, job: Callable[[Any], Any]):
         child_items, self._items = Pipe(duplex=False)
@@ -148,8 +148,8 @@ class _Process:
         code = self._process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return DataError(
-            f"one of the processes that read and tokenise the text ended ({how}), as for lack of memory; run the same "
-            "command again, where memory is short on fewer cores (taskset -c 0-3 COMMAND)"
+            f"one of the processes that read and tokenise the text ended ({how}), perhaps for lack of memory; run the "
+            "same command again, on fewer cores if memory is short (taskset -c 0-3 COMMAND)"
         )
 
 

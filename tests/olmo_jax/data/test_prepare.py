@@ -264,7 +264,7 @@ def test_null_text_is_reported_in_one_line(story_config, story_file, tmp_path):
     path.write_bytes(story_file.read_bytes() + b'{"body": null, "kind": "news"}\n')
     lines = []
     prepare(replace(story_config, files=(str(path),)), tmp_path, lines.append)
-    assert sum("passed over 1 lines of 241 whose field 'body' is null" in line for line in lines) == 1
+    assert sum("skipped 1 of 241 lines, since their field 'body' is null" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_a_token_outside_the_vocabulary_is_a_damaged_file(tmp_path):
     np.array([5, 6, 0, 100, 0], "<u2").tofile(file)
     documents = index.documents("train", "a")
     assert next(documents).tolist() == [5, 6]
-    with pytest.raises(DataError, match=r"train\.a\.npy: isn't what was written"):
+    with pytest.raises(DataError, match=r"train\.a\.npy: has changed since it was written"):
         next(documents)
 
 
@@ -152,7 +152,7 @@ def test_hundreds_of_domains_need_few_open_files(tmp_path):
 
 
 def test_an_unknown_domain_is_named_with_the_known_ones(stories):
-    with pytest.raises(DataError, match="no domain 'novel' in train; there are fable, news"):
+    with pytest.raises(DataError, match="no domain 'novel' in train; give one of fable, news"):
         stories.tokens("train", "novel")
 
 
@@ -188,7 +188,7 @@ def test_damaged_data_folders_are_refused(copy, stories):
     whole = stories
     file = copy / "train.fable.npy"
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(DataError, match=r"train\.fable\.npy: has \d+ bytes where index.json says \d+"):
+    with pytest.raises(DataError, match=r"train\.fable\.npy: has \d+ bytes, but index.json says \d+"):
         TokenIndex.load(copy)
     file.unlink()
     with pytest.raises(DataError, match=r"train\.fable\.npy: is missing"):
@@ -196,11 +196,11 @@ def test_damaged_data_folders_are_refused(copy, stories):
     shutil.copy(whole.directory / "train.fable.npy", file)
     offsets = copy / "train.fable.offsets"
     offsets.write_bytes(offsets.read_bytes()[::-1])
-    with pytest.raises(DataError, match=r"train\.fable\.offsets: isn't what was written"):
+    with pytest.raises(DataError, match=r"train\.fable\.offsets: has changed since it was written"):
         list(TokenIndex.load(copy).documents("train", "fable"))
     sizes = copy / "train.fable.bytes"
     sizes.write_bytes(b"\x01" + sizes.read_bytes()[1:])
-    with pytest.raises(DataError, match=r"train\.fable\.bytes: isn't what was written"):
+    with pytest.raises(DataError, match=r"train\.fable\.bytes: has changed since it was written"):
         TokenIndex.load(copy).text_bytes("train", "fable")
     sizes.write_bytes(b"")
     with pytest.raises(DataError, match=r"train\.fable\.bytes: has 0 bytes where"):

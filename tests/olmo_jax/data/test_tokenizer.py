@@ -170,7 +170,7 @@ def test_olmo_tokenizer_is_read_from_the_wheel(tokenizer, tmp_path, monkeypatch)
     assert of_olmo("olmo", EOS).sha256 == tokenizer.sha256
     with pytest.raises(DataError, match=r"'olmo': has no token '</s>'.*special tokens are '<\|endoftext\|>'"):
         of_olmo("olmo", "</s>")
-    with pytest.raises(DataError, match="can't be read .*dolma2.*delete it, and it is fetched again"):
+    with pytest.raises(DataError, match="can't be read .*dolma2.*delete it, and it will be fetched again"):
         of_olmo("olmo2", EOS)
 
 

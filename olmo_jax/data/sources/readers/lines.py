@@ -1,7 +1,7 @@
 """Read text files as streams of UTF-8: plain, .gz or .zst; in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark.
 
-A compressed file is an error if it ends within a zstd frame or gzip member, or if anything else follows the last one. A
-file truncated exactly between two of them is a valid file; that is noticed only if a line of JSON is cut.
+A compressed file raises an error if it ends within a zstd frame or gzip member, or if anything else follows the last
+one. A file truncated exactly between two of them is a valid file; that is noticed only if a line of JSON is cut.
 """
 
 import codecs
@@ -29,9 +29,9 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _OTHER_KINDS = (
-    (b"\x1f\x8b", "gzip; end its name in .gz"),
-    (b"\x28\xb5\x2f\xfd", "zstd; end its name in .zst"),
-    (b"PAR1\x15", "Parquet; end its name in .parquet"),
+    (b"\x1f\x8b", "gzip; rename it to end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "zstd; rename it to end in .zst"),
+    (b"PAR1\x15", "Parquet; rename it to end in .parquet"),
     (b"%PDF-", "PDF; convert it to text"),
     (b"PK\x03\x04", "a zip archive; unpack it"),
 )
@@ -54,7 +54,7 @@ def opened(path: Path, name: str) -> Iterator[Opened]:
     """Yield an open text file, compressed as the suffix of `name` says (in upper or lower case).
 
     Raises DataError, also within the context, for a file that can't be decompressed, isn't in the encoding of its
-    byte-order mark, is mostly NUL bytes, or is of another kind.
+    byte-order mark, begins with more than a quarter of NUL bytes, or is of another kind.
     """
     try:
         with path.open("rb") as file:
@@ -138,11 +138,11 @@ def _check_beginning(beginning: bytes, path: Path) -> None:
     for magic, kind in _OTHER_KINDS:
         if beginning.startswith(magic):
             raise DataError(f"{printable(path)}: isn't text but {kind}")
-    # UTF-8 text doesn't have as many; in UTF-16, every other byte may be NUL.
+    # UTF-8 text doesn't contain so many; in UTF-16, every other byte may be NUL.
     if 4 * beginning.count(0) > len(beginning) and _encoding(beginning) is None:
         raise DataError(
-            f"{printable(path)}: is mostly NUL bytes: damaged, as by a power cut, or UTF-16 without a byte-order mark; "
-            "fetch it again, or convert it, such as with iconv -f UTF-16LE -t UTF-8"
+            f"{printable(path)}: begins with too many NUL bytes: it is damaged, as by a power cut, or UTF-16 without a "
+            "byte-order mark; fetch it again, or convert it, for example with iconv -f UTF-16LE -t UTF-8"
         )
 
 
@@ -162,4 +162,4 @@ def _converted(stream: IO[bytes], encoding: str) -> Iterator[bytes]:
             yield decoder.decode(chunk).encode()
         yield decoder.decode(b"", final=True).encode()
     except UnicodeDecodeError as e:
-        raise _UndecodableError(f"isn't {e.encoding.upper()}, which its byte-order mark names ({e.reason})") from None
+        raise _UndecodableError(f"isn't {e.encoding.upper()} despite its byte-order mark ({e.reason})") from None

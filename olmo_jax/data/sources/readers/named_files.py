@@ -29,7 +29,7 @@ def named_files(pattern: str, kind: Callable[[str], str]) -> list[Path]:
     for path in matches:
         if path.is_symlink() and not path.exists():
             target = printable(os.readlink(path))
-            raise DataError(f"{printable(path)}: is a link to {target}, which isn't there; fetch it or mend the link")
+            raise DataError(f"{printable(path)}: is a link to {target}, which doesn't exist; fetch it or fix the link")
     exact = matches == [paths.local(pattern)]
     if exact and matches[0].is_dir():
         raise DataError(f"{key} is a folder; {_remedy(matches[0], kind)}")
@@ -38,12 +38,12 @@ def named_files(pattern: str, kind: Callable[[str], str]) -> list[Path]:
     if kept:
         return kept
     if not matches:
-        raise DataError(f"{key} matches no file (seen from {printable(Path.cwd())}); correct the path")
+        raise DataError(f"{key} matches no file (the current folder is {printable(Path.cwd())}); correct the path")
     if files:
-        raise DataError(f"{key} matches only files such as {printable(files[0].name)}, which hold no text; correct it")
+        raise DataError(f"{key} matches only files such as {printable(files[0].name)}, which hold no text; change it")
     folder = next((path for path in matches if path.is_dir()), None)
     if folder is None:
-        raise DataError(f"{key} is neither a file nor a folder; write what it gives to a file and name that")
+        raise DataError(f"{key} is neither a file nor a folder; write its contents to a file and give that")
     raise DataError(f"{key} matches no file, only folders such as {printable(folder)}; {_remedy(folder, kind)}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 
 def divided(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """Yield the parts of a text between separators. The text comes in chunks, and a separator may be across two."""
+    """Yield the parts of a text between separators. The text comes in chunks, and a separator may span two of them."""
     begun: list[str] = []
     rest = ""
     for chunk in chunks:

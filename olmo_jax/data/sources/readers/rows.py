@@ -28,7 +28,7 @@ def json_rows(
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as e:
-            raise DataError(f"{at}: isn't JSON ({_why(line, e)}); one object a line is needed{_remedy(line)}") from None
+            raise DataError(f"{at}: isn't JSON ({_why(line, e)}); write one object per line{_remedy(line)}") from None
         if not isinstance(row, dict):
             raise DataError(f"{at}: is a JSON {type(row).__name__}, not an object with fields{_remedy(line)}")
         yield number, row
@@ -45,7 +45,7 @@ def decoded(raw: bytes, at: str, offset: int = 0) -> str:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as e:
         wrong = f"{at} byte {offset + e.start}: isn't UTF-8 (0x{raw[e.start]:02x})"
-        raise DataError(f"{wrong}; convert it, such as with iconv -f LATIN1 -t UTF-8") from None
+        raise DataError(f"{wrong}; convert it, for example with iconv -f LATIN1 -t UTF-8") from None
 
 
 def value(row: dict[str, Any], field: str, at: str) -> Any:
@@ -58,7 +58,7 @@ def value(row: dict[str, Any], field: str, at: str) -> Any:
     except KeyError:
         known = some_of(map(repr, _names(row)))
         raise DataError(
-            f"{at}: no field {field!r}, only {known}; name it in data.text_field or data.domain_field"
+            f"{at}: no field {field!r}, only {known}; name one of these in data.text_field or data.domain_field"
         ) from None
 
 
@@ -69,13 +69,13 @@ def text(row: dict[str, Any], field: str, at: str) -> str | None:
         try:
             return content.decode()
         except UnicodeDecodeError:
-            raise DataError(f"{at}: field {field!r} is binary and isn't UTF-8; mend the row") from None
+            raise DataError(f"{at}: field {field!r} is binary and isn't UTF-8; correct the row") from None
     if content is not None and not isinstance(content, str):
-        raise DataError(f"{at}: field {field!r} is {type(content).__name__}, not text; mend the row")
+        raise DataError(f"{at}: field {field!r} is {type(content).__name__}, not text; correct the row")
     try:
         (content or "").encode()
     except UnicodeEncodeError:
-        raise DataError(f"{at}: field {field!r} has half a surrogate pair; mend the row") from None
+        raise DataError(f"{at}: field {field!r} contains half of a surrogate pair; correct the row") from None
     return content
 
 
@@ -104,4 +104,4 @@ def _why(line: str, error: Exception) -> str:
 
 def _remedy(line: str) -> str:
     """Return advice for a file that is one JSON array of objects; "" for any other line."""
-    return "; of one array, jq -c '.[]' makes it" if line.lstrip().startswith("[") else ""
+    return "; jq -c '.[]' FILE writes the objects of an array as lines" if line.lstrip().startswith("[") else ""

@@ -108,7 +108,7 @@ def test_broken_and_empty_packages_are_refused(cache, monkeypatch):
         list(debian_prose.examples(1.0))
     deb.unlink()
     make_deb(cache, "new-doc", {"usr/share/doc/x": "x"})
-    with pytest.raises(DataError, match="new-doc.*holds no file like"):
+    with pytest.raises(DataError, match="new-doc.*contains no file matching"):
         list(debian_prose.examples(1.0))
     monkeypatch.setenv("PATH", str(cache))
     with pytest.raises(DataError, match="needs dpkg-deb"):

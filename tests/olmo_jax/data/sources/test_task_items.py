@@ -140,7 +140,7 @@ def test_a_user_supplied_task_file_is_read(tmp_path, name):
         (GOOD | {"gold": True}, "line 2: field 'gold' is bool, not int"),
         (GOOD | {"context": None}, "line 2: field 'context' is NoneType, not str"),
         (GOOD | {"choices": " four"}, "line 2: field 'choices' is str, not list"),
-        (GOOD | {"choices": [" four", 5]}, "line 2: field 'choices' has something in it that isn't text"),
+        (GOOD | {"choices": [" four", 5]}, "line 2: field 'choices' contains a value that isn't text"),
         (GOOD | {"contexts": ["a"]}, "line 2: has 1 contexts for 2 choices"),
         (GOOD | {"split": "test"}, "line 2: field 'split' is 'test'"),
         ({"context": "a", "choices": [" b", " c"]}, "line 2: no field 'gold', only 'context', 'choices'"),
@@ -166,7 +166,10 @@ def test_one_choice_is_enough_where_no_line_has_more(tmp_path):
 def test_missing_tasks_and_files_are_errors(tmp_path, cache):
     with pytest.raises(DataError, match=r"'hellaswagg' isn't known; name one of arc_.*or the path of a \.jsonl"):
         items("hellaswagg", "train")
-    with pytest.raises(DataError, match="task 'sciq' has no split 'train', only validation; with it: arc_challenge"):
+    with pytest.raises(
+        DataError,
+        match="task 'sciq' has no split 'train', only validation; the tasks with that split are: arc_challenge",
+    ):
         items("sciq", "train")
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         items(str(tmp_path / "none.jsonl"), "train")

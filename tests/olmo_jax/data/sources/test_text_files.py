@@ -79,8 +79,8 @@ def test_sources_change_with_contents_and_not_with_places(tmp_path):
         ("a.jsonl", LINES + b'{"text": "\xff"}\n', f"line 3, byte {len(LINES) + 10}: isn't UTF-8"),
         ("a.jsonl", LINES + b"{oops}\n", "line 3: isn't JSON"),
         ("a.jsonl", b"[1]\n", "line 1: is a JSON list"),
-        ("a.json", b'[{"text": "a"}, {"text": "b"}]', r"is a JSON list.*jq -c '\.\[\]' makes it"),
-        ("a.json", b'[\n{"text": "a"}]', r"isn't JSON .*jq -c '\.\[\]' makes it"),
+        ("a.json", b'[{"text": "a"}, {"text": "b"}]', r"is a JSON list.*jq -c '\.\[\]' FILE writes"),
+        ("a.json", b'[\n{"text": "a"}]', r"isn't JSON .*jq -c '\.\[\]' FILE writes"),
         ("a.jsonl", LINES[:-9], "line 2: isn't JSON"),  # cut
         ("a.jsonl", LINES + bytes(20), "line 3: isn't JSON .it holds NUL bytes"),
         ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1: isn't JSON"),
@@ -91,7 +91,7 @@ def test_sources_change_with_contents_and_not_with_places(tmp_path):
         ("a.parquet", LFS_POINTER, "Git LFS pointer"),
         ("a.jsonl", LINES + b'{"txt": "a"}\n', "line 3: no field 'text', only 'txt'"),
         ("a.jsonl", b'{"text": 5}\n', "line 1: field 'text' is int, not text"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: field 'text' has half a surrogate"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: field 'text' contains half of a surrogate"),
         ("a.parquet", b"not parquet at all", "can't be read as Parquet"),
     ],
 )
@@ -160,7 +160,7 @@ def test_null_text_is_skipped_and_counted(tmp_path, kind):
         pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
     notes = []
     assert [e.text for e in read(tmp_path / f"a.{kind}", note=notes.append)] == ["a", "b"]
-    assert len(notes) == 1 and "passed over 2" in notes[0] and "of 4 whose field 'text' is null" in notes[0]
+    assert len(notes) == 1 and "skipped 2 of 4" in notes[0] and "since their field 'text' is null" in notes[0]
     with pytest.raises(DataError, match="field 'text' is null; give the row a domain"):
         read(tmp_path / f"a.{kind}", text_field="from", domain_field="text")
 
@@ -206,7 +206,7 @@ def test_symbolic_links_keep_the_users_file_name(tmp_path):
     (tmp_path / "other.jsonl").symlink_to(write(tmp_path / "named.jsonl", LINES))
     assert [s.name for s in text_files.find([str(tmp_path / "other.jsonl")])] == ["named.jsonl"]  # in old fingerprints
     blob.unlink()
-    with pytest.raises(DataError, match="a.jsonl: is a link to .*4d7a99, which isn't there"):
+    with pytest.raises(DataError, match="a.jsonl: is a link to .*4d7a99, which doesn't exist"):
         read(tmp_path / "snapshot" / "*")
 
 
@@ -216,7 +216,7 @@ def test_metadata_files_of_other_tools_are_skipped(tmp_path):
     write(tmp_path / "part.json", LINES)
     (tmp_path / "sub").mkdir()
     assert len(read(tmp_path / "*")) == len(read(tmp_path / "**" / "*")) == 2
-    with pytest.raises(DataError, match="_SUCCESS: is none of .txt"):
+    with pytest.raises(DataError, match="_SUCCESS: isn't .txt"):
         read(tmp_path / "_SUCCESS")
     with pytest.raises(DataError, match=r"matches only files such as .*, which hold no text"):
         read(tmp_path / "_*")
@@ -282,7 +282,7 @@ def test_txt_files_that_cannot_be_split_are_refused_at_once(tmp_path):
         sources("a.txt")
     with pytest.raises(DataError, match=separator % r"<\|endoftext\|>"):
         sources("b.txt")
-    with pytest.raises(DataError, match="each of the 2 .txt files is one document, all of the train split"):
+    with pytest.raises(DataError, match="each of the 2 .txt files is one document, and all are in the train split"):
         sources("*.txt")
     for i in range(30):
         write(tmp_path / f"c{i}.txt", f"document {i}".encode())

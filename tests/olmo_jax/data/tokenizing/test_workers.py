@@ -89,7 +89,7 @@ def test_reading_stays_a_bounded_number_of_items_ahead():
 
 
 def test_a_killed_process_is_reported_in_one_line():
-    with pytest.raises(DataError, match=r"ended \(SIGKILL\), as for lack of memory") as raised:
+    with pytest.raises(DataError, match=r"ended \(SIGKILL\), perhaps for lack of memory") as raised:
         list(results(["__import__('os').kill(__import__('os').getpid(), 9)", "1", "2"]))
     assert "\n" not in str(raised.value)
 

@@ -76,16 +76,16 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding, suffix):
     raw = (text if encoding != "utf-16-be" else "\ufeff" + text).encode(encoding)
     packed = gzip.compress(raw) if suffix == ".txt.gz" else raw
     assert read(tmp_path / f"a{suffix}", packed).decode() == text
-    with pytest.raises(DataError, match=r"isn't UTF-\d\d.*, which its byte-order mark names"):
+    with pytest.raises(DataError, match=r"isn't UTF-\d\d.* despite its byte-order mark"):
         read(tmp_path / "cut.txt", raw[:-1])
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text".encode("utf-16-le"), "mostly NUL bytes.*iconv -f UTF-16LE"),
-        (bytes(100), "mostly NUL bytes: damaged"),
-        (gzip.compress(b"text", mtime=0), "isn't text but gzip; end its name in .gz"),
+        ("text".encode("utf-16-le"), "too many NUL bytes.*iconv -f UTF-16LE"),
+        (bytes(100), "too many NUL bytes: it is damaged"),
+        (gzip.compress(b"text", mtime=0), "isn't text but gzip; rename it to end in .gz"),
         (zstandard.compress(b"text"), "isn't text but zstd"),
         (b"%PDF-1.7", "isn't text but PDF"),
     ],
