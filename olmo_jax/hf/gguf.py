@@ -105,7 +105,7 @@ def settings_of(path: epath.PathLike) -> dict[str, Any]:
 
 
 def quantization_of(path: epath.PathLike) -> str:
-    """Return the types of a GGUF file's matrices, the one with most parameters first, such as "Q4_1, Q8_0"."""
+    """Return the types of a GGUF file's matrices, the one with the most parameters first, such as "Q4_1, Q8_0"."""
     sizes: dict[str, int] = {}
     for tensor in open_gguf(path).tensors.values():
         if len(tensor.shape) > 1:

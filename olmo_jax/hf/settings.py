@@ -57,7 +57,7 @@ def read_config(folder: epath.Path, tokenizer: epath.Path | None = None) -> tupl
 
 
 def read_settings(folder: epath.Path) -> tuple[dict[str, Any], epath.Path]:
-    """Return config.json, the model section of AI2's config.yaml, or what a GGUF file has of them, and the file's path.
+    """Return config.json, the model section of AI2's config.yaml, or a GGUF file's equivalent, and the file's path.
 
     Raises WeightsError and ConfigError.
     """

@@ -122,7 +122,7 @@ def examples(
 ) -> Iterator[Example]:
     """Yield the documents of one file: a whole .txt or its parts between separators, lines of JSON, rows of a .parquet.
 
-    Documents of nothing but white space and rows whose text is null are skipped. The domain is "text" for a .txt, and
+    Documents of only white space and rows whose text is null are skipped. The domain is "text" for a .txt, and
     for all files if `domain_field` is "". Nested fields are named with dots: "meta.source".
 
     Args:

@@ -54,7 +54,7 @@ def in_order(
       job: a pure, picklable function; it is sent to each process once.
       items: picklable; read as they are needed, a few per process.
       processes: the maximum; None for one per core.
-      few: with fewer items than this, or one process, no other process is started; None for a default.
+      few: with fewer items than this, or one process, no other process is started; None for the default.
 
     Raises DataError if a process was killed.
     """

@@ -123,7 +123,7 @@ def test_the_fingerprint_excludes_settings_of_the_run(story_config):
         ({"tokenizer": "/nowhere/tokenizer.json"}, "no such file"),
         ({"eos_token": "</s>", "tokenizer": "{prepared}/tokenizer.json"}, "no token '</s>'"),
         ({"tokenizer": "{prepared}/"}, "is a folder; give .*/tokenizer.json"),
-        ({"corpus": "lm1b"}, "data.tfds_dir = '' is none"),
+        ({"corpus": "lm1b"}, "data.tfds_dir = '' isn't a folder"),
         ({"corpus": "lm1b", "tfds_dir": "{prepared}"}, "no such data set in"),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_sample_gives_a_tokenizer_of_the_requested_size(stories, story_config,
 
 
 def test_a_too_small_sample_is_refused(story_config, tmp_path):
-    with pytest.raises(DataError, match=r"only 2\d\d tokens where data.bpe_vocab_size = 300; raise data") as raised:
+    with pytest.raises(DataError, match=r"only 2\d\d tokens, but data.bpe_vocab_size = 300; raise data") as raised:
         prepare(replace(story_config, bpe_megabytes=5e-5), tmp_path, quiet)
     assert "\n" not in str(raised.value)
     assert [p.name for p in tmp_path.iterdir()] == [".stories.lock"]

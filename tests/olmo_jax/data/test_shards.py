@@ -203,7 +203,7 @@ def test_damaged_data_folders_are_refused(copy, stories):
     with pytest.raises(DataError, match=r"train\.fable\.bytes: has changed since it was written"):
         TokenIndex.load(copy).text_bytes("train", "fable")
     sizes.write_bytes(b"")
-    with pytest.raises(DataError, match=r"train\.fable\.bytes: has 0 bytes where"):
+    with pytest.raises(DataError, match=r"train\.fable\.bytes: has 0 bytes, but"):
         TokenIndex.load(copy)
     (copy / INDEX_FILE).write_text('{"format": 1}')
     with pytest.raises(DataError, match="isn't an index"):

@@ -56,7 +56,7 @@ def test_cached_packages_take_precedence_over_apt(apt, tmp_path):
 def test_unknown_packages_are_named(apt, tmp_path):
     apt()
     with pytest.raises(
-        DataError, match=r"this test needs the package a-doc or b-doc, and .*`apt-get update`"
+        DataError, match=r"this test needs the package a-doc or b-doc, but .*`apt-get update`"
     ) as raised:
         downloads.debian_package(("a-doc", "b-doc"), "this test")
     assert str(tmp_path / "cache") in str(raised.value)
