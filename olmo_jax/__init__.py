@@ -1,6 +1,6 @@
 """Train one cohort of language models: text in, checkpoints and metrics out.
 
-The public API is listed here. Each name is imported at its first use, so that commands that need no JAX start at once.
+The public API is listed here. Each name is imported on first use, so that commands that need no JAX start at once.
 """
 
 from etils import epy

@@ -34,7 +34,7 @@ from olmo_jax.storage.orbax_adapter import (
 )
 from olmo_jax.storage.run_files import run_record
 
-with epy.lazy_imports():  # a third of a second, for commands that only list checkpoints
+with epy.lazy_imports():  # saves commands that only list checkpoints a third of a second
     import orbax.checkpoint as ocp
     import tensorstore
 
@@ -55,8 +55,8 @@ def check_place(workdir: epath.PathLike) -> None:
         not re.search(r"[*?[]", str(path)),
         "--workdir",
         str(workdir),
-        "Orbax can't read checkpoints below a folder with *, ? or [ in its path; choose another, such as lr_1e-2 for "
-        "lr[1e-2]",
+        "Orbax can't read checkpoints below a folder with *, ? or [ in its path; choose another path, such as "
+        "lr_1e-2 instead of lr[1e-2]",
     )
 
 
@@ -129,7 +129,7 @@ class Checkpoints:
             raise failure or CheckpointError(f"{path}: another process can't read it")
         state = State(params=restored["params"], **restored["moments"])
         if changed := [name for name, value in checksums(state).items() if saved.get(name) != value]:
-            raise CheckpointError(f"{path}: {', '.join(changed[:3])} isn't what was saved")
+            raise CheckpointError(f"{path}: the checksums of {', '.join(changed[:3])} don't match those saved")
         return state
 
     def check(self, step: int) -> None:
@@ -184,8 +184,8 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self._path}: can't write a checkpoint: {first_line(error)}; earlier ones are safe. Fix that, or "
-                "free disk space, and run the same command again"
+                f"{self._path}: can't write a checkpoint: {first_line(error)}; earlier ones are intact. Fix the "
+                "cause, or free disk space, and run the same command again"
             ) from error
 
 
@@ -200,9 +200,9 @@ def open_checkpoints(path: epath.Path) -> Iterator[Checkpoints]:
 
 
 def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> tuple[ModelConfig, Any]:
-    """Return one run's model configuration and parameters (numpy arrays), from its last checkpoint or that at `step`.
+    """Return one run's model configuration and parameters (numpy arrays) from its last checkpoint or the one at `step`.
 
-    Reads only this run's chunk of each array; needs none of the devices that trained it.
+    It reads only this run's chunk of each array, and works without the devices that trained it.
 
     Raises:
       CheckpointError: no such run, no checkpoint of it yet, or none at that step; the message lists those available.
@@ -230,12 +230,12 @@ def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: boo
         if actual.get(path) != expected.get(path):
             raise CheckpointError(
                 f"{place}: {path} has shape {actual.get(path, 'none (missing)')}, and the runs' configuration expects "
-                f"{expected.get(path, 'none')}; put back config.json and sweep.json, or the checkpoint"
+                f"{expected.get(path, 'none')}; put config.json and sweep.json, or the checkpoint, back from a copy"
             )
 
 
 def read_end(workdir: epath.PathLike, run_id: str, step: int) -> tuple[int, int]:
-    """Return the step at which a run had diverged by a checkpoint, or -1, and an index into step.REASONS.
+    """Return the step at which a run diverged, -1 if it hadn't by this checkpoint, and an index into step.REASONS.
 
     For an imported run, which has no moments, this is unknown: -1 and 0. Raises CheckpointError.
     """

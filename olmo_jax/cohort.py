@@ -48,7 +48,7 @@ class Shape:
 
     @property
     def window_stride(self) -> int:
-        """Tokens between the starts of consecutive windows: text windows share a token, equations end in eos."""
+        """Return the tokens between the starts of consecutive windows: text windows share one, equations end in eos."""
         return arithmetic.STRIDE if self.arithmetic else self.sequence_length
 
     def with_config(self, **sections: Any) -> "Shape":
@@ -113,12 +113,12 @@ class Cohort:
 
 
 def shape_of(config: TrainConfig, data_fingerprint: str) -> Shape:
-    """Return the shape of the cohort that a run belongs to: its settings without those that may differ in a cohort."""
+    """Return the shape of the cohort that a run belongs to: its settings without those that may differ within it."""
     return Shape(reset(config, *_MEMBER_ROLES), config.data.name, data_fingerprint, config.data.is_arithmetic)
 
 
 def _identity(shape: Shape) -> dict[str, Any]:
-    """Return the values that a cohort's id is the digest of.
+    """Return the values whose digest is a cohort's id.
 
     Ids name existing folders on users' disks, so the settings of the first version keep their keys, and settings added
     later are added beside them.

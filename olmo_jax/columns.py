@@ -1,4 +1,4 @@
-"""What a column of a sweep's table is: whoever measures declares it."""
+"""The description of a column of a sweep's table; the code that measures a column declares it."""
 
 import dataclasses
 import re
@@ -14,13 +14,13 @@ class Column:
     """One column of a sweep's table.
 
     Attributes:
-      name: how it is stored.
-      kind: "identity", "setting", "geometry", "loss", "change" (what was done to a model did to its loss), "task",
-        "training", "count", or "evaluation" for other results.
+      name: the name under which it is stored.
+      kind: "identity", "setting", "geometry", "loss", "change" (the effect on the loss of a change to the
+        model), "task", "training", "count", or "evaluation" for other results.
       unit: "" for text, and for numbers that have none.
       meaning: one sentence, or NOT_DESCRIBED.
-      of: what it is of, such as {"after": "quantize", "method": "gptq", "bits": 3, "domain": "code"}. Under
-        "statistic", a number about another column: its spread, error or rescaling, or a point of a curve.
+      of: what it describes, such as {"after": "quantize", "method": "gptq", "bits": 3, "domain": "code"}. The key
+        "statistic" marks a number about another column: its spread, error or rescaling, or a point of a curve.
     """
 
     name: str
@@ -31,17 +31,17 @@ class Column:
 
 
 def sentence(before: str, meaning: str) -> str:
-    """Return a sentence of what a column is of, and what of it; NOT_DESCRIBED stays."""
+    """Return a sentence of what a column describes (`before`) and its meaning; NOT_DESCRIBED is returned as it is."""
     if meaning == NOT_DESCRIBED:
         return meaning
     word = meaning.split()[0]
-    inner = meaning[0].lower() + meaning[1:] if word[1:].islower() or word == "A" else meaning  # but N, TwoNN, KL
+    inner = meaning[0].lower() + meaning[1:] if word[1:].islower() or word == "A" else meaning  # not N, TwoNN, KL
     text = f"{before}: {inner}" if before else meaning
     return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence of a docstring: until a full stop before a capital letter, or a blank line."""
+    """Return the first sentence of a docstring: up to a full stop before a capital letter, or a blank line."""
     paragraph = re.split(r"\n\s*\n", text.strip())[0]
     line = " ".join(paragraph.split())
     return re.split(r"(?<=\.) (?=[A-Z])", line)[0]

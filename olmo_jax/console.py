@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # rich is needed on a terminal alone
+if TYPE_CHECKING:  # rich is needed only on a terminal
     from rich.progress import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -18,7 +18,7 @@ _MAX_LINE_LENGTH = 1000
 _RATE_WINDOW_SECONDS = 60.0
 _MIN_MARKS = 3
 _MAX_MARKS = 500
-# A time left is shown only if the relative standard error of the rate is at most this.
+# The time left is shown only if the relative standard error of the rate is at most this.
 _MAX_RELATIVE_ERROR = 0.5
 
 
@@ -44,8 +44,8 @@ def shortened(line: str) -> str:
 def progress(title: str, total: int, done: int = 0, within: bool = False) -> Iterator[Callable[[int, str], None]]:
     """Yield `update(done, note)` to report progress; `done` counts up to `total`, from the count reached before.
 
-    `within` is for the parts of one step of other work that reports its progress: on a terminal a row of the table that
-    goes when they are done, or plain lines where there is none.
+    `within` is for the parts of one step of other work that reports its own progress. In a table on a terminal (see
+    one_table) they are a row that is removed when they are done; elsewhere they are plain lines.
     """
     if sys.stderr.isatty() and (_table.get() or not within):
         yield from _row(title, total, done, passing=within)
@@ -81,7 +81,10 @@ class Rate:
         self._marks: collections.deque[tuple[int, float]] = collections.deque(maxlen=_MAX_MARKS)
 
     def add(self, done: int, now: float) -> None:
-        """Record that `done` units are complete at time `now` (seconds). A smaller count than before starts over."""
+        """Record that `done` units are complete at time `now` (seconds).
+
+        A smaller count than before restarts the estimate.
+        """
         if self._marks and done < self._marks[-1][0]:
             self._marks.clear()
             self._first = done
@@ -100,17 +103,17 @@ class Rate:
             return None
         first = self._marks[0]
         seconds, rate = last[1] - first[1], (last[1] - first[1]) / (last[0] - first[0])
-        stretches = [(after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(self._marks)]
-        squares = sum((duration - rate * units) ** 2 for units, duration in stretches)
+        intervals = [(after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(self._marks)]
+        squares = sum((duration - rate * units) ** 2 for units, duration in intervals)
         # The relative standard error of a ratio estimate (Cochran 1977, equation 6.13), without the finite-population
         # correction: the units left need not resemble those done.
-        error = math.sqrt(squares * len(stretches) / (len(stretches) - 1)) / seconds if seconds else 0.0
+        error = math.sqrt(squares * len(intervals) / (len(intervals) - 1)) / seconds if seconds else 0.0
         return rate * (self._total - last[0]) if error <= _MAX_RELATIVE_ERROR else None
 
 
 @contextlib.contextmanager
 def one_table() -> Iterator[None]:
-    """On a terminal, make all progress inside the context rows of one live table, which stay when they are done."""
+    """On a terminal, show all progress inside the context as rows of one live table; they remain when they are done."""
     if not sys.stderr.isatty():
         yield
         return

@@ -1,10 +1,13 @@
-"""Errors that users can fix: they are shown only the message, in one line."""
+"""Errors that users can fix; only their message is shown, on one line."""
 
 _MAX_LENGTH = 300  # characters
 
 
 def brief(cause: BaseException | str) -> str:
-    """Return a library's error message, or its class name, as one line cut to 300 characters: it may quote a file."""
+    """Return a library's error message, or its class name, as one line.
+
+    It is cut to 300 characters, since it may quote a whole file.
+    """
     text = " ".join(str(cause).split()) or type(cause).__name__
     return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + "..."
 

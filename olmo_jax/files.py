@@ -21,7 +21,7 @@ class DamagedFileError(UserError):
 
 
 def write_whole(path: epath.PathLike, content: str | bytes, durable: bool = True) -> epath.Path:
-    """Write a file atomically, by way of a temporary file that is renamed, and return its path.
+    """Write a file atomically, through a temporary file that is renamed, and return its path.
 
     Args:
       content: in text, a lone surrogate (from a file name that isn't UTF-8) is written as an escape.
@@ -56,13 +56,13 @@ def remove_unfinished(folder: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: epath.PathLike, durable: bool = True) -> Iterator[Path]:
-    """Yield a new folder to fill, which is renamed to `path` at its end and removed on an error.
+    """Yield a new folder to fill, which is renamed to `path` at the end of the context and removed on an error.
 
-    A killed process leaves that folder, `.NAME.partial` beside `path`, and the next call for the same path removes it.
-    So only one process may write a path at a time.
+    A killed process leaves that folder behind, `.NAME.partial` beside `path`; the next call for the same path removes
+    it. So only one process may write to a path at a time.
 
     Args:
-      path: doesn't exist or is an empty folder; OSError is raised at the end of the context if it is anything else.
+      path: must not exist, or be an empty folder; otherwise OSError is raised at the end of the context.
       durable: flush the contents and the folder's own entry to the disk, so that they survive a power cut.
     """
     path = Path(path)
