@@ -1,4 +1,4 @@
-"""Generate text, greedy or sampled, with a key-value cache, from one model or a stack of models."""
+"""Generate text, greedily or by sampling, with a key-value cache, from one model or a stack of models."""
 
 import functools
 from typing import Any
@@ -23,7 +23,7 @@ def check_sampling(config: ModelConfig, prompt: int, tokens: int, temperature: f
     require(tokens > 0, "--tokens", tokens, "needs a positive number")
     room = config.context_length - prompt
     require(tokens <= room, "--tokens", tokens, f"the prompt leaves room for {room} in the model's context; lower it")
-    require(temperature >= 0, "--temperature", temperature, "needs 0, which takes the likeliest token, or more")
+    require(temperature >= 0, "--temperature", temperature, "needs 0, which takes the most likely token, or more")
     require(0 < top_p <= 1, "--top_p", top_p, "needs a number in (0, 1]")
 
 

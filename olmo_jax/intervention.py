@@ -1,8 +1,10 @@
-"""Interventions on the unembedding W, written for one member: numbers that move its geometry on purpose.
+"""Interventions on the unembedding W, written for one member: numbers that change its geometry on purpose.
 
 What each does is declared in config/intervention.py. An intervention that no member of a stack has is absent from
-`Intervention`, so that the stack's program doesn't contain it; a member without one that others have trains as it would
-alone, and where members go one after another (on a CPU) it skips the decompositions. Source: methods.md section 6.
+`Intervention`, so that the stack's program doesn't contain it. A member without one that others have trains as it would
+alone; where members are computed one after another (on a CPU), it skips the decompositions.
+
+Source: methods.md section 6.
 """
 
 import functools
@@ -29,9 +31,9 @@ _FIXED_SEED = 0
 
 
 class Intervention(NamedTuple):
-    """The numbers of one member, scalars, as in InterventionConfig; None for what no member of the stack has.
+    """The numbers of one member, scalars named as in InterventionConfig; None for what no member of the stack has.
 
-    backward_subspace: index into SUBSPACES, with backward_rank or update_rank.
+    backward_subspace: index into SUBSPACES, present with backward_rank or update_rank.
     """
 
     head_rank: Any = None
@@ -48,7 +50,7 @@ class Intervention(NamedTuple):
 
 
 class Projections(NamedTuple):
-    """Symmetric matrices `[D, D]`; None for what no member of the stack has.
+    """Symmetric matrices `[D, D]`; None for those that no member of the stack has.
 
     backward_DD: what the gradient of the final states is multiplied by. update_DD: what W's update is multiplied by.
     """
@@ -62,8 +64,8 @@ _DTYPES = {"head_rank": np.int32, "backward_rank": np.int32, "update_rank": np.i
 
 def kinds(configs: Iterable[TrainConfig]) -> tuple[str, ...]:
     """Return the names of the interventions that at least one of the runs has."""
-    found = {name for config in configs for name in config.intervention.active}
-    return tuple(name for name in KINDS if name in found)
+    active = {name for config in configs for name in config.intervention.active}
+    return tuple(name for name in KINDS if name in active)
 
 
 def numbers_of(config: TrainConfig, present: Sequence[str]) -> Intervention:
@@ -76,7 +78,10 @@ def numbers_of(config: TrainConfig, present: Sequence[str]) -> Intervention:
 
 
 def first_params(params: Any, head_rank: Array | int) -> Any:
-    """Return the initial parameters of a member with a factored head: rows of P from `head_rank` on are 0 (0: none)."""
+    """Return a member's initial parameters.
+
+    In a factored head, the rows of P from `head_rank` on are 0; a `head_rank` of 0 sets none.
+    """
     if "unembedding_factor" not in params:
         return params
     factor_DD = params["unembedding_factor"]
@@ -85,15 +90,15 @@ def first_params(params: Any, head_rank: Array | int) -> Any:
 
 
 def projections(arm: Intervention, params: Any) -> Projections:
-    """Return the projections onto the subspaces that backward_rank and update_rank keep, those of W as it is now."""
+    """Return the projections onto the subspaces that backward_rank and update_rank keep, for the current W."""
     ranks = [rank for name in PROJECTED if (rank := getattr(arm, name)) is not None]
     if not ranks:
         return Projections(None, None)
     w_VD = model.unembedding(params)
     width = w_VD.shape[1]
     random_DD = np.linalg.qr(np.random.default_rng(_FIXED_SEED).normal(size=(width, width)))[0].astype(w_VD.dtype)
-    some = functools.reduce(jnp.logical_or, [_bounds(rank, width) for rank in ranks])
-    leading = some & (arm.backward_subspace == SUBSPACES.index("leading"))
+    restricted = functools.reduce(jnp.logical_or, [_bounds(rank, width) for rank in ranks])
+    leading = restricted & (arm.backward_subspace == SUBSPACES.index("leading"))
     basis_DD = jax.lax.cond(leading, lambda: right_singular(w_VD)[1], lambda: jnp.asarray(random_DD))
     return Projections(_projection(basis_DD, arm.backward_rank), _projection(basis_DD, arm.update_rank))
 
@@ -103,7 +108,7 @@ def _bounds(rank: Array, width: int) -> Array:
 
 
 def _projection(basis_DD: Array, rank: Array | None) -> Array | None:
-    """Return the projection onto the first columns of a basis, as many as `rank`; the identity for 0 or all."""
+    """Return the projection onto the first `rank` columns of a basis; the identity if `rank` is 0 or all of them."""
     if rank is None:
         return None
     width = len(basis_DD)
@@ -130,9 +135,9 @@ projected_backward.defvjp(_forward, _backward)
 
 
 def penalties(arm: Intervention, config: TrainConfig, w_VD: Array, x_BLD: Array) -> list[Array]:
-    """Return what is added to the objective: rank_penalty x log R of the gauge-fixed W, and the metric that is named.
+    """Return the terms to add to the objective: rank_penalty x log R of the gauge-fixed W, and penalty_weight x metric.
 
-    Metrics of the final states are over all positions of the batch.
+    The metric is penalty_metric; of the final states it is taken over all positions of the batch.
     """
     w_VD = w_VD[: config.model.vocab_size]
     terms = []
@@ -163,16 +168,16 @@ def check_penalty(config: TrainConfig) -> None:
         raise ConfigError(f"{key}: {error}") from error
     if not has_gradient(name):
         known = ", ".join(other for other in sorted(METRICS) if has_gradient(other))
-        raise ConfigError(f"{key} = {value!r}: has no gradient that could move it; these have one: {known}")
+        raise ConfigError(f"{key} = {value!r}: has no gradient; choose a metric that has one: {known}")
 
 
 @functools.cache
 def has_gradient(name: str) -> bool:
-    """Return whether the gradient of a metric, tried at one random matrix, is finite and not zero."""
+    """Return whether the gradient of a metric, evaluated at one random matrix, is finite and not zero."""
     x_ND = jnp.asarray(np.random.default_rng(_FIXED_SEED).normal(size=(96, 6)), jnp.float32)
     try:
         gradient_ND = jax.grad(lambda x_ND: METRICS[name](Measured(x_ND, n_neighbors=16)))(x_ND)
-    except (TypeError, ValueError):  # a count, or a loop that can't be run backwards
+    except (TypeError, ValueError):  # a count, or a loop without a reverse-mode gradient
         return False
     return bool(jnp.isfinite(gradient_ND).all() & (gradient_ND != 0).any())
 
@@ -190,9 +195,9 @@ def penalised(config: TrainConfig, w_VD: Array, x_BLD: Array) -> Array:
 
 
 def _weighed(weight: Array, value: Callable[[], Array]) -> Array:
-    """Return weight x value; where the weight is 0, nothing is computed if members go one after another."""
-    kind = jax.eval_shape(value)
-    return jax.lax.cond(weight == 0, lambda: jnp.zeros((), kind.dtype), lambda: (weight * value()).astype(kind.dtype))
+    """Return weight x value, which isn't computed for a weight of 0 if members are computed one after another."""
+    dtype = jax.eval_shape(value).dtype
+    return jax.lax.cond(weight == 0, lambda: jnp.zeros((), dtype), lambda: (weight * value()).astype(dtype))
 
 
 def masked_gradients(arm: Intervention, config: ModelConfig, gradients: Any) -> Any:
@@ -212,12 +217,12 @@ def head_updates(
     params: Any,
     updates: Any,
 ) -> Any:
-    """Return the updates with that of the unembedding projected, and its own weight decay and learning rate.
+    """Return the updates, with the unembedding's projected and given its own weight decay and learning rate.
 
     Weight decay isn't projected.
 
     Args:
-      projection_DD: of update_rank. weight_decay: what the updates contain for the unembedding.
+      projection_DD: that of update_rank. weight_decay: the one that the unembedding's update contains.
       rate: learning rate of the step.
     """
     if projection_DD is None and arm.head_decay is None and arm.head_rate is None:
@@ -228,15 +233,15 @@ def head_updates(
         projected_VD = matmul(update_VD + decayed_VD, projection_DD) - decayed_VD
         update_VD = jnp.where(_bounds(arm.update_rank, w_VD.shape[1]), projected_VD.astype(w_VD.dtype), update_VD)
     if arm.head_decay is not None:
-        own = jnp.where(arm.head_decay < 0, weight_decay, arm.head_decay)
-        update_VD += rate * (weight_decay - own) * w_VD
+        head_decay = jnp.where(arm.head_decay < 0, weight_decay, arm.head_decay)
+        update_VD += rate * (weight_decay - head_decay) * w_VD
     if arm.head_rate is not None:
         update_VD *= arm.head_rate
     return updates | {"unembedding": update_VD}
 
 
 def after_step(arm: Intervention, config: ModelConfig, rate: Array, before: Any, after: Any) -> Any:
-    """Return the parameters after a step's update and what polar_decay, center_head and mean_row add to it."""
+    """Return the parameters after a step's update, with polar_decay, center_head and mean_row applied to them."""
     if arm.polar_decay is None and arm.center_head is None and arm.mean_row is None:
         return after
     w_VD = after["unembedding"]
@@ -253,10 +258,10 @@ def after_step(arm: Intervention, config: ModelConfig, rate: Array, before: Any,
 
 
 def _with_mean_row(arm: Intervention, config: ModelConfig, w_VD: Array) -> Array:
-    """Return W without its mean row (over the vocabulary, without padding), or with the placebo's."""
+    """Return W with its mean row (over the vocabulary, without padding) removed, or replaced by the placebo's."""
     real_VD = w_VD[: config.vocab_size]
     centred_VD = centred(real_VD)
-    moved_D = centred_VD[0] - real_VD[0]  # padding moves along: the softmax has its logits too
+    moved_D = centred_VD[0] - real_VD[0]  # padding rows move too, since their logits are part of the softmax
     if arm.mean_row is not None:
         length = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(centred_VD), axis=1)))
         moved_D += arm.mean_row * length * _direction(config.d_model, w_VD.dtype)
@@ -266,7 +271,10 @@ def _with_mean_row(arm: Intervention, config: ModelConfig, w_VD: Array) -> Array
 
 
 def _direction(width: int, dtype: Any) -> Array:
-    """Return the placebo's unit vector, with components that sum to 0, so that LayerNorm's states see it too."""
+    """Return the placebo's unit vector.
+
+    Its components sum to 0: LayerNorm's states do too, so a part along (1, ..., 1) would have no effect.
+    """
     draw_D = np.random.default_rng(_FIXED_SEED).normal(size=width)
     draw_D -= draw_D.mean()
     return jnp.asarray(draw_D / np.linalg.norm(draw_D), dtype)

@@ -29,7 +29,7 @@ class Packing(NamedTuple):
     seen_B1LL: Array
 
     def seen_within(self, window: int) -> Array:
-        """Return what each token attends to if it reaches no more than `window` tokens of its text; 0: all."""
+        """Return what each token attends to if it reaches only the last `window` tokens of its text; 0: all."""
         if not window:
             return self.seen_B1LL
         distance_BLL = self.position_BL[:, :, None] - self.position_BL[:, None]
@@ -72,7 +72,7 @@ class Norm(nn.Module):
 
 
 def truncated_normal(std: float) -> nn.initializers.Initializer:
-    """Return the initializer of a normal distribution truncated at 3 standard deviations; `std` is that before it."""
+    """Return the initializer of a normal distribution with standard deviation `std`, truncated at 3 `std`."""
     return nn.initializers.truncated_normal(std, lower=-3.0, upper=3.0)
 
 
@@ -123,12 +123,12 @@ class Attention(nn.Module):
         k_BLGK, v_BLGK = heads("key", c.kv_heads), heads("value", c.kv_heads)
         if self.layer.rope_theta:
             q_BLHK, k_BLGK = rotated(q_BLHK), rotated(k_BLGK)
-        if c.score_width:  # what follows divides by the square root of the head's width
+        if c.score_width:  # attention itself divides by the square root of the head's width
             q_BLHK = q_BLHK * jnp.asarray(math.sqrt(c.d_head / c.score_width), q_BLHK.dtype)
         if past is None:
             kept = k_BLGK, v_BLGK
             seen_B1LL = None if packing is None else packing.seen_within(window)
-            if self.last:  # which attends to all positions that neither spans nor the window exclude
+            if self.last:  # this position attends to all that neither spans nor the window exclude
                 if seen_B1LL is None and window:
                     seen_B1LL = attended(length, window)[None, None]
                 seen_B11L = None if seen_B1LL is None else seen_B1LL[:, :, -1:]

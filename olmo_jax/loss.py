@@ -2,9 +2,9 @@
 
 The logits of a small model are larger than the model, [B, L, V] against [V, D]. A chunk takes some positions of every
 sequence, so that the batch axis keeps its sharding. Its logits are used for the loss and for both gradients before they
-are freed: two matmuls more than the forward pass and no recomputation. On a CPU a chunk's logits are computed and used
-in tiles of some rows of W, which stay in the CPU's caches. If the states are bfloat16, W and the logits' gradient enter
-these matmuls as bfloat16 too; logits, softmax and sums are float32.
+are freed, which takes two matmuls more than the forward pass and no recomputation. On a CPU a chunk's logits are
+computed and used in tiles of some rows of W, which stay in the CPU's caches. If the states are bfloat16, W and the
+logits' gradient enter these matmuls as bfloat16 too; logits, softmax and sums are float32.
 
 Shapes: N tokens of a chunk, C rows of W in a tile.
 """

@@ -214,7 +214,7 @@ def unembedding(params: Params) -> Array:
 
 
 def folded(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
-    """Return a model whose head is one matrix: the same one, or an equal one if its head has two factors."""
+    """Return the model with one matrix as its head: unchanged, or an equivalent one if the head has two factors."""
     if not config.factored_head:
         return config, params
     others = {name: x for name, x in params.items() if name != "unembedding_factor"}
@@ -261,7 +261,7 @@ def block_inputs(
 
     Args:
       block_params: parameters of this block, such as params["blocks_0"]. x_BLD: the states before it.
-      layer: its entry of config.layers; None for the first block's.
+      layer: its entry in config.layers; None for that of the first block.
     """
     layer = config.layers[0] if layer is None else layer
     module = Block(config, layer, execution_plan.forward(config) if compute is None else compute)

@@ -155,6 +155,6 @@ def _warn(former: str) -> None:
 
 
 def serve_former_names() -> None:
-    """Make former names importable; every package calls this, and repeated calls do nothing."""
+    """Make former names importable; every package calls this, and further calls have no effect."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

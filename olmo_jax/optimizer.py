@@ -13,12 +13,12 @@ from olmo_jax.config import SCHEDULES, TrainConfig
 from olmo_jax.config.field import Role, declared, settings
 from olmo_jax.intervention import Intervention, numbers_of
 
-with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
+with epy.lazy_imports():  # saves commands that train nothing a fifth of a second
     import optax
 
 
 class Hyper(NamedTuple):
-    """The hyper-parameters of one member, all scalars; a cohort holds them stacked, `[M]`. As in OptimizerConfig.
+    """The hyper-parameters of one member, all scalars; a cohort holds them stacked, `[M]`. Named as in OptimizerConfig.
 
     schedule: index into SCHEDULES. dropout_seed: the run's data_seed. intervention: those that the stack has.
     """
@@ -83,7 +83,7 @@ def adamw(h: Hyper, rate: Array | float, decay_embeddings: bool, decay_norms: bo
 
     def decayed(params: Any) -> Any:
         def one(path: Any, x: Array) -> bool:
-            if path[0].key == "unembedding_factor":  # so that W, the product, decays as it would in one piece
+            if path[0].key == "unembedding_factor":  # so that W, the product, decays as a single matrix would
                 return False
             return decay_embeddings if path[0].key in _EMBEDDINGS else decay_norms or x.ndim > 1
 
@@ -104,7 +104,10 @@ def init(params: Any) -> Any:
 
 
 def cumulative_weight_decay(config: TrainConfig, step: int) -> float:
-    """Return c, the sum of learning rate x weight decay up to `step`; a weight with no gradient shrinks to exp(-c)."""
+    """Return c, the sum of learning rate x weight decay up to `step`.
+
+    A weight with no gradient shrinks by a factor of exp(-c).
+    """
     h, total = hyper(config), 0.0
     for first in range(1, step + 1, _STEPS_AT_ONCE):  # in blocks of one shape, so that all budgets share one program
         rates = np.asarray(_rates(h, first + np.arange(_STEPS_AT_ONCE)), np.float64)

@@ -20,7 +20,7 @@ def rotary(
     positions: int | None = None,
     scaling: RopeScaling = UNSCALED,
 ) -> Array:
-    """Return x with rotary position embedding, halves of a head paired as GPT-NeoX, Llama and OLMo do.
+    """Return x with rotary position embedding; the halves of a head are paired as in GPT-NeoX, Llama and OLMo.
 
     Angles are float32; the result has the dtype of x.
 
@@ -30,7 +30,7 @@ def rotary(
       start: position of the first of the L tokens.
       position_BL: position of each token, if they aren't consecutive; `start` is then 0. They are less than
         `positions`, or less than L if that is None.
-      scaling: of the frequencies.
+      scaling: the scaling of the frequencies.
     """
     length, width = positions or x_BLHK.shape[1], width or x_BLHK.shape[3]
     frequency_k = frequencies(theta, width, scaling)
@@ -49,8 +49,8 @@ def rotary(
 def frequencies(theta: float, width: int, scaling: RopeScaling = UNSCALED) -> Array:
     """Return the angle by which each pair of dimensions turns from one position to the next, float32 `[width / 2]`.
 
-    "llama3" is Llama 3.1's scaling, "yarn" that of Peng 2023 (section 3.2, "NTK-by-parts"); both as Hugging Face's
-    transformers has them.
+    "llama3" is Llama 3.1's scaling, "yarn" that of Peng 2023 (section 3.2, "NTK-by-parts"); both as implemented in
+    Hugging Face's transformers.
     """
     frequency_k = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     if scaling.kind == "none":
@@ -69,5 +69,5 @@ def frequencies(theta: float, width: int, scaling: RopeScaling = UNSCALED) -> Ar
 
 
 def _pair_that_turns(turns: float, theta: float, width: int, scaling: RopeScaling) -> float:
-    """Return the index, not rounded, of the pair that turns this often in the original context."""
+    """Return the index, not rounded, of the pair that makes this many turns in the original context."""
     return width * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))

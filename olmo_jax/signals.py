@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Make SIGINT and SIGTERM raise KeyboardInterrupt inside the context; the previous handlers return after it.
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt inside the context; the previous handlers are restored after it.
 
     Only the main thread can set signal handlers; in other threads nothing changes.
     """
@@ -66,7 +66,7 @@ def waited_for(call: Callable[[Callable[[], None]], T]) -> T:
 
     try:
         threading.Thread(target=work, daemon=True).start()
-        # A wait without end would sleep through a signal that another thread receives, or that arrives just before it.
+        # A wait without a timeout would miss a signal that another thread receives, or that arrives just before it.
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
             pass
     except KeyboardInterrupt:
