@@ -22,7 +22,7 @@ from olmo_jax.execution.plan import ExecutionPlan
 from olmo_jax.intervention import Intervention
 from olmo_jax.optimizer import Hyper
 
-with epy.lazy_imports():  # a fifth of a second, for commands that train nothing
+with epy.lazy_imports():  # saves commands that train nothing a fifth of a second
     import optax
 
 
@@ -67,8 +67,8 @@ def member_step(
 ) -> tuple[State, Metrics]:
     """Return one member's state after one update on `[B, L + 1]` tokens, and the metrics of the step.
 
-    A member whose loss, gradient or new parameters turn non-finite is frozen as it was before the step, which is
-    recorded; a member that has taken its total steps (0 for an inert one) is left as it is.
+    A member whose loss, gradient or new parameters turn non-finite is frozen as it was before the step, and the
+    step is recorded; a member that has taken all its steps (0 for an inert one) is left as it is.
 
     Args:
       mesh: needed if parameters are fully sharded over it.

@@ -121,7 +121,7 @@ def train_cohort(
 def _resume(
     workdir: epath.Path, cohort: Cohort, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
 ) -> tuple[int, State]:
-    """Return step and state of the last valid checkpoint that the members' metrics reach, else of the start.
+    """Return step and state of the last valid checkpoint that the members' metrics reach, or of the start.
 
     Later checkpoints are set aside with a warning. Raises CheckpointError if there are checkpoints and none is valid:
     starting over would lose the whole training, and the user may have a copy.
@@ -292,7 +292,7 @@ def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
 def check_mesh(cohort: Cohort) -> None:
     """Raise ConfigError if there are too few devices for the mesh, or if it doesn't divide batch or parameters.
 
-    Also raises it if the configuration asks for an execution plan or a writer of metrics that isn't available here.
+    It is also raised if the configuration asks for an execution plan or a metrics writer that isn't available.
     """
     shape = cohort.shape
     mesh = sharding.make_mesh(shape.config.mesh, len(cohort.runs))

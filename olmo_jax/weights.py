@@ -134,7 +134,7 @@ def _names_a_run(file: epath.Path) -> bool:
 
 def _refused(pickle: epath.Path) -> str:
     return (
-        f"{pickle}: is a pickle, which can run any code when it is opened, so it isn't read; use the model's "
+        f"{pickle}: is a pickle, which can run any code when it is loaded, so it isn't read; use the model's "
         ".safetensors, or convert the file to that format if you trust it"
     )
 
@@ -185,7 +185,7 @@ def folder_tensors(folder: epath.Path) -> list[Tensor]:
     if not files:
         if pickles := sorted(file for file in folder.iterdir() if file.suffix in _PICKLES):
             raise WeightsError(_refused(pickles[0]))
-        raise WeightsError(f"{folder}: neither a working directory with runs nor a folder of .safetensors files")
+        raise WeightsError(f"{folder}: is neither a working directory with runs nor a folder of .safetensors files")
     tensors = {file: _safetensors(file) for file in files}
     names = [tensor.name for file_tensors in tensors.values() for tensor in file_tensors]
     if len(set(names)) == len(names):

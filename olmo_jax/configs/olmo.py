@@ -2,11 +2,11 @@
 
     olmo-jax train --config=olmo:4m --config.optimizer.weight_decay=0.5 --workdir=runs/4m
 
-Sizes 4m, 8m, 13m, 19m, 34m, 75m are the non-embedding parameters of the six sizes that stand in for paper A's
-unpublished ones [ours, methods.md section 1]; so do the optimiser's settings (OptimizerConfig's defaults). Their
-vocabulary has 4096 tokens, because the built-in corpus has only a few million. Sizes 20m, 60m, 150m, 300m and 1b are
-OLMo's public ones with their own vocabulary, learning rate and weight decay [code]. Context, batch and budget are
-smaller than published for all sizes: 512, 32 and 2 million. For OLMo-1's own tokenizer and context:
+Sizes 4m, 8m, 13m, 19m, 34m and 75m, named after their non-embedding parameters, stand in for paper A's unpublished ones
+[ours, methods.md section 1], as do the optimiser's settings (OptimizerConfig's defaults). Their vocabulary has 4096
+tokens, because the built-in corpus has only a few million. Sizes 20m, 60m, 150m, 300m and 1b are OLMo's public ones
+with their own vocabulary, learning rate and weight decay [code]. Context, batch and budget are smaller than published
+for all sizes: 512, 32 and 2 million. For OLMo-1's own tokenizer and context:
 
     --config.data.tokenizer=olmo --config.model.vocab_size=50280 --config.data.sequence_length=1024
 """

@@ -2,9 +2,9 @@
 
     olmo-jax train --config=pythia:14m --workdir=runs/pythia
 
-Sizes 14m, 31m, 70m, 160m; with -sequential the MLP reads the output of attention, the only difference (paper A's pair
-for late saturation is that of 14m). Learning rate, warm-up and the choice of decayed parameters are Pythia's [code].
-Context, batch and budget are smaller than published.
+The sizes are 14m, 31m, 70m and 160m. With -sequential the MLP reads the output of attention, which is the only
+difference (paper A's pair for late saturation has size 14m). Learning rate, warm-up and the choice of decayed
+parameters are Pythia's [code]. Context, batch and budget are smaller than published.
 """
 
 from ml_collections import ConfigDict

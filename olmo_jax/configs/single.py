@@ -8,7 +8,10 @@ from olmo_jax.config import ConfigError, ModelConfig, OptimizerConfig, TrainConf
 
 
 def single_run(family: str, size: str, presets: Mapping[str, ModelConfig], optimizer: OptimizerConfig) -> ConfigDict:
-    """Return the configuration of a run of `presets[size]` with 2 million tokens; raises ConfigError if unknown."""
+    """Return the configuration of a run of `presets[size]` with 2 million tokens.
+
+    Raises ConfigError for an unknown size.
+    """
     if size not in presets:
         raise ConfigError(f"{family}.py has no size '{size}'; sizes: {', '.join(presets)}")
     run = TrainConfig(name=f"{family}-{size}", tokens=2_000_000, model=presets[size], optimizer=optimizer)
