@@ -1,4 +1,4 @@
-"""Causal attention in the form that is fastest on each backend; all agree within rounding.
+"""Causal attention in the form that is fastest on each backend; all forms agree within rounding.
 
 Shapes: B batch, L length, H heads, G heads of keys and values (H a multiple of G), K head width, T rows of a block, S
 keys that a block attends to. Scores and softmax are float32 (or wider), whatever the dtype of the heads.
@@ -16,7 +16,7 @@ from jax import Array
 
 from olmo_jax.execution.matmul import optimization_barrier, transposed
 
-# With fewer rows per block matmuls are too small to be fast; more blocks take long to compile.
+# With fewer rows per block, matmuls are too small to be fast; more blocks take too long to compile.
 _MIN_ROWS, _MAX_BLOCKS = 64, 8
 
 
@@ -51,7 +51,7 @@ class Spans(NamedTuple):
 def attended(places: int, window: int = 0, start: Array | int = 0, queries: int | None = None) -> Array:
     """Return whether each query attends to each place, `[queries, places]`: the last `window` up to its own; 0: all.
 
-    The queries are at the places from `start` on; None: one per place.
+    The queries are at the places from `start` on; `queries` of None means one per place.
     """
     place_S, query_L = jnp.arange(places), start + jnp.arange(places if queries is None else queries)
     seen_LS = place_S[None] <= query_L[:, None]
@@ -66,9 +66,9 @@ def causal_attention(
     Args:
       form: "dense" forms all scores; "blocked" takes blocks of rows with only the keys that they attend to, about half
         of the work, with a custom gradient (fastest on a CPU); "cudnn" is cuDNN's fused kernel.
-      seen_B1LL: whether each position attends to each other, if not to all that it reaches; it always attends to itself
-        and never to later ones. cuDNN's kernel is then not used.
-      window: how many positions are attended to at most, counted back from the query's own; 0: all.
+      seen_B1LL: whether each position attends to each other one: always to itself and never to later ones. If given,
+        `window` is ignored and cuDNN's kernel isn't used. None: to all within `window`.
+      window: how many positions are attended to, counted back from the query's own; 0: all.
     """
     window = window if window < q_BLHK.shape[1] else 0
     if form == "blocked":
@@ -91,7 +91,7 @@ def causal_attention(
 
 
 def _blocks(length: int, window: int) -> list[tuple[int, int, int]]:
-    """Return of each block of L rows the first key that it attends to, the first row, and its end."""
+    """Return, for each block of rows, the first key that it attends to, its first row, and its end."""
     rows = max(_MIN_ROWS, -(-length // _MAX_BLOCKS))
     blocks = [(start, min(start + rows, length)) for start in range(0, length, rows)]
     return [(max(0, start - window + 1) if window else 0, start, stop) for start, stop in blocks]

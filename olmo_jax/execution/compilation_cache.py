@@ -25,7 +25,7 @@ def keep_compiled(folder: Path) -> None:
         return
     path = Path(configured or folder)
     if problem := _problem(path, check_machine=not configured):
-        say(f"{path}: {problem}; compiled programs aren't kept, so that each start compiles its own")
+        say(f"{path}: {problem}; compiled programs aren't kept, and each start compiles them again")
         jax.config.update("jax_compilation_cache_dir", None)
     elif not configured:
         jax.config.update("jax_compilation_cache_dir", str(path))
@@ -62,5 +62,5 @@ def _problem(folder: Path, check_machine: bool) -> str:
     except OSError as error:
         return f"can't be written ({os.strerror(error.errno) if error.errno else error})"
     if compiled_for != machine():
-        return f"holds programs compiled for another machine ({compiled_for[:100]!r}, and this is {machine()!r})"
+        return f"holds programs compiled for another machine ({compiled_for[:100]!r}; this one is {machine()!r})"
     return ""

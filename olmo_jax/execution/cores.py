@@ -1,8 +1,8 @@
-"""The cores of this machine that this process may use."""
+"""The number of cores that this process may use."""
 
 import os
 
 
 def cores() -> int:
-    """Return their number, which `taskset` and a cluster's scheduler may limit."""
+    """Return the number of cores that this process may use; `taskset` and a cluster's scheduler may limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -34,5 +34,8 @@ def forward(config: ModelConfig, sequences: int, length: int, pairs: int | None 
 
 
 def train_step(config: ModelConfig, sequences: int, length: int, pairs: int | None = None, last: bool = False) -> int:
-    """Return the FLOPs of one training step: the backward pass counts twice the forward, recomputation not at all."""
+    """Return the FLOPs of one training step: the backward pass counts as two forward passes.
+
+    Recomputation isn't counted.
+    """
     return 3 * forward(config, sequences, length, pairs, last)

@@ -66,8 +66,8 @@ def fit(shape: Shape, runs: Sequence[Run], mesh: Mesh, plan: ExecutionPlan, room
         if needed <= room:
             return candidate
     raise ConfigError(
-        f"config.data.batch_size = {shape.batch_size}: {len(runs)} members need {needed / 1e9:.1f} GB of a device that "
-        f"has {room / 1e9:.1f} even one sequence at a time; set config.compute.remat, or use more devices"
+        f"config.data.batch_size = {shape.batch_size}: even with one sequence at a time, {len(runs)} members need "
+        f"{needed / 1e9:.1f} GB of a device that has {room / 1e9:.1f} GB; set config.compute.remat, or use more devices"
     )
 
 

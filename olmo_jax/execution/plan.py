@@ -82,7 +82,7 @@ def for_training(
             config.layers == "unrolled" or model.alike,
             "config.compute.layers",
             config.layers,
-            "needs blocks that attend alike, and config.model.attention_pattern has several kinds; choose 'unrolled'",
+            "needs blocks of one kind, and config.model.attention_pattern has several; choose 'unrolled'",
         )
         chosen = chosen._replace(layers=config.layers)
     if mapping != "auto":
@@ -127,19 +127,19 @@ def _attention(config: ModelConfig, backend: str) -> str:
 
 
 def _no_cudnn(config: ModelConfig) -> str:
-    """Return why cuDNN's attention doesn't support a model, "" if it does."""
+    """Return what cuDNN's attention needs and a model lacks, "" if it supports the model."""
     if config.compute_dtype != "bfloat16":
-        return f"and config.model.compute_dtype = 'bfloat16', not {config.compute_dtype!r}"
+        return f"config.model.compute_dtype = 'bfloat16', not {config.compute_dtype!r}"
     if config.d_head % 8 or config.d_head > 128:
-        return f"and heads of a multiple of 8 dimensions up to 128, not {config.d_head}"
+        return f"heads of a multiple of 8 dimensions up to 128, not {config.d_head}"
     return ""
 
 
 def _check_attention(form: str, config: ModelConfig, backend: str) -> None:
-    supported = ["dense", "blocked"]
     reason = _no_cudnn(config)
     if form == "cudnn" and (backend != "gpu" or reason):
+        needed = " and ".join(filter(None, ("an NVIDIA GPU", reason)))
         raise ConfigError(
-            f"config.compute.attention = 'cudnn': needs an NVIDIA GPU {reason}; the backend here is {backend!r}, which "
-            f"supports {' and '.join(supported)}"
+            f"config.compute.attention = 'cudnn': needs {needed}; the backend here is {backend!r}, which supports "
+            "dense and blocked"
         )

@@ -33,7 +33,7 @@ def initialize(hosts: str) -> None:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"--hosts = {hosts!r}: {reason}; name them as HOST:PORT,COUNT,PLACE") from error
+        raise ConfigError(f"--hosts = {hosts!r}: {reason}; give HOST:PORT,COUNT,PLACE") from error
 
 
 def is_first() -> bool:

@@ -50,7 +50,7 @@ def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
 def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
     """Return the stack before its first step: each member is what `model.init` returns for its seed, bit for bit.
 
-    Of a factored head the rows of P beyond the member's `head_rank` are 0.
+    In a factored head, the rows of P beyond the member's `head_rank` are 0.
     """
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
     ranks_M = np.asarray(sharding.pad([run.config.intervention.head_rank for run in runs], mesh), np.int32)

@@ -42,7 +42,7 @@ MEMBERS = PartitionSpec("member")
 def make_mesh(config: MeshConfig, members: int) -> Mesh:
     """Return the mesh for a stack of `members`; raises ConfigError if there are too few devices.
 
-    `member = 0` takes as many devices as data x model leaves, but no more than there are members.
+    For `member = 0` the member axis takes as many devices as data x model leaves, but no more than there are members.
     """
     devices = jax.devices()
     inner = config.data * config.model

@@ -40,8 +40,8 @@ def test_an_unwritable_cache_folder_is_reported_once_and_skipped(tmp_path, cache
     keep_compiled(tmp_path / "compiled" / "host")
     assert cache() is None
     assert capsys.readouterr().err == (
-        f"{tmp_path}/compiled/host: can't be written (Not a directory); compiled programs aren't kept, so that each "
-        "start compiles its own\n"
+        f"{tmp_path}/compiled/host: can't be written (Not a directory); compiled programs aren't kept, and each "
+        "start compiles them again\n"
     )
     assert float(jax.jit(lambda x: x + 2)(jnp.float32(1))) == 3
 

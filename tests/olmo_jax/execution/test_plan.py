@@ -57,7 +57,7 @@ def test_blocks_that_attend_differently_are_unrolled():
     deep = dataclasses.replace(VARIANTS["gemma3"], n_layers=40)
     assert execution_plan.forward(deep).layers == "unrolled"
     assert execution_plan.forward(dataclasses.replace(SMALL, n_layers=40)).layers == "scanned"
-    with pytest.raises(ConfigError, match=r"config\.compute\.layers = 'scanned': needs blocks that attend alike"):
+    with pytest.raises(ConfigError, match=r"config\.compute\.layers = 'scanned': needs blocks of one kind"):
         execution_plan.for_training(ComputeConfig(layers="scanned"), deep, 4, 16, "map", 1, "cpu")
 
 
