@@ -53,7 +53,7 @@ def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
 
 
 def read_timings(path: epath.Path) -> list[dict[str, Any]]:
-    """Return the rows of a timings.jsonl without damaged ones, which affect only reported shares of time."""
+    """Return the rows of a timings.jsonl except damaged ones, whose loss affects only reported shares of time."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [row for line in lines if (row := parsed_row(line)) is not None and _is_timing(row)]
 

@@ -15,7 +15,7 @@ from olmo_jax.execution import flops
 from olmo_jax.logs.metrics import MetricsLog
 
 _PEAK_SIZE = {"cpu": 2048}
-# The number of matmuls, or fewer, but at least two, if they would take longer than this.
+# The number of matmuls; fewer, but at least two, if they would take longer than _PEAK_SECONDS.
 _PEAK_REPEATS, _PEAK_SECONDS = 5, 0.4
 
 

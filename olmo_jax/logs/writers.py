@@ -19,7 +19,7 @@ class Writer(Protocol):
 
 
 def writers(config: TrainConfig, directory: epath.Path, step: int) -> list[Writer]:
-    """Return the writers that a run is configured with; rows after `step`, from before a kill, are superseded."""
+    """Return the writers that a run's configuration names; rows after `step`, from before a kill, are superseded."""
     results: list[Writer] = [TensorBoard(directory, step)] if config.tensorboard else []
     return [*results, WandB(config, directory)] if config.wandb else results
 

@@ -1,4 +1,4 @@
-"""What the columns of a probe mean: of which matrix or states, and which metric."""
+"""The meaning of a probe's columns: which metric, and of which matrix or states."""
 
 import re
 from typing import Any
@@ -6,29 +6,29 @@ from typing import Any
 from geometry.probe import COUNTS, METRICS
 from olmo_jax.columns import NATS, NOT_DESCRIBED, Column, first_sentence, sentence
 
-# Ends the name of a target whose columns are the standard deviations of another's over the probe's sets.
+# The suffix of a target whose columns are the standard deviations of another target's over the probe's sets.
 SPREAD = "_spread"
-# Ends the name of a target whose columns are the singular values of another, by their place.
+# The suffix of a target whose columns are the singular values of another target, by place.
 SPECTRUM = "_spectrum"
-# Begins the names of targets that are a text's loss and accuracy, in the loop.
+# The prefix of targets that are a text's loss and accuracy, measured during training.
 TEXTS = "texts."
 
 _CENTRED = "_centred"
 _TARGETS = {
     "unembedding": "the unembedding",
-    "unembedding_gauge_fixed": "the unembedding without what the logits can't see",
+    "unembedding_gauge_fixed": "the unembedding without the part that the logits can't see",
     "embedding": "the embedding",
     "final_states": "the states after the final norm",
 }
 _PERCENT = ("effective_rank_percent",)
 
 
-# Points of the distribution whose mean is local_two_nn, which they draw as singular values draw a spectrum.
+# Quantiles of the distribution whose mean is local_two_nn: points of a curve, as singular values are of a spectrum.
 _QUANTILE = re.compile(r"local_two_nn_q\d+")
 
 
 def describe(name: str) -> Column | None:
-    """Return the column `<target>/<metric>` of a probe; None if the target is none that a probe has."""
+    """Return the column `<target>/<metric>` of a probe; None if no probe has such a target."""
     target, _, metric = name.rpartition("/")
     if target.startswith(TEXTS):
         return _of_text(name, target.removeprefix(TEXTS), metric)
@@ -40,7 +40,7 @@ def describe(name: str) -> Column | None:
     if of is None:
         return None
     if target.endswith(SPECTRUM) and metric.isdigit():
-        meaning = f"Singular value of {_in_words(of)} at place {metric}, the largest at 1."
+        meaning = f"Singular value {metric} of {_in_words(of)}, counted from the largest."
         return Column(name, "geometry", "", meaning, of | {"statistic": "singular_value", "place": int(metric)})
     kind = "count" if metric in COUNTS else "geometry"
     unit = "% of the columns" if metric in _PERCENT else "rows" if metric in ("points", "duplicates") else ""
@@ -51,21 +51,21 @@ def describe(name: str) -> Column | None:
 
 def _of_text(name: str, text: str, metric: str) -> Column | None:
     if metric == "loss":
-        return Column(name, "loss", NATS, f"Loss on the text {text}, measured in the loop.", {"text": text})
+        return Column(name, "loss", NATS, f"Loss on the text {text}, measured during training.", {"text": text})
     if metric == "accuracy":
-        meaning = f"Share of the tokens of the text {text} that are the likeliest, measured in the loop."
+        meaning = f"Share of the tokens of the text {text} that the model ranks first, measured during training."
         return Column(name, "evaluation", "share", meaning, {"text": text, "metric": metric})
     return None
 
 
 def metric_meaning(name: str) -> str:
-    """Return the first sentence of a registered metric's docstring; NOT_DESCRIBED without any."""
+    """Return the first sentence of a registered metric's docstring; NOT_DESCRIBED if there is none."""
     docstring = METRICS[name].__doc__ if name in METRICS else None
     return first_sentence(docstring) if docstring else NOT_DESCRIBED
 
 
 def _target(target: str) -> dict[str, Any] | None:
-    """Return what a target is of; None for none that a probe has."""
+    """Return what a target describes; None if no probe has such a target."""
     plain = target.removesuffix(_CENTRED)
     of: dict[str, Any] = {"target": target}
     if match := re.fullmatch(r"(?P<states>layer_\d+|final_states)(?:\.(?P<text>.+))?", plain):

@@ -39,7 +39,7 @@ class Documents(NamedTuple):
 STATES = ("final_states", "layers")
 TARGETS = ("unembedding", "embedding", "parameters", *STATES)
 
-# More matrices of one shape than these are measured in a loop, since compiling hundreds one by one takes minutes.
+# More matrices of one shape than this are measured in a loop, since compiling hundreds one by one takes minutes.
 _MOST_ALONE = 8
 
 # A function of a stack's parameters and the indices of its members in the cohort (None: all, in order).
@@ -147,7 +147,8 @@ def make_probes(
       vocabulary: number of tokens of the tokenizer; later rows of embedding and unembedding are padding.
       documents: None if no target measures states.
       mapping, mesh: how members share the devices (members.over_members).
-      evaluation_sets: those of config.texts. at_once: most members that read them side by side; None: by memory.
+      evaluation_sets: those of config.texts.
+      at_once: the maximum number of members that read them side by side; None: by memory.
     """
     groups: dict[int, dict[str, TargetConfig]] = {}
     for name in TARGETS:

@@ -84,7 +84,7 @@ def check_texts(config: TextsConfig, architecture: ModelConfig) -> None:
 def evaluation_sets(configs: Sequence[TrainConfig], index: TokenIndex) -> list[EvaluationSet]:
     """Return the evaluation sets of a cohort, as configured in config.probe.texts; [] if it names no text.
 
-    Raises ConfigError for an unknown text, and for one with fewer tokens than are to be measured.
+    Raises ConfigError for an unknown text, and for a text with fewer tokens than are to be measured.
     """
     config, data = configs[0].probe.texts, configs[0].data
     if not config.names:
@@ -205,7 +205,7 @@ def _drawn(config: TextsConfig, places: np.ndarray) -> np.ndarray:
 
 
 def _check_points(config: TextsConfig, name: str, beginnings_NL: np.ndarray, points_T: np.ndarray) -> None:
-    """Raise ConfigError if fewer than config.points tokens can have distinct states, which need distinct beginnings."""
+    """Raise ConfigError if fewer than config.points tokens can have distinct states, which need distinct contexts."""
     if not config.metrics:
         return
     distinct = len(np.unique(beginnings_NL.ravel()[points_T]))
@@ -213,13 +213,13 @@ def _check_points(config: TextsConfig, name: str, beginnings_NL: np.ndarray, poi
         distinct >= config.points,
         "config.probe.texts.points",
         config.points,
-        f"the text {name} gives {len(points_T)} tokens, of which only {distinct} have distinct beginnings, and so "
+        f"the text {name} gives {len(points_T)} tokens, of which only {distinct} have distinct contexts, and so "
         "distinct states; lower it, or raise config.probe.texts.documents or drawn",
     )
 
 
 def _beginnings(tokens_NL: np.ndarray) -> np.ndarray:
-    """Return one number per token, `[N, L]`, equal for tokens whose whole beginning of the document is equal."""
+    """Return one number per token, `[N, L]`, equal for tokens whose documents agree up to and including them."""
     numbers, before_N = [], np.zeros(len(tokens_NL), np.int64)
     count, vocabulary = 0, int(tokens_NL.max(initial=0)) + 1
     for tokens_N in tokens_NL.T:

@@ -199,7 +199,7 @@ def test_loss_and_accuracy_need_no_states(sums):
             "there is no text 'poetry'; the texts are train, validation, code, other, prose",
         ),
         ({"points": 5000}, "config.probe.texts.points = 5000: the text train gives 120 tokens, "),
-        ({"tokens": "last", "points": 13}, "the text train gives 12 tokens, of which only 12 have distinct beginnings"),
+        ({"tokens": "last", "points": 13}, "the text train gives 12 tokens, of which only 12 have distinct contexts"),
     ],
 )
 def test_missing_or_too_short_texts_are_refused(run, index, changes, words):

@@ -83,7 +83,7 @@ def test_a_user_metric_is_described_by_its_docstring(monkeypatch):
     [
         ("lm_loss/code", "Loss on code.", NATS, "loss"),
         ("gptq_3_all/rise/code", "After GPTQ to 3 bits, all: rise of the loss on code.", NATS, "change"),
-        ("unembedding_spectrum/2", "Singular value of the unembedding at place 2, the largest at 1.", "", "geometry"),
+        ("unembedding_spectrum/2", "Singular value 2 of the unembedding, counted from the largest.", "", "geometry"),
         ("task_a_b/chance", "On the task a_b: accuracy of guessing.", "share", "evaluation"),
         (
             "finetune_code_lr0.001/best/forgetting",
