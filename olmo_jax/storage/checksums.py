@@ -37,6 +37,6 @@ def check_member(checkpoint: epath.Path, item: str, arrays: Any, saved: dict[str
         total = np.sum(words * (2 * np.arange(words.size, dtype=np.uint32) + 1), dtype=np.uint32)
         if saved.get(sharding.path_name(path), [])[place : place + 1] != [total]:
             raise CheckpointError(
-                f"{checkpoint}: {sharding.path_name(path)} isn't what was saved; put it back from a copy, or move it "
-                "away and delete status.json of its runs to have it trained again"
+                f"{checkpoint}: the checksum of {sharding.path_name(path)} doesn't match the one saved; put the "
+                "checkpoint back from a copy, or move it away and delete status.json of its runs to train them again"
             )

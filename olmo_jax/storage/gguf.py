@@ -18,7 +18,7 @@ from olmo_jax.errors import WeightsError
 from olmo_jax.storage.paths import local
 
 SUFFIX = ".gguf"
-# What gguf.quants dequantises and the project has tried.
+# The types that gguf.quants dequantises and that the project has tried.
 QUANTIZATIONS = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
 )  # fmt: skip
@@ -52,7 +52,7 @@ class GgufFile:
         if (quantization := self.tensors[name].quantization) not in QUANTIZATIONS:
             raise WeightsError(
                 f"{self.path}: '{name}' is quantised as {quantization}, which can't be read; "
-                f"{', '.join(QUANTIZATIONS)} can"
+                f"{', '.join(QUANTIZATIONS)} can be"
             )
 
     def read(self, name: str) -> np.ndarray:
@@ -71,7 +71,7 @@ def open_gguf(path: epath.PathLike) -> GgufFile:
     """Return the header of a GGUF file.
 
     Raises:
-      WeightsError: not such a file, one that is cut short or damaged, or one with a type of tensor that isn't known.
+      WeightsError: not a GGUF file, one that is cut short or damaged, or one with an unknown type of tensor.
     """
     place = os.path.abspath(local(path))
     try:
@@ -84,24 +84,24 @@ def open_gguf(path: epath.PathLike) -> GgufFile:
 @functools.lru_cache(maxsize=4)
 def _opened(path: str, size: int, _changed: int) -> GgufFile:
     if size < 24:
-        raise WeightsError(f"{path}: has {size} bytes, which is no GGUF file; get it again")
+        raise WeightsError(f"{path}: has {size} bytes, too few for a GGUF file; get it again")
     return _Header(path, np.memmap(path, np.uint8, mode="r")).parse()
 
 
 class _Header:
-    """The header's bytes and how far they are read."""
+    """A file's bytes, and how many of them have been read as its header."""
 
     def __init__(self, path: str, data: np.ndarray):
         self._path, self._data, self._at = path, data, 0
 
     def parse(self) -> GgufFile:
         if self._take(4) != b"GGUF":
-            raise WeightsError(f"{self._path}: doesn't begin as a GGUF file does; get it again")
+            raise WeightsError(f"{self._path}: doesn't begin with 'GGUF', as a GGUF file does; get it again")
         version = self._number("I")
         if version not in _VERSIONS:
             raise WeightsError(
-                f"{self._path}: is of GGUF version {version} (or of big-endian numbers); versions "
-                f"{' and '.join(map(str, _VERSIONS))} can be read"
+                f"{self._path}: has GGUF version {version}, or big-endian numbers; versions "
+                f"{' and '.join(map(str, _VERSIONS))} with little-endian numbers can be read"
             )
         tensors, keys = self._count(24), self._count(13)
         metadata = {self._text(): self._value(self._number("I")) for _ in range(keys)}
@@ -119,7 +119,7 @@ class _Header:
                     f"{len(self._data)}; get it again"
                 )
             if name in placed:
-                raise self._damaged(f"has two tensors called '{name}'")
+                raise self._damaged(f"it has two tensors called '{name}'")
             placed[name] = tensor
         return GgufFile(self._path, metadata, placed)
 
@@ -131,11 +131,13 @@ class _Header:
             quantization = GGMLQuantizationType(kind)
         except ValueError:
             raise WeightsError(
-                f"{self._path}: '{name}' is of type {kind}, which isn't known; known are {', '.join(QUANTIZATIONS)}"
+                f"{self._path}: '{name}' has the unknown type {kind}; {', '.join(QUANTIZATIONS)} can be read"
             ) from None
         block, size = GGML_QUANT_SIZES[quantization]
         if shape[-1] % block:
-            raise self._damaged(f"'{name}' has rows of {shape[-1]}, and {quantization.name} has blocks of {block}")
+            raise self._damaged(
+                f"'{name}' has rows of {shape[-1]}, not divisible by {quantization.name}'s blocks of {block}"
+            )
         return quantization.name, start, start + math.prod(shape) // block * size
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
@@ -153,20 +155,20 @@ class _Header:
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY:
-            raise self._damaged(f"has a value of type {kind}")
+            raise self._damaged(f"it has a value of unknown type {kind}")
         kind = self._number("I")
         if kind in _SCALARS:
             dtype = np.dtype(_SCALARS[kind]).newbyteorder("<")
             return np.frombuffer(self._take(self._count(dtype.itemsize) * dtype.itemsize), dtype)
         if kind == _STRING:
             return [self._text() for _ in range(self._count(8))]
-        raise self._damaged(f"has an array of type {kind}")
+        raise self._damaged(f"it has an array of unknown type {kind}")
 
     def _count(self, least: int) -> int:
-        """Return the next number of items, each of which takes at least so many bytes."""
+        """Return the number of items that comes next; each takes at least `least` bytes."""
         count = self._number("Q")
         if count * least > len(self._data) - self._at:
-            raise self._damaged(f"announces {count} items at byte {self._at}, more than the file holds")
+            raise self._damaged(f"it announces {count} items at byte {self._at}, more than the file holds")
         return count
 
     def _number(self, form: str) -> Any:
@@ -176,7 +178,7 @@ class _Header:
         try:
             return self._take(self._number("Q")).decode()
         except UnicodeDecodeError:
-            raise self._damaged(f"has no text before byte {self._at}") from None
+            raise self._damaged(f"it has text that isn't UTF-8 before byte {self._at}") from None
 
     def _take(self, size: int) -> bytes:
         if size > len(self._data) - self._at:

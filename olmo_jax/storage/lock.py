@@ -138,14 +138,13 @@ class Lock:
         return _owner(Path(self._path))
 
     def _write(self, count: int) -> None:
-        write_json(
-            self._path, self._me | {"beat": count}, durable=False
-        )  # a file emptied by a power cut counts as free
+        # Not durable: a file that a power cut has emptied counts as free.
+        write_json(self._path, self._me | {"beat": count}, durable=False)
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that is released when the process ends, however it ends; report a wait for it once by `progress`.
+    """Hold a lock that is released when the process ends, however it ends; `progress` is told once of a wait for it.
 
     Raises LockError on exit if the file system has no locks and another process has taken this lock over.
     """
@@ -293,7 +292,7 @@ def _dead(owner: dict[str, Any]) -> bool:
 
 
 def _hidden(pid: int) -> bool:
-    """Return whether a process exists that /proc hides: another user's, if it is mounted with hidepid."""
+    """Return whether a process exists that /proc hides: another user's, if /proc is mounted with hidepid."""
     try:
         os.kill(pid, 0)
     except PermissionError:

@@ -17,7 +17,7 @@ from olmo_jax.errors import CheckpointError
 from olmo_jax.execution import sharding
 from olmo_jax.files import DamagedFileError, read_json
 
-with epy.lazy_imports():  # a third of a second, for commands that only list checkpoints
+with epy.lazy_imports():  # saves commands that only list checkpoints a third of a second
     import orbax.checkpoint as ocp
 
 _METADATA = "_CHECKPOINT_METADATA"
@@ -74,7 +74,7 @@ def _check_metadata(path: epath.Path) -> None:
         and not metadata.get("performance_metrics")
     )
     if not valid:
-        raise CheckpointError(f"{path}: isn't what Orbax wrote; {remedy}")
+        raise CheckpointError(f"{path}: isn't metadata that Orbax writes; {remedy}")
 
 
 def drop_damaged_metadata(path: epath.Path) -> None:
@@ -84,7 +84,7 @@ def drop_damaged_metadata(path: epath.Path) -> None:
             _check_metadata(file)
         except CheckpointError as error:
             file.unlink()
-            say(f"{error}; deleted it")
+            say(f"{error}; it has been deleted")
 
 
 def one_chunk_per_member(tree: Any) -> Any:

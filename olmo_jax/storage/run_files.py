@@ -26,7 +26,7 @@ def matching_runs(workdir: epath.PathLike, pattern: str) -> list[str]:
     known = known_runs(workdir)
     matches = names.matching(known, pattern)
     if not matches:
-        raise CheckpointError(f"no run '{pattern}' in {workdir}; there are: {', '.join(known) or 'none'}")
+        raise CheckpointError(f"no run '{pattern}' in {workdir}; its runs: {', '.join(known) or 'none'}")
     return matches
 
 
@@ -37,9 +37,9 @@ def run_record(workdir: epath.PathLike, run_id: str) -> dict[str, Any]:
     """
     if not is_run(workdir, run_id):
         known = ", ".join(known_runs(workdir)) or "none"
-        raise CheckpointError(f"no run '{run_id}' in {workdir}; there are: {known}")
+        raise CheckpointError(f"no run '{run_id}' in {workdir}; its runs: {known}")
     path = epath.Path(workdir) / "runs" / run_id / "config.json"
-    remedy = f"`olmo-jax status --workdir={workdir}` writes it anew from sweep.json"
+    remedy = f"`olmo-jax status --workdir={workdir}` writes it again from sweep.json"
     record = read_json(path, remedy)
     config, texts = record.get("config"), [record.get(key) for key in ("run_id", "cohort", "folder")]
     if (

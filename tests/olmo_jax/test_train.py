@@ -188,7 +188,7 @@ def test_load_run_lists_available_runs_and_steps(trained, tmp_path):
         load_run(trained, "run9")
     with pytest.raises(CheckpointError, match="no checkpoint at step 6; steps: 5, 7, 10, 12"):
         load_run(trained, "run0", 6)
-    with pytest.raises(CheckpointError, match="there are: none"):
+    with pytest.raises(CheckpointError, match="its runs: none"):
         load_run(tmp_path, "run0")
 
 
@@ -298,7 +298,7 @@ def test_damaged_orbax_metadata_is_deleted_and_the_checkpoint_loads(cohort, trai
     with pytest.raises(CheckpointError, match="_CHECKPOINT_METADATA.*; delete that file"):
         load_run(workdir, "run0")
     assert train(workdir, cohort, index)
-    assert "delete that file; the checkpoint can be read without it; deleted it" in capsys.readouterr().err
+    assert "delete that file; the checkpoint can be read without it; it has been deleted" in capsys.readouterr().err
     chex.assert_trees_all_equal(load_run(workdir, "run0")[1], load_run(trained, "run0")[1])
 
 

@@ -149,7 +149,7 @@ def test_a_file_cut_short_anywhere_is_refused_in_one_line(converted, tmp_path):
 @pytest.mark.parametrize(
     ("at", "content", "words"),
     [
-        (0, b"GGML", "doesn't begin as a GGUF file does"),
+        (0, b"GGML", "doesn't begin with 'GGUF'"),
         (4, b"\x01\0\0\0", "version 1"),
         (4, b"\0\0\0\x03", "big-endian"),
         (8, b"\xff" * 8, "announces"),

@@ -207,7 +207,7 @@ def test_the_table_is_aligned(trained, tmp_path, capsys):
         (["geometry", "{work}", "--metrics="], 2, ["--metrics"]),
         (["geometry", "{work}", "--tensors=["], 2, ["--tensors=[", "not a regular expression"]),
         (["geometry", "{work}", "--gauge=norm"], 2, ["--gauge=norm", "rms_norm"]),
-        (["geometry", "{work}", "--run=none"], 1, ["no run 'none'", "there are: table"]),
+        (["geometry", "{work}", "--run=none"], 1, ["no run 'none'", "its runs: table"]),
         (["geometry", "{work}", "--step=7"], 1, ["at step 7", "steps: 4, 8"]),
         (
             ["geometry", "{work}", "--tensors=lm_head"],
