@@ -1,6 +1,6 @@
-"""Grid in, table and report out.
+"""From a grid of configurations to a table and a report.
 
-Each name is imported when it is first asked for.
+Each name is imported on first use.
 """
 
 from etils import epy

@@ -1,4 +1,4 @@
-"""The command line's arguments: parsing them, --help, and the configuration overrides among them."""
+"""Parse the command line's arguments, including the overrides of the configuration, and print --help."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ class UsageError(UserError):
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return the arguments of a command (with `verb`), and its --config and --config.key=value, each as one string.
+    """Return the parsed arguments of a command (with `verb`), and its --config and --config.key=value strings.
 
     Raises UsageError; --help prints and exits, as argparse does.
     """
@@ -61,11 +61,11 @@ def parser() -> argparse.ArgumentParser:
             help=verb.help,
             description=f"{verb.help[0].upper()}{verb.help[1:]}.",
             epilog=f"example: {verb.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays in one line
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps an example on one line
             allow_abbrev=False,
         )
         if verb.config:
-            # parse() takes --config out before argparse sees it; declared for --help and completion alone.
+            # parse() takes --config out before argparse sees it; it is declared only for --help and completion.
             verb_parser.add_argument(
                 "--config",
                 metavar="FILE[:arg]",

@@ -25,7 +25,7 @@ from sweeps.verbs.verb import DONE, FAILED, STOPPED, Command
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code; one line on stderr says what went wrong."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if "_ARGCOMPLETE" in os.environ:  # set by the shell as it asks what Tab should complete
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell when Tab is pressed
         from sweeps.starting.completion import complete
 
         complete(parser())
@@ -49,7 +49,7 @@ def _exit_code(argv: Sequence[str]) -> int:
         arguments, overrides = parse(argv)
         _quiet()
         command = "olmo-jax " + shlex.join(argv)
-        # Reports and tables show the command in UTF-8; a file's name may hold bytes that aren't.
+        # Reports and tables show the command in UTF-8, and a file name in it may have bytes that aren't UTF-8.
         text = command.encode(errors="backslashreplace").decode()
         return VERBS[arguments.verb].carry_out(Command(arguments, overrides, text))
     except SystemExit as error:  # --help
@@ -83,7 +83,7 @@ def _sigterm_as_sigint() -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """Drop what Orbax and absl log at INFO; warnings and errors stay, shortened to lines of usual length."""
+    """Drop what Orbax and absl log at INFO; warnings and errors are kept, with long lines shortened."""
     import logging
 
     from absl import logging as absl_logging
@@ -97,7 +97,7 @@ def _quiet() -> None:
 def _shorten(record: Any) -> bool:
     try:
         record.msg, record.args = shortened(record.getMessage()), ()
-    except (TypeError, ValueError):  # a message that doesn't fit its arguments: logging reports that itself
+    except (TypeError, ValueError):  # the arguments don't fit the message; logging reports that itself
         return True
     return True
 

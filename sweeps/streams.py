@@ -1,7 +1,7 @@
 """Standard output and error that accept any text, whatever their encoding, and exist even if they were closed.
 
-A character that the encoding lacks is written as the nearest ASCII where the table below has one, else as a backslash
-escape. Such characters come from file names that aren't UTF-8 and from text that models generate.
+A character that the encoding lacks is written as its ASCII equivalent if the table below has one, and otherwise as a
+backslash escape. Such characters come from file names that aren't UTF-8 and from text that models generate.
 """
 
 import codecs

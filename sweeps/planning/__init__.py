@@ -1,1 +1,1 @@
-"""From a grid to runs and cohorts, all checked before anything runs."""
+"""Turn a grid into runs and cohorts, and check all of them before anything runs."""

@@ -1,4 +1,4 @@
-"""Configurations from files: `--config=FILE[:arg]` and its `--config.a.b=value` overrides."""
+"""Load configurations from files: `--config=FILE[:arg]` and its `--config.a.b=value` overrides."""
 
 import contextlib
 import os
@@ -19,17 +19,17 @@ _WANTED = {
     float: "a number such as 0.5 or 1e-3",
     tuple: "a tuple such as (1, 2) or ('a', 'b')",
 }
-_LONGEST_WHOLE = 30  # digits, beyond which 1e999999 would be worked out
+_LONGEST_WHOLE = 30  # digits; without a limit, 1e999999 would be written out in full
 
 
 def load_config(arguments: Sequence[str]) -> Any:
-    """Return the ConfigDict of `--config=FILE[:arg]` with its `--config.a.b=value` overrides, in ml_collections' way.
+    """Return the ConfigDict of `--config=FILE[:arg]` with its `--config.a.b=value` overrides, as ml_collections does.
 
-    FILE is the path of a file, which can import those beside it, or the name of one that comes with the library
+    FILE is the path of a file, which can import the files beside it, or the name of a configuration of the library
     (config_names.py).
 
-    Raises ConfigError naming the file and the key: no such file, a file that fails, an unknown key, a value of the
-    wrong type, or a key that the file's own grid sets (the override would be lost).
+    Raises ConfigError, naming the file and the key, for a missing file, a file that raises an error, an unknown key, a
+    value of the wrong type, and a key that the file's own grid sets (the override would be lost).
     """
     from absl import flags
     from ml_collections import ConfigDict, config_flags
@@ -49,7 +49,7 @@ def load_config(arguments: Sequence[str]) -> Any:
             with _importable(os.path.dirname(os.path.abspath(file))):
                 values(argv)
                 return values.config
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the file is the user's own program and may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the user's own file may raise anything
             raise ConfigError(_refused_value(file, default, error) or _what_failed(file, error)) from error
 
     source = f"--config={file}{colon}{argument}"
@@ -59,19 +59,19 @@ def load_config(arguments: Sequence[str]) -> Any:
     _check_keys(f"{file}: config", plain, arguments)
     for key in override_keys(arguments):
         if any(f"train.{k}" == key for point in plain.get("grid", ()) for k in point):
-            raise ConfigError(f"{file}: config.{key} is set by the file's grid, point by point; change it there")
+            raise ConfigError(f"{file}: config.{key} is set by the points of the file's grid; change it in the grid")
     overrides = [override for override in arguments if not override.startswith("--config=")]
     return parse([source, *_whole_numbers(plain, overrides)], plain)
 
 
 @contextlib.contextmanager
 def _importable(folder: str) -> Iterator[None]:
-    """Let a file import the files beside it, as a script can."""
+    """Let a configuration file import the files beside it, as a script can."""
     sys.path.insert(0, folder)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # the file took it out itself
+        with contextlib.suppress(ValueError):  # the file has removed it itself
             sys.path.remove(folder)
 
 
@@ -82,18 +82,18 @@ def _check_keys(where: str, config: Any, arguments: Sequence[str]) -> None:
     from olmo_jax.config import ConfigError, unknown_key
 
     for key in override_keys(arguments):
-        at = config
+        section = config
         for part in key.split("."):
-            if not isinstance(at, ConfigDict) or part not in at:
+            if not isinstance(section, ConfigDict) or part not in section:
                 place = where + (f".{key.rsplit('.', 1)[0]}" if "." in key else "")
-                raise ConfigError(unknown_key(place, part, at if isinstance(at, ConfigDict) else ()))
-            at = at[part]
+                raise ConfigError(unknown_key(place, part, section if isinstance(section, ConfigDict) else ()))
+            section = section[part]
 
 
 def override_evaluation(evaluation: Any, arguments: Sequence[str]) -> Any:
-    """Return a sweep's evaluations with `--config.evaluation.a=value` overrides, if no file is named.
+    """Return a sweep's evaluations with `--config.evaluation.a=value` overrides, for a command without --config=FILE.
 
-    Raises ConfigError for a key that isn't of the evaluations, and for a value of the wrong type.
+    Raises ConfigError for a key outside config.evaluation, and for a value of the wrong type.
     """
     from absl import flags
     from ml_collections import ConfigDict, config_flags
@@ -102,15 +102,15 @@ def override_evaluation(evaluation: Any, arguments: Sequence[str]) -> Any:
 
     for key in override_keys(arguments):
         if not key.startswith("evaluation."):
-            raise ConfigError(f"--config.{key}: what is recorded of a sweep takes config.evaluation alone; name its "
-                              "--config=FILE too")  # fmt: skip
+            raise ConfigError(f"--config.{key}: only settings of config.evaluation can be changed in a recorded sweep; "
+                              "to change others, give its --config=FILE too")  # fmt: skip
     config = ConfigDict({"evaluation": to_config_dict(evaluation)})
     _check_keys("--config", config, arguments)
     values, argv = flags.FlagValues(), ["olmo-jax", *_whole_numbers(config, arguments)]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
-    except Exception as error:  # noqa: BLE001  absl and ml_collections raise several of their own
+    except Exception as error:  # noqa: BLE001  absl and ml_collections raise several types of their own
         last = str(error).strip().splitlines()[-1]
         raise ConfigError(_refused_value("--config", config, error) or f"{' '.join(arguments)}: {last}") from error
     return from_config_dict(type(evaluation), config.evaluation, "config.evaluation")
@@ -137,7 +137,7 @@ def _check_source(name: str, file: str) -> None:
     if not os.path.isfile(file):
         if os.path.isfile(name):
             raise ConfigError(
-                f"--config={name}: its name holds a ':', behind which an argument is looked for; rename it"
+                f"--config={name}: the file's name contains a ':', which begins get_config's argument; rename the file"
             )
         what = f"{file} is a folder" if os.path.isdir(file) else f"no file {file}"
         names = ", ".join(named_configs())
@@ -145,14 +145,14 @@ def _check_source(name: str, file: str) -> None:
     source = Path(file).read_bytes()
     if b"\0" in source:
         line = source[: source.index(b"\0")].count(b"\n") + 1
-        raise ConfigError(f"{file}, line {line}: holds a NUL byte, so it is damaged; put it back from a copy")
+        raise ConfigError(f"{file}, line {line}: contains a NUL byte, so it is damaged; put it back from a copy")
     try:
         with warnings.catch_warnings(action="ignore"):
             compile(source, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise ConfigError(f"{file}, line {error.lineno or _undecodable_line(source)}: {error.msg}") from error
     except (MemoryError, RecursionError) as error:
-        raise ConfigError(f"{file}: is nested too deeply for Python to read") from error
+        raise ConfigError(f"{file}: is nested too deeply for Python to compile; simplify it") from error
 
 
 def _undecodable_line(source: bytes) -> int:
@@ -168,8 +168,8 @@ def _what_failed(file: str, error: BaseException) -> str:
     from olmo_jax.config import ConfigError
 
     causes = _causes(error)
-    if own := next((cause for cause in causes if isinstance(cause, ConfigError)), None):
-        return f"{file}: {own}"
+    if config_error := next((cause for cause in causes if isinstance(cause, ConfigError)), None):
+        return f"{file}: {config_error}"
     path = os.path.realpath(file)
     lines = {
         frame.lineno: cause
@@ -193,8 +193,8 @@ def _refused_value(where: str, config: Any, error: BaseException) -> str:
         return ""
     old = _value(config, match[1])
     if isinstance(old, ConfigDict):
-        some = next(iter(old), "key")
-        wanted = f"is a group of settings; set them one by one, such as --config.{match[1]}.{some}=..."
+        first_key = next(iter(old), "key")
+        wanted = f"is a group of settings; set them one by one, such as --config.{match[1]}.{first_key}=..."
     else:
         wanted = f"needs {_WANTED.get(type(old), type(old).__name__)}"
     return f"{where}: config.{match[1]} = {match[2]!r}: {wanted}"

@@ -1,4 +1,4 @@
-"""Configurations by name: `--config=demo` is a file that comes with the library, wherever that is installed."""
+"""Find configurations by name: `--config=demo` is a file of the library, wherever the library is installed."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from olmo_jax.console import say
 from olmo_jax.moved import MOVED
 
 _ROOT = Path(__file__).parents[2]
-# A file of any of these folders with a get_config is a configuration, named as the file.
+# A file in any of these folders that defines get_config is a configuration, named after the file.
 _FOLDERS = ("sweeps/configs", "sweeps/studies/*", "olmo_jax/configs")
 
 
 def named_configs() -> dict[str, Path]:
-    """Return the files that come with the library, by name."""
-    # Of two files of one name the later folder's would hide the other; tests/sweeps/planning holds that there are none.
+    """Return the configuration files of the library, by name."""
+    # Of two files with the same name, the later folder's would hide the other; a test checks that there are none.
     files = [file for folder in _FOLDERS for file in sorted(_ROOT.glob(f"{folder}/*.py"))]
     return {file.stem: file for file in files if "\ndef get_config(" in file.read_text(encoding="utf-8")}
 
@@ -20,8 +20,9 @@ def named_configs() -> dict[str, Path]:
 def config_path(file: str) -> str:
     """Return the path of the configuration that the user calls `file`.
 
-    A path to a file is itself; the name of one that comes with the library is that file, and so is the path that it had
-    in a checkout before it was moved, which is said. Anything else is returned as it is.
+    The path of an existing file is returned as it is. For the name of a configuration of the library, its path is
+    returned; so it is for its former path in a checkout, with a message that it was moved. Anything else is returned as
+    it is.
     """
     if Path(file).is_file():
         return file

@@ -20,12 +20,12 @@ _QUANTILES = 4000
 
 
 def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: float, rate_source: str) -> list[str]:
-    """Return a line per cohort and run, then the totals and what the replicates can detect.
+    """Return one line per cohort and per run, then the totals and the effect that the replicates can detect.
 
     Args:
-      training_tokens: by data.name, the tokens of one pass over a data set, and "", "about " or "at least "; data sets
-        of unknown size are missing.
-      rate: FLOP/s used to estimate hours. rate_source: where that number is from.
+      training_tokens: for each data.name, the tokens of one pass over the data set, and "", "about " or "at least ";
+        data sets of unknown size are missing.
+      rate: FLOP/s used to estimate hours. rate_source: where that number comes from.
     """
     cohort_lines = []
     for cohort in plan.cohorts:
@@ -59,7 +59,7 @@ def run_flops(config: TrainConfig) -> float:
 
 
 def checkpoint_bytes(cohort: Cohort) -> float:
-    """Return the bytes of all of a cohort's checkpoints: float32 parameters and two moments of each active member."""
+    """Return the size of a cohort's checkpoints, in bytes: float32 parameters and two moments per active member."""
     each = 3 * 4 * parameter_count(cohort.shape.model)[0]
     return float(each * sum(len(cohort.active(step)) for step in checkpoint_steps(cohort)))
 
@@ -67,22 +67,23 @@ def checkpoint_bytes(cohort: Cohort) -> float:
 def detectable(replicates: Sequence[int]) -> float:
     """Return the smallest detectable difference, in standard deviations over seeds; infinite without replicates.
 
-    Between two configurations of the median number of runs each, by a two-sided t test at 5 % with a power of 80 %, the
-    noise being pooled over all configurations.
+    The difference is that between two configurations with the median number of runs each, in a two-sided t test at 5 %
+    with a power of 80 %. The noise is pooled over all configurations.
 
     Args:
-      replicates: runs of each configuration.
+      replicates: the number of runs of each configuration.
     """
     freedom = sum(n - 1 for n in replicates)
     if freedom == 0:
         return math.inf
-    import scipy.optimize  # a second's import, for this alone
+    import scipy.optimize  # takes a second to import, and only this function needs it
     import scipy.stats
 
     n = sorted(replicates)[len(replicates) // 2]
     critical = scipy.stats.t.ppf(1 - _ALPHA / 2, freedom)
 
-    # Averaged over the noise's estimate; scipy's non-central t fails far from 0, where few degrees of freedom lead.
+    # Power is averaged over the estimate of the noise, since scipy's non-central t distribution fails far from 0, which
+    # few degrees of freedom lead to.
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     threshold = critical * np.sqrt(scipy.stats.chi2.ppf(quantiles, freedom) / freedom)
 

@@ -1,9 +1,9 @@
-"""Grids in plain Python: a point is a dict of overrides by dotted key, a grid a list of points.
+"""Build grids in plain Python: a point is a dict of overrides by dotted key, and a grid is a list of points.
 
     grid = product({"data.batch_size": [8, 32], "optimizer.weight_decay": [0.1, 1.0], "init_seed": [0, 1]})
     grid = seeds(one_at_a_time({"tokens": 10**6}, {"optimizer.weight_decay": [0.01, 0.5], "tokens": [10**7]}), 3)
 
-Any field of a run can be a factor: `data.corpus` goes together with a `data.name` of its own.
+Any field of a run can be a factor; each value of `data.corpus` needs a `data.name` of its own.
 """
 
 import itertools
@@ -24,21 +24,27 @@ def product(axes: Mapping[str, Sequence[Any]]) -> Grid:
 
 
 def together(axes: Mapping[str, Sequence[Any]]) -> Grid:
-    """Return the first value of each axis, then the second of each; axes of different lengths are an error."""
+    """Return one point with the first value of each axis, one with the second, and so on.
+
+    Raises ConfigError for axes of different lengths.
+    """
     _check(axes)
     lengths = {key: len(values) for key, values in axes.items()}
     if len(set(lengths.values())) > 1:
-        raise ConfigError(f"axes taken together need equal lengths, and have {lengths}; add or drop values")
+        raise ConfigError(f"axes taken together need equal lengths, but have {lengths}; add or drop values")
     return [dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True)]
 
 
 def cross(*grids: Grid) -> Grid:
-    """Return every point of one grid combined with every point of the others; no two may set one key."""
+    """Return every point of one grid combined with every point of the others.
+
+    Raises ConfigError if two grids set the same key.
+    """
     points: Grid = [{}]
     for grid in grids:
         for a, b in itertools.product(points[:1], grid[:1]):
             if both := sorted(a.keys() & b.keys()):
-                raise ConfigError(f"{', '.join(both)} set by two crossed grids; set it in one of them")
+                raise ConfigError(f"two crossed grids both set {', '.join(both)}; set it in only one of them")
         points = [a | b for a, b in itertools.product(points, grid)]
     return points
 
@@ -49,9 +55,9 @@ def chain(*grids: Grid) -> Grid:
 
 
 def one_at_a_time(default: Point, factors: Mapping[str, Sequence[Any]]) -> Grid:
-    """Return the default, then each factor's values in turn, all other factors at their defaults.
+    """Return the default, then each factor's values in turn, with all other factors at their defaults.
 
-    A value equal to the default is an error: it would repeat the default's run.
+    Raises ConfigError for a value equal to the default, which would repeat the default's run.
     """
     _check(factors)
     for key, values in factors.items():
@@ -61,9 +67,9 @@ def one_at_a_time(default: Point, factors: Mapping[str, Sequence[Any]]) -> Grid:
 
 
 def subsample(grid: Grid, count: int, seed: int = 0) -> Grid:
-    """Return `count` different points drawn at random, the same for the same seed, in the grid's order."""
+    """Return `count` distinct points drawn at random, in the grid's order; the same seed draws the same points."""
     if not 0 < count <= len(grid):
-        raise ConfigError(f"subsample of {count} points: the grid has {len(grid)}; choose a number from 1 to that")
+        raise ConfigError(f"subsample of {count} points: the grid has {len(grid)}; choose from 1 to {len(grid)}")
     chosen = random.Random(seed).sample(range(len(grid)), count)
     return [grid[i] for i in sorted(chosen)]
 
@@ -75,7 +81,7 @@ def seeds(grid: Grid, count: int, keys: Sequence[str] = ("init_seed",), first: i
       keys: the seeds that are set, "init_seed", "data_seed" or both (set together, not crossed).
     """
     if count < 1:
-        raise ConfigError(f"seeds of {count}: needs at least 1")
+        raise ConfigError(f"count = {count} seeds per point: needs at least 1")
     return cross(grid, together({key: range(first, first + count) for key in keys}))
 
 

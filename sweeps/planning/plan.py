@@ -1,4 +1,4 @@
-"""Resolves a sweep into runs and cohorts, and checks all of it before anything runs."""
+"""Resolve a sweep into runs and cohorts, and check all of it before anything runs."""
 
 import collections
 import copy
@@ -23,11 +23,11 @@ from sweeps.planning.stack_config import StackConfig
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep's configuration says.
+    """A sweep as its configuration describes it.
 
     Attributes:
-      train: the run that all are variations of. grid: the variations.
-      notes: what the sweep's author says of it, a line each, such as what it can't answer; shown with the plan.
+      train: the run that all runs are variations of. grid: the variations.
+      notes: the author's remarks, one line each, such as what the sweep can't answer; shown with the plan.
     """
 
     train: ConfigDict
@@ -42,8 +42,8 @@ class Plan:
     """A sweep, resolved.
 
     Attributes:
-      cohorts: the runs that share every static setting, in the order of the grid.
-      fingerprints: of each data set, by data.name.
+      cohorts: groups of runs that share every static setting, in the order of the grid.
+      fingerprints: the fingerprint of each data set, by data.name.
       stacks: the stacks that the cohorts are trained in (record.with_stacks); () before they are chosen.
     """
 
@@ -71,7 +71,7 @@ def sweep_config(
     parts: StackConfig = Sweep.parts,
     notes: Sequence[str] = (),
 ) -> ConfigDict:
-    """Return a sweep as the `get_config` of a file does; the arguments are those of Sweep."""
+    """Return a sweep as a file's `get_config` returns it; the arguments are the fields of Sweep."""
     sections = {"train": train, "evaluation": evaluation, "parts": parts}
     return ConfigDict({k: to_config_dict(v) for k, v in sections.items()} | {"grid": grid, "notes": tuple(notes)})
 
@@ -104,8 +104,8 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
     Args:
       fingerprint: returns what identifies a data set.
 
-    Raises ConfigError for an unknown key or a bad value (with the grid point), duplicate runs, two data sets under one
-    name, and members of one cohort that differ in how they are carried out.
+    Raises ConfigError for an unknown key or an invalid value (naming the grid point), duplicate runs, two data sets
+    with the same name, and members of one cohort that differ in mesh, mapping or compute.
     """
     configs = [point_config(sweep, i) for i in range(len(sweep.grid))]
     prints: dict[str, str] = {}
@@ -126,7 +126,7 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
         groups[shape_of(config, prints[config.data.name]).cohort_key].append((i, run))
     cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
     for cohort in cohorts:
-        # Paths of parameters need a trace of the model; only patterns of parameters are checked against them.
+        # Only patterns of parameters need the parameters' paths, which take a trace of the model.
         patterns = bool(cohort.shape.config.probe.parameters.metrics)
         check_probe(cohort.shape.config.probe, member_structs(cohort.shape).params if patterns else None)
         check_texts(cohort.shape.config.probe.texts, cohort.shape.model)
@@ -143,8 +143,8 @@ def _cohort(numbered: list[tuple[int, Run]], prints: Mapping[str, str]) -> Cohor
             first_value, value = getattr(shape.config, name), getattr(other.config, name)
             if first_value != value:
                 raise ConfigError(
-                    f"grid points {first} and {i} are members of one cohort, one program, and differ in config.train."
-                    f"{name} ({first_value} and {value}); set it once for both"
+                    f"grid points {first} and {i} are members of one cohort, which is one program, but differ in "
+                    f"config.train.{name} ({first_value} and {value}); give both the same value"
                 )
     return Cohort(shape, tuple(run for _, run in numbered))
 
@@ -154,13 +154,13 @@ def point_config(sweep: Sweep, i: int) -> TrainConfig:
     config = copy.deepcopy(sweep.train)  # ConfigDict(...) would share its sections and lose references between them
     point = sweep.grid[i]
     for key in point:
-        at: Any = config
+        section: Any = config
         for place, part in enumerate(key.split(".")):
-            if not isinstance(at, ConfigDict) or part not in at:
+            if not isinstance(section, ConfigDict) or part not in section:
                 where = ".".join(["config", "train", *key.split(".")[:place]])
-                known = at if isinstance(at, ConfigDict) else ()
+                known = section if isinstance(section, ConfigDict) else ()
                 raise ConfigError(f"grid point {i}: {unknown_key(where, part, known)}")
-            at = at[part]
+            section = section[part]
     try:
         config.update_from_flattened_dict({key: _as_whole(config, key, value) for key, value in point.items()})
         resolved = from_config_dict(TrainConfig, config, "config.train" if sweep.grid != [{}] else "config")
@@ -174,11 +174,11 @@ def point_config(sweep: Sweep, i: int) -> TrainConfig:
 
 
 def _as_whole(config: ConfigDict, key: str, value: Any) -> Any:
-    """Return 1e6 as 1000000 for a field of whole numbers."""
-    at = config
+    """Return a whole float such as 1e6 as an int if the field holds an int; any other value as it is."""
+    current = config
     for part in key.split("."):
-        at = at[part]
-    return int(value) if type(at) is int and isinstance(value, float) and value.is_integer() else value
+        current = current[part]
+    return int(value) if type(current) is int and isinstance(value, float) and value.is_integer() else value
 
 
 def configuration(config: TrainConfig) -> str:

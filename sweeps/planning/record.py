@@ -1,4 +1,4 @@
-"""sweep.json: the record of what a working directory holds, and the check of what may be added to it."""
+"""Write and read sweep.json, the record of what a working directory holds, and check what may be added to it."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ _REMEDY = "put it back from a copy"
 
 
 def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
-    """Return the contents of sweep.json: the plan as `olmo-jax plan --json` prints it, its stacks and versions."""
+    """Return the contents of sweep.json: the plan as in `olmo-jax plan --json`, with its stacks and versions."""
     cohorts = as_json(plan)["cohorts"]
     for cohort in cohorts:
         cohort["parts"] = runs_of([stack for stack in plan.stacks if stack.id == cohort["cohort"]])
@@ -38,11 +38,11 @@ def record(plan: Plan, versions: Mapping[str, str]) -> dict[str, Any]:
 
 
 def pin(workdir: epath.Path, plan: Plan, versions: Mapping[str, str]) -> Plan:
-    """Write sweep.json, or extend it by the plan's further runs; return the plan with its stacks.
+    """Write sweep.json, or add the plan's further runs to it; return the plan with its stacks.
 
-    Recorded stacks stay as they are; further runs form stacks of their own, sized for this machine. Other evaluations
-    replace the recorded ones. Only one process may call this at a time. Raises what `join` raises, and ConfigError for
-    a model that doesn't fit into memory.
+    Recorded stacks stay as they are; further runs form stacks of their own, sized for this machine. Evaluations that
+    differ from the recorded ones replace them. Only one process may call this at a time. Raises what `join` raises, and
+    ConfigError for a model that doesn't fit into memory.
     """
     plan = with_stacks(workdir, join(workdir, plan))
     path = workdir / "sweep.json"
@@ -79,7 +79,7 @@ def restore_run_files(workdir: epath.Path) -> None:
 def read_record(workdir: epath.Path) -> dict[str, Any]:
     """Return sweep.json of a working directory, upgraded to the current layout (see upgrades.py).
 
-    Raises ConfigError if it is missing or damaged, or newer code wrote it.
+    Raises ConfigError if it is missing or damaged, or was written by newer code.
     """
     path = workdir / "sweep.json"
     if not path.exists():
@@ -91,9 +91,9 @@ def read_record(workdir: epath.Path) -> dict[str, Any]:
 
 
 def recorded_plan(workdir: epath.Path) -> Plan:
-    """Return the plan that sweep.json records, independent of the configuration file and the sources.
+    """Return the plan that sweep.json records, independently of the configuration file and the data's sources.
 
-    Ids are the recorded ones, however ids are computed today.
+    Ids are the recorded ones, even if this version would compute others.
     """
     old, path = read_record(workdir), workdir / "sweep.json"
     cohorts, stacks = [], []
@@ -112,17 +112,19 @@ def recorded_plan(workdir: epath.Path) -> Plan:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; {_REMEDY}, or update olmo-jax if newer code wrote it") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: isn't what a sweep records ({type(error).__name__}: {error}); {_REMEDY}") from error
+        raise ConfigError(f"{path}: isn't a sweep's record ({type(error).__name__}: {error}); {_REMEDY}") from error
     return Plan(tuple(cohorts), old["fingerprints"], evaluation, stacks=tuple(stacks))
 
 
 def join(workdir: epath.Path, plan: Plan) -> Plan:
     """Return the plan with the ids that this directory records for the runs and cohorts that it holds.
 
-    They are recognised by what decides their numbers. Raises ConfigError if the directory holds runs that the plan
-    lacks (saying how they differ), or another layout. A plan with more runs than the directory holds extends it. A
-    directory without a sweep.json passes, unless there are runs in it. Other evaluations of the same runs, another mesh
-    or mapping make no other sweep; other steps of probes or checkpoints would leave a mixture of both.
+    Runs and cohorts are recognised by the settings and data that determine their results, so the plan may have other
+    evaluations, another mesh or another mapping. It may have more runs than the directory holds. A directory without a
+    sweep.json is accepted if it has no runs.
+
+    Raises ConfigError if the directory holds runs that the plan lacks (saying how they differ), if its layout can't be
+    read, or if it was begun with other probes or checkpoints, which would leave a mixture of both.
     """
     if not (workdir / "sweep.json").exists():
         if workdir.exists() and any(p.name in ("runs", "cohorts") for p in workdir.iterdir()):
@@ -130,33 +132,35 @@ def join(workdir: epath.Path, plan: Plan) -> Plan:
         return plan
     old = recorded_plan(workdir)
     plan = _with_recorded_ids(plan, old)
-    have, want = {run.id: run.config for run in old.runs}, {run.id: run.config for run in plan.runs}
-    if gone := have.keys() - want.keys():
-        new = want.keys() - have.keys()
+    recorded, planned = {run.id: run.config for run in old.runs}, {run.id: run.config for run in plan.runs}
+    if lacking := recorded.keys() - planned.keys():
+        new = planned.keys() - recorded.keys()
         raise ConfigError(
-            f"{workdir} holds a sweep that this one doesn't contain: {len(gone)} of its {len(have)} runs aren't in "
-            f"this one ({_some(gone)}), {len(new)} of this one's aren't in it ({_some(new)}). {_difference(old, plan)}"
-            "Choose another --workdir, or a configuration whose grid holds those runs too"
+            f"{workdir} holds a sweep that this one doesn't contain: {len(lacking)} of its {len(recorded)} runs aren't "
+            f"in this sweep ({_some(lacking)}), and {len(new)} of this sweep's runs aren't in the directory "
+            f"({_some(new)}). {_difference(old, plan)}"
+            "Choose another --workdir, or a configuration whose grid contains those runs too"
         )
-    for name, config in have.items():
-        if (config.probe, config.checkpoint) != (want[name].probe, want[name].checkpoint):
+    for name, config in recorded.items():
+        if (config.probe, config.checkpoint) != (planned[name].probe, planned[name].checkpoint):
             raise ConfigError(
-                f"{workdir} was begun with other steps for probes or checkpoints. {_difference(old, plan)}"
+                f"{workdir} was begun with other settings for probes or checkpoints. {_difference(old, plan)}"
                 "Choose another --workdir, or set them back"
             )
     return plan
 
 
 def _with_recorded_ids(plan: Plan, old: Plan) -> Plan:
-    def what(run: Run, of: Plan) -> tuple[str, str]:
-        return run.config.name, canonical_json(identity(run.config, of.fingerprints.get(run.config.data.name, "")))
+    def identity_of(run: Run, plan: Plan) -> tuple[str, str]:
+        fingerprint = plan.fingerprints.get(run.config.data.name, "")
+        return run.config.name, canonical_json(identity(run.config, fingerprint))
 
-    runs = {what(run, old): run.id for run in old.runs}
+    runs = {identity_of(run, old): run.id for run in old.runs}
     cohorts = {cohort.shape.cohort_key: cohort.id for cohort in old.cohorts}
 
     def recorded(cohort: Cohort) -> Cohort:
-        known = tuple(Run(runs.get(what(run, plan), run.id), run.config) for run in cohort.runs)
-        return dataclasses.replace(cohort, runs=known, recorded_id=cohorts.get(cohort.shape.cohort_key, ""))
+        members = tuple(Run(runs.get(identity_of(run, plan), run.id), run.config) for run in cohort.runs)
+        return dataclasses.replace(cohort, runs=members, recorded_id=cohorts.get(cohort.shape.cohort_key, ""))
 
     return dataclasses.replace(
         plan, cohorts=tuple(map(recorded, plan.cohorts)), stacks=tuple(map(recorded, plan.stacks))
@@ -171,10 +175,13 @@ def _some(ids: Iterable[str]) -> str:
 def _difference(old: Plan, new: Plan) -> str:
     """Return a sentence on how two sweeps differ: in their data, or in the values of some settings."""
     if changed := {k: v for k, v in old.fingerprints.items() if new.fingerprints.get(k) != v}:
-        return f"Its data are {changed}, this sweep's {new.fingerprints}. "
+        return f"Its data have the fingerprints {changed}, this sweep's have {new.fingerprints}. "
     old_values, new_values = _values(old), _values(new)
     keys = [key for key in new_values if old_values[key] != new_values[key]]
-    changes = [f"{key}: {_several(old_values[key])} there, {_several(new_values[key])} here" for key in keys[:5]]
+    changes = [
+        f"{key}: {_several(old_values[key])} in the directory, {_several(new_values[key])} in this sweep"
+        for key in keys[:5]
+    ]
     return f"Changed: {'; '.join(changes)}. " if changes else ""
 
 

@@ -1,6 +1,6 @@
-"""The reference of the configuration: every setting with its default, what it may be, its role and its meaning.
+"""The reference of the configuration: every setting with its default, its allowed values, its role and its meaning.
 
-`python -m sweeps.planning.reference` writes docs/configuration.md anew from the fields' declarations.
+`python -m sweeps.planning.reference` writes docs/configuration.md from the declarations of the fields.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from sweeps.planning.stack_config import StackConfig
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 _ROLES = {
     Role.STATIC: "compiled into a cohort's program; runs that differ in it train in different cohorts",
-    Role.TRACED: "a number of each run; runs that differ in it train side by side in one program",
-    Role.SEED: "where random numbers begin; no setting in the statistics",
-    Role.DATA: "which text there is; enters a run's id by the fingerprint of the prepared data",
-    Role.PLACE: "where things lie and what they are called; no part of a run's identity",
-    Role.OBSERVATION: "what is measured and kept, and when; no part of a run's identity",
-    Role.EXECUTION: "how and on what it is carried out; results agree within rounding",
+    Role.TRACED: "an input of the program, per run; runs that differ in it train side by side in one program",
+    Role.SEED: "a seed of random numbers; statistics don't count it as a setting",
+    Role.DATA: "which text is used; enters a run's id through the fingerprint of the prepared data",
+    Role.PLACE: "names and locations; not part of a run's identity",
+    Role.OBSERVATION: "what is measured and kept, and when; not part of a run's identity",
+    Role.EXECUTION: "how a run is executed, and on which devices; results agree within rounding",
 }
 
 
 class Entry(NamedTuple):
-    """One setting of a section; `default` as it is written on the command line."""
+    """One setting of a section, with its default as it is written on the command line."""
 
     key: str
     default: str
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A section of the configuration by its dotted key, what its class says of it, and its own settings."""
+    """A section of the configuration: its dotted key, the description of its class, and its own settings."""
 
     key: str
     about: str
@@ -75,9 +75,9 @@ def keys() -> list[str]:
 
 
 def lines(part: str) -> list[str]:
-    """Return what `olmo-jax config PART` prints: the sections whose key begins with, or ends in, the part.
+    """Return what `olmo-jax config PART` prints: the sections whose key begins or ends with PART, else settings.
 
-    Raises ConfigError for a part that no section and no setting is.
+    Raises ConfigError if there is no such section and no such setting.
     """
     everything = list(sections())
     wanted = part.removeprefix("config.")
@@ -107,12 +107,12 @@ def page() -> str:
     text = [
         "# Configuration",
         "",
-        "Every setting of a sweep, from the declarations of its fields; `olmo-jax config` prints the same, and "
-        "`olmo-jax config train.optimizer` or `olmo-jax config weight_decay` a part of it. A file's `get_config` "
-        "returns these sections, and `--config.train.optimizer.weight_decay=0.5` sets one. In the configuration of a "
-        "single run, without a grid, `train.` is left out.",
+        "Every setting of a sweep, generated from the declarations of its fields. `olmo-jax config` prints the same, "
+        "and `olmo-jax config train.optimizer` or `olmo-jax config weight_decay` prints a part of it. A file's "
+        "`get_config` returns these sections, and `--config.train.optimizer.weight_decay=0.5` changes one setting. In "
+        "the configuration of a single run, without a grid, `train.` is left out.",
         "",
-        "| role | what it says of a setting |",
+        "| role | what it means |",
         "| --- | --- |",
         *(f"| {role} | {words} |" for role, words in _ROLES.items()),
     ]

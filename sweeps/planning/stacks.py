@@ -1,4 +1,4 @@
-"""Cuts a cohort that one device can't hold at once into stacks that it can hold; recorded once, in sweep.json."""
+"""Split a cohort that a device can't hold at once into stacks that it can hold; sweep.json records the split."""
 
 import dataclasses
 import math
@@ -13,9 +13,9 @@ from olmo_jax.execution import plan as execution_plan
 from olmo_jax.model import parameter_count
 from sweeps.planning.stack_config import StackConfig
 
-PartsConfig = StackConfig  # the former name, for one release
+PartsConfig = StackConfig  # the former name, kept for one release
 
-# Of a device's memory, by an estimate that is right within a factor of two.
+# The fraction of a device's memory to use; the estimate of what a stack needs is right within a factor of two.
 _FILLED = 0.5
 
 
@@ -25,7 +25,7 @@ def cut(cohort: Cohort, config: StackConfig, pinned: Sequence[Sequence[str]] = (
     Args:
       pinned: run ids of the stacks that are recorded already; other runs form further stacks.
 
-    Raises ConfigError where the device can't hold one member, saying how much it needs.
+    Raises ConfigError if the device can't hold one member, saying how much memory a member needs.
     """
     by_id = {run.id: run for run in cohort.runs}
     stacks = [tuple(by_id[name] for name in names) for names in pinned]
@@ -33,7 +33,7 @@ def cut(cohort: Cohort, config: StackConfig, pinned: Sequence[Sequence[str]] = (
     new = [run for run in cohort.runs if run.id not in pinned_ids]
     if new:
         most = most_members(cohort.shape, len(new), config)
-        size = math.ceil(len(new) / math.ceil(len(new) / most))  # stacks of about one size rather than a small last one
+        size = math.ceil(len(new) / math.ceil(len(new) / most))  # about equal sizes, not a small last stack
         stacks += [tuple(new[i : i + size]) for i in range(0, len(new), size)]
     return [dataclasses.replace(cohort, runs=runs, part=part) for part, runs in enumerate(stacks)]
 
@@ -46,13 +46,13 @@ def most_members(shape: Shape, members: int, config: StackConfig) -> int:
     while most > 1 and _bytes(shape, most, mesh) > room * _FILLED:
         most -= 1
     if most == 1:
-        # The least memory that a member can do with: one sequence at a time.
+        # The least memory that a member needs: that for one sequence at a time.
         least = _bytes(shape, 1, mesh, microbatches=max(1, shape.batch_size // mesh.shape["data"]))
         if least > room:
             raise ConfigError(
                 f"config.model.d_model = {shape.model.d_model}, n_layers = {shape.model.n_layers}: one member needs "
-                f"about {least / 1e9:.2g} GB of a device and there are {room / 1e9:.2g}; set config.compute.remat, "
-                "config.mesh.fsdp over more devices, or take a smaller model"
+                f"about {least / 1e9:.2g} GB of a device's {room / 1e9:.2g} GB of memory; set config.compute.remat, or "
+                "config.mesh.fsdp with more devices, or use a smaller model"
             )
     return most
 

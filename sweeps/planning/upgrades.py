@@ -1,4 +1,4 @@
-"""Upgrades working directories of earlier layouts to the current one, whichever command opens them."""
+"""Upgrade working directories of earlier layouts to the current one, whichever command opens them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,9 @@ from olmo_jax.storage.lock import exclusive_lock
 # The layout of a working directory. A change to it increments this number and adds an entry to UPGRADES.
 LAYOUT = 4
 
-# By the layout that it starts from: `upgrade(workdir, record)` returns sweep.json's contents in the next layout, and
-# rewrites the other files that differ. An interrupted upgrade runs again and must accept files that it has rewritten.
+# Upgrades by the layout that they start from. `upgrade(workdir, record)` returns sweep.json's contents in the next
+# layout and rewrites the other files that differ. An interrupted upgrade is run again, so it must accept files that it
+# has already rewritten.
 UPGRADES: dict[int, Callable[[epath.Path, dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -29,15 +30,15 @@ def upgraded(workdir: epath.Path, record: dict[str, Any]) -> dict[str, Any]:
     if layout == LAYOUT:
         return record
     if type(layout) is not int:
-        raise ConfigError(f"{path}: isn't what a sweep records (layout {layout!r}); put it back from a copy")
+        raise ConfigError(f"{path}: isn't a sweep's record (layout {layout!r}); put it back from a copy")
     if layout > LAYOUT:
         raise ConfigError(f"{path} was written by newer code (its layout is {layout!r}, not {LAYOUT}); update olmo-jax")
     if not all(number in UPGRADES for number in range(layout, LAYOUT)):
         raise ConfigError(
-            f"{path}: has layout {layout}, of code before the first release; this code reads layouts from "
+            f"{path}: has layout {layout}, from before the first release; this version reads layouts from "
             f"{min([LAYOUT, *UPGRADES])} on, so use the commit that wrote it: {_writer(record)}"
         )
-    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # one of several processes does it
+    with exclusive_lock(Path(workdir / ".sweep.lock"), say):  # so that only one of several processes does it
         record = read_json(path, "put it back from a copy")
         if record["layout"] != layout:
             return upgraded(workdir, record)

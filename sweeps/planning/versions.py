@@ -1,4 +1,4 @@
-"""Versions of what computes the numbers: this code, Python and packages."""
+"""Return the versions of what computes the results: this code, Python and packages."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ten
 
 
 def versions() -> dict[str, str]:
-    """Return versions by name; that of this code with its commit."""
+    """Return versions by name; that of this code includes its commit in a checkout."""
     result = {"olmo-jax": code_version(), "python": sys.version.split()[0]}
     return result | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
@@ -27,7 +27,7 @@ def code_version() -> str:
 
 
 def _is_our_checkout(root: Path) -> bool:
-    """Whether the folder of the packages is a repository's own: one that lies above it may be anybody's."""
+    """Return whether the folder of the packages is the root of our repository; one further up may be any other."""
     project = root / "pyproject.toml"
     if not project.is_file() or 'name = "olmo-jax"' not in project.read_text(encoding="utf-8"):
         return False
@@ -36,7 +36,7 @@ def _is_our_checkout(root: Path) -> bool:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # Within a hook of another repository git is told by its environment to look there.
+    # In a hook of another repository, the GIT_ variables make git look at that repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(root), *arguments]
     done = subprocess.run(command, capture_output=True, check=False, env=environment)

@@ -141,7 +141,7 @@ def test_bad_usage_is_one_line_and_trains_nothing(config, capsys, tmp_path, argu
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (b"x = 1\n\0\0\0\0", [", line 2: holds a NUL byte, so it is damaged"]),
+        (b"x = 1\n\0\0\0\0", [", line 2: contains a NUL byte, so it is damaged"]),
         (b"x = 1\n\nname = 'caf\xe9'\n", [", line 3: (unicode error)"]),
         (b"def get_config():\n    return (\n", [", line 2: '(' was never closed"]),
         (b"def get_config():\n    return [1]['a']\n", [", line 2: TypeError: list indices must be integers"]),
@@ -425,7 +425,7 @@ def test_runs_trained_on_eight_devices_are_evaluated_on_fewer(config, capsys, tm
     assert cli.main(["evaluate", f"--workdir={workdir}", changed, "--only=round_to_nearest_2"]) == 0
     assert [p.name for p in workdir.glob("runs/*/results/*_2@*")] == ["round_to_nearest_2@8.json"]
     line = refused(capsys, ["evaluate", f"--workdir={workdir}", "--config.train.tokens=9"], 2)
-    assert "--config.train.tokens: what is recorded of a sweep takes config.evaluation alone" in line
+    assert "--config.train.tokens: only settings of config.evaluation can be changed in a recorded sweep" in line
     line = refused(capsys, ["evaluate", f"--workdir={workdir}", "--config.evaluation.quantize.bitz=(2,)"], 2)
     assert "bitz" in line
     assert cli.main(["report", f"--workdir={workdir}"]) == 0
@@ -470,7 +470,7 @@ def test_another_sweep_in_the_directory_is_refused_without_changes(config, finis
     arguments = ["run", f"--config={config}", "--config.train.tokens=1024", f"--workdir={finished}"]
     line = refused(capsys, arguments, 2)
     assert "a sweep that this one doesn't contain" in line
-    assert "tokens: 512 there, 1024 here" in line
+    assert "tokens: 512 in the directory, 1024 in this sweep" in line
     assert (finished / "sweep.json").read_bytes() == before
 
 
@@ -549,7 +549,7 @@ def test_a_larger_grid_extends_a_finished_sweep(config, finished, capsys, tmp_pa
     capsys.readouterr()
     line = refused(capsys, ["run", f"--config={config}", f"--workdir={workdir}"], 2)
     assert "2 of its 6 runs aren't in this one" in line
-    assert "init_seed: 0 and 1 and 2 there, 0 and 1 here" in line
+    assert "init_seed: 0 and 1 and 2 in the directory, 0 and 1 in this sweep" in line
 
 
 def test_an_empty_disk_resumes_from_the_mirror(config, capsys, tmp_path):

@@ -25,7 +25,7 @@ def test_bad_axes_are_refused_by_name():
         product({"a": [], "b": [1]})
     with pytest.raises(ConfigError, match="axis 'a' = 'xy' needs a list"):
         product({"a": "xy"})
-    with pytest.raises(ConfigError, match="a set by two crossed grids"):
+    with pytest.raises(ConfigError, match="two crossed grids both set a;"):
         cross([{"a": 1}], [{"a": 2}])
 
 
@@ -55,5 +55,5 @@ def test_a_subsample_is_ordered_distinct_and_reproducible():
 def test_seeds_are_paired_and_not_crossed():
     grid = seeds([{"a": 1}, {"a": 2}], 2, keys=("init_seed", "data_seed"), first=5)
     assert [(p["a"], p["init_seed"], p["data_seed"]) for p in grid] == [(1, 5, 5), (1, 6, 6), (2, 5, 5), (2, 6, 6)]
-    with pytest.raises(ConfigError, match="seeds of 0"):
+    with pytest.raises(ConfigError, match="count = 0 seeds per point"):
         seeds([{}], 0)

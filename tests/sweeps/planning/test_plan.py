@@ -87,7 +87,9 @@ def test_the_record_holds_the_sweep_and_refuses_another(sweep_of_grid, tmp_path)
     other = sweep_of_grid(product({"init_seed": [0, 2]}))
     before = (workdir / "sweep.json").read_text()
     with pytest.raises(
-        ConfigError, match="doesn't contain: 1 of its 2 runs.*1 of this one's.*init_seed: 0 and 1 there, 0 and 2 here"
+        ConfigError,
+        match="doesn't contain: 1 of its 2 runs.*1 of this sweep's.*"
+        "init_seed: 0 and 1 in the directory, 0 and 2 in this sweep",
     ):
         records.pin(workdir, plans.resolve(other), {})
     assert (workdir / "sweep.json").read_text() == before
@@ -128,7 +130,7 @@ def test_changed_checkpoint_steps_are_refused_and_a_changed_mesh_is_accepted(tin
 
     records.pin(workdir, plan({}), {})
     records.join(workdir, plan({"mesh.data": 2, "mapping": "vmap", "tensorboard": True}))
-    with pytest.raises(ConfigError, match="checkpoint.every: 5 there, 6 here"):
+    with pytest.raises(ConfigError, match="checkpoint.every: 5 in the directory, 6 in this sweep"):
         records.join(workdir, plan({"checkpoint.every": 6}))
 
 
@@ -200,7 +202,9 @@ def test_runs_added_by_a_larger_grid_get_separate_stacks(sweep_of_grid, tmp_path
     assert len({stack.folder for stack in second.stacks}) == 3
     assert records.recorded_plan(workdir) == second
     assert plans.as_json(second)["cohorts"][0]["cohort"] == first.cohorts[0].id
-    with pytest.raises(ConfigError, match=r"doesn't contain: 2 of its 4 runs.*init_seed: 0 and 1 and 2 there, 0 and 1"):
+    with pytest.raises(
+        ConfigError, match=r"doesn't contain: 2 of its 4 runs.*init_seed: 0 and 1 and 2 in the directory, 0 and 1"
+    ):
         records.pin(workdir, plans.resolve(sweep_of_grid(seed)), {})
 
 
@@ -223,7 +227,7 @@ def test_a_small_device_divides_cohorts_or_is_refused(sweep_of_grid, tmp_path):
     sizes = [len(stack.runs) for stack in records.with_stacks(epath.Path(tmp_path), plans.resolve(sweep)).stacks]
     assert sum(sizes) == 8
     assert 1 < len(sizes) <= 8
-    with pytest.raises(ConfigError, match=r"needs about 0.00033 GB of a device and there are 1e-05; set .*remat"):
+    with pytest.raises(ConfigError, match=r"needs about 0.00033 GB of a device's 1e-05 GB of memory; set .*remat"):
         records.pin(epath.Path(tmp_path), plans.resolve(sweep_of_grid(grid, parts={"memory_gb": 1e-5})), {})
     assert not (tmp_path / "sweep.json").exists()
 
