@@ -35,7 +35,7 @@ def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options
     Args:
       workdir: a directory that every task can reach; its launch/ holds logs and submitit's files.
       command: the command line of a run; task K appends `--cohort=K`.
-      cohorts: their indexes in the plan.
+      cohorts: the indexes of the cohorts in the plan.
 
     On Slurm it returns once the tasks are queued. On this machine it waits for them; after SIGTERM or SIGINT it stops
     them and raises StoppedError once they have ended. For SkyPilot it writes launch/sky.yaml and starts nothing.
@@ -96,7 +96,7 @@ def _local(executor: Any, tasks: Sequence[Task], options: Options) -> list[str]:
                 task, slot, job = entry
                 if not job.done():
                     if stop():
-                        os.kill(int(job.job_id), signal.SIGTERM)  # repeated, as one before the handler is set is lost
+                        os.kill(int(job.job_id), signal.SIGTERM)  # repeated: one before the handler is set is lost
                     continue
                 running.remove(entry)
                 slots.append(slot)

@@ -27,7 +27,7 @@ from olmo_jax.logs.metrics import METRICS, TIMINGS
 from sweeps.remote.store import PARTIAL, DamagedMirrorError, MirrorError, Store
 
 _SWEEP, _COMPLETE = "sweep.json", ".complete.json"
-_MARKER = ".mirror"  # an empty file on the mirror; if it is gone, everything that was sent may be
+_MARKER = ".mirror"  # an empty file on the mirror; if it is gone, so may be everything that was sent
 _FILE = re.compile(
     r"cohorts/[^/]+/compute\.json|runs/[^/]+/((config|status|columns|results/[^/]+)\.json|(metrics|timings)\.jsonl)"
 )
@@ -277,7 +277,7 @@ def _in_parallel(
 
 
 def _has_sibling(checkpoint: str, others: Iterable[str]) -> bool:
-    """Return whether its cohort has another checkpoint; if not, the disk was emptied, and the mirror keeps its copy."""
+    """Return whether a checkpoint's cohort has another; if not, the disk was emptied, and the mirror keeps its copy."""
     parent = checkpoint.rpartition("/")[0]
     return any(other.rpartition("/")[0] == parent for other in others)
 

@@ -25,10 +25,10 @@ _EXTRA = """\
 
 
 def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
-    """Write sky.yaml into `folder` and return lines that say how to start it, which itself doesn't need SkyPilot.
+    """Write sky.yaml into `folder`, which doesn't need SkyPilot, and return lines that say how to start the task.
 
-    The current folder, which must be the repository, is copied to the machine. Raises ConfigError where it isn't, where
-    the configuration lies outside it, and for GPUs without a kind.
+    The current folder, which must be the repository, is copied to the machine. Raises ConfigError if it isn't, if the
+    configuration lies outside it, and for GPUs without a kind.
     """
     repository = Path.cwd()
     if not (repository / "Makefile").exists() or not (repository / "requirements").exists():
@@ -69,19 +69,19 @@ def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], opt
 def _resources(options: Options) -> dict[str, Any]:
     more = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.more)}
     kind = more.pop("accelerators", None)
-    need = "needs their kind for --engine=sky, such as --more=accelerators=H100"
+    need = "needs the kind of GPU for --engine=sky, such as --more=accelerators=H100"
     require(kind is not None or not options.gpus, "--gpus", options.gpus, need)
     requested = {
         "accelerators": f"{kind}:{options.gpus}" if options.gpus else kind,
         "cpus": options.cpus and f"{options.cpus}+",
         "memory": options.memory_gb and f"{options.memory_gb}+",
     }
-    recovery = {"job_recovery": {"recover_on_exit_codes": [75]}}  # a run that a signal stopped, to be run again
+    recovery = {"job_recovery": {"recover_on_exit_codes": [75]}}  # a run that a signal stopped is run again
     return {key: value for key, value in requested.items() if value} | {"use_spot": True} | recovery | more
 
 
 class _Blocks(yaml.SafeDumper):
-    """A YAML writer that writes text of several lines as a block, for people to read and change."""
+    """A YAML writer that writes text of several lines as a block, which people can read and edit."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

@@ -21,8 +21,8 @@ _SET_BY_USER = re.compile(
     r"SBATCH_(ACCOUNT|PARTITION|QOS|RESERVATION|WCKEY|CLUSTERS|CONSTRAINT|CLUSTER_CONSTRAINT|EXPORT|GET_USER_ENV|DEBUG)"
 )
 _JOB_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_")
-# Variables that override an option given in the script, without their prefix, for options whose variables aren't named
-# as they are. With SBATCH_ before them sbatch obeys them, with SLURM_ the srun that starts the task.
+# The variables that override an option of the script, without their prefix, where they aren't named like the option.
+# sbatch obeys those that begin with SBATCH_; the srun that starts the task obeys those that begin with SLURM_.
 _VARIABLES = {
     "array": ("ARRAY_INX",),
     "cpus-per-task": ("CPUS_PER_TASK", "CPUS_PER_GPU"),
@@ -42,16 +42,16 @@ def check_folder(workdir: object, folder: Path) -> None:
     """Raise ConfigError for a path that submitit or Slurm would misread as a pattern of file names."""
     name = str(folder)
     tag = re.search(r"%[jtAa]", name)
-    replaced = f"holds {tag and tag[0]}, which submitit replaces by the number of a job; choose another name"
+    replaced = f"contains {tag and tag[0]}, which submitit replaces with a job's number; choose another name"
     require(tag is None, "--workdir", str(workdir), replaced)
-    invalid = "holds a backslash, a line break or bytes that aren't UTF-8, which sbatch can't take; choose another name"
+    invalid = "contains a backslash, a line break or bytes that aren't UTF-8, which sbatch refuses; choose another name"
     require(not re.search(r"[\\\n\r\ud800-\udfff]", name), "--workdir", str(workdir), invalid)
 
 
 def submit(folder: Path, tasks: Sequence[Task], options: Options) -> list[str]:
     """Submit the tasks as a job array and return lines that say how to find and stop them.
 
-    Raises LaunchError where sbatch refuses them.
+    Raises LaunchError if sbatch refuses them.
     """
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -69,7 +69,7 @@ def submit(folder: Path, tasks: Sequence[Task], options: Options) -> list[str]:
     }
     nonempty = {key: value for key, value in requested.items() if value and key.replace("_", "-") not in more}
     more = {key: value for key, value in more.items() if value is not False}
-    unset = {key: None for key in ("job_name", "wckey") if key not in nonempty}  # else submitit sets its defaults
+    unset = {key: None for key in ("job_name", "wckey") if key not in nonempty}  # otherwise submitit sets its defaults
     srun = [f"--cpus-per-task={options.cpus}"] if options.cpus else []  # since 22.05 srun doesn't inherit sbatch's
     logs = _logs(folder, len(tasks)) if "%" in str(folder) else {}
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS)
@@ -123,7 +123,7 @@ def _variables(option: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _without(names: Sequence[str]) -> Iterator[None]:
-    """Remove variables from the process's environment for the block, and name them in one line."""
+    """Remove variables from the process's environment within the block, and print a line that names them."""
     if names:
         say(f"hidden from sbatch, as they describe another job or contradict an option: {', '.join(names)}")
     removed = {name: os.environ.pop(name) for name in names}
@@ -134,6 +134,6 @@ def _without(names: Sequence[str]) -> Iterator[None]:
 
 
 def _logs(folder: Path, tasks: int) -> dict[str, str]:
-    """Return patterns of the names of logs, for a folder whose name holds a `%`, which Slurm would else replace."""
+    """Return patterns of the names of logs, for a folder whose name contains a `%`, which Slurm would replace."""
     base = str(folder).replace("%", "%%")
     return {name: f"{base}/{'%A_%a' if tasks > 1 else '%j'}_%t_log.{name[:3]}" for name in ("output", "error")}

@@ -34,7 +34,7 @@ class Store:
 
     def __init__(self, url: str, workdir: epath.Path):
         self.url = re.sub(r"//[^/@]*@", "//", url)  # without credentials
-        require("://" not in str(workdir), "--mirror", self.url, f"copies a folder, and {workdir} isn't one")
+        require("://" not in str(workdir), "--mirror", self.url, f"copies a folder, but {workdir} isn't one")
         with self._mirror_errors("opening it"):
             self._fs, self._base = _parse(url, self.url)
         self._is_folder = isinstance(self._fs, fs.LocalFileSystem)

@@ -41,9 +41,9 @@ class Task:
     environment: tuple[tuple[str, str | None], ...] = ()  # overrides what the engine sets; None: unset
 
     def __call__(self) -> str:
-        """Run the command and return "done", or "stopped" if it was stopped for good; else it is requeued.
+        """Run the command and return "done", or "stopped" if it was stopped for good; otherwise it is requeued.
 
-        Raises LaunchError with the last lines of the child's output where it failed.
+        Raises LaunchError with the last lines of the child's output if it failed.
         """
         submitit_handler = signal.getsignal(signal.SIGUSR2)
         received: set[int] = set()
@@ -53,7 +53,7 @@ class Task:
         with open(self.log, "a", encoding="utf-8", errors="backslashreplace") as log:
             print(f"# {time.strftime('%F %T')} {platform.node()}: {shlex.join(command)}", file=log, flush=True)
             begin = log.tell()
-            with signal_blocked(signal.SIGUSR2):  # the child keeps it blocked, else USR2 would kill it
+            with signal_blocked(signal.SIGUSR2):  # the child inherits the block; otherwise USR2 would kill it
                 variables = os.environ | dict(self.environment)
                 environment = {name: value for name, value in variables.items() if value is not None}
                 child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)

@@ -1,1 +1,1 @@
-"""The stages of a sweep and how far they are."""
+"""Run the stages of a sweep and show their progress."""

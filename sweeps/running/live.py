@@ -1,4 +1,4 @@
-"""What the live page shows of a sweep that trains: status, and curves so far, read only as far as they have grown."""
+"""What the live page shows of a sweep in training: its status, and its curves, read incrementally."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ from olmo_jax.logs.metrics import METRICS, parsed_row
 from sweeps.planning.plan import Plan, leaves
 from sweeps.running.status import duration, stack_statuses, summary_lines
 
-# Of each run's curve, as many points are sent; more can't be told apart.
+# The maximum number of points sent of each curve; more can't be distinguished on the page.
 _POINTS = 200
 _LOSS = "loss"
-# A setting with more values than this can't be told by colour.
+# Colours can't distinguish more values of a setting than this.
 _MOST_LEVELS = 12
 
 
 class Live:
-    """A sweep as its working directory shows it; `snapshot` may be called again and again."""
+    """A sweep as its working directory shows it; `snapshot` may be called repeatedly."""
 
     def __init__(self, workdir: epath.Path, plan: Plan):
         self._workdir, self._plan = workdir, plan
@@ -33,11 +33,11 @@ class Live:
         """Return what the page shows, ready for JSON: runs, lines about the sweep, metrics, and curves of one metric.
 
         Args:
-          metric: what is drawn beside the loss; one that no run has gives no curves.
+          metric: the one to draw beside the loss; for one that no run has, only the curves of the loss are returned.
         """
         stacks = stack_statuses(self._workdir, self._plan)
         runs = [run for stack in stacks for run in stack.runs]
-        with self._reading:  # each request has a thread of its own
+        with self._reading:  # each request runs in a thread of its own
             for curve in self._curves.values():
                 curve.read()
             metrics = sorted({name for curve in self._curves.values() for name in curve.columns if "/" in name})
@@ -70,10 +70,10 @@ class _Curve:
         self.columns: dict[str, list[tuple[int, float]]] = {}
 
     def read(self) -> None:
-        """Take in the whole lines that were added; a file that became shorter, as training resumed, is read anew."""
+        """Read the complete lines added since the last call; reread a file that resumed training has made shorter."""
         try:
             size = self._path.stat().length
-        except OSError:  # not there yet
+        except OSError:  # not written yet
             return
         if size < self._offset:
             self._offset, self.columns = 0, {}
@@ -88,15 +88,15 @@ class _Curve:
                     self.columns.setdefault(name, []).append((row["step"], value))
 
     def points(self, name: str) -> list[tuple[int, float]]:
-        """Return at most _POINTS points of a column, the last among them."""
+        """Return at most _POINTS points of a column, including the last."""
         every = self.columns.get(name, [])
         stride = -(-len(every) // _POINTS) or 1
         return every[::-1][::stride][::-1]
 
 
 def varying(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
-    """Return of each run the settings in which the runs differ, those with few values, by dotted key."""
+    """Return, for each run, the settings by dotted key in which the runs differ, if they take few enough values."""
     flat = [leaves(dataclasses.asdict(config)) for config in configs]
     levels = {key: {repr(values[key]) for values in flat} for key in flat[0]}
-    keys = [key for key, found in levels.items() if 1 < len(found) <= _MOST_LEVELS]
+    keys = [key for key, distinct in levels.items() if 1 < len(distinct) <= _MOST_LEVELS]
     return [{key: values[key] for key in keys} for values in flat]

@@ -21,7 +21,7 @@ def lock_of(workdir: epath.Path, stack: Cohort) -> Lock:
 
 
 def failure(workdir: epath.Path, stack: Cohort) -> str:
-    """Return the error that ended the last work on a stack, or ""."""
+    """Return the error that ended the last attempt to work on a stack, or ""."""
     path = workdir / "cohorts" / stack.folder / _FAILURE
     return path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
 
@@ -32,15 +32,15 @@ def one_process_per_stack(
     stop: Callable[[], bool],
     work: Callable[[Cohort, Callable[[], bool]], bool],
 ) -> bool:
-    """Work on every stack under its lock: first on the stacks that are free, then on those of other processes.
+    """Work on every stack under its lock: first on the free stacks, then on those that other processes had locked.
 
     Args:
       stop: returns whether to stop. work: takes a stack and such a `stop`, which also raises LockError once the lock is
         lost; returns False if it was stopped.
 
     Returns:
-      False if a `stop` ended it. An error of the work is recorded for `failure` and raised; a UserError only after the
-      other stacks are done.
+      False if `stop` ended it. An error raised by `work` is recorded for `failure` and raised again; a UserError only
+      after the other stacks are done.
     """
     waiting = [(stack, lock_of(workdir, stack)) for stack in stacks]
     announced: set[str] = set()

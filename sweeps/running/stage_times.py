@@ -1,8 +1,8 @@
-"""Where the seconds of a working directory went, by stage: what `olmo-jax status` prints as a table.
+"""Record and sum the seconds that each stage of a sweep took, which `olmo-jax status` prints as a table.
 
-stages.jsonl has a row for each time that a stage did something: {"stage", "seconds", "time"}, the time that of its end.
-What training and evaluation were spent on is in timings.jsonl of the runs and in their results; directories that are
-older than stages.jsonl have these alone.
+stages.jsonl has one row for each time that a stage did some work: {"stage", "seconds", "time"}, the time being that of
+its end. The parts of training and evaluation come from the runs' timings.jsonl and results; directories that are older
+than stages.jsonl have only these.
 """
 
 import collections
@@ -29,7 +29,7 @@ _REST = "rest"
 
 
 class Spent(NamedTuple):
-    """A stage's seconds, and the parts of them that are known, in the order they are shown in."""
+    """A stage's seconds, and those of its known parts, in the order in which they are shown."""
 
     stage: str
     seconds: float
@@ -38,9 +38,9 @@ class Spent(NamedTuple):
 
 @contextlib.contextmanager
 def timed(workdir: epath.Path, stage: str, does_something: bool) -> Iterator[None]:
-    """Adds a row for what runs within, however that ends; none for a stage that finds nothing left to do.
+    """Add a row with the time spent in the block, even if it raises; none for a stage that had nothing left to do.
 
-    A directory that isn't there is not made for that: what is refused leaves none behind.
+    A working directory that doesn't exist isn't created, so that a refused command leaves none behind.
     """
     start = time.monotonic()
     try:
@@ -51,7 +51,7 @@ def timed(workdir: epath.Path, stage: str, does_something: bool) -> Iterator[Non
 
 
 def add(workdir: epath.Path, stage: str, seconds: float) -> None:
-    """Appends a row to stages.jsonl, in the process that writes, after cutting a line that a kill left unfinished."""
+    """Append a row to stages.jsonl, in the first process only, after removing a line that a kill left unfinished."""
     if not processes.is_first():
         return
     row = {"stage": stage, "seconds": round(seconds, 3), "time": round(time.time(), 3)}
@@ -65,40 +65,40 @@ def add(workdir: epath.Path, stage: str, seconds: float) -> None:
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The rows of stages.jsonl, without those that are damaged: nothing but a table of times depends on them."""
+    """Return the rows of stages.jsonl without damaged ones, since only the table of times depends on them."""
     path = workdir / STAGES_FILE
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [row for line in lines if (row := _row(line)) is not None]
 
 
 def spent(workdir: epath.Path, plan: Plan) -> list[Spent]:
-    """What each stage took over all starts, as far as anything is known of it.
+    """Return the time that each stage took over all starts; stages without a recorded time are left out.
 
-    A stage takes at least its parts: a process that was killed wrote these and no row for the stage.
+    A stage takes at least as long as its parts: a process that was killed has recorded parts but no row for the stage.
     """
     total: dict[str, float] = collections.defaultdict(float)
     for row in read(workdir):
         total[row["stage"]] += row["seconds"]
     parts = {"train": _training(workdir, plan), "evaluate": _evaluation(workdir, plan)}
-    found = []
+    result = []
     for stage in (*STAGES, *sorted(total.keys() - set(STAGES))):
-        of = {name: seconds for name, seconds in parts.get(stage, {}).items() if seconds}
-        seconds = max(total[stage], sum(of.values()))
-        if of and seconds > sum(of.values()):
-            of[_REST] = seconds - sum(of.values())
+        known = {name: seconds for name, seconds in parts.get(stage, {}).items() if seconds}
+        seconds = max(total[stage], sum(known.values()))
+        if known and seconds > sum(known.values()):
+            known[_REST] = seconds - sum(known.values())
         if seconds:
-            found.append(Spent(stage, seconds, of))
-    return found
+            result.append(Spent(stage, seconds, known))
+    return result
 
 
 def lines(workdir: epath.Path, plan: Plan) -> list[str]:
-    """The table, a line for each stage and part with seconds and share; [] where nothing is known."""
-    found = spent(workdir, plan)
-    if not found:
+    """Return the table, one line per stage and part with seconds and share; [] if no time is recorded."""
+    stages = spent(workdir, plan)
+    if not stages:
         return []
-    whole = sum(one.seconds for one in found)
+    whole = sum(stage.seconds for stage in stages)
     rows = [("stage", "seconds", "share")]
-    for stage, seconds, parts in found:
+    for stage, seconds, parts in stages:
         rows += [_shown(stage, seconds, whole), *(_shown(f"  {name}", part, whole) for name, part in parts.items())]
     rows.append(_shown("all stages", whole, whole))
     width = max(len(name) for name, *_ in rows)
@@ -110,19 +110,22 @@ def _shown(name: str, seconds: float, whole: float) -> tuple[str, str, str]:
 
 
 def _training(workdir: epath.Path, plan: Plan) -> dict[str, float]:
-    """Seconds by event. Runs of a stack share their time, and the longest was there throughout."""
-    found: dict[str, float] = dict.fromkeys([*_EVENTS.values(), "making batches"], 0.0)
+    """Return seconds by event. The runs of a stack share their time, so those of the longest run cover all of it."""
+    seconds: dict[str, float] = dict.fromkeys([*_EVENTS.values(), "making batches"], 0.0)
     for stack in plan.stacks:
         longest = max(stack.runs, key=lambda run: run.config.total_steps)
         for row in read_timings(workdir / "runs" / longest.id / TIMINGS):
             name, waited = _EVENTS.get(row["event"], row["event"]), row.get("data_seconds", 0.0)
-            found[name] = found.get(name, 0.0) + row["seconds"] - waited
-            found["making batches"] += waited
-    return found
+            seconds[name] = seconds.get(name, 0.0) + row["seconds"] - waited
+            seconds["making batches"] += waited
+    return seconds
 
 
 def _evaluation(workdir: epath.Path, plan: Plan) -> dict[str, float]:
-    """Seconds by kind of evaluation, the longest first. The models that were measured together all hold their time."""
+    """Return seconds by kind of evaluation, the longest first.
+
+    Models that were evaluated together all record the time that they took together, which is counted once.
+    """
     kinds = {evaluation.name: evaluation.kind for evaluation in evaluations(plan.evaluation)}
     jobs: set[tuple[str, str, float]] = set()
     for stack in plan.stacks:
@@ -131,10 +134,10 @@ def _evaluation(workdir: epath.Path, plan: Plan) -> dict[str, float]:
                 for name, result in results.read_all(workdir, run.id, step).items():
                     if _is_time(seconds := result.get("seconds")):
                         jobs.add((stack.folder, name, seconds))
-    found: dict[str, float] = collections.defaultdict(float)
+    by_kind: dict[str, float] = collections.defaultdict(float)
     for _, name, seconds in jobs:
-        found[kinds.get(name, name)] += seconds
-    return dict(sorted(found.items(), key=lambda of: -of[1]))
+        by_kind[kinds.get(name, name)] += seconds
+    return dict(sorted(by_kind.items(), key=lambda item: -item[1]))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

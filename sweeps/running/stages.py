@@ -1,4 +1,4 @@
-"""The stages of a sweep: prepare, train, evaluate, report. Each does only what is left to do."""
+"""Run the stages of a sweep: prepare, train, evaluate, report. Each does only what is left to do."""
 
 import contextlib
 import dataclasses
@@ -67,9 +67,9 @@ def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
 def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
     """Prepare every data set of the plan and return them by data.name.
 
-    Everything about the runs that can be refused is refused here, before anything is trained: a directory of another
-    sweep, data that can't be read or that don't suffice, a mesh that doesn't fit, tokens outside the vocabulary. Raises
-    ConfigError and DataError.
+    All checks of the runs are made here, before anything is trained. Raises ConfigError or DataError for a directory of
+    another sweep, data that can't be read or are too small, a mesh that doesn't fit the devices, and tokens outside the
+    vocabulary.
 
     Args:
       to_train: also check the mesh against the devices, and the budgets against config.data.max_epochs.
@@ -90,8 +90,8 @@ def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, Toke
         index = indexes[cohort.shape.data_name]
         check_vocabulary(cohort.shape.model.vocab_size, index)
         if not cohort.shape.arithmetic:
-            lack = too_few_tokens(index, cohort.shape.config.data.train_domains, cohort.shape.sequence_length)
-            require(not lack, "config.data.sequence_length", cohort.shape.sequence_length, lack)
+            problem = too_few_tokens(index, cohort.shape.config.data.train_domains, cohort.shape.sequence_length)
+            require(not problem, "config.data.sequence_length", cohort.shape.sequence_length, problem)
         cohort_probes(cohort, index)
         if to_train:
             _check_epochs(cohort, index)
@@ -139,10 +139,10 @@ def evaluate_all(
     stop: Callable[[], bool],
     choice: evaluation.Choice = evaluation.EVERYTHING,
 ) -> bool:
-    """Evaluate what of `choice` isn't evaluated yet; return False if a signal ended it.
+    """Carry out the evaluations of `choice` that aren't done yet; return False if a signal ended it.
 
     Stacks that another process is evaluating are left to it and waited for. Raises ConfigError if nothing is trained,
-    and for a choice that matches nothing.
+    and if the choice matches nothing.
     """
     steps = sorted({s for stack in plan.stacks for s in member_lists(directory(workdir, stack.folder))})
     require(bool(steps), "--workdir", str(workdir), _why_no_checkpoint(workdir, plan))
@@ -193,7 +193,10 @@ def run(
     traced: Sequence[int] = (),
     cohort: str | None = None,
 ) -> bool:
-    """Run all stages, skipping what is done; return False if a signal ended it. One `cohort` alone gets no report."""
+    """Run all stages, skipping what is done; return False if a signal ended it.
+
+    With `cohort`, only that cohort is trained and evaluated, and no report is written.
+    """
     chosen = cohort_ids(plan, cohort)
     plan, indexes = begin(workdir, plan)
     plan = dataclasses.replace(plan, stacks=tuple(stack for stack in plan.stacks if stack.id in chosen))
@@ -225,13 +228,16 @@ def _report(workdir: epath.Path, command: str) -> None:
 
 
 def cohort_ids(plan: Plan, cohort: str | None) -> list[str]:
-    """Return the ids of the cohort named by its index in the plan or its id, or of all for None. Raises ConfigError."""
+    """Return the id of the cohort given by its index in the plan or its id; all ids for None.
+
+    Raises ConfigError if there is no such cohort.
+    """
     ids = [c.id for c in plan.cohorts]
     if cohort is None:
         return ids
     chosen = ids[int(cohort)] if cohort.isdigit() and int(cohort) < len(ids) else cohort
-    known = f"0 to {len(ids) - 1}, or an id that `olmo-jax plan` prints"
-    require(chosen in ids, "--cohort", cohort, f"isn't one of the sweep's cohorts, {known}")
+    needed = f"give a number from 0 to {len(ids) - 1}, or an id that `olmo-jax plan` prints"
+    require(chosen in ids, "--cohort", cohort, f"isn't one of the sweep's cohorts; {needed}")
     return [chosen]
 
 
@@ -258,7 +264,7 @@ def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[f
 
 
 def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
-    if cohort.shape.arithmetic:  # drawn with replacement
+    if cohort.shape.arithmetic:  # its equations are drawn with replacement
         return
     for run in cohort.runs:
         data = run.config.data
@@ -267,6 +273,6 @@ def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
             passes <= data.max_epochs,
             "config.data.max_epochs",
             data.max_epochs,
-            f"{run.id}: config.tokens = {run.config.tokens:,} pass its training tokens {passes:.3g} times; "
+            f"{run.id}: config.tokens = {run.config.tokens:,} is {passes:.3g} passes over its training tokens; "
             "raise max_epochs, lower tokens, or add text",
         )

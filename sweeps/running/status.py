@@ -1,4 +1,4 @@
-"""The progress of a working directory: one line per run, with its checkpoints, and the evaluations that are left."""
+"""Show the progress of a working directory: one line per run, with its checkpoints, and the evaluations left."""
 
 import collections
 import time
@@ -21,7 +21,7 @@ _RECENT_ROWS = 20
 
 
 def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
-    """Print the status; with `watch`, again every few seconds until every run has ended or a signal comes."""
+    """Print the status; with `watch`, every few seconds until every run has ended or a signal arrives."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -38,12 +38,12 @@ def show(workdir: epath.Path, plan: Plan, watch: bool) -> None:
 
 
 class RunStatus(NamedTuple):
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-      state: waiting, training, stopped, failed, done or diverged. step, total: of training. loss: the last one.
-      seconds_left: of training; None if it isn't training or nothing is known yet.
-      checkpoints: a mark for each that is due, x if it is written. reason: why it diverged.
+      state: waiting, training, stopped, failed, done or diverged. step, total: steps of training done, and in all.
+      loss: the last one. seconds_left: of training; None if it isn't training or nothing is known yet.
+      checkpoints: one mark per checkpoint that is due, x if it is written. reason: why the run diverged.
     """
 
     run_id: str
@@ -57,7 +57,7 @@ class RunStatus(NamedTuple):
 
 
 class StackStatus(NamedTuple):
-    """The runs of a stack, why it failed ("" if it didn't), how its time divides, and how many evaluations are left."""
+    """The runs of a stack, why it failed ("" if it didn't), how its time was spent, and the evaluations left."""
 
     folder: str
     runs: tuple[RunStatus, ...]
@@ -95,13 +95,13 @@ def status_lines(workdir: epath.Path, plan: Plan) -> list[str]:
 
 
 def summary_lines(workdir: epath.Path, plan: Plan, stacks: Sequence[StackStatus]) -> list[str]:
-    """Return how the time divides, and what is left to evaluate."""
+    """Return how the time was spent, and what is left to evaluate."""
     if not any(stack.has_checkpoints for stack in stacks):
         return ["nothing is trained yet"]
     left = sum(stack.evaluations_left for stack in stacks)
     return [
         *(stack.time for stack in stacks if stack.time),
-        f"{left} evaluations of cohorts' checkpoints are left" if left else "all that is trained is evaluated",
+        f"{left} evaluations of checkpoints are left" if left else "all that is trained is evaluated",
         *stage_times.lines(workdir, plan),
     ]
 
@@ -113,7 +113,7 @@ def _run_status(
     state = _state(workdir, stack, status)
     row = last_row(workdir / "runs" / run.id / METRICS) or {"step": status["step"]}
     total = run.config.total_steps
-    # A stop and an import write checkpoints that the configuration doesn't name.
+    # Stopping and importing write checkpoints at steps that the configuration doesn't name.
     written_steps = {step for step, runs in written.items() if run.id in runs}
     due = sorted({step for step in checkpoint_steps(stack) if step <= total} | written_steps)
     left = (total - row["step"]) * seconds_a_step if state == "training" and seconds_a_step else None
@@ -164,14 +164,14 @@ def _longest(stack: Cohort) -> Run:
 
 
 def duration(seconds: float) -> str:
-    """Return minutes and seconds, or hours."""
+    """Return a time as minutes and seconds, or as hours from one hour on."""
     if seconds < 3600:
         return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
     return f"{seconds / 3600:.1f} h"
 
 
 def _time(workdir: epath.Path, stack: Cohort) -> str:
-    """Return how a stack's training time divides, over all starts; "" before the first steps."""
+    """Return how a stack's training time was spent, over all starts; "" before the first steps."""
     rows = read_timings(workdir / "runs" / _longest(stack).id / TIMINGS)
     spent: collections.Counter[str] = collections.Counter()
     for row in rows:

@@ -177,7 +177,7 @@ def test_the_skypilot_task_runs_any_cohort_from_the_repository(tmp_path, monkeyp
     assert task["resources"]["use_spot"] is False
     assert task["envs"] == {"COHORT": "0"}
     assert "make setup" in task["setup"]
-    with pytest.raises(ConfigError, match="--gpus = 1: needs their kind"):
+    with pytest.raises(ConfigError, match="--gpus = 1: needs the kind of GPU"):
         launch(tmp_path, command, [0], Options("sky", gpus=1))
     with pytest.raises(ConfigError, match="lies outside"):
         launch(tmp_path, ["python", "--config=/elsewhere/a.py"], [0], Options("sky"))
