@@ -1,4 +1,4 @@
-"""One tidy table of a sweep, what its columns mean, and where it is read again."""
+"""Build, write and read the tidy table of a sweep, and describe its columns."""
 
 from sweeps.table.catalog import catalog_of
 from sweeps.table.table import TABLE, build_table, read_table, write_table

@@ -1,7 +1,7 @@
-"""What each column of a sweep's table is: its kind, its unit, what it is of, and one sentence.
+"""Describe each column of a sweep's table: its kind, its unit, what it was measured on, and its meaning in a sentence.
 
-Whoever measures declares: a metric by its docstring, a setting where its field is, an evaluation in its file. The name
-of a column is a key that is read here and there alone; everything else asks the catalog:
+Columns are declared where their values come from: a metric by its docstring, a setting at its field, an evaluation in
+its file. Only these places and this module parse the names of columns; all other code asks the catalog:
 
     catalog_of(table).select(kind="loss", after="quantize", method="gptq", bits=3)
 """
@@ -20,40 +20,42 @@ from olmo_jax.config import ConfigError, TrainConfig
 from olmo_jax.config.field import declared
 from olmo_jax.probes import columns as probe_columns
 
-# Where a table keeps the declarations that its columns' names don't give; see `declare`.
+# The attribute of a table with the declarations that this code can't derive from column names; see `declare`.
 _ATTRIBUTE = "declared_columns"
 
 FIXED = (
-    Column("sweep", "identity", "", "The sweep that the run is of, named by its folder."),
+    Column("sweep", "identity", "", "The sweep that the run belongs to, named by its folder."),
     Column("run_id", "identity", "", "The run: its name and a hash of its configuration."),
-    Column("cohort", "identity", "", "The cohort that the run was trained in, as one program with others."),
+    Column("cohort", "identity", "", "The cohort that the run was trained in, in one program with other runs."),
     Column("configuration", "identity", "", "The run without its seeds: runs that share it are replicates."),
     Column("step", "identity", "steps", "The step of training after which the checkpoint was taken."),
-    Column("final", "identity", "", "Whether it is the run's last step."),
-    Column("tokens", "count", "tokens", "Tokens seen by then."),
+    Column("final", "identity", "", "Whether this is the run's last step."),
+    Column("tokens", "count", "tokens", "Tokens seen until this step."),
     Column(
         "diverged_at",
         "training",
         "steps",
         "The step at which the run's loss, gradient or parameters stopped being finite.",
     ),
-    Column("parameters", "count", "parameters", "Parameters of the model, all of them."),
+    Column("parameters", "count", "parameters", "All parameters of the model."),
     Column(
         "parameters_non_embedding",
         "count",
         "parameters",
-        "Parameters of the model but those of embedding, unembedding and positions.",
+        "Parameters of the model without those of embedding, unembedding and positions.",
     ),
     Column(
         "training_flops",
         "count",
         "FLOPs",
-        "Operations of the matmuls of training until then, forward and backward, unembedding and attention included.",
+        "Operations in training's matmuls until this step, forward and backward, with unembedding and attention.",
     ),
-    Column("weight_decay_dose", "training", "", "Sum over the steps until then of learning rate times weight decay."),
-    Column("train/loss", "training", NATS, "Mean cross-entropy over the batch of that step."),
-    Column("train/grad_norm", "training", "", "Global norm of the gradient at that step, before it is cut."),
-    Column("train/learning_rate", "training", "", "Learning rate of that step."),
+    Column(
+        "weight_decay_dose", "training", "", "Learning rate times weight decay, summed over the steps until this one."
+    ),
+    Column("train/loss", "training", NATS, "Mean cross-entropy over the batch of this step."),
+    Column("train/grad_norm", "training", "", "Global norm of the gradient at this step, before clipping."),
+    Column("train/learning_rate", "training", "", "Learning rate of this step."),
 )
 
 
@@ -73,9 +75,9 @@ class Catalog(Mapping[str, Column]):
         return len(self._columns)
 
     def select(self, kind: str | None = None, **of: Any) -> list[str]:
-        """Return the names of the columns of a kind that are of all that is given; None stands for "of none".
+        """Return the names of the columns of a kind whose `of` has all the given values; None requires a missing key.
 
-        With no word on `statistic`, errors, spreads and points of curves are left out, as by `statistic=None`.
+        Without `statistic`, errors, spreads and points of curves are left out, as with `statistic=None`.
         """
         wanted = {"statistic": None} | of
         return [
@@ -92,13 +94,13 @@ def catalog_of(table: pd.DataFrame) -> Catalog:
 
 
 def heads(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Return a table without rows that has the columns of all of these, and their declarations."""
+    """Return a table without rows that has the columns of all the given tables, and their declarations."""
     result = pd.DataFrame(columns=list(dict.fromkeys(column for table in tables for column in table.columns)))
     return declare(result, [column for table in tables for column in _declarations(table)])
 
 
 class _Entries(dict[str, Any]):
-    """Entries as in results.schema.json; constant, so that pandas, which copies attributes often, needn't copy them."""
+    """Entries as in results.schema.json; never modified, so that pandas needn't copy them with a table."""
 
     def __deepcopy__(self, memo: Any) -> "_Entries":
         return self
@@ -109,9 +111,9 @@ def _declarations(table: pd.DataFrame) -> list[Column]:
 
 
 def declare(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
-    """Return the table with declarations of those of its columns that nothing here describes, kept in its attributes.
+    """Return the table with the declarations of those columns that this code can't describe, kept in its attributes.
 
-    Such as an evaluation or a metric of the user's own, which this process may not have the code of. Raises
+    Such columns are those of the user's own evaluations and metrics, whose code this process may not have. Raises
     ConfigError for a column that is declared with two units.
     """
     names = {name for name in map(str, table.columns) if not is_described(name)}
@@ -127,7 +129,7 @@ def declare(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
 
 
 def describe(name: str) -> Column:
-    """Return the column of a name, as far as this code knows it."""
+    """Return the description of a column by its name; its meaning is NOT_DESCRIBED if this code doesn't know it."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name.startswith("config."):
@@ -138,7 +140,7 @@ def describe(name: str) -> Column:
 
 
 def is_described(name: str) -> bool:
-    """Return whether this code has the column's meaning."""
+    """Return whether this code knows the column's meaning."""
     return describe(name).meaning != NOT_DESCRIBED
 
 
@@ -151,7 +153,7 @@ def schema(catalog: Catalog) -> dict[str, dict[str, Any]]:
 
 
 def from_schema(entries: Mapping[str, Any]) -> list[Column]:
-    """Return the columns that a results.schema.json describes; entries without `of`, by older code, are left out."""
+    """Return the columns that a results.schema.json describes; entries without `of`, from older code, are left out."""
     fields = ("kind", "unit", "meaning", "of")
     return [
         Column(name, *(entry[field] for field in fields))

@@ -1,4 +1,4 @@
-"""What a column of the table is: a setting, geometry, or a loss; the rows that statistics are of; errors of columns."""
+"""Select what statistics use from a table: its settings, geometry and losses, and its rows; the errors they raise."""
 
 import difflib
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from olmo_jax.probes.columns import SPREAD as SPREAD
 from olmo_jax.probes.columns import TEXTS as TEXTS
 from sweeps.table.catalog import catalog_of
 
-# Targets of the probe that come before all others.
+# Targets of the probe that are listed before all others.
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
 HELD_OUT_LOSS = f"{TEXTS}validation/loss"
-# The one pair declared before looking; every other number on a page is exploration.
+# The one pair that was declared in advance; every other number on a page is exploratory.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
 
 # The role of each setting by its column; see olmo_jax.config.field.
@@ -39,7 +39,7 @@ class UnknownColumnError(AnalysisError, KeyError):
 
 
 class FinalRows(NamedTuple):
-    """Last rows of the runs that finished, and how many runs were left out and why."""
+    """The last rows of the runs that finished, and how many runs were left out, by reason."""
 
     rows: pd.DataFrame
     diverged: int
@@ -47,7 +47,7 @@ class FinalRows(NamedTuple):
 
 
 def final_rows(table: pd.DataFrame) -> FinalRows:
-    """The last row of each run that reached its end with finite parameters, and what was left out."""
+    """Return the last row of each run that finished with finite parameters, and how many runs were left out."""
     diverged_runs = table.loc[table["diverged_at"].notna(), "run_id"].unique()
     last = table[table["final"].fillna(False).astype(bool)]
     unfinished = set(table["run_id"]) - set(last["run_id"]) - set(diverged_runs)
@@ -56,79 +56,81 @@ def final_rows(table: pd.DataFrame) -> FinalRows:
 
 
 def last_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `final_rows`, and the last row of each run that diverged, with the parameters it had before."""
+    """Return the rows of `final_rows`, and the last row of each diverged run, from before it diverged."""
     of_diverged = table[table["diverged_at"].notna()].sort_values("step").drop_duplicates("run_id", keep="last")
     return pd.concat([final_rows(table).rows, of_diverged], ignore_index=True)
 
 
 def controls_of(table: pd.DataFrame) -> list[str]:
-    """The settings that differ between rows: `config.` columns but seeds, names, places and what is only looked at.
+    """Return the settings that differ between rows: `config.` columns except seeds and what isn't part of the identity.
 
-    A setting that some rows have and others lack differs.
+    A setting that only some rows have counts as differing.
     """
     return [c for c in table.columns if _is_setting(c) and as_levels(table[c]).nunique(dropna=False) > 1]
 
 
 def missing_as_level(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """The table with those of the columns that are missing somewhere as categories in words, of which it is one."""
-    holed = [c for c in columns if table[c].isna().any()]
+    """Return the table with each of the columns that has missing values as text, where "missing" is a level."""
+    incomplete = [c for c in columns if table[c].isna().any()]
     return table.assign(
-        **{c: as_levels(table[c]).astype(object).map(str, na_action="ignore").fillna("missing") for c in holed}
+        **{c: as_levels(table[c]).astype(object).map(str, na_action="ignore").fillna("missing") for c in incomplete}
     )
 
 
 def geometry_columns(table: pd.DataFrame) -> list[str]:
-    """Columns `<target>/<metric>` of the probe, whatever their metrics, those of FIRST_TARGETS first.
+    """Return the columns `<target>/<metric>` of the probe for all metrics, those of FIRST_TARGETS first.
 
-    Spreads and counts tell about the measurement, and singular values and quantiles are curves; they are left out.
+    Spreads and counts, which describe the measurement, and singular values and quantiles, which are points of curves,
+    are left out.
     """
     order = {target: i for i, target in enumerate(FIRST_TARGETS)}
     return sorted(catalog_of(table).select(kind="geometry"), key=lambda c: order.get(target_of(c), len(order)))
 
 
 def loss_columns(table: pd.DataFrame) -> list[str]:
-    """Columns of a loss: by domain and on average; on average after quantisation, damage or fine-tuning.
+    """Return the columns of losses: by domain and on average, and on average after quantisation, damage or fine-tuning.
 
-    Their errors, bits per byte and perplexities say the same again and are left out. Of runs without any, such as those
-    that learn equations, the loss on held-out text that is measured in the loop.
+    Their errors, bits per byte and perplexities, which add nothing, are left out. If there are no such columns, as for
+    runs that learn equations, the loss on held-out text that is measured in the loop is returned.
     """
     catalog = catalog_of(table)
-    found = [name for name, column in catalog.items() if _is_analysed(column)]
-    return found or [name for name in catalog if name == HELD_OUT_LOSS]
+    losses = [name for name, column in catalog.items() if _is_analysed(column)]
+    return losses or [name for name in catalog if name == HELD_OUT_LOSS]
 
 
 def target_of(column: str) -> str:
-    """What a column `<target>/<metric>` measures."""
+    """Return the target of a column `<target>/<metric>`."""
     return column.rpartition("/")[0]
 
 
 def spread_column(column: str) -> str:
-    """The column that holds the standard deviation of `column` over disjoint probe sets, if the probe took any."""
+    """Return the name of the column with the standard deviation of `column` over the probe's sets, if there is one."""
     target, _, name = column.rpartition("/")
     return f"{target}{SPREAD}/{name}"
 
 
 def as_levels(column: pd.Series) -> pd.Series:
-    """The column as hashable values: what isn't a number (a list of files) as its text; missing stays missing."""
+    """Return the column as hashable values: numbers as they are, others (a list of files) as text."""
     if pd.api.types.is_numeric_dtype(column):
         return column
     return column.map(str, na_action="ignore")
 
 
 def require_column(table: pd.DataFrame, name: str) -> None:
-    """Raises UnknownColumnError unless the table has the column."""
+    """Raise UnknownColumnError unless the table has the column."""
     if name not in table.columns:
         near = difflib.get_close_matches(name, [str(c) for c in table.columns], n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; it has {len(table.columns)} others, none of a like name"
+        others = f"it has {len(table.columns)} others, none with a similar name"
+        hint = f"; did you mean '{near[0]}'?" if near else f"; {others}"
         raise UnknownColumnError(f"the table has no column '{name}'{hint}")
 
 
 def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
-    """A column as floats, missing values NaN. Raises AnalysisError for one that holds something else."""
+    """Return a column as floats, with NaN for missing values. Raises AnalysisError if a value isn't a number."""
     try:
         return pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise AnalysisError(f"column '{name}' of the table holds something that isn't a number: {error}") from None
+        raise AnalysisError(f"column '{name}' of the table contains a value that isn't a number: {error}") from None
 
 
 def _is_setting(column: str) -> bool:
@@ -136,14 +138,14 @@ def _is_setting(column: str) -> bool:
         return False
     if column in _ROLES:
         return _ROLES[column] not in NOT_IDENTITY
-    # A field that another version of the code has: as the others of its section.
+    # A field of another version of the code is treated as the other fields of its section are.
     section = column.rpartition(".")[0] + "."
-    alike = {role for other, role in _ROLES.items() if other.startswith(section)}
-    return not alike or not alike <= NOT_IDENTITY
+    section_roles = {role for other, role in _ROLES.items() if other.startswith(section)}
+    return not section_roles or not section_roles <= NOT_IDENTITY
 
 
 def _is_analysed(column: Column) -> bool:
-    """Whether a column is a loss of the runs or, after something was done to them, its average or how it changed."""
+    """Return whether a column is a loss of the runs or, after something was done to them, an average or a change."""
     of = column.of
     if "statistic" in of or of.keys() & {"model", "text"}:
         return False

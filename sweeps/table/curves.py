@@ -1,4 +1,4 @@
-"""Fine-tuning curves: what was measured of each model before, during and after fine-tuning, as one table."""
+"""Read fine-tuning curves: what was measured of each model before, during and after fine-tuning, as one table."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ COLUMNS = ("run_id", "step", "evaluation", "target", "learning_rate", "seed", "a
 def read_finetuning_curves(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     """Return one row per run, checkpoint, fine-tuning, seed and time: COLUMNS, then what was measured.
 
-    `at` counts steps of fine-tuning, 0 being before it. Losses are in nats per token; the probe's columns are
-    `<target>/<metric>`. Empty, but with COLUMNS, where nothing was fine-tuned.
+    `at` is the step of fine-tuning; 0 is before it. Losses are in nats per token; the probe's columns are
+    `<target>/<metric>`. Empty, but with COLUMNS, if nothing was fine-tuned.
     """
     rows: list[dict[str, Any]] = []
     settings = settings_by_name(config)
@@ -41,5 +41,5 @@ def read_finetuning_curves(workdir: epath.Path, config: EvalConfig) -> pd.DataFr
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     kept = {key.removeprefix("geometry/"): value for key, value in row.items() if key not in ("seed", "step", "tokens")}
-    # The loss on the fine-tuning's target is named as a loss on a text is.
+    # The loss on the fine-tuning's target is named like a loss on a text.
     return {("target/loss" if key == "target" else key): value for key, value in kept.items()}

@@ -1,4 +1,4 @@
-"""docs/reference/columns.md, from the declarations of columns; `python -m sweeps.table.reference` writes it."""
+"""Write docs/reference/columns.md from the declarations of columns: `python -m sweeps.table.reference`."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "columns.md"
 _INTRODUCTION = """# Columns
 
 `results.parquet` (and `results.csv`) has one row per run and checkpoint. `results.schema.json` beside it has the kind,
-the unit and the meaning of each of its columns, and what it is of; from Python:
+the unit and the meaning of each column, and what the column was measured on. From Python:
 
 ```python
 from sweeps.table import catalog_of, read_table
@@ -22,16 +22,16 @@ table = read_table("demo")
 catalog_of(table).select(kind="loss", after="quantize", bits=3)
 ```
 
-This page lists what columns there can be. In names, `<...>` stands for what varies.
+This page lists all columns that a table can have. In names, `<...>` stands for the part that varies.
 
 Settings are columns too: `config.optimizer.weight_decay` is the setting of that name ([Settings](../configuration.md)).
 """
 _GEOMETRY = """## Geometry
 
 `<target>/<metric>`, from the probe in the training loop. Targets: `unembedding`, `unembedding_gauge_fixed` (without
-what the logits can't see), `embedding`, `final_states`, `layer_<k>` (states after a block), a parameter by its path;
-`<target>_centred` is the target without its mean row, `<target>_spread/<metric>` the standard deviation over the
-probe's sets of documents, and `<target>_spectrum/<k>` a singular value.
+the directions that don't affect the logits), `embedding`, `final_states`, `layer_<k>` (states after a block), and a
+parameter by its path. `<target>_centred` is the target without its mean row, `<target>_spread/<metric>` the standard
+deviation over the probe's sets of documents, and `<target>_spectrum/<k>` a singular value.
 """
 
 
@@ -51,7 +51,7 @@ def _lines() -> Iterator[str]:
     yield ""
     yield "## Evaluations"
     yield ""
-    yield "`<evaluation>/<result>`; [Evaluations](../evaluation.md) says how each is done."
+    yield "`<evaluation>/<result>`; [Evaluations](../evaluation.md) describes each of them."
     for kind, cls in evaluator.BUILT_IN.items():
         yield ""
         yield f"### {kind}"

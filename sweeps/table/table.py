@@ -1,6 +1,6 @@
-"""One tidy table of a sweep: one row per run and checkpoint, with its configuration, geometry and every loss.
+"""Build the tidy table of a sweep: one row per run and checkpoint, with its configuration, geometry and every loss.
 
-A working directory has it as results.parquet and results.csv; results.schema.json says what each column means.
+A working directory has the table as results.parquet and results.csv; results.schema.json says what each column means.
 `read_table` loads it, or the tables of several sweeps as one.
 """
 
@@ -42,11 +42,12 @@ _KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|se
 def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     """Return the table of a working directory, from its files alone, with the evaluations of `config`.
 
-    Columns: run_id, cohort, configuration (the run without its seeds), step, final, tokens (seen by then), diverged_at,
-    parameters, parameters_non_embedding, training_flops and weight_decay_dose (by then); `config.<dotted key>`;
-    `train/<metric>` of that step; `<target>/<metric>` of the probe, and `<target>_spread/<metric>` over its probe sets;
-    `<evaluation>/<name>` in nats per token; catalog.py says what each is. What wasn't measured is missing, and so is
-    how an imported run was trained; its tokens are those in the name of its revision.
+    Columns: run_id, cohort, configuration (the run without its seeds), step, final, tokens (until that step),
+    diverged_at, parameters, parameters_non_embedding, training_flops and weight_decay_dose (until that step);
+    `config.<dotted key>`; `train/<metric>` of that step; `<target>/<metric>` of the probe, and
+    `<target>_spread/<metric>` over its probe sets; `<evaluation>/<name>` in nats per token; catalog.py describes each.
+    What wasn't measured is missing, and so is how an imported run was trained, except for the tokens that the name of
+    its revision gives.
     """
     settings = settings_by_name(config)
     rows = [row for run in known_runs(workdir) for row in _rows_of(workdir, run, settings)]
@@ -55,7 +56,7 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
     stored = [column for run in known_runs(workdir) for column in results.declared(workdir, run)]
     names = {column.name for column in stored}
-    # A metric of the user's own keeps the meaning that the process which has its code wrote.
+    # A metric of the user's own keeps the meaning written by the process that had its code.
     earlier = [column for column in _declared(workdir) if column.name not in names]
     return declare(table, [*stored, *(column for column in earlier if column.meaning != NOT_DESCRIBED)])
 
@@ -79,15 +80,15 @@ def read_table(*workdirs: epath.PathLike) -> pd.DataFrame:
 
     A column that a sweep lacks is missing in its rows. Numbers are promoted to a type that holds them all; a column
     that holds numbers in one sweep and text or lists in another becomes text. Runs that several sweeps share appear
-    more than once: use `drop_duplicates(["run_id", "step"])` before statistics of the whole.
+    more than once; use `drop_duplicates(["run_id", "step"])` before statistics of the whole.
 
     Args:
       workdirs: folders that hold results.parquet.
 
     Returns:
-      As `build_table`; of several sweeps with a first column `sweep`, the folder's name, made unique by a number.
+      As `build_table`; for several sweeps, with a first column `sweep`, the folder's name, made unique by a number.
 
-    Raises AnalysisError where a folder has no results.parquet, or one that can't be read.
+    Raises AnalysisError if a folder has no results.parquet, or one that can't be read.
     """
     if not workdirs:
         raise AnalysisError("no folder to read a table from; name one that holds results.parquet")
@@ -123,7 +124,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> l
     flops_per_step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
 
     def trained(step: int) -> dict[str, Any]:
-        if config.imported:  # as far as its publisher says
+        if config.imported:  # only what its publisher states is known
             return {"tokens": metrics.get(step, {}).get("tokens")}
         return {
             "tokens": step * config.tokens_per_step,
@@ -168,7 +169,7 @@ def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, m
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of metrics.jsonl as columns: the probe's have a target in their names, the others get `train`."""
+    """Return a row of metrics.jsonl as columns: the probe's have a target in their names; the others get `train`."""
     return {k if "/" in k else f"train/{k}": v for k, v in row.items() if k not in ("step", "tokens")}
 
 
@@ -211,7 +212,7 @@ def _read(workdir: epath.Path) -> pd.DataFrame:
     try:
         table = pd.read_parquet(io.BytesIO(path.read_bytes()))
     except (ValueError, TypeError, KeyError, OSError, pyarrow.ArrowException) as error:
-        raise AnalysisError(f"{path} can't be read: {error}; delete it and report again") from error
+        raise AnalysisError(f"{path} can't be read: {error}; delete it and run `olmo-jax report` again") from error
     for column in filter(lambda c: pd.api.types.is_object_dtype(table[c]), table.columns):
         table[column] = table[column].map(_as_list)
     return declare(table, _declared(workdir))

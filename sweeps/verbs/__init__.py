@@ -22,9 +22,9 @@ from sweeps.verbs import (
     train,
 )
 
-# By what one wants to do, in the order in which --help lists them.
+# Grouped by purpose, in the order in which --help lists them.
 GROUPS = {
-    "to begin": (demo.VERB, new.VERB, doctor.VERB, config.VERB, completion.VERB),
+    "getting started": (demo.VERB, new.VERB, doctor.VERB, config.VERB, completion.VERB),
     "sweeps": (
         *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, launch.VERB),
         *(serve.VERB, prepare.VERB, train.VERB),

@@ -36,7 +36,7 @@ def _carry_out(command: Command) -> int:
 
 VERB = Verb(
     "compare",
-    "compare two or more sweeps, with runs paired by configuration: page and table",
+    "compare two or more sweeps, pairing runs by configuration, in a page and a table",
     "olmo-jax compare runs/mine runs/tied --to=runs/tied-or-not",
     _carry_out,
     _arguments,

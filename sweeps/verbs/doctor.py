@@ -18,7 +18,7 @@ def _carry_out(command: Command) -> int:
 
 VERB = Verb(
     "doctor",
-    "say what this machine has: versions, devices, speed, caches, optional parts",
+    "check this machine: versions, devices, speed, caches, optional parts",
     "olmo-jax doctor",
     _carry_out,
     json_argument,

@@ -15,7 +15,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=names,
         default=(),
         metavar="KINDS",
-        help="kinds or names of results, such as gptq,tasks; * and ? match (default: all that the configuration has)",
+        help="kinds or names of results, such as gptq,tasks; * and ? are wildcards (default: all that are configured)",
     )
     parser.add_argument("--runs", default="*", metavar="GLOB", help="only runs whose ids match (default: all)")
     parser.add_argument(
@@ -50,7 +50,7 @@ def _carry_out(command: Command) -> int:
 
 
 def _plan(command: Command) -> Any:
-    """Return the plan of --config, or the recorded one with what --config.evaluation.key=value changes."""
+    """Return the plan of --config, or the recorded one with the changes of --config.evaluation.key=value."""
     from sweeps.planning.config_file import override_evaluation
 
     if any(override.startswith("--config=") for override in command.overrides):

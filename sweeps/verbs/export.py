@@ -7,7 +7,7 @@ from sweeps.verbs.verb import DONE, Command, Verb, run_and_step_arguments, workd
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    run_and_step_arguments(parser, "id of a run in --workdir, or a pattern that matches no other")
+    run_and_step_arguments(parser, "id of a run in --workdir, or a pattern that matches only one run")
     parser.add_argument("--to", type=os.path.expanduser, required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--dtype", default="float32", help="float32, the default, or bfloat16")
     parser.add_argument(

@@ -8,7 +8,7 @@ from sweeps.verbs.verb import DONE, Command, Verb, json_argument, run_and_step_a
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     run_and_step_arguments(parser, "id or pattern ('*') of runs in --workdir; without --workdir, a Hugging Face folder")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue, as a document's beginning")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue, the beginning of a document")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="number of new tokens (default: 64)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0, the default: the likeliest token"

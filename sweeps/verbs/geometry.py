@@ -23,7 +23,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gauge",
         metavar="NORM",
-        help="measure also without the directions that don't affect the logits after this norm: none, layer_norm, "
+        help="also measure without the directions that don't affect the logits after this norm: none, layer_norm, "
         "affine_layer_norm, rms_norm (default: the model's norm for the unembedding of a working directory's runs, "
         "else none)",
     )

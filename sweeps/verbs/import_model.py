@@ -19,7 +19,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="step of a single checkpoint (default: from the folder's name, or 1)"
     )
-    parser.add_argument("--run", action="store_true", help="evaluate and report it too, as `evaluate` and `report` do")
+    parser.add_argument("--run", action="store_true", help="also evaluate and report it, as `evaluate` and `report` do")
     parser.add_argument("--accept-license", action="store_true", help="agree to the terms of a model that has some")
 
 
@@ -34,7 +34,7 @@ def _carry_out(command: Command) -> int:
     arguments, overrides = command.arguments, command.overrides
     for key in override_keys(overrides):
         if re.match(r"(train\.)?(model|optimizer|tokens|name|checkpoint|init_seed|data_seed)\b|grid\b", key):
-            raise ConfigError(f"--config.{key}: doesn't apply to an imported run; its model is trained already")
+            raise ConfigError(f"--config.{key}: doesn't apply to an imported run, which is trained already")
     names_file = any(override.startswith("--config=") for override in overrides)
     keep_evaluation = not names_file and not any(key.startswith("evaluation") for key in override_keys(overrides))
     config = load_config(overrides if names_file else [f"--config={imported.__file__}", *overrides])

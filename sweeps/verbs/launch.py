@@ -48,7 +48,7 @@ def _carry_out(command: Command) -> int:
 
 VERB = Verb(
     "launch",
-    "run a sweep on Slurm, in processes of this machine, or in a cloud",
+    "run a sweep on Slurm, in processes on this machine, or in a cloud",
     "olmo-jax launch --config=paper:gpu --workdir=runs/paper --engine=slurm --gpus=1",
     _carry_out,
     _arguments,

@@ -7,7 +7,7 @@ from sweeps.verbs.verb import DONE, Command, Verb
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=os.path.expanduser, metavar="FOLDER", help="a folder that is new or empty")
+    parser.add_argument("folder", type=os.path.expanduser, metavar="FOLDER", help="a new or empty folder")
 
 
 def _carry_out(command: Command) -> int:

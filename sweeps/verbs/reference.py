@@ -1,4 +1,4 @@
-"""docs/reference/commands.md, the --help of every verb, which `python -m sweeps.verbs.reference` writes."""
+"""Write docs/reference/commands.md, the --help of every verb: `python -m sweeps.verbs.reference`."""
 
 import argparse
 import functools
@@ -8,7 +8,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 
 
 def page() -> str:
-    """Return the page; Python 3.13 words some of it otherwise than 3.11 and 3.12."""
+    """Return the page; Python 3.13 formats parts of it differently from 3.11 and 3.12."""
     from sweeps.arguments import parser
     from sweeps.verbs import GROUPS
 
@@ -18,7 +18,7 @@ def page() -> str:
         "# Commands",
         "",
         "What `olmo-jax VERB --help` prints. Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 stopped by "
-        "a signal after a checkpoint, so that the same command continues.",
+        "a signal after a checkpoint, so that the same command resumes it.",
     ]
     for heading, group in GROUPS.items():
         text += ["", f"## {heading[0].upper()}{heading[1:]}"]

@@ -17,7 +17,7 @@ def _carry_out(command: Command) -> int:
 
 
 def run(command: Command, profile: tuple[int, ...] = (), cohort: str | None = None) -> int:
-    """Prepare, train, evaluate and report the sweep of a command; returns the exit code."""
+    """Prepare, train, evaluate and report the sweep of a command; return the exit code."""
     from sweeps.running import stages
 
     plan = plan_of(command)

@@ -8,7 +8,7 @@ from sweeps.verbs.verb import Command, workdir_of
 
 
 def plan_of(command: Command) -> Any:
-    """Return the plan of --config, or without it the one that the working directory has recorded."""
+    """Return the plan of --config, or, without it, the one that the working directory records."""
     from sweeps.planning import plan as plans
     from sweeps.planning import record
     from sweeps.planning.config_file import load_config
@@ -19,7 +19,7 @@ def plan_of(command: Command) -> Any:
 
 
 def fetch(command: Command) -> None:
-    """Fill an empty working directory from --mirror."""
+    """Fill a working directory that has no sweep yet from --mirror."""
     if command.arguments.mirror:
         from sweeps.remote import mirror
 
@@ -28,7 +28,7 @@ def fetch(command: Command) -> None:
 
 @contextlib.contextmanager
 def working(command: Command) -> Iterator[Callable[[], bool]]:
-    """Keep compiled programs and the mirror; yields the function that says whether a signal asks to stop."""
+    """Cache compiled programs and update the mirror; yield a function that returns whether a signal asked to stop."""
     from sweeps.remote.mirror import mirrored
     from sweeps.running import stages
 

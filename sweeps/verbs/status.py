@@ -23,7 +23,7 @@ def _carry_out(command: Command) -> int:
 
 VERB = Verb(
     "status",
-    "show what a working directory holds so far",
+    "show the progress of the runs in a working directory",
     "olmo-jax status --workdir=demo --watch",
     _carry_out,
     _arguments,

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# Exit codes; 75 (EX_TEMPFAIL): stopped by a signal after a checkpoint, so that the same command goes on.
+# Exit codes; 75 (EX_TEMPFAIL): stopped by a signal after a checkpoint, so that the same command resumes.
 DONE, FAILED, BAD, STOPPED = 0, 1, 2, 75
 
 
 class Command(NamedTuple):
-    """One command: its arguments, its --config and --config.key=value each as one string, and as it was typed."""
+    """One command: its parsed arguments, its --config and --config.key=value strings, and its text as typed."""
 
     arguments: argparse.Namespace
     overrides: list[str]
@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
     Attributes:
       help: what it does, in one line. example: a command. carry_out: does it and returns the exit code; it imports
-        what is heavy itself, so that --help answers at once.
+        heavy modules itself, so that --help answers at once.
       arguments: adds its arguments to a parser. config, workdir: whether it takes --config and --workdir ("needed",
         "taken", "": no).
     """
@@ -76,7 +76,7 @@ def run_and_step_arguments(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Return the parts of a list with commas."""
+    """Return the parts of a list that are separated by commas."""
     return tuple(filter(None, text.split(",")))
 
 
