@@ -34,7 +34,7 @@ def get_config(files: str = "texts/*") -> ConfigDict:
             sequence_length=128,
             batch_size=16,
         ),
-        # Final states of 32 tokens rank models as those of 64, the default, do, in half the time (docs/speed.md).
+        # Final states of 32 tokens rank models as those of 64, the default, do, but in half the time (docs/speed.md).
         probe=ProbeConfig(document_tokens=32),
         checkpoint=CheckpointConfig(log_spaced=4),
     )

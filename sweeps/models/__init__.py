@@ -1,1 +1,1 @@
-"""The verbs that work on single models: import, export, generate, geometry."""
+"""Carry out the verbs that work on single models: import, export, generate, geometry."""

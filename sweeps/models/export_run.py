@@ -19,12 +19,14 @@ def export_run(
 ) -> str:
     """Write a run's last checkpoint, or the one at `step`, with its tokenizer; return the architecture's name.
 
-    `run` is an id, or a pattern that matches only one. Raises CheckpointError for no such run or step, or several runs,
-    and what `hf.export_checkpoint` raises.
+    `run` is an id, or a pattern that matches only one. Raises CheckpointError for an unknown run or step, or several
+    runs, and what `hf.export_checkpoint` raises.
     """
     run_id, *others = matching_runs(workdir, run)
     if others:
-        raise CheckpointError(f"'{run}' names {len(others) + 1} runs of {workdir} ({run_id}, {others[0]}); name one")
+        raise CheckpointError(
+            f"'{run}' matches {len(others) + 1} runs of {workdir}, such as {run_id} and {others[0]}; name one"
+        )
     train = run_config(workdir, run_id)
     config, params = load_run(workdir, run_id, step)
     tokenizer = data_root(workdir, train) / train.data.name / TOKENIZER

@@ -24,7 +24,7 @@ _MODELS_PER_BATCH = 16
 
 
 class Sampling(NamedTuple):
-    """How to sample: `tokens` new tokens, each the likeliest at temperature 0, else drawn with `seed`.
+    """How to sample: `tokens` new tokens, each the likeliest at temperature 0, otherwise drawn with `seed`.
 
     Tokens are drawn from the likeliest that together have probability `top_p`; `samples` is the number of texts.
     """
@@ -54,14 +54,14 @@ def continuations(
       step: that of the checkpoints; the last by default.
 
     Raises:
-      CheckpointError, WeightsError: no such run, step or folder.
+      CheckpointError, WeightsError: an unknown run, step or folder.
       ConfigError: a prompt that doesn't fit into the context, or an invalid sampling parameter.
       DataError: no tokenizer.
     """
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"--prompt={prompt!r}: isn't UTF-8 at character {error.start}; write it in UTF-8") from error
+        raise ConfigError(f"--prompt={prompt!r}: isn't UTF-8 at character {error.start}; give it in UTF-8") from error
     require(sampling.samples > 0, "--samples", sampling.samples, "needs a positive number")
     require(0 <= sampling.seed < 2**32, "--seed", sampling.seed, "needs a number in [0, 2^32)")
     if sampling.samples > 1 and sampling.temperature == 0:
@@ -72,7 +72,9 @@ def continuations(
         folder = weights.at(runs)
         hf.check_checkpoint(folder)
         if not (folder / TOKENIZER).exists():
-            raise ConfigError(f"{folder}: has no {TOKENIZER}, which reading the prompt needs; put the model's there")
+            raise ConfigError(
+                f"{folder}: has no {TOKENIZER}, which is needed to tokenise the prompt; put the model's there"
+            )
         tokenizer = tokenizers.load(Path(folder) / TOKENIZER, eos_of(folder, folder / TOKENIZER))
         config, params = hf.import_checkpoint(folder)
         return _continue([(runs, None, params)], config, tokenizer, prompt, sampling)

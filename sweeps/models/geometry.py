@@ -1,6 +1,6 @@
 """Measure the geometry of any weights, in one table: `olmo-jax geometry`.
 
-A matrix has one row, and a second for the matrix without the directions that don't affect the logits, if asked for.
+Each matrix has one row and, on request, a second one without the directions that don't affect the logits.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _NAMED_IN_ERRORS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Metrics of one matrix, raw (gauge "none") or after `gauge_fix` for a norm; run and step if it is a run's."""
+    """Metrics of one matrix, raw (gauge "none") or after `gauge_fix` for a norm, with run and step if it has them."""
 
     name: str
     run_id: str | None
@@ -66,7 +66,7 @@ def measure(
 
     Raises:
       ConfigError: an invalid expression, metric or gauge.
-      WeightsError, CheckpointError: nothing to read or nothing to measure.
+      WeightsError, CheckpointError: there is nothing to read or nothing to measure.
     """
     _check(metrics, gauge)
     rows: list[Row] = []
@@ -140,7 +140,7 @@ def _matching(tensors: list[Tensor], pattern: str) -> list[Tensor]:
         expression = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(
-            f"--tensors={pattern}: no tensor's name, and not a regular expression ({error}); write \\ before . [ ( *"
+            f"--tensors={pattern}: neither a tensor's name nor a regular expression ({error}); write \\ before . [ ( *"
         ) from error
     return [tensor for tensor in tensors if expression.search(tensor.name)]
 

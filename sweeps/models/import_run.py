@@ -1,4 +1,4 @@
-"""Import published checkpoints as a run, with a history if there are several: `olmo-jax import`."""
+"""Import published checkpoints as a run, with its history if there are several: `olmo-jax import`."""
 
 import collections
 import dataclasses
@@ -73,22 +73,22 @@ def import_run(
 ) -> str:
     """Import the checkpoints at `path` as a run, with the probe's metrics at each; those already imported are kept.
 
-    Everything that can be refused without reading weights is refused before anything of the run is written.
+    All checks that don't need the weights are made before anything of the run is written.
 
     Args:
       workdir: a new directory, or one of imported runs.
       path: a Hugging Face folder, a .gguf file, or a folder of these folders, named by their steps (`revisions`).
       config: text, probes and evaluations (sweeps/configs/imported.py).
-      name: that of the run; the folder's by default. step: that of a single checkpoint; by default from the folder's
-        name, or 1.
-      keep_evaluation: whether a directory that has runs keeps its evaluations; else all runs get those of `config`.
+      name: the run's name; by default the folder's. step: the step of a single checkpoint; by default that in the
+        folder's name, or 1.
+      keep_evaluation: whether a directory that has runs keeps its evaluations; if not, all runs get those of `config`.
 
     Returns:
       The run's id.
 
     Raises:
-      WeightsError, ConfigError, DataError: what `hf.import_checkpoint`, configurations and `prepare` raise, and
-        checkpoints, directory and configuration that don't fit together.
+      WeightsError, ConfigError, DataError: those of `hf.import_checkpoint`, configurations and `prepare`, and for
+        checkpoints, a directory and a configuration that don't fit together.
     """
     source = at(path).absolute()
     found = revisions(at(path), step)
@@ -127,27 +127,27 @@ def _origin(path: epath.Path) -> dict[str, Any]:
     origin = read_json(path, remedy)
     steps = origin.get("revisions")
     if not (isinstance(origin.get("source"), str) and isinstance(steps, dict) and all(map(str.isdecimal, steps))):
-        raise DamagedFileError(f"{path}: isn't what an import writes; {remedy}")
+        raise DamagedFileError(f"{path}: isn't the record of an import; {remedy}")
     return origin
 
 
 def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
     """Return the checkpoints at a path, sorted by step.
 
-    They are the folder itself, or the folders in it with names such as step3000 or step3000-tokens12B; a line on stderr
-    names other models in it.
+    They are the folder itself, or the folders in it with names such as step3000 or step3000-tokens12B; other models in
+    it are left out, and a line on stderr names them.
 
     Raises:
-      WeightsError: no checkpoint, two of one step, or several stages of training, each of which counts from 0.
+      WeightsError: no checkpoint, two with the same step, or several stages of training, each of which counts from 0.
       ConfigError: a negative step, a step for a folder of revisions, or none for a folder whose name has a step that
         can't be parsed.
     """
-    require(step is None or step >= 0, "--step", step, "needs a number of 0 or more")
+    require(step is None or step >= 0, "--step", step, "needs 0 or more")
     if not path.is_dir() and not _is_model(path):
-        what = "is a file; give the folder that holds it" if path.exists() else "no such folder; download one"
+        what = "is a file" if path.exists() else "doesn't exist"
         raise WeightsError(
-            f"{path}: {what}, with config.json and .safetensors, or several below a folder, or a .gguf file, or one of "
-            f"the names {', '.join(published.MODELS)}"
+            f"{path}: {what}; give a folder with config.json and .safetensors files, a folder of such folders, a .gguf "
+            f"file, or one of the names {', '.join(published.MODELS)}"
         )
     if _is_model(path):
         return [_single(path.absolute(), step)]
@@ -157,7 +157,7 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
     found = [revision for folder in folders if (revision := _named_revision(folder)) is not None]
     if not found:
         raise WeightsError(
-            f"{path}: neither a model (config.json) nor a folder of revisions named like step3000 or step3000-tokens12B"
+            f"{path}: is neither a model (config.json) nor a folder of revisions with names such as step3000-tokens12B"
         )
     if unnamed := [folder.name for folder in folders if _named_revision(folder) is None]:
         say(f"{path}: left out, as their names give no step: {', '.join(unnamed)}")
@@ -221,7 +221,7 @@ def _configure(
 
 
 def _plain(name: str) -> str:
-    """Return a name for the run that file names can hold; a long one is cut and ends in a hash."""
+    """Return a name for the run that is valid in file names; a long one is cut and ends in a hash."""
     plain = re.sub(r"[^\w.-]", "_", name).lstrip(".").encode()
     if len(plain) <= LONGEST_BEGINNING:
         return plain.decode()
@@ -231,7 +231,7 @@ def _plain(name: str) -> str:
 def _tokenizer(data: dict[str, Any], found: Sequence[Revision], scratch: epath.Path) -> tuple[epath.Path, str]:
     """Return the tokenizer.json that the configuration names, else that of a revision or their folder, and its EOS.
 
-    That of a GGUF file is written to the folder `scratch`.
+    The tokenizer of a GGUF file is written to the folder `scratch`.
     """
     if data["tokenizer"] != "bpe":
         file = at(data["tokenizer"])
@@ -249,7 +249,7 @@ def _tokenizer(data: dict[str, Any], found: Sequence[Revision], scratch: epath.P
         if (folder / TOKENIZER).exists():
             return folder / TOKENIZER, eos_of(folders[-1], folder / TOKENIZER)
     raise ConfigError(
-        f"{folders[0]}: has no {TOKENIZER}, which reading text needs; put it there, or name one in "
+        f"{folders[0]}: has no {TOKENIZER}, which is needed to tokenise text; put it there, or name one in "
         "--config.train.data.tokenizer (olmo-jax geometry needs none)"
     )
 
@@ -260,7 +260,9 @@ def _one_model(found: Iterable[Revision], tokenizer: epath.Path) -> tuple[str, M
     first, (family, config) = next(iter(configs.items()))
     for folder, (other_family, other) in configs.items():
         if (other_family, other) != (family, config):
-            raise ConfigError(f"{folder} is another model than {first} by its config.json; import them separately")
+            raise ConfigError(
+                f"{folder} is another model than {first}, according to its config.json; import them separately"
+            )
     return family.architecture, config
 
 
@@ -285,7 +287,7 @@ def _check_directory(workdir: epath.Path) -> None:
 
 
 def _with_stack_number(workdir: epath.Path, cohort: Cohort) -> Cohort:
-    """Return the cohort of one imported run with the number of its stack among those of its shape in the directory.
+    """Return the cohort of one imported run with its stack's number among those of its shape in the directory.
 
     Raises ConfigError if the run was imported with other probes.
     """
@@ -312,7 +314,7 @@ def _extended_plan(
         return Plan((cohort,), data, evaluation, stacks=(cohort,))
     old = records.recorded_plan(workdir)
     if not keep_evaluation and evaluation != old.evaluation:
-        say(f"{workdir}: all its runs will be evaluated again, by this configuration's evaluations")
+        say(f"{workdir}: all its runs will be evaluated again, with the evaluations of this configuration")
     stacks = {stack.folder: stack for stack in old.stacks} | {cohort.folder: cohort}
     runs: dict[str, list[Run]] = collections.defaultdict(list)
     for stack in stacks.values():

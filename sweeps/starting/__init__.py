@@ -1,1 +1,1 @@
-"""What one uses in the first hour: a project of one's own, a check of the machine, completion in the shell."""
+"""Get started: write a new project, check the machine, complete commands in the shell."""

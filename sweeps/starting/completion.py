@@ -1,4 +1,4 @@
-"""Completion with Tab: verbs and options from the parser, configurations and settings by name."""
+"""Complete commands with Tab: verbs and options from the parser, configurations and settings by name."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from argcomplete.finders import CompletionFinder
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Write the completions of the command line that the shell has put into the environment, and exit."""
+    """Write the completions of the command line in the shell's environment variables, and exit."""
     verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for verb_parser in verbs.choices.values():
         for action in verb_parser._actions:
@@ -29,7 +29,7 @@ _COMPLETERS = {"config": _configurations, "workdir": DirectoriesCompleter()}
 
 class _Finder(CompletionFinder):
     def collect_completions(self, active_parsers: Any, parsed_args: Any, cword_prefix: str) -> list[str]:
-        """Return the options that begin with the prefix, --config.key= of every setting among them."""
+        """Return the options that begin with the prefix, including --config.key= of every setting."""
         if cword_prefix.startswith("--config.") and "=" not in cword_prefix:
             from sweeps.planning.reference import keys
 

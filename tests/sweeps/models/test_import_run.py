@@ -170,7 +170,7 @@ def test_repeating_an_import_keeps_runs_and_adds_new_revisions(published, config
     assert run("status", f"--workdir={tmp_path / 'work'}") == 0
     assert run("report", f"--workdir={tmp_path / 'work'}") == 0
     assert run("export", "*", f"--workdir={tmp_path / 'work'}", f"--to={tmp_path / 'out'}") == 1
-    assert "names 2 runs" in capsys.readouterr().err
+    assert "matches 2 runs" in capsys.readouterr().err
 
 
 def test_an_interrupted_import_resumes(published, config, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_an_unused_nvidia_driver_and_a_missing_package_are_problems(monkeypatch,
     assert check("accelerator") == doctor.Check(
         "accelerator",
         doctor.PROBLEM,
-        "there is an NVIDIA driver, and JAX uses the CPU",
+        "there is an NVIDIA driver, but JAX uses the CPU",
         "pip install 'jax[cuda12]', or unset JAX_PLATFORMS",
     )
     monkeypatch.setattr(doctor, "_PACKAGES", ("jax", "no-such-package"))
