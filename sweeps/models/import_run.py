@@ -144,10 +144,10 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
     """
     require(step is None or step >= 0, "--step", step, "needs 0 or more")
     if not path.is_dir() and not _is_model(path):
-        what = "is a file" if path.exists() else "doesn't exist"
+        what = "is a file; give the folder that holds it" if path.exists() else "no such folder"
         raise WeightsError(
-            f"{path}: {what}; give a folder with config.json and .safetensors files, a folder of such folders, a .gguf "
-            f"file, or one of the names {', '.join(published.MODELS)}"
+            f"{path}: {what}; an import takes a folder with config.json and .safetensors files, a folder of such "
+            f"folders, a .gguf file, or one of the names {', '.join(published.MODELS)}"
         )
     if _is_model(path):
         return [_single(path.absolute(), step)]

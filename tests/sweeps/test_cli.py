@@ -106,7 +106,8 @@ def test_a_bad_override_is_one_line_and_exit_code_2(config, capsys, tmp_path, ve
         (["plan", "--config=missing.py"], 2, ["missing.py", "no file"]),
         (["train", "--config=x.py"], 2, ["needs --workdir"]),
         (["plan", "--config={config}:unequal"], 2, ["optimizer.learning_rate': 3", "'init_seed': 2"]),
-        (["plan", "--config={config}", "--config.train.optimizer.weight_decay=1"], 2, ["set by the file's grid"]),
+        (["plan", "--config={config}", "--config.train.optimizer.weight_decay=1"], 2,
+         ["set by the points of the file's grid"]),
         (["plan", "--config={config}:one", "--config.data.files=('nothing*.txt',)"], 1, ["nothing*.txt"]),
         (["plan", "--config={config}:one", "--config.data.tokenizer=no.json"], 1, ["no.json"]),
         (["prepare", "--config={config}:one", "--config.data.train_domains=('poetry',)", "--workdir={new}"], 1,
@@ -161,7 +162,7 @@ def test_a_config_file_that_python_cannot_run_is_named_with_its_line(capsys, tmp
 def test_config_paths_that_are_folders_or_contain_a_colon_are_refused(capsys, tmp_path):
     assert "is a folder; give the path of a .py file" in refused(capsys, ["plan", f"--config={tmp_path}"], 2)
     (tmp_path / "a:b.py").touch()
-    assert "its name holds a ':'" in refused(capsys, ["plan", f"--config={tmp_path}/a:b.py"], 2)
+    assert "the file's name contains a ':'" in refused(capsys, ["plan", f"--config={tmp_path}/a:b.py"], 2)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +549,7 @@ def test_a_larger_grid_extends_a_finished_sweep(config, finished, capsys, tmp_pa
     assert table["cohort"].nunique() == 1
     capsys.readouterr()
     line = refused(capsys, ["run", f"--config={config}", f"--workdir={workdir}"], 2)
-    assert "2 of its 6 runs aren't in this one" in line
+    assert "2 of its 6 runs aren't in this sweep" in line
     assert "init_seed: 0 and 1 and 2 in the directory, 0 and 1 in this sweep" in line
 
 

@@ -42,7 +42,9 @@ def test_a_folder_with_files_is_refused_and_left_as_it_was(tmp_path, capsys):
     for i in range(7):
         (tmp_path / f"{i}.txt").touch()
     assert cli.main(["new", str(tmp_path)]) == 2
-    assert "holds 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more; name a folder" in capsys.readouterr().err
+    assert (
+        "contains 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 3 more; name a new or empty folder" in capsys.readouterr().err
+    )
     assert (tmp_path / "sweep.py").read_text() == "mine"
     assert not (tmp_path / "README.md").exists()
     assert cli.main(["new", str(tmp_path / "sweep.py")]) == 2
