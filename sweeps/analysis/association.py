@@ -34,15 +34,15 @@ COLUMNS = (
     "with_diverged", "left_out", "note",
 )  # fmt: skip
 
-# A mixed model needs one fit per pair, so it takes these metrics of the first targets, and in-domain loss and
-# fine-tuning losses.
+# A mixed model needs one fit per pair, so only these metrics of the first targets are fitted, with the in-domain loss
+# and the fine-tuning losses.
 _MIXED_METRICS = ("effective_rank_percent", "mean_cosine", "partition_isotropy", "isoscore")
 _MIXED_LOSSES = 6
 _SIZE = "parameters_non_embedding"
 
 
 class _Association(NamedTuple):
-    """One association. `effect` is the change of the target that goes with it, in the target's units."""
+    """One association. `effect` is the corresponding change of the target, in its units."""
 
     estimate: Estimate
     note: str
@@ -62,9 +62,9 @@ def associations(table: pd.DataFrame, groups: str = "configuration") -> pd.DataF
       estimate, low, high, p_value, n, note: as in the functions of each method; the note says why a value is missing.
       q_value: p_value corrected by Benjamini and Hochberg over all rows except those of PRIMARY_PAIR, which was
         declared beforehand and has none.
-      seed_sds: the change of the target, in its standard deviations over seeds: for correlations with one standard
-        deviation of the metric's residual given the controls, by least squares; for R2 the fall of the root mean
-        squared error; for mixed effects with one standard deviation of the metric. NaN without replicates.
+      seed_sds: the change of the target, in units of its standard deviation over seeds: for correlations, per standard
+        deviation of the metric's residual given the controls, by least squares; for R2, the reduction of the root mean
+        squared error; for mixed effects, per standard deviation of the metric. NaN without replicates.
       variance_inflation: that of the metric given the baseline of R2.
       with_diverged: the estimate that includes the last rows of diverged runs; NaN where none diverged.
       left_out: number of runs that diverged or didn't finish.

@@ -1,4 +1,4 @@
-"""Compute a statistic of every pair of a metric and a target; those with values in the same rows share work.
+"""Compute a statistic for each pair of a metric and a target; pairs with values in the same rows share work.
 
 Letters: N rows, C metrics, E targets.
 """
@@ -50,7 +50,7 @@ def of_pairs(
     Args:
       fit: function that returns a function of the indexes of a metric and a target of a block. Either may raise
         NotEstimableError.
-      missing: makes the result of a pair without an estimate from a missing one and the reason.
+      missing: function that returns the result of a pair without an estimate, from an empty Estimate and the reason.
 
     Raises UnknownColumnError for a column that the table lacks.
     """
@@ -98,7 +98,7 @@ def require_variation(constant_2: np.ndarray) -> None:
 
 
 def require_freedom(dof: float, what_takes: str) -> None:
-    """Raise NotEstimableError without a degree of freedom; what_takes: words such as "controls take"."""
+    """Raise NotEstimableError if no degree of freedom is left; what_takes begins the message: "controls take"."""
     if dof <= 0:
         raise NotEstimableError(f"{what_takes} up every degree of freedom")
 

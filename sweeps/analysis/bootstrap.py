@@ -12,7 +12,7 @@ DRAWS = 1000
 
 # A residual under this share of its column's norm is rounding error: the column is constant, or controls explain it.
 ROUNDING = 1e-7
-# Elements in one chunk of draws; some megabytes, so that a chunk fits in the cache.
+# Elements in one chunk of draws; a few megabytes, so that a chunk fits in the cache.
 _CHUNK = 1 << 16
 
 
@@ -36,8 +36,8 @@ def interval_of_groups(
 
     A draw is a weight for each row, the number of times that its group was drawn; ranks, correlations and regressions
     with integer weights equal those of the table with the rows repeated. Draws with too few different groups for the
-    controls, or with a constant column, are left out. A draw holds 63 % of the groups on average, so with twice as many
-    groups as the controls need few draws are left out.
+    controls, or with a constant column, are left out. A draw holds 63 % of the groups on average, so if there are twice
+    as many groups as the controls need, few draws are left out.
     """
     n, n_groups = len(groups_N), int(groups_N.max()) + 1
     counts_BG = weights_of_groups((0,) * n_groups, DRAWS)
@@ -59,7 +59,7 @@ def interval_of_groups(
 def weights_of_groups(strata_G: tuple[int, ...], n_draws: int) -> np.ndarray:
     """Return how often each group occurs in draws with replacement among the groups of its stratum: [B, G].
 
-    The seed is fixed. Strata are numbers from 0; with one stratum all groups are drawn from.
+    The seed is fixed. Strata are numbered from 0; with a single stratum, all groups are drawn together.
     """
     rng = np.random.default_rng(0)
     counts_BG = np.zeros((n_draws, len(strata_G)))
@@ -73,7 +73,8 @@ def weights_of_groups(strata_G: tuple[int, ...], n_draws: int) -> np.ndarray:
 def _rank_contributions(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
     """Return what one copy of group g adds to the centred average rank of row n in column k: [G, K, N].
 
-    It is half the number of rows of g below x minus half the number above it; so the ranks of a draw are a product.
+    It is half the number of rows of g below x minus half the number above it; so the ranks of a draw are a matrix
+    product.
     """
     of_group_GN = (np.arange(groups_N.max() + 1)[:, None] == groups_N).astype(np.float32)
     above = (np.sign(x_N - x_N[:, None]).astype(np.float32) for x_N in x_NK.T)

@@ -10,8 +10,8 @@ import numpy as np
 from sweeps.analysis.bootstrap import ROUNDING
 from sweeps.analysis.ranks import unit
 
-# With fewer degrees of freedom between groups, neither the correlation within groups can be estimated nor a bootstrap
-# of whole groups be trusted; see `correlation.spearman`.
+# With fewer degrees of freedom between groups, the correlation within groups can't be estimated and a bootstrap of
+# whole groups can't be trusted; see `correlation.spearman`.
 MIN_DOF_BETWEEN = 12
 
 
@@ -22,7 +22,7 @@ class Partial(NamedTuple):
       r_CE: correlations of the residuals given the controls. dof_CE: their degrees of freedom.
       left_X: each residual's share of its column's norm, metrics first; 0 where that is rounding error.
       rank: that of the controls, beyond the intercept. rank_between: that of their means over groups.
-      n_as_copies: the number of independent rows if those of a group were copies.
+      n_as_copies: the number of independent rows if the rows of a group were copies.
       enough: whether there are enough groups to estimate the correlation within them, and to bootstrap them.
     """
 
@@ -89,7 +89,7 @@ def effective_rows(x_NC: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, k: 
     """Return the effective sample size of the correlation of each pair of residuals: [C, E].
 
     Args:
-      x_NC, y_NE: residuals of regressions on controls of rank k, k_between of it between groups.
+      x_NC, y_NE: residuals of regressions on controls of rank k, of which k_between is between groups.
 
     The variance of a sum of products over clusters is that of independent rows times 1 + (m - 1) rho_x rho_y, for
     clusters of m rows with intraclass correlations rho (Moulton 1986); m is the mean size weighted by size.
@@ -119,7 +119,7 @@ def intraclass_correlation(x_NC: np.ndarray, groups_N: np.ndarray, k: int, k_bet
 
 
 def sums_of_groups(x_NK: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
-    """Return sums over the rows of each group, of arrays of any further axes."""
+    """Return the sums over the rows of each group; further axes of the array are kept."""
     sums_GK = np.zeros((groups_N.max() + 1, *x_NK.shape[1:]))
     np.add.at(sums_GK, groups_N, x_NK)
     return sums_GK

@@ -19,7 +19,7 @@ from sweeps.analysis.seed_noise import seed_deviations
 from sweeps.table.catalog import heads
 from sweeps.table.columns import PRIMARY_PAIR, geometry_columns, loss_columns
 
-# Up to so many pairs the permutation test takes every choice of signs, with more SAMPLED random ones.
+# With up to EXACT_PAIRS pairs the permutation test takes every choice of signs, with more it draws SAMPLED at random.
 EXACT_PAIRS = 12
 SAMPLED = 9999
 
@@ -40,25 +40,25 @@ def compare(
 ) -> pd.DataFrame:
     """Return the difference of every metric and loss between two sweeps, over runs paired by configuration.
 
-    Final rows of runs that didn't diverge, paired as `pairing.pair` says. The pairs are the sample, one difference each
-    [ours]: over the seeds that both sweeps have; without common seeds, between the means over seeds. The interval is
-    Student's t over the pairs, which is valid for normal differences from 2 pairs on, whereas a bootstrap of a few is
-    too narrow. p is that of the paired permutation test that flips the signs of differences: all 2^n choices up to 12
-    pairs, 9,999 random ones with a fixed seed for more. It assumes a symmetric distribution, not a normal one, and is
-    at least 2 / 2^n.
+    The rows are the final rows of runs that didn't diverge, paired as in `pairing.pair`. The pairs are the sample, with
+    one difference each [ours]: over the seeds that both sweeps have or, without common seeds, between the means over
+    seeds. The interval is Student's t over the pairs, which is valid for normal differences from 2 pairs on, whereas a
+    bootstrap of so few pairs is too narrow. p is that of the paired permutation test that flips the signs of
+    differences: all 2^n choices for up to 12 pairs, 9,999 random ones with a fixed seed for more. It assumes a
+    symmetric distribution, not a normal one, and is at least 2 / 2^n.
 
     Args:
       first, second: tables of the two sweeps, one row per (run, checkpoint).
-      pair_by: pair runs for which these columns agree instead; other settings are averaged over.
+      pair_by: columns that have to agree in a pair, instead of those that `pair` finds; others are averaged over.
       unit_of: function that returns the unit of a column by its name, "" for none.
 
     Returns:
-      One row per column: losses, then geometry, after the pair declared beforehand. column, kind ("loss" or "metric"),
-      unit ("" without one), pairs (that have it in both sweeps), first and second (means over these pairs), difference
-      (second minus first), low and high (95 %), p_value, q_value (Benjamini-Hochberg over all rows), seed_sds (the
-      difference in standard deviations over seeds), seed_deviation (that standard deviation, pooled over the
-      configurations of both), spread (standard deviation of the first's values over the pairs), note (why a value is
-      missing). A column that only one sweep has is a row without numbers.
+      One row per column: first the pair declared beforehand, then losses, then geometry. column, kind ("loss" or
+      "metric"), unit ("" without one), pairs (number of pairs with a value in both sweeps), first and second (means
+      over these pairs), difference (second minus first), low and high (95 %), p_value, q_value (Benjamini-Hochberg over
+      all rows), seed_sds (the difference in standard deviations over seeds), seed_deviation (that standard deviation,
+      pooled over the configurations of both), spread (standard deviation of the first sweep's values over the pairs),
+      note (why a value is missing). A column that only one sweep has is a row without numbers.
 
     Raises:
       AnalysisError: a sweep without a finished run, no pair, or a column that holds something other than numbers.
@@ -82,7 +82,7 @@ def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column:
             row |= _difference(first_PC[column].to_numpy(), second_PC[column].to_numpy(), float(noise[column]))
         else:
             which = "first" if column in first_rows.columns else "second"
-            row |= {"pairs": 0, "note": f"only the {which} sweep has it"}
+            row |= {"pairs": 0, "note": f"only the {which} sweep has this column"}
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table = table.astype(dict.fromkeys(_NUMBERS, float) | {"pairs": int})
@@ -92,22 +92,22 @@ def differences(pairing: Pairing, unit_of: Callable[[str], str] = lambda column:
 def _means(pairing: Pairing, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the columns' means in each pair for the first and the second sweep, over common seeds if there are any.
 
-    A seed that lacks the value in one sweep is left out of both. A mean over configurations requires it of each.
+    A seed without a value in one sweep is left out of both. A mean over configurations needs a value in each of them.
     """
     sides = (pairing.first.rows, pairing.first_N), (pairing.second.rows, pairing.second_N)
     names = [c for c in _SEEDS if all(c in rows.columns for rows, _ in sides)]
     labels = [_labels(rows, pair_N, names) for rows, pair_N in sides]
-    of_one = [part[part.groupby("pair")["configuration"].transform("nunique") == 1] for part in labels]
-    shared = set(of_one[0][["pair", "seed"]].merge(of_one[1][["pair", "seed"]]).itertuples(index=False, name=None))
+    single = [part[part.groupby("pair")["configuration"].transform("nunique") == 1] for part in labels]
+    shared = set(single[0][["pair", "seed"]].merge(single[1][["pair", "seed"]]).itertuples(index=False, name=None))
     seeded = {number for number, _ in shared}
     means = []
     for (rows, _), part in zip(sides, labels, strict=True):
         used_N = [p not in seeded or (p, seed) in shared for p, seed in zip(part["pair"], part["seed"], strict=True)]
         part = part[used_N].assign(seed=lambda used: used["seed"].where(used["pair"].isin(seeded), ""))
         values = finite_numbers(rows, columns).loc[part.index]
-        of_each = values.groupby([part["pair"], part["seed"], part["configuration"]]).mean()
-        together = of_each.groupby(level=["pair", "seed"])
-        means.append(together.mean().where(together.count().eq(together.size(), axis=0)))
+        by_configuration = values.groupby([part["pair"], part["seed"], part["configuration"]]).mean()
+        by_seed = by_configuration.groupby(level=["pair", "seed"])
+        means.append(by_seed.mean().where(by_seed.count().eq(by_seed.size(), axis=0)))
     lacking = means[0].isna() | means[1].isna()
     first_PC, second_PC = (part.mask(lacking).groupby(level="pair").mean() for part in means)
     return first_PC, second_PC
@@ -133,7 +133,7 @@ def _difference(first_P: np.ndarray, second_P: np.ndarray, noise: float) -> dict
     first_P, second_P = first_P[known_P], second_P[known_P]
     n = len(first_P)
     if n == 0:
-        return {"pairs": 0, "seed_deviation": noise, "note": "no pair has it in both sweeps"}
+        return {"pairs": 0, "seed_deviation": noise, "note": "no pair has a value in both sweeps"}
     difference_P, notes = second_P - first_P, []
     mean = float(difference_P.mean())
     row = {"pairs": n, "first": first_P.mean(), "second": second_P.mean(), "difference": mean, "seed_deviation": noise}

@@ -34,7 +34,7 @@ def spearman(table: pd.DataFrame, metric: str, target: str, groups: str | None =
     within groups count fully. p is by t with the effective number of rows minus 2 degrees of freedom. The 95 % interval
     is the percentile interval of 1,000 draws of whole groups with a fixed seed. With fewer than 14 groups rho can't be
     estimated and the bootstrap interval is too narrow (6 groups of 2: it covered 0 in 89 to 93 % of 150 null tables,
-    and in 74 to 80 % given two controls): then rho is taken as 1, and the interval is Fisher's z with as many rows.
+    and in 74 to 80 % given two controls): then rho is taken as 1, and the interval is Fisher's z for n / m rows.
 
     Args:
       table: the rows to use.
@@ -61,17 +61,18 @@ def partial_spearman(
 ) -> Estimate:
     """Return Spearman's correlation of metric and target given the controls.
 
-    Metric and target are ranked, regressed on the controls by least squares, and their residuals correlated. It has k
-    degrees of freedom fewer than `spearman`, k the rank of the controls beyond the intercept, so that collinear
-    settings count once. With groups, k is the rank of the controls' means over groups as far as a group's rows count
-    once; rho is estimated and groups are bootstrapped if there are at least 14 + k groups and 2 (k + 2).
+    Metric and target are ranked, regressed on the controls by least squares, and their residuals correlated. There are
+    k fewer degrees of freedom than in `spearman`, where k is the rank of the controls beyond the intercept, so that
+    collinear settings count once. With groups, there are at most as many as the effective number of rows minus 2 - k,
+    where k is the rank of the controls' means over groups; rho is estimated and groups are bootstrapped if there are at
+    least 14 + k and at least 2 (k + 2) groups.
 
     Form "rank" enters each control as its ranks (pingouin.partial_corr, method "spearman"), and so removes only
     monotonic effects: a loss that is U-shaped in a control gives spurious correlations. Form "factor" enters each
     control as a category, one level per value, which removes an effect of any shape and costs one degree of freedom per
     level. A column that isn't numeric is a category in both. Where settings explain nearly all of both columns, ranking
-    distorts sums of their effects, and a part of these remains: of null tables with R2 of .9 and more, 6 to 10 % had
-    p < .05, of those with less 4 to 6 %.
+    distorts sums of their effects, and a part of these remains: of null tables with an R2 of .9 or more, 6 to 10 % had
+    p < .05, of those with a lower R2, 4 to 6 %.
 
     Args:
       table, metric, target, groups: as in `spearman`.

@@ -1,7 +1,7 @@
-"""Effects of interventions: each run with one against the run of the same settings and seeds without any.
+"""Estimate effects of interventions from pairs of runs with the same settings and seeds, with one and without.
 
-An arm is a kind of intervention, a dose its number. If a metric caused an outcome, every arm that moves the metric
-would move the outcome by the same slope; arms whose slopes differ move it by another way (methods.md, section 6).
+An arm is a kind of intervention; a dose is its value. If a metric caused an outcome, every arm that moves the metric
+would move the outcome by the same slope; arms whose slopes differ also move it in another way (methods.md, section 6).
 
 Letters: N final rows, P pairs, D doses of an arm, S seeds, A arms.
 """
@@ -29,11 +29,11 @@ _SEEDS = ("config.init_seed", "config.data_seed")
 
 
 class Overidentification(NamedTuple):
-    """Whether one slope serves all arms.
+    """The test of whether one slope fits all arms.
 
     Attributes:
       q: Cochran's Q, the weighted squared deviations of the arms' slopes from the common one. slope: the common one.
-      dof: arms minus 1. error_dof: degrees of freedom of the noise. p_value: of F = Q / dof. arms: how many there are.
+      dof: arms minus 1. error_dof: degrees of freedom of the noise. p_value: of F = Q / dof. arms: their number.
     """
 
     q: float
@@ -53,7 +53,7 @@ class Pairs(NamedTuple):
 
 
 def arms_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return of each row its arm ("" for a run without any intervention), its dose, and the settings it shares.
+    """Return each row's arm ("" for a run without any intervention), its dose, and its other settings.
 
     A run with several interventions is an arm of its own, named by all of them; its dose is that of the first.
 
@@ -61,8 +61,8 @@ def arms_of(rows: pd.DataFrame) -> pd.DataFrame:
       A DataFrame with the rows' index: arm, dose, and `settings`, the values of every other setting that varies.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(InterventionConfig)}
-    own = [c for c in rows.columns if str(c).startswith(_SETTINGS)]
-    other = [c for c in controls_of(rows) if c not in own and c != "config.model.factored_head"]
+    intervention_columns = [c for c in rows.columns if str(c).startswith(_SETTINGS)]
+    other = [c for c in controls_of(rows) if c not in intervention_columns and c != "config.model.factored_head"]
     arms, doses = [], []
     for _, row in rows.iterrows():
         given = {name: row.get(f"{_SETTINGS}{name}", defaults[name]) for name in KINDS}
@@ -103,7 +103,7 @@ def pairs(table: pd.DataFrame, metric: str, outcome: str) -> Pairs:
 
 
 def dose_response(paired: Pairs) -> pd.DataFrame:
-    """Return what each dose of each arm did to metric and outcome, in their units.
+    """Return the changes of metric and outcome by each dose of each arm, in their units.
 
     Intervals are Student's t over pairs. The slope is the Wald ratio, the outcome's change over the metric's, with
     Fieller's interval.
@@ -173,7 +173,7 @@ def fieller(x_P: np.ndarray, y_P: np.ndarray) -> Estimate:
     (var_x, cov), (_, var_y) = np.cov(x_P, y_P, ddof=1) / n
     a, b, c = x * x - t2 * var_x, x * y - t2 * cov, y * y - t2 * var_y
     if a <= 0:
-        raise NotEstimableError("the arm doesn't move the metric, so that every slope is possible")
+        raise NotEstimableError("the arm doesn't move the metric, so every slope is possible")
     half = math.sqrt(max(b * b - a * c, 0.0))
     p_value = 1.0 if var_y == 0 and y == 0 else float(2 * stats.t.sf(abs(y) / math.sqrt(max(var_y, 1e-300)), n - 1))
     return Estimate(float(y / x), float((b - half) / a), float((b + half) / a), p_value, n)
@@ -199,26 +199,27 @@ def _interval(change_P: np.ndarray) -> tuple[float, float]:
 
 
 def overidentification(paired: Pairs) -> Overidentification:
-    """Test whether one slope serves all arms that move the metric: Cochran's Q over arms, as an F test.
+    """Test whether one slope fits all arms that move the metric: Cochran's Q over arms, as an F test.
 
-    Outcomes of the pairs are regressed on the mean change of the metric at their dose, with one slope per arm or one in
-    all. The term of each seed takes what its runs share, first of all the noise of the common control, which makes the
-    slopes of different arms dependent; the noise is estimated from the pairs, so that Q / dof follows F rather than
-    chi-squared / dof [ours]. It is taken as equal for all doses.
+    Outcomes of the pairs are regressed on the mean change of the metric at their dose, with one slope per arm or a
+    single slope. A term for each seed absorbs what its runs share, above all the noise of the common control, which
+    makes the slopes of different arms dependent. The noise is estimated from the pairs, so that Q / dof follows F
+    rather than chi-squared / dof [ours]; it is assumed to be equal for all doses.
 
-    Raises NotEstimableError for fewer than two arms or than LEAST_PAIRS seeds.
+    Raises NotEstimableError for fewer than two arms or LEAST_PAIRS seeds, an outcome that never changes, and where too
+    few arms move the metric.
     """
     rows = paired.rows
     n_seeds, arms = len(set(zip(rows["settings"], rows["seed"], strict=True))), list(dict.fromkeys(rows["arm"]))
     if len(arms) < 2:
-        raise NotEstimableError(f"{len(arms)} arm{'s' * (len(arms) != 1)}; slopes are compared between two or more")
+        raise NotEstimableError(f"{len(arms)} arm{'s' * (len(arms) != 1)}; comparing slopes takes two or more")
     if not rows["y"].any():
         raise NotEstimableError("the outcome is the same with and without an intervention, in every pair")
     if n_seeds < LEAST_PAIRS:
         raise NotEstimableError(f"{n_seeds} pair{'s' * (n_seeds != 1)}; the test needs {LEAST_PAIRS}")
     moved_N = rows.groupby(["arm", "dose"])["x"].transform("mean").to_numpy()
     block_N = pd.factorize(pd.Series(list(zip(rows["settings"], rows["seed"], strict=True))))[0]
-    # The control itself, which has no change, is a row of every seed: it ties the lines of all arms together.
+    # The control of each seed, whose changes are 0, is a row too: it gives the lines of all arms a common point.
     y_M = np.concatenate([rows["y"].to_numpy(), np.zeros(n_seeds)])
     moved_M = np.concatenate([moved_N, np.zeros(n_seeds)])
     block_M = np.concatenate([block_N, np.arange(n_seeds)])
@@ -229,7 +230,7 @@ def overidentification(paired: Pairs) -> Overidentification:
     (rest_one, slope, rank_one), (rest_each, _, rank_each) = _residual(one_MK, y_M), _residual(each_MK, y_M)
     dof, error_dof = rank_each - rank_one, len(y_M) - rank_each
     if dof < 1 or error_dof < 1 or rest_each <= 0:
-        raise NotEstimableError("too few arms move the metric, or too few runs")
+        raise NotEstimableError("too few arms move the metric, or there are too few runs")
     q = (rest_one - rest_each) / (rest_each / error_dof)
     return Overidentification(q, slope, dof, error_dof, float(stats.f.sf(q / dof, dof, error_dof)), len(arms))
 
@@ -246,8 +247,8 @@ def _residual(x_MK: np.ndarray, y_M: np.ndarray) -> tuple[float, float, int]:
 def observational_slope(table: pd.DataFrame, metric: str, outcome: str) -> Estimate:
     """Return the slope of the outcome over the metric among runs without intervention, whose settings differ.
 
-    Least squares over the means of configurations, with Student's t interval: what one would read off a sweep that only
-    observes. NaN for fewer than four configurations.
+    Least squares over the means of configurations, with Student's t interval: what a purely observational sweep would
+    show. NaN for fewer than four configurations.
     """
     rows = final_rows(table).rows
     rows = rows[arms_of(rows)["arm"] == CONTROL]
@@ -263,13 +264,13 @@ def observational_slope(table: pd.DataFrame, metric: str, outcome: str) -> Estim
 def detectable(n_pairs: int, power: float = 0.8) -> float:
     """Return the change that a paired t test at 5 % finds with this power, in standard deviations of the differences.
 
-    Divided by how far an arm moves the metric it is the slope that the pairs could have seen. NaN below LEAST_PAIRS.
+    Divided by the change of the metric, it is the smallest slope that the pairs could detect. NaN below LEAST_PAIRS.
     """
     if n_pairs < LEAST_PAIRS:
         return math.nan
     critical = stats.f.ppf(0.95, 1, n_pairs - 1)  # of t squared
 
-    def found(effect: float) -> float:
+    def power_of(effect: float) -> float:
         return float(stats.ncf.sf(critical, 1, n_pairs - 1, n_pairs * effect**2))
 
-    return float(optimize.brentq(lambda effect: found(effect) - power, 0.0, 10.0))
+    return float(optimize.brentq(lambda effect: power_of(effect) - power, 0.0, 10.0))

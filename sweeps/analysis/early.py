@@ -46,12 +46,12 @@ def predict_early(
 ) -> pd.DataFrame:
     """Return out-of-fold R2 of the final loss predicted from what was known at 10, 25 and 50 % of a run's steps.
 
-    Final rows of runs that didn't diverge; a run's steps are those of its final row. The settings are known from the
-    start, including the number of training tokens. The training loss enters as its mean over the last tenth of the
-    steps so far, the same at half as many steps, and its slope in log steps over the second half of the steps so far
-    (with a constant batch, the slope in log tokens). Geometry is that of the last probe up to then, after the first
-    step, with columns chosen as in `predict`. Nothing later than the share enters, so even the final training loss of a
-    run as the target causes no leak.
+    The runs are those that finished and didn't diverge; a run's steps are those of its final row. The settings are
+    known from the start, including the number of training tokens. The training loss enters as its mean over the last
+    tenth of the steps so far, the same at half as many steps, and its slope in log steps over the second half of the
+    steps so far (with a constant batch, the slope in log tokens). Geometry is that of the last probe so far, except at
+    step 0, with columns chosen as in `predict`. Nothing later than the share enters, so there is no leak even if the
+    target is a run's final training loss.
 
     The model is a ridge regression whose penalty is chosen in inner grouped folds, where it may also leave out the last
     block, loss or geometry; outer folds are of shuffled groups, 10 splits with seeds 0 to 9; intervals as in `predict`.
@@ -60,13 +60,13 @@ def predict_early(
 
     Args:
       table: one row per (run, checkpoint). curves: metrics.jsonl by run id, columns step, loss and `<target>/<metric>`,
-        which is NaN between probes; a run may have none.
+        which is NaN between probes; a run may have no curve.
       target: column of the final loss. groups: column that is equal for runs which differ only in their seeds.
 
     Returns:
       target, share, features ("settings", "settings and loss", "settings and geometry", "all", "geometry's gain"), r2,
       low, high, n, note. r2 is NaN with fewer than 10 groups or 8 runs, a constant target, or no such feature by then,
-      and the note says why; with fewer than 14 groups the interval is. No row for a table without columns.
+      and the note says why; with fewer than 14 groups, low and high are NaN. A table without columns gives no row.
 
     Raises:
       UnknownColumnError: no such column, except the default target, whose absence gives notes. AnalysisError: a target
@@ -181,7 +181,7 @@ def _at_share(final: pd.DataFrame, arrays: _Curves, share: float, target: str, g
 def _errors(
     settings: Features, added: list[tuple[Features, str]], about: str, y_N1: np.ndarray, groups_N: np.ndarray
 ) -> np.ndarray:
-    """Return squared errors [N]; raise NotEstimableError with the reason of added features that are none."""
+    """Return squared errors [N]; raise NotEstimableError, with the reason, for added features without a column."""
     for part, why in added:
         if not part.names:
             raise NotEstimableError(join_notes(why, about))

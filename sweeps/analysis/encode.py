@@ -41,7 +41,7 @@ def encode(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
       rows: rows without a missing value in these columns; see `usable`.
       columns: names, without repeats.
 
-    Source: methods.md, section 1; zeros as a category of at most half as many levels as rows are [ours].
+    Source: methods.md, section 1; that a category with zeros has at most half as many levels as rows is [ours].
     """
     parts = [np.empty((len(rows), 0))]
     for name in columns:
@@ -58,7 +58,7 @@ def indicators(codes_N: np.ndarray, first: int = 0) -> np.ndarray:
 
 
 def finite_numbers(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """Return columns as floats, with infinite values as missing ones. Raises AnalysisError for other than numbers."""
+    """Return columns as floats, infinite values as missing. Raises AnalysisError for values that aren't numbers."""
     values = pd.DataFrame({name: numbers(rows, name) for name in columns}, index=rows.index)
     return values.replace([np.inf, -np.inf], np.nan)
 

@@ -46,7 +46,7 @@ class Features(NamedTuple):
 
 
 def setting_features(rows: pd.DataFrame) -> Features:
-    """Return non-embedding parameters, tokens and the settings, as far as they vary.
+    """Return those of non-embedding parameters, tokens and the settings that vary.
 
     Text and lists are categories, and so is a number that is missing in some rows: missing is a level. Of settings that
     partition the rows in the same way the first is kept, after parameters and tokens; the note names the others.
@@ -54,7 +54,7 @@ def setting_features(rows: pd.DataFrame) -> Features:
     scale = [c for c in _SCALE if c in rows.columns and rows[c].nunique() > 1]
     filled = pd.DataFrame({name: _filled(rows[name]) for name in (*scale, *controls_of(rows))}, index=rows.index)
     firsts = first_of_equal(dict(filled.items()))
-    notes = [f"{name} is one with {first}" for name, first in firsts.items() if name != first]
+    notes = [f"{name} is equivalent to {first}" for name, first in firsts.items() if name != first]
     return _features(filled, list(dict.fromkeys(firsts.values())), "; ".join(notes))
 
 

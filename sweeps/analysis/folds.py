@@ -54,7 +54,7 @@ def out_of_fold(
     """Return squared errors of out-of-fold predictions, averaged over splits: [1 + X, N, E].
 
     The first are those with unchanged columns. For each of the X others, the columns with the indexes in `changed` are
-    taken from another row, by a permutation of all rows, as within a small fold few configurations would swap values.
+    taken from another row, by a permutation of all rows: within a small fold, few configurations would swap values.
     """
     n = len(x_NK)
     error_XNE = np.zeros((1 + len(changed), n, y_NE.shape[1]))
@@ -104,7 +104,7 @@ def require_nested_folds(n: int, n_groups: int, groups: str) -> None:
     if n < LEAST_ROWS:
         raise NotEstimableError(f"fewer than {LEAST_ROWS} usable runs")
     if n_groups < LEAST_GROUPS:
-        raise NotEstimableError(f"{n_groups} {word(groups)} are too few for nested folds, which take {LEAST_GROUPS}")
+        raise NotEstimableError(f"{n_groups} {word(groups)} are too few for nested folds, which need {LEAST_GROUPS}")
 
 
 def no_interval(n_groups: int, groups: str) -> str:

@@ -1,4 +1,4 @@
-"""Test which of two curves changes first: change points of each run, the lag between them, a null of shuffled runs.
+"""Test which of two curves changes first, by the lag between change points in each run and a null of shuffled runs.
 
     result = lead_lag(curves, "layer_1.train/local_two_nn", "texts.validation/accuracy")
     result.lead          Estimate: steps by which the metric's change precedes the outcome's
@@ -18,7 +18,7 @@ from sweeps.analysis.estimate import Estimate, join_notes, nothing
 from sweeps.table.columns import AnalysisError
 
 KINDS = ("jump", "level", "turn")
-# From so many values on, pure noise has a change, as defined below, in less than 5 % of cases.
+# With this many values or more, pure noise has a change, as defined below, in less than 5 % of cases.
 LEAST_VALUES = 16
 LEAST_EXPLAINED = 0.5
 # A change must leave less than this share of a straight line's sum of squared residuals, as a drift isn't a change.
@@ -81,7 +81,7 @@ def change_point(steps: np.ndarray, values: np.ndarray, kind: str = "jump", leas
         raise AnalysisError(f"kind = '{kind}': needs one of {', '.join(KINDS)}")
     steps, values = np.asarray(steps, float), np.asarray(values, float)
     if steps.shape != values.shape:
-        raise AnalysisError(f"{steps.size} steps and {values.size} values: a curve has as many of both")
+        raise AnalysisError(f"{steps.size} steps and {values.size} values: a curve needs equal numbers of both")
     known = np.isfinite(steps) & np.isfinite(values)
     x_N, y_N = steps[known], values[known]
     total = float(np.sum((y_N - y_N.mean()) ** 2)) if len(y_N) else 0.0
@@ -163,7 +163,7 @@ def lead_lag(
             raise AnalysisError(f"the curve of run '{run}' has no column 'step'")
         for what, names in (("groups", groups), ("settings", settings)):
             if names is not None and run not in names:
-                raise AnalysisError(f"{what} doesn't name run '{run}'; name all of them, or give None")
+                raise AnalysisError(f"{what} doesn't name run '{run}'; name all runs, or pass None")
         if not {metric, outcome} <= {*curve.columns}:
             continue
         steps = curve["step"].to_numpy(float)
@@ -172,7 +172,7 @@ def lead_lag(
         rows.append((run, run if groups is None else groups[run], metric_change.step, outcome_change.step))
     result = lag_of(pd.DataFrame(rows, columns=["run_id", "group", "metric_step", "outcome_step"]), settings, seed)
     if lacking := len(curves) - len(rows):
-        note = f"{lacking} of {len(curves)} runs lack one of the two"
+        note = f"{lacking} of {len(curves)} runs lack the metric or the outcome"
         result = result._replace(note=join_notes(note, result.note))
     return result
 
@@ -194,7 +194,7 @@ def lag_of(changes: pd.DataFrame, settings: Mapping[str, str] | None = None, see
     strata_G = np.array([settings[run] if settings else "" for run in named])
     estimate, low, high = middle(means_G["lag"].to_numpy())
     if math.isnan(low):
-        notes.append(f"{len(means_G)} groups have no 95 % interval of a lead, which takes {MIN_FOR_INTERVAL}")
+        notes.append(f"{len(means_G)} groups are too few for an interval of the lead, which needs {MIN_FOR_INTERVAL}")
     p_value = _shuffled(means_G["metric_step"].to_numpy(), means_G["outcome_step"].to_numpy(), strata_G, seed)
     if math.isnan(p_value):
         condition = " of the same settings" if settings else ""
@@ -233,7 +233,10 @@ def _rank_quantile(n: int) -> int:
 
 
 def _shuffled(metric_G: np.ndarray, outcome_G: np.ndarray, strata_G: np.ndarray, seed: int) -> float:
-    """Return the share of shuffles within strata in which lags scatter no more than observed; NaN below 20 orders."""
+    """Return the share of shuffles within strata in which lags scatter no more than observed.
+
+    It is NaN if fewer than 20 orders are possible.
+    """
     members = [np.flatnonzero(strata_G == stratum) for stratum in np.unique(strata_G)]
     if math.prod(math.factorial(min(len(places), 20)) for places in members) < 20:
         return math.nan

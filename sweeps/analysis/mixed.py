@@ -48,19 +48,19 @@ def mixed_effects(
     """Return the target's change per standard deviation of the metric, among runs of one size, given controls.
 
     The model is target = intercept + b metric + controls + u(size) + e, u and e normal, fitted by restricted maximum
-    likelihood (statsmodels' MixedLM). It has one free parameter, the ratio of the variances of u and e; that is found
-    by search along it, so no optimiser can fail to converge. Columns enter by the rule of `encode`, metric and target
-    too; the metric is divided by its standard deviation over the rows (n - 1).
+    likelihood (statsmodels' MixedLM). It has one free parameter, the ratio of the variances of u and e; a
+    one-dimensional search finds it, so no optimiser can fail to converge. Columns enter by the rule of `encode`, metric
+    and target too; the metric is divided by its standard deviation over the rows (n - 1).
 
     The 95 % interval is the percentile interval of 2,000 draws, with a fixed seed, of whole configurations with
     replacement within their size, by generalised least squares at the fitted ratio; the deviations of draws from the
     estimate are scaled by sqrt(G / (G - 1 - k)), for G configurations and k as below. p_value is twice the share of
     draws on the other side of 0, plus one draw, so never below about .001. Inference is conditional on these sizes.
-    In null tables of 108 configurations, of one seed or three, p was under .05 in 5 to 7 %.
+    In null tables of 108 configurations with one seed or three, p was under .05 in 5 to 7 %.
 
     With few sizes, b keeps a part of the association between sizes, the smaller the more runs a size has; a control
     that follows size removes it. In null tables of 6 sizes by 18 configurations whose metric was mostly size, intervals
-    held 0 in 88 %, and in 93 % with the size's log among the controls.
+    covered 0 in 88 %, and in 93 % with the size's log among the controls.
 
     Args:
       table: rows to use; those with a missing or infinite value in a used column are dropped.
@@ -71,7 +71,7 @@ def mixed_effects(
     Returns:
       An Estimate. All except n are NaN with one size, a constant column, or where size and controls explain the metric
       or the target completely or use up the degrees of freedom. Interval and p_value are NaN with fewer than 14 + k
-      configurations or 2 (k + 2), k the rank of controls and sizes between them.
+      or fewer than 2 (k + 2) configurations, where k is the rank of controls and sizes between configurations.
 
     Raises:
       UnknownColumnError: no such column. AnalysisError: a metric or target that holds something other than numbers.

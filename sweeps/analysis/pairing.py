@@ -27,11 +27,11 @@ class Pairing(NamedTuple):
       first, second: final rows of each sweep, and how many runs these leave out.
       first_N, second_N: index of each row's pair, from 0; -1 for a row without one.
       pairs: number of pairs.
-      paired_by: settings that vary and agree in every pair; if `pair_by` was given, those.
+      paired_by: settings that vary and agree in every pair; or `pair_by`, if it was given.
       differs: the settings that don't agree, each with its values in the pairs of the first and of the second sweep.
       same: number of pairs with the same configuration in both sweeps.
       averaged: number of pairs of several configurations, whose means are compared.
-      apart: settings that by themselves keep some runs from being paired: without one, these would have a pair.
+      apart: settings that alone keep some runs from being paired: if one is ignored, some of these have a pair.
     """
 
     first: FinalRows
@@ -56,12 +56,12 @@ def pair(first: pd.DataFrame, second: pd.DataFrame, pair_by: Sequence[str] | Non
 
     Runs pair if they agree in the settings that vary within either sweep, their grids. A setting that is constant
     within each sweep, with different values, counts as a difference. So does a setting of the grids that is redundant:
-    in both sweeps the others distinguish as many points, as when each sweep sets the learning rate from the batch size
-    by another rule. The settings with the smallest share of common values are tried first.
+    in both sweeps the others distinguish as many points, for example if each sweep sets the learning rate by a rule of
+    its own from the batch size. The settings with the smallest share of common values are tried first.
 
     Args:
       first, second: tables of the two sweeps, one row per (run, checkpoint).
-      pair_by: pair runs that agree in these columns instead, with or without `config.`; others are averaged over.
+      pair_by: columns to pair by instead, with or without `config.`; other settings are averaged over.
 
     Raises:
       AnalysisError: a sweep without a finished run, or no pair; the message names the settings without a common value.
@@ -143,7 +143,7 @@ def _levels(rows: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
 def _shortest(grid: list[str], one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     """Return the settings of the grid without the redundant ones, which distinguish no points in either sweep.
 
-    No pair is lost by that. Of settings with equal shares of common values the later column is dropped first.
+    This loses no pair. Of settings with equal shares of common values, the later column is dropped first.
     """
 
     def common(setting: str) -> float:
@@ -185,7 +185,7 @@ def _why_none(key: list[str], one: pd.DataFrame, other: pd.DataFrame) -> str:
     if not reasons:
         reasons = [f"{', '.join(key)} have common values, but no combination of them is in both"]
     more = f" and {len(reasons) - _MOST_SETTINGS} more" if len(reasons) > _MOST_SETTINGS else ""
-    return f"{'; '.join(reasons[:_MOST_SETTINGS])}{more}; pair_by names the settings that have to agree"
+    return f"{'; '.join(reasons[:_MOST_SETTINGS])}{more}; pair_by can name the settings that have to agree"
 
 
 def _in_words(levels: pd.Series) -> str:

@@ -49,16 +49,17 @@ class Prediction(NamedTuple):
 def predict(table: pd.DataFrame, targets: Sequence[str] | None = None, groups: str = "configuration") -> Prediction:
     """Return out-of-fold R2 of losses predicted from settings, and from settings and geometry, by three models.
 
-    Final rows of runs that didn't diverge. Settings are those of `setting_features`; geometry is that of the last row,
-    at most 12 metrics of `geometry_candidates`, without constants, copies and metrics missing in over 20 % of the rows.
-    Both sets of features are tested on the same rows. Columns and target are encoded by the rule of `encode`.
+    The rows are final rows of runs that didn't diverge. Settings are those of `setting_features`; geometry is that of
+    the last row, at most 12 metrics of `geometry_candidates`, without constants, copies and metrics missing in more
+    than 20 % of the rows. Both sets of features are tested on the same rows. Columns and target are encoded by the rule
+    of `encode`.
 
     Models: gradient boosting, a Gaussian process and, for reference, a ridge; see `regressors`. The folds are nested:
     5 outer folds of shuffled groups, 2 splits with seeds 0 and 1; penalties are chosen within the other four, in
     grouped folds or by marginal likelihood. R2 is pooled over folds and averaged over splits. "geometry's gain" is R2
     with geometry minus R2 without. Each model can leave geometry out if it doesn't help in the inner folds, so that
-    uninformative geometry has a gain near 0, or exactly 0, which the note says. A negative gain is the cost of columns
-    that seemed to help.
+    uninformative geometry has a gain near 0, or of exactly 0, in which case the note says so. A negative gain is the
+    cost of columns that seemed to help.
 
     The 95 % intervals are percentile intervals of 2,000 draws of whole groups, with a fixed seed and so paired, over
     the squared errors out of fold: they reflect the sampling of rows, conditional on the fits.
@@ -66,8 +67,8 @@ def predict(table: pd.DataFrame, targets: Sequence[str] | None = None, groups: s
     Importance is the out-of-fold R2 lost when a column takes its values from other rows, with 5 permutations per split.
     It is that of the model with settings and geometry. Correlated columns can replace each other, so that each seems
     unimportant; or permuting one makes rows unlike any run, so that each seems too important. The rows "all settings"
-    and "all geometry" permute all of either at once. At most 2 can be lost, by a model all of whose columns come from
-    another row.
+    and "all geometry" permute all columns of a kind at once. At most 2 can be lost, by a model all of whose columns
+    come from another row.
 
     Args:
       table: one row per (run, checkpoint). targets: loss columns, by default those of `predicted_losses`.
@@ -75,9 +76,9 @@ def predict(table: pd.DataFrame, targets: Sequence[str] | None = None, groups: s
 
     Returns:
       prediction: target, model, features ("settings", "settings and geometry", "geometry's gain"), r2, low, high, n,
-      note. With fewer than 10 groups or 8 rows, a constant target or no geometry r2 is NaN, and the note says why; with
-      fewer than 14 groups the interval is. importance: target, model, feature, importance, low, high; only where it
-      could be computed.
+      note. With fewer than 10 groups or 8 rows, a constant target or no geometry, r2 is NaN, and the note says why;
+      with fewer than 14 groups, low and high are NaN. importance: target, model, feature, importance, low, high; only
+      where it could be computed.
 
     Raises:
       UnknownColumnError: no such column. AnalysisError: a target that holds something other than numbers.

@@ -26,8 +26,8 @@ DEPTH, TREES, RATE, LEAF = 3, 30, 0.3, 3
 
 RIDGE_FOLDS, BOOSTING_FOLDS = 4, 3
 
-# A function of x_NK, y_NE, x_MK and a number of steps A that returns the predictions after each step, with each
-# penalty or number of trees [A, M, E].
+# A function of x_NK, y_NE, x_MK and a number of steps A that returns the predictions after each step, that is, with
+# each penalty or number of trees [A, M, E].
 Path = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
 
@@ -82,9 +82,9 @@ def gaussian_process(
     """Predict by the mean of a Gaussian process with a squared exponential kernel, white noise and the rows' mean.
 
     The first `n_first` columns share one length scale and the others another, so that columns of noise can be ignored
-    without the first. scikit-learn's kernel has one length scale for all columns or one for each; with two, the
-    likelihood has so few parameters that a grid search is reliable and fast [ours]. Length scales and noise maximise
-    the marginal likelihood, with the optimal signal variance for each.
+    without ignoring the first. scikit-learn's kernel has one length scale for all columns or one for each; with two,
+    the likelihood has so few parameters that a grid search is reliable and fast [ours]. Length scales and noise
+    maximise the marginal likelihood, with the optimal signal variance for each.
 
     Source: Rasmussen & Williams 2006, algorithm 2.1 and equation 5.8; checked against scikit-learn's.
     """
@@ -127,7 +127,7 @@ def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.
     The same folds choose between all columns and only the first `n_first`, as with a hundred rows a dozen columns of
     noise cost trees much of their R2 [ours]. The predictions are those of scikit-learn's GradientBoostingRegressor.
     """
-    # Imported late, as the command line imports this package at each command.
+    # Imported late, as every command imports this package.
     import sklearn
 
     # The validation of arguments would take a third of the time of such small fits.
@@ -138,8 +138,8 @@ def boosting(x_NK: np.ndarray, y_NE: np.ndarray, groups_N: np.ndarray, x_MK: np.
 def _boosting_path(x_NK: np.ndarray, y_NE: np.ndarray, x_MK: np.ndarray, trees: int) -> np.ndarray:
     """Return the predictions after each tree of gradient boosting with squared error, [T, M, E].
 
-    They equal the stages of scikit-learn's GradientBoostingRegressor bit for bit, in half the time, as that validates
-    the rows' weights, which are all 1, for each tree.
+    They equal the stages of scikit-learn's GradientBoostingRegressor bit for bit, in half the time, as that class
+    validates the rows' weights, which are all 1, for each tree.
     """
     from sklearn.tree import DecisionTreeRegressor
 

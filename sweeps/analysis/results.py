@@ -63,7 +63,7 @@ def analyze(
       courses: fine-tuning curves; see sweeps.table.curves.
       studies: further analyses, by the names under which their results are returned.
     """
-    # Imported late, as the command line imports this package at each command.
+    # Imported late, as every command imports this package.
     from threadpoolctl import threadpool_limits
 
     # The matrices are so small that synchronising several BLAS threads takes longer than multiplying with one.
@@ -91,7 +91,7 @@ def analyze(
 def with_size(rows: pd.DataFrame, settings: list[str]) -> list[str]:
     """Return the settings with parameters_non_embedding instead of those that determine a model's size.
 
-    Width, depth and heads vary together in a suite of sizes, so that each would get a part of the effect of size.
+    Width, depth and heads vary together in a suite of sizes, so each would get a part of the effect of size.
     """
     size_settings = [s for s in settings if s.removeprefix("config.model.") in _SIZES]
     if len(size_settings) < 2 or "parameters_non_embedding" not in rows:

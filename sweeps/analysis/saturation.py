@@ -1,4 +1,4 @@
-"""Analyse saturation: which runs' loss rose after its minimum, which have a low rank, and which came first."""
+"""Analyse saturation: whose loss rose after its minimum, whose rank is low, and which of the two came first."""
 
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ class Saturation(NamedTuple):
       median_rank: ranks below it are low.
       lead: median over configurations; positive means that the rank collapsed before the loss turned.
       note: what is missing, and why.
-      association: phi coefficient of low rank and degrading: 1 if the same runs do both, -1 if no run does.
+      association: phi coefficient of low rank and degrading: 1 if the same runs do both, -1 if each does exactly one.
     """
 
     runs: pd.DataFrame
@@ -63,9 +63,9 @@ def saturation_of(table: pd.DataFrame) -> Saturation:
     """Return the rise of the loss after its minimum, the rank, and which came first, for every run that finished.
 
     The columns `saturation/...` hold best step, rise and its paired standard error. Where they are missing, these are
-    computed from the in-domain loss of the run's checkpoints, with the root of the two losses' summed squared errors:
-    that is too large, as both are of the same documents, so fewer runs degrade. Degraded: a rise of more than two
-    standard errors.
+    computed from the in-domain loss of the run's checkpoints, with the root of the sum of the two losses' squared
+    errors as the error: that is too large, as both are of the same documents, so fewer runs count as degraded. A run is
+    degraded if its rise is more than two standard errors.
 
     The rank is the effective rank of the unembedding in percent of its width, low if below the median of all finished
     runs of any size, since the paper's low-rank small models are low relative to the large ones [ours].
@@ -100,7 +100,7 @@ def saturation_of(table: pd.DataFrame) -> Saturation:
 
 def _summary(runs: pd.DataFrame, note: str) -> Saturation:
     missing = {
-        "degraded": "unknown whether degraded, without losses at two checkpoints and their standard errors,",
+        "degraded": "degradation unknown (no losses with standard errors at two checkpoints)",
         "rank_percent": "no rank of the unembedding",
     }
     notes = [note] + [
@@ -152,7 +152,7 @@ def _lead(runs: pd.DataFrame) -> Noted:
     if n_groups == 0:
         fell, degraded = int(runs["collapse_step"].notna().sum()), int(runs["degraded"].fillna(False).sum())
         raise NotEstimableError(
-            f"no lead: of {len(runs)} runs the rank collapsed in {fell}, {degraded} degraded, none did both"
+            f"no lead: of {len(runs)} runs, the rank collapsed in {fell} and {degraded} degraded, but none did both"
         )
     before, after = int((medians_G > 0).sum()), int((medians_G < 0).sum())
     p_value = float(stats.binomtest(before, before + after).pvalue) if before + after else 1.0

@@ -23,11 +23,11 @@ def write_all(
     title: str = TITLE,
     shown: Sequence[Shown] | None = None,
 ) -> epath.Path:
-    """Write `folder`/figures (SVG, PDF), `folder`/tables (CSV, LaTeX) and `folder`/index.html, its result.
+    """Write `folder`/figures (SVG, PDF), `folder`/tables (CSV, LaTeX) and `folder`/index.html.
 
-    Arguments as `sweeps.report.page.write_report`.
+    The arguments and the result are those of `sweeps.report.page.write_report`.
     """
-    # Altair and jinja2 are heavy, and the command line imports this package at each command.
+    # Altair and jinja2 are slow to import, and every command imports this package.
     from sweeps.report import export, page
 
     shown = [show(item, results) for item in items()] if shown is None else shown
@@ -39,7 +39,7 @@ def write_all(
 def write_report(
     folder: epath.PathLike, results: "AnalysisResults", facts: Mapping[str, str], title: str = TITLE
 ) -> epath.Path:
-    """Write `folder`/index.html alone; arguments as `sweeps.report.page.write_report`."""
+    """Write only `folder`/index.html, with the arguments of `sweeps.report.page.write_report`, and return its path."""
     from sweeps.report import page
 
     return page.write_report(folder, results, facts, title)

@@ -54,7 +54,10 @@ def exact(value: float) -> str:
 
 
 def rounded(cell: Cell) -> str:
-    """Return an estimate for a paper: `0.42 (0.31 to 0.53)`, two digits of the interval's width but two decimals."""
+    """Return an estimate for a paper, `0.42 (0.31 to 0.53)`.
+
+    It shows two significant digits of the interval's width, with 2 to 6 decimals.
+    """
     if cell.kind != "estimate":
         return cell.text or "--"
     low, high = (math.nan if end is None else end for end in (cell.low, cell.high))

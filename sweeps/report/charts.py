@@ -1,8 +1,8 @@
 """What the charts of the report share: the runs' settings, colour and filters, choices, names, axes.
 
-A chart is a Vega-Lite specification over named data. The page lets readers choose by parameters of the chart; the
-files in report/figures show what each is at first. Two parameters are the page's own and act on all charts of single
-runs: `colour_by`, the name of a setting, and `hidden`, the runs that the filters leave out.
+A chart is a Vega-Lite specification over named data. On the page, readers set the chart's parameters; the files in
+report/figures show their initial values. Two parameters belong to the page and act on all charts of single runs:
+`colour_by`, the name of a setting, and `hidden`, the runs that the filters leave out.
 """
 
 import json
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from sweeps.analysis.results import AnalysisResults
 
 GREY = "#8c8c8c"
-# Okabe and Ito's, which the colour-blind tell apart.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 NATS = "nats per token"
-# A setting with more values than this is no filter and no colour.
+# A setting with more values than this is offered neither as a filter nor as a colour.
 MAX_LEVELS = 40
 _LONGEST = 60  # characters of a name
 HOVER, MAX_HOVERED = "hover", 5000
-# What tooltips say of a run, in charts that `by_runs` made.
+# The tooltip of a run, in charts made by `by_runs`.
 ABOUT = alt.Tooltip("of.about:N", title="run")
 
 # Numbers at ticks and in legends: 134M, 1e-5, 0.25; names as they are.
@@ -41,7 +41,7 @@ LABEL = (
 
 
 def names_of(columns: Iterable[str], losses: Sequence[str] = ()) -> dict[str, str]:
-    """Return a name in words for each column, none twice; a chart's fields are called so."""
+    """Return a different name in words for each column; a chart's fields have these names."""
     names: dict[str, str] = {}
     for column in columns:
         name = setting_name(column) if column.startswith("config.") else any_name(column, losses)
@@ -51,7 +51,7 @@ def names_of(columns: Iterable[str], losses: Sequence[str] = ()) -> dict[str, st
 
 
 def printable(text: object) -> str:
-    """Return a text that XML can hold, and not too long."""
+    """Return a text of at most _LONGEST characters, with spaces for characters that XML can't hold."""
     shown = "".join(c if c.isprintable() else " " for c in str(text))
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
@@ -63,7 +63,7 @@ def settings_of(results: "AnalysisResults") -> dict[str, str]:
 
 
 def runs_data(results: "AnalysisResults") -> pd.DataFrame:
-    """Return the data "runs": one row per run with its settings, and `about` for those who point at it."""
+    """Return the data "runs": one row per run with its settings, and `about`, the text of its tooltip."""
     names = settings_of(results)
     if "run_id" not in results.table:
         return pd.DataFrame({"run": [], "about": []})
@@ -95,7 +95,10 @@ def final_data(results: "AnalysisResults") -> pd.DataFrame:
 
 
 def by_runs(chart: Any) -> Any:
-    """Return the chart, of data with a column `run`, filtered and with the fields `level`, for the colour, and `of`."""
+    """Return a chart of data with a column `run`, filtered by `hidden`.
+
+    It gains the fields `of`, the run's row of "runs", and `level`, the value of the setting that colours it.
+    """
     return (
         chart.transform_filter("indexof(hidden, datum.run) < 0")
         .transform_lookup("run", from_=alt.LookupData(alt.NamedData("runs"), key="run"), as_="of")
@@ -131,12 +134,12 @@ def quoted(text: str) -> str:
 
 
 def x(field: str, title: str | None, *, log: bool = False, at: Sequence[float] = ()) -> Any:
-    """Return a quantitative x axis; `log` as a logarithm, `at` with ticks there."""
+    """Return a quantitative x axis, logarithmic if `log`, with ticks at `at` if given."""
     return _axis(alt.X, field, title, log, at)
 
 
 def y(field: str, title: str | None, *, log: bool = False, at: Sequence[float] = ()) -> Any:
-    """Return a quantitative y axis; arguments as `x`."""
+    """Return a quantitative y axis; the arguments are those of `x`."""
     return _axis(alt.Y, field, title, log, at)
 
 
@@ -155,9 +158,9 @@ def scatter(chart: Any, across: str, up: str) -> Any:
 
 
 def hover(base: Any, count: int, *fields: str) -> list[Any]:
-    """Return a layer of points that can't be seen, for the tooltips of a line; none of more than MAX_HOVERED points.
+    """Return a layer of invisible points for the tooltips of a line; no layer for more than MAX_HOVERED points.
 
-    `fields` are shown beside run and step, the first at the point's height. Files are drawn without this layer.
+    A tooltip shows run, step and `fields`; the first of these is the point's y. Files are drawn without this layer.
     """
     if count > MAX_HOVERED:
         return []
@@ -174,18 +177,18 @@ def level(shape: bool = False) -> dict[str, Any]:
 
 
 def apart(field: str, title: str | None = None, order: Sequence[str] | None = None, grey: Sequence[str] = ()) -> Any:
-    """Return the encoding of a name by colours that are told apart; of those in `grey` by shades of grey."""
+    """Return the encoding of a name by distinct colours; names in `grey` have shades of grey."""
     color = alt.Color(f"{field}:N").title(title)
     if order is None:
         return color
     shades = dict(zip(grey, ("#8c8c8c", "#d0d0d0"), strict=False))
-    own = [name for name in order if name not in shades]
-    colours = [shades.get(name) or COLOURS[own.index(name) % len(COLOURS)] for name in order]
+    coloured = [name for name in order if name not in shades]
+    colours = [shades.get(name) or COLOURS[coloured.index(name) % len(COLOURS)] for name in order]
     return color.scale(domain=list(order), range=colours)
 
 
 def decades(numbers: Iterable[float]) -> list[float]:
-    """Return the powers of ten around positive numbers, as ticks of a logarithm."""
+    """Return the powers of ten around positive numbers, as ticks of a logarithmic axis."""
     x_N = np.asarray([x for x in numbers if np.isfinite(x) and x > 0], dtype=float)
     if not len(x_N):
         return []
@@ -194,13 +197,13 @@ def decades(numbers: Iterable[float]) -> list[float]:
 
 
 def spans(numbers: Iterable[float]) -> bool:
-    """Return whether the numbers are positive and span more than two octaves, so that a logarithm shows them better."""
+    """Return whether the numbers are positive and span more than two octaves, which suits a logarithmic axis better."""
     x_N = np.asarray([x for x in numbers if np.isfinite(x)], dtype=float)
     return bool(len(x_N) and x_N.min() > 0 and x_N.max() > 4 * x_N.min())
 
 
 def values(table: pd.DataFrame, column: str) -> np.ndarray:
-    """Return a column as floats; what isn't a finite number, or isn't there, is NaN."""
+    """Return a column as floats; values that aren't finite numbers are NaN, as is a missing column."""
     if column not in table.columns:
         return np.full(len(table), np.nan)
     value_N = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
@@ -208,7 +211,7 @@ def values(table: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def first_of(names: Iterable[str], most: int) -> list[str]:
-    """Return so many of the columns at most; those of the pair declared beforehand come first."""
+    """Return at most `most` of the columns; those of the pair declared beforehand come first."""
     return sorted(dict.fromkeys(names), key=lambda name: name not in PRIMARY_PAIR)[:most]
 
 

@@ -23,7 +23,7 @@ from sweeps.table.columns import AnalysisError, UnknownColumnError
 from sweeps.table.table import TABLE, read_table
 
 PAGE, CSV = "index.html", "comparison.csv"
-# A difference of more than so many times the median one lies off the figure's axis, for the others would coincide.
+# A difference of more than FAR times the median one lies off the figure's axis, where the others would coincide.
 FAR = 10
 
 _SHOWN = tuple(c for c in COLUMNS if c not in ("seed_deviation", "spread"))
@@ -42,16 +42,17 @@ class Comparison(NamedTuple):
 def write_comparison(
     workdirs: Sequence[str], to: epath.PathLike, pair_by: Sequence[str] | None = None, command: str = ""
 ) -> list[str]:
-    """Writes `to`/index.html and `to`/comparison.csv, each whole or not at all.
+    """Write `to`/index.html and `to`/comparison.csv, each atomically.
 
     Args:
       workdirs: folders of sweeps that have been reported, all compared with the first.
-      to: a folder, made if it isn't there.
+      to: a folder, created if it doesn't exist.
       pair_by: settings to pair by, instead of those that `sweeps.analysis.pairing.pair` finds.
       command: shown on the page.
 
     Returns:
-      Lines to print: for each comparison how many pairs, what differs and the largest difference in a loss; the path.
+      Lines to print: for each comparison the number of pairs, what differs and the largest difference in a loss; then
+      the path of the page.
 
     Raises:
       ConfigError: fewer than two folders, one folder twice, or a name in pair_by that a table lacks. AnalysisError: a
@@ -59,21 +60,21 @@ def write_comparison(
     """
     places = [os.path.realpath(local(workdir)) for workdir in workdirs]
     if len(places) < 2:
-        raise ConfigError(f"{workdirs[0]} alone has nothing to be compared with; name two folders of sweeps, or more")
+        raise ConfigError(f"{workdirs[0]} is the only folder; name two or more folders of sweeps to compare")
     for place, workdir in zip(places, workdirs, strict=True):
         if places.count(place) > 1:
-            raise ConfigError(f"{workdir} is named twice; a sweep has no difference from itself")
+            raise ConfigError(f"{workdir} is named twice; name folders of different sweeps")
     tables = [read_table(place) for place in places]
     names = _names(places)
-    found = [
+    comparisons = [
         _compared(names[0], name, tables[0], table, pair_by) for name, table in zip(names[1:], tables[1:], strict=True)
     ]
     facts = {"command": command} | {f"{TABLE} of {n}": _digest(p) for n, p in zip(names, places, strict=True)}
     folder = epath.Path(local(to))
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_whole(folder / CSV, _as_csv(found), durable=False)
-    path = _write_page(folder / PAGE, found, facts)
-    return [line for one in found for line in _lines(one)] + [f"Comparison: {path}"]
+    files.write_whole(folder / CSV, _as_csv(comparisons), durable=False)
+    path = _write_page(folder / PAGE, comparisons, facts)
+    return [line for one in comparisons for line in _lines(one)] + [f"Comparison: {path}"]
 
 
 def _compared(
@@ -98,8 +99,8 @@ def _digest(place: str) -> str:
     return f"sha256 {hashlib.sha256((epath.Path(place) / TABLE).read_bytes()).hexdigest()[:16]}, in {place}"
 
 
-def _as_csv(found: Sequence[Comparison]) -> str:
-    named = [one.rows.assign(first_sweep=one.first, second_sweep=one.second) for one in found]
+def _as_csv(comparisons: Sequence[Comparison]) -> str:
+    named = [one.rows.assign(first_sweep=one.first, second_sweep=one.second) for one in comparisons]
     return pd.concat(named)[["first_sweep", "second_sweep", *COLUMNS]].to_csv(index=False)
 
 
@@ -114,9 +115,9 @@ def _pairs(one: Comparison) -> str:
     """Say how many pairs there are, in which settings they agree, and what was left out."""
     p = one.pairing
     text = counted(p.pairs, "pair") + " of configurations"
-    text += f", alike in {', '.join(map(_setting, p.paired_by))}" if p.paired_by else ""
+    text += f", equal in {', '.join(map(_setting, p.paired_by))}" if p.paired_by else ""
     if p.averaged:
-        text += f"; {p.averaged} of several configurations each, by their means"
+        text += f"; {p.averaged} {'compares' if p.averaged == 1 else 'compare'} means of several configurations"
     if p.same:
         text += f"; {p.same} {'is' if p.same == 1 else 'are'} the same configuration in both"
     for name, final, unpaired in zip((one.first, one.second), (p.first, p.second), p.unpaired, strict=True):
@@ -124,7 +125,7 @@ def _pairs(one: Comparison) -> str:
         named = [f"{n} {why}" for why, n in out.items() if n]
         text += f"; left out of {name}: {', '.join(named)}" if named else ""
     if p.apart:
-        text += f"; some unpaired agree in all but {' or '.join(map(_setting, p.apart))}, see --pair_by"
+        text += f"; some unpaired runs differ only in {' or '.join(map(_setting, p.apart))}: see --pair_by"
     return text
 
 
@@ -140,7 +141,7 @@ def _largest(one: Comparison) -> str:
     row = losses.loc[losses["difference"].abs().idxmax()]
     text = f"Largest difference in a loss: {row['column']} {change(row['difference'])} {row['unit']}".rstrip()
     if math.isnan(row["low"]):
-        text += " (no interval of 1 pair)"
+        text += " (1 pair gives no interval)"
     else:
         pairs = counted(row["pairs"], "pair")
         text += f" (95 % interval {change(row['low'])} to {change(row['high'])}, {pairs})"
@@ -154,11 +155,11 @@ def _setting(column: str) -> str:
 # The page.
 
 
-def _write_page(path: epath.Path, found: Sequence[Comparison], facts: dict[str, str]) -> epath.Path:
+def _write_page(path: epath.Path, comparisons: Sequence[Comparison], facts: dict[str, str]) -> epath.Path:
     from sweeps.report.page import write_page  # jinja2 and altair, which nothing before this needs
 
     figures = {
-        f"differences-{i}": figure for i, one in enumerate(found) if (figure := _figure(one, f"differences-{i}"))
+        f"differences-{i}": figure for i, one in enumerate(comparisons) if (figure := _figure(one, f"differences-{i}"))
     }
     parts = [
         {
@@ -167,9 +168,9 @@ def _write_page(path: epath.Path, found: Sequence[Comparison], facts: dict[str, 
             "figure": figures.get(f"differences-{i}"),
             "table": _table(one),
         }
-        for i, one in enumerate(found)
+        for i, one in enumerate(comparisons)
     ]
-    title = f"{', '.join(one.second for one in found)} against {found[0].first}"
+    title = f"{', '.join(one.second for one in comparisons)} against {comparisons[0].first}"
     return write_page(path, "compare.html", figures, title=title, parts_of=parts, facts=facts)
 
 
@@ -231,8 +232,8 @@ def _figure(one: Comparison, name: str) -> Figure | None:
         data=alt.NamedData(name),
     )
     beyond = int((~data["value"].between(low, high)).sum())
-    more = {"Beyond the axis": beyond, "In the table alone": len(rows) - len(data)}
-    note = f"{one.second} less {one.first}, {unit}, with 95 % intervals over the pairs. Filled where q is under .05."
+    more = {"Beyond the axis": beyond, "Only in the table": len(rows) - len(data)}
+    note = f"{one.second} minus {one.first}, {unit}, with 95 % intervals over the pairs. Filled points have q < .05."
     note += "".join(f" {where}: {n}." for where, n in more.items() if n)
     return Figure(layers.properties(width=520), {name: data}, note)
 

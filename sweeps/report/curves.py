@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 # A curve is drawn by at most this many points, each the mean of as many steps.
 MAX_POINTS = 300
 # All losses together hold about MAX_LOSSES points and all curves of geometry MAX_VALUES, but each keeps MIN_POINTS: a
-# page draws a few 10,000 in a second, and a point every four pixels shows no less than one at each.
+# page draws some 10,000 points in a second, and a point every four pixels shows no less than one at each pixel.
 MAX_LOSSES, MAX_VALUES, MIN_POINTS = 16_000, 120_000, 20
 
-# Names for those that have a better one than their own; any other target is a parameter's path.
+# Targets and metrics with a better name than that of their column; any other target is a parameter's path.
 _TARGETS = {
     "unembedding": "Unembedding W",
     "unembedding_gauge_fixed": "W, gauge-fixed",
@@ -40,7 +40,7 @@ _COUNTS = {"points": "{} points", "rank_cap": "rank at most {}", "duplicates": "
 
 
 def loss_curves(results: "AnalysisResults") -> pd.DataFrame:
-    """Return each run's training loss: run, step, tokens, loss, diverged (whether the run did). A gap stays one."""
+    """Return each run's training loss: run, step, tokens, loss, diverged (whether the run did). Gaps are kept."""
     diverged = set(results.table.loc[results.table["diverged_at"].notna(), "run_id"])
     points = min(MAX_POINTS, max(MIN_POINTS, MAX_LOSSES // max(len(results.curves), 1)))
     frames = [pd.DataFrame(columns=["run", "step", "tokens", "loss", "diverged"])]
@@ -123,7 +123,7 @@ def counts_note(results: "AnalysisResults") -> str:
 
 
 def _thinned(value_NC: np.ndarray, points: int) -> np.ndarray:
-    """Return at most `points` rows, each the mean of neighbouring ones; what isn't finite leaves its mean missing."""
+    """Return at most `points` rows, each the mean of neighbouring ones; a mean that isn't finite is NaN."""
     edges_P = np.linspace(0, len(value_NC), min(points, len(value_NC)) + 1).astype(int)
     mean_PC = np.add.reduceat(value_NC, edges_P[:-1], axis=0) / np.diff(edges_P)[:, None]
     return np.where(np.isfinite(mean_PC), mean_PC, np.nan)

@@ -1,7 +1,8 @@
 """Draw Vega-Lite figures by vl-convert, which needs no browser.
 
-Run as a script it draws what it reads from its standard input, as a process beside the one that writes the page, since
-vl-convert holds Python's lock while it draws. It imports nothing of this package, which would take longer than drawing.
+Run as a script, it draws the figures that it reads from standard input, in a process beside the one that writes the
+page, since vl-convert holds the GIL while it draws. It imports nothing of this package, which would take longer than
+drawing.
 """
 
 import pickle
@@ -39,13 +40,13 @@ def draw(drawing: Drawing) -> dict[str, bytes]:
 
 
 def _numbered(svg: str) -> str:
-    """Number the ids of clipping paths and gradients from 0 on; vl-convert counts on from figure to figure."""
+    """Number the ids of clipping paths and gradients from 0 on; vl-convert keeps counting from figure to figure."""
     numbers: dict[str, str] = {}
     return re.sub(r"\b(clip|gradient_)(\d+)\b", lambda m: m[1] + numbers.setdefault(m[0], str(len(numbers))), svg)
 
 
 def _in_order(pdf: bytes) -> bytes:
-    """Sort the resources of each page and group, which vl-convert writes in an order of chance."""
+    """Sort the resources of each page and group, which vl-convert writes in random order."""
     return re.sub(rb"(?m)(?:^ +/[a-z]+\d+ \d+ 0 R\n){2,}", lambda m: b"".join(sorted(m[0].splitlines(True))), pdf)
 
 
@@ -55,6 +56,6 @@ if __name__ == "__main__":
     for drawing in drawings:
         try:
             results.append(draw(drawing))
-        except ValueError as error:  # vl-convert's, of a chart that it can't draw
+        except ValueError as error:  # raised by vl-convert for a chart that it can't draw
             results.append(" ".join(str(error).split()[:40]))
     pickle.dump(results, sys.stdout.buffer)

@@ -48,15 +48,15 @@ def figure_item(name: str) -> "Item":
     known = {item.name: item for item in items(Figure)}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise AnalysisError(f"no figure '{name}'; the nearest is '{near}', and all are: {', '.join(known)}")
+        raise AnalysisError(f"no figure '{name}'; the nearest is '{near}', and the figures are: {', '.join(known)}")
     return known[name]
 
 
 def write_figures(folder: epath.PathLike, shown: Sequence[Shown]) -> list[epath.Path]:
     """Write NAME.svg, .pdf and .png of each figure that has something to show.
 
-    Other files of these figures, by an earlier report, are removed. Returns the paths, in the order of `shown`. Each is
-    written atomically; the same results give the same bytes.
+    Other files of these figures, from an earlier report, are removed. Returns the paths, in the order of `shown`. Each
+    file is written atomically; the same results give the same bytes.
     """
     figures = _contents(shown)
     drawn = ((name, {} if figure is None else render.files(figure)) for name, figure in figures.items())
@@ -65,7 +65,7 @@ def write_figures(folder: epath.PathLike, shown: Sequence[Shown]) -> list[epath.
 
 @contextlib.contextmanager
 def write_figures_beside(folder: epath.PathLike, shown: Sequence[Shown], formats: Sequence[str]) -> Iterator[None]:
-    """Do as `write_figures` does, in these formats, while the block runs: another process draws.
+    """Write figures as `write_figures` does, in these formats; another process draws them while the block runs.
 
     Raises DrawingError, after the others are written, for figures that can't be drawn.
     """
@@ -82,7 +82,7 @@ def write_figures_beside(folder: epath.PathLike, shown: Sequence[Shown], formats
     written = ((name, {} if isinstance(result, str) else result) for name, result in results.items())
     _write(folder, written, render.FORMATS)
     if failed:
-        raise DrawingError(f"figures that can't be drawn; mend their charts: {'; '.join(failed)}")
+        raise DrawingError(f"some figures can't be drawn; fix their charts: {'; '.join(failed)}")
 
 
 def _contents(shown: Sequence[Shown]) -> dict[str, Figure | None]:
@@ -117,7 +117,7 @@ def _write(
             if ending in content:
                 paths.append(files.write_whole(path, content[ending], durable=False))
             else:
-                path.unlink(missing_ok=True)  # by an earlier report
+                path.unlink(missing_ok=True)  # from an earlier report
     return paths
 
 

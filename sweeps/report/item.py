@@ -8,8 +8,8 @@
         return Figure(alt.Chart(alt.NamedData("final")).mark_point().encode(...), data={"final": ...})
 
 The page, the files in report/figures and report/tables, the names of `--figure` and the list in docs/reading.md follow
-from the registry. An item of your own stands in any file that is imported before the report is written, such as the
-one that `--config` names.
+from the registry. Your own items can be in any file that is imported before the report is written, such as the one that
+`--config` names.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from olmo_jax.columns import first_sentence
 from olmo_jax.errors import brief
 from sweeps.table.columns import AnalysisError
 
-if TYPE_CHECKING:  # altair takes half a second to import, and the command line imports this package at each command
+if TYPE_CHECKING:  # altair takes half a second to import, and every command imports this package
     import altair
 
     from sweeps.analysis.results import AnalysisResults
 
 
 class NothingToShow(AnalysisError):  # noqa: N818 (nothing has gone wrong)
-    """An item has nothing to show for this sweep; the message says in a few words what is missing."""
+    """Raised by an item that has nothing to show for this sweep; the message says briefly what is missing."""
 
 
 class Cell(NamedTuple):
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
     Attributes:
       text: what it shows. value: a number with all its digits, by which the page sorts; None for text.
       kind: "" or "name", "notes", "estimate": how it looks. low, high: of an estimate's interval.
-      tested: "p" or "q" and its value. details: what else is known, a line each. digits: decimals of the interval.
+      tested: "p" or "q" and its value. details: further lines of text. digits: decimals of the interval.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Figure:
 
     Attributes:
       chart: its Vega-Lite specification, whose data are named.
-      data: the named data. Figures of a page share what has the same name; it has to be equal.
+      data: the named data. Figures of a page share data of the same name, which have to be equal.
       note: how to read it.
     """
 
@@ -76,8 +76,8 @@ class Figure:
     def specification(self) -> dict[str, Any]:
         """The chart as Vega-Lite, without its data and its style; titles that begin with "=" are expressions."""
         spec = self.chart.to_dict()
-        own = {key: value for key, value in spec.items() if key not in ("config", "datasets", "$schema")}
-        return _with_expressions(own)
+        kept = {key: value for key, value in spec.items() if key not in ("config", "datasets", "$schema")}
+        return _with_expressions(kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Table:
     Attributes:
       label: what it is, in a few words. heads, rows: as the page and LaTeX show it.
       frame: as it is stored in the CSV file, with all digits.
-      groups: of each row the name of the part that it is in, each part with a table of its own on the page.
-      text_columns: so many columns from the left are set flush left in LaTeX.
-      runs: of each row the run that it is about, for the page's filters.
-      classes: of each row a class of the page's style sheet, or "".
+      groups: for each row, the name of its part; on the page, each part is a table of its own.
+      text_columns: number of columns, from the left, that are set flush left in LaTeX.
+      runs: for each row, the run that it is about, for the page's filters.
+      classes: for each row, a class of the page's style sheet, or "".
       note: how to read it. folded: whether the page shows it only when asked to.
       for_papers: whether it is written to report/tables too.
     """
@@ -108,7 +108,7 @@ class Table:
     for_papers: bool = True
 
     def parts(self) -> list[tuple[str, list[int]]]:
-        """Return the name and the places of the rows of each part, in the order in which they begin."""
+        """Return the name and the row indices of each part, in the order of their first rows."""
         places: dict[str, list[int]] = {}
         for place in range(len(self.rows)):
             places.setdefault(self.groups[place] if self.groups else "", []).append(place)
@@ -162,12 +162,12 @@ class Item(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Whether it comes from a file of the user's, not with the library."""
+        """Whether it comes from a user's file rather than from the library."""
         return not self.make.__module__.startswith("sweeps.")
 
 
 class Shown(NamedTuple):
-    """What an item shows for a sweep, or why it shows nothing; `error` if its function failed."""
+    """What an item shows for a sweep, or why it shows nothing; `error` is set if its function failed."""
 
     item: Item
     content: Content | None
@@ -182,10 +182,10 @@ _ITEMS: dict[str, Item] = {}
 def add_section(name: str, heading: str, after: str = "", optional: bool = False) -> None:
     """Declare a section of the page; an optional one is left out where none of its items has anything to show.
 
-    Raises ValueError for one that is declared otherwise already, or that follows a section which isn't declared.
+    Raises ValueError for a section that is already declared differently, or that follows one that isn't declared.
     """
     if after and after not in _SECTIONS:
-        raise ValueError(f"section {name!r} follows {after!r}, which isn't a section; these are: {_listed(_SECTIONS)}")
+        raise ValueError(f"section {name!r} follows {after!r}, which isn't a section; sections: {_listed(_SECTIONS)}")
     if _SECTIONS.setdefault(name, section := Section(heading, after, optional)) != section:
         raise ValueError(
             f"section {name!r} is already declared, with the heading {_SECTIONS[name].heading!r}; rename it"
@@ -199,7 +199,7 @@ def report_item(*, section: str, order: float) -> Callable[[Make], Make]:
     show. The first sentence of its docstring says what the item is.
 
     Args:
-      section: that it stands in; `add_section` declares further ones.
+      section: the section that it is in; `add_section` declares further ones.
       order: its place among the items of the section, from the lowest; those of the library are multiples of 10.
 
     Raises ValueError for an unknown section, another item of that name, or a function without such an annotation. The
@@ -210,13 +210,13 @@ def report_item(*, section: str, order: float) -> Callable[[Make], Make]:
         kind = inspect.signature(make).return_annotation
         item = Item(make.__name__, section, order, kind, make)
         if item.is_own:
-            _load()  # so that it can't take a name of the library's
+            _load()  # so that it can't take the name of one of the library's items
         else:
             importlib.import_module("sweeps.report.items.sections")
         if kind not in (Figure, Table, Words):
-            raise ValueError(f"report item {make.__name__!r} has to be annotated as returning Figure, Table or Words")
+            raise ValueError(f"report item {make.__name__!r} needs the return annotation Figure, Table or Words")
         if section not in _SECTIONS:
-            raise ValueError(f"report item {make.__name__!r}: no section {section!r}; these are: {_listed(_SECTIONS)}")
+            raise ValueError(f"report item {make.__name__!r}: no section {section!r}; sections: {_listed(_SECTIONS)}")
         other = _ITEMS.get(item.name)
         if other is not None and (other.file, other.make.__qualname__) != (item.file, make.__qualname__):
             raise ValueError(f"report item {item.name!r} of {item.file} is already defined in {other.file}; rename it")
@@ -246,7 +246,7 @@ def items(kind: type[Content] | None = None) -> list[Item]:
 
 
 def show(item: Item, results: "AnalysisResults") -> Shown:
-    """Return what an item shows. Of one of the user's own, an error is returned; the others are shown nevertheless."""
+    """Return what an item shows. The error of a user's own item is returned, so that the others are still shown."""
     try:
         content = item.make(results)
         if not isinstance(content, item.kind):
@@ -265,7 +265,7 @@ def show(item: Item, results: "AnalysisResults") -> Shown:
 
 
 def own_files() -> dict[str, str]:
-    """Return a hash of each file of the user's own that holds items, by its name: the report depends on them."""
+    """Return a hash of each user's file that defines items, by file name; the report depends on these files."""
     files = {item.file for item in items() if item.is_own}
     return {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(files)}
 
@@ -281,7 +281,7 @@ def _load() -> None:
 
 
 def _with_expressions(spec: Any) -> Any:
-    """Turn titles that begin with "=" into expressions, which Vega-Lite compiles though its schema has only texts."""
+    """Turn titles that begin with "=" into expressions, which Vega-Lite compiles although its schema only has text."""
     if isinstance(spec, list):
         return [_with_expressions(part) for part in spec]
     if not isinstance(spec, Mapping):

@@ -1,4 +1,4 @@
-"""Columns of the table in words, for the figures and tables of papers; as they are, nothing escaped."""
+"""Columns of the table in words, for the figures and tables of papers, without escapes."""
 
 from collections.abc import Sequence
 

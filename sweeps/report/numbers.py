@@ -1,4 +1,4 @@
-"""Numbers as people read them: on the page, in sentences and in LaTeX tables. A minus sign is typeset as one."""
+"""Format numbers for the page, for sentences and for LaTeX tables. A minus is the sign and not a hyphen."""
 
 import math
 from typing import Any
@@ -31,12 +31,12 @@ def fine(x: float) -> str:
 
 
 def signed(x: float, digits: int = 2) -> str:
-    """Return a number with so many decimals."""
+    """Return a number with `digits` decimals."""
     return f"{x:.{digits}f}".replace("-", MINUS)
 
 
 def fixed(x: float, digits: int, missing: str) -> str:
-    """Return a number with so many decimals, without a minus before 0; `missing` for one that isn't finite."""
+    """Return a number with `digits` decimals, without a minus before 0; `missing` for one that isn't finite."""
     if not math.isfinite(x):
         return missing
     text = f"{x:.{digits}f}"
@@ -54,12 +54,12 @@ def format_p(p: float) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell holds None, NaN or NaT; a list is there."""
+    """Return whether a cell holds None, NaN or NaT; a list isn't missing."""
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def format_value(value: Any) -> str:
-    """Return a cell's value: whole numbers whole, others to four digits, nothing for what is missing."""
+    """Return a cell's value: whole numbers whole, others to four digits, "" for a missing value."""
     if is_missing(value):
         return ""
     if isinstance(value, bool | np.bool_):
@@ -74,7 +74,7 @@ def format_value(value: Any) -> str:
 
 
 def as_json(column: pd.Series) -> list[Any]:
-    """Return the values of a column for JSON: whole numbers exactly, others to six digits, else null if not finite."""
+    """Return the values of a column for JSON: whole numbers exactly, others to six digits, null if not finite."""
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_integer_dtype(column):
         return list(column.astype(object).where(column.notna(), None))
     if pd.api.types.is_float_dtype(column):

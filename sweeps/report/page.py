@@ -1,8 +1,8 @@
 """One offline page of a sweep: what it found in words, then the figures, the statistics and the table behind them.
 
 The page is made from templates/ and from the items that the registry has. Nothing is fetched when it is opened: the
-scripts that draw its figures (vega, vega-lite, vega-embed) and the data are in it, and its own policy forbids any
-request.
+scripts that draw its figures (vega, vega-lite, vega-embed) and the data are in it, and its content security policy
+forbids any request.
 """
 
 import functools
@@ -29,11 +29,11 @@ def write_report(
     title: str = TITLE,
     shown: Sequence[Shown] | None = None,
 ) -> epath.Path:
-    """Writes `folder`/index.html, whole or not at all.
+    """Write `folder`/index.html atomically.
 
     Args:
-      folder: of the report, made if it isn't there.
-      results: of the sweep; see sweeps.analysis.results.
+      folder: folder of the report, created if it doesn't exist.
+      results: results of the sweep; see sweeps.analysis.results.
       facts: how the page was made, shown in this order: command, versions, hashes, seconds.
       title: the page's heading.
       shown: the items with what they show; None for all registered ones.
@@ -63,7 +63,7 @@ def write_report(
 
 
 def write_page(path: epath.Path, template: str, figures: Mapping[str, Figure], **context: Any) -> epath.Path:
-    """Write a page from a template, with its figures' specifications and data by name, whole or not at all."""
+    """Write a page from a template, with its figures' specifications and data by name, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {
         "figures": {name: figure.specification for name, figure in figures.items()},
@@ -72,7 +72,7 @@ def write_page(path: epath.Path, template: str, figures: Mapping[str, Figure], *
         "settings": context.pop("settings", []),
     }
     page = _environment().get_template(template).generate(data=data, scripts=render.scripts(), **context)
-    # Encoded piece by piece, for one text of all of it takes four times the memory of the page.
+    # Encoded piece by piece, because a single string of all of it would take four times the memory of the page.
     return files.write_whole(path, b"".join(p.encode(errors="backslashreplace") for p in page), durable=False)
 
 
@@ -92,8 +92,8 @@ def _datasets(figures: Mapping[str, Figure]) -> dict[str, pd.DataFrame]:
     for figure_name, figure in figures.items():
         for name, frame in figure.data.items():
             if not frame.equals(datasets.setdefault(name, frame)):
-                raise ValueError(f"figure {figure_name!r} has other data named {name!r} than a figure before it; give "
-                                 "them another name")  # fmt: skip
+                raise ValueError(f"figure {figure_name!r} has other data named {name!r} than an earlier figure; rename "
+                                 "them")  # fmt: skip
     return datasets
 
 

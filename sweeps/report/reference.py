@@ -21,7 +21,7 @@ def listed() -> str:
 
 
 def page() -> str:
-    """Return the text of docs/reading.md with the list of today."""
+    """Return the text of docs/reading.md with the current list."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return before + BEGIN + listed() + END + rest.partition(END)[2]
 

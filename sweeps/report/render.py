@@ -14,7 +14,7 @@ from sweeps.report.charts import COLOURS, HOVER
 from sweeps.report.item import Figure
 from sweeps.report.numbers import as_json
 
-if TYPE_CHECKING:  # vl-convert is heavy
+if TYPE_CHECKING:  # vl-convert is slow to import
     from sweeps.report.draw import Drawing
 
 FORMATS = ("svg", "pdf", "png")
@@ -22,8 +22,8 @@ FORMATS = ("svg", "pdf", "png")
 # From low to high, legible on white and on near-black.
 _RAMP = ["#3a6ebe", "#1c968c", "#d69628", "#cd4655"]
 
-# How figures look, but for the colours of ink and grid, which the page takes from its theme. One weight of one font,
-# since vl-convert writes several to a PDF file in an order of chance.
+# How figures look, except for the colours of ink and grid, which the page takes from its theme. A single weight of one
+# font, since vl-convert writes several to a PDF file in random order.
 STYLE: dict[str, Any] = {
     "font": "Helvetica, Arial, sans-serif",
     "view": {"stroke": None, "continuousWidth": 330, "continuousHeight": 240, "discreteHeight": {"step": 16}},
@@ -50,11 +50,11 @@ def files(figure: Figure, formats: Sequence[str] = FORMATS) -> dict[str, bytes]:
 def start(figures: Sequence[Figure], formats: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start a process that draws the figures; `finish` waits for it."""
     drawings = [tuple(_drawing(figure, formats)) for figure in figures]
-    # -P: a module beside the script has the name of one of Python's own.
+    # -P: a module beside the script has the name of one of the standard library's.
     command = [sys.executable, "-P", str(Path(__file__).with_name("draw.py"))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
-    with process.stdin:  # read before anything is drawn, so that this doesn't wait
+    with process.stdin:  # the process reads all of it before it draws, so this doesn't wait
         pickle.dump(drawings, process.stdin)
     return process
 
@@ -81,7 +81,7 @@ def _drawing(figure: Figure, formats: Sequence[str]) -> "Drawing":
 
 @functools.cache
 def scripts() -> str:
-    """Return JavaScript that defines vegaEmbed, which has Vega-Lite in it; a page that has it needs no network."""
+    """Return JavaScript that defines vegaEmbed, which includes Vega-Lite; a page that contains it needs no network."""
     import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -98,7 +98,7 @@ def _coded(values: list[Any]) -> list[Any] | dict[str, list[Any]]:
 
 
 def _without_hover(spec: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the layer of invisible points that is there for tooltips."""
+    """Return the specification without the layers of invisible points, which are there for tooltips."""
     inner = {"spec": _without_hover(spec["spec"])} if "spec" in spec else {}
     layers = {"layer": [one for one in spec["layer"] if one.get("name") != HOVER]} if "layer" in spec else {}
     return spec | inner | layers

@@ -1,6 +1,6 @@
 """What final rows say, in sentences: the pair declared beforehand, the strongest setting, what came after training.
 
-What the rows can't say, the sentence says so.
+Where the rows can't say it, the sentence gives the reason.
 """
 
 import math
@@ -23,11 +23,11 @@ _CLUSTER = "configuration"
 
 
 def caveat(final: FinalRows) -> str:
-    """How many runs and configurations the findings rest on, what was left out, and what that is worth."""
+    """Return how many runs and configurations the findings are based on, what was left out, and what that is worth."""
     runs, configurations = final.rows["run_id"].nunique(), final.rows["configuration"].nunique()
     text = f"{counted(runs, 'run')} of {counted(configurations, 'configuration')}; "
-    text += f"{final.diverged or 'none'} diverged" + (" and left out" if final.diverged else "")
-    text += f", {final.unfinished} not finished and left out. " if final.unfinished else ". "
+    text += f"{final.diverged or 'none'} diverged" + (" (left out)" if final.diverged else "")
+    text += f", {final.unfinished} unfinished (left out). " if final.unfinished else ". "
     if configurations == 0:
         return text + "No run has a final row yet, so nothing can be said."
     if configurations < FEW_CONFIGURATIONS:
@@ -36,36 +36,37 @@ def caveat(final: FinalRows) -> str:
             "not evidence about language models."
         )
     return text + (
-        f"One pair was declared beforehand, {_METRIC} and {_LOSS}; everything else is exploration, with p-values "
+        f"One pair was declared beforehand, {_METRIC} and {_LOSS}; everything else is exploratory, with p-values "
         "corrected for the number of comparisons (q)."
     )
 
 
 def against_unigram(table: pd.DataFrame) -> str:
-    """Where the runs ended beside a unigram model of the same tokens, also at the least weight decay."""
+    """Return the final losses compared with a unigram model of the same tokens, also at the lowest weight decay."""
     rows = analysis.final_rows(table).rows
     losses, unigram = _values(rows, _LOSS), _values(rows, _UNIGRAM)
     if not np.isfinite(losses).any():
-        return f"In-domain validation loss isn't there: {lacking(rows, _LOSS)}."
+        return f"There is no in-domain validation loss: {lacking(rows, _LOSS)}."
     text = f"In-domain validation loss ended at {spanned(losses)} nats per token"
     if not np.isfinite(unigram).any():
-        return f"{text}; the loss of a unigram model to compare it with isn't there: {lacking(rows, _UNIGRAM)}."
+        return f"{text}; there is no unigram loss to compare it with: {lacking(rows, _UNIGRAM)}."
     text += f"; a unigram model of the same tokens has {number(np.nanmean(unigram))}, so {below(unigram - losses)}"
     decay = _values(rows, "config.optimizer.weight_decay")
     least = decay == np.nanmin(decay) if np.isfinite(decay).any() else np.zeros(len(rows), dtype=bool)
     if least.any() and not least.all() and np.isfinite((unigram - losses)[least]).any():
-        text += f" (at the least weight decay, {number(np.nanmin(decay))}, {below((unigram - losses)[least])})"
+        text += f" (at the lowest weight decay, {number(np.nanmin(decay))}, {below((unigram - losses)[least])})"
     return text + "."
 
 
 def primary(rows: pd.DataFrame) -> str:
+    """Return the rank correlation of the pair declared beforehand, raw and given the settings."""
     pair = "Effective rank of the unembedding against in-domain loss, the pair declared beforehand"
     why = lacking(rows, _METRIC) or lacking(rows, _LOSS)
     if why:
         return f"{pair}: {why}."
     raw = analysis.spearman(rows, _METRIC, _LOSS, _CLUSTER)
     if math.isnan(raw.estimate):
-        return f"{pair}: no rank correlation can be given, {_why(rows, raw)}."
+        return f"{pair}: no rank correlation can be computed, because {_why(rows, raw)}."
     text = f"{pair}: Spearman's rho is {describe(raw)}, n = {raw.n} runs"
     controls = analysis.controls_of(rows)
     if not controls:
@@ -77,21 +78,24 @@ def primary(rows: pd.DataFrame) -> str:
 
 
 def strongest_setting(rows: pd.DataFrame) -> str:
-    """The setting whose levels explain most of the variance of effective rank and loss, and how they moved."""
+    """Return which setting explains most of the variance of effective rank and loss, and how these change with it."""
     controls = analysis.controls_of(rows)
     if not controls and len(rows):
-        return f"No setting differs in {counted(len(rows), 'finished run')}, so none can be said to act."
+        return f"No setting differs in {counted(len(rows), 'finished run')}, so no effect of a setting can be seen."
     why = lacking(rows, _METRIC) or lacking(rows, _LOSS)
     if why:
-        return f"Which setting acted most can't be said: {why}."
+        return f"Which setting has the largest effect is unknown: {why}."
     shares = {c: (_explained(rows, c, _METRIC), _explained(rows, c, _LOSS)) for c in controls}
     shares = {c: s for c, s in shares.items() if not math.isnan(sum(s))}
     if not shares:
-        return "Which setting acted most can't be said: it takes two runs at one value of it, and a number that varies."
+        return (
+            "Which setting has the largest effect is unknown: that takes two runs at one value of it, and a rank and a "
+            "loss that vary."
+        )
     column = max(shares, key=lambda c: sum(shares[c]))
     of_rank, of_loss = shares[column]
     together = [c for c in controls if c != column and _same_division(rows, c, column)]
-    name = setting_name(column) + (f" (with {listed(map(setting_name, together))}, set together)" if together else "")
+    name = setting_name(column) + (f" (varied together with {listed(map(setting_name, together))})" if together else "")
 
     means = (
         rows.assign(level=analysis.as_levels(rows[column]))
@@ -103,23 +107,24 @@ def strongest_setting(rows: pd.DataFrame) -> str:
         f" (cumulative {moved(means['weight_decay_dose'])})" if "weight_decay" in column and _cumulative(rows) else ""
     )
     return (
-        f"The setting that acted most is {name}, with {percent(of_rank)} of the variance of effective rank and "
-        f"{percent(of_loss)} of that of loss: from {as_level(first)} to {as_level(last)}{cumulative}, mean effective "
-        f"rank went from {moved(means[_METRIC], ' %')} and mean in-domain loss from {moved(means[_LOSS])}"
-        f"{_turn(means[_LOSS])}."
+        f"The setting with the largest effect is {name}, which explains {percent(of_rank)} of the variance of "
+        f"effective rank and {percent(of_loss)} of that of loss: from {as_level(first)} to {as_level(last)}"
+        f"{cumulative}, mean effective rank went from {moved(means[_METRIC], ' %')} and mean in-domain loss from "
+        f"{moved(means[_LOSS])}{_turn(means[_LOSS])}."
     )
 
 
 def after_training(rows: pd.DataFrame) -> str:
+    """Return what quantisation to the fewest bits and the worst fine-tuning did to the in-domain loss."""
     parts = [part for part in (_quantisation(rows), _finetuning(rows)) if part]
     if not parts:
-        return "What quantisation and fine-tuning do can't be said: no such evaluation is there for any finished run."
+        return "The effect of quantisation and fine-tuning is unknown: no finished run has such an evaluation."
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
 
 def _quantisation(rows: pd.DataFrame) -> str:
-    """Of the fewest bits."""
+    """Return the effect of the fewest bits, or ""."""
     catalog = catalog_of(rows)
     quantised = catalog.select(kind="loss", after="quantize", scope="blocks", domain="in_domain")
     rises = {c: rise for c in quantised if np.isfinite(rise := _values(rows, c) - _values(rows, _LOSS)).any()}
@@ -153,7 +158,7 @@ def _in_groups(rows: pd.DataFrame, column: str) -> str:
 
 
 def _finetuning(rows: pd.DataFrame) -> str:
-    """The fine-tuning that forgets most."""
+    """Return the effect of the fine-tuning that forgets most, or ""."""
     catalog = catalog_of(rows)
     changes = catalog.select(kind="change", after="finetune", measure="forgetting")
     columns = [c for c in changes if catalog[c].of["rate"] != "best"]
@@ -173,13 +178,13 @@ def _against_rank(rows: pd.DataFrame, effect: np.ndarray, name: str) -> str:
     estimate = analysis.spearman(rows.assign(effect=effect), _METRIC, "effect", _CLUSTER)
     if math.isnan(estimate.estimate):
         return ""
-    return f", and {name} has rho {describe(estimate)} with effective rank, n = {estimate.n}"
+    return f"; the rank correlation of {name} with effective rank is {describe(estimate)}, n = {estimate.n}"
 
 
 def _explained(rows: pd.DataFrame, setting: str, column: str) -> float:
-    """Share of the variance of configurations between a setting's levels, minus what as many random levels would take.
+    """Return the share of the variance that is between a setting's levels, minus what as many random levels would have.
 
-    That is epsilon squared, 1 - (1 - eta^2)(n - 1)/(n - levels), over configurations, over runs where each level has
+    That is epsilon squared, 1 - (1 - eta^2)(n - 1)/(n - levels), over configurations, or over runs where each level has
     one configuration; NaN where each has one run or nothing varies.
     """
     used = pd.DataFrame(
@@ -204,7 +209,7 @@ def _cumulative(rows: pd.DataFrame) -> list[str]:
 
 
 def _turn(means: pd.Series) -> str:
-    """Says where the lowest or highest mean lies if not at an end."""
+    """Return at which level the lowest or highest mean lies, if not at an end."""
     for word, at in (("lowest", means.idxmin()), ("highest", means.idxmax())):
         if at not in (means.index[0], means.index[-1]):
             return f", {word} at {as_level(at)} ({number(means[at])})"
@@ -212,7 +217,7 @@ def _turn(means: pd.Series) -> str:
 
 
 def lacking(rows: pd.DataFrame, column: str) -> str:
-    """Why a column can't be used, or "" where it can."""
+    """Return why a column can't be used, or "" if it can."""
     if rows.empty:
         return "no finished run"
     if column not in rows.columns:
@@ -224,7 +229,8 @@ def lacking(rows: pd.DataFrame, column: str) -> str:
 
 def _why(rows: pd.DataFrame, estimate: Estimate) -> str:
     if estimate.n < analysis.MIN_ROWS:
-        return f"{counted(estimate.n, 'finished run')} with both numbers, of at least {analysis.MIN_ROWS} needed"
+        verb = "has" if estimate.n == 1 else "have"
+        return f"{counted(estimate.n, 'finished run')} {verb} both numbers and at least {analysis.MIN_ROWS} are needed"
     metric_N, loss_N = _values(rows, _METRIC), _values(rows, _LOSS)
     metric_N = metric_N[np.isfinite(loss_N) & np.isfinite(metric_N)]
     return f"{_METRIC if np.ptp(metric_N) == 0 else _LOSS} is the same in every run that has both"

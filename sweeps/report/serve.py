@@ -22,16 +22,16 @@ REPORT = "/report/"
 
 
 def serve(workdir: epath.Path, plan: Plan, port: int) -> None:
-    """Answer requests until a signal comes.
+    """Answer requests until a signal arrives.
 
-    Raises ConfigError for a port that can't be, UserError for one in use.
+    Raises ConfigError for a number that can't be a port, UserError for a port that is in use.
     """
     with server(workdir, plan, port) as listening:
-        say(f"http://{HOST}:{listening.server_address[1]} follows {workdir}; Ctrl-C ends it")
+        say(f"http://{HOST}:{listening.server_address[1]} follows {workdir}; press Ctrl-C to stop")
         try:
             listening.serve_forever()
         except KeyboardInterrupt:
-            say("ended; the sweep goes on")
+            say("stopped; the sweep continues")
 
 
 def server(workdir: epath.Path, plan: Plan, port: int) -> http.server.ThreadingHTTPServer:
@@ -42,11 +42,11 @@ def server(workdir: epath.Path, plan: Plan, port: int) -> http.server.ThreadingH
         return http.server.ThreadingHTTPServer((HOST, port), handler)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(f"--port={port}: {reason}; name another, or 0 for one that is free") from error
+        raise UserError(f"--port={port}: {reason}; choose another port, or 0 for a free one") from error
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Answers GET of the page, of its numbers, and of files in report/; nothing else of the working directory."""
+    """Answer GET for the page, its numbers, and files in report/; nothing else in the working directory."""
 
     def __init__(self, live: Live, page: bytes, *arguments: Any, **keywords: Any):
         self._live, self._page = live, page
@@ -56,7 +56,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         # Another site's page could reach this address under a name of its own (DNS rebinding).
         if self.headers.get("Host", "").rsplit(":", 1)[0] not in (HOST, "localhost"):
-            self.send_error(HTTPStatus.FORBIDDEN, f"ask {HOST}")
+            self.send_error(HTTPStatus.FORBIDDEN, f"use the address {HOST}")
         elif url.path == "/":
             self._answer("text/html; charset=utf-8", self._page)
         elif url.path == "/live.json":
@@ -68,7 +68,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
 
     def translate_path(self, path: str) -> str:
-        """Return the file that a path names, within report/ also where it holds `..` or a link leads elsewhere."""
+        """Return the file that a path names, or one that doesn't exist if `..` or a link leads out of report/."""
         found = os.path.realpath(super().translate_path(path))
         root = os.path.realpath(os.path.join(self.directory, "report"))
         return found if os.path.commonpath([found, root]) == root else os.path.join(root, "not-there")
@@ -82,4 +82,4 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing of each request."""
+        """Log nothing for a request."""

@@ -32,16 +32,16 @@ _SHOWN = "made_from.json"
 
 
 class ItemError(UserError):
-    """Items of the user's own failed; the report is written without them."""
+    """A user's own items failed; the report is written without them."""
 
 
 def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
-    """Write report/ and results.csv, .schema.json and .parquet from what the directory holds, if it has changed since.
+    """Write report/ and results.csv, .schema.json and .parquet, unless they are up to date.
 
-    Or if this code has, or a file of the user's own that holds items. Returns the page's path and the table. Raises
-    ItemError, after all is written, if such an item failed.
+    They are up to date if the results in the directory, this code and the user's files with items haven't changed
+    since. Returns the page's path and the table. Raises ItemError, after all is written, if a user's item failed.
     """
-    started, old = time.monotonic(), read_record(workdir)
+    started, record = time.monotonic(), read_record(workdir)
     table = _table(workdir)
     folder = workdir / "report"
     page = folder / "index.html"
@@ -53,15 +53,15 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
     facts = {
         "command": command,
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "data": ", ".join(f"{name} {print_}" for name, print_ in old["fingerprints"].items()),
+        "data": ", ".join(f"{name} {print_}" for name, print_ in record["fingerprints"].items()),
         **_training_seconds(workdir),
         "seconds of statistics": f"{time.monotonic() - started:.0f}",
     }
-    later = {f"{name}, later": version for made in old["later_versions"] for name, version in made.items()}
+    later = {f"{name}, later": version for made in record["later_versions"] for name, version in made.items()}
     contents = [show(item, results) for item in items()]
     failed = [f"{one.item.name}: {one.error}" for one in contents if one.error]
     try:
-        write_all(folder, results, facts | old["versions"] | later, shown=contents)
+        write_all(folder, results, facts | record["versions"] | later, shown=contents)
     except DrawingError as error:
         failed.append(str(error))
     write_json(folder / _SHOWN, {} if failed else shown)
@@ -80,7 +80,7 @@ def report_figure(workdir: epath.Path, name: str) -> list[epath.Path]:
     item = figure_item(name)
     shown = show(item, _analyzed(workdir, _table(workdir)))
     if shown.content is None:
-        raise AnalysisError(f"figure '{name}': {shown.error or f'nothing to show, {shown.why}'}")
+        raise AnalysisError(f"figure '{name}': {shown.error or f'nothing to show ({shown.why})'}")
     return write_figures(workdir / "report" / FIGURES, [shown])
 
 
@@ -93,7 +93,7 @@ def _shown_beside_the_table(workdir: epath.Path) -> dict[str, Any]:
 
 def _read(path: epath.Path) -> Any:
     try:
-        return read_json(path, "the report is made anew")
+        return read_json(path, "the report is made again")
     except (FileNotFoundError, DamagedFileError):
         return None
 
@@ -109,22 +109,22 @@ def _table(workdir: epath.Path) -> pd.DataFrame:
     table = build_table(workdir, asked) if have_runs else pd.DataFrame()
     if have_runs and (names := evaluation.outdated(workdir, known_runs(workdir), asked)):
         say(f"report: results with other settings than the last evaluation's are left out: {', '.join(names)}; "
-            "`olmo-jax evaluate` makes them anew")  # fmt: skip
+            "`olmo-jax evaluate` makes them again")  # fmt: skip
     if have_runs and (names := sorted({n for run in known_runs(workdir) for n in damaged(workdir, run)})):
-        say(f"report: damaged results are left out: {', '.join(names)}; `olmo-jax evaluate` makes them anew")
+        say(f"report: damaged results are left out: {', '.join(names)}; `olmo-jax evaluate` makes them again")
     require(not table.empty, "--workdir", str(workdir), "holds no checkpoint to report on; train first")
     return table
 
 
 def summary(workdir: epath.Path, table: pd.DataFrame) -> list[str]:
-    """What `run` ends with: what studies say of the sweep; what was found, against what, on what."""
+    """Return the sentences that `run` prints at its end: the studies' results, the findings and what they rest on."""
     final = final_rows(table)
     of_studies: list[str] = []
     if studies := [study for study in registered_studies() if study.in_summary(table)]:
         curves, courses = read_curves(workdir), read_finetuning_curves(workdir, recorded_plan(workdir).evaluation)
         of_studies = [s for study in studies for s in study.sentences(study.analyze(table, curves, courses))]
     found = [of(final.rows) for of in (primary, strongest_setting, after_training)] + [against_unigram(table)]
-    # Models of equations have no loss by domain, and these sentences would but say so.
+    # Models of equations have no loss by domain, and these sentences would only say so.
     usual = found if not of_studies or PRIMARY_PAIR[1] in table else []
     return [*of_studies, *usual, caveat(final)]
 
@@ -136,4 +136,4 @@ def _training_seconds(workdir: epath.Path) -> dict[str, str]:
     total = sum(row["seconds"] for row in rows)
     probes = sum(row["seconds"] for row in rows if row["event"] == "probe")
     share = f"{probes / total:.0%}" if total else "none"
-    return {"seconds of training": f"{total:.0f}", "probes' share of that": share}
+    return {"seconds of training": f"{total:.0f}", "probes' share of training": share}

@@ -15,7 +15,7 @@ TITLE = "Geometry, performance and training"  # of a report
 def describe(estimate: Estimate) -> str:
     """Return the number with its interval for a sentence."""
     if math.isnan(estimate.estimate):
-        return "can't be given"
+        return "not estimable"
     if math.isnan(estimate.low):
         return f"{signed(estimate.estimate)} (no interval: too few configurations)"
     return f"{signed(estimate.estimate)} (95 % interval {signed(estimate.low)} to {signed(estimate.high)})"

@@ -349,7 +349,7 @@ def test_a_single_figure_is_redrawn_and_an_unknown_one_refused(finished, capsys)
     assert figure.read_bytes() == before
     assert (finished / "report" / "index.html").stat().st_mtime_ns == page
     line = refused(capsys, ["report", f"--workdir={finished}", "--figure=trainingloss"], 1)
-    assert "no figure 'trainingloss'; the nearest is 'training_loss', and all are:" in line
+    assert "no figure 'trainingloss'; the nearest is 'training_loss', and the figures are:" in line
 
 
 def test_a_report_writes_figures_tables_and_column_descriptions(finished):

@@ -18,7 +18,7 @@ _RISE = "rise of in-domain loss, nats"
 
 @report_item(section="after", order=10)
 def effects(results: AnalysisResults) -> Figure:
-    """What quantisation or fine-tuning did to the loss, against a metric of geometry, one point per run."""
+    """Effect of quantisation or fine-tuning on the loss against a geometry metric, one point per run."""
     of_runs = pd.concat([frame for frame in (_rises(results), _tunings(results)) if len(frame)] or [pd.DataFrame()])
     metrics = charts.kinds(results)[0]
     if of_runs.empty or not metrics:
@@ -40,7 +40,7 @@ def effects(results: AnalysisResults) -> Figure:
 
 @report_item(section="after", order=20)
 def quantisation(results: AnalysisResults) -> Figure:
-    """Rise of the in-domain loss against bits, one line per run, with the mean; and, at the fewest, against rank."""
+    """Rise of the in-domain loss against bits per weight, one line per run, with means; at the fewest, against rank."""
     data = _rises(results)
     data = data[data["scope"] == "blocks"] if len(data) else data
     if data.empty:
@@ -66,7 +66,7 @@ def quantisation(results: AnalysisResults) -> Figure:
 
 @report_item(section="after", order=30)
 def finetuning(results: AnalysisResults) -> Figure:
-    """What fine-tuning cost against what it gave, by learning rate; and forgetting at the highest rate against rank."""
+    """Forgetting against the loss on the fine-tuning text, by learning rate; at the highest rate, against rank."""
     data = _tunings(results)
     data = data[data["what"] == "forgetting"] if len(data) else data
     if data.empty:
@@ -83,7 +83,7 @@ def finetuning(results: AnalysisResults) -> Figure:
             tooltip=[charts.ABOUT, "target:N", "rate:Q", alt.Tooltip("change:Q", format=".4~g")],
         )
     )
-    left = base.transform_filter("isValid(datum.after)").encode(charts.x("after", "loss on the target, after"))
+    left = base.transform_filter("isValid(datum.after)").encode(charts.x("after", "loss on the target afterwards"))
     right = base.transform_filter("datum.highest && isValid(datum.rank)").encode(charts.x("rank", _RANK))
     chart = alt.hconcat(left.properties(width=280), right.properties(width=280, title="at the highest rate"))
     return charts.figure(chart, {"finetuned": data}, "", results)

@@ -18,13 +18,13 @@ from sweeps.table.columns import loss_columns
 
 _MOST_BARS, _MOST_TARGETS, _MOST_EARLY, _MOST_FEATURES = 16, 6, 4, 14
 _R2 = "R\N{SUPERSCRIPT TWO}"
-_OUT_OF_FOLD = f"{_R2} out of fold"
+_OUT_OF_FOLD = f"out-of-fold {_R2}"
 _INTERVALS = ["low:Q", "high:Q"]
 
 
 @report_item(section="saturation", order=10)
 def saturation_quadrants(results: AnalysisResults) -> Figure:
-    """How far each run's in-domain loss rose after its best, against the effective rank at its end."""
+    """Rise of each run's in-domain loss after its minimum, against the effective rank at the end."""
     of = results.saturation
     if not np.isfinite(charts.values(of.runs, "rank_percent") * charts.values(of.runs, "rise")).any():
         raise NothingToShow(of.note or "no run has both a rise of its loss and a rank")
@@ -44,7 +44,7 @@ def saturation_quadrants(results: AnalysisResults) -> Figure:
         charts.x("rank", "effective rank of W at the end, % of D"), **charts.level()
     )
     points = base.mark_point().encode(
-        charts.y("rise", "rise of loss after its best, nats"),
+        charts.y("rise", "rise of loss after its minimum, nats"),
         shape=alt.Shape("loss:N")
         .title("loss")
         .scale(domain=["degraded", "not degraded", "unknown"], range=["triangle-up", "circle", "cross"]),
@@ -60,8 +60,8 @@ def saturation_quadrants(results: AnalysisResults) -> Figure:
               for rank in ("low", "high")]  # fmt: skip
     chart = chart.properties(width=420, height=280, title=alt.Title("; ".join(counts), fontWeight="normal"))
     note = (
-        "With two standard errors; the vertical line is the median. A run is degraded where the rise is more than two "
-        "standard errors. The best is picked on the same documents, so a rise is never negative."
+        "Bars are two standard errors; the vertical line is the median rank. A run is degraded if its rise is more "
+        "than two standard errors. The minimum is found on the same documents, so a rise is never negative."
     )
     data_of = {"saturation": data, "median_rank": pd.DataFrame({"rank": [float(of.median_rank)]})}
     return charts.figure(chart, data_of, f"{note} {_sentence(of.note)}".strip(), results)
@@ -69,17 +69,17 @@ def saturation_quadrants(results: AnalysisResults) -> Figure:
 
 @report_item(section="saturation", order=20)
 def saturation(results: AnalysisResults) -> Table:
-    """Runs of low and of high rank, degraded or not: how many, which, and whether rank collapsed first."""
+    """Runs of low and high rank, degraded or not: counts, examples, and whether the rank collapsed first."""
     of = results.saturation
     if of.runs.empty:
         raise NothingToShow(of.note or "no finished run")
     sentences = []
     if of.lead.n:
         runs = counted(of.lead.n, "degraded run")
-        sentences.append(f"Over {runs} whose rank collapsed, it did so {describe(of.lead)} of training before the loss "
-                         "was at its best (median; under zero: after it).")  # fmt: skip
+        sentences.append(f"In {runs} the rank collapsed; its lead over the minimum of the loss is {describe(of.lead)} "
+                         "of training (median over configurations; negative: it came later).")  # fmt: skip
     if not math.isnan(of.association.estimate):
-        sentences.append(f"Association of a low rank with degrading (phi): {describe(of.association)}.")
+        sentences.append(f"Association of low rank with degradation (phi): {describe(of.association)}.")
     rows = [
         [cell(row.rank), cell(bool(row.degraded)), cell(", ".join(map(str, row.examples)), kind="name"), cell(row.runs),
          cell(row.configurations)]
@@ -87,7 +87,7 @@ def saturation(results: AnalysisResults) -> Table:
     ]  # fmt: skip
     frame = of.quadrants.assign(examples=[", ".join(map(str, runs)) for runs in of.quadrants["examples"]])
     return Table(
-        "Runs by rank, and by whether the loss rose after its best",
+        "Runs by rank, and by whether the loss rose after its minimum",
         ["rank", "degraded", "examples", "runs", "configurations"],
         rows,
         frame,
@@ -98,14 +98,14 @@ def saturation(results: AnalysisResults) -> Table:
 
 @report_item(section="variance", order=10)
 def variance_split(results: AnalysisResults) -> Figure:
-    """What share of each column's variance over runs each setting, the seed and the rest bear."""
+    """Share of each column's variance over runs that each setting, the seed and the rest explain."""
     known = results.variance[results.variance["share"].notna()]
     if known.empty:
         raise NothingToShow(_reason(results.variance, "no setting differs between finished runs"))
     columns = charts.first_of(known["column"], _MOST_BARS)
     names = charts.names_of(columns, loss_columns(results.table))
-    own = [s for s in dict.fromkeys(known["setting"]) if s not in ("seed", "rest")]
-    settings = {s: setting_name(s) for s in [*own, *(s for s in ("seed", "rest") if (known["setting"] == s).any())]}
+    varied = [s for s in dict.fromkeys(known["setting"]) if s not in ("seed", "rest")]
+    settings = {s: setting_name(s) for s in [*varied, *(s for s in ("seed", "rest") if (known["setting"] == s).any())]}
     data = known[known["column"].isin(columns)].drop_duplicates(["column", "setting"])
     data = pd.DataFrame(
         {
@@ -124,11 +124,11 @@ def variance_split(results: AnalysisResults) -> Figure:
         order="place:Q",
         tooltip=["column:N", "setting:N", *_numbers("share", "low", "high")],
     )  # fmt: skip
-    left_out = f" {len(columns)} of {known['column'].nunique()} columns; all are in the table."
+    left_out = f" Shown: {len(columns)} of {known['column'].nunique()} columns; all are in the table."
     note = (
-        "How much of a column's variance over finished runs each setting sets on its own (its average gain over all "
-        "orders of entering), how much differs between seeds of a configuration, and what is left, such as effects of "
-        "settings on each other. It tells of this grid: a setting that hardly varies in it can't explain much."
+        "How much of a column's variance over finished runs each setting explains by itself (its average gain over all "
+        "orders in which settings enter), how much is between seeds of a configuration, and how much is left, such as "
+        "interactions of settings. This holds for this grid: a setting that hardly varies in it can't explain much."
     )
     note += left_out if len(columns) < known["column"].nunique() else ""
     return charts.figure(chart.properties(width=420), {"variance": data}, note)
@@ -158,7 +158,7 @@ def prediction(results: AnalysisResults) -> Figure:
     """How well settings, and settings with geometry, predict a final loss of configurations unseen by the fit."""
     known = _scores(results.prediction)
     if known.empty:
-        raise NothingToShow(_reason(results.prediction, "nothing was predicted"))
+        raise NothingToShow(_reason(results.prediction, "no loss could be predicted"))
     targets = charts.first_of(known["target"], _MOST_TARGETS)
     data = known[known["target"].isin(targets)].assign(loss=known["target"].map(loss_name))
     data = data[["loss", "model", "features", "r2", "low", "high", "n"]]
@@ -178,18 +178,18 @@ def prediction(results: AnalysisResults) -> Figure:
         alt.Facet("loss:N").title(None).sort([loss_name(t) for t in targets]), columns=2
     )
     note = (
-        f"{_R2} on runs of configurations that the fit hasn't seen, with 95 % intervals. Zero is no better than the "
-        "mean; below it, worse. What geometry gains, with its interval, is in the table."
+        f"{_R2} on runs of configurations that the fit hasn't seen, with 95 % intervals. At 0 a prediction is as good "
+        "as the mean, below 0 it is worse. The gain from geometry, with its interval, is in the table."
     )
     return charts.figure(chart, {"prediction": data}, note)
 
 
 @report_item(section="prediction", order=20)
 def importance(results: AnalysisResults) -> Figure:
-    """How much of the R2 is lost when one column is shuffled."""
+    """How much R2 is lost when one column is shuffled."""
     known = results.importance[results.importance["importance"].notna()]
     if known.empty:
-        raise NothingToShow("no prediction is good enough to ask what it rests on")
+        raise NothingToShow("no loss could be predicted from settings and geometry")
     targets = [loss_name(t) for t in charts.first_of(known["target"], len(known))]
     features = list(dict.fromkeys(known["feature"]))
     names = charts.names_of(f for f in features if "/" in f or f.startswith("config."))
@@ -208,7 +208,7 @@ def importance(results: AnalysisResults) -> Figure:
     )
     chart = layers.properties(width=210).facet(alt.Facet("model:N").title(None), columns=3)
     chart = chart.resolve_scale(y="independent").add_params(charts.choice("loss", "loss", targets))
-    note = 'Up to 2. Columns that move together stand in for each other, and "all geometry" shuffles it whole.'
+    note = 'At most 2. Correlated columns can replace each other; "all geometry" shuffles all of its columns at once.'
     return charts.figure(chart, {"importance": data}, note)
 
 
@@ -217,7 +217,7 @@ def early_prediction(results: AnalysisResults) -> Figure:
     """How well the final loss is predicted from what is known after a share of training."""
     known = _scores(results.early)
     if known.empty:
-        raise NothingToShow(_reason(results.early, "nothing was predicted from early training"))
+        raise NothingToShow(_reason(results.early, "no loss could be predicted from early training"))
     targets = charts.first_of(known["target"], _MOST_EARLY)
     data = known[known["target"].isin(targets)].assign(
         loss=known["target"].map(loss_name), percent=(100 * known["share"]).round(6)
@@ -244,17 +244,17 @@ def early_prediction(results: AnalysisResults) -> Figure:
 
 @report_item(section="prediction", order=40)
 def predictions(results: AnalysisResults) -> Table:
-    """R2 out of fold of each loss by model, from settings and from geometry, and what geometry gains."""
+    """Out-of-fold R2 of each loss by model, from settings without and with geometry, and the gain from geometry."""
     keys = ["target", "model", "features"]
     return _table(f"Prediction of loss: {_OUT_OF_FOLD}", results.prediction, results.prediction, keys, "r2")
 
 
 @report_item(section="prediction", order=50)
 def early(results: AnalysisResults) -> Table:
-    """R2 out of fold of the final loss by the share of training that is known, and what geometry gains."""
+    """Out-of-fold R2 of the final loss by the share of training that is known, and the gain from geometry."""
     named = results.early.assign(share=[f"{100 * share:.0f} %" for share in results.early["share"]])
     return _table(
-        f"Prediction from early on: {_OUT_OF_FOLD}", named, results.early, ["target", "share", "features"], "r2"
+        f"Prediction from early training: {_OUT_OF_FOLD}", named, results.early, ["target", "share", "features"], "r2"
     )
 
 

@@ -35,7 +35,7 @@ def correlation_matrix(results: AnalysisResults) -> Figure:
     known = results.associations[results.associations["method"].isin(_FORMS)]
     known = known[known["estimate"].notna()].drop_duplicates([*_KEYS])
     if known.empty:
-        raise NothingToShow("no correlation can be given" if len(results.associations) else "no pair to correlate")
+        raise NothingToShow("no correlation can be computed" if len(results.associations) else "no metric with a loss")
     metrics, losses = charts.first_of(known["metric"], len(known)), charts.first_of(known["target"], _MOST_LOSSES)
     names = charts.names_of([*metrics, *losses], losses)
     data = pd.DataFrame(
@@ -69,16 +69,16 @@ def correlation_matrix(results: AnalysisResults) -> Figure:
     ).add_params(charts.choice("metrics_of", "geometry of", [_FIRST, *dict.fromkeys(data["of"])]))
     chart = chart.resolve_scale(x="independent")
     counts = f"{known['metric'].nunique()} metrics, {len(losses)} of {known['target'].nunique()} losses"
-    note = f"A dot marks q under .05. At first up to {_MOST_METRICS} metrics are shown: {counts} can be chosen."
+    note = f"A dot marks q < .05. Up to {_MOST_METRICS} metrics are shown at first; {counts} can be chosen."
     return charts.figure(chart, {"correlations": data}, note)
 
 
 @report_item(section="correlation", order=20)
 def associations(results: AnalysisResults) -> Table:
-    """Every association of a metric with a loss, raw and by each method that takes settings away, with its interval."""
+    """Every association of a metric with a loss, raw and by each method that controls for settings, with intervals."""
     frame = results.associations
     if frame.empty:
-        raise NothingToShow("no pair to correlate")
+        raise NothingToShow("no metric with a loss")
     methods = [m for m in _METHODS if (frame["method"] == m).any()]
     by_pair: dict[tuple[str, str], dict[str, Any]] = {}
     for row in frame.itertuples(index=False):
@@ -132,14 +132,16 @@ def _wide(frame: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
 def _about(results: AnalysisResults) -> str:
     left_out = int(results.associations["left_out"].max())
     tested = int(results.associations["q_value"].notna().sum())
-    again = " Where runs diverged, the value with their last rows in stands behind." if results.final.diverged else ""
+    diverged = ' "With diverged" includes the last rows of runs that diverged.' if results.final.diverged else ""
     return (
         f"Over final rows, clustered by configuration; {left_out or 'no'} run{'' if left_out == 1 else 's'} diverged "
-        f"or unfinished and left out.{again} \N{GREEK SMALL LETTER RHO} is Spearman's, with its 95 % interval. "
-        "Partial: given every setting that varies, as ranks (misled by a setting with a U-shaped effect) and as "
-        "factors. \N{GREEK CAPITAL LETTER DELTA}R\N{SUPERSCRIPT TWO}: what the metric adds to a linear prediction "
-        "from size, compute and tokens on unseen configurations. Mixed model: change of loss by one standard deviation "
-        "of the metric, sizes as groups. q: p-values corrected together (Benjamini and Hochberg), "
-        f"{tested} of them on this page; the first row is the pair declared beforehand, its p-values aren't corrected. "
-        "SD: the effect in standard deviations over seeds."
+        f"or didn't finish and {'is' if left_out == 1 else 'are'} left out.{diverged} \N{GREEK SMALL LETTER RHO} is "
+        "Spearman's rank correlation, with its 95 % interval. Partial: given every setting that varies, as ranks "
+        "(misled by a setting with a U-shaped effect) and as factors. "
+        "\N{GREEK CAPITAL LETTER DELTA}R\N{SUPERSCRIPT TWO}: what the metric adds to a linear prediction from size, "
+        "compute and tokens on unseen configurations. Mixed model: change of the loss per standard deviation "
+        "of the metric, with sizes as groups. q: p-values corrected together "
+        f"(Benjamini and Hochberg), {tested} of them on this page; the first row is the pair declared beforehand, "
+        "whose p-values aren't corrected. Inflation: the factor by which the baseline inflates the variance of "
+        "its coefficient. SD: the effect in standard deviations over seeds."
     )

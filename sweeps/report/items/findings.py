@@ -8,7 +8,7 @@ from sweeps.report.row_sentences import after_training, primary, strongest_setti
 
 @report_item(section="findings", order=10)
 def findings(results: AnalysisResults) -> Words:
-    """What the sweep found, each sentence with its number and interval; what can't be said is said so."""
+    """What the sweep found, each sentence with its number and interval, or the reason why there is none."""
     rows = results.final.rows
     return Words(
         [

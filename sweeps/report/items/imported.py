@@ -1,4 +1,4 @@
-"""What was measured of imported models, each by itself: losses and what changes do to them, tasks, geometry."""
+"""What was measured on each imported model: losses and how changes of the weights raise them, tasks, geometry."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -46,7 +46,7 @@ def imported_losses(results: AnalysisResults) -> Table:
     frame = pd.DataFrame(records, columns=["model", "measured", "nats_per_token", "standard_error"])
     rows = [[cell(what, kind="name"), _with_error(value, error)] for _, what, value, error in records]
     return Table(
-        "Loss of imported models and what adds to it, nats per token",
+        "Loss of imported models and its rises, nats per token",
         ["measured", "nats per token"],
         rows,
         frame,
@@ -58,7 +58,7 @@ def imported_losses(results: AnalysisResults) -> Table:
 
 @report_item(section=SECTION, order=20)
 def imported_tasks(results: AnalysisResults) -> Table:
-    """Each imported model's accuracy on each task, in percent, beside chance."""
+    """Each imported model's accuracy on each task, in percent, with the chance level."""
     records: list[dict[str, Any]] = []
     for run, row, catalog in _models(results):
         for task in dict.fromkeys(catalog[column].of["task"] for column in catalog.select(kind="task")):
@@ -91,7 +91,7 @@ def imported_tasks(results: AnalysisResults) -> Table:
 
 @report_item(section=SECTION, order=30)
 def imported_geometry(results: AnalysisResults) -> Table:
-    """Each imported model's metrics of its unembedding, also without what no logit depends on, and of its states."""
+    """Each imported model's geometry metrics of the unembedding, as stored and gauge-fixed, and of its final states."""
     records: list[dict[str, Any]] = []
     for run, row, catalog in _models(results):
         columns = {target: catalog.select(kind="geometry", target=target) for target in _TARGETS}
@@ -122,7 +122,7 @@ def _models(results: AnalysisResults) -> Iterator[tuple[str, Mapping[str, Any], 
         raise NothingToShow("no model of this sweep was imported")
     imported = rows[rows["config.imported"].fillna("").astype(bool)]
     if len(imported) > _MOST_MODELS:
-        raise NothingToShow(f"{len(imported)} imported models; up to {_MOST_MODELS} have tables of their own")
+        raise NothingToShow(f"{len(imported)} models were imported; at most {_MOST_MODELS} are shown one by one")
     catalog = catalog_of(rows)
     for _, row in imported.iterrows():
         yield str(row["run_id"]), row.to_dict(), catalog
@@ -139,7 +139,7 @@ def _error(row: Mapping[str, Any], catalog: Catalog, column: str) -> float | Non
 
 
 def _with_error(value: float | None, error: float | None, scale: float = 1.0) -> Cell:
-    """Return a cell of a value with its standard error, to the digit that the error has two of."""
+    """Return a cell of a value with its standard error, both to two significant digits of the error."""
     if value is None or is_missing(value):
         return Cell("")
     if error is None or not error > 0:

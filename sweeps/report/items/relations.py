@@ -17,23 +17,23 @@ _MOST_SETTINGS, _ACROSS = 8, 4
 
 @report_item(section="scatter", order=10)
 def loss_against_geometry(results: AnalysisResults) -> Figure:
-    """A loss against a metric of geometry, one point per run; at first the pair declared beforehand."""
+    """A loss against a geometry metric, one point per run; initially the pair declared beforehand."""
     metrics, losses = pair(results)
     chart = charts.by_runs(alt.Chart(alt.NamedData("final"))).transform_calculate(x="datum[metric]", y="datum[loss]")
     chart = charts.scatter(chart, "metric", "loss")
     chart = chart.properties(width=420, height=320).add_params(
-        charts.choice("metric", "across", metrics), charts.choice("loss", "up", losses)
+        charts.choice("metric", "x axis", metrics), charts.choice("loss", "y axis", losses)
     )
     note = (
-        "Final rows. Point at a run for its settings. A relation here may be that of a setting which moves both: the "
-        "partial correlations below take the settings away."
+        "Final rows. Hover over a point to see the run's settings. A relation here may be due to a setting that moves "
+        "both; the partial correlations below control for the settings."
     )
     return charts.figure(chart, {"final": charts.final_data(results)}, note, results)
 
 
 @report_item(section="by-setting", order=10)
 def by_setting(results: AnalysisResults) -> Figure:
-    """Means of a metric and of a loss at each value of a setting, with the range of runs."""
+    """Means of a metric and of a loss at each value of a setting, with the range over runs."""
     metrics, losses = pair(results)
     settings = list(charts.settings_of(results).values())
     if not settings:
@@ -44,7 +44,7 @@ def by_setting(results: AnalysisResults) -> Figure:
         of = base.transform_calculate(y=f"datum[{quantity}]", x="datum.of[setting]").transform_filter(
             "isValid(datum.y)"
         )
-        # Coloured by the same setting, all points are one line.
+        # If the colour is that of the setting on the x axis, all points belong to one line.
         of = of.transform_calculate(level="setting == colour_by ? 'all runs' : datum.level")
         across = alt.X("x:O").title(charts.of("setting")).axis(labelExpr=charts.LABEL, labelAngle=0)
         of = of.encode(across, **charts.level())
@@ -60,14 +60,14 @@ def by_setting(results: AnalysisResults) -> Figure:
     )
     note = (
         "Means over final rows at each value of the setting. Where a loss is U-shaped, its rank correlation with the "
-        "setting misleads, and so does a partial correlation that takes settings as ranks."
+        "setting is misleading, and so is a partial correlation given settings as ranks."
     )
     return charts.figure(chart, {"final": charts.final_data(results)}, note, results)
 
 
 @report_item(section="by-setting", order=20)
 def u_shapes(results: AnalysisResults) -> Figure:
-    """Mean in-domain loss and effective rank against each number that varies within a size, one line per size.
+    """Mean in-domain loss and effective rank against each numeric setting that varies within a size, one line per size.
 
     A point is the mean over the configurations of a size at that value, whatever else differs between them; its bar
     goes from the mean of their lowest seeds to that of their highest. [ours]
@@ -81,7 +81,7 @@ def u_shapes(results: AnalysisResults) -> Figure:
     rows = rows.assign(size=rows[sizes] if sizes else 0)
     settings = [c for c in results.settings if _varies_within_size(rows, c)]
     if not settings:
-        raise NothingToShow("no setting that is a number varies within a size")
+        raise NothingToShow("no numeric setting varies within a size")
     drawn = settings[:_MOST_SETTINGS]
     data = pd.concat([_u_shape(rows, c, column).assign(setting=c, quantity=column) for c in drawn for column in shown])
     panels = []
@@ -100,7 +100,7 @@ def u_shapes(results: AnalysisResults) -> Figure:
             panels.append((bars + line).properties(width=150, height=130))
     columns = [alt.vconcat(*panels[i : i + len(shown)]) for i in range(0, len(panels), len(shown))]
     chart = alt.concat(*columns, columns=_ACROSS)
-    left_out = f"{len(drawn)} of {len(settings)} settings. " if len(drawn) < len(settings) else ""
+    left_out = f"Shown: {len(drawn)} of {len(settings)} settings. " if len(drawn) < len(settings) else ""
     note = (
         f"{left_out}A point is the mean over the configurations of a size at that value, whatever else differs between "
         "them; its bar goes from the mean of their lowest seeds to that of their highest."
@@ -124,7 +124,7 @@ def pair(results: AnalysisResults) -> tuple[list[str], list[str]]:
 
 
 def _u_shape(rows: pd.DataFrame, setting: str, column: str) -> pd.DataFrame:
-    # What differs by rounding alone is one value.
+    # Values that differ only by rounding are one value.
     at = [float(f"{x:.6g}") for x in charts.values(rows, setting)]
     frame = rows[["size", "configuration"]].assign(at=at, value=charts.values(rows, column))
     frame = frame[np.isfinite(frame["at"]) & np.isfinite(frame["value"])]

@@ -8,14 +8,14 @@ from sweeps.report.item import NothingToShow, Table, report_item
 from sweeps.report.numbers import format_value
 from sweeps.table.columns import as_levels
 
-# With more rows or cells than this only final rows stand in the page; all are in results.csv and results.parquet.
+# With more rows or cells than this, only final rows are on the page; all are in results.csv and results.parquet.
 MAX_TABLE_ROWS = 500
 MAX_TABLE_CELLS = 50_000
 
 
 @report_item(section="results", order=10)
 def results_table(results: AnalysisResults) -> Table:
-    """Every number of the sweep, one row per run and checkpoint, the settings that differ first."""
+    """Every number of the sweep, one row per run and checkpoint, with the settings that differ first."""
     table = results.table
     config, seeds = _settings(table)
     columns = ["run_id", *results.settings, *seeds, *(c for c in table.columns if c not in config and c != "run_id")]
@@ -48,7 +48,7 @@ def constant_settings(results: AnalysisResults) -> Table:
     config, seeds = _settings(table)
     same = [c for c in config if c not in (*results.settings, *seeds) and as_levels(table[c]).nunique() <= 1]
     if table.empty or not same:
-        raise NothingToShow("no setting is recorded")
+        raise NothingToShow("no setting is the same in all runs")
     rows = [[cell(c.removeprefix("config."), kind="name"), cell(format_value(table[c].iloc[0]))] for c in same]
     frame = pd.DataFrame([[c.text for c in row] for row in rows], columns=["setting", "value"])
     return Table(

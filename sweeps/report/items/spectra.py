@@ -12,16 +12,16 @@ from sweeps.report.curves import by_target, target_name
 from sweeps.report.item import Figure, NothingToShow, report_item
 from sweeps.table.columns import FIRST_TARGETS, SPECTRUM
 
-# Of one run's spectra over training so many are drawn, equally far apart among those measured; at first of a few runs.
+# At most MAX_SPECTRA spectra of a run are drawn, evenly spaced among those measured; at first, those of MOST_RUNS runs.
 MAX_SPECTRA, MOST_RUNS = 8, 4
-# Smaller than this share of the largest is rounding, and has no place on a log axis.
+# Singular values below this share of the largest are rounding error, which has no place on a logarithmic axis.
 ROUNDING = 1e-5
 A_FEW = "a few configurations"
 
 
 @report_item(section="spectra", order=10)
 def spectra(results: AnalysisResults) -> Figure:
-    """Singular values by their place, the largest first, at some steps of a run, from early to late."""
+    """Singular values by index, the largest first, at several steps of a run, from early to late."""
     data, targets = _data(results)
     few = _few(results, list(dict.fromkeys(data["run"])))
     chart = charts.by_runs(alt.Chart(alt.NamedData("spectra"))).transform_filter("datum.target == target")
@@ -31,7 +31,7 @@ def spectra(results: AnalysisResults) -> Figure:
     chart = chart.mark_line(point={"size": 14}).encode(
         *_axes(data),
         alt.Color("step:O").scale(scheme="viridis", reverse=True),
-        tooltip=[charts.ABOUT, "step:Q", "place:Q", alt.Tooltip("value:Q", format=".4~g")],
+        tooltip=[charts.ABOUT, "step:Q", alt.Tooltip("place:Q", title="index"), alt.Tooltip("value:Q", format=".4~g")],
         facet=alt.Facet("of.about:N", columns=4).title(None).header(labelLimit=190, labelFontSize=9),
     )
     chart = chart.properties(width=170, height=200).add_params(
@@ -44,28 +44,28 @@ def spectra(results: AnalysisResults) -> Figure:
 
 @report_item(section="spectra", order=20)
 def final_spectra(results: AnalysisResults) -> Figure:
-    """Singular values by their place at the last probe of each run."""
+    """Singular values by index at the last probe of each run."""
     data, targets = _data(results)
     chart = charts.by_runs(alt.Chart(alt.NamedData("spectra"))).transform_filter("datum.target == target && datum.last")
     chart = chart.mark_line(point={"size": 14}).encode(
         *_axes(data),
         **charts.level(),
         detail="run:N",
-        tooltip=[charts.ABOUT, "step:Q", "place:Q", alt.Tooltip("value:Q", format=".4~g")],
+        tooltip=[charts.ABOUT, "step:Q", alt.Tooltip("place:Q", title="index"), alt.Tooltip("value:Q", format=".4~g")],
     )
     return charts.figure(chart.add_params(targets), {"spectra": data}, "", results)
 
 
 _NOTE = (
-    f"Under {ROUNDING:g} of the largest is rounding and not drawn: W, gauge-fixed, has lost directions. Two spectra "
-    "can be equal and the matrices not."
+    f"Values under {ROUNDING:g} of the largest are rounding error and not drawn: gauge-fixing W removes directions. "
+    "Two matrices can have equal spectra and still differ."
 )
 
 
 def _data(results: AnalysisResults) -> tuple[pd.DataFrame, alt.Parameter]:
     frames = list(_spectra(results))
     if not frames:
-        raise NothingToShow("no spectrum was measured; `spectrum` of the probe's unembedding turns it on")
+        raise NothingToShow("no spectrum was measured; set config.train.probe.unembedding.spectrum to measure it")
     data = pd.concat(frames, ignore_index=True)
     order = {target_name(target): i for i, target in enumerate(FIRST_TARGETS)}
     targets = sorted(dict.fromkeys(data["target"]), key=lambda target: order.get(target, len(order)))
@@ -98,13 +98,13 @@ def _spectra(results: AnalysisResults) -> Iterator[pd.DataFrame]:
 def _axes(data: pd.DataFrame) -> tuple[alt.X, alt.Y]:
     places = sorted(data["place"].unique())
     return (
-        charts.x("place", "place", log=True, at=places),
+        charts.x("place", "index, from the largest", log=True, at=places),
         charts.y("value", "singular value", log=True, at=charts.decades(data["value"])),
     )
 
 
 def _few(results: AnalysisResults, runs: list[str]) -> list[str]:
-    """Return the first run of some configurations, spaced by the effective rank that they ended at."""
+    """Return the first run of a few configurations, evenly spaced by final effective rank."""
     if "configuration" in results.table:
         last = results.table.drop_duplicates("run_id", keep="last").drop_duplicates("configuration")
         last = last[last["run_id"].astype(str).isin(runs)]

@@ -22,7 +22,7 @@ from sweeps.report.item import Figure, NothingToShow, report_item
 
 @report_item(section="training", order=10)
 def training_loss(results: AnalysisResults) -> Figure:
-    """Each run's training loss against tokens or steps; dotted where the run diverged."""
+    """Each run's training loss against tokens or steps; dotted for runs that diverged."""
     curves = loss_curves(results)
     if curves["loss"].notna().sum() == 0:
         raise NothingToShow("no run has written a training loss")
@@ -38,7 +38,7 @@ def training_loss(results: AnalysisResults) -> Figure:
     chart = charts.by_runs(alt.layer(line, *points, data=alt.NamedData("losses")))
     chart = chart.transform_calculate(across="datum[against]")
     chart = chart.properties(width=560, height=280).add_params(_against())
-    note = f"A loss is drawn by at most {MAX_POINTS} points, fewer of many runs, each the mean of its neighbours."
+    note = f"A line has at most {MAX_POINTS} points, fewer if there are many runs, each the mean of neighbouring steps."
     return charts.figure(chart, {"losses": curves}, note, results)
 
 
@@ -83,8 +83,8 @@ def _geometry(results: AnalysisResults, first: str) -> Figure:
         charts.choice("target", "geometry of", names, target_name(first)), _against()
     )
     note = (
-        "Geometry is measured at probe steps. Gauge-fixed takes away what no prediction depends on. A band, where "
-        f"there is one, is the standard deviation over disjoint probe sets, up and down. {counts_note(results)}"
+        "Geometry is measured at probe steps. Gauge-fixing removes what no prediction depends on. A band, where there "
+        f"is one, is plus and minus the standard deviation over disjoint probe sets. {counts_note(results)}"
     )
     return charts.figure(chart, {"geometry": curves}, note, results)
 

@@ -66,7 +66,7 @@ function summary() {
   element("summary").textContent = `${latest.runs.length} runs: ${states}.`;
   if (!latest.has_report) return;
   const link = Object.assign(document.createElement("a"), { href: "/report/index.html", textContent: "The report" });
-  element("summary").append(" ", link, latest.finished ? " is finished." : " of an earlier state is there.");
+  element("summary").append(" ", link, latest.finished ? " is finished." : " shows an earlier state.");
 }
 
 async function show() {

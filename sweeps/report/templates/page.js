@@ -1,11 +1,11 @@
 "use strict";
-// Draws the figures of a page from the specifications and data in it, once they come near the window; colour and
-// filters act on all figures of single runs and on the rows of tables. Nothing is asked for.
+// Draws the figures of a page from the specifications and data in it, once they come near the viewport; colour and
+// filters act on all figures of single runs and on the rows of tables. Nothing is requested from a server.
 
 const page = JSON.parse(document.getElementById("data").textContent);
 const element = (id) => document.getElementById(id);
 
-// New rows for each figure, because Vega marks those that it is given.
+// New rows for each figure, because Vega adds symbols to the objects that it is given.
 function rowsOf(name) {
   const decoded = (values) => (values.codes ? values.codes.map((code) => values.levels[code]) : values);
   const columns = Object.entries(page.datasets[name]).map(([key, values]) => [key, decoded(values)]);
@@ -39,7 +39,7 @@ const isDark = matchMedia("(prefers-color-scheme: dark)");
 const figures = [...document.querySelectorAll("[data-figure]")].map(
   (node) => ({ node, name: node.dataset.figure, near: false, stale: true, view: null }));
 
-// The values of a figure's parameters: what all share, what its reader has chosen, else as they are at first.
+// The value of a figure's parameter: that which all figures share, or the reader's choice, or the initial value.
 function valueOf(figure, { name, value }) {
   if (name in shared) return shared[name];
   return figure.view ? figure.view.signal(name) : value;
@@ -72,7 +72,7 @@ const observer = new IntersectionObserver((entries) => {
 }, { rootMargin: "500px" });
 for (const { node } of figures) observer.observe(node);
 
-// Draws every figure; the promise is kept when all are there.
+// Draws every figure; the promise resolves when all are drawn.
 function drawAll() {
   return Promise.all(figures.map((figure) => (figure.stale ? draw(figure) : null)));
 }

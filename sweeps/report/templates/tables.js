@@ -1,7 +1,7 @@
 "use strict";
-// Sorts the tables of a page by the buttons in their headers, shows final rows alone, and gives tables as CSV.
+// Sorts the tables of a page by the buttons in their headers, can hide all but final rows, and saves tables as CSV.
 
-// Numbers by value, text by locale, what is missing last in either direction.
+// Numbers by value, text by locale, missing values last in either direction.
 function sortBy(table, column, ascending) {
   const value = (row) => {
     const cell = row.cells[column];
@@ -31,7 +31,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 // What an estimate has beside its value; each becomes a column of its own.
 const BESIDE = ["low", "high", "p", "q"];
 
-// The rows that are shown, in their order, as RFC 4180 has them; numbers with all their digits.
+// The visible rows, in their order, in the format of RFC 4180; numbers with all their digits.
 function csvOf(table) {
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
   const value = (cell) => (cell.dataset.value !== undefined ? cell.dataset.value : cell.textContent.trim());

@@ -5,12 +5,12 @@
 
 The argument is a scale, then `seeds=K` for K pairs (5 or more; 6 by default):
 
-    smoke   seconds, a test without meaning
+    smoke   takes seconds; its results mean nothing
     cpu     minutes on a laptop
     gpu     models of width 256, for one GPU (not measured)
 
 Every arm of ../docs/do-rank.md at three doses, paired with a control of the same seeds, all in one compiled program. In
-the same sweep the control's batch size and weight decay vary, for the slope that one would read off by observing.
+the same sweep the control's batch size and weight decay vary, for the slope that an observational sweep would show.
 Source: methods.md, section 6. Sizes and doses are ours.
 """
 
@@ -77,12 +77,12 @@ SCALES = {
 def get_config(argument: str = "cpu") -> ConfigDict:
     name, *options = argument.split(",")
     if name not in SCALES:
-        raise ConfigError(f"do_rank.py has no scale '{name}'; scales: {', '.join(SCALES)}")
+        raise ConfigError(f"do_rank.py has no scale '{name}'; choose {', '.join(SCALES)}")
     count = _SEEDS if name != "smoke" else 2
     for option in options:
         key, _, value = option.partition("=")
         if key != "seeds" or not value.isdigit() or int(value) < LEAST_PAIRS:
-            raise ConfigError(f"do_rank.py has no option '{option}'; it has seeds=K with K of {LEAST_PAIRS} or more")
+            raise ConfigError(f"do_rank.py has no option '{option}'; use seeds=K, with K of {LEAST_PAIRS} or more")
         count = int(value)
     scale = SCALES[name]
     grid = seeds(_points(scale), count, ("init_seed", "data_seed"))
@@ -127,12 +127,12 @@ def _train(scale: Scale) -> TrainConfig:
 def _points(scale: Scale) -> Grid:
     control: Point = {"optimizer.weight_decay": scale.decay, "data.batch_size": scale.batch}
     observed = one_at_a_time(control, {"optimizer.weight_decay": scale.decays, "data.batch_size": scale.batches})
-    observed = [point | _with_tokens(scale, point) for point in observed]
+    observed = [point | _name_of(scale, point) for point in observed]
     return chain(observed, [observed[0] | arm for arm in _arms(scale)])
 
 
-def _with_tokens(scale: Scale, point: Point) -> Point:
-    """Name the setting; each batch size sees the same tokens."""
+def _name_of(scale: Scale, point: Point) -> Point:
+    """Return the name of a run without intervention, by the settings in which it differs from the control."""
     changed = {
         "optimizer.weight_decay": ("decay", scale.decay),
         "data.batch_size": ("batch", scale.batch),
@@ -175,8 +175,8 @@ def _notes(count: int) -> list[str]:
     if count < LEAST_PAIRS:
         return [f"{count} pairs: no interval is computed for fewer than {LEAST_PAIRS}"]
     return [
-        f"{count} pairs: at 5 % and with a power of 80 % each dose can show a change of {detectable(count):.2f} "
-        "standard deviations of a paired difference; divided by how far it moves the rank, that is the slope it can "
-        "show",
-        "the placebo (mean_row) moves the raw rank and no prediction: an outcome that follows it would be an error",
+        f"{count} pairs: at the 5 % level and with a power of 80 %, each dose can detect a change of "
+        f"{detectable(count):.2f} standard deviations of a paired difference; divided by the change of the rank, that "
+        "is the smallest slope that it can detect",
+        "the placebo (mean_row) moves the raw rank but no prediction: an outcome that follows it would mean an error",
     ]

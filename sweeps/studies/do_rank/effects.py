@@ -1,6 +1,6 @@
-"""What interventions say of a metric as the cause of an outcome: numbers of the study's figures, table and sentences.
+"""What interventions say about a metric as the cause of an outcome: numbers for the study's figures, table, sentences.
 
-They are computed of any sweep with runs that have an intervention (config.train.intervention).
+They are computed for any sweep with runs that have an intervention (config.train.intervention).
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Effect(NamedTuple):
 
     Attributes:
       doses, arms: see doses.dose_response and doses.arm_slopes. over: the test of one slope for all arms, or None.
-      over_note: why there is none. observed: the slope among runs without intervention.
+      over_note: why there is no test. observed: the slope among runs without intervention.
     """
 
     metric: str
@@ -104,7 +104,7 @@ def sentences(found: tuple[Effect, ...]) -> list[str]:
         if len(others):
             most = others.loc[others["metric_change"].abs().idxmax()]
             line = (
-                f"Of the arms {most['arm']} moved {metric} most, by {change(most['metric_change'])}, and {outcome} by "
+                f"Of the arms, {most['arm']} moved {metric} most, by {change(most['metric_change'])}, and {outcome} by "
                 f"{change(most['outcome_change'])}"
             )
         if len(placebo):
@@ -117,13 +117,13 @@ def sentences(found: tuple[Effect, ...]) -> list[str]:
 
 
 def verdict(one: Effect) -> str:
-    """Return in one sentence whether the arms are consistent with the metric as the one cause of the outcome."""
+    """Return in one sentence whether the arms are consistent with the metric as the only cause of the outcome."""
     if one.over is None:
-        return f"Whether one slope serves all arms can't be tested: {one.over_note}."
-    q = f"Q = {one.over.q:.3g} for {one.over.dof} degrees of freedom, p {_p(one.over.p_value)}"
+        return f"Whether one slope fits all arms can't be tested: {one.over_note}."
+    q = f"Q = {one.over.q:.3g} with {one.over.dof} degrees of freedom, p {_p(one.over.p_value)}"
     if one.over.p_value < 0.05:
-        return f"One slope doesn't serve all {one.over.arms} arms ({q}): more than this metric moves the outcome."
-    return f"One slope of {change(one.over.slope)} serves all {one.over.arms} arms within the noise ({q})."
+        return f"One slope doesn't fit all {one.over.arms} arms ({q}): this metric isn't all that moves the outcome."
+    return f"One slope of {change(one.over.slope)} fits all {one.over.arms} arms within the noise ({q})."
 
 
 def _p(value: float) -> str:

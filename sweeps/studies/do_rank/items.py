@@ -13,7 +13,7 @@ from sweeps.studies.do_rank.effects import Effect, sentences
 
 SECTION = "interventions"
 _NOTE = (
-    "Means over pairs of a run with the intervention and the run of the same seeds without; bars are 95 % intervals."
+    "Means over pairs of a run with the intervention and the run of the same seeds without it; bars are 95 % intervals."
 )
 
 add_section(SECTION, "Interventions", after="training", optional=True)
@@ -46,7 +46,7 @@ def intervention_doses(results: AnalysisResults) -> Figure:
 
 @report_item(section=SECTION, order=20)
 def intervention_outcomes(results: AnalysisResults) -> Figure:
-    """Each outcome against the achieved effective rank, one line per arm: with one cause they would be one line."""
+    """Each outcome against the achieved effective rank, one line per arm; if rank is the only cause, they coincide."""
     frames = []
     for one in _effects(results):
         points = one.doses[["arm", "dose", "metric_change", "outcome_change", "outcome_low", "outcome_high"]]
@@ -81,7 +81,7 @@ def intervention_outcomes(results: AnalysisResults) -> Figure:
 
 @report_item(section=SECTION, order=30)
 def intervention_slopes(results: AnalysisResults) -> Table:
-    """The slope of each outcome over the effective rank by each arm, beside the observational one and Cochran's Q."""
+    """The slope of each outcome on the effective rank by each arm, with the observational slope and Cochran's Q."""
     records, rows, groups = [], [], []
     for one in _effects(results):
         group = f"{loss_name(one.outcome)} by {any_name(one.metric, [])}"
@@ -100,10 +100,10 @@ def intervention_slopes(results: AnalysisResults) -> Table:
     heads = ["arm", "pairs", "largest change of the rank", "change of the outcome", "slope per % of D", "notes"]
     frame = pd.DataFrame(records).drop(columns="Index", errors="ignore")
     note = (
-        "The slope is the outcome's change over the metric's (Wald), all doses of an arm together, with Fieller's "
-        "interval over pairs. Q tests whether one slope serves all arms."
+        "The slope is the change of the outcome divided by that of the metric (Wald ratio), over all doses of an arm, "
+        "with Fieller's interval over pairs. Q tests whether one slope fits all arms."
     )
-    return Table("Slopes of outcomes over the effective rank", heads, rows, frame, groups=groups, note=note)
+    return Table("Slopes of outcomes on the effective rank", heads, rows, frame, groups=groups, note=note)
 
 
 def _neutral_dose(arm: str) -> float:
@@ -140,5 +140,5 @@ def _effects(results: AnalysisResults) -> tuple[Effect, ...]:
     if not found:
         raise NothingToShow("no run has an intervention")
     if all(one.doses.empty for one in found):
-        raise NothingToShow("no run with an intervention has a run of the same settings and seeds without any")
+        raise NothingToShow("no run with an intervention has a control of the same settings and seeds")
     return found

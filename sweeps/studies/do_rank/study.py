@@ -1,4 +1,4 @@
-"""Declare the study: its analysis, and what `run` says of it at its end."""
+"""Declare the study: its analysis, and what `run` prints about it at its end."""
 
 from sweeps.studies import Study
 from sweeps.studies.do_rank.effects import effects, has_interventions, sentences

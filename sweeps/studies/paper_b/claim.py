@@ -1,6 +1,6 @@
 """A claim of paper B (arXiv 2506.01034) and the verdict on it, with the functions that all experiments use.
 
-A verdict is "agrees", "disagrees", "unclear" (the interval allows both, or there are too few runs for one) or
+A verdict is "agrees", "disagrees", "unclear" (the interval allows both, or there are too few runs for an interval) or
 "untestable" (the event that the claim is about didn't happen, or it wasn't measured often enough to be detected).
 """
 
@@ -37,7 +37,7 @@ class Claim(NamedTuple):
 
     Attributes:
       name: a key of CLAIMS. evaluation: name of the fine-tuning that it was tested on, or "".
-      verdict: see above. sentence: its reason, with the numbers. estimate: the statistic that the verdict is based on.
+      verdict: see the module. sentence: its reason, with the numbers. estimate: the statistic behind the verdict.
       rows: for "shift" one row per column (see `shifts`), else one row per run.
       signals: one row per signal (columns SIGNALS): how many steps before the outcome it changes, and the R2 that its
         step adds to that of the training loss in predicting the outcome's. column: the first of them.
@@ -55,7 +55,7 @@ class Claim(NamedTuple):
     @property
     def text(self) -> str:
         """Return the claim and its verdict in words."""
-        return f"{CLAIMS[self.name]} Here: {self.verdict}. {self.sentence}"
+        return f"{CLAIMS[self.name]} Verdict: {self.verdict}. {self.sentence}"
 
 
 def rivals(
@@ -108,9 +108,9 @@ def measured_on(curves: Mapping[str, pd.DataFrame], text: str) -> tuple[str, dic
 def too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.DataFrame]) -> Claim:
     """Return an untestable claim: no run measured local dimension often enough."""
     most = max(int(curve[column].notna().sum()) for curve in curves.values() if column in curve)
-    remedy = "raise config.evaluation.finetune.points" if evaluation else "lower config.probe.every"
-    sentence = f"Local dimension was measured {most} times in a run at most; a change shows in {LEAST_VALUES} or more: "
-    sentence += f"{remedy}."
+    remedy = "raise config.evaluation.finetune.points" if evaluation else "lower config.train.probe.every"
+    sentence = f"Local dimension was measured at most {most} times in a run; detecting a change takes {LEAST_VALUES} "
+    sentence += f"measurements or more: {remedy}."
     rows = pd.DataFrame({"run_id": list(curves), "group": list(curves), "metric_step": math.nan})
     rows = rows.assign(outcome_step=math.nan, lag=math.nan, groks=False, stays=math.nan)
     signals = pd.DataFrame(columns=SIGNALS)
@@ -118,7 +118,8 @@ def too_seldom(name: str, evaluation: str, column: str, curves: Mapping[str, pd.
 
 
 def left_out_note(count: int) -> str:
-    return f" Left out, for it was measured fewer than {LEAST_VALUES} times: in {count} more." if count else ""
+    """Return how many curves are left out, because they measure local dimension too seldom, or ""."""
+    return f" Left out, with fewer than {LEAST_VALUES} measurements of local dimension: {count} more." if count else ""
 
 
 def change_step(curve: pd.DataFrame, column: str, kind: str) -> float:
@@ -130,6 +131,7 @@ def number(estimate: float, low: float, high: float) -> str:
     return text if math.isnan(low) else f"{text} (95 % interval {low:.2f} to {high:.2f})"
 
 
-def ahead(lead: Estimate) -> str:
-    text = f"{abs(lead.estimate):.0f} steps {'before' if lead.estimate >= 0 else 'after'}"
+def ahead(lead: Estimate, event: str) -> str:
+    """Return how many steps before or after an event a signal changes, with the interval of the lead."""
+    text = f"{abs(lead.estimate):.0f} steps {'before' if lead.estimate >= 0 else 'after'} {event}"
     return text if math.isnan(lead.low) else f"{text} (95 % interval of the lead {lead.low:.0f} to {lead.high:.0f})"

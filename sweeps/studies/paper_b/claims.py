@@ -73,13 +73,13 @@ def claims(table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.
         selected = {run: curve for run, curve in probed.items() if (run in equations) == on_equations}
         results.append(experiment(selected, settings) if selected else None)
     tested = [claim for claim in results if claim is not None]
-    if len(tested) > 1:  # any sweep on text might test exhaustion; untestable, it isn't reported beside other claims
+    if len(tested) > 1:  # any sweep on text might test exhaustion; if untestable, it isn't reported beside other claims
         tested = [claim for claim in tested if (claim.name, claim.verdict) != ("exhaustion", "untestable")]
     return sorted(tested, key=lambda claim: list(CLAIMS).index(claim.name))
 
 
 def claims_of(results: AnalysisResults) -> Sequence[Claim]:
-    """Return the claims among the results of a sweep; none of one that was analysed without this study."""
+    """Return the claims among the results of a sweep; none if it was analysed without this study."""
     return results.studies.get(NAME, ())
 
 
@@ -100,8 +100,8 @@ def _shift(course: pd.DataFrame) -> Claim | None:
     if tuned.empty or others.empty:
         lacking = "the fine-tuned domain" if tuned.empty else "another domain"
         return claim("untestable", f"Local dimension wasn't measured on {lacking}.")
-    elsewhere = ", ".join(f"on {r.text} by {number(r.shift, r.low, r.high)}" for r in others.itertuples())
-    sentence = f"Local dimension on {main['text']}, which is fine-tuned on, moves by {number(*estimate[:3])} standard "
+    elsewhere = ", ".join(f"by {number(r.shift, r.low, r.high)} on {r.text}" for r in others.itertuples())
+    sentence = f"Local dimension on {main['text']}, the fine-tuning text, changes by {number(*estimate[:3])} standard "
     sentence += f"deviations over points, {elsewhere}; {int(main['n'])} models."
     if diverged := course_ends(course)[2]:
         sentence += f" {diverged} fine-tunings that diverged are left out."
@@ -140,11 +140,11 @@ def _exhaustion(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str])
         return Claim("exhaustion", "", verdict, sentence, lag.lead, lag.changes, signals, column)
 
     if stopped.empty:
-        return claim("untestable", f"Validation still improves at the end of all {len(rows)} runs")
-    sentence = f"Validation stops improving (within {STOPPED:.0%} of its fall of its least) in {len(stopped)} of "
-    sentence += f"{len(rows)} runs of {steps:g} steps; local dimension levels off in {level} of these"
+        return claim("untestable", f"Validation loss still improves at the end of all {len(rows)} runs")
+    sentence = f"Validation loss stops improving (it comes within {STOPPED:.0%} of its whole fall to its minimum) in "
+    sentence += f"{len(stopped)} of {len(rows)} runs of {steps:g} steps; local dimension levels off in {level} of these"
     if level:
-        sentence += f", {ahead(lag.lead)}"
+        sentence += f", {ahead(lag.lead, 'the loss stops improving')}"
     low, high = _share(level, len(stopped))
     bound = TOGETHER * steps
     if high < 0.5 or lag.lead.low > bound or lag.lead.high < -bound:
@@ -192,10 +192,10 @@ def _overfitting(course: pd.DataFrame, run_settings: Mapping[str, str]) -> Claim
 
     runs = rows["group"].nunique()
     if overfit.empty:
-        return claim("untestable", f"Validation loss turns in none of {runs} runs: nothing overfits")
-    sentence = f"Validation loss turns in {len(by_run)} of {runs} runs; in {turned} of these local dimension "
-    sentence += f"has a valley, a share of {number(*estimate[:3])}"
-    sentence += f", {ahead(lag.lead)} the loss's turn" if lag.lead.n else ""
+        return claim("untestable", f"Validation loss begins to rise in none of {runs} runs: nothing overfits")
+    sentence = f"Validation loss begins to rise in {len(by_run)} of {runs} runs; in {turned} of these local dimension "
+    sentence += f"falls and then rises, a share of {number(*estimate[:3])}"
+    sentence += f"; it turns {ahead(lag.lead, 'the minimum of the loss')}" if lag.lead.n else ""
     bound = TOGETHER * float(course["at"].max())
     together = -bound < lag.lead.low and lag.lead.high < bound
     if estimate.high < 0.5 or lag.lead.low > bound or lag.lead.high < -bound:
@@ -207,7 +207,7 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
     """Test the claim on grokking.
 
     It agrees if local dimension falls, its jump comes near that of validation accuracy, and one of two holds: it falls
-    by more than in runs that memorise and don't grok, or shuffled runs' jumps lie farther apart.
+    by more than in runs that memorise and don't grok, or the jumps of shuffled runs are farther apart.
     """
     if (measured := measured_on(curves, "train")) is None:
         return None
@@ -232,15 +232,16 @@ def _grokking(curves: Mapping[str, pd.DataFrame], settings: Mapping[str, str]) -
     moves, stays = groks["after"] - groks["before"], rows["stays"].dropna()
     contrast = float(stats.mannwhitneyu(moves.dropna(), stays).pvalue) if len(groks) and len(stays) else math.nan
     estimate = Estimate(*middle(moves.to_numpy(float)), contrast, len(groks))
-    sentence = f"{len(groks)} of {len(rows)} runs grok: validation passes {GROKKED:.0%} at least {DELAY} steps after "
-    sentence += "all that is trained on is known"
+    sentence = f"{len(groks)} of {len(rows)} runs grok: validation accuracy reaches {GROKKED:.0%} at least {DELAY} "
+    sentence += "steps after the training equations are memorised"
     if len(groks):
-        sentence += f". From then till it has followed, local dimension moves by {number(*estimate[:3])}"
+        sentence += f". From memorising to generalising, local dimension changes by {number(*estimate[:3])}"
         p_text = f", Mann-Whitney p = {contrast:.2g}"
-        sentence += f" (by {stays.mean():+.2g} in {len(stays)} that memorise alone{p_text})" if len(stays) else ""
+        sentence += f" (by {stays.mean():+.2g} in {len(stays)} that only memorise{p_text})" if len(stays) else ""
     if lag.lead.n:
         jumped = int(lag.changes[["metric_step", "outcome_step"]].notna().all(axis=1).sum())
-        sentence += f"; where both have one jump, in {jumped} runs, it comes {ahead(lag.lead)} validation accuracy's"
+        sentence += f"; in the {jumped} runs where both jump, local dimension does so "
+        sentence += ahead(lag.lead, "validation accuracy")
     if lag.lead.p_value <= 1:
         sentence += f", p = {lag.lead.p_value:.2g} against shuffled runs"
     bound = TOGETHER * float(np.median([curve["step"].iloc[-1] for curve in curves.values()]))

@@ -16,7 +16,7 @@ TRAIN_ACCURACY, ACCURACY = f"{TEXTS}train/accuracy", f"{TEXTS}validation/accurac
 MEMORISED, GROKKED, DELAY = 0.999, 0.95, 500
 # A loss has stopped improving once its distance to its minimum is within this share of its whole fall.
 STOPPED = 0.05
-# A minimum later than this share of the steps may not be one, as the curve may yet fall.
+# A minimum later than this share of the steps may not be the final one, as the curve may still fall.
 INSIDE = 0.9
 
 
@@ -67,7 +67,7 @@ def grokking_of(curve: pd.DataFrame, column: str) -> Grokking:
 def stop_step(curve: pd.DataFrame, loss: str) -> float:
     """Return where a loss stops improving: the first step whose distance to the minimum is within 5 % of the fall.
 
-    NaN where the minimum is the first value, or among the last tenth of the steps, as it may yet fall.
+    NaN where the minimum is the first value, or in the last tenth of the steps, as the loss may still fall.
     """
     x_N, y_N, best = _minimum(curve, loss)
     if not best or x_N[best] > _last_known_minimum(x_N):
@@ -76,7 +76,7 @@ def stop_step(curve: pd.DataFrame, loss: str) -> float:
 
 
 def least_step(curve: pd.DataFrame, loss: str) -> float:
-    """Return the step of the minimum loss; NaN where it is the first, or among the last tenth of the steps."""
+    """Return the step of the minimum loss; NaN where it is the first, or in the last tenth of the steps."""
     x_N, _, best = _minimum(curve, loss)
     return float(x_N[best]) if best and x_N[best] <= _last_known_minimum(x_N) else math.nan
 

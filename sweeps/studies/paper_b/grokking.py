@@ -1,18 +1,18 @@
-"""Grokking, claim 4 of paper B (arXiv 2506.01034): does the local dimension drop when a model generalises at last?
+"""Grokking, claim 4 of paper B (arXiv 2506.01034): does the local dimension drop when a model finally generalises?
 
     olmo-jax run --config=grokking:cpu --workdir=runs/grokking     (15 models)
     olmo-jax plan --config=grokking:paper
 
-Shares of the equations x data seeds are members of one cohort, each with its own training and validation equations. The
-argument is a scale, then options, with commas between:
+The members of one cohort are all shares of the equations times all data seeds, each with its own training and
+validation equations. The argument is a scale, then options, separated by commas:
 
     paper   as published [B]: a + b modulo 197, 9 shares x 5 seeds, 400,000 steps
     gpu     the same 45 members in a tenth of the steps, with more weight decay: 7 minutes on an H100
     cpu     a + b modulo 59, one block, 5 shares x 3 seeds, more weight decay, a constant rate: minutes on a laptop
-    smoke   every stage in seconds; a test without meaning
-    operation=NAME   add, subtract, divide or permute (products of permutations of 5 things, 4 at `cpu`)
+    smoke   every stage in seconds; its results mean nothing
+    operation=NAME   add, subtract, divide or permute (products of permutations of 5 elements, 4 at `cpu`)
 
-Values marked [B] are the paper's code's, [ours] are choices of this project.
+Values marked [B] are those of the paper's code; values marked [ours] are choices of this project.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ SCALES = {
     "cpu": Scale(
         modulus=59,
         permuted=4,
-        fractions=(0.2, 0.35, 0.4, 0.425, 0.45),  # from .5 on validation followed at once in our trials
+        fractions=(0.2, 0.35, 0.4, 0.425, 0.45),  # from .5 on, models generalised at once in our trials
         seeds=3,
         blocks=1,
         dropout=0.0,
@@ -78,7 +78,7 @@ SCALES = {
         steps=4000,
         decay=1.0,
         final=1.0,
-        eps=1e-6,  # at 1e-8 a small loss has repeated spikes, and so has local dimension
+        eps=1e-6,  # at 1e-8, a small loss spikes repeatedly, and so does local dimension
         probes=80,
         points=800,
     ),
@@ -106,7 +106,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     for option in options:
         key, _, operation = option.partition("=")
         if key != "operation" or operation not in OPERATIONS:
-            raise ConfigError(f"grokking.py: '{option}' is no option; it has operation={'|'.join(OPERATIONS)}")
+            raise ConfigError(f"grokking.py has no option '{option}'; use operation={'|'.join(OPERATIONS)}")
     scale = SCALES[name]
     equations = ArithmeticConfig(operation, scale.permuted if operation == "permute" else scale.modulus)
     vocabulary = equations.elements + 3

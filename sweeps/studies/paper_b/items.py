@@ -1,4 +1,4 @@
-"""What the report shows of the experiments on local dimension: each claim with its verdict, and what it rests on."""
+"""What the report shows of the experiments on local dimension: each claim with its verdict and its evidence."""
 
 import altair as alt
 import pandas as pd
@@ -15,9 +15,9 @@ from sweeps.studies.paper_b.panels import TITLES, panels, quantiles, sensitivity
 SECTION = "local-dimension"
 _COLUMNS = 4
 _LEADS = (
-    "p is against shuffled runs, each run's metric with another's outcome; a lead is claimed where its interval leaves "
-    "out 0 and p < .05. The last column is the R2 that the step of a signal adds to that of the training loss in "
-    "predicting the outcome's."
+    "p compares with shuffled runs, the metric of each with the outcome of another; a lead is claimed if its interval "
+    "excludes 0 and p < .05. The last column is the R2 that the step of a signal adds to that of the training loss in "
+    "predicting the step of the outcome."
 )
 
 add_section(SECTION, "Local dimension", after="training", optional=True)
@@ -25,7 +25,7 @@ add_section(SECTION, "Local dimension", after="training", optional=True)
 
 @report_item(section="findings", order=1)
 def claim_findings(results: AnalysisResults) -> Words:
-    """The claims on local dimension that the sweep has an experiment on, and its verdicts."""
+    """The claims on local dimension that the sweep tests, and the verdicts."""
     return Words([Paragraph(claim.text, link=SECTION) for claim in _claims(results)])
 
 
@@ -34,7 +34,7 @@ def claim_verdicts(results: AnalysisResults) -> Words:
     """Each claim on local dimension with the verdict of this sweep and its reason."""
     return Words(
         [
-            Paragraph(f"Claim (arXiv 2506.01034): {CLAIMS[claim.name]} Here: {claim.verdict}. {claim.sentence}",
+            Paragraph(f"Claim (arXiv 2506.01034): {CLAIMS[claim.name]} Verdict: {claim.verdict}. {claim.sentence}",
                       heading=_title(claim))
             for claim in _claims(results)
         ]
@@ -68,7 +68,7 @@ def claim_curves(results: AnalysisResults) -> Figure:
         raise NothingToShow("no quantity of an experiment was measured in all of its runs")
     note = "Lines are means over the runs of a configuration, bands their range."
     if any(claim.name == "grokking" for claim in _claims(results)):
-        note += " Change points are looked for after a run has memorised."
+        note += " Change points are searched for only after a run has memorised."
     chart = alt.vconcat(*rows).resolve_scale(color="independent")
     return charts.figure(chart, {"bands": pd.concat(frames, ignore_index=True)}, note)
 
@@ -98,12 +98,12 @@ def claim_shift(results: AnalysisResults) -> Figure:
 
 @report_item(section=SECTION, order=40)
 def claim_change_points(results: AnalysisResults) -> Figure:
-    """Each run's step at which local dimension changes against the outcome's; on the line they change together."""
+    """Each run's step at which the outcome changes against that of local dimension; on the line, they are equal."""
     steps = ["metric_step", "outcome_step"]
     known = [claim for claim in _claims(results) if len(claim.signals) and {*steps} <= {*claim.rows}]
     data = pd.concat([pd.DataFrame({"run": []}), *(c.rows.dropna(subset=steps).assign(claim=_title(c)) for c in known)])
     if data.empty:
-        raise NothingToShow("no run's local dimension and outcome both change")
+        raise NothingToShow("in no run do local dimension and outcome both change")
     data = data.assign(run=data["run_id"].astype(str))[["run", "claim", *steps]].reset_index(drop=True)
     ends = pd.DataFrame({"step": [data[steps].min(axis=None), data[steps].max(axis=None)]}).astype(float)
     points = (
@@ -128,7 +128,7 @@ def claim_leads(results: AnalysisResults) -> Figure:
     data = _signals(results)
     data = data[data["lead"].notna()]
     if data.empty:
-        raise NothingToShow("no signal's change can be set against an outcome's")
+        raise NothingToShow("in no run do a signal and its outcome both change")
     base = alt.Chart().encode(alt.Y("signal:N").title(None).sort(list(dict.fromkeys(data["signal"]))))
     layers = alt.layer(
         alt.Chart().mark_rule(color=charts.GREY, strokeDash=[3, 3]).encode(x=alt.datum(0)),
@@ -146,10 +146,10 @@ def claim_leads(results: AnalysisResults) -> Figure:
 
 @report_item(section=SECTION, order=60)
 def claim_signals(results: AnalysisResults) -> Table:
-    """When each signal changes, and what its step adds to that of the training loss in predicting the outcome's."""
+    """When each signal changes, and what its step adds to that of the training loss in predicting the outcome."""
     frame = _signals(results)
     if frame.empty:
-        raise NothingToShow("no signal was followed through an experiment")
+        raise NothingToShow("no signal was measured in an experiment")
     rows = [
         [
             cell(row.signal, kind="name"),
@@ -171,7 +171,7 @@ def claim_sensitivity(results: AnalysisResults) -> Figure:
     """Mean local dimension at the last checkpoints by neighbours, one line per number of points, by text."""
     means = sensitivity(results.table) if _claims(results) else pd.DataFrame()
     if means.empty:
-        raise NothingToShow("evaluation.dimension.points asks for no local dimension by points and neighbours")
+        raise NothingToShow("evaluation.dimension.points requests no local dimension by points and neighbours")
     across = charts.x("neighbors", "neighbours", log=True, at=sorted(means["neighbors"].unique()))
     base = alt.Chart().encode(across, charts.apart("points", "points"))
     layers = alt.layer(
@@ -181,8 +181,8 @@ def claim_sensitivity(results: AnalysisResults) -> Figure:
     )
     chart = layers.properties(width=200, height=160).facet(alt.Facet("of:N").title(None), columns=_COLUMNS)
     note = (
-        "How much of the number is the method's. Bars are the range over runs. Compare runs, and times of one run, "
-        "only where both numbers are the same."
+        "How much the estimate depends on the method's parameters. Bars are the range over runs. Compare runs, or "
+        "steps of a run, only at the same numbers of points and neighbours."
     )
     return charts.figure(chart, {"sensitivity": means}, note)
 

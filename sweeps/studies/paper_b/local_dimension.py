@@ -2,7 +2,7 @@
 
     olmo-jax run --config=local_dimension:shift --workdir=runs/shift
 
-The argument is an experiment, then `smoke` for a size at which it runs in seconds, a test without meaning:
+The argument is an experiment, optionally with `,smoke` for a size that runs in seconds and whose results mean nothing:
 
     shift        models of prose are fine-tuned on code: local dimension of each domain before, during and after
     exhaustion   long training on little prose: does local dimension level off where validation stops improving?
@@ -46,7 +46,7 @@ def get_config(arg: str = "shift") -> ConfigDict:
     experiments = {"shift": _shift, "exhaustion": _exhaustion, "overfitting": _overfitting}
     if name not in experiments or options not in ([], ["smoke"]):
         known = ", ".join(experiments)
-        raise ConfigError(f"local_dimension.py has no argument '{arg}'; it has {known}, each with ',smoke' or without")
+        raise ConfigError(f"local_dimension.py has no argument '{arg}'; use {known}, with or without ',smoke'")
     train, evaluation = experiments[name]()
     grid = seeds([{}], _MODELS, ("init_seed", "data_seed"))
     if options:

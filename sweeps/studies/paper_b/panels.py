@@ -1,4 +1,4 @@
-"""Compute what the page and the figures draw of the experiments on local dimension: bands over seeds, shifts, leads.
+"""Compute what the report draws of the experiments on local dimension: bands over seeds, quantiles, sensitivity.
 
 A panel is one quantity over steps, with one band per configuration: the mean over its runs, and their range.
 """
@@ -76,7 +76,7 @@ def _course(results: AnalysisResults, claim: Claim) -> pd.DataFrame:
 
 
 def _columns(claim: Claim, shared: set[str]) -> dict[str, str]:
-    """Return the columns to draw for a claim with their titles; of local dimensions those of the claim's states."""
+    """Return the columns to draw for a claim with their titles; local dimensions are those of the claim's states."""
     states = claim.column.partition(".")[0]
     of_states = sorted(c for c in dimension_columns(shared) if c.startswith(f"{states}."))
     dimensions = {c: f"local dimension, {text_of(c)}" for c in of_states}

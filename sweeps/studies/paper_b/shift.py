@@ -39,9 +39,9 @@ def _depth(states: str) -> float:
 
 
 def course_ends(course: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """Return first and last rows of each fine-tuning by run, checkpoint and seed, and how many others lack a number.
+    """Return first and last rows of each fine-tuning by run, checkpoint and seed, and the number of those left out.
 
-    A fine-tuning that diverged has no numbers along the way.
+    A fine-tuning that diverged has no local dimension along the way and is left out.
     """
     key = ["run_id", "step", "seed"]
     ordered = course.sort_values("at").groupby(key, sort=True)

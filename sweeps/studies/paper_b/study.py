@@ -1,4 +1,4 @@
-"""Declare the study: its analysis, and what `run` says of it at its end."""
+"""Declare the study: its analysis, and what `run` prints about it at its end."""
 
 import pandas as pd
 

@@ -1,1 +1,1 @@
-"""Published models, really trained: the measurements of both papers on each."""
+"""The measurements of both papers on published, fully trained models."""

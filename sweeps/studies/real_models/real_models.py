@@ -3,7 +3,8 @@
     olmo-jax import smollm2 --config=real_models --workdir=runs/smollm2 --run
     olmo-jax import smollm2 --config=real_models:finetune --workdir=runs/smollm2-code --run
 
-The argument is a part of the study, then `smoke` for a size at which it runs in a minute, a test without meaning:
+The argument is a part of the study, optionally with `,smoke` for a size that runs in a minute and whose results mean
+nothing:
 
     paper_a    geometry of unembedding and blocks, loss by domain, tasks, quantisation, noise, truncation (the default)
     finetune   paper B's first claim: the model is fine-tuned on code; local dimension of code and prose along the way
@@ -31,7 +32,7 @@ from sweeps.planning.plan import sweep_config
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "lambada")
 _UNEMBEDDING = (*ProbeConfig().unembedding.metrics, "power_law_alpha")
 _LENGTH = 256
-# The first claim's texts: what is fine-tuned on, and two kinds of prose that aren't.
+# The first claim's texts: the one that is fine-tuned on, and two kinds of prose that aren't.
 _TEXTS = TextsConfig(
     names=("code", "prose", "prose_jax"), documents=24, document_tokens=96, points=1500, neighbors=64
 )  # fmt: skip
@@ -42,7 +43,7 @@ def get_config(arg: str = "paper_a") -> ConfigDict:
     parts = {"paper_a": _paper_a, "finetune": _finetune}
     if name not in parts or options not in ([], ["smoke"]):
         known = ", ".join(parts)
-        raise ConfigError(f"real_models.py has no argument '{arg}'; it has {known}, each with ',smoke' or without")
+        raise ConfigError(f"real_models.py has no argument '{arg}'; use {known}, with or without ',smoke'")
     train, evaluation = parts[name]()
     if options:
         train, evaluation = _smoke(train, evaluation)

@@ -196,7 +196,7 @@ def test_a_column_that_one_sweep_lacks_is_listed():
     table = compare(one, other)
     for column, which in ((COSINE, "first"), ("gptq_3/in_domain", "second")):
         row = row_of(table, column)
-        assert (row.pairs, row.note) == (0, f"only the {which} sweep has it")
+        assert (row.pairs, row.note) == (0, f"only the {which} sweep has this column")
         assert np.isnan([row.difference, row.p_value, row.q_value, row.seed_sds]).all()
 
 
@@ -227,7 +227,7 @@ def test_constant_columns_have_p_1_and_missing_columns_a_note():
     assert (row.difference, row.low, row.high, row.p_value, row.note) == (0, 0, 0, 1, "all replicates are equal")
     assert np.isnan(row.seed_sds)
     for column in (RANK, COSINE):
-        assert row_of(table, column).note == "no pair has it in both sweeps"
+        assert row_of(table, column).note == "no pair has a value in both sweeps"
 
 
 def test_tables_without_a_metric_or_a_loss_give_no_rows():

@@ -180,7 +180,7 @@ def degenerate():
         "no value": (table.assign(**{LOSS: np.nan}), "no finished run has the target"),
         "no loss": (table.drop(columns=LOSS), "the table lacks the target"),
         "one run": (table.iloc[:1], "fewer than 8 usable runs"),
-        "few configurations": (table.iloc[:10], "5 configurations are too few for nested folds, which take 10"),
+        "few configurations": (table.iloc[:10], "5 configurations are too few for nested folds, which need 10"),
         "constant loss": (table.assign(**{LOSS: 0.1}), "the target is the same in all runs"),
     }
 

@@ -133,8 +133,8 @@ def test_few_runs_and_missing_curves_are_noted():
     result = lead_lag(curves, "metric", "outcome", least=0.5)
     assert result.lead.n == 1 and not result.claimed
     assert math.isnan(result.lead.low) and math.isnan(result.lead.p_value)
-    assert "1 of 3 runs lack one of the two; the outcome doesn't change in 1 of 2 runs" in result.note
-    assert "takes 6" in result.note and "too few groups to tell a lead from chance" in result.note
+    assert "1 of 3 runs lack the metric or the outcome; the outcome doesn't change in 1 of 2 runs" in result.note
+    assert "which needs 6" in result.note and "too few groups to tell a lead from chance" in result.note
     nothing = lead_lag({}, "metric", "outcome")
     assert math.isnan(nothing.lead.estimate) and nothing.note == "no run has both curves"
 

@@ -246,7 +246,7 @@ def test_equivalent_settings_are_merged():
     table = sweep().assign(tokens=lambda t: 1000 * t[BATCH], parameters_non_embedding=5)
     result = setting_features(table)
     assert result.names == ["tokens", DECAY]
-    assert result.note == f"{BATCH} is one with tokens"
+    assert result.note == f"{BATCH} is equivalent to tokens"
 
 
 def test_constant_duplicate_and_sparse_metrics_are_dropped_and_counted(linear_only):
@@ -311,7 +311,7 @@ def degenerate():
         "no value": (table.assign(**{LOSS: np.nan}), "no finished run has the target"),
         "infinite": (table.assign(**{LOSS: np.inf}), "no finished run has the target"),
         "one run": (table.iloc[:1], "fewer than 8 usable runs"),
-        "one configuration": (pd.concat([one] * 6), "1 configurations are too few for nested folds, which take 10"),
+        "one configuration": (pd.concat([one] * 6), "1 configurations are too few for nested folds, which need 10"),
         "constant loss": (table.assign(**{LOSS: 0.3}), "the target is the same in all runs"),
         "no geometry": (table.drop(columns=geometry), "no geometry metric varies"),
         "geometry missing": (

@@ -215,7 +215,7 @@ def test_leads_of_zero_are_no_evidence():
 def test_the_note_reports_that_no_rank_collapsed():
     result = saturation_of(sweep(run("a", "a", 10, 0.5, 200), run("b", "b", 60, 0.0, collapse=200)))
     assert np.isnan(result.lead[:4]).all()
-    assert "no lead: of 2 runs the rank collapsed in 1, 1 degraded, none did both" in result.note
+    assert "no lead: of 2 runs, the rank collapsed in 1 and 1 degraded, but none did both" in result.note
 
 
 # Bad input.

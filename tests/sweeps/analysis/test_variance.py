@@ -169,7 +169,7 @@ def test_equivalent_settings_are_one_factor():
     table = with_effects(factorial()).assign(width=lambda t: t["size"].map(ord) * 64, heads=lambda t: t.width // 64)
     result = variance_split(table, ["y"], ["width", "batch", "size", "decay", "heads"])
     assert result.setting.tolist() == ["width", "batch", "decay", "seed", "rest"]
-    assert result.note[0] == "one with size, heads"
+    assert result.note[0] == "equivalent to size, heads"
     reference = variance_split(table, ["y"], SETTINGS)
     assert result.share.tolist() == pytest.approx(reference.share.tolist(), nan_ok=True)
 
@@ -239,7 +239,7 @@ def test_saturated_settings_leave_only_the_seed_share():
     table = with_effects(factorial(seeds=2))
     each = variance_split(table, ["y"], ["configuration"]).set_index("setting")
     assert each.share[["configuration", "rest"]].isna().all()
-    assert each.note["rest"] == "36 configurations leave no freedom beside 35 levels of settings"
+    assert each.note["rest"] == "36 configurations leave no degree of freedom beside 35 levels of settings"
     usual = variance_split(table, ["y"], SETTINGS).set_index("setting")
     raw = usual.share["seed"] / usual.share.sum()
     assert each.share["seed"] == pytest.approx(raw, rel=0.1)

@@ -187,7 +187,7 @@ def test_reconstructible_files_are_restored(old, capsys):
     before, after = (plans.leaves(json.loads(content)) for content in (as_it_was[config], config.read_bytes()))
     assert {key: after[key] for key in before} == before
     assert cli.main(["report", "--workdir=work"]) == 0
-    assert "damaged results are left out: lm_loss; `olmo-jax evaluate` makes them anew" in capsys.readouterr().err
+    assert "damaged results are left out: lm_loss; `olmo-jax evaluate` makes them again" in capsys.readouterr().err
     assert cli.main(["run", "--config=small.py", "--workdir=work"]) == 0
     assert json.loads(status.read_bytes()) == json.loads(as_it_was[status])
     original, recomputed = json.loads(as_it_was[result]), json.loads(result.read_bytes())

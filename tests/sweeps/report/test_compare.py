@@ -117,7 +117,7 @@ def page_of(folder):
 def test_compare_prints_three_lines_and_the_path(folders, capsys, tmp_path):
     lines = compare(capsys, *folders(**tied_and_not()), f"--to={tmp_path / 'out'}")
     assert lines[0] == (
-        "tied against untied: 6 pairs of configurations, alike in optimizer.weight_decay; left out of tied: 2 unpaired"
+        "tied against untied: 6 pairs of configurations, equal in optimizer.weight_decay; left out of tied: 2 unpaired"
     )
     assert lines[1] == "What differs: model.tied (False in untied, True in tied)"
     assert re.fullmatch(
@@ -180,10 +180,10 @@ def test_a_third_sweep_is_compared_with_the_first(folders, capsys, tmp_path):
     assert lines[4] == "What differs: no setting"
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert list(table.groupby("second_sweep")["pairs"].max()) == [3, 6]
-    assert set(table["note"].dropna()) >= {"only the first sweep has it", "only the second sweep has it"}
+    assert set(table["note"].dropna()) >= {f"only the {which} sweep has this column" for which in ("first", "second")}
     page = page_of(tmp_path / "out")
     assert [len(figure.rows) for figure in page.figures] == [2, 1]
-    assert "In the table alone: 2." in page.text
+    assert "Only in the table: 2." in page.text
 
 
 def test_pair_by_is_a_command_line_option(folders, capsys, tmp_path):
@@ -195,12 +195,12 @@ def test_pair_by_is_a_command_line_option(folders, capsys, tmp_path):
     to = f"--to={tmp_path / 'out'}"
     lines = compare(capsys, *folders(one=one, other=other), to, f"--pair_by=data.batch_size,{batch}")
     assert lines[0] == (
-        "other against one: 3 pairs of configurations, alike in data.batch_size; 3 of several configurations each, "
-        "by their means"
+        "other against one: 3 pairs of configurations, equal in data.batch_size; "
+        "3 compare means of several configurations"
     )
     lefts = folders(left=sweep([0.1, 0.5]), right=sweep([0.1, 5.0]))
     assert compare(capsys, *lefts, to)[0].endswith(
-        "some unpaired agree in all but optimizer.weight_decay, see --pair_by"
+        "some unpaired runs differ only in optimizer.weight_decay: see --pair_by"
     )
     assert lines[1].startswith("What differs: optimizer.weight_decay (8.1, 8.2, 16.1, 16.2, 32.1, 32.2 in one, 8.2, ")
 
@@ -233,7 +233,7 @@ def test_single_runs_are_compared_without_an_interval(folders, capsys, tmp_path)
     one, other = sweep([0.1], seeds=(0,)), sweep([0.2], 0.5, seeds=(0,))
     lines = compare(capsys, *folders(one=one, other=other), f"--to={tmp_path / 'out'}")
     assert lines[0] == "other against one: 1 pair of configurations"
-    assert lines[2] == "Largest difference in a loss: lm_loss/in_domain +0.81 nats per token (no interval of 1 pair)"
+    assert lines[2] == "Largest difference in a loss: lm_loss/in_domain +0.81 nats per token (1 pair gives no interval)"
     page = page_of(tmp_path / "out")
     assert "No figure: " in page.text
     assert not re.search(r"\bnan\b", page.text, re.IGNORECASE)
@@ -286,7 +286,7 @@ def test_incomparable_sweeps_are_refused_in_one_line_and_nothing_is_written(fold
     broken.mkdir()
     (broken / "results.parquet").write_text("no table")
     to = f"--to={tmp_path / 'out'}"
-    assert f"{one} alone has nothing to be compared with" in refused(capsys, 2, one, to)
+    assert f"{one} is the only folder" in refused(capsys, 2, one, to)
     assert "is named twice" in refused(capsys, 2, one, other, f"{one}/", to)
     assert "required: --to" in refused(capsys, 2, one, other)
     assert "required: WORKDIR" in refused(capsys, 2, to)

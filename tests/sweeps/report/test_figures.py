@@ -341,7 +341,7 @@ def test_figures_drawn_by_another_process_are_the_same(answers, tmp_path):
 def test_a_chart_that_cannot_be_drawn_leaves_the_others_and_is_named(answers, tmp_path):
     chosen = [show(item, answers) for item in items(Figure) if item.name in ("u_shapes", "prediction")]
     broken = Figure(chosen[1].content.chart.transform_filter("datum. <"), chosen[1].content.data)
-    named = pytest.raises(export.DrawingError, match="mend their charts: prediction: ")
+    named = pytest.raises(export.DrawingError, match="fix their charts: prediction: ")
     with named, export.write_figures_beside(tmp_path, [chosen[0], chosen[1]._replace(content=broken)], ("svg", "pdf")):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["u_shapes.pdf", "u_shapes.svg"]
@@ -367,7 +367,8 @@ def test_files_of_a_figure_that_has_nothing_to_show_any_more_are_removed(answers
 def test_an_unknown_figure_is_refused_with_the_nearest_name():
     with pytest.raises(AnalysisError) as error:
         export.figure_item("u_shape")
-    assert str(error.value).startswith("no figure 'u_shape'; the nearest is 'u_shapes', and all are: training_loss, ")
+    start = "no figure 'u_shape'; the nearest is 'u_shapes', and the figures are: training_loss, "
+    assert str(error.value).startswith(start)
 
 
 def test_existing_figures_stay_if_drawing_fails(answers, tmp_path, monkeypatch):

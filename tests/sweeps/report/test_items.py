@@ -146,17 +146,17 @@ def test_a_name_that_is_another_items_is_refused(tmp_path):
 
 @pytest.mark.usefixtures("kept_registry")
 def test_unknown_sections_and_kinds_are_refused():
-    with pytest.raises(ValueError, match="no section 'nowhere'; these are: findings, "):
+    with pytest.raises(ValueError, match="no section 'nowhere'; sections: findings, "):
 
         @report_item(section="nowhere", order=1)
         def lost(results) -> Figure: ...
 
-    with pytest.raises(ValueError, match="'plain' has to be annotated as returning Figure, Table or Words"):
+    with pytest.raises(ValueError, match="'plain' needs the return annotation Figure, Table or Words"):
 
         @report_item(section="spectra", order=1)
         def plain(results): ...
 
-    with pytest.raises(ValueError, match="'new' follows 'nowhere', which isn't a section; these are: findings, "):
+    with pytest.raises(ValueError, match="'new' follows 'nowhere', which isn't a section; sections: findings, "):
         add_section("new", "New", after="nowhere")
     with pytest.raises(ValueError, match="'spectra' is already declared, with the heading 'Spectra'"):
         add_section("spectra", "Other spectra")

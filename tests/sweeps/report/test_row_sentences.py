@@ -62,13 +62,13 @@ def test_the_second_sentence_describes_the_setting_with_the_largest_effect():
     by_rank = findings(
         sweep().assign(**{"lm_loss/in_domain": lambda t: 9 - t["unembedding/effective_rank_percent"] / 20})
     )
-    assert "The setting that acted most is weight decay, with" in by_rank[1]
+    assert "The setting with the largest effect is weight decay, which explains" in by_rank[1]
     assert "from 0.1 to 4 (cumulative 0.20 to 8.00), mean effective rank went from 60.55 to 40.55 %" in by_rank[1]
 
     by_loss = findings(
         sweep(decays=(0.1, 0.11)).assign(**{"unembedding/effective_rank_percent": lambda t: t["lm_loss/in_domain"]})
     )
-    assert "batch size (with total batches, set together)" in by_loss[1]
+    assert "batch size (varied together with total batches)" in by_loss[1]
     assert "from 8 to 32, " in by_loss[1]
 
 
@@ -82,7 +82,7 @@ def test_the_third_sentence_uses_the_fewest_bits_and_the_worst_forgetting():
     assert sentence.startswith(
         "Rounding weights to 3 bits changed in-domain loss by +0.59 nats on average (+0.49 to +0.70)"
     )
-    assert "has rho -1.00 (95 % interval -1.00 to" in sentence
+    assert "the rank correlation of that change with effective rank is -1.00 (95 % interval -1.00 to" in sentence
     assert (
         "fine-tuning on code at learning rate 0.001 changed in-domain loss by +0.31 nats on average (+0.30 to +0.32)"
         in sentence
@@ -95,7 +95,7 @@ def test_diverged_runs_are_excluded_from_sentences_and_counted():
     spoilt.loc[spoilt.run_id == "run0", ["lm_loss/in_domain", "unembedding/effective_rank_percent"]] = 1e9
     spoilt.loc[spoilt.run_id == "run0", "diverged_at"] = 5
     assert findings(spoilt) == findings(table[table.run_id != "run0"])
-    assert caveat(analysis.final_rows(spoilt)).startswith("11 runs of 6 configurations; 1 diverged and left out. ")
+    assert caveat(analysis.final_rows(spoilt)).startswith("11 runs of 6 configurations; 1 diverged (left out). ")
 
 
 @pytest.mark.parametrize(("decays", "demonstration"), [(14, True), (15, False)])
@@ -110,11 +110,11 @@ def test_the_loss_is_compared_with_the_unigram_model():
     text = against_unigram(sweep())
     assert "ended at 5.00 to 5.21 nats per token; a unigram model of the same tokens has 6.50" in text
     assert (
-        "the runs lie 1.29 to 1.50 below it (at the least weight decay, 0.10, the runs lie 1.29 to 1.49 below it)"
+        "the runs lie 1.29 to 1.50 below it (at the lowest weight decay, 0.10, the runs lie 1.29 to 1.49 below it)"
         in text
     )
     assert "from 0.21 above to 0.00 below" in against_unigram(sweep().assign(**{"unigram/in_domain": 5.0}))
-    assert "to compare it with isn't there: the table has no unigram/in_domain" in against_unigram(
+    assert "there is no unigram loss to compare it with: the table has no unigram/in_domain" in against_unigram(
         sweep().drop(columns="unigram/in_domain")
     )
 
@@ -122,25 +122,25 @@ def test_the_loss_is_compared_with_the_unigram_model():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t.head(0), ["no finished run", "can't be said: no finished run", "can't be said"]),
-        (lambda t: t.assign(final=False), ["no finished run", "no finished run", "can't be said"]),
-        (lambda t: t.assign(diverged_at=3), ["no finished run", "no finished run", "can't be said"]),
+        (lambda t: t.head(0), ["no finished run", "is unknown: no finished run", "is unknown"]),
+        (lambda t: t.assign(final=False), ["no finished run", "no finished run", "is unknown"]),
+        (lambda t: t.assign(diverged_at=3), ["no finished run", "no finished run", "is unknown"]),
         (
             lambda t: t.head(1),
-            ["1 finished run with both numbers, of at least 4", "No setting differs", "+0.50 nats; "],
+            ["1 finished run has both numbers and at least 4 are needed", "No setting differs", "+0.50 nats; "],
         ),
         (
             lambda t: t.drop(columns=analysis.loss_columns(t)),
-            ["the table has no lm_loss/in_domain", "the table has no lm_loss/in_domain", "can't be said"],
+            ["the table has no lm_loss/in_domain", "the table has no lm_loss/in_domain", "is unknown"],
         ),
         (
             lambda t: t.assign(**dict.fromkeys(analysis.geometry_columns(t), np.nan)),
             ["effective_rank_percent is missing", "effective_rank_percent is missing", "3 bits"],
         ),
-        (lambda t: t.assign(**{"lm_loss/in_domain": 5.0}), ["is the same in every run", "can't be said", "3 bits"]),
+        (lambda t: t.assign(**{"lm_loss/in_domain": 5.0}), ["is the same in every run", "is unknown", "3 bits"]),
         (
             lambda t: t[t["config.init_seed"] == 0].iloc[::4],
-            ["finished runs with both numbers, of at least 4 needed", "it takes two runs at one value", "3 bits"],
+            ["finished runs have both numbers and at least 4 are needed", "that takes two runs at one value", "3 bits"],
         ),
         (lambda t: t.assign(**{c: np.nan for c in t if "round" in c}), ["rho", "batch size", "Fine-tuning on code"]),
     ],

@@ -44,12 +44,12 @@ def test_prediction_sentences_give_r2_with_and_without_geometry_and_the_gain(ans
     text = sentences(answers)[5]
     best = answers.prediction[answers.prediction.features == "settings and geometry"]
     best = best.loc[best.r2.idxmax()]
-    assert f"Predicting {best.target} from settings by {best.model}" in text
+    assert f"If {best.target} is predicted from settings by {best.model}" in text
     assert "with geometry" in text and "a gain of" in text
 
 
 def test_variance_sentences_name_the_settings(answers):
-    assert re.search(r"\d+ % goes with weight decay", sentences(answers)[7])
+    assert re.search(r"\d+ % is explained by weight decay", sentences(answers)[7])
 
 
 @pytest.mark.slow

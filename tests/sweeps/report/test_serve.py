@@ -89,7 +89,7 @@ def test_the_page_and_the_report_are_answered_and_nothing_else(port):
 
 
 def test_a_port_in_use_or_out_of_range_is_one_line(port, workdir, capsys):
-    with pytest.raises(UserError, match=rf"--port={port}: Address already in use; name another, or 0"):
+    with pytest.raises(UserError, match=rf"--port={port}: Address already in use; choose another port, or 0"):
         server(workdir, recorded_plan(workdir), port)
     with pytest.raises(ConfigError, match="needs a number from 0 to 65535"):
         server(workdir, recorded_plan(workdir), 70000)

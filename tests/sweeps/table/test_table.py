@@ -61,7 +61,7 @@ def test_diverged_and_unfinished_runs_are_marked_counted_and_left_out(workdir):
     final = final_rows(table)
     assert sorted(final.rows["run_id"]) == ["calm", "twin"]
     assert (final.diverged, final.unfinished) == (1, 1)
-    assert "1 diverged and left out" in caveat(final)
+    assert "1 diverged (left out)" in caveat(final)
 
 
 def test_a_written_table_is_recognised_as_current(workdir):

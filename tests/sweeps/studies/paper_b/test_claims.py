@@ -61,7 +61,7 @@ def test_grokking_claim_verdicts(how, verdict):
         assert abs(outcome.estimate.estimate + 4) < 0.3
         lead = outcome.signals.set_index("signal").loc[METRIC]
         assert lead["claimed"] and lead["low"] <= 100 <= lead["high"]
-        assert "8 of 10 runs grok" in outcome.sentence and "in 2 that memorise alone" in outcome.sentence
+        assert "8 of 10 runs grok" in outcome.sentence and "in 2 that only memorise" in outcome.sentence
 
 
 def test_a_run_that_diverged_is_left_out():
@@ -201,7 +201,7 @@ def test_a_valley_away_from_the_loss_minimum_disagrees_with_the_claim():
     (outcome,) = claims(
         table_of([f"run{i}" for i in range(8)], "python_packages"), {}, overfitting_courses(valley=300, turn=60)
     )
-    assert outcome.verdict == "disagrees" and "has a valley, a share of 1.00" in outcome.sentence
+    assert outcome.verdict == "disagrees" and "falls and then rises, a share of 1.00" in outcome.sentence
 
 
 def test_runs_with_other_columns_or_without_a_row_are_tolerated():
@@ -210,7 +210,8 @@ def test_runs_with_other_columns_or_without_a_row_are_tolerated():
     curves["run1"] = curves["run1"].rename(columns={METRIC: "layer_3.train/local_two_nn"})
     table = table_of(curves, "arithmetic")
     (outcome,) = claims(table, curves)
-    assert len(outcome.rows) == 9 and "Left out, for it was measured fewer than 16 times: in 1 more" in outcome.sentence
+    assert len(outcome.rows) == 9
+    assert "Left out, with fewer than 16 measurements of local dimension: 1 more" in outcome.sentence
     curves["run1"][METRIC] = curves["run2"][METRIC]
     curves["later"] = curves["run2"]
     (outcome,) = claims(table, curves)
@@ -222,13 +223,14 @@ def test_too_few_measurements_make_a_claim_untestable():
     (outcome,) = claims(table_of(few, "python_packages"), few)
     assert (outcome.name, outcome.verdict) == ("exhaustion", "untestable")
     assert (
-        "was measured 15 times in a run at most; a change shows in 16 or more: lower config.probe.every"
-        in outcome.sentence
+        "was measured at most 15 times in a run; detecting a change takes 16 measurements or more: "
+        "lower config.train.probe.every" in outcome.sentence
     )
     course = overfitting_courses()
     names = [f"run{i}" for i in range(8)]
     (outcome,) = claims(table_of(names, "python_packages"), {}, course[course["at"] % 100 == 0])
-    assert (outcome.name, outcome.verdict) == ("overfitting", "untestable") and "measured 5 times" in outcome.sentence
+    assert (outcome.name, outcome.verdict) == ("overfitting", "untestable")
+    assert "measured at most 5 times" in outcome.sentence
     assert "raise config.evaluation.finetune.points" in outcome.sentence
     blank = course.assign(**{"final_states.validation/local_two_nn": np.nan})
     (outcome,) = claims(table_of(names, "python_packages"), {}, blank)
@@ -251,7 +253,7 @@ def test_unfinished_and_diverged_runs_are_left_out_of_every_claim():
     table = table_of(curves, "arithmetic")
     table.loc[8:, "final"] = False
     (outcome,) = claims(table, curves)
-    assert "8 of 8 runs grok" in outcome.sentence and "memorise alone" not in outcome.sentence
+    assert "8 of 8 runs grok" in outcome.sentence and "only memorise" not in outcome.sentence
     courses = shift_courses()
     courses.loc[courses["run_id"] == "run7", "final_states.code/local_two_nn"] += 30 * courses["at"]
     table = table_of([f"run{i}" for i in range(8)], "python_packages")

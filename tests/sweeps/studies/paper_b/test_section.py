@@ -97,7 +97,7 @@ def test_the_page_shows_claim_and_verdict_and_escapes_names(tmp_path, make, name
     answers = make()
     source = write_report(tmp_path, answers, {}).read_text()
     assert f"<h3>{name}" in source and 'href="#local-dimension"' in source
-    assert f"Here: {claims_of(answers)[0].verdict}." in source
+    assert f"Verdict: {claims_of(answers)[0].verdict}." in source
     assert "<script>alert" not in source and "\"&'%#~<b>" not in source
     json_text = source.split('id="data">')[1].split("</script>")[0]
     data = json.loads(json_text)
