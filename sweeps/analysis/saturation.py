@@ -100,7 +100,7 @@ def saturation_of(table: pd.DataFrame) -> Saturation:
 
 def _summary(runs: pd.DataFrame, note: str) -> Saturation:
     missing = {
-        "degraded": "degradation unknown (no losses with standard errors at two checkpoints)",
+        "degraded": "no losses with standard errors at two checkpoints (degradation unknown)",
         "rank_percent": "no rank of the unembedding",
     }
     notes = [note] + [

@@ -230,7 +230,7 @@ def lacking(rows: pd.DataFrame, column: str) -> str:
 def _why(rows: pd.DataFrame, estimate: Estimate) -> str:
     if estimate.n < analysis.MIN_ROWS:
         verb = "has" if estimate.n == 1 else "have"
-        return f"{counted(estimate.n, 'finished run')} {verb} both numbers and at least {analysis.MIN_ROWS} are needed"
+        return f"{counted(estimate.n, 'finished run')} {verb} both numbers, and at least {analysis.MIN_ROWS} are needed"
     metric_N, loss_N = _values(rows, _METRIC), _values(rows, _LOSS)
     metric_N = metric_N[np.isfinite(loss_N) & np.isfinite(metric_N)]
     return f"{_METRIC if np.ptp(metric_N) == 0 else _LOSS} is the same in every run that has both"

@@ -115,7 +115,7 @@ def saturation(results: AnalysisResults) -> str:
     degraded = runs["degraded"].fillna(False).astype(bool)
     low = runs["low_rank"].fillna(False).astype(bool)
     text = f"Of {counted(int(known.sum()), 'run')}, {int(degraded.sum()) or 'none'} ended more than two standard "
-    text += "errors above the lowest loss"
+    text += "errors above their lowest loss"
     if degraded.any():
         text += f", {int((degraded & low).sum()) or 'none'} of these with effective rank below the median"
     if lead.n and math.isfinite(lead.estimate):

@@ -25,7 +25,7 @@ _METHODS = {
 _FORMS = {"raw": "raw", "partial rank": "given settings as ranks", "partial factor": "given settings as factors"}
 _MOST_METRICS, _MOST_LOSSES = 30, 16
 _NUMBERS_IN_CELLS = 150  # with more cells than this the colours alone are legible
-_FIRST = "the first"
+_FIRST = "the first metrics"
 _KEYS = ("metric", "target", "method")
 
 
@@ -133,9 +133,10 @@ def _about(results: AnalysisResults) -> str:
     left_out = int(results.associations["left_out"].max())
     tested = int(results.associations["q_value"].notna().sum())
     diverged = ' "With diverged" includes the last rows of runs that diverged.' if results.final.diverged else ""
+    runs = "run that diverged or didn't finish is" if left_out == 1 else "runs that diverged or didn't finish are"
     return (
-        f"Over final rows, clustered by configuration; {left_out or 'no'} run{'' if left_out == 1 else 's'} diverged "
-        f"or didn't finish and {'is' if left_out == 1 else 'are'} left out.{diverged} \N{GREEK SMALL LETTER RHO} is "
+        f"Over final rows, clustered by configuration; {f'{left_out} {runs}' if left_out else 'no run is'} left out."
+        f"{diverged} \N{GREEK SMALL LETTER RHO} is "
         "Spearman's rank correlation, with its 95 % interval. Partial: given every setting that varies, as ranks "
         "(misled by a setting with a U-shaped effect) and as factors. "
         "\N{GREEK CAPITAL LETTER DELTA}R\N{SUPERSCRIPT TWO}: what the metric adds to a linear prediction from size, "

@@ -103,9 +103,7 @@ def test_undetermined_runs_are_in_no_quadrant(values, errors, rise):
     assert x.degraded is pd.NA
     assert x.rise == pytest.approx(rise, nan_ok=True)
     assert result.quadrants.runs.sum() == 1
-    assert "unknown whether degraded, without losses at two checkpoints and their standard errors, in 1 of 2" in (
-        result.note
-    )
+    assert "no losses with standard errors at two checkpoints (degradation unknown) in 1 of 2" in (result.note)
 
 
 def test_a_checkpoint_without_a_loss_is_skipped():

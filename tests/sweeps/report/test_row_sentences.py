@@ -127,7 +127,7 @@ def test_the_loss_is_compared_with_the_unigram_model():
         (lambda t: t.assign(diverged_at=3), ["no finished run", "no finished run", "is unknown"]),
         (
             lambda t: t.head(1),
-            ["1 finished run has both numbers and at least 4 are needed", "No setting differs", "+0.50 nats; "],
+            ["1 finished run has both numbers, and at least 4 are needed", "No setting differs", "+0.50 nats; "],
         ),
         (
             lambda t: t.drop(columns=analysis.loss_columns(t)),
@@ -140,7 +140,11 @@ def test_the_loss_is_compared_with_the_unigram_model():
         (lambda t: t.assign(**{"lm_loss/in_domain": 5.0}), ["is the same in every run", "is unknown", "3 bits"]),
         (
             lambda t: t[t["config.init_seed"] == 0].iloc[::4],
-            ["finished runs have both numbers and at least 4 are needed", "that takes two runs at one value", "3 bits"],
+            [
+                "finished runs have both numbers, and at least 4 are needed",
+                "that takes two runs at one value",
+                "3 bits",
+            ],
         ),
         (lambda t: t.assign(**{c: np.nan for c in t if "round" in c}), ["rho", "batch size", "Fine-tuning on code"]),
     ],

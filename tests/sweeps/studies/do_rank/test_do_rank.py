@@ -36,7 +36,7 @@ def test_all_arms_share_one_program_and_each_has_its_control(scale):
 
 
 def test_an_unknown_option_is_refused():
-    for argument, message in (("tpu", "has no scale 'tpu'"), ("cpu,seeds=3", "seeds=K with K of 5 or more")):
+    for argument, message in (("tpu", "has no scale 'tpu'"), ("cpu,seeds=3", "seeds=K, with K of 5 or more")):
         with pytest.raises(ConfigError, match=message):
             load_config([f"--config=do_rank:{argument}"])
 

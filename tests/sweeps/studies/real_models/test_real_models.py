@@ -18,7 +18,7 @@ def test_the_parts_are_valid_and_measure_what_they_say():
     finetune = read_sweep(load_config(["--config=real_models:finetune"])).evaluation
     assert finetune.finetune.targets == ("code",)
     assert len(finetune.finetune.seeds) == 3
-    with pytest.raises(ConfigError, match=r"no argument 'x'; it has paper_a, finetune"):
+    with pytest.raises(ConfigError, match=r"no argument 'x'; use paper_a, finetune"):
         load_config(["--config=real_models:x"])
 
 
