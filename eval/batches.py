@@ -1,4 +1,4 @@
-"""Run batches through a compiled function; on a CPU, as many at a time as it has cores."""
+"""Run batches through a compiled function; on a CPU, as many concurrently as it has cores."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,18 +10,19 @@ from olmo_jax.config import ModelConfig
 from olmo_jax.console import progress
 from olmo_jax.execution.cores import cores
 
-# Most elements of the widest activations of all batches that run at a time: half a GiB in float32.
+# Upper bound on the elements of the widest activations over all concurrent batches: half a GiB in float32.
 _MOST_ACTIVATIONS = 2**27
 
 
 def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Return what a compiled function of arrays gives for each batch, in order, as numpy arrays.
+    """Return the results of a compiled function of arrays for each batch, in order, as numpy arrays.
 
-    XLA runs the loop over members on about one core, so on a CPU several batches run at a time; of batches with
-    a new shape, one compiles the program and the others wait. The first array of a batch holds its tokens, `[B, L]`.
+    XLA runs the loop over members on about one core, so on a CPU several batches run concurrently; the first batch of
+    a new shape compiles the program while others of that shape wait. The first array of a batch holds its tokens,
+    `[B, L]`.
     """
     at_once = _at_once(config, max(batch[0].size for batch in batches))
-    if at_once == 1 and jax.default_backend() != "cpu":  # which computes one batch while the next is on its way
+    if at_once == 1 and jax.default_backend() != "cpu":  # an accelerator computes one batch while the next is sent
         return jax.device_get([call(*batch) for batch in batches])
     with progress("  batches", len(batches), within=True) as show, ThreadPoolExecutor(at_once) as pool:
         results = []
@@ -32,7 +33,7 @@ def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequenc
 
 
 def _at_once(config: ModelConfig, tokens: int) -> int:
-    """Return how many batches of `tokens` tokens run at a time."""
+    """Return how many batches of `tokens` tokens run concurrently."""
     if jax.default_backend() != "cpu":
         return 1
     return max(1, min(cores(), _MOST_ACTIVATIONS // (tokens * config.d_ff)))

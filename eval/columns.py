@@ -1,4 +1,4 @@
-"""What the columns of results mean: each evaluator declares the results that it has, and what they are of."""
+"""Describe the columns of results: each evaluator declares its results and what they measure."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 from olmo_jax.columns import NATS, Column, sentence
 
 AVERAGES = {
-    "in_domain": "over the domains trained on, which count alike",
-    "out_of_domain": "over the other domains, which count alike",
-    "macro": "over all domains, which count alike",
+    "in_domain": "over the domains trained on, with equal weights",
+    "out_of_domain": "over the other domains, with equal weights",
+    "macro": "over all domains, with equal weights",
 }
 
 
 class Result(NamedTuple):
-    """A result of an evaluation, or several whose names have one pattern.
+    """A result of an evaluation, or several whose names match one pattern.
 
     Attributes:
-      pattern: regular expression of the name. Its groups enter `meaning`, and `of` of the column.
+      pattern: regular expression that the name matches. Its groups are inserted into `meaning` and the column's `of`.
       meaning, unit, kind, of: as in Column; the meaning without a full stop.
     """
 
@@ -43,7 +43,7 @@ LOSSES = (
     ),
     Result(
         r"bits_per_byte/(?P<domain>.+)",
-        "Loss over the bytes of the text, {domain}",
+        "Loss per byte of the text, {domain}",
         "bits per byte",
         "evaluation",
         _about("bits_per_byte"),
@@ -51,7 +51,7 @@ LOSSES = (
     Result(r"perplexity/(?P<domain>.+)", "Exponential of the loss {domain}", "", "evaluation", _about("perplexity")),
     Result(
         r"rise_standard_error/(?P<domain>.+)",
-        "Paired standard error of the loss's rise {domain}",
+        "Paired standard error of the rise of the loss {domain}",
         NATS,
         "evaluation",
         _about("standard_error") | {"measure": "rise"},
@@ -78,10 +78,11 @@ LOSSES = (
 def describe_result(
     name: str, result: str, words: str, of: Mapping[str, Any], results: Sequence[Result]
 ) -> Column | None:
-    """Return the column `name` of the result `result` of an evaluation that `words` describe; None for an unknown one.
+    """Return the column `name` for a result of an evaluation that `words` describe; None for an unknown result.
 
     Args:
-      of: what the evaluation is of. results: those that it has, of which the first that matches counts.
+      result: its name within the evaluation. of: what the evaluation measures, as in Column.
+      results: the evaluation's results, of which the first that matches is used.
     """
     for one in results:
         if match := re.fullmatch(one.pattern, result):
@@ -92,7 +93,7 @@ def describe_result(
 
 
 def in_words(groups: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the groups of a pattern as they stand in a sentence."""
+    """Return the groups of a pattern as they appear in a sentence."""
     words = {key: value or "" for key, value in groups.items()}
     if "domain" in words:
         words["domain"] = AVERAGES.get(words["domain"], f"on {words['domain']}")
@@ -105,12 +106,12 @@ def in_words(groups: Mapping[str, str | None]) -> dict[str, str]:
     return words
 
 
-# Groups of patterns that are names, which may look like numbers.
+# Groups of patterns that are names and stay text, even where they look like numbers.
 _NAMES = {"domain", "how", "metric", "name", "states", "target", "task", "text", "unit"}
 
 
 def numbers(groups: Mapping[str, str]) -> dict[str, Any]:
-    """Return the groups of a pattern, those that are no names as numbers."""
+    """Return the groups of a pattern, with those that aren't names converted to numbers where possible."""
     texts = {key: value.removeprefix("_") if key == "scope" else value for key, value in groups.items()}
     return {key: value if key in _NAMES else _number(value) for key, value in texts.items()}
 

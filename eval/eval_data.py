@@ -41,47 +41,47 @@ class StoppedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(Settings):
-    """The text that losses are taken over."""
+    """The text on which losses are measured."""
 
     tokens_per_domain: int = setting(
         16384,
         Role.OBSERVATION,
-        "Validation tokens of each domain that losses are taken over.",
+        "Validation tokens of each domain on which losses are measured.",
         bound=POSITIVE_WHOLE,
         unit="tokens",
     )
     tokens_per_document: int = setting(
         0,
         Role.OBSERVATION,
-        "Tokens that a document contributes at most: with fewer, more documents share a domain's tokens, and standard "
+        "Most tokens that a document contributes. With fewer, a domain's tokens come from more documents, and standard "
         "errors, which are over documents, are smaller. 0 takes whole documents.",
         bound=NOT_NEGATIVE,
         unit="tokens",
     )
-    domains: tuple[str, ...] = setting((), Role.OBSERVATION, "Domains that losses are taken of; () for all there are.")
+    domains: tuple[str, ...] = setting((), Role.OBSERVATION, "Domains on which losses are measured; () for all.")
     batch_size: int = setting(
-        32, Role.OBSERVATION, "Windows that go through the models at a time.", bound=POSITIVE_WHOLE, unit="sequences"
+        32, Role.OBSERVATION, "Windows that the models process at a time.", bound=POSITIVE_WHOLE, unit="sequences"
     )
     all_checkpoints: bool = setting(
         True,
         Role.OBSERVATION,
-        "Take the loss by domain at every checkpoint, or else at the last; the rest is at the last only.",
+        "Measure the loss by domain at every checkpoint, or else at the last, where most other evaluations run.",
     )
 
     @property
     def set_apart(self) -> tuple[str, ...]:
-        """Domains besides those trained on that count in no average, for models are fine-tuned on them."""
+        """Return the domains that the average `out_of_domain` excludes because models are fine-tuned on them."""
         return ()
 
     @property
     def text_settings(self) -> dict[str, Any]:
-        """What a loss depends on besides the models."""
+        """Return what a loss depends on besides the models."""
         settings = {
             "tokens_per_domain": self.tokens_per_domain,
             "domains": list(self.domains),
             "set_apart": list(self.set_apart),
         }
-        # Left out where it does nothing, so that results written before it existed are still those asked for.
+        # Omitted where it has no effect, so that results written before it existed remain valid.
         return settings | ({"tokens_per_document": self.tokens_per_document} if self.tokens_per_document else {})
 
     def check_fields(self, at: str) -> None:
@@ -90,7 +90,7 @@ class TextConfig(Settings):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalData:
-    """The data of one cohort, read when first used. `stop` says whether to stop, and is called during long work."""
+    """The data of one cohort, read when first used. `stop` returns whether to stop; long computations call it."""
 
     workdir: epath.Path
     cohort: Cohort
@@ -100,7 +100,7 @@ class EvalData:
 
     @functools.cached_property
     def shape(self) -> Shape:
-        """The shape of the models as they are evaluated, with a head in one piece."""
+        """Return the shape of the models as they are evaluated: with an unfactored head."""
         shape = self.cohort.shape
         return shape.with_config(model=dataclasses.replace(shape.model, factored_head=False))
 
@@ -139,7 +139,7 @@ class EvalData:
         return {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params) if x.ndim == 2}
 
     def once(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return `function(self, *arguments)`, which is called the first time only; arguments must be hashable."""
+        """Return `function(self, *arguments)`, computed on the first call only; arguments must be hashable."""
         key = (function, *arguments)
         if key not in self._results:
             self._results[key] = function(self, *arguments)
@@ -185,7 +185,7 @@ class ModelBatch:
 
     @functools.cached_property
     def losses(self) -> Losses:
-        """Return the losses of the models unchanged."""
+        """Return the losses of the unchanged models."""
         return self.losses_of(self.params_M)
 
     def losses_of(self, params_M: Any) -> Losses:
@@ -197,7 +197,7 @@ class ModelBatch:
         return [Measured(row, {"tokens": losses.tokens}) for row in self.summaries(losses.by_domain)]
 
     def measured_with_rise(self, losses: Losses, relative: bool = False) -> list[Measured]:
-        """Return the same with the rise of each average over the unchanged models, and its paired standard error.
+        """Return `measured` with the rise of each average above the unchanged models, and its paired standard error.
 
         `relative` adds the rise as a share of the loss of the unchanged models.
         """

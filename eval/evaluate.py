@@ -1,4 +1,4 @@
-"""Run the evaluations of a cohort's checkpoints, batched over models; those that are done already are skipped."""
+"""Run the evaluations of a cohort's checkpoints, batched over models; those already done are skipped."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ from olmo_jax.storage.names import matching
 
 
 class Job(NamedTuple):
-    """One evaluation, and the models of a cohort that have no result of it."""
+    """One evaluation, and the models of a cohort that have no result for it."""
 
     evaluation: Evaluation
     models: tuple[Model, ...]
@@ -36,7 +36,7 @@ class Choice:
     """Which of a configuration's evaluations to run.
 
     Attributes:
-      only: kinds or names, with * and ?; () for all.
+      only: kinds or names of evaluations, or patterns of them with * and ?; () for all.
       runs: a pattern of run ids.
       steps: "" for each evaluation's default steps, else "final", "all", or a tuple of steps.
     """
@@ -46,17 +46,17 @@ class Choice:
     steps: str | tuple[int, ...] = ""
 
     def check(self, config: EvalConfig, runs: Sequence[str], steps: Sequence[int]) -> None:
-        """Raise ConfigError for an unknown evaluation, a pattern of no run, or a step without a checkpoint."""
+        """Raise ConfigError for an unknown evaluation, a pattern without a run, or a step without a checkpoint."""
         names = {name for e in evaluations(config) for name in (e.kind, e.name)}
         for name in self.only:
             known = ", ".join(sorted({e.kind for e in evaluations(config)}))
-            remedy = f"is no evaluation of this configuration; it has {known}, or the name of one of these results"
+            remedy = f"isn't an evaluation of this configuration; choose from {known}, or name one of their results"
             require(bool(matching(names, name)), "--only", name, remedy)
         some = ", ".join(sorted(runs)[:3])
         require(bool(matching(runs, self.runs)), "--runs", self.runs, f"matches no run; the runs are {some}, ...")
         for step in self.steps if isinstance(self.steps, tuple) else ():
             known = ", ".join(map(str, steps))
-            require(step in steps, "--steps", step, f"is the step of no checkpoint; the steps are {known}")
+            require(step in steps, "--steps", step, f"no checkpoint has this step; the steps are {known}")
 
     def select(self, config: EvalConfig) -> list[Evaluation]:
         """Return the evaluations to run, by choice or because a chosen one is computed from their results."""
@@ -85,9 +85,9 @@ EVERYTHING = Choice()
 
 
 def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice = EVERYTHING) -> list[Job]:
-    """Return the jobs left for a cohort, checkpoint by checkpoint; then those across checkpoints.
+    """Return the jobs that a cohort still needs, checkpoint by checkpoint; then those across checkpoints.
 
-    For a cohort trained on equations, only evaluations that need no text; loss and accuracy are in its metrics.
+    A cohort trained on equations gets only evaluations that need no text; its metrics have loss and accuracy.
     """
     by_kind = {evaluator.kind: evaluator for evaluator in evaluators(config)}
     ends = {run.id: run.config.total_steps for run in cohort.runs}
@@ -137,7 +137,10 @@ def _chosen_with(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _phases(chosen: Sequence[Evaluation], by_kind: Mapping[str, Evaluator[Any]]) -> dict[str, int]:
-    """Return each evaluation's phase by name: after what it requires, and those across checkpoints not in the first."""
+    """Return each evaluation's phase, by name.
+
+    It is later than those of the evaluations that it requires; one across checkpoints is never in the first phase.
+    """
     phases: dict[str, int] = {}
     for evaluation in chosen:
         after = [phases[name] + 1 for name in evaluation.required if name in phases]
@@ -156,10 +159,10 @@ def evaluate(
 ) -> bool:
     """Run the `jobs` of a cohort and write one result per model, atomically.
 
-    `go_on` is called after each job; False ends the evaluation. `stop` is called after each step of a fine-tuning; True
+    `go_on` is called after each job; False ends the evaluation. `stop` is called at each step of a fine-tuning; True
     ends it, and its work is lost. The caller must hold the cohort's lock. Returns whether all jobs are done. Raises
-    CheckpointError, DataError for missing text or items and, after all other jobs, EvaluationError where an
-    evaluation of the user's own raised anything else.
+    CheckpointError, DataError for missing text or items and, after all other jobs, EvaluationError if a
+    user-defined evaluation raised anything else.
     """
     for member in cohort.runs:
         results.clean(workdir, member.id)
@@ -208,14 +211,14 @@ def evaluate(
 def _measured(
     evaluator: Evaluator[Any], batch: ModelBatch, left: Sequence[Evaluation]
 ) -> Iterator[tuple[Evaluation, list[Measured], float]]:
-    """Yield each evaluation with its results and seconds; raise _OwnError for what the user's own evaluator raises."""
+    """Yield each evaluation with its results and seconds. Raises _OwnError if a user-defined evaluator fails."""
     kind = type(evaluator)
     is_own = kind in OWN.values()
     start = time.monotonic()
     try:
-        found = iter(evaluator.measure_all(batch, left))
+        results_of_each = iter(evaluator.measure_all(batch, left))
         for evaluation in left:
-            measured = next(found, None)
+            measured = next(results_of_each, None)
             if is_own:
                 _check_results(evaluation, measured, batch.models)
             assert measured is not None
@@ -230,24 +233,25 @@ def _measured(
 
 
 class _OwnError(Exception):
-    """What an evaluator of the user's own raised, in one line."""
+    """An error that a user-defined evaluator raised, in one line."""
 
 
 class EvaluationError(UserError):
-    """Evaluations of the user's own raised an error; all others are done."""
+    """User-defined evaluations raised errors; all others are done."""
 
 
 def _check_results(evaluation: Evaluation, measured: Sequence[Measured] | None, models: Sequence[Model]) -> None:
     """Raise TypeError or ValueError for results that can't be stored: not one per model, or not numbers by name."""
     if measured is None or len(measured) != len(models):
-        found = 0 if measured is None else len(measured)
-        raise ValueError(f"{evaluation.name}: {found} results for {len(models)} models; needs one per model")
+        count = 0 if measured is None else len(measured)
+        raise ValueError(f"{evaluation.name}: {count} results for {len(models)} models; needs one per model")
     for one in measured:
         for name, value in one.metrics.items():
             if not isinstance(name, str) or type(value) not in (int, float):
                 raise TypeError(f"metric {name!r} is of type {type(value).__name__}; needs a Python int or float")
         if reserved := results.RESERVED & one.more.keys():
-            raise ValueError(f"{evaluation.name}: further entries can't be called {', '.join(sorted(reserved))}")
+            keys = ", ".join(sorted(reserved))
+            raise ValueError(f"{evaluation.name}: `more` has the reserved keys {keys}; rename them")
         json.dumps(one.more)
 
 

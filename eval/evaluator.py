@@ -1,4 +1,4 @@
-"""What an evaluation is made of: a class in a file of its own, in eval/evaluators or in a configuration file of yours.
+"""Define what an evaluation consists of: one class, in a file of eval/evaluators or in your own configuration file.
 
 For example, with a section of settings `WeightNormConfig`:
 
@@ -38,17 +38,19 @@ class Evaluator(Generic[Config]):
     """One kind of evaluation; subclasses say which results a configuration asks for, and measure them.
 
     Class attributes:
-      kind: the name by which `--only` chooses it, and which the names of its results begin with.
-      section: field of EvalConfig with its configuration; "" for one that needs none but that of the text. Evaluations
-        of your own have the section `own.<kind>`, an instance of `config_type`.
+      kind: the name by which `--only` chooses it, and with which the names of its results begin.
+      section: field of EvalConfig with its configuration; "" for one that needs only that of the text. User-defined
+        evaluations have the section `own.<kind>`, an instance of `config_type`.
       chosen_with: further names by which `--only` chooses it.
-      needs_text: it isn't defined for models that were trained on equations, which don't get it.
-      refused_without_text: the field of the section that, if it isn't empty, is an error for such models.
-      across_checkpoints: models of several checkpoints are measured together, after all evaluations of one checkpoint.
-      names: regular expression of the names of its evaluations; "" for its kind, alone or with "_" and more.
-      words: what was done, the beginning of the meanings of its columns; groups of `names` may stand in it as {group}.
-      of: what its columns are of, besides the groups of `names`; see columns.Column.
-      results: the results that it has, such as columns.LOSSES, besides `geometry/...`, those of a probe.
+      needs_text: whether it needs text; models that were trained on equations are then skipped.
+      refused_without_text: the field of the section that must be empty for such models.
+      across_checkpoints: whether models of several checkpoints are measured together, after all evaluations of single
+        checkpoints.
+      names: regular expression of the names of its evaluations; "" for its kind, optionally followed by
+        "_" and more.
+      words: what was done, the beginning of the meanings of its columns; groups of `names` are inserted as {group}.
+      of: entries of `of` in its columns, besides the groups of `names`; see columns.Column.
+      results: its results, such as columns.LOSSES, besides the probe's, `geometry/...`.
     """
 
     kind: ClassVar[str]
@@ -104,7 +106,7 @@ class Evaluator(Generic[Config]):
     def check(self, data: EvalData) -> None:
         """Raise ConfigError for a setting that the cohort or its data don't allow; called before anything is trained.
 
-        `data.cohort` and `data.index` are there; no model is.
+        `data.cohort` and `data.index` are available; no model is.
         """
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
@@ -116,15 +118,15 @@ class Evaluator(Generic[Config]):
         return (self.measure(models, evaluation) for evaluation in evaluations)
 
     def is_current(self, result: dict[str, Any], steps: list[int]) -> bool:
-        """Return whether a stored result still holds, given the steps of the run's checkpoints today."""
+        """Return whether a stored result is still valid, given the steps of the run's present checkpoints."""
         return True
 
     def is_ready(self, steps: list[int], end: int) -> bool:
-        """Return whether a run with checkpoints at `steps`, of which `end` is its last one, can be measured."""
+        """Return whether a run that ends at step `end`, with checkpoints at `steps`, can be measured."""
         return True
 
     def portions(self, models: list[Model]) -> Iterator[tuple[Model, ...]]:
-        """Yield the models that are measured at a time, for evaluations across checkpoints."""
+        """Yield groups of models that are measured together, for evaluations across checkpoints."""
         yield tuple(models)
 
 
@@ -135,8 +137,8 @@ OWN: dict[str, type[Evaluator[Any]]] = {}
 def evaluator(cls: AnyEvaluator) -> AnyEvaluator:
     """Register a class of evaluators under its kind.
 
-    Raises ValueError if another class has that kind, or it has no `config_type`. The same class defined again, as by a
-    configuration file that is read twice, replaces the earlier one.
+    Raises ValueError if another class has that kind, or it has no `config_type`. The same class defined again, for
+    example by a configuration file that is read twice, replaces the earlier one.
     """
     registry = BUILT_IN if cls.__module__.startswith("eval.evaluators.") else OWN
     known = BUILT_IN.get(cls.kind) or OWN.get(cls.kind)
@@ -145,7 +147,7 @@ def evaluator(cls: AnyEvaluator) -> AnyEvaluator:
     if registry is OWN:
         if cls.config_type is Settings:
             raise ValueError(
-                f"evaluation {cls.kind!r} of {_file(cls)} has no config_type; name the class of its section"
+                f"evaluation {cls.kind!r} of {_file(cls)} has no config_type; set it to the class of its section"
             )
         re.compile(cls.names)
         cls.section = f"own.{cls.kind}"
@@ -156,7 +158,7 @@ def evaluator(cls: AnyEvaluator) -> AnyEvaluator:
 
 
 def in_one_line(error: Exception, kind: type[Evaluator[Any]]) -> str:
-    """Return an error that an evaluator raised, with the place in its file, in one line."""
+    """Return an evaluator's error, with the place in its file, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((frame for frame in reversed(frames) if frame.filename == _file(kind)), frames[-1])
     return f"{type(error).__name__}: {brief(error)} ({Path(frame.filename).name}, line {frame.lineno})"

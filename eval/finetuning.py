@@ -1,4 +1,4 @@
-"""Fine-tune a stack of models, with all learning rates and seeds as members of one cohort; what they are trained on."""
+"""Fine-tune a stack of models, with all learning rates and seeds as members of one cohort; make their batches."""
 
 import dataclasses
 import functools
@@ -32,72 +32,74 @@ from olmo_jax.step import State, init_member, member_step
 class FinetuneConfig(Settings):
     """Continued training of a checkpoint, with a fresh optimiser and linear decay to 0.
 
-    Betas, eps and clipping are OptimizerConfig's defaults; z-loss and what is decayed are as in the run's training.
-    Models, learning rates and seeds are the members of one cohort.
+    Betas, eps and clipping are OptimizerConfig's defaults; z-loss and the set of decayed parameters are
+    those of the run's training. Models, learning rates and seeds are the members of one cohort.
     """
 
     targets: tuple[str, ...] = setting(
         (),
         Role.OBSERVATION,
-        'What is trained on, one after another: a domain of the data, or "task:NAME", the training items of a '
-        "multiple-choice or classification task (its answers' tokens alone bear loss); () leaves fine-tuning out.",
+        'What to fine-tune on, each separately: a domain of the data, or "task:NAME", the training items of a '
+        "multiple-choice or classification task (only tokens of answers count in the loss); () for no fine-tuning.",
     )
-    learning_rates: tuple[float, ...] = setting(
-        (1e-4, 1e-3), Role.OBSERVATION, "Peaks of the learning rate.", bound=POSITIVES
-    )
+    learning_rates: tuple[float, ...] = setting((1e-4, 1e-3), Role.OBSERVATION, "Peak learning rates.", bound=POSITIVES)
     seeds: tuple[int, ...] = setting(
         (0,),
         Role.OBSERVATION,
-        "Seeds of the order of the text, and of dropout; their mean and spread are reported.",
+        "Seeds of the order of the text, and of dropout; the mean and the spread over them are reported.",
         bound=SEEDS,
     )
     tokens: int = setting(
         1_000_000,
         Role.OBSERVATION,
-        "Tokens of each target, an item counted with its padding.",
+        "Training tokens per target; an item counts with its padding.",
         bound=POSITIVE_WHOLE,
         unit="tokens",
     )
     batch_size: int = setting(
-        32, Role.OBSERVATION, "Sequences, or items, of a step.", bound=POSITIVE_WHOLE, unit="sequences"
+        32, Role.OBSERVATION, "Sequences, or items, per step.", bound=POSITIVE_WHOLE, unit="sequences"
     )
     warmup_fraction: float = setting(
-        0.1, Role.OBSERVATION, "Share of the steps over which the rate rises.", bound=SHARE, unit="share"
+        0.1, Role.OBSERVATION, "Share of the steps over which the learning rate rises.", bound=SHARE, unit="share"
     )
     weight_decay: float = setting(0.0, Role.OBSERVATION, "Decoupled weight decay.", bound=NOT_NEGATIVE)
     points: int = setting(
         4,
         Role.OBSERVATION,
-        "Times along the way, evenly spaced and with the end, at which losses and geometry are measured.",
+        "Number of evenly spaced steps, the last one included, at which losses and geometry are measured.",
         bound=POSITIVE_WHOLE,
     )
     train_items: int = setting(
         0,
         Role.OBSERVATION,
-        "Items of a task that are trained on, drawn once for all models; 0 for all.",
+        "Number of a task's items to train on, drawn once for all models; 0 for all.",
         bound=at_least(0, "needs a number of items, or 0 for all"),
     )
     task_items: int = setting(
-        500, Role.OBSERVATION, "Validation items of a task that are scored.", bound=POSITIVE_WHOLE
+        500, Role.OBSERVATION, "Number of validation items of a task that are scored.", bound=POSITIVE_WHOLE
     )
     item_tokens: int = setting(
-        128, Role.OBSERVATION, "Length of an item, cut on the left.", bound=POSITIVE_WHOLE, unit="tokens"
+        128,
+        Role.OBSERVATION,
+        "Length of an item; longer ones are truncated on the left.",
+        bound=POSITIVE_WHOLE,
+        unit="tokens",
     )
     most_members: int = setting(
         64,
         Role.OBSERVATION,
-        "Models x learning rates x seeds that are trained at a time.",
+        "Most models x learning rates x seeds that are trained together.",
         bound=POSITIVE_WHOLE,
     )
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The targets that are domains of the data."""
+        """Return the targets that are domains of the data."""
         return tuple(target for target in self.targets if not target.startswith("task:"))
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the targets that are tasks."""
+        """Return the names of the targets that are tasks."""
         return tuple(target.removeprefix("task:") for target in self.targets if target.startswith("task:"))
 
     def check_fields(self, at: str) -> None:
@@ -105,10 +107,10 @@ class FinetuneConfig(Settings):
         # The name of a result holds the rate to six digits.
         distinct = len({f"{rate:g}" for rate in rates}) == len(rates)
         require(distinct, f"{at}.learning_rates", rates, "names a rate twice (to six digits)")
-        require(bool(rates) or not self.targets, f"{at}.learning_rates", rates, "needs one at least")
-        require(bool(self.seeds), f"{at}.seeds", self.seeds, "needs one at least")
+        require(bool(rates) or not self.targets, f"{at}.learning_rates", rates, "needs at least one")
+        require(bool(self.seeds), f"{at}.seeds", self.seeds, "needs at least one")
         unique(self.seeds, f"{at}.seeds")
-        # A domain may be named as a task is in a file's name.
+        # In file names a task is called task_NAME, which may also be the name of a domain.
         unique(tuple(target.replace("task:", "task_", 1) for target in self.targets), f"{at}.targets")
 
 
@@ -140,7 +142,7 @@ def finetune(
 ) -> dict[tuple[float, int], list[Curve]]:
     """Fine-tune every model of a stack at every learning rate and seed, as one cohort of rates x seeds x models.
 
-    Where memory doesn't hold that many, as many rates and seeds at a time as it holds.
+    If they don't fit into memory together, they are trained in groups of as many rates and seeds as fit.
 
     Args:
       shape: that of the models' cohort, but with the batch size and sequence length of `batches`.
@@ -166,7 +168,7 @@ def finetune(
     return curves
 
 
-# Of a device's memory, by an estimate that is right within a factor of two.
+# Share of a device's memory to fill, by an estimate that is right within a factor of two.
 _FILLED = 0.5
 
 
@@ -215,7 +217,7 @@ def _together(
             raise StoppedError
         tokens_SBL, weights_SBl = batches(i)
         weights_MBl = None if weights_SBl is None else weights_SBl[seed_M]
-        jax.block_until_ready(metrics)  # no more than one step ahead: of a large model, each takes minutes
+        jax.block_until_ready(metrics)  # stay at most one step ahead: a step of a large model may take minutes
         state, metrics = _step(shape, plan, state, hyper, tokens_SBL[seed_M], weights_MBl)
         if i + 1 in due:
             at = {"step": float(i + 1), "tokens": float((i + 1) * shape.tokens_per_step)}

@@ -20,8 +20,8 @@ from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.data.windows import evaluation_windows, first_documents
 from olmo_jax.execution.members import over_members
 
-# Windows are cut to at most so many lengths, multiples of an eighth of the longest. Each length is another program to
-# compile, so it has to save a tenth of the tokens read without any.
+# Windows are cut to at most this many lengths, multiples of an eighth of the longest. Each length is another program to
+# compile, so it has to save a tenth of the tokens that are read with one length only.
 _MOST_WIDTHS, _WORTH = 4, 0.1
 
 
@@ -113,8 +113,8 @@ def read_documents(
 
     No document contributes more than its first `tokens_per_document` tokens (0: no bound).
 
-    Of the domains in `learnt`, which are trained or fine-tuned on (() for all), only validation documents; of others,
-    documents of any split. Raises DataError for a domain that doesn't exist or has no documents.
+    The domains in `learnt`, which are trained or fine-tuned on (() for all), contribute only validation documents;
+    others, documents of any split. Raises DataError for a domain that doesn't exist or has no documents.
     """
     chosen = domains or index.domains
     return {d: first_documents(index, d, tokens_per_domain, _splits(d, learnt), tokens_per_document) for d in chosen}
@@ -140,7 +140,7 @@ def read_bytes(
         for part, (document, size) in zip(kept, whole, strict=False):
             if size is None or (len(part) < len(document) and _bytes_of(document, lengths_V) == size):
                 bytes_of_documents.append(_bytes_of(part, lengths_V))
-            elif len(part) == len(document) and size > 0:  # 0: made as tokens, without a text
+            elif len(part) == len(document) and size > 0:  # 0: it was made as tokens, without a text
                 bytes_of_documents.append(size)
             else:
                 bytes_of_documents.append(math.nan)

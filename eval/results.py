@@ -15,7 +15,7 @@ from olmo_jax.files import DamagedFileError, read_json, remove_unfinished, write
 class Evaluation(NamedTuple):
     """One evaluation, independent of the models.
 
-    kind: the evaluator's. name: name of its result files and of its columns in the table.
+    kind: the evaluator's kind. name: name of its result files and of its columns in the table.
     settings: what its numbers depend on besides the models; a stored result with other settings is recomputed. A new
       setting is omitted at its neutral value (identity.identity_fields), so that stored results stay valid.
     everywhere: by default it runs at every checkpoint, otherwise at a run's last.
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
     more: dict[str, Any]
 
 
-# Entries of a result's file that have a meaning of their own.
+# Keys of a result file that evaluators may not use for other things.
 RESERVED = {
     "evaluation", "run_id", "step", "settings", "fingerprint", "metrics", "seconds", "documents", "along", "before"
 }  # fmt: skip
@@ -80,7 +80,7 @@ def write(
 
 
 def declare(workdir: epath.Path, run: str, columns: Iterable[Column]) -> None:
-    """Add the columns of an evaluation of the user's own to the run's columns.json, for readers without its code.
+    """Add the columns of a user-defined evaluation to the run's columns.json, for readers without its code.
 
     The caller must hold the lock of the run's stack.
     """
@@ -170,13 +170,13 @@ def _are_documents(value: Any) -> bool:
 
 
 def _are_rows(value: Any) -> bool:
-    """Return whether `value` holds measurements along a fine-tuning."""
+    """Return whether `value` holds measurements taken during a fine-tuning."""
     return isinstance(value, list) and all(
         _are_numbers(row) and all(type(row.get(key)) in (int, float) for key in ("seed", "step")) for row in value
     )
 
 
-# Checks of the entries of `more` that are read again.
+# Checks of the entries of `more` that are read back.
 _MORE = {"documents": _are_documents, "along": _are_rows, "before": _are_numbers}
 
 

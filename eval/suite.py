@@ -1,4 +1,4 @@
-"""The evaluators of a configuration, and the evaluations that they ask for."""
+"""List the evaluators of a configuration, and the evaluations that they request."""
 
 import contextlib
 import dataclasses
@@ -24,9 +24,9 @@ for _module in pkgutil.iter_modules(eval.evaluators.__path__):
 
 
 def evaluators(config: EvalConfig) -> list[Evaluator[Any]]:
-    """Return one evaluator per kind: all that come with the library, and those of your own that `config.own` names.
+    """Return one evaluator per kind: all built-in ones, and the user-defined ones that `config.own` names.
 
-    Those that `config.own` names but nobody has defined in this process are left out; `check` refuses them.
+    Those that `config.own` names but that aren't defined in this process are left out; `check` refuses them.
     """
     sections = ["", *(field.name for field in dataclasses.fields(config))]
     built_in = sorted(BUILT_IN.values(), key=lambda kind: sections.index(kind.section))
@@ -37,8 +37,8 @@ def evaluators(config: EvalConfig) -> list[Evaluator[Any]]:
 def evaluations(config: EvalConfig) -> list[Evaluation]:
     """Return every evaluation of a configuration, each after those that it requires.
 
-    Raises ConfigError for names that can't be used, for requirements that nobody fulfils, and where an evaluator of
-    your own raises an error.
+    Raises ConfigError for names that can't be used, for requirements that no evaluation fulfils, and if a user-defined
+    evaluator raises an error.
     """
     by_name: dict[str, Evaluation] = {}
     for evaluator in evaluators(config):
@@ -51,22 +51,24 @@ def evaluations(config: EvalConfig) -> list[Evaluation]:
         for required in evaluation.requires:
             asked_for = by_name.get(required.name)
             if asked_for is None or (asked_for.kind, asked_for.settings) != (required.kind, required.settings):
-                raise ConfigError(f"config.evaluation: {evaluation.name} requires {required.name}, which isn't asked "
-                                  "for with these settings; ask for it, or leave both out")  # fmt: skip
+                raise ConfigError(f"config.evaluation: {evaluation.name} requires {required.name}, which isn't "
+                                  "requested with these settings; request it, or remove both")  # fmt: skip
     try:
         order = [
             *graphlib.TopologicalSorter({name: sorted(one.required) for name, one in by_name.items()}).static_order()
         ]
     except graphlib.CycleError as error:
-        raise ConfigError(f"config.evaluation: {', '.join(error.args[1])} require each other") from error
+        raise ConfigError(
+            f"config.evaluation: {', '.join(error.args[1])} require each other; remove one of these requirements"
+        ) from error
     return [by_name[name] for name in order]
 
 
 def check(config: EvalConfig, data: EvalData) -> None:
     """Raise ConfigError for a setting that the cohort or its data don't allow, before anything is trained.
 
-    Such as domains that don't exist or have no documents, patterns that match no matrix, group sizes that don't divide
-    a matrix's inputs, and tasks that are unknown or can't be fine-tuned on.
+    Examples are domains that don't exist or have no documents, patterns that match no matrix, group sizes that don't
+    divide a matrix's inputs, and tasks that are unknown or can't be fine-tuned on.
     """
     for kind in config.own:
         require(kind in OWN, "config.evaluation.own", kind, "isn't defined; name the --config=FILE that defines it "
@@ -85,7 +87,7 @@ def check(config: EvalConfig, data: EvalData) -> None:
 
 @contextlib.contextmanager
 def errors_of(evaluator: Evaluator[Any]) -> Iterator[None]:
-    """Turn what an evaluator of the user's own raises into a ConfigError in one line."""
+    """Turn an error that a user-defined evaluator raises into a ConfigError of one line."""
     try:
         yield
     except UserError:
@@ -110,21 +112,31 @@ def _evaluations_of(evaluator: Evaluator[Any]) -> list[Evaluation]:
     with errors_of(evaluator):
         chosen = [_as_stored(evaluation) for evaluation in evaluator.evaluations()]
         for evaluation in chosen:
-            kind.describe(evaluation.name, "")  # `words` and `names` fit each other
+            kind.describe(evaluation.name, "")  # raises if `words` has a group that `names` lacks
     for evaluation in chosen:
         name = evaluation.name
-        require(evaluation.kind == kind.kind, f"{evaluator.key}: {name}: kind", evaluation.kind, "is another's kind")
-        problem = "has to be a short name of a file, without '/', '@' and a leading '.'"
+        require(
+            evaluation.kind == kind.kind,
+            f"{evaluator.key}: {name}: kind",
+            evaluation.kind,
+            f"needs to be {kind.kind!r}",
+        )
+        problem = "has to be a short file name, without '/', '@' and a leading '.'"
         usable = isinstance(name, str) and file_name(name) == name and "@" not in name and not name.startswith(".")
         require(usable, f"{evaluator.key}: name", name, problem)
         others = [other.kind for other in BUILT_IN.values() if other.has(name)]
         others += ["probe"] if probe_columns.describe(f"{name}/stable_rank") else []
-        require(not others, f"{evaluator.key}: name", name, f"is read as one of {', '.join(others)}; choose another")
+        require(
+            not others,
+            f"{evaluator.key}: name",
+            name,
+            f"would be read as a result of {', '.join(others)}; choose another",
+        )
     return chosen
 
 
 def _as_stored(evaluation: Evaluation) -> Evaluation:
-    """Return an evaluation whose settings are as they are read again: without tuples."""
+    """Return an evaluation with its settings as JSON returns them: without tuples."""
     settings = json.loads(json.dumps(evaluation.settings, allow_nan=False))
     return evaluation._replace(settings=settings, requires=tuple(map(_as_stored, evaluation.requires)))
 

@@ -125,7 +125,7 @@ def pieces(items: Sequence[Item], tokenizer: Tokenizer, length: int) -> list[Pie
     for c, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         if not len(continuation):
             problem = f"item {names[c]}: the tokenizer makes no tokens of {pairs[c][1]!r}"
-            raise DataError(f"{problem}; change it")
+            raise DataError(f"{problem}; change this choice")
         results += [Piece(*parts, c) for parts in _parts(context, continuation, tokenizer.eos_id, length)]
     return results
 

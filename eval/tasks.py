@@ -26,7 +26,7 @@ from olmo_jax.execution.members import over_members
 
 # Logits held at a time: 4 MiB in float32, which fits a CPU's caches; an accelerator needs larger matrix products.
 _CPU_LOGITS, _LOGITS = 2**20, 2**22
-_FEWEST_PLACES = 64  # at a time, for any vocabulary
+_FEWEST_PLACES = 64  # least number of positions at a time, for any vocabulary
 
 
 class Scores(NamedTuple):
@@ -47,7 +47,7 @@ def score(config: ModelConfig, params_M: Any, rows: Rows, batch_size: int) -> Sc
     """
     if config.positions == "learned":
         longest = max(int(bucket.spans.position_BL.max()) + 1 for bucket in rows.buckets)
-        problem = f"is how many positions were learned, and an item has {longest} tokens; cut it, or raise this"
+        problem = f"is the number of learned positions, and an item has {longest} tokens; truncate it, or raise this"
         require(longest <= config.context_length, "config.model.context_length", config.context_length, problem)
     batches = [batch for bucket in rows.buckets for batch in _batches(config, bucket, batch_size)]
     call = functools.partial(_place_scores, config, params_M, rows.single)

@@ -23,7 +23,7 @@ from geometry.svd import as_matrix, matmul
 ESTIMATORS = ("regression", "mle")
 CONVENTIONS = ("standard", "skdim034")
 
-# Most array elements held at once while neighbourhoods are measured.
+# Upper bound on the array elements held at once while neighbourhoods are measured.
 MAX_ELEMENTS = 1 << 24
 
 
@@ -52,7 +52,7 @@ class Distribution(NamedTuple):
 def two_nn(
     x_ND: ArrayLike, discard_fraction: float = 0.1, estimator: str = "regression", convention: str = "standard"
 ) -> Array:
-    """TwoNN: the dimension in which the ratio mu = r2/r1 of the two nearest distances has the law F(mu) = 1 - mu^-d.
+    """TwoNN: the dimension d for which the ratio mu = r2/r1 of the two nearest distances follows F(mu) = 1 - mu^-d.
 
     Args:
       x_ND: points in rows.
@@ -86,10 +86,10 @@ def local_two_nn(
     estimator: str = "regression",
     convention: str = "standard",
 ) -> Array:
-    """TwoNN around each point: fitted to its `n_neighbors` nearest other points alone.
+    """Return the TwoNN dimension around each point, fitted to its `n_neighbors` nearest other points only.
 
-    The point itself isn't part of this neighbourhood, and the two nearest neighbours of its points are searched within
-    it. If there are fewer other points, all of them are used.
+    The point itself isn't part of this neighbourhood, and the two nearest neighbours of each of its points are searched
+    within it. If there are fewer other points, all of them are used.
 
     Args:
       x_ND: points in rows. n_neighbors: paper B's L. For the other arguments see `two_nn`.
@@ -127,10 +127,12 @@ def local_two_nn(
 
 @functools.partial(jax.jit, static_argnames=("n_neighbors",))
 def local_levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
-    """Maximum-likelihood dimension around each point: (k - 1) / sum_{j<k} ln(T_k / T_j), T_j the j-th nearest distance.
+    """Return the maximum-likelihood dimension around each point, (k - 1) / sum_{j<k} ln(T_k / T_j).
+
+    T_j is the distance to the j-th nearest other point.
 
     Args:
-      x_ND: points in rows. n_neighbors: k; all other points if there are fewer.
+      x_ND: points in rows. n_neighbors: k; if there are fewer other points, all of them are used.
 
     Returns:
       [N]; NaN for a point that repeats an earlier one, and for all points if fewer than 3 are distinct.
@@ -158,7 +160,7 @@ def local_levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
 
 @metric_of("x_ND")
 def levina_bickel(x_ND: ArrayLike, n_neighbors: int = 20) -> Array:
-    """One maximum-likelihood dimension of all points: the harmonic mean of `local_levina_bickel`.
+    """Maximum-likelihood dimension of all points: the harmonic mean of `local_levina_bickel`.
 
     Source: MacKay & Ghahramani 2005, who show that Levina & Bickel's arithmetic mean of the local estimates is biased.
     """
@@ -178,7 +180,7 @@ def first_distinct(x_TD: Array, count: int) -> tuple[Array, Array]:
 
 
 def duplicates(x_ND: ArrayLike) -> Array:
-    """How many rows repeat an earlier one exactly."""
+    """Return the number of rows that repeat an earlier one exactly."""
     return jnp.sum(~first_copies(as_matrix(x_ND)))
 
 
@@ -190,16 +192,16 @@ def distribution(local_N: Array) -> Distribution:
     return Distribution(mean, jnp.sqrt(_mean(jnp.square(local_N - mean))), *quantiles)
 
 
-_QUANTILE = "{} quantile over points of the TwoNN dimension around each."
+_QUANTILE = "{} quantile over points of the local TwoNN dimension."
 
 
 @metric(
     name="local_two_nn",
     values={
-        "": "Paper B's metric: the mean over points of the dimension around each.",
-        "_std": "Standard deviation over points of the TwoNN dimension around each.",
+        "": "Paper B's metric: the mean over points of the local TwoNN dimension.",
+        "_std": "Standard deviation over points of the local TwoNN dimension.",
         "_q10": _QUANTILE.format("10 %"),
-        "_median": "Median over points of the TwoNN dimension around each.",
+        "_median": "Median over points of the local TwoNN dimension.",
         "_q90": _QUANTILE.format("90 %"),
         "_q5": _QUANTILE.format("5 %"),
         "_q25": _QUANTILE.format("25 %"),
@@ -228,7 +230,7 @@ def _points(x_ND: ArrayLike) -> tuple[Array, Array, Array]:
     distinct_N = first_copies(x_ND)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x_ND), initial=0.0))
     x_ND = x_ND / jnp.where(largest == 0, 1.0, largest)
-    # A large common offset would cost the digits in which near points differ.
+    # A large common offset would cost the digits in which nearby points differ.
     x_ND = x_ND - jax.lax.stop_gradient(jnp.mean(x_ND, axis=0, keepdims=True))
     return x_ND, distinct_N, finite
 
@@ -297,17 +299,21 @@ def _two_nearest(y_BLD: Array, valid_BL: Array) -> Array:
 
 
 def _squared_distances(y_BLD: Array) -> Array:
-    """Return [B, L, L], accurate enough to rank: by a matrix product, or by differences if that loses precision."""
+    """Return squared distances [B, L, L], accurate enough to rank.
+
+    They come from a matrix product or, if that loses too much precision, from differences.
+    """
     square_BL = jnp.sum(y_BLD * y_BLD, axis=-1)
 
     def product(y_LD: Array) -> Array:
         return matmul(y_LD, y_LD.T)
 
-    # Small products one by one are fast on a CPU, all of them at once on an accelerator.
+    # On a CPU separate small products are fastest; on an accelerator one batched product is.
     product_BLL = jnp.stack([product(y_LD) for y_LD in y_BLD]) if _on_cpu() else jax.vmap(product)(y_BLD)
     near_BLL = square_BL[:, :, None] + square_BL[:, None, :] - 2 * product_BLL
 
-    # Rounding is about 4 u sqrt(D) of the largest square: it must be less than 1 % of the smallest distance's.
+    # The rounding error is about 4 u sqrt(D) times the largest square norm; it must be less than 1 % of the smallest
+    # squared distance.
     width = y_BLD.shape[2]
     floor_B = 200 * jnp.finfo(y_BLD.dtype).eps * np.sqrt(width) * jnp.max(square_BL, axis=1)
     identity_LL = np.eye(y_BLD.shape[1], dtype=bool)

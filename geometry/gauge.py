@@ -24,12 +24,12 @@ def gauge_fix(w_VD: ArrayLike, norm: str) -> Array:
     logits. (With a gain and no bias the direction without effect is 1/g; fold the gain into the weights, W diag(g), to
     get the case without parameters.) With RMSNorm every direction of the columns affects the logits.
 
-    The two projections commute, so their order doesn't matter, and the result is unchanged by applying it again.
+    The two projections commute, so their order doesn't matter, and applying them again changes nothing.
 
     Args:
       w_VD: the unembedding, without the padding rows of the vocabulary.
-      norm: of the final states: "layer_norm" (without parameters, OLMo-1), "affine_layer_norm" (with gain or bias,
-        GPT-NeoX) or "rms_norm" (OLMo-2).
+      norm: the norm that gives the final states: "layer_norm" (without parameters, OLMo-1), "affine_layer_norm" (with
+        gain or bias, GPT-NeoX) or "rms_norm" (OLMo-2).
 
     Returns:
       The gauge-fixed matrix, [V, D], in float32 or wider.

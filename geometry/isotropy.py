@@ -17,14 +17,14 @@ from geometry.svd import as_matrix, matmul, right_singular
 @metric_of("x_ND")
 @jax.jit
 def mean_cosine(x_ND: ArrayLike) -> Array:
-    """Mean cosine between two different rows, in O(ND): (|sum u|^2 - N) / (N (N - 1)) with u the rows at length 1.
+    """Mean cosine between two different rows, in O(ND): (|sum u|^2 - N) / (N (N - 1)) with u the normalised rows.
 
     Args:
       x_ND: one matrix.
 
     Returns:
-      A scalar in [-1/(N - 1), 1]. Rows of zeros have no direction and are left out, of N too; NaN where fewer than
-      two rows are left, since there is no pair to average, and where x_ND holds a NaN or an infinity.
+      A scalar in [-1/(N - 1), 1]. Rows of zeros have no direction and are left out, also of the count N; NaN where
+      fewer than two rows are left, since there is no pair to average, and where x_ND holds a NaN or an infinity.
     """
     x_ND = as_matrix(x_ND)
     # Rows are scaled first, so that their squares neither overflow nor underflow. The scale doesn't change
@@ -44,7 +44,7 @@ def mean_cosine(x_ND: ArrayLike) -> Array:
 
 @functools.partial(jax.jit, static_argnames="max_elements")
 def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array:
-    """Least over greatest partition function, min Z(c) / max Z(c) with Z(c) = sum_i exp(w_i . c).
+    """Return the smallest over the largest partition function, min Z(c) / max Z(c) with Z(c) = sum_i exp(w_i . c).
 
     c runs over the unit eigenvectors of W^T W and, since an eigenvector's sign is arbitrary and Z(c) differs from
     Z(-c), over their negatives: I(W) is the same for W and -W, and under rotation of the columns. It depends on the
@@ -66,7 +66,7 @@ def partition_isotropy(w_VD: ArrayLike, *, max_elements: int = 1 << 20) -> Array
 
 @metric(name="partition_isotropy")
 def _partition_isotropy(measured: Measured) -> Array:
-    """Least over greatest partition function, min Z(c) / max Z(c) with Z(c) = sum_i exp(w_i . c)."""
+    """Smallest over largest partition function, min Z(c) / max Z(c) with Z(c) = sum_i exp(w_i . c)."""
     return isotropy_along(measured.x_ND, measured.right_singular[1])
 
 
@@ -95,17 +95,17 @@ def isotropy_along(w_VD: ArrayLike, c_DK: ArrayLike, *, max_elements: int = 1 <<
 @metric_of("x_ND")
 @jax.jit
 def isoscore(x_ND: ArrayLike) -> Array:
-    """How uniformly the variance is spread over the D dimensions: 0 in one direction only, 1 in all alike.
+    """How evenly the variance is spread over the D dimensions: 0 if it lies in one direction, 1 if it is equal in all.
 
     With v^ the eigenvalues of the covariance scaled to length sqrt(D), delta = |v^ - 1| / sqrt(2 (D - sqrt D)) and
     phi = (D - delta^2 (D - sqrt D))^2 / D^2, IsoScore is (D phi - 1) / (D - 1). Written out, that is
     (PR - 1) / (D - 1) with PR the participation ratio of the centred rows, which is what is computed.
 
     Args:
-      x_ND: one matrix, centred here. With N <= D the score is at most (N - 2) / (D - 1).
+      x_ND: one matrix; it is centred first. With N <= D the score is at most (N - 2) / (D - 1).
 
     Returns:
-      A scalar in [0, 1]; NaN where it is undefined (one column, one row, all rows alike) and where x_ND holds a NaN
+      A scalar in [0, 1]; NaN where it is undefined (one column, one row, all rows equal) and where x_ND holds a NaN
       or an infinity.
 
     Source: Rudman et al. 2022, Algorithm 1.
@@ -123,7 +123,7 @@ def isoscore(x_ND: ArrayLike) -> Array:
 @metric_of("x_ND")
 @jax.jit
 def mean_norm_ratio(x_ND: ArrayLike) -> Array:
-    """Norm of the mean row over the mean norm of the rows: 0 for a cloud around the origin, 1 for rows all alike.
+    """Norm of the mean row over the mean norm of the rows: 0 for a cloud around the origin, 1 for equal rows.
 
     Args:
       x_ND: one matrix.
@@ -144,8 +144,8 @@ def row_norm_spread(x_ND: ArrayLike) -> Array:
       x_ND: one matrix.
 
     Returns:
-      A scalar of at least 0, 0 where all rows have one length; NaN for the zero matrix and where x_ND holds a NaN or an
-      infinity.
+      A scalar of at least 0, 0 where all rows have the same length; NaN for the zero matrix and where x_ND holds a NaN
+      or an infinity.
     """
     _, norm_N = _rows_over_largest(x_ND)
     return _over(_norm(norm_N - jnp.mean(norm_N)) / math.sqrt(len(norm_N)), jnp.mean(norm_N))

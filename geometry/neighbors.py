@@ -63,7 +63,7 @@ def nearest(x_ND: Array, valid_N: Array, k: int, tile_rows: int = _TILE_ROWS) ->
 
 @functools.partial(jax.jit, static_argnames=("k", "tile_rows"))
 def neighborhoods(x_ND: Array, valid_N: Array, k: int, tile_rows: int = _TILE_ROWS) -> tuple[Array, Array]:
-    """Return index_NK as `nearest` does, and valid_NK, False where a row has fewer valid neighbours."""
+    """Return index_NK as `nearest` does, and valid_NK, False where a row has fewer than k valid neighbours."""
     x_ND = jax.lax.stop_gradient(x_ND)
     n, width = x_ND.shape
     shortlisted = min(k + 1 + max(4, k // 8), n)  # the row itself is among them
@@ -71,7 +71,7 @@ def neighborhoods(x_ND: Array, valid_N: Array, k: int, tile_rows: int = _TILE_RO
     slack = 2 * (width + 4) * jnp.finfo(x_ND.dtype).eps / 2
     square_N = (1 - slack) * jnp.sum(x_ND * x_ND, axis=1)
     ones_N1 = jnp.ones((n, 1), x_ND.dtype)
-    # Each row of the product is minus one point's bounds to all others, except for the term |x|^2 of the point itself.
+    # Each row of the product holds one point's negated bounds to all others, without that point's own term |x|^2.
     right_NE = jnp.concatenate([x_ND, -jnp.where(valid_N, square_N, jnp.inf)[:, None]], axis=1)
     left_NE = jnp.concatenate([2.0 * x_ND, ones_N1], axis=1)
 

@@ -99,23 +99,23 @@ def _measure(x_ND: Array, functions: tuple[Metric, ...], places: tuple[int, ...]
 
 @metric
 def effective_rank_percent(measured: Measured) -> Array:
-    """100 R / D, D the columns."""
+    """Effective rank in percent of the number of columns D, 100 R / D."""
     return 100.0 * spectrum.effective_rank(measured.singular_values_D) / measured.x_ND.shape[1]
 
 
 @count
 def points(measured: Measured) -> Array:
-    """N, the rows."""
+    """Number of rows, N."""
     return jnp.float32(measured.x_ND.shape[0])
 
 
 @count
 def rank_cap(measured: Measured) -> Array:
-    """What no rank of the centred rows can exceed, min(N - 1, D)."""
+    """Upper bound on the rank of the centred rows, min(N - 1, D)."""
     return jnp.float32(min(measured.x_ND.shape[0] - 1, measured.x_ND.shape[1]))
 
 
 @count
 def duplicates(measured: Measured) -> Array:
-    """Rows that repeat an earlier one exactly; metrics of dimension leave them out."""
+    """Number of rows that repeat an earlier one exactly; metrics of dimension leave them out."""
     return dimension.duplicates(measured.x_ND).astype(jnp.float32)

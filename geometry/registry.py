@@ -1,12 +1,12 @@
-"""The metrics by name, each registered where it is defined.
+"""Register metrics by name, each where it is defined.
 
-A metric of one's own is a function of `Measured`; its decorator registers it under the function's name:
+A custom metric is a function of `Measured`; the decorator registers it under the function's name:
 
     @metric
     def row_norm(measured):
         return jnp.mean(jnp.linalg.norm(measured.x_ND, axis=1))
 
-One function may give several values, each a metric of its own, here row_norm and row_norm_std:
+One function may return several values, each registered as a separate metric, here row_norm and row_norm_std:
 
     @metric(values={"": "Mean norm of the rows.", "_std": "Standard deviation of the norms of the rows."})
     def row_norm(measured):
@@ -53,7 +53,7 @@ class Measured:
         return svd.right_singular(self.x_ND)
 
     def once(self, function: Callable[["Measured"], Any]) -> Any:
-        """Return `function(self)`, computed when it is first asked for."""
+        """Return `function(self)`, computed on the first call only."""
         if function not in self._results:
             self._results[function] = function(self)
         return self._results[function]
@@ -79,11 +79,11 @@ def metric(*, values: Mapping[str, str] | None = None, name: str = "") -> Callab
 def metric(
     function: T | None = None, *, values: Mapping[str, str] | None = None, name: str = ""
 ) -> T | Callable[[T], T]:
-    """Register a function of `Measured` under its name: a scalar or, with `values`, a tuple of them.
+    """Register a function of `Measured`, which returns a scalar or, with `values`, a tuple of scalars, under its name.
 
     Args:
-      values: for each item of the tuple what is added to the name, and a sentence on its meaning.
-      name: of the metric, if it isn't the function's.
+      values: for each item of the tuple, the suffix that is added to the name, and a sentence on its meaning.
+      name: the metric's name, if it isn't the function's.
 
     Raises ValueError if another function has that name. The same function defined again (a notebook cell run twice, a
     configuration file read twice) replaces the earlier one.
@@ -105,8 +105,8 @@ def metric_of(part: str, name: str = "", meaning: str = "", **arguments: Any) ->
     """Register a function of a part of `Measured`, such as "singular_values_D", and return it unchanged.
 
     Args:
-      part: the attribute of Measured that is the function's first argument. arguments: the others.
-      name, meaning: of the metric, if they aren't the function's name and docstring.
+      part: the attribute of Measured that is the function's first argument. arguments: its other arguments.
+      name, meaning: those of the metric, if they aren't the function's name and docstring.
     """
 
     def register(function: T) -> T:

@@ -20,8 +20,8 @@ def linear_cka(x_ND: ArrayLike, y_NE: ArrayLike, debiased: bool = False) -> Arra
 
     Args:
       x_ND, y_NE: two representations of the same N points, row by row.
-      debiased: replace each squared norm by the unbiased estimator of HSIC: if N isn't much larger than D, the plain
-        form is near 1 for unrelated X and Y, this one near 0. Needs N >= 4.
+      debiased: replace each squared norm by the unbiased estimator of HSIC. If N isn't much larger than D, the plain
+        form is near 1 for unrelated X and Y, and this one is near 0. Needs N >= 4.
 
     Returns:
       A scalar in [0, 1] (debiased: at most 1 up to noise, and may be negative); NaN if X or Y has no variance, with too
@@ -63,8 +63,8 @@ def mean_squared_angle(w_VD: ArrayLike, z_VE: ArrayLike, rank: int | None = None
       rank: use only the `rank` directions with the largest singular values of each matrix, instead of all.
 
     Returns:
-      A scalar in [0, (pi/2)^2], the mean over min(dim W, dim Z) angles; NaN if that is 0, and if an input holds a NaN
-      or an infinity.
+      A scalar in [0, (pi/2)^2], the mean over min(dim W, dim Z) angles; NaN if there are none, and if an input
+      holds a NaN or an infinity.
 
     Raises:
       ValueError: not matrices, or different numbers of rows.

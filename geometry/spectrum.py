@@ -58,7 +58,7 @@ def rankme(s_D: Array) -> Array:
     """Effective rank with 1e-7 added to each share, p = s / sum(s) + 1e-7, zeros included.
 
     Returns:
-      A scalar of at least 1 (and slightly above r at most); exp(-r 1e-7 ln 1e-7), about 1, for the zero matrix.
+      A scalar of at least 1 and at most slightly above r; exp(-r 1e-7 ln 1e-7), about 1, for the zero matrix.
 
     Source: Garrido et al. 2023, equation 1.
     """
@@ -77,7 +77,10 @@ def stable_rank(s_D: Array) -> Array:
 
 @metric_of("singular_values_D")
 def participation_ratio(s_D: Array) -> Array:
-    """(sum s^2)^2 / sum s^4: in [1, D]; 0 for the zero matrix. Of centred data: of the covariance's eigenvalues."""
+    """(sum s^2)^2 / sum s^4: in [1, D]; 0 for the zero matrix.
+
+    For centred data it is the participation ratio of the covariance's eigenvalues.
+    """
     square_D = jnp.square(_over_largest(s_D))
     fourth = jnp.sum(square_D * square_D)
     return jnp.square(jnp.sum(square_D)) / jnp.where(fourth == 0, 1.0, fourth)
@@ -86,7 +89,7 @@ def participation_ratio(s_D: Array) -> Array:
 @metric_of("singular_values_D", "energy_top_10", "Share of the sum of squared singular values in the 10 largest.", k=10)
 @metric_of("singular_values_D", "energy_top_1", "Share of the sum of squared singular values in the largest.", k=1)
 def energy_top(s_D: Array, k: int) -> Array:
-    """Share of sum s^2 in the k largest: in [0, 1], 1 for k >= r; NaN for the zero matrix, which has none."""
+    """Return the share of sum s^2 in the k largest: in [0, 1], 1 for k >= r; NaN for the zero matrix."""
     square_D = jnp.square(jnp.sort(_over_largest(s_D))[::-1])
     total = jnp.sum(square_D)
     return jnp.where(total == 0, jnp.nan, jnp.sum(square_D[:k]) / jnp.where(total == 0, 1.0, total))
@@ -127,7 +130,7 @@ def condition_number(s_D: Array) -> Array:
 @metric_of("singular_values_D")
 @jax.jit
 def power_law_alpha(s_D: Array) -> Array:
-    """Exponent of the power law that fits the tail of the eigenvalues lambda = s^2 best.
+    """Exponent of the power law that best fits the tail of the eigenvalues lambda = s^2.
 
     Every eigenvalue but the largest is tried as xmin. Each gives alpha = 1 + n / sum(ln lambda_i - ln xmin) over the n
     eigenvalues from xmin up; the xmin with the smallest Kolmogorov-Smirnov distance between fit and data is used.

@@ -2,15 +2,15 @@
 
 In float32, with s_1 the largest singular value and |W|_F the Frobenius norm:
 
-  qr            QR, then the SVD of the square factor. Every value is accurate to about 3e-6 s_1 and the smallest ones
-                more so: condition numbers up to 1e5 are accurate to 1e-3.
+  qr            QR, then the SVD of the square factor. Every value is accurate to about 3e-6 s_1, and the smallest ones
+                are more accurate still: condition numbers up to 1e5 are accurate to 1e-3.
   refined_gram  Eigenvectors V of the Gram matrix W^T W. If it can't resolve the small values, a second step takes the
                 Gram matrix of W V with columns scaled to length 1, which can. As accurate as qr, and uses only matrix
                 products and D x D decompositions. Meant for the training loop, and for a matrix whose rows are sharded
                 over devices, which then exchange only D x D arrays.
   gram          The first of these two steps only: the fastest, but values below about 3e-4 s_1 are noise, since they
-                come from the roots of tiny squares. Not for condition numbers, nor for the effective rank of a nearly
-                low-rank matrix.
+                come from the roots of tiny squares. Unsuitable for condition numbers, and for the effective rank of a
+                nearly low-rank matrix.
   svd           SVD of the whole matrix: as accurate as qr, and slower on tall matrices.
 
 Except with gram, a value of at most 2 eps |W|_F counts as the rounding error of a zero, and is returned as 0.
@@ -27,7 +27,7 @@ from geometry.control import compute_if
 
 METHODS = ("qr", "refined_gram", "gram", "svd")
 
-# A Gram matrix gives s to about eps s_1^2 / (2 s): 1e-3 of the smallest value at this condition number.
+# A Gram matrix gives s with an error of about eps s_1^2 / (2 s): 1e-3 of the smallest value at this condition number.
 _RESOLVED_CONDITION = 100.0
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -37,7 +37,7 @@ def as_matrix(x: ArrayLike) -> Array:
     """Return `x` as one matrix in float32 or wider. Raises ValueError unless it has two axes."""
     x = jnp.asarray(x)
     if x.ndim != 2:
-        raise ValueError(f"expected one matrix [rows, columns], got shape {x.shape}; jax.vmap measures a stack")
+        raise ValueError(f"expected one matrix [rows, columns], got shape {x.shape}; use jax.vmap for a stack")
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -86,7 +86,7 @@ def right_singular(w_VD: ArrayLike) -> tuple[Array, Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _tall_singular_values(x_ND: Array, method: str) -> Array:
-    """Return singular values with V >= D; arbitrary, but without delay, if x_ND isn't finite."""
+    """Return the singular values of a matrix with V >= D; arbitrary values, without delay, if it isn't finite."""
     if method == "refined_gram":
         return _right_singular(x_ND)[0]
     if method == "gram":
@@ -118,8 +118,8 @@ def _right_singular(x_ND: Array) -> tuple[Array, Array]:
 def _gram(x_ND: Array) -> tuple[Array, Array]:
     """Return X^T X / unit^2 and the unit: 1, or the largest entry if squares would overflow or underflow.
 
-    The matrix isn't copied unless it is rescaled. Zeros if it isn't finite, because eigenvalue routines need
-    finite input.
+    The matrix isn't copied unless it is rescaled. If it isn't finite, the result is zeros, because eigenvalue routines
+    need finite input.
     """
     largest = _largest(x_ND)
     finite = jnp.isfinite(largest)

@@ -32,7 +32,7 @@ _COLLAPSE = ("collapse", "collapse_after")
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig(Settings):
-    """What happened over a run's checkpoints."""
+    """What changes over a run's checkpoints."""
 
     saturation: bool = setting(
         True,
@@ -42,25 +42,29 @@ class DynamicsConfig(Settings):
     collapse: float = setting(
         0.8,
         Role.OBSERVATION,
-        "The rank has collapsed once it is lower than this share of the highest before.",
+        "The rank counts as collapsed once it is below this share of its highest earlier value.",
         bound=Bound("(0, 1)", "needs a share between 0 and 1", lambda share: 0 < share < 1),
         unit="share",
     )
     collapse_after: float = setting(
         0.2,
         Role.OBSERVATION,
-        "Share of the steps after which a collapse is looked for, since every rank falls from that of its random "
-        "beginning.",
+        "Share of the steps after which a collapse is looked for, since every rank falls from its value at random "
+        "initialisation.",
         bound=Bound("[0, 1)", "needs a share in [0, 1)", lambda share: 0 <= share < 1),
         unit="share",
     )
     cka: bool = setting(
         False,
         Role.OBSERVATION,
-        "Linear CKA of each layer's states to those of the last checkpoint, at every checkpoint.",
+        "Linear CKA of each layer's states with those of the last checkpoint, at every checkpoint.",
     )
     cka_tokens: int = setting(
-        1024, Role.OBSERVATION, "States that CKA is taken of.", bound=at_least(2, "needs at least 2"), unit="tokens"
+        1024,
+        Role.OBSERVATION,
+        "Number of states from which CKA is computed.",
+        bound=at_least(2, "needs at least 2"),
+        unit="tokens",
     )
 
 
@@ -68,14 +72,17 @@ class DynamicsConfig(Settings):
 class Cka(Evaluator[DynamicsConfig]):
     """Linear CKA of the states of each layer, and the final ones, with those of the run's last checkpoint.
 
-    On the first tokens of validation documents of the trained domains, each after a BOS. 1 means that a layer equals
-    its final form up to rotation and scale. `layer_<i>` is after block i, before the final norm.
+    It is computed on the first tokens of validation documents of the trained domains, each document after a BOS. 1
+    means that a layer equals its final form up to rotation and scale. `layer_<i>` is after block i, before the final
+    norm.
     """
 
     kind = "cka"
     names = "cka"
     results = (
-        Result("(?P<states>.+)", "Linear CKA of {states} to its states at the run's last checkpoint", "", "evaluation"),
+        Result(
+            "(?P<states>.+)", "Linear CKA of {states} with its states at the run's last checkpoint", "", "evaluation"
+        ),
     )
     section = "dynamics"
     config_type = DynamicsConfig
@@ -118,8 +125,8 @@ class Saturation(Evaluator[DynamicsConfig]):
     names = "saturation"
     results = (
         Result("saturated", "1 where the rise is more than two standard errors, else 0", "", "evaluation"),
-        Result("best_step", "Step of the least in-domain loss of all checkpoints", "steps", "evaluation"),
-        Result("rise", "Final in-domain loss minus the least of all checkpoints", NATS, "evaluation"),
+        Result("best_step", "Step of the lowest in-domain loss of all checkpoints", "steps", "evaluation"),
+        Result("rise", "Final in-domain loss minus the lowest of all checkpoints", NATS, "evaluation"),
         Result("rise_standard_error", "Paired standard error, by document, of the rise", NATS, "evaluation"),
         Result(
             "highest_rank",
@@ -129,7 +136,7 @@ class Saturation(Evaluator[DynamicsConfig]):
         ),
         Result("highest_rank_step", "Step of the highest effective rank", "steps", "evaluation"),
         Result(
-            "collapse_step", "Step at which that rank first lay below a share of its highest", "steps", "evaluation"
+            "collapse_step", "Step at which that rank first fell below a share of its highest", "steps", "evaluation"
         ),
         Result("rank_fall", "1 minus the last effective rank over the highest", "", "evaluation"),
         Result("learning_rate_at_best", "Learning rate at the best step, over its peak", "", "evaluation"),

@@ -1,4 +1,4 @@
-"""Measure what fine-tuning does: losses, forgetting and geometry along the way and at the best of the rates."""
+"""Measure the effect of fine-tuning: losses, forgetting and geometry, along the way and at the best learning rate."""
 
 import dataclasses
 import math
@@ -32,12 +32,12 @@ from olmo_jax.probes.geometry import make_probes
 from olmo_jax.storage.names import file_name
 from olmo_jax.train import probe_documents
 
-# Numbers about a result, by the beginning of their names.
-_PARTS = {"spread": "standard deviation over seeds", "best": "at the step of the least target loss"}
+# What a number about a result is, by the prefix of its name.
+_PARTS = {"spread": "standard deviation over seeds", "best": "at the step of the lowest target loss"}
 
 
 class _Finetuning(Evaluator[FinetuneConfig]):
-    """What both evaluations share: names and settings."""
+    """The names and settings that both evaluations share."""
 
     section = "finetune"
     config_type = FinetuneConfig
@@ -49,7 +49,7 @@ class _Finetuning(Evaluator[FinetuneConfig]):
         Result("step", "That step", "steps", "evaluation"),
         Result("train_loss", "Training loss of the last step", NATS, "evaluation"),
         Result("target_accuracy", "Accuracy on the task that was trained on", "share", "task"),
-        Result("(?P<domain>target)", "Loss on what was trained on", NATS, "loss"),
+        Result("(?P<domain>target)", "Loss on the target of the fine-tuning", NATS, "loss"),
         Result("forgetting", "Rise of the in-domain loss", NATS, "change", {"measure": "forgetting"}),
         *LOSSES,
     )
@@ -145,7 +145,7 @@ class FinetuneBest(_Finetuning):
 
     kind = "finetune_best"
     names = r"finetune_(?P<target>.+)_best"
-    words = "After fine-tuning on {target} at the rate and step of the least target loss"
+    words = "After fine-tuning on {target} at the rate and step of the lowest target loss"
     of = {"after": "finetune", "rate": "best"}
     chosen_with = ("finetune",)
 
@@ -239,5 +239,5 @@ def _best(workdir: epath.Path, run: str, step: int, evaluation: Evaluation) -> M
 
 
 def _name(target: str) -> str:
-    """Return the beginning of the names of a target's results."""
+    """Return the prefix of the names of a target's results."""
     return "finetune_" + file_name(target.replace("task:", "task_", 1))

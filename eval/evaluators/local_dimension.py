@@ -28,7 +28,7 @@ _OF = r"(?P<states>[^./]+)\.(?P<text>.+)/n(?P<points>\d+)_l(?P<neighbors>\d+)"
 
 @dataclasses.dataclass(frozen=True)
 class DimensionConfig(Settings):
-    """How local dimension depends on how it is measured: of the texts and states of config.train.probe.texts."""
+    """How local dimension, on the texts and states of config.train.probe.texts, depends on how it is measured."""
 
     points: tuple[int, ...] = setting(
         (),
@@ -50,14 +50,14 @@ class DimensionConfig(Settings):
             not self.points or min(self.points) > max(self.neighbors),
             f"{at}.points",
             self.points,
-            f"a point among {min(self.points, default=0)} has fewer than {max(self.neighbors, default=0)} others; "
+            f"among {min(self.points, default=0)} points, none has {max(self.neighbors, default=0)} neighbours; "
             f"raise it, or lower {at}.neighbors",
         )
 
 
 @evaluator
 class LocalDimension(Evaluator[DimensionConfig]):
-    """Mean over points, its standard deviation and the number of points, `<states>.<text>/n<N>_l<L>/<metric>`."""
+    """Mean and standard deviation over points, and the number of points, `<states>.<text>/n<N>_l<L>/<metric>`."""
 
     kind = "local_dimension"
     names = "local_dimension"
@@ -73,11 +73,12 @@ class LocalDimension(Evaluator[DimensionConfig]):
         ),
         Result(
             f"{_OF}/(?P<metric>local_two_nn_std)",
-            "Standard deviation over points of the same for {states}.{text}, {points} and {neighbors}",
+            "Standard deviation over points of the TwoNN dimension of {states}.{text}, for {points} points and "
+            "neighbourhoods of {neighbors}",
             "",
             "evaluation",
         ),
-        Result(f"{_OF}/(?P<metric>points)", "Points that there were", "rows", "count"),
+        Result(f"{_OF}/(?P<metric>points)", "Number of points that were measured", "rows", "count"),
     )
 
     def evaluations(self) -> list[Evaluation]:

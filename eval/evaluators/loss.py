@@ -9,7 +9,7 @@ from eval.lm_loss import Losses
 from olmo_jax.config import ConfigError, require
 from olmo_jax.data.windows import unigram_loss
 
-# Names in results that stand beside the losses by domain, so that no domain may have them.
+# Names of other results beside the losses by domain; no domain may have one of them.
 _RESERVED = {
     "in_domain",
     "out_of_domain",

@@ -27,29 +27,29 @@ from olmo_jax.execution.members import over_members
 
 @dataclasses.dataclass(frozen=True)
 class PerturbConfig(Settings):
-    """How the loss takes damage that no training made: noise on the weights, and an unembedding of lower rank."""
+    """How the loss responds to perturbed weights: Gaussian noise, and an unembedding of lower rank."""
 
     absolute: tuple[float, ...] = setting(
         (),
         Role.OBSERVATION,
-        "Standard deviations of Gaussian noise, in units of weights; () for none.",
+        "Standard deviations of Gaussian noise, in the units of the weights; () for none.",
         bound=POSITIVES,
     )
     relative: tuple[float, ...] = setting(
         (),
         Role.OBSERVATION,
-        "Standard deviations over the root mean square of the matrix that the noise is added to.",
+        "Standard deviations of Gaussian noise, over the root mean square of the matrix it is added to; () for none.",
         bound=POSITIVES,
     )
     pattern: str = setting(
         ".*",
         Role.OBSERVATION,
-        "Regular expression that the whole of a matrix's path has to match for it to get noise.",
+        "Regular expression that the whole path of a matrix has to match for noise to be added to it.",
     )
     draws: int = setting(
         3,
         Role.OBSERVATION,
-        "Draws of the noise, the same for every model; mean and standard error are over these.",
+        "Number of draws of the noise, the same for every model; mean and standard error are over the draws.",
         bound=POSITIVE_WHOLE,
     )
     seed: int = setting(0, Role.OBSERVATION, "Seed of the draws.", bound=SEED)
@@ -68,12 +68,14 @@ class PerturbConfig(Settings):
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ConfigError(f"{at}.pattern = {self.pattern!r}: is no regular expression: {error}") from error
+            raise ConfigError(
+                f"{at}.pattern = {self.pattern!r}: isn't a regular expression ({error}); correct it"
+            ) from error
 
 
 @evaluator
 class Noise(Evaluator[PerturbConfig]):
-    """Losses with noise on the weights, the mean over draws, and the standard error over these."""
+    """Losses with noise on the weights: the mean over draws, and its standard error."""
 
     kind = "noise"
     section = "perturb"
@@ -85,7 +87,7 @@ class Noise(Evaluator[PerturbConfig]):
 
     @classmethod
     def column(cls, name: str, result: str, groups: Mapping[str, str | None]) -> Column:
-        units = {"relative": "of each matrix's root mean square", "absolute": "in units of weights"}
+        units = {"relative": "of each matrix's root mean square", "absolute": "in the units of the weights"}
         column = super().column(name, result, {**groups, "unit": units[groups["unit"] or "absolute"]})
         return dataclasses.replace(column, of={**column.of, "unit": groups["unit"]})
 
@@ -128,7 +130,7 @@ class Truncation(Evaluator[PerturbConfig]):
     section = "perturb"
     config_type = PerturbConfig
     names = r"truncation_(?P<kept>[^_]+)"
-    words = "After the unembedding was cut to {kept} of its dimensions"
+    words = "After the unembedding was truncated to {kept} of its dimensions"
     of = {"after": "perturb", "method": "truncation"}
     results = (Result("kept_rank", "Its rank", "", "count"), *LOSSES)
 
@@ -147,7 +149,7 @@ class Truncation(Evaluator[PerturbConfig]):
 
 
 def check_pattern(key: str, value: str, pattern: str, data: EvalData) -> list[str]:
-    """Return the paths of the matrices that a pattern matches whole. Raises ConfigError if there are none."""
+    """Return the paths of the matrices whose whole path matches a pattern. Raises ConfigError if there are none."""
     matched = [path for path in data.matrices if re.fullmatch(pattern, path)]
     remedy = f"matches no matrix; the matrices are {', '.join(list(data.matrices)[:8])}, ..."
     require(bool(matched), key, value, remedy)
@@ -172,7 +174,7 @@ def add_noise(params: Any, key: Array, scale: float, relative: bool = False, pat
       key: random key. The noise of a matrix depends only on the key, the matrix's path and its shape.
       scale: standard deviation; with `relative`, in units of the matrix's root mean square, so that the noise has about
         `scale` times the matrix's Frobenius norm.
-      pattern: regular expression that the whole of a matrix's path has to match.
+      pattern: regular expression that the whole path of a matrix has to match.
 
     Raises ValueError if no matrix matches.
     """

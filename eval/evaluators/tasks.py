@@ -1,4 +1,4 @@
-"""Score multiple-choice and cloze tasks, see eval/tasks.py."""
+"""Score multiple-choice and cloze tasks; see eval/tasks.py."""
 
 import dataclasses
 import functools
@@ -24,18 +24,18 @@ class TasksConfig(Settings):
     names: tuple[str, ...] = setting(
         (),
         Role.OBSERVATION,
-        "Names of tasks, see olmo_jax/data/sources/task_items.py, or paths of .jsonl files of your own; () for none.",
+        "Names of tasks (see olmo_jax/data/sources/task_items.py), or paths of your own .jsonl files; () for none.",
     )
     most_items: int = setting(
         1000,
         Role.OBSERVATION,
-        "Items of each task's validation set, drawn once for all models; 0 for all.",
+        "Number of items of each task's validation set, drawn once for all models; 0 for all.",
         bound=NOT_NEGATIVE,
     )
     tokens: int = setting(
         0,
         Role.OBSERVATION,
-        "Longest context with its answer, cut on the left; 0: as long as the training's sequences.",
+        "Most tokens of a context with its answer; longer ones are truncated on the left. 0: as in training sequences.",
         bound=NOT_NEGATIVE,
         unit="tokens",
     )
@@ -46,7 +46,7 @@ class TasksConfig(Settings):
 
 @evaluator
 class Tasks(Evaluator[TasksConfig]):
-    """Accuracy of each task, with its standard error, and bits per byte of the right answers."""
+    """Accuracy of each task, with its standard error, and bits per byte of the correct answers."""
 
     kind = "tasks"
     section = "tasks"
@@ -62,11 +62,11 @@ class Tasks(Evaluator[TasksConfig]):
             "evaluation",
             {"statistic": "standard_error"},
         ),
-        Result(r"accuracy(?P<how>\w*)", "Share of items answered rightly, by log-likelihood{how}", "share", "task"),
-        Result("bits_per_byte", "Of the right answer", "bits per byte", "task"),
-        Result("nats", "Of the right answer", "nats", "task"),
+        Result(r"accuracy(?P<how>\w*)", "Share of items answered correctly, by log-likelihood{how}", "share", "task"),
+        Result("bits_per_byte", "Loss per byte of the correct answer", "bits per byte", "task"),
+        Result("nats", "Loss on the correct answer", "nats", "task"),
         Result("chance", "Accuracy of guessing", "share", "evaluation"),
-        Result("items", "Items that were scored", "items", "count"),
+        Result("items", "Number of items that were scored", "items", "count"),
     )
 
     def evaluations(self) -> list[Evaluation]:
@@ -90,7 +90,7 @@ class Tasks(Evaluator[TasksConfig]):
 
 
 def validation_rows(data: EvalData, task: str, most: int, tokens: int) -> tasks.Rows:
-    """Return `most` validation items of a task (0: all), laid out in rows of at most so many tokens."""
+    """Return `most` validation items of a task (0: all), laid out in rows of at most `tokens` tokens."""
     return tasks.prepare(drawn_items(task, most), data.tokenizer, tokens)
 
 
@@ -117,7 +117,7 @@ def check_task(key: str, name: str, split: str) -> None:
 def check_context(key: str, tokens: int, data: EvalData, used: bool) -> None:
     """Raise ConfigError for rows that are longer than the models' context, if they are used."""
     most = data.shape.model.context_length
-    require(not used or tokens <= most, key, tokens, f"is more than the model's context of {most}")
+    require(not used or tokens <= most, key, tokens, f"is more than the model's context of {most} tokens; lower it")
 
 
 def _validation_items(task: str) -> list[task_items.Item]:

@@ -47,7 +47,7 @@ def test_evaluation_can_be_restricted_to_kind_run_and_step(cohort, trained, conf
     for choice, message in (
         (Choice(only=("gptqq",)), "--only = 'gptqq': is no evaluation"),
         (Choice(runs="walk*"), "--runs = 'walk.*': matches no run; the runs are run0, run1"),
-        (Choice(steps=(7,)), "--steps = 7: is the step of no checkpoint; the steps are 5, 10, 12"),
+        (Choice(steps=(7,)), "--steps = 7: no checkpoint has this step; the steps are 5, 10, 12"),
     ):
         with pytest.raises(ConfigError, match=message):
             choice.check(config, runs, steps)

@@ -145,7 +145,7 @@ def test_an_evaluation_that_raises_leaves_the_others_done(cohort, index, trained
         (lambda models: [Measured({3: 1.0}, {})] * 2, "metric 3 is of type float"),
         (lambda models: [Measured({"a": True}, {})] * 2, "metric 'a' is of type bool"),
         (lambda models: [Measured({"a": np.float32(1)}, {})] * 2, "metric 'a' is of type float32"),
-        (lambda models: [Measured({}, {"settings": 1})] * 2, "further entries can't be called settings"),
+        (lambda models: [Measured({}, {"settings": 1})] * 2, "`more` has the reserved keys settings; rename them"),
         (lambda models: [Measured({}, {"a": np.zeros(2)})] * 2, "ndarray is not JSON serializable"),
     ],
 )
@@ -181,13 +181,13 @@ def test_two_results_of_one_name_are_refused(cohort, index):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("lm_loss", "name = 'lm_loss': is read as one of lm_loss; choose another"),
-        ("gptq_3", "is read as one of gptq"),
-        ("layer_0", "is read as one of probe"),
-        ("a/b", "has to be a short name of a file"),
-        ("../b", "has to be a short name of a file"),
-        ("a@3", "has to be a short name of a file"),
-        ("a" * 300, "has to be a short name of a file"),
+        ("lm_loss", "name = 'lm_loss': would be read as a result of lm_loss; choose another"),
+        ("gptq_3", "would be read as a result of gptq"),
+        ("layer_0", "would be read as a result of probe"),
+        ("a/b", "has to be a short file name"),
+        ("../b", "has to be a short file name"),
+        ("a@3", "has to be a short file name"),
+        ("a" * 300, "has to be a short file name"),
     ],
 )
 def test_names_of_results_that_cannot_be_used_are_refused(cohort, index, name, said):
@@ -245,12 +245,12 @@ def test_requirements_and_settings_that_cannot_be_used_are_refused(cohort, index
 
 def test_an_evaluation_of_another_kind_is_refused(cohort, index):
     with_requirements({}, kind="other")
-    with pytest.raises(ConfigError, match="first: kind = 'other': is another's kind"):
+    with pytest.raises(ConfigError, match="first: kind = 'other': needs to be 'norm'"):
         check_evaluation(config_with(norm={}), cohort, index)
 
 
 def test_an_evaluator_without_a_configuration_class_is_refused():
-    with pytest.raises(ValueError, match="'bare' of .* has no config_type; name the class of its section"):
+    with pytest.raises(ValueError, match="'bare' of .* has no config_type; set it to the class of its section"):
 
         @evaluator
         class Bare(Evaluator[NormConfig]):

@@ -105,7 +105,7 @@ def test_texts_longer_than_learned_positions_are_an_error(tokenizer):
     config = dataclasses.replace(VARIANTS["learned positions"], vocab_size=300, context_length=L - 1)
     rows = tasks.prepare(ITEMS, tokenizer, L)
     with pytest.raises(
-        ConfigError, match=f"context_length = {L - 1}: is how many positions were learned, .* {L} tokens"
+        ConfigError, match=f"context_length = {L - 1}: is the number of learned positions, .* {L} tokens"
     ):
         tasks.score(config, jax.eval_shape(model.init, config, jax.random.key(0)), rows, 4)
 

@@ -420,7 +420,7 @@ def test_runs_trained_on_eight_devices_are_evaluated_on_fewer(config, capsys, tm
     assert {p.name for p in workdir.glob("runs/*/results/*")} == {"lm_loss@8.json"}
     capsys.readouterr()
     line = refused(capsys, ["evaluate", f"--workdir={workdir}", "--only=trivia"], 2)
-    assert "--only = 'trivia': is no evaluation of this configuration; it has gptq, lm_loss" in line
+    assert "--only = 'trivia': isn't an evaluation of this configuration; choose from gptq, lm_loss" in line
     assert cli.main(["evaluate", f"--workdir={workdir}"]) == 0
     changed = "--config.evaluation.quantize.bits=(2,)"
     assert cli.main(["evaluate", f"--workdir={workdir}", changed, "--only=round_to_nearest_2"]) == 0

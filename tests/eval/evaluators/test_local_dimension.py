@@ -69,7 +69,7 @@ def test_local_dimension_uses_the_requested_points_and_neighbours(workdir, cohor
     ("changes", "message"),
     [
         ({"points": (10**6,)}, r"dimension.points = \(1000000,\): config.probe.texts.points = 1000000: the text"),
-        ({"points": (16,), "neighbors": (16,)}, "a point among 16 has fewer than 16 others"),
+        ({"points": (16,), "neighbors": (16,)}, "among 16 points, none has 16 neighbours"),
         ({"points": (40,), "neighbors": (2,)}, "needs numbers of at least 3"),
     ],
 )

@@ -87,12 +87,12 @@ def test_a_user_metric_is_described_by_its_docstring(monkeypatch):
         ("task_a_b/chance", "On the task a_b: accuracy of guessing.", "share", "evaluation"),
         (
             "finetune_code_lr0.001/best/forgetting",
-            "After fine-tuning on code at learning rate 0.001, at the step of the least target loss: rise of the "
+            "After fine-tuning on code at learning rate 0.001, at the step of the lowest target loss: rise of the "
             "in-domain loss.",
             NATS,
             "evaluation",
         ),
-        ("final_states/points", "Of the states after the final norm: N, the rows.", "rows", "count"),
+        ("final_states/points", "Of the states after the final norm: number of rows, N.", "rows", "count"),
         # A domain may have the name of another result.
         ("lm_loss/items", "Loss on items.", NATS, "loss"),
     ],
