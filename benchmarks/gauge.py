@@ -1,8 +1,8 @@
-"""How far raw and gauge-fixed metrics of an unembedding tell different stories: the tables of docs/gauge.md.
+"""Compare raw and gauge-fixed metrics of an unembedding: the tables of docs/gauge.md.
 
     make demo && .venv/bin/python -m benchmarks.gauge demo
 
-Prints Markdown, from the working directory of any finished sweep.
+It prints Markdown, from the working directory of any finished sweep.
 """
 
 import argparse
@@ -23,19 +23,19 @@ LOSS = "lm_loss/in_domain"
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """A table with four significant digits."""
+    """Return a Markdown table with four significant digits."""
     shown = rows.map(lambda v: f"{v:.4g}" if isinstance(v, float) else str(v))
     lines = [" | ".join(rows.columns), " | ".join("---" for _ in rows.columns), *map(" | ".join, shown.values.tolist())]
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def over_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """For each metric its range raw and fixed, and three rank correlations over the finished runs."""
+    """Return for each metric its raw and fixed range, and three rank correlations over the finished runs."""
     rows = final_rows(table).rows
-    found = []
+    summaries = []
     for metric in UNEMBEDDING_METRICS:
         raw, fixed = rows[f"unembedding/{metric}"], rows[f"unembedding_gauge_fixed/{metric}"]
-        found.append(
+        summaries.append(
             {
                 "metric": metric,
                 "raw": f"{raw.min():.3g} to {raw.max():.3g}",
@@ -45,11 +45,11 @@ def over_runs(table: pd.DataFrame) -> pd.DataFrame:
                 "rho(fixed, loss)": fixed.corr(rows[LOSS], method="spearman"),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(summaries)
 
 
 def over_training(workdir: str, run: str) -> pd.DataFrame:
-    """One run's effective rank and mean cosine at some of its probes."""
+    """Return one run's effective rank and mean cosine at some of its probes."""
     with open(f"{workdir}/runs/{run}/metrics.jsonl") as file:
         rows = [json.loads(line) for line in file]
     probed = [row for row in rows if "unembedding/effective_rank_percent" in row]
@@ -60,7 +60,10 @@ def over_training(workdir: str, run: str) -> pd.DataFrame:
 
 
 def after_invisible_changes(workdir: str, run: str) -> pd.DataFrame:
-    """A trained W, and W + 1 c^T and W + a 1^T with c and a as long as W's rows and columns are: same predictions."""
+    """Return metrics of a trained W and of W + 1 c^T and W + a 1^T, whose predictions are the same.
+
+    The entries of c and a have the root mean square of those of W.
+    """
     config, params = load_run(workdir, run)
     rng = np.random.default_rng(0)
     w_VD = np.asarray(model.unembedding(params))[: config.vocab_size]
@@ -71,10 +74,10 @@ def after_invisible_changes(workdir: str, run: str) -> pd.DataFrame:
     def log_probabilities(w: np.ndarray) -> jax.Array:
         return jax.nn.log_softmax(jnp.matmul(h_LD, jnp.float32(w).T, precision="highest"))
 
-    found = []
+    summaries = []
     for name, w in (("W", w_VD), ("W + 1 c^T", w_VD + c_D), ("W + a 1^T", w_VD + a_V), ("W + both", w_VD + c_D + a_V)):
         raw, fixed = summarize(w), summarize(gauge_fix(w, "layer_norm"))
-        found.append(
+        summaries.append(
             {
                 "unembedding": name,
                 "R/D, % raw": float(raw["effective_rank_percent"]),
@@ -88,7 +91,7 @@ def after_invisible_changes(workdir: str, run: str) -> pd.DataFrame:
                 ),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(summaries)
 
 
 def main() -> None:
@@ -98,10 +101,11 @@ def main() -> None:
     table = pd.read_parquet(f"{workdir}/results.parquet")
     rows = final_rows(table).rows
     run = rows.sort_values(LOSS)["run_id"].iloc[0]
-    print(f"Over the {len(rows)} runs at their ends:\n\n{markdown(over_runs(table))}\n")
-    print(f"Over the training of {run}, the run with the least loss:\n\n{markdown(over_training(workdir, run))}\n")
+    print(f"Over the {len(rows)} finished runs:\n\n{markdown(over_runs(table))}\n")
+    print(f"Over the training of {run}, the run with the lowest loss:\n\n{markdown(over_training(workdir, run))}\n")
     print(
-        f"Its unembedding after changes that no prediction sees:\n\n{markdown(after_invisible_changes(workdir, run))}"
+        "Its unembedding after changes that leave its predictions unchanged:\n\n"
+        f"{markdown(after_invisible_changes(workdir, run))}"
     )
 
 

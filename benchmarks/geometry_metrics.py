@@ -1,10 +1,10 @@
-"""Geometry against numpy, scipy, scikit-dimension and IsoScore on the same arrays, in one run.
+"""Compare the speed of geometry with numpy, scikit-dimension and IsoScore on the same arrays, in one run.
 
     make bench                      (in the environment of `make oracles`; 10 to 20 minutes on 2 cores)
-    python -m benchmarks.geometry_metrics in_loop local_dimension ...    (some of the questions alone)
+    python -m benchmarks.geometry_metrics in_loop local_dimension ...    (only some of the questions)
 
-Questions: in_loop, isoscore, local_dimension, memory, large. Each prints what was timed and a ratio; what is compared
-is timed in turn, and the median of the rounds is told with the least and the greatest.
+Questions: in_loop, isoscore, local_dimension, memory, large. Each prints what was timed and a ratio. The things
+compared are timed in turn; the median over rounds is printed with the minimum and the maximum.
 """
 
 import argparse
@@ -26,7 +26,7 @@ IN_LOOP = ("effective_rank", "stable_rank", "mean_cosine", "partition_isotropy")
 
 
 def in_turn(rounds: int, **what: Callable[[], Any]) -> dict[str, np.ndarray]:
-    """Seconds of each, [rounds]; each has been called before, so that nothing is compiled."""
+    """Return the seconds of each, [rounds]; each must have been called before, so that nothing is compiled."""
     seconds: dict[str, list[float]] = {name: [] for name in what}
     for _ in range(rounds):
         for name, call in what.items():
@@ -47,7 +47,10 @@ def tell(title: str, seconds: dict[str, np.ndarray], ours: str, theirs: str) -> 
 
 
 def unembeddings() -> dict[str, np.ndarray]:
-    """50304 x 256, with rows as long as those of trained ones: a spread as at the start, and one of condition 1e5."""
+    """Return unembeddings of 50304 x 256 by name, as at the start, decaying as a power law, and of condition 1e5.
+
+    Their rows are as long as those of trained ones.
+    """
     rng = np.random.default_rng(0)
     gaussian = rng.standard_normal((50304, 256))
     u, _ = np.linalg.qr(gaussian)
@@ -58,7 +61,7 @@ def unembeddings() -> dict[str, np.ndarray]:
 
 
 def numpy_set(w: np.ndarray) -> list[float]:
-    """The in-loop set by the accurate route in numpy, in float32 as ours: QR, SVD of the factor, logsumexp."""
+    """Return the in-loop set, computed accurately in numpy and in float32 as ours: QR, SVD of the factor, logsumexp."""
     _, s, v = np.linalg.svd(np.linalg.qr(w, mode="r"))
     p = s / s.sum()
     rank = np.exp(-(p * np.log(p)).sum())
@@ -93,7 +96,7 @@ def ask_isoscore() -> None:
 
 
 def clouds() -> dict[str, np.ndarray]:
-    """10,000 points in 256 dimensions: all of them full, and ten bent into the rest, as states of a model are."""
+    """Return 10,000 points in 256 dimensions: a Gaussian, and a curved set of 10 dimensions, which resembles states."""
     rng = np.random.default_rng(1)
     bent = np.tanh(rng.standard_normal((10_000, 10)) @ rng.standard_normal((10, 256)))
     made = {"gaussian": rng.standard_normal((10_000, 256)), "10 bent dimensions": bent}
@@ -119,7 +122,7 @@ def ask_local_dimension() -> None:
 
 
 def ask_memory() -> None:
-    """Temporary bytes of the compiled program as N doubles."""
+    """Print the temporary bytes of the compiled program as N doubles."""
     for n in (5_000, 10_000, 20_000, 40_000):
         shape = jax.ShapeDtypeStruct((n, 256), np.float32)
         memory = dimension.local_two_nn.lower(shape, 64).compile().memory_analysis()
@@ -132,14 +135,14 @@ def ask_memory() -> None:
 
 
 def ask_large() -> None:
-    """Paper B's size in a process of its own, whose greatest memory the system tells."""
+    """Measure paper B's size in a separate process, whose peak memory the operating system reports."""
     code = (
         "import numpy as np, jax, resource, time; from geometry.dimension import local_two_nn;"
         "rng = np.random.default_rng(2);"
         "x = np.tanh(rng.standard_normal((60_000, 12), np.float32) @ rng.standard_normal((12, 768), np.float32));"
         "start = time.perf_counter(); d = np.asarray(local_two_nn(x, 128)); took = time.perf_counter() - start;"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20;"
-        "print(f'local TwoNN, N 60,000, D 768, L 128: {took:.0f} s with compiling, {peak:.2f} GiB at most, "
+        "print(f'local TwoNN, N 60,000, D 768, L 128: {took:.0f} s with compilation, peak {peak:.2f} GiB, "
         "mean {d.mean():.2f}')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -151,7 +154,7 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(questions))
     chosen = parser.parse_args().questions or list(questions)
     if unknown := set(chosen) - set(questions):
-        parser.error(f"no question {', '.join(sorted(unknown))}; there are: {', '.join(questions)}")
+        parser.error(f"unknown question {', '.join(sorted(unknown))}; choose from {', '.join(questions)}")
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, numpy {np.__version__}, "
           f"Python {platform.python_version()}", flush=True)  # fmt: skip

@@ -1,10 +1,10 @@
-"""GPTQ against Qwix's, at 4 bits with a scale for each column, in one run.
+"""Compare the speed of GPTQ with Qwix's, at 4 bits with a scale for each column, in one run.
 
     python -m benchmarks.gptq       (in the environment of `make oracles`; 2 minutes on 2 cores)
-    python -m benchmarks.gptq one_matrix stack ...                       (some of the questions alone)
+    python -m benchmarks.gptq one_matrix stack ...                       (only some of the questions)
 
 Questions: one_matrix, large, stack, cohort. Qwix's GPTQ isn't compiled as a whole: jax compiles each of its steps
-when it is first met, so its first call of a shape in a process takes much longer than those after it. Both are told.
+on first use, so its first call of a shape in a process takes much longer than later ones. Both times are printed.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from eval.gptq import gptq, gptq_with_damping
 from olmo_jax import model
 from olmo_jax.config import ModelConfig
 
-TARGET = 100  # times as fast as Qwix, one matrix of 512 x 512
+TARGET = 100  # how many times as fast as Qwix to be, on one matrix of 512 x 512
 
 
 def problem(inputs: int, outputs: int, members: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Weights and the Hessian of correlated inputs; with members, a stack of them."""
+    """Return weights and the Hessian of correlated inputs; with `members`, a stack of them."""
     rng = np.random.default_rng(0)
     stack = () if members is None else (members,)
     mixing = np.eye(inputs, dtype=np.float32) + rng.standard_normal((*stack, inputs, inputs), np.float32) / inputs**0.5
@@ -37,7 +37,7 @@ def problem(inputs: int, outputs: int, members: int | None = None) -> tuple[jax.
 
 
 def timed(call: Callable[[], Any], rounds: int) -> tuple[float, np.ndarray]:
-    """Seconds of the first call, with compiling, and of those after it, [rounds]."""
+    """Return the seconds of the first call, compilation included, and of later ones, [rounds]."""
     seconds = []
     for _ in range(1 + rounds):
         start = time.perf_counter()
@@ -80,7 +80,7 @@ def ask_large() -> None:
 
 
 def ask_stack() -> None:
-    """The matrices of the demo's cohort of 48, one kind at a time."""
+    """Time the matrices of a cohort of 48 of the demo's models, one kind at a time."""
     for inputs, outputs in ((64, 64), (64, 256), (256, 64)):
         w, h = problem(inputs, outputs, members=48)
         call = jax.jit(jax.vmap(lambda w, h: gptq_with_damping(w, h, 4)))
@@ -89,7 +89,7 @@ def ask_stack() -> None:
 
 
 def ask_cohort() -> None:
-    """A whole cohort of the demo: 6 models of 4 blocks, each calibrated on the same 16,384 tokens, block by block."""
+    """Time a whole cohort of the demo: 6 models of 4 blocks, calibrated on the same 16,384 tokens, block by block."""
     config = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=4, d_ff=256)
     params_M = jax.vmap(lambda seed: model.init(config, jax.random.key(seed)))(np.arange(6, dtype=np.uint32))
     tokens_NL = np.random.default_rng(0).integers(0, config.vocab_size, (128, 128)).astype(np.int32)
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
     chosen = parser.parse_args().questions or list(QUESTIONS)
     if unknown := set(chosen) - set(QUESTIONS):
-        parser.error(f"no question {', '.join(sorted(unknown))}; there are: {', '.join(QUESTIONS)}")
+        parser.error(f"unknown question {', '.join(sorted(unknown))}; choose from {', '.join(QUESTIONS)}")
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, numpy {np.__version__}, "
           f"Python {platform.python_version()}", flush=True)  # fmt: skip

@@ -1,9 +1,9 @@
-"""What each intervention costs: steps of a model with it and without it, in turn, in one run.
+"""Measure what each intervention costs: steps of a model with and without it, in turn, in one run.
 
     .venv/bin/python -m benchmarks.interventions [--tokens=8192] [ARM ...]       (about 5 minutes on 2 cores)
 
-The model is that of do_rank:gpu (D 256, V 8192, four blocks), one member, on random tokens. The decompositions of W
-don't depend on the batch, so that their share falls with its size. Target: polar_decay at most 5 % of a step.
+The model is that of do_rank:gpu (D 256, V 8192, four blocks), one member, on random tokens. The cost of decomposing W
+doesn't depend on the batch, so its share falls as the batch grows. Target: polar_decay costs at most 5 % of a step.
 """
 
 import argparse
@@ -40,8 +40,10 @@ def case(tokens: int, arm: InterventionConfig) -> Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=8192, help="of a step (default: 8192)")
-    parser.add_argument("arms", nargs="*", choices=[[], *ARMS], metavar="ARM", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens per step (default: 8192)")
+    parser.add_argument(
+        "arms", nargs="*", choices=[[], *ARMS], metavar="ARM", help=f"one of {', '.join(ARMS)} (default: all)"
+    )
     arguments = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.tokens} tokens per step", flush=True)
     control = Ours(case(arguments.tokens, InterventionConfig()))

@@ -1,13 +1,13 @@
-"""How fast `prepare` makes token shards of text, in all and for each core.
+"""Measure how fast `prepare` makes token shards from text, in total and per core.
 
-    python -m benchmarks.prepare                            (200 MB of Python's own sources; 2 minutes on 2 cores)
+    python -m benchmarks.prepare                            (200 MB of Python sources; 2 minutes on 2 cores)
     python -m benchmarks.prepare --files='texts/*.jsonl' --bpe_megabytes=20 --bpe_vocab_size=4096
     python -m benchmarks.prepare --json=benchmarks/results/prepare.json
 
-Measured are: `prepare` from beginning to end; tokenising once there is a tokenizer; one process that tokenises, by
-itself, which gives MB/s for each core; and the computing of the one process that reads for the others and writes what
-they return. From the last two follows what 800 GB would take on 64 cores: tokenising is shared among the cores,
-reading and writing are not.
+It measures `prepare` from beginning to end; tokenising with a finished tokenizer; a single process that tokenises,
+which gives MB/s per core; and the CPU time of the one process that reads for the others and writes what they return.
+From the last two follows what 800 GB would take on 64 cores: tokenising is shared among the cores, reading and
+writing are not.
 """
 
 import argparse
@@ -36,18 +36,18 @@ from olmo_jax.files import write_json
 
 _LATER_BYTES, _LATER_CORES = 800e9, 64
 _ONE_CORE_BYTES = 30e6
-_CHANGED_WORDS = 30  # one in so many, where the same source comes again
+_CHANGED_WORDS = 30  # one word in this many is changed each time a source is repeated
 
 
 def sources() -> list[Path]:
-    """The sources of the standard library and of the packages that are installed, in a random but fixed order."""
+    """Return the sources of the standard library and of the installed packages, in a random but fixed order."""
     folders = {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")}
     paths = {path for folder in folders for path in Path(folder).rglob("*.py") if 500 < path.stat().st_size < 200_000}
     return random.Random(0).sample(sorted(paths), len(paths))
 
 
 def varied(paths: list[Path], size: float) -> Iterator[str]:
-    """The texts again and again, each time with other words changed, until there are `size` bytes."""
+    """Yield the texts repeatedly, each time with other words changed, until there are `size` bytes."""
     rng = random.Random(0)
     done = 0
     for path in itertools.cycle(paths):
@@ -62,14 +62,14 @@ def varied(paths: list[Path], size: float) -> Iterator[str]:
 
 
 def written(path: Path, megabytes: float) -> Path:
-    """A .jsonl of that much text."""
+    """Write a .jsonl file of this much text, and return its path."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": text}) + "\n" for text in varied(sources(), megabytes * 1e6))
     return path
 
 
 def one_core(data: DataConfig, tokenizer: Tokenizer) -> float:
-    """MB/s of one process that parses, splits and tokenises, by its computing time, with words in its cache."""
+    """Return MB/s of one process that parses, splits and tokenises, by its CPU time, with a warm cache of words."""
     job = Encode(tokenizer, data.validation_fraction, np.dtype("<u2"))
     sizes, seconds = [], []
     for portion in TextCorpus(data, text_files.find(data.files)).portions(print):
@@ -83,17 +83,17 @@ def one_core(data: DataConfig, tokenizer: Tokenizer) -> float:
 
 
 def streamed(data: DataConfig, tokenizer: Tokenizer, text_bytes: float) -> tuple[float, float]:
-    """Seconds by the clock of reading, tokenising and writing, and of these the computing of the reading process."""
+    """Return the wall-clock seconds of reading, tokenising and writing, and the CPU seconds of the reading process."""
     corpus = TextCorpus(data, text_files.find(data.files))
     with tempfile.TemporaryDirectory() as folder:
-        clock, execution_plan = time.monotonic(), time.process_time()
+        clock, cpu = time.monotonic(), time.process_time()
         with ShardWriter(Path(folder), tokenizer.vocab_size, tokenizer.eos_id) as writer:
             stream.write(corpus, data, tokenizer, text_bytes, Path(folder), lambda line: None, writer)
-        return time.monotonic() - clock, time.process_time() - execution_plan
+        return time.monotonic() - clock, time.process_time() - cpu
 
 
 def measured(data: DataConfig, root: Path) -> dict[str, float | str]:
-    """What is measured, by name; MB are 1e6 bytes of text in UTF-8."""
+    """Return what is measured, by name; MB are 1e6 bytes of text in UTF-8."""
     begun = time.monotonic()
     index = prepare(data, root, lambda line: print(f"{time.monotonic() - begun:6.1f} s  {line}", flush=True))
     seconds = time.monotonic() - begun
@@ -119,12 +119,12 @@ def measured(data: DataConfig, root: Path) -> dict[str, float | str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", help="a path or pattern of text files; without it some are made")
-    parser.add_argument("--megabytes", type=float, default=200.0, help="of text to make")
+    parser.add_argument("--files", help="a path or pattern of text files (default: made from Python sources)")
+    parser.add_argument("--megabytes", type=float, default=200.0, help="size of the text to make (default: 200)")
     parser.add_argument("--bpe_megabytes", type=float, default=20.0)
     parser.add_argument("--bpe_vocab_size", type=int, default=4096)
     parser.add_argument("--text_field", default="text")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = asked.files or str(written(Path(folder) / "text.jsonl", asked.megabytes))

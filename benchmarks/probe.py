@@ -1,9 +1,10 @@
-"""What the in-loop probe costs: the demo's cohorts stepped with it and without it, in turn, in one run.
+"""Measure what the in-loop probe costs: steps of the demo's cohorts with and without it, in turn, in one run.
 
     .venv/bin/python -m benchmarks.probe        (about 3 minutes on 2 cores; batches are random tokens, no data needed)
 
-First the unembedding's target alone, every 10 steps (raw and gauge-fixed: effective rank, stable rank, cosine, I(W)),
-on against off; then each of the demo's probe programs by itself, as a share of the steps between two of its calls.
+First it compares steps with and without the probe of the unembedding alone, every 10 steps (raw and gauge-fixed:
+effective rank, stable rank, cosine, I(W)); then it times each of the demo's probe programs by itself, as a share of the
+steps between two of its calls.
 """
 
 import argparse
@@ -27,7 +28,7 @@ ROUNDS, STEPS = 5, 10
 
 
 def cohorts_of_the_demo() -> list[Cohort]:
-    """One cohort per batch size, with a fingerprint of no data."""
+    """Return one cohort per batch size, without data."""
     sweep = read_sweep(demo.get_config())
     groups: dict[Any, list[Run]] = {}
     for i in range(len(sweep.grid)):
@@ -68,7 +69,7 @@ def ask(cohort: Cohort) -> None:
         jax.block_until_ready(probe(state.params))
         return time.perf_counter() - start
 
-    # The first round compiles.
+    # The first round compiles and is dropped.
     rounds = [(steps(None), steps(probes[often]), *map(alone, probes.values())) for _ in range(ROUNDS + 1)][1:]
     off, on, *each = np.array(rounds).T
     more = 100 * (on / off - 1)

@@ -1,7 +1,7 @@
-"""How long a report of a sweep takes, and how much memory: `python -m benchmarks.report [runs] [checkpoints]`.
+"""Measure the time and memory that a report of a sweep takes: `python -m benchmarks.report [runs] [checkpoints]`.
 
-The sweep is made up: 6 sizes, 18 settings each, with geometry, losses and evaluations in the numbers of a real one.
-The limits are those that the report is to keep: 15 seconds and 0.4 GB for 108 runs of 100 checkpoints.
+The sweep is made up: 6 sizes, 18 settings each, with as many geometry, loss and evaluation columns as a real one.
+The report is to stay within 15 seconds and 0.4 GB for 108 runs of 100 checkpoints.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PLACES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def made_up(runs: int, checkpoints: int, steps: int = 2000) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """A table of so many rows a run, and the curves of so many steps."""
+    """Return a table with one row per run and checkpoint, and the curve of each run over `steps` steps."""
     rng = np.random.default_rng(0)
     sizes, batches, decays = (256, 384, 512, 640, 768, 1024), (32, 64, 128, 256, 512), (0.01, 0.1, 0.5)
     frames, curves = [], {}

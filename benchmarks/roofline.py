@@ -1,18 +1,18 @@
-"""What a training step has to compute and to move on a GPU, from shapes alone: the floor of docs/speed.md.
+"""Compute from shapes alone what a training step has to compute and move on a GPU: the lower bounds of docs/speed.md.
 
     python -m benchmarks.roofline [--width=768 --layers=8 ...] [--matmul=700e12] [--bandwidth=3.35e12]
 
-Without a shape, those of docs/speed.md. Runs nothing. Of each part: FLOPs, bytes to and from memory, and the longer of
-the two times. Bytes are those of the step as it is written, activations in bfloat16, each kernel reading and writing
-its operands once, caches not counted:
+Without a shape, it uses those of docs/speed.md. It runs no step. For each part it prints FLOPs, bytes to and from
+memory, and the times that both take. Bytes are those of the step as it is written, with activations in bfloat16; each
+kernel reads and writes its operands once, and caches aren't counted:
   projections   three matmuls each, with the two activations that each reads or writes; W in float32, cast and read, and
-                its gradient
-  element-wise  norms, rotary embedding, attention's operands, gate and residuals: 30 D a token and block forward, twice
-                that backward (an estimate: XLA may fuse more or less)
+                the gradient of W
+  element-wise  norms, rotary embedding, attention's operands, gate and residuals: 30 D per token and block forward,
+                twice that backward (an estimate: XLA may fuse more or less)
   logits        the three matmuls of the vocabulary: logits written in float32, their gradient read twice in bfloat16
   loss          passes over the logits: read for their maximum, for the sum and for the gradient, which is written in
-                bfloat16 (14 bytes a logit); a chunk's dW added to those before it (12 bytes an entry)
-  optimiser     84 bytes a parameter: two new moments (24) and new parameters (16), the norms of gradient and new
+                bfloat16 (14 bytes per logit); each chunk's dW added to the earlier ones (12 bytes per entry)
+  optimiser     84 bytes per parameter: two new moments (24) and new parameters (16), the norms of gradient and new
                 parameters (8), and then the choice between old and new of all three (36)
 """
 
@@ -32,13 +32,13 @@ _HELD_LOGITS = 2**28  # see loss.py
 
 
 class Work(NamedTuple):
-    """Of one part of a step: FLOPs in matmuls, and bytes to and from memory."""
+    """What one part of a step needs: FLOPs in matmuls, and bytes to and from memory."""
 
     flops: float
     bytes: float
 
     def seconds(self, matmul: float, bandwidth: float) -> tuple[float, float]:
-        """By FLOPs and by bytes."""
+        """Return the seconds that the FLOPs and that the bytes take."""
         return self.flops / matmul, self.bytes / bandwidth
 
 
@@ -56,13 +56,13 @@ class Shape(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Into how many chunks of positions the loss takes the batch on an accelerator."""
+        """Return into how many chunks of positions the loss splits the batch on an accelerator."""
         most = _HELD_LOGITS // self.members // (self.batch * self.model.padded_vocab_size)
         return -(-self.length // loss.even_chunk(self.length, max(1, min(most, self.length))))
 
 
 def model_of(vocabulary: int, width: int, layers: int, heads: int) -> ModelConfig:
-    """OLMo's block."""
+    """Return a model of OLMo's blocks."""
     return ModelConfig(vocab_size=vocabulary, d_model=width, n_layers=layers, n_heads=heads, d_ff=4 * width)
 
 
@@ -75,7 +75,7 @@ SHAPES = {
 
 
 def work(shape: Shape) -> dict[str, Work]:
-    """Of each part of a training step of the whole stack."""
+    """Return the work of each part of a training step of the whole stack."""
     m, d, t = shape.model, shape.model.d_model, shape.tokens
     vocabulary = m.padded_vocab_size
     entries = flops.matmul_parameters(m) - vocabulary * d
@@ -97,13 +97,14 @@ def work(shape: Shape) -> dict[str, Work]:
 
 
 def matmul_kernels(shape: Shape) -> int:
-    """Matmuls of a step as they reach XLA, attention's not counted: three a projection, three a chunk of logits."""
+    """Return the number of matmuls per step in XLA, without attention: three per projection and per chunk of logits."""
     return 3 * 7 * shape.model.n_layers + 3 * shape.chunks
 
 
 def table(shape: Shape, matmul: float, bandwidth: float) -> str:
-    """A Markdown table of the parts and their sum."""
-    lines = ["| part | GFLOP | GB | FLOP a byte | ms by FLOPs | ms by bytes |", "| --- | --- | --- | --- | --- | --- |"]
+    """Return a Markdown table of the parts, and their sum."""
+    headings = "| part | GFLOP | GB | FLOP per byte | ms by FLOPs | ms by bytes |"
+    lines = [headings, "| --- | --- | --- | --- | --- | --- |"]
     longest = 0.0
     for name, part in work(shape).items():
         by_flops, by_bytes = part.seconds(matmul, bandwidth)
@@ -121,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matmul", type=float, default=700e12, help="FLOP/s (default: 700e12, as measured on an H100)")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="bytes/s (default: 3.35e12, an H100's)")
-    parser.add_argument("--width", type=int, help="of another shape; with it:")
+    parser.add_argument("--width", type=int, help="width of another shape, with the options below:")
     defaults = {"vocabulary": 50280, "layers": 4, "heads": 8, "batch": 32, "length": 1024, "members": 1}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)

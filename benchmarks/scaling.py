@@ -1,9 +1,10 @@
-"""How does the cost of a step grow with size, members, batch, length and vocabulary? The tables of docs/scaling.md.
+"""Measure how the cost of a step grows with size, members, batch, length and vocabulary: the tables of docs/scaling.md.
 
     make setup && .venv/bin/python -m benchmarks.scaling
 
-Measures a grid around one shape, fits seconds = sum of c_i x (what a step has to do of kind i) with c_i >= 0, and says
-how far the fit is from each point when it is left out. Then the FLOPs of paper A's suite and what the fit makes of it.
+It measures a grid around one shape, fits seconds = sum of c_i x (the work of kind i in a step) with c_i >= 0, and
+prints the fit's error at each point when that point is left out. Then it prints the FLOPs of paper A's suite, and the
+time that the fit predicts for it.
 """
 
 import argparse
@@ -48,7 +49,7 @@ KINDS = ("matmuls", "attention scores", "element-wise", "logits", "parameters")
 
 
 def work(model: ModelConfig, batch: int, length: int, members: int = 1) -> np.ndarray:
-    """What a step has to do of each kind: matmul FLOPs, and numbers that it passes over of the others."""
+    """Return the work of a step by kind: FLOPs of matmuls, and for the other kinds the numbers that it goes through."""
     tokens = batch * length
     counts = (
         flops.train_step(model, batch, length),
@@ -61,14 +62,17 @@ def work(model: ModelConfig, batch: int, length: int, members: int = 1) -> np.nd
 
 
 def fit(work_PK: np.ndarray, seconds_P: np.ndarray) -> np.ndarray:
-    """Seconds a unit of each kind, by least squares of relative errors."""
+    """Return the seconds per unit of each kind, by least squares of relative errors."""
     scaled = work_PK / seconds_P[:, None]
     size = scaled.max(axis=0)
     return nnls(scaled / size, np.ones(len(seconds_P)))[0] / size
 
 
 def paper_suite() -> list[tuple[str, float, float]]:
-    """FLOPs and tokens of each size's 18 runs of paper A: 9 at 8B, 32B and 128B tokens, 9 at 32B; 1,024 a sequence."""
+    """Return name, FLOPs and tokens of the 18 runs of each size in paper A, in sequences of 1,024 tokens.
+
+    9 runs take 8B, 32B or 128B tokens, 3 each, and 9 take 32B.
+    """
     tokens = (3 * (8 + 32 + 128) + 9 * 32) * 1e9
     return [(size, flops.train_step(m, 1, 1024) / 1024 * tokens, tokens) for size, m in STAND_INS.items()]
 

@@ -1,9 +1,9 @@
-"""What does a device hold of a published 1B model in training, whole or fully sharded?
+"""Measure the memory that each device needs to train a published 1B model, whole or fully sharded.
 
     python -m benchmarks.sharding [olmo2] [--size=1b] [--json=FILE]
 
-Compiles the training step for eight devices of the CPU, runs nothing, and prints what the compiled program says it
-needs on each: its arguments (parameters, moments, text) and its temporaries, for one sequence a device.
+It compiles the training step for eight virtual CPU devices, without running it, and prints what the compiled program
+needs on each: its arguments (parameters, moments, text) and its temporaries, for one sequence per device.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MESHES = {
 
 
 def measure(model: ModelConfig, mesh: MeshConfig, length: int) -> dict[str, float]:
-    """GB of arguments and temporaries of one device, and the seconds of compiling."""
+    """Return the GB of arguments and of temporaries on one device, and the seconds of compilation."""
     base = TrainConfig(tokens=10**9, model=model, mesh=mesh, mapping="vmap")
     data = dataclasses.replace(base.data, batch_size=DEVICES, sequence_length=length)
     run = Run("1b", dataclasses.replace(base, data=data))
@@ -59,24 +59,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", nargs="?", default="olmo", choices=("olmo", "olmo2", "pythia"))
     parser.add_argument("--size", default="1b")
-    parser.add_argument("--length", type=int, default=512, help="of a sequence (default: 512)")
+    parser.add_argument("--length", type=int, default=512, help="tokens per sequence (default: 512)")
     parser.add_argument("--json", metavar="FILE")
-    given = parser.parse_args()
-    model = {"olmo": OLMO, "olmo2": OLMO2, "pythia": PYTHIA}[given.family][given.size]
+    arguments = parser.parse_args()
+    model = {"olmo": OLMO, "olmo2": OLMO2, "pythia": PYTHIA}[arguments.family][arguments.size]
     total, _ = parameter_count(model)
     state = 12 * total / 1e9  # parameters and two moments, float32
-    print(f"{given.family} {given.size}: {total:,} parameters, {state:.2f} GB with moments; {jax.__version__=}")
+    print(f"{arguments.family} {arguments.size}: {total:,} parameters, {state:.2f} GB with moments; {jax.__version__=}")
     rows = []
     for layout, mesh in MESHES.items():
-        found = measure(model, mesh, given.length) | {"state_gb": state}
-        rows.append({"case": f"{given.family}-{given.size}", "layout": layout} | found)
+        measured = measure(model, mesh, arguments.length) | {"state_gb": state}
+        rows.append({"case": f"{arguments.family}-{arguments.size}", "layout": layout} | measured)
         print(
-            f"{layout:<24} {found['arguments_gb']:7.2f} GB of arguments ({found['arguments_gb'] / state:.3f} of the "
-            f"state), {found['temporaries_gb']:6.2f} GB of temporaries, compiled in {found['compile_s']:.0f} s",
+            f"{layout:<24} {measured['arguments_gb']:7.2f} GB of arguments ({measured['arguments_gb'] / state:.3f} of "
+            f"the state), {measured['temporaries_gb']:6.2f} GB of temporaries, "
+            f"compiled in {measured['compile_s']:.0f} s",
             flush=True,
         )
-    if given.json:
-        with open(given.json, "w") as file:
+    if arguments.json:
+        with open(arguments.json, "w") as file:
             json.dump(rows, file, indent=2)
     return 0
 

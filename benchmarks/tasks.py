@@ -1,11 +1,11 @@
-"""How long multiple choice takes for all models of a sweep, and whether its scores are those of one row a choice.
+"""Measure how long multiple choice takes for all models of a sweep, and check its scores against one row per choice.
 
     python -m benchmarks.tasks demo                          (HellaSwag, 500 items; a minute for the demo's 12 models)
     python -m benchmarks.tasks demo --task=piqa --items=200 --compared=50
 
-Timed is what `olmo-jax evaluate` does with a task once its items are laid out: the first time, programs compiled, and
-again. Compared are the log-likelihoods of some items with those of each choice after its context in a row of its own,
-without packing and in one batch a choice.
+It times what `olmo-jax evaluate` does with a task once its items are laid out: the first call, which compiles the
+programs, and a second one. It compares the log-likelihoods of some items with those of each choice after its context in
+a separate row, without packing and in one batch per choice.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from sweeps.running.stages import data_root
 
 
 def stacks(workdir: epath.Path) -> Iterator[ModelBatch]:
-    """The last checkpoints of all runs, a stack for each cohort."""
+    """Yield the last checkpoints of all runs, one stack per cohort."""
     plan = recorded_plan(workdir)
     for cohort in plan.stacks:
         index = TokenIndex.load(data_root(workdir, cohort.runs[0].config) / cohort.shape.data_name)
@@ -44,11 +44,11 @@ def stacks(workdir: epath.Path) -> Iterator[ModelBatch]:
 def in_rows_of_their_own(
     config: ModelConfig, params_M: Any, items: list[task_items.Item], tokenizer: Tokenizer, length: int
 ) -> np.ndarray:
-    """Log-likelihoods `[M, C]` in nats of all choices, each read in a row of its own of `length` tokens."""
+    """Return the log-likelihoods `[M, C]` in nats of all choices, each read in a separate row of `length` tokens."""
     nats_CM = []
     for item in items:
         for context, choice in zip(item.contexts, item.choices, strict=True):
-            kept = context.rstrip()  # a token for a word has the space before it
+            kept = context.rstrip()  # the token of a word includes the space before it
             before, targets = tokenizer.encode([kept, context[len(kept) :] + choice])
             if len(targets) > length:
                 raise UserError(f"item {item.id}: a choice has {len(targets)} tokens, more than {length}")
@@ -74,10 +74,12 @@ def _log_probabilities(config: ModelConfig, params_M: Any, tokens_1L: Any) -> ja
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", type=epath.Path, help="of a sweep that is trained")
+    parser.add_argument("workdir", type=epath.Path, help="working directory of a trained sweep")
     parser.add_argument("--task", default="hellaswag", help="a task that config.evaluation.tasks.names may name")
-    parser.add_argument("--items", type=int, default=500, help="of its validation items")
-    parser.add_argument("--compared", type=int, default=20, help="items that are scored in rows of their own too")
+    parser.add_argument("--items", type=int, default=500, help="number of its validation items (default: 500)")
+    parser.add_argument(
+        "--compared", type=int, default=20, help="items that are also scored in separate rows (default: 20)"
+    )
     asked = parser.parse_args()
     try:
         measure(asked.workdir, asked.task, asked.items, asked.compared)
@@ -86,7 +88,7 @@ def main() -> None:
 
 
 def measure(workdir: epath.Path, task: str, items: int, compared: int) -> None:
-    """Prints seconds for all models, and how far the scores are from those of rows of their own."""
+    """Print the seconds for all models, and how far the scores are from those of separate rows."""
     models, seconds, apart, chosen = 0, np.zeros(2), 0.0, []
     for stack in stacks(workdir):
         shape, params_M = stack.eval_data.shape, stack.params_M
@@ -103,8 +105,8 @@ def measure(workdir: epath.Path, task: str, items: int, compared: int) -> None:
         found_MC = scores.log_likelihood_MC[:, : expected_MC.shape[1]]
         apart = max(apart, float(np.abs(found_MC - expected_MC).max()))
     print(f"{task}: {items} items x {models} models on {jax.devices()[0].device_kind}")
-    print(f"{seconds[0]:.1f} s, programs compiled; {seconds[1]:.1f} s again")
-    print(f"log-likelihoods are within {apart:.1e} nats of those in rows of their own ({compared} items)")
+    print(f"{seconds[0]:.1f} s with compilation; {seconds[1]:.1f} s the second time")
+    print(f"log-likelihoods are within {apart:.1e} nats of those in separate rows ({compared} items)")
     print(f"accuracy {np.mean(chosen):.4f} over all models, from {min(chosen):.3f} to {max(chosen):.3f}")
 
 

@@ -1,11 +1,11 @@
-"""How fast is training, against torch and against what this machine's matmuls can do?
+"""Measure the speed of training against torch, and against the rate of this machine's matmuls.
 
     make oracles-setup && .venv-oracles/bin/python -m benchmarks.train [--case=NAME] [--json=FILE] [--repeats=N]
 
-One model of each shape against transformers' OlmoForCausalLM in torch, the better of eager and compiled, in a process
-of its own; ours and theirs take their steps in turn, and so do large matmuls, whose rate is the peak. Medians over the
-repeats. A cohort of eight against its members alone. On a GPU the cohorts of a 4M and a 75M model instead. Without
-torch and transformers (the extra `oracles`) the ratio is null and the rest is measured.
+One model of each shape is compared with transformers' OlmoForCausalLM in torch, the better of eager and compiled, in a
+separate process. Both take their steps in turn, and so do large matmuls, whose rate is the peak. Numbers are medians
+over the repeats. A cohort of eight is compared with its members alone. On a GPU, cohorts of a 4M and a 75M model are
+measured instead. Without torch and transformers (the extra `oracles`) the ratio is null and the rest is measured.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from olmo_jax.execution import flops, memory, sharding
 from olmo_jax.execution.program import compile_steps, initial_state
 from olmo_jax.logs.timing import matmul_seconds
 
-# Threads of torch's pool spin on their cores for a while after their work; whoever is next would pay for it.
+# Threads of torch's pool keep spinning on their cores for a while after their work, which would slow what comes next.
 _REST = 0.4
 
 
@@ -78,7 +78,7 @@ LOSS_CASE = "loss_V50304"
 
 
 def gpu_cases() -> dict[str, Case]:
-    """bfloat16: cohorts of a 4M model, a 75M one alone and in fours, and a large batch at OLMo's vocabulary."""
+    """Return cases in bfloat16: cohorts of a 4M model, a 75M one alone and four together, and a large batch."""
     small, medium = (dataclasses.replace(STAND_INS[size], compute_dtype="bfloat16") for size in ("4m", "75m"))
     cases = {f"4m_M{m}": Case(small, 32, 1024, m, max(1, 16 // m)) for m in (1, 8, 32, 128)}
     cases |= {f"75m_M{m}": Case(medium, 32, 1024, m, 4 // m) for m in (1, 4)}
@@ -110,29 +110,29 @@ class Ours:
 
     @property
     def state(self) -> Any:
-        """The stack as the last steps left it, or as it began."""
+        """Return the stack as the last steps left it, or as it was initialised."""
         return self._state
 
     @property
     def program(self) -> Any:
-        """The compiled steps, and their members' numbers as `hyper`."""
+        """Return the compiled steps, with the members' hyperparameters as `hyper`."""
         return self._program
 
     @property
     def fed(self) -> jax.Array:
-        """The random tokens that each call takes, `[K, M, B, L + 1]`."""
+        """Return the random tokens that each call takes, `[K, M, B, L + 1]`."""
         return self._fed
 
     @property
     def memory_bytes(self) -> int:
-        """What the compiled steps need of a device: state, text, results and temporaries."""
+        """Return the bytes that the compiled steps need on a device: state, text, results and temporaries."""
         memory = self._program.steps.memory_analysis()
         assert memory is not None
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         return needed - memory.alias_size_in_bytes
 
     def seconds(self) -> float:
-        """Seconds of the case's steps."""
+        """Take the case's steps, and return the seconds that they took."""
         start = time.perf_counter()
         count = np.int32(self._fed.shape[0])
         for _ in range(self._calls):
@@ -142,7 +142,7 @@ class Ours:
 
 
 class Peer:
-    """torch in a process of its own."""
+    """torch in a separate process."""
 
     def __init__(self, case: Case, compiled: bool):
         m = case.model
@@ -166,7 +166,7 @@ class Peer:
 
 
 def in_turn(repeats: int, **takes: Callable[[], float]) -> dict[str, float]:
-    """The median of each over the repeats; the first round compiles and warms up."""
+    """Return the median of each over the repeats; the first round compiles and warms up, and is dropped."""
 
     def rested(take: Callable[[], float]) -> float:
         time.sleep(_REST)
@@ -177,7 +177,7 @@ def in_turn(repeats: int, **takes: Callable[[], float]) -> dict[str, float]:
 
 
 def measure(name: str, case: Case, repeats: int, with_peer: bool) -> dict[str, Any]:
-    """Our tokens per second, the peer's, and our share of the matmul peak."""
+    """Return our tokens per second, the peer's, and our share of the matmul peak."""
     peers = {mode: Peer(case, mode == "compiled") for mode in ("eager", "compiled")} if with_peer else {}
     ours = Ours(case)
     dtype = case.model.compute_dtype
@@ -194,7 +194,7 @@ def measure(name: str, case: Case, repeats: int, with_peer: bool) -> dict[str, A
         "tokens_per_s": rate,
         "peer_tokens_per_s": theirs,
         "ratio": rate / theirs if theirs else None,
-        "fraction_of_peak": work / found["ours"] * found["matmul"],  # matmul: seconds a FLOP
+        "fraction_of_peak": work / found["ours"] * found["matmul"],  # matmul: seconds per FLOP
         "step_ms": 1e3 * found["ours"] / case.steps,
         "peer": best,
         "peak_flops": 1 / found["matmul"],
@@ -204,7 +204,7 @@ def measure(name: str, case: Case, repeats: int, with_peer: bool) -> dict[str, A
 
 
 def measure_members(repeats: int) -> dict[str, Any]:
-    """Eight members in one cohort against one alone, its steps singly or several a call; with compiling and without."""
+    """Compare a cohort of eight with one member, one step or several per call, with and without compilation."""
     one = dataclasses.replace(CPU_CASES["V1024_D64_L4"], steps=16)
     together, single, scanned = Ours(dataclasses.replace(one, members=8)), Ours(one, 1), Ours(one)
     found = in_turn(repeats, together=together.seconds, single=single.seconds, scanned=scanned.seconds)
@@ -231,7 +231,7 @@ def measure_members(repeats: int) -> dict[str, Any]:
 
 
 def measure_loss(repeats: int) -> dict[str, Any]:
-    """Loss and both gradients at 1,024 tokens, D 256, V 50304, against logits held whole: seconds and temporaries."""
+    """Compare loss and gradients at 1,024 tokens, D 256, V 50304, with all logits held: seconds and temporaries."""
     x_BLD = jnp.asarray(np.random.default_rng(0).normal(size=(8, 128, 256)), jnp.float32)
     w_VD = jnp.asarray(0.02 * np.random.default_rng(1).normal(size=(50304, 256)), jnp.float32)
     targets_BL = jnp.asarray(np.random.default_rng(2).integers(0, 50304, (8, 128)))
@@ -265,7 +265,7 @@ def measure_loss(repeats: int) -> dict[str, Any]:
         "temporaries_mib": held["ours"],
         "naive_temporaries_mib": held["naive"],
         "temporaries_ratio": held["ours"] / held["naive"],
-        "peer": "logits held whole",
+        "peer": "all logits held",
     }
 
 
@@ -276,7 +276,7 @@ def _temporaries(compiled: jax.stages.Compiled) -> int:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table as text."""
 
     def shown(key: str, form: str) -> str:
         return format(row[key], form) if row.get(key) is not None else "-"
@@ -297,8 +297,8 @@ def main() -> None:
     on_gpu = jax.default_backend() == "gpu"
     cases = gpu_cases() if on_gpu else CPU_CASES
     names = [*cases, *([] if on_gpu else [MEMBERS_CASE]), LOSS_CASE]
-    parser.add_argument("--case", choices=names, help="this one alone")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--case", choices=names, help="only this one")
+    parser.add_argument("--json", metavar="FILE", help="write the rows to this file")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     with_peer = not on_gpu and all(importlib.util.find_spec(name) for name in ("torch", "transformers"))

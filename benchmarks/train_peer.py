@@ -1,9 +1,9 @@
-"""The peer of benchmarks/train.py, in a process of its own: transformers' OlmoForCausalLM in torch, AdamW, one model.
+"""Train the peer of benchmarks/train.py in a separate process: transformers' OlmoForCausalLM in torch, with AdamW.
 
     python -m benchmarks.train_peer '{"vocabulary": 50304, "width": 256, "layers": 4, "heads": 4, "batch": 8,
       "length": 128, "threads": 2, "compiled": false}'
 
-Reads a number of steps per line, takes them, writes the seconds that they took.
+It reads a number of steps per line, takes them, and writes the seconds that they took.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Measures what an accelerator does of training, probes and evaluations, in parts that resume where they stopped.
+"""Measure training, probes and evaluations on an accelerator, in parts that resume where they stopped.
 
     python -m benchmarks.gpu [--scale=full|dry] [--only=PART] [--minutes=N] [--results=FOLDER] [--list]
 
-Each part has a process of its own and nine minutes at a time; cases that have a result of this device and version of
-JAX are left out, and each is written as it ends. At the full scale into benchmarks/results docs/speed.md is then
-brought up to date. Exit code 0: all is measured; 1: something failed; 2: bad usage; 75: time was up, run it again.
+Each part runs in a separate process, for nine minutes at a time. Cases that have a result for this device and version
+of JAX are skipped, and each result is written as its case ends. At the full scale, and without --results, docs/speed.md
+is updated at the end. Exit code 0: everything is measured; 1: something failed; 2: bad usage; 75: time was up, run the
+same command again.
 """
 
 import argparse
@@ -32,18 +33,18 @@ _GRACE_SECONDS = 600.0
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"python -m benchmarks.gpu: {message}; --help says what there is")
+        raise UsageError(f"python -m benchmarks.gpu: {message}; see --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command, and return its exit code."""
     try:
         return _command(_parse(argv))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is left", file=sys.stderr)
+        print("stopped; run the same command to continue", file=sys.stderr)
         return UNFINISHED
 
 
@@ -52,11 +53,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m benchmarks.gpu", description=__doc__, formatter_class=formatter)
     parser.add_argument("--scale", choices=SCALES, default="full", help="dry: tiny shapes on a CPU, to try the command")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="this part (may be repeated)")
-    parser.add_argument("--minutes", type=_minutes, metavar="N", help="no case begins after so many minutes")
+    parser.add_argument("--minutes", type=_minutes, metavar="N", help="begin no case after this many minutes")
     parser.add_argument(
-        "--results", type=Path, metavar="FOLDER", help="of the JSON files (default: benchmarks/results; dry: temporary)"
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the JSON files (default: benchmarks/results; dry: temporary)",
     )
-    parser.add_argument("--list", action="store_true", help="parts and their cases, and no more")
+    parser.add_argument("--list", action="store_true", help="list parts and their cases, and exit")
     return parser.parse_args(argv)
 
 
@@ -83,7 +87,7 @@ def _command(arguments: argparse.Namespace) -> int:
         return _measure_all(parts, "full", folder, seconds, _full_environment(), document=arguments.results is None)
     if arguments.results and arguments.results.resolve() == results.FOLDER.resolve():
         raise UsageError(
-            f"--results={arguments.results}: holds measurements, and a dry run makes none; name another folder"
+            f"--results={arguments.results}: holds measurements, and a dry run makes none; choose another folder"
         )
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.results or Path(scratch) / "results"
@@ -93,7 +97,7 @@ def _command(arguments: argparse.Namespace) -> int:
 def _measure_all(
     parts: dict[str, Part], scale: str, folder: Path, seconds: float, environment: dict[str, str], document: bool
 ) -> int:
-    """Every part in turn; with `document` docs/speed.md is rewritten from the folder. Returns the exit code."""
+    """Measure every part in turn, and return the exit code; with `document`, update docs/speed.md."""
     end = time.monotonic() + seconds
     results.check_writable(folder)
     machine = _machine(environment)
@@ -108,7 +112,7 @@ def _measure_all(
         part = queue.pop(0)
         code = _measure(part, scale, folder, machine, environment, end)
         if code == UNFINISHED and time.monotonic() < end:
-            queue.append(part)  # it had its share; the others come first
+            queue.append(part)  # it had its nine minutes; the others come first
         else:
             codes.append(code)
     if scale == "dry":
@@ -119,13 +123,13 @@ def _measure_all(
 
 
 def _full_environment() -> dict[str, str]:
-    """Of the processes that measure: nearly all of the device's memory, and no compiled programs of earlier ones."""
+    """Return the environment for measuring: nearly all of the memory, and no cache of compiled programs."""
     fixed = {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_TRACEBACK_FILTERING": "off"}
     return {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"} | os.environ | fixed
 
 
 def _dry_environment(scratch: Path) -> dict[str, str]:
-    """A CPU, little optimisation, and the same program compiled once: nothing here is a measurement."""
+    """Return the environment of a dry run, which measures nothing: a CPU, little optimisation, and a cache."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
@@ -135,12 +139,12 @@ def _dry_environment(scratch: Path) -> dict[str, str]:
 
 
 def _machine(environment: dict[str, str]) -> dict[str, Any]:
-    """machine.describe() of a process of its own, which gives the device back. Raises UsageError without JAX."""
+    """Return machine.describe() from a separate process, which releases the device. Raises UsageError without JAX."""
     command = [sys.executable, "-m", "benchmarks.gpu.machine"]
     ended = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.returncode}"]
-        raise UsageError(f"JAX finds no device here: {last[0]}")
+        raise UsageError(f"JAX finds no device: {last[0]}")
     return json.loads(ended.stdout)
 
 
@@ -149,7 +153,7 @@ def _measure(
 ) -> int:
     seconds = min(_PART_SECONDS, end - time.monotonic())
     if seconds <= 0:
-        print_line(f"{part.NAME}: time is up; the same command goes on with it")
+        print_line(f"{part.NAME}: time is up; run the same command to continue with it")
         return UNFINISHED
     request = {
         "part": part.NAME,
@@ -163,14 +167,14 @@ def _measure(
     try:
         process.communicate(json.dumps(request), timeout=seconds + _GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        print_line(f"{part.NAME}: a case took {_GRACE_SECONDS:.0f} s more than the part has, and was ended")
+        print_line(f"{part.NAME}: a case ran {_GRACE_SECONDS:.0f} s beyond the time of the part and was stopped")
         return FAILED
     finally:
         process.terminate()
         process.wait()
     if process.returncode in (DONE, FAILED, UNFINISHED):
         return process.returncode
-    print_line(f"{part.NAME}: its process ended with {process.returncode}; results written before stay")
+    print_line(f"{part.NAME}: its process ended with exit code {process.returncode}; results written before are kept")
     return FAILED
 
 

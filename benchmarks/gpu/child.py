@@ -1,6 +1,6 @@
-"""Measures one part's cases that have no result yet, in a process of its own.
+"""Measure those cases of one part that have no result yet, in a separate process.
 
-`python -m benchmarks.gpu.child` reads a request as JSON on stdin: part, scale, results (a folder), machine (as of
+`python -m benchmarks.gpu.child` reads a request as JSON on stdin: part, scale, results (a folder), machine (from
 machine.describe) and seconds, after which no further case begins. Exit code 0: every case has its result; 1: some
 failed, or modules are missing; 75: time was up before all were measured.
 """
@@ -20,7 +20,7 @@ DONE, FAILED, UNFINISHED = 0, 1, 75
 
 
 def measure_part(part: Part, scale: str, folder: Path, machine: dict[str, Any], seconds: float) -> int:
-    """Measures what is left of a part, a result written as each case ends; returns the exit code."""
+    """Measure the remaining cases of a part, write each result as its case ends, and return the exit code."""
     start, failed = time.monotonic(), False
     path = results.path_of(folder, part.NAME, machine["device"])
     entries, cases = results.read(path), part.cases(scale)
@@ -30,8 +30,9 @@ def measure_part(part: Part, scale: str, folder: Path, machine: dict[str, Any], 
         print_line(f"{part.NAME}: {len(cases) - len(left)} of {len(cases)} cases have results in {path}")
     for done, name in enumerate(left):
         if time.monotonic() - start > seconds:
+            remaining = len(left) - done
             print_line(
-                f"{part.NAME}: time is up with {len(left) - done} cases left; the same command goes on with them"
+                f"{part.NAME}: time is up with {remaining} cases left; run the same command to continue with them"
             )
             return UNFINISHED
         began = time.monotonic()
@@ -46,12 +47,12 @@ def measure_part(part: Part, scale: str, folder: Path, machine: dict[str, Any], 
 
 
 def measured(part: Part, case: dict[str, Any]) -> dict[str, Any]:
-    """{"measured": ...}, or {"does_not_fit": why} for a device without the memory, or {"error": what went wrong}."""
-    from olmo_jax.config.validation import ConfigError  # once it is known that what it imports can be imported
+    """Return {"measured": ...}, {"does_not_fit": why} if the device has too little memory, or {"error": message}."""
+    from olmo_jax.config.validation import ConfigError  # after missing_modules has checked that its imports exist
 
     try:
         return {"measured": part.measure(case)}
-    except ConfigError as error:  # by memory.fit, before anything runs
+    except ConfigError as error:  # raised by memory.fit, before anything runs
         return {"does_not_fit": brief(error)}
     except Exception as error:  # noqa: BLE001  one case that fails must not take the others with it
         out_of_memory = "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError)
@@ -59,7 +60,7 @@ def measured(part: Part, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def line(part: Part, outcome: dict[str, Any]) -> str:
-    """What is said of a case once it ends."""
+    """Return the line that is printed when a case ends."""
     if "error" in outcome:
         return f"failed: {outcome['error']}"
     if "does_not_fit" in outcome:
@@ -69,7 +70,7 @@ def line(part: Part, outcome: dict[str, Any]) -> str:
 
 
 def print_line(text: str) -> None:
-    """One line on stdout, at once."""
+    """Print one line on stdout, and flush it."""
     print(text, flush=True)
 
 
@@ -77,7 +78,9 @@ def main() -> int:
     request = json.load(sys.stdin)
     part = all_parts()[request["part"]]
     if missing := missing_modules(part):
-        print_line(f"{part.NAME}: not measured, this Python lacks {', '.join(missing)}; `make setup` installs them")
+        print_line(
+            f"{part.NAME}: not measured, because this Python lacks {', '.join(missing)}; `make setup` installs them"
+        )
         return FAILED
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -85,7 +88,7 @@ def main() -> int:
             part, request["scale"], Path(request["results"]), request["machine"], float(request["seconds"])
         )
     except KeyboardInterrupt:
-        print_line(f"{part.NAME}: stopped; the same command goes on with the case that it was at")
+        print_line(f"{part.NAME}: stopped; run the same command to continue with the interrupted case")
         return UNFINISHED
 
 

@@ -1,4 +1,4 @@
-"""What the measurements run on: the device and its nominal speed, versions, the commit.
+"""Describe what the measurements run on: the device and its nominal speed, versions, and the commit.
 
 `python -m benchmarks.gpu.machine` prints it as JSON, so that the caller need not hold the device itself.
 """
@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# bfloat16 matmuls without sparsity, FLOP/s, by a part of the device's name; the first that fits counts.
+# FLOP/s of bfloat16 matmuls without sparsity, by a part of the device's name; the first match counts.
 _NOMINAL = (("H100 PCIe", 756e12), ("H100", 989e12), ("H200", 989e12), ("A100", 312e12))
 
 
 def describe() -> dict[str, Any]:
-    """The accelerator that JAX has here, its driver, versions and the commit, as JSON; None for what isn't known."""
+    """Return the accelerator, its driver, versions and the commit, for JSON; None for what isn't known."""
     import jax
     import jaxlib
 
@@ -38,12 +38,12 @@ def describe() -> dict[str, Any]:
 
 
 def nominal_flops(device_kind: str) -> float | None:
-    """FLOP/s of bfloat16 matmuls by the data sheet; None for a device that isn't in the list."""
+    """Return the FLOP/s of bfloat16 matmuls from the data sheet; None for a device that isn't listed."""
     return next((flops for name, flops in _NOMINAL if name in device_kind), None)
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with "+" where files other than results differ from it; None outside of git."""
+    """Return the commit of this checkout, with "+" if files other than results differ from it; None outside of git."""
     root = Path(__file__).parents[2]
     try:
         head = _output(["git", "rev-parse", "--short=12", "HEAD"], root)

@@ -1,4 +1,4 @@
-"""What a part of the measurements is, and which there are."""
+"""Define what a part of the measurements is, and list the parts."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,7 @@ _EVERY_PART_NEEDS = ("jax", "flax", "optax", "ml_collections")
 
 
 class UsageError(UserError):
-    """Something asked for that isn't there or can't be done here."""
+    """The command asks for something that doesn't exist or can't be done here."""
 
     exit_code = 2
 
@@ -30,13 +30,13 @@ class Column(NamedTuple):
     form: str
 
     def shown(self, measured: dict[str, Any]) -> str:
-        """The number as the table shows it; "" where it was not measured."""
+        """Return the number as the table shows it; "" if it was not measured."""
         value = measured.get(self.key)
         return "" if value is None else format(value, self.form)
 
 
 class Part(Protocol):
-    """See benchmarks/gpu/__init__.py."""
+    """A part of the measurements; see benchmarks/gpu/__init__.py."""
 
     NAME: str
     TITLE: str
@@ -45,33 +45,35 @@ class Part(Protocol):
     COLUMNS: tuple[Column, ...]
 
     def cases(self, scale: str) -> dict[str, dict[str, Any]]:
-        """The cases of a scale ("full" or "dry") by name."""
+        """Return the cases of a scale ("full" or "dry") by name."""
         ...
 
     def measure(self, case: dict[str, Any]) -> dict[str, Any]:
-        """What was measured of a case, as JSON."""
+        """Return what was measured of a case, as JSON can hold it."""
         ...
 
 
 def all_parts() -> dict[str, Part]:
-    """The parts by name, in the order of their names. Raises UsageError for a module that isn't one."""
+    """Return the parts by name, sorted. Raises UsageError for a module that isn't a part."""
     by_name: dict[str, Part] = {}
     for info in pkgutil.iter_modules(parts.__path__):
         module = importlib.import_module(f"{parts.__name__}.{info.name}")
         needed = [*Part.__annotations__, "cases", "measure"]
         if missing := [name for name in needed if not hasattr(module, name)]:
-            raise UsageError(f"{module.__file__}: lacks {', '.join(missing)}, which a part has; add it")
+            raise UsageError(f"{module.__file__}: lacks {', '.join(missing)}, which every part needs; add it")
         part = cast(Part, module)
-        if not re.fullmatch("[a-z0-9_]+", part.NAME):  # a file's name ends it with a hyphen
-            raise UsageError(f"{module.__file__}: NAME = {part.NAME!r} may have small letters, digits and _ alone")
+        if not re.fullmatch("[a-z0-9_]+", part.NAME):  # in file names a hyphen follows it
+            raise UsageError(
+                f"{module.__file__}: NAME = {part.NAME!r} may contain only lower-case letters, digits and _"
+            )
         if part.NAME in by_name:
-            raise UsageError(f"{module.__file__}: another part has the name {part.NAME!r}; choose another")
+            raise UsageError(f"{module.__file__}: another part has the name {part.NAME!r}; rename one")
         by_name[part.NAME] = part
     return dict(sorted(by_name.items()))
 
 
 def chosen_parts(names: Sequence[str]) -> dict[str, Part]:
-    """The parts named, or all for (). Raises UsageError for one that isn't there."""
+    """Return the parts named, or all for (). Raises UsageError for an unknown one."""
     parts_by_name = all_parts()
     if unknown := [name for name in names if name not in parts_by_name]:
         raise UsageError(f"--only={unknown[0]}: there is no such part; choose from {', '.join(parts_by_name)}")
@@ -79,5 +81,5 @@ def chosen_parts(names: Sequence[str]) -> dict[str, Part]:
 
 
 def missing_modules(part: Part) -> list[str]:
-    """The modules that a part needs and this Python lacks."""
+    """Return the modules that a part needs and this Python lacks."""
     return [name for name in (*_EVERY_PART_NEEDS, *part.NEEDS) if importlib.util.find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md that come from benchmarks/results, between two markers.
+"""Make the tables of docs/speed.md that come from benchmarks/results, between two markers.
 
 `python -m benchmarks.gpu.table` rewrites them; `make gpu` does so at its end.
 """
@@ -22,7 +22,7 @@ Entries = dict[str, dict[str, Any]]
 
 
 class Goal(NamedTuple):
-    """A number to reach: what it is of, the least that counts, and of which case's results it is made."""
+    """A number to reach: what it is, the least value that counts, and the case from whose results it comes."""
 
     text: str
     least: float
@@ -30,27 +30,29 @@ class Goal(NamedTuple):
     part: str
     case: str
     key: str
-    over: str = ""  # another case of the part, of which it is a multiple
+    over: str = ""  # another case of the part, relative to which it is measured
 
 
 GOALS = (
-    Goal("75M alone, share of nominal: ours before 39 %", 0.39, ".1%", models.NAME, "75m_M1", "of_nominal"),
+    Goal("75M alone, share of nominal: our earlier 39 %", 0.39, ".1%", models.NAME, "75m_M1", "of_nominal"),
     Goal("the same: llm.c 38 % (124M)", 0.38, ".1%", models.NAME, "75m_M1", "of_nominal"),
     Goal("the same: modded-nanogpt 36.5 % (124M)", 0.365, ".1%", models.NAME, "75m_M1", "of_nominal"),
-    Goal("17M in matmuls alone: ours before 17.7 %", 0.177, ".1%", models.NAME, "4m_M1", "of_nominal"),
+    Goal("17M in matmuls alone: our earlier 17.7 %", 0.177, ".1%", models.NAME, "4m_M1", "of_nominal"),
     Goal("the same: parameter-golf 19.9 %", 0.199, ".1%", models.NAME, "4m_M1", "of_nominal"),
     Goal("the same: parameter-golf 29.4 %", 0.294, ".1%", models.NAME, "4m_M1", "of_nominal"),
-    Goal("32 at d 64, tokens over those of one alone: 8", 8, ".1f", cohorts.NAME, "d64_M32", "tokens_per_s", "d64_M1"),
+    Goal(
+        "32 at d 64, tokens/s over those of one alone: 8", 8, ".1f", cohorts.NAME, "d64_M32", "tokens_per_s", "d64_M1"
+    ),
 )
 
 
 def rewrite(document: Path = DOCUMENT, folder: Path = results.FOLDER) -> None:
-    """Puts the tables of a folder's results between the markers of a document; see `updated`."""
+    """Write the tables of a folder's results between the markers of a document; see `updated`."""
     write_whole(document, updated(document.read_text(), folder))
 
 
 def updated(text: str, folder: Path) -> str:
-    """A document with what lies between its markers made anew. Raises ValueError where it hasn't both."""
+    """Return a document with new tables between its markers. Raises ValueError if it lacks one of them."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -61,7 +63,7 @@ def updated(text: str, folder: Path) -> str:
 
 
 def of_parts(parts: dict[str, Part], folder: Path, scale: str) -> str:
-    """A table of every part and device; one of "not measured" for a part without a file."""
+    """Return a table of every part and device; one of "not measured" for a part without results."""
     blocks = []
     for part in parts.values():
         headings = ["case", *(column.heading for column in part.COLUMNS)]
@@ -95,13 +97,13 @@ def _goals(parts: dict[str, Part], folder: Path) -> str:
 
 
 def _side_by_side(parts: dict[str, Part], folder: Path) -> str:
-    """Tokens a second of the same models by how they share a device, a table for each kind of device."""
+    """Return the tokens per second of the same models by how they share a device, one table per kind of device."""
     names = (cohorts.NAME, loop.NAME, processes.NAME)
     by_device: dict[str, dict[str, Entries]] = {}
     for name in names:
         for entries in _devices(folder, parts[name], "full"):
             by_device.setdefault(_device(entries), {})[name] = entries
-    headings = ["width", "members", "cohort", "loop, 1 step a call", "loop, several", "cohort over one alone"]
+    headings = ["width", "members", "cohort", "loop, 1 step per call", "loop, several", "cohort over one alone"]
     headings += ["2 processes", "8 processes"]
     blocks = []
     for device, by_part in (by_device or {NOT_MEASURED: {}}).items():
@@ -120,7 +122,7 @@ def _side_by_side(parts: dict[str, Part], folder: Path) -> str:
 
 
 def _devices(folder: Path, part: Part, scale: str) -> list[Entries]:
-    """The entries of a part, those of each device's file; without what an earlier version of the part measured."""
+    """Return the entries of a part for each device, without those of earlier versions of the part or its cases."""
     cases = part.cases(scale)
 
     def current(name: str, key: dict[str, Any]) -> bool:
@@ -147,7 +149,7 @@ def _device(entries: Entries) -> str:
 
 
 def _where(entries: Entries) -> str:
-    """Device, versions, commits and dates of some entries."""
+    """Return device, versions, commits and dates of some entries."""
     if not entries:
         return NOT_MEASURED
     machines = [entry["machine"] for entry in entries.values()]

@@ -1,4 +1,4 @@
-"""Timed training steps on random tokens, and the speed of matmuls beside them."""
+"""Time training steps on random tokens, and large matmuls for comparison."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gpu.machine import nominal_flops
 from benchmarks.gpu.part import Column
 
-# What `rates` gives, as parts show it.
+# What `rates` returns, as columns of a part's table.
 RATES = (
     Column("tokens/s", "tokens_per_s", ",.0f"),
     Column("of nominal", "of_nominal", ".1%"),
@@ -29,7 +29,7 @@ def case_of(
     steps: int = 32,
     dtype: str = "bfloat16",
 ) -> dict[str, Any]:
-    """A case of training; `steps` are taken in one call. The rest as in ModelConfig and DataConfig."""
+    """Return a case of training; `steps` are taken in one call. The rest is as in ModelConfig and DataConfig."""
     return {
         "width": width,
         "members": members,
@@ -44,9 +44,9 @@ def case_of(
 
 
 def stack(case: dict[str, Any], members: int | None = None) -> Any:
-    """benchmarks.train's compiled stack for a case, with other members where they are given.
+    """Return benchmarks.train's compiled stack for a case, with another number of members if it is given.
 
-    Raises ConfigError where the device hasn't the memory for it.
+    Raises ConfigError if the device has too little memory for it.
     """
     from benchmarks.train import Ours
 
@@ -54,7 +54,7 @@ def stack(case: dict[str, Any], members: int | None = None) -> Any:
 
 
 def work(case: dict[str, Any], members: int | None = None) -> int:
-    """FLOPs in matmuls of a step of the whole stack; see flops.train_step."""
+    """Return the FLOPs in matmuls of a step of the whole stack; see flops.train_step."""
     from olmo_jax.execution import flops
 
     whole = _train_case(case, case["members"] if members is None else members)
@@ -62,12 +62,12 @@ def work(case: dict[str, Any], members: int | None = None) -> int:
 
 
 def tokens(case: dict[str, Any]) -> int:
-    """Tokens of a step of one member."""
+    """Return the tokens of a step of one member."""
     return case["batch"] * case["length"]
 
 
 def model_of(case: dict[str, Any]) -> Any:
-    """The ModelConfig of a case."""
+    """Return the ModelConfig of a case."""
     from olmo_jax.config import ModelConfig
 
     return ModelConfig(
@@ -81,7 +81,7 @@ def model_of(case: dict[str, Any]) -> Any:
 
 
 def models(case: dict[str, Any]) -> tuple[Any, Any]:
-    """The ModelConfig of a case and its members' parameters, untrained and stacked."""
+    """Return the ModelConfig of a case and its members' parameters, untrained and stacked."""
     import jax
     import numpy as np
 
@@ -99,10 +99,10 @@ def _train_case(case: dict[str, Any], members: int) -> Any:
 
 
 def rates(case: dict[str, Any], step_seconds: float, members: int | None = None) -> dict[str, Any]:
-    """Tokens a second over all members, and the FLOPs of their matmuls as shares of what the device can do.
+    """Return the tokens per second of all members, and the FLOPs of their matmuls as shares of the device's.
 
-    of_nominal: of the data sheet's bfloat16 (None where it isn't known). of_matmuls: of the rate of a large square
-    matmul of random numbers, measured in this process.
+    of_nominal: relative to the data sheet's bfloat16 (None if it isn't known). of_matmuls: relative to the rate of a
+    large square matmul of random numbers, measured in this process.
     """
     import jax
 
@@ -118,10 +118,10 @@ def rates(case: dict[str, Any], step_seconds: float, members: int | None = None)
 
 
 def timed(call: Callable[[], float], seconds: float = 2.0, least: int = 3) -> tuple[float, int]:
-    """The median of what `call` says it took, and of how many times.
+    """Return the median of the seconds that `call` returns, and the number of calls.
 
-    It is called once before, and then at least `least` times, if that takes no more than three times `seconds`, and
-    until `seconds` have passed; on a CPU once.
+    After one call that doesn't count, it is called until `seconds` have passed, and at least `least` times unless that
+    takes more than three times `seconds`; on a CPU once.
     """
     import jax
 
@@ -135,7 +135,7 @@ def timed(call: Callable[[], float], seconds: float = 2.0, least: int = 3) -> tu
 
 
 def finished(call: Callable[[], Any]) -> float:
-    """Seconds of a call, to the end of what it computes."""
+    """Return the seconds that a call takes, until its results are computed."""
     import jax
 
     start = time.perf_counter()
@@ -145,7 +145,7 @@ def finished(call: Callable[[], Any]) -> float:
 
 @functools.cache
 def matmul_flops(dtype: str) -> float:
-    """FLOP/s of a large square matmul of normal random numbers, the median of some."""
+    """Return the FLOP/s of a large square matmul of normal random numbers, the median of several."""
     import jax
     import jax.numpy as jnp
 

@@ -1,7 +1,7 @@
-"""One of the processes that benchmarks/gpu/parts/processes.py starts: a single model on random tokens.
+"""Train a single model on random tokens, as one of the processes that benchmarks/gpu/parts/processes.py starts.
 
-`python -m benchmarks.gpu.worker CASE`, CASE being training.case_of's JSON. Reads a number of calls a line, makes them,
-writes the seconds that they took.
+`python -m benchmarks.gpu.worker CASE`, CASE being training.case_of's JSON. It reads a number of calls per line, makes
+them, and writes the seconds that they took.
 """
 
 import json

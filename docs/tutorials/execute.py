@@ -2,8 +2,8 @@
 
     python docs/tutorials/execute.py [--check] [NAME ...]
 
-Each runs in an empty folder. --check runs them at their small size and keeps nothing, as CI does: what a notebook
-prints then depends on the size, so that only errors count.
+Each runs in an empty folder. --check runs them at their small size and keeps nothing, as CI does. What a notebook
+prints depends on the size, so then only errors count.
 """
 
 import argparse
@@ -27,12 +27,12 @@ _CELL_SECONDS = 1800
 
 
 def execute(path: Path, small: bool) -> nbformat.NotebookNode:
-    """Return the executed notebook. Raises CellExecutionError for a cell that fails, ValueError for a command."""
+    """Return the executed notebook. Raises CellExecutionError if a cell fails, ValueError if a command does."""
     notebook = nbformat.read(path, as_version=4)
     if small:
         cells = [cell for cell in notebook.cells if FULL in cell.source]
         if not cells:
-            raise ValueError(f"{path}: no cell has {FULL}, by which it is made small; add it")
+            raise ValueError(f"{path}: no cell contains {FULL}, which --check replaces by the small size; add it")
         for cell in cells:
             cell.source = cell.source.replace(FULL, SMALL)
     with tempfile.TemporaryDirectory() as folder:
@@ -41,12 +41,12 @@ def execute(path: Path, small: bool) -> nbformat.NotebookNode:
         printed = "".join(output.get("text", "") for output in cell.get("outputs", ()))
         failed = re.search(r"^olmo-jax: .*", printed, re.MULTILINE)
         if failed and REFUSED not in cell.source:
-            raise ValueError(f"{path}: a command failed: {failed[0]}")
+            raise ValueError(f"{path}: a command failed: {failed[0]}; correct it, or mark its cell with {REFUSED!r}")
     return _without_this_machine(notebook, folder)
 
 
 def _without_this_machine(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
-    """Return the notebook without what the executing machine put in: metadata, folders, and colours that none sees."""
+    """Return the notebook without traces of this machine: no metadata or folders, and pictures in fewer colours."""
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for cell in notebook.cells:
         cell.metadata = {}
@@ -71,7 +71,7 @@ def _smaller(png: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks without .ipynb (default: all)")
-    parser.add_argument("--check", action="store_true", help="at the small size; keep nothing")
+    parser.add_argument("--check", action="store_true", help="run at the small size, and keep nothing")
     arguments = parser.parse_args()
     # Cells with ! find the commands of this environment, which needn't be activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

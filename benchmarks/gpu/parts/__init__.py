@@ -1,1 +1,1 @@
-"""The parts of `make gpu`, a module each; see benchmarks/gpu/__init__.py for what a part has."""
+"""The parts of `make gpu`, one module each; see benchmarks/gpu/__init__.py for what a part has."""

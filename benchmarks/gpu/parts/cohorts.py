@@ -1,4 +1,4 @@
-"""Cohorts by width and members, each trained as one program."""
+"""Measure cohorts by width and members, each trained as one program."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 
 
 def of_width(width: int, members: int) -> dict[str, Any]:
-    """A case of the full scale."""
+    """Return a case of the full scale."""
     heads, steps = WIDTHS[width]
     return training.case_of(width, members, heads=heads, steps=steps)
 
 
 def tiny(members: int = 1) -> dict[str, Any]:
-    """A case that a CPU takes in a moment."""
+    """Return a case that a CPU finishes in a moment."""
     return training.case_of(16, members, 1, 2, 64, batch=8, length=8, steps=2, dtype="float32")
 
 

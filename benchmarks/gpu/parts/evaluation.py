@@ -1,4 +1,4 @@
-"""Evaluation of a stack of models: loss by domain, and multiple choice of HellaSwag's size, on made-up text."""
+"""Measure the evaluation of a stack of models: loss by domain, and multiple choice like HellaSwag, on made-up text."""
 
 import functools
 from typing import Any
@@ -12,10 +12,10 @@ TITLE = "Evaluation: loss on 4 domains of 65,536 tokens; 500 items of 4 choices,
 VERSION = 1
 NEEDS = ("tokenizers",)
 COLUMNS = (
-    Column("s loss", "loss_s", ".2f"),
-    Column("s the first time", "loss_first_s", ".1f"),
-    Column("s tasks", "tasks_s", ".2f"),
-    Column("s the first time", "tasks_first_s", ".1f"),
+    Column("s for the loss", "loss_s", ".2f"),
+    Column("s for its first call", "loss_first_s", ".1f"),
+    Column("s for the tasks", "tasks_s", ".2f"),
+    Column("s for their first call", "tasks_first_s", ".1f"),
 )
 
 
@@ -73,7 +73,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     return seconds
 
 
-# Each is one token of the tokenizer below, with the space before it.
+# Each word, with the space before it, is one token of the tokenizer below.
 _WORDS = ("the", "of", "and", "loss", "rank", "model", "token", "is", "weight", "matrix", "value", "norm")
 
 
@@ -84,7 +84,7 @@ def _tokenizer() -> Any:
 
 
 def _documents(case: dict[str, Any], random: Any) -> list[Any]:
-    """Documents of a domain, of random lengths up to a window and together of as many tokens as the case says."""
+    """Return the documents of a domain, of random lengths up to a window, with `tokens` tokens of the case together."""
     documents, left = [], case["tokens"]
     while left:
         length = min(left, int(random.integers(2, case["length"] + 1)))

@@ -1,4 +1,4 @@
-"""What the in-loop probe takes of training at its defaults: every 100 steps, unembedding and final states."""
+"""Measure the share of training time that the in-loop probe takes by default: unembedding and final states."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ NEEDS: tuple[str, ...] = ()
 COLUMNS = (
     Column("ms per probe", "probe_ms", ".1f"),
     Column("ms per step", "step_ms", ".2f"),
-    Column("of the time", "share", ".1%"),
+    Column("share of the time", "share", ".1%"),
     Column("s compiling", "compile_s", ".0f"),
 )
 
@@ -31,7 +31,7 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Steps and probe are timed apart; the share is of a probe after each interval's steps."""
+    """Time steps and probe separately; the share is that of one probe per interval of steps."""
     import dataclasses
 
     import numpy as np

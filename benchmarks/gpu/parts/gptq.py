@@ -1,4 +1,4 @@
-"""GPTQ: single matrices, the matrices of a cohort side by side, and whole models calibrated block by block."""
+"""Measure GPTQ: single matrices, those of a cohort side by side, and whole models calibrated block by block."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ NAME = "gptq"
 TITLE = "GPTQ at 4 bits: matrices `inputs x outputs`, and whole models on 16,384 tokens of calibration."
 VERSION = 1
 NEEDS: tuple[str, ...] = ()
-COLUMNS = (Column("s", "seconds", ".3f"), Column("s the first time", "first_s", ".1f"))
+COLUMNS = (Column("s", "seconds", ".3f"), Column("s for the first call", "first_s", ".1f"))
 
 
 def cases(scale: str) -> dict[str, dict[str, Any]]:

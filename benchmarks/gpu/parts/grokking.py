@@ -1,4 +1,4 @@
-"""Grokking at the scale `gpu` with weaker decay: the command itself, from nothing to its report."""
+"""Measure the command for grokking at the scale `gpu` with weaker decay, from an empty directory to its report."""
 
 import json
 import os
@@ -28,18 +28,18 @@ NEEDS = (
     "vl_convert",
 )
 COLUMNS = (
-    Column("s in all", "command_s", ",.0f"),
+    Column("s in total", "command_s", ",.0f"),
     Column("s of steps", "steps_s", ",.0f"),
     Column("s of probes", "probe_s", ",.0f"),
     Column("s of checkpoints", "checkpoint_s", ",.1f"),
     Column("s compiling", "compile_s", ",.0f"),
     Column("models", "runs", "d"),
-    Column("of them generalise", "generalised", "d"),
+    Column("models that generalise", "generalised", "d"),
 )
 _ROOT = Path(__file__).parents[3]
 _DECAY = ["--config.train.optimizer.weight_decay=0.1"]
 _WORK = _ROOT / ".cache" / "gpu"
-_GENERALISED = 0.9  # accuracy on the equations that were held out
+_GENERALISED = 0.9  # accuracy on the held-out equations
 
 
 def cases(scale: str) -> dict[str, dict[str, Any]]:
@@ -55,7 +55,7 @@ def _case(verb: str, scale: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """Seconds by what they went to, over all starts that a resumed run took; of the command if it took one."""
+    """Return the seconds by event, over all starts of a resumed run, and those of the command if it ran in one go."""
     command = case["command"]
     if command[0] == "train":
         with tempfile.TemporaryDirectory() as folder:
@@ -64,31 +64,31 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(arguments: list[str], workdir: Path) -> dict[str, Any]:
-    anew = not workdir.exists()
+    from_scratch = not workdir.exists()
     start = time.perf_counter()
     command = [sys.executable, "-m", "sweeps.cli", *arguments, f"--workdir={workdir}"]
-    # As a user has it: what it has compiled is found again.
+    # As for a user, the cache of compiled programs is on.
     environment = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
     ended = subprocess.run(
         command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or ["nothing on stderr"]
-        raise RuntimeError(f"`{' '.join(command[2:])}` ended with {ended.returncode}: {last[0]}")
+        raise RuntimeError(f"`{' '.join(command[2:])}` ended with exit code {ended.returncode}: {last[0]}")
     seconds = dict.fromkeys(("steps", "probe", "checkpoint", "compile"), 0.0)
     for row in _timings(workdir):
         if row["event"] in seconds:
             seconds[row["event"]] += row["seconds"]
     accuracies = [_last(run / "metrics.jsonl", "texts.validation/accuracy") for run in (workdir / "runs").iterdir()]
     return {f"{event}_s": value for event, value in seconds.items()} | {
-        "command_s": time.perf_counter() - start if anew else None,
+        "command_s": time.perf_counter() - start if from_scratch else None,
         "runs": len(accuracies),
         "generalised": sum(accuracy > _GENERALISED for accuracy in accuracies),
     }
 
 
 def _timings(workdir: Path) -> Iterator[dict[str, Any]]:
-    """The rows of each stack once: every run of a stack has the same."""
+    """Yield the rows of each stack once, since every run of a stack has the same rows."""
     folders: dict[str, Path] = {}
     for run in sorted((workdir / "runs").iterdir()):
         folders.setdefault(json.loads((run / "config.json").read_text())["folder"], run)
@@ -97,6 +97,6 @@ def _timings(workdir: Path) -> Iterator[dict[str, Any]]:
 
 
 def _last(path: Path, name: str) -> float:
-    """The last value of a metric that isn't in every row."""
+    """Return the last value of a metric that isn't in every row."""
     rows = map(json.loads, path.read_text().splitlines())
     return [row[name] for row in rows if row.get(name) is not None][-1]

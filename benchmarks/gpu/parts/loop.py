@@ -1,4 +1,4 @@
-"""The same models one after another: a Python loop over single models that share one compiled step."""
+"""Measure the same models one after another: a Python loop over single models that share one compiled step."""
 
 import functools
 import json
@@ -10,10 +10,14 @@ from benchmarks.gpu.part import Column
 from benchmarks.gpu.parts import cohorts
 
 NAME = "loop"
-TITLE = "A Python loop over single models, by steps per call (`K1`: one; else as many as the cohort takes)."
+TITLE = "A Python loop over single models: `K1` takes one step per call, the others as many as the cohort."
 VERSION = 1
 NEEDS: tuple[str, ...] = ()
-COLUMNS = (*training.RATES, Column("ms per step of all", "step_ms", ".2f"), Column("s compiling", "compile_s", ".0f"))
+COLUMNS = (
+    *training.RATES,
+    Column("ms per step of all models", "step_ms", ".2f"),
+    Column("s compiling", "compile_s", ".0f"),
+)
 
 
 def cases(scale: str) -> dict[str, dict[str, Any]]:
@@ -28,7 +32,7 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """One compiled program and a state for each model; every model's call is sent before any is waited for."""
+    """Time one compiled program with a state per model; every model's call is sent before any is waited for."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -54,7 +58,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _alone(case: str) -> Any:
-    """One model's compiled steps: those of the case before where only the number of models differs."""
+    """Return one model's compiled steps; cached, for cases that differ only in the number of models."""
     shape = json.loads(case)
     training.matmul_flops(shape["dtype"])  # while there is room beside the stack
     return training.stack(shape)

@@ -1,4 +1,4 @@
-"""Models of the paper's suite at its vocabulary and length, alone and in small cohorts: what other trainers report."""
+"""Measure models of the paper's suite at its vocabulary and length, alone, as other trainers report, and in cohorts."""
 
 from typing import Any
 

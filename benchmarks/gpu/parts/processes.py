@@ -1,4 +1,4 @@
-"""The same models in separate processes that share the device, each with its share of the memory."""
+"""Measure the same models in separate processes that share the device, each with a part of the memory."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ TITLE = "Single models in P processes on one device at the same time, without MP
 VERSION = 1
 NEEDS: tuple[str, ...] = ()
 COLUMNS = (
-    Column("tokens/s of all", "tokens_per_s", ",.0f"),
+    Column("tokens/s of all processes", "tokens_per_s", ",.0f"),
     Column("ms per step", "step_ms", ".2f"),
     Column("s starting", "start_s", ".0f"),
 )
@@ -36,7 +36,7 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 
 
 def measure(case: dict[str, Any]) -> dict[str, Any]:
-    """All of them take the same steps at the same time; what counts is the time until the last has."""
+    """Time all processes taking the same steps at the same time, until the last one is done."""
     start = time.perf_counter()
     workers = [_Worker(case) for _ in range(case["processes"])]
     try:
@@ -65,14 +65,14 @@ def _together(workers: list["_Worker"], calls: int) -> float:
 
 
 class _Worker:
-    """benchmarks/gpu/worker.py in a process of its own, compiled and warm once it has been made."""
+    """A separate process of benchmarks/gpu/worker.py; after its first call it is compiled and warm."""
 
     def __init__(self, case: dict[str, Any]):
         share = f"{_MEMORY / case['processes']:.3f}"
-        # Without filtering the last line of stderr is what went wrong.
+        # Without filtering, the last line of stderr is the error.
         environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": share, "JAX_TRACEBACK_FILTERING": "off"}
-        # A pipe that nobody reads would stop it once it is full.
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        # A file, because a pipe that nobody reads would block the process once it is full.
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  `close` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu.worker", json.dumps(case)],
             stdin=subprocess.PIPE,
@@ -85,12 +85,12 @@ class _Worker:
 
     def send(self, calls: int) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `wait` says why it has ended
+        with contextlib.suppress(BrokenPipeError):  # `wait` reports why it has ended
             self._process.stdin.write(f"{calls}\n")
             self._process.stdin.flush()
 
     def wait(self) -> None:
-        """Until its calls are done; raises MemoryError or RuntimeError with what it text last if it has ended."""
+        """Wait until its calls are done. Raises MemoryError or RuntimeError with stderr's last line if it has ended."""
         assert self._process.stdout is not None
         if self._process.stdout.readline():
             return
