@@ -57,14 +57,14 @@ def made_up(runs: int, checkpoints: int, steps: int = 2000) -> tuple[pd.DataFram
         rows["training_flops"] = 6 * (rows["parameters"] + rows["parameters_non_embedding"]) * rows["tokens"]
         rows["config.model.d_model"], rows["config.data.batch_size"] = size, batch
         rows["config.optimizer.weight_decay"], rows["config.tokens"] = decay, steps * batch * 1024
-        found = curves[run][[*geometry]].ffill().iloc[step - 1].reset_index(drop=True)
+        probed_values = curves[run][[*geometry]].ffill().iloc[step - 1].reset_index(drop=True)
         of = loss[step - 1]
         losses = {f"lm_loss/{d}": of + 0.1 * j + 0.01 * rng.normal(size=len(step)) for j, d in enumerate(DOMAINS)}
         last = np.where(step == steps, 1.0, np.nan)
         after = {
             f"{e}/{d}": last * (of + 0.5 * rng.random()) for e in AFTER for d in (*DOMAINS, "target", "forgetting")
         }
-        frames.append(pd.concat([rows, found, pd.DataFrame(losses | after)], axis=1))
+        frames.append(pd.concat([rows, probed_values, pd.DataFrame(losses | after)], axis=1))
     return pd.concat(frames, ignore_index=True), curves
 
 

@@ -182,22 +182,22 @@ def measure(name: str, case: Case, repeats: int, with_peer: bool) -> dict[str, A
     ours = Ours(case)
     dtype = case.model.compute_dtype
     takes = {mode: peer.seconds for mode, peer in peers.items()}
-    found = in_turn(repeats, ours=ours.seconds, matmul=functools.partial(matmul_seconds, dtype), **takes)
+    medians = in_turn(repeats, ours=ours.seconds, matmul=functools.partial(matmul_seconds, dtype), **takes)
     for peer in peers.values():
         peer.close()
-    rate = case.steps * case.tokens / found["ours"]
+    rate = case.steps * case.tokens / medians["ours"]
     work = flops.train_step(case.model, case.batch, case.length) * case.members * case.steps
-    best = min(peers, key=lambda mode: found[mode], default=None)
-    theirs = case.steps * case.tokens / found[best] if best else None
+    best = min(peers, key=lambda mode: medians[mode], default=None)
+    theirs = case.steps * case.tokens / medians[best] if best else None
     return {
         "case": name,
         "tokens_per_s": rate,
         "peer_tokens_per_s": theirs,
         "ratio": rate / theirs if theirs else None,
-        "fraction_of_peak": work / found["ours"] * found["matmul"],  # matmul: seconds per FLOP
-        "step_ms": 1e3 * found["ours"] / case.steps,
+        "fraction_of_peak": work / medians["ours"] * medians["matmul"],  # matmul: seconds per FLOP
+        "step_ms": 1e3 * medians["ours"] / case.steps,
         "peer": best,
-        "peak_flops": 1 / found["matmul"],
+        "peak_flops": 1 / medians["matmul"],
         "compile_s": ours.compile_seconds,
         "microbatches": ours.microbatches,
     }
@@ -207,12 +207,12 @@ def measure_members(repeats: int) -> dict[str, Any]:
     """Compare a cohort of eight with one member, one step or several per call, with and without compilation."""
     one = dataclasses.replace(CPU_CASES["V1024_D64_L4"], steps=16)
     together, single, scanned = Ours(dataclasses.replace(one, members=8)), Ours(one, 1), Ours(one)
-    found = in_turn(repeats, together=together.seconds, single=single.seconds, scanned=scanned.seconds)
+    medians = in_turn(repeats, together=together.seconds, single=single.seconds, scanned=scanned.seconds)
     steps = 500
 
     def rate(name: str, members: int, compile_seconds: float = 0.0) -> float:
         runs = 8 // members
-        return 8 * one.tokens * steps / (runs * found[name] / one.steps * steps + compile_seconds)
+        return 8 * one.tokens * steps / (runs * medians[name] / one.steps * steps + compile_seconds)
 
     return {
         "case": MEMBERS_CASE,
@@ -254,13 +254,13 @@ def measure_loss(repeats: int) -> dict[str, Any]:
         jax.block_until_ready(compiled[name](x_BLD, w_VD))
         return time.perf_counter() - start
 
-    found = in_turn(repeats, ours=lambda: seconds("ours"), naive=lambda: seconds("naive"))
+    medians = in_turn(repeats, ours=lambda: seconds("ours"), naive=lambda: seconds("naive"))
     held = {name: _temporaries(c) / 2**20 for name, c in compiled.items()}
     return {
         "case": LOSS_CASE,
-        "tokens_per_s": 1024 / found["ours"],
-        "peer_tokens_per_s": 1024 / found["naive"],
-        "ratio": found["naive"] / found["ours"],
+        "tokens_per_s": 1024 / medians["ours"],
+        "peer_tokens_per_s": 1024 / medians["naive"],
+        "ratio": medians["naive"] / medians["ours"],
         "fraction_of_peak": None,
         "temporaries_mib": held["ours"],
         "naive_temporaries_mib": held["naive"],

@@ -1,4 +1,4 @@
-"""Set-up of every test: eight virtual devices, and a small corpus in a user's format, prepared once."""
+"""Set up every test: eight virtual devices, and a small corpus in a user's format, prepared once."""
 
 import dataclasses
 import importlib.metadata
@@ -6,10 +6,10 @@ import json
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# There is one process per core; threads of BLAS and OpenMP would only compete, waiting busily.
+# There is one process per core; threads of BLAS and OpenMP would only compete by busy waiting.
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# Tests compile many small programs and run each a few times: unoptimised code, in one piece and without the emitters of
-# fusions, is compiled eight times faster. Later versions of jaxlib have other flags and end at one they don't know.
+# Tests compile many small programs and run each a few times: unoptimised code, in one piece and without fusion
+# emitters, compiles eight times faster. Later versions of jaxlib have other flags, and abort on an unknown one.
 FASTER_COMPILING = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
@@ -24,7 +24,7 @@ FLAGS = [
     # Eight devices share few cores: one that waits 40 s for the others hasn't failed.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 ]
-# Processes that inherit the flags don't repeat them: a compiled program is kept by the flags as they are written.
+# Child processes must not repeat the flags that they inherit: the cache's key of a program includes them verbatim.
 os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), *FLAGS]))
 
 import jax  # noqa: E402
@@ -34,8 +34,7 @@ import pytest  # noqa: E402
 from olmo_jax import config as configs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The same small programs come back from test to test, in the processes that tests start, and from one call of pytest to
-# the next.
+# The same small programs recur in other tests, in the processes that tests start, and in the next call of pytest.
 KEPT_PROGRAMS = {
     "compilation_cache_dir": os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"),
     "persistent_cache_min_compile_time_secs": 0.0,
@@ -109,7 +108,7 @@ def index(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def vary():
-    """`vary(config, {"optimizer.weight_decay": 1.0})`: a copy with fields replaced by dotted key."""
+    """`vary(config, {"optimizer.weight_decay": 1.0})` returns a copy with fields replaced by dotted key."""
 
     def varied(config, changes):
         for key, value in changes.items():

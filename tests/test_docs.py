@@ -27,7 +27,7 @@ def spans(text):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_named_in_documents_exist(document):
-    """By their path from the root, from the packages, or from the file named before them."""
+    """Their paths begin at the root or at a folder up to three levels below it."""
     missing = []
     for span in spans(document.read_text(encoding="utf-8")):
         if re.fullmatch(r"[\w/]+\.(py|md)", span) and span not in MADE_UP and not span.startswith("sweeps/configs/"):
@@ -36,7 +36,7 @@ def test_files_named_in_documents_exist(document):
     assert missing == []
 
 
-# Files of the reader's own.
+# Files that a reader would write.
 MADE_UP = {"mine.py", "sweep.py", "my_metric.py", "study.py", "items.py"}
 
 
@@ -96,7 +96,8 @@ def test_make_targets_in_documents_exist_and_run_in_ci():
     targets = {*re.findall(r"`make ([a-z]+)", text), *re.findall(r"^make ([a-z]+)", text, re.MULTILINE)}
     assert targets >= {"setup", "demo", "test", "docs", "gpu"}
     assert [target for target in targets if f"\n{target}: " not in makefile and f"\n{target}:\n" not in makefile] == []
-    by_hand = {"setup", "bench", "reference"}  # of which the others make the first, and tests compare the last
+    # Other targets depend on `setup`, and a test compares what `reference` makes.
+    by_hand = {"setup", "bench", "reference"}
     assert [target for target in targets - by_hand if f"make {target}" not in ci] == []
 
 

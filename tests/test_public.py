@@ -44,7 +44,7 @@ def test_documented_functions_are_in_the_named_modules(module, names):
 
 @pytest.mark.parametrize("name", importlib.import_module("geometry").__all__)
 def test_geometry_functions_document_array_shapes(name):
-    """In its arguments' names, x_ND, or in its docstring."""
+    """The names of its arguments, such as x_ND, hold their shapes."""
     value = getattr(importlib.import_module("geometry"), name)
     if inspect.isfunction(value) or hasattr(value, "__wrapped__"):
         shapes = [argument for argument in inspect.signature(value).parameters if re.fullmatch(r"\w+_[A-Z]+", argument)]

@@ -1,6 +1,6 @@
 """The structure of the packages: imports run one way, and every command of the how-to pages works.
 
-The README's commands are carried out by .ci/dist, with the wheel alone.
+.ci/dist runs the README's commands, with only the wheel installed.
 """
 
 import ast
@@ -44,7 +44,7 @@ SEPARATE = {
 
 
 def imported(path):
-    """The packages or modules that a file imports anywhere, also within functions and for types alone."""
+    """Yield the packages or modules that a file imports anywhere, also within functions and only for types."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -58,7 +58,7 @@ def packages(path):
 
 
 def cycle(graph):
-    """The names along a cycle of the graph, or [] for a graph without any."""
+    """Return the names along a cycle of the graph, or [] if it has none."""
     done, trail = set(), []
 
     def visit(name):
@@ -128,7 +128,7 @@ def test_help_answers_without_the_heavy_libraries():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False).returncode == 0
 
 
-# In an order in which each finds what it needs.
+# In an order in which each finds what it needs from the earlier ones.
 PAGES = ["docs/how-to/sweeps.md", "docs/how-to/machines.md", "docs/how-to/models.md"]
 
 
@@ -181,7 +181,7 @@ def publish(folder):
     hf.export_checkpoint(config, model.init(config, jax.random.key(0)), folder, tokenizer="tokenizer.json")
 
 
-# As for a user, on one device; in one process, to save time.
+# On one device, as for a user, but in one process, to save time.
 CARRY_OUT = """
 import json, sys
 from sweeps import cli
@@ -208,7 +208,7 @@ def test_the_commands_of_the_how_to_pages_work(tmp_path, monkeypatch):
         "olmo-jax run --config=local_dimension:shift --workdir=runs/shift",
         "olmo-jax run --config=do_rank:cpu --workdir=runs/do-rank",
     }
-    assert experiments < {*lines}, "the tests of the studies carry them out at their scale smoke"
+    assert experiments < {*lines}, "the tests of the studies run them at the scale smoke"
     commands = []
     for line in lines:
         if line not in experiments:
@@ -228,7 +228,7 @@ def test_the_commands_of_the_how_to_pages_work(tmp_path, monkeypatch):
     assert (tmp_path / "runs/mine/report/figures/u_shapes.svg").exists()
     assert (tmp_path / "runs/tied-or-not/comparison.csv").exists()
 
-    # The Python of the page, on the sweep just run in place of the demo.
+    # The page's Python code, on the sweep just run instead of the demo.
     (tmp_path / "demo").symlink_to(tmp_path / "runs/mine")
     (code,) = blocks("python", *PAGES)
     with contextlib.redirect_stdout(None):
@@ -260,7 +260,7 @@ def get_config(files):
 
 @pytest.mark.slow
 def test_a_sweeps_own_metric_reaches_the_probe_the_table_and_the_report(tmp_path, monkeypatch, registry):
-    """By its decorated function alone, from a sweep's own file."""
+    """The decorated function in the sweep's own file suffices."""
     from sweeps import cli
 
     monkeypatch.chdir(tmp_path)
@@ -278,7 +278,7 @@ def test_a_sweeps_own_metric_reaches_the_probe_the_table_and_the_report(tmp_path
     page = (tmp_path / "work/report/index.html").read_text()
     assert "longest_row" in page
 
-    # Read by another process, which doesn't know the metric.
+    # Another process, which doesn't know the metric, can read the results.
     command = [sys.executable, "-m", "sweeps.cli", "report", f"--workdir={tmp_path / 'work'}"]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
     schema = json.loads((tmp_path / "work/results.schema.json").read_text())

@@ -64,7 +64,8 @@ def test_saturation_waits_for_all_losses_and_is_recomputed_when_one_is_added(coh
     assert metrics(trained, "run0", "saturation")["rise"] is not None
     assert "saturation" not in names()
     path = pathlib.Path(trained) / "runs" / "run0" / "results" / "saturation@12.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoints": [5, 12]}))  # as before an import of 10
+    # As before step 10 was imported.
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoints": [5, 12]}))
     (repeated,) = jobs(trained, cohort, config, Choice(only=("saturation",)))
     assert repeated.models == (("run0", 12),)
 

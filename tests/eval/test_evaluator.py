@@ -1,4 +1,4 @@
-"""Evaluations of the user's own, as docs/evaluation.md describes them, and their bad input."""
+"""User-defined evaluations, as docs/evaluation.md describes them, and invalid input."""
 
 import dataclasses
 import pathlib
@@ -27,7 +27,7 @@ NOTHING_ELSE = {"quantize": {"bits": ()}, "dynamics": {"saturation": False}, "to
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
-    """The registry of the test alone."""
+    """The registry of user-defined evaluators, emptied for the test."""
     monkeypatch.setattr(registry, "OWN", {})
     for module in ("eval.suite", "eval.evaluate"):
         monkeypatch.setattr(f"{module}.OWN", registry.OWN)
@@ -36,7 +36,7 @@ def own(monkeypatch):
 
 @pytest.fixture
 def example(own):
-    """The example of the page."""
+    """The module of the page's example."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     module = types.ModuleType("prune")
     exec(compile(code, "prune.py", "exec"), module.__dict__)  # noqa: S102
@@ -53,7 +53,7 @@ def config_with(**own):
 
 
 def made(kind="norm", names=("norm",), measure=None, check=None):
-    """A registered evaluator, some of whose methods are given."""
+    """Register an evaluator with the given methods."""
 
     class Made(Evaluator[NormConfig]):
         config_type = NormConfig
@@ -135,7 +135,7 @@ def test_an_evaluation_that_raises_leaves_the_others_done(cohort, index, trained
 
 
 @pytest.mark.parametrize(
-    ("results", "said"),
+    ("results", "message"),
     [
         (lambda models: [], "norm: 0 results for 2 models; needs one per model"),
         (
@@ -149,9 +149,9 @@ def test_an_evaluation_that_raises_leaves_the_others_done(cohort, index, trained
         (lambda models: [Measured({}, {"a": np.zeros(2)})] * 2, "ndarray is not JSON serializable"),
     ],
 )
-def test_results_that_can_not_be_stored_are_refused(cohort, index, trained, results, said):
+def test_results_that_can_not_be_stored_are_refused(cohort, index, trained, results, message):
     made(measure=lambda models, evaluation: results(models))
-    with pytest.raises(EvaluationError, match=said):
+    with pytest.raises(EvaluationError, match=message):
         run(trained, cohort, index, config_with(norm={}))
     assert not list(trained.glob("runs/*/results/norm*"))
 
@@ -179,7 +179,7 @@ def test_two_results_of_one_name_are_refused(cohort, index):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("lm_loss", "name = 'lm_loss': would be read as a result of lm_loss; choose another"),
         ("gptq_3", "would be read as a result of gptq"),
@@ -190,14 +190,14 @@ def test_two_results_of_one_name_are_refused(cohort, index):
         ("a" * 300, "has to be a short file name"),
     ],
 )
-def test_names_of_results_that_cannot_be_used_are_refused(cohort, index, name, said):
+def test_names_of_results_that_cannot_be_used_are_refused(cohort, index, name, message):
     made("norm", (name,))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_evaluation(config_with(norm={}), cohort, index)
 
 
 def with_requirements(requires, settings=None, kind="norm"):
-    """A registered evaluator whose results "first" and "second" require what `requires` says of each."""
+    """Register an evaluator whose results "first" and "second" require those that `requires` names for each."""
 
     class Requiring(Evaluator[NormConfig]):
         config_type = NormConfig
@@ -226,7 +226,7 @@ def test_requirements_are_run_first_whatever_their_order(cohort, index, trained)
 
 
 @pytest.mark.parametrize(
-    ("requires", "settings", "said"),
+    ("requires", "settings", "message"),
     [
         (
             {"first": ("second",), "second": ("first",)},
@@ -237,9 +237,9 @@ def test_requirements_are_run_first_whatever_their_order(cohort, index, trained)
         ({}, {"a": object()}, "TypeError: Object of type object is not JSON"),
     ],
 )
-def test_requirements_and_settings_that_cannot_be_used_are_refused(cohort, index, requires, settings, said):
+def test_requirements_and_settings_that_cannot_be_used_are_refused(cohort, index, requires, settings, message):
     with_requirements(requires, settings)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_evaluation(config_with(norm={}), cohort, index)
 
 
@@ -270,16 +270,16 @@ def test_a_kind_that_nobody_defines_is_refused_before_training_and_its_results_s
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"powr": 2}, r"own.norm has no key 'powr'; did you mean 'power'"),
         ({"power": 0.5}, r"own.norm.power = 0.5: needs a value of type int"),
         (3, r"own.norm = 3: needs a section with keys"),
     ],
 )
-def test_a_section_is_checked(cohort, index, section, said):
+def test_a_section_is_checked(cohort, index, section, message):
     made()
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_evaluation(config_with(norm=section), cohort, index)
 
 

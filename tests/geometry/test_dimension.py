@@ -32,7 +32,7 @@ def oracle_log_mu(x):
 
 
 def embedded(points, width, seed):
-    """The points turned into `width` dimensions."""
+    """Return the points embedded into `width` dimensions by a random rotation."""
     turn, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, points.shape[1])))
     return (points @ turn.T).astype(np.float32)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from geometry import spectrum, svd
 
-# Compiled, since there are many small calls; test_jit_equals_eager_and_vmap_equals_a_loop also takes them step by step.
+# Compiled, since there are many small calls; test_jit_equals_eager_and_vmap_equals_a_loop also calls them uncompiled.
 METRICS = [
     jax.jit(metric)
     for metric in (

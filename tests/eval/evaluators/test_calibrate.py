@@ -152,7 +152,7 @@ def test_collected_block_inputs_are_the_operands_of_its_projections():
 
 
 def test_no_linear_algebra_of_a_batch_runs_on_a_cpu():
-    """JAX's batched triangular solve and Cholesky of two shapes can wait for each other without end on a CPU."""
+    """JAX's batched triangular solve and Cholesky of two shapes can deadlock on a CPU."""
     config = dataclasses.replace(FAMILIES["olmo"], n_layers=1, d_ff=48)
     block = jax.tree.map(lambda x: x[None], model.init(config, jax.random.key(0))["blocks_0"])
     chosen = tuple(calibrate._projections(block))

@@ -13,7 +13,7 @@ def documents(*nats):
 
 
 def test_the_rise_is_measured_from_the_best_checkpoint_with_a_paired_error():
-    # Per document the rise is 4, 6 and 5 nats of 10 tokens: .5 a token, standard deviation .1, over sqrt(3).
+    # The rises of the documents are 4, 6 and 5 nats per 10 tokens: mean .5 per token, standard deviation .1.
     result = rise_after_best({1: documents(50, 60, 70), 5: documents(30, 20, 40), 9: documents(34, 26, 45)})
     assert result["best_step"] == 5
     assert result["rise"] == pytest.approx(0.5)

@@ -38,14 +38,14 @@ def test_what_memory_does_not_hold_together_is_fine_tuned_one_after_another(
     several = dataclasses.replace(config.finetune, targets=("code",), seeds=(2, 3), points=1)
     changed, only = dataclasses.replace(config, finetune=several), Choice(only=("finetune",), runs="run1")
     places = {"together": trained, "apart": epath.Path(shutil.copytree(trained, tmp_path / "apart"))}
-    found = {}
+    by_grouping = {}
     for how, workdir in places.items():
         assert evaluate(workdir, cohort, index, changed, lambda job: True, only)
-        found[how] = {r: metrics(workdir, "run1", f"finetune_code_lr{r:g}") for r in several.learning_rates}
+        by_grouping[how] = {r: metrics(workdir, "run1", f"finetune_code_lr{r:g}") for r in several.learning_rates}
         monkeypatch.setattr(memory, "device_memory", lambda: 1.0)
     assert "steps of fine-tuning: 8/8" in capsys.readouterr().err
-    for rate, together in found["together"].items():
-        assert found["apart"][rate] == pytest.approx(together, abs=2e-4)
+    for rate, together in by_grouping["together"].items():
+        assert by_grouping["apart"][rate] == pytest.approx(together, abs=2e-4)
 
 
 def test_a_diverged_fine_tuning_reports_no_numbers(cohort, trained, index, config):
