@@ -48,7 +48,7 @@ class Measured(NamedTuple):
     more: dict[str, Any]
 
 
-# Keys of a result file that evaluators may not use for other things.
+# Keys of a result file that user-defined evaluators may not use.
 RESERVED = {
     "evaluation", "run_id", "step", "settings", "fingerprint", "metrics", "seconds", "documents", "along", "before"
 }  # fmt: skip

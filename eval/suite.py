@@ -121,7 +121,7 @@ def _evaluations_of(evaluator: Evaluator[Any]) -> list[Evaluation]:
             evaluation.kind,
             f"needs to be {kind.kind!r}",
         )
-        problem = "has to be a short file name, without '/', '@' and a leading '.'"
+        problem = "has to be a short file name, without '/', '@' or a leading '.'"
         usable = isinstance(name, str) and file_name(name) == name and "@" not in name and not name.startswith(".")
         require(usable, f"{evaluator.key}: name", name, problem)
         others = [other.kind for other in BUILT_IN.values() if other.has(name)]

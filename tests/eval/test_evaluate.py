@@ -45,7 +45,7 @@ def test_evaluation_can_be_restricted_to_kind_run_and_step(cohort, trained, conf
     assert len(jobs(trained, cohort, config, Choice(("saturation",)))) == 4
     runs, steps = ["run0", "run1"], [5, 10, 12]
     for choice, message in (
-        (Choice(only=("gptqq",)), "--only = 'gptqq': is no evaluation"),
+        (Choice(only=("gptqq",)), "--only = 'gptqq': isn't an evaluation of this configuration"),
         (Choice(runs="walk*"), "--runs = 'walk.*': matches no run; the runs are run0, run1"),
         (Choice(steps=(7,)), "--steps = 7: no checkpoint has this step; the steps are 5, 10, 12"),
     ):
