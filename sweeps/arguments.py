@@ -35,7 +35,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}")
+        about = "" if self.prog == "olmo-jax" else f"{self.prog}: "  # the line begins with olmo-jax anyway
+        raise UsageError(f"{about}{message}; {self.prog} --help says more")
 
 
 def parser() -> argparse.ArgumentParser:

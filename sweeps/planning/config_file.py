@@ -19,6 +19,7 @@ _WANTED = {
     float: "a number such as 0.5 or 1e-3",
     tuple: "a tuple such as (1, 2) or ('a', 'b')",
 }
+_RAISED_AGAIN = "Error whilst parsing config file"
 _LONGEST_WHOLE = 30  # digits; without a limit, 1e999999 would be written out in full
 
 
@@ -82,12 +83,26 @@ def _check_keys(where: str, config: Any, arguments: Sequence[str]) -> None:
     from olmo_jax.config import ConfigError, unknown_key
 
     for key in override_keys(arguments):
-        section = config
+        at, place = config, where
         for part in key.split("."):
-            if not isinstance(section, ConfigDict) or part not in section:
-                place = where + (f".{key.rsplit('.', 1)[0]}" if "." in key else "")
-                raise ConfigError(unknown_key(place, part, section if isinstance(section, ConfigDict) else ()))
-            section = section[part]
+            if not isinstance(at, ConfigDict) or part not in at:
+                # A sweep's settings of a run lie below `train`, those of a single run don't.
+                for other in (f"train.{key}", key.removeprefix("train.")):
+                    if other != key and _has(config, other):
+                        raise ConfigError(f"{place} has no key '{part}'; did you mean --config.{other}?")
+                raise ConfigError(unknown_key(place, part, at if isinstance(at, ConfigDict) else ()))
+            at, place = at[part], f"{place}.{part}"
+
+
+def _has(config: Any, key: str) -> bool:
+    """Return whether the configuration has a dotted key."""
+    from ml_collections import ConfigDict
+
+    for part in key.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
 
 
 def override_evaluation(evaluation: Any, arguments: Sequence[str]) -> Any:
@@ -168,8 +183,9 @@ def _what_failed(file: str, error: BaseException) -> str:
     from olmo_jax.config import ConfigError
 
     causes = _causes(error)
-    if config_error := next((cause for cause in causes if isinstance(cause, ConfigError)), None):
-        return f"{file}: {config_error}"
+    # ml_collections raises a ValueError again, with the traceback as its message; the one before it has the words.
+    if own := next((c for c in causes if isinstance(c, ConfigError) and not str(c).startswith(_RAISED_AGAIN)), None):
+        return f"{file}: {own}"
     path = os.path.realpath(file)
     lines = {
         frame.lineno: cause

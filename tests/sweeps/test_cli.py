@@ -159,6 +159,34 @@ def test_a_config_file_that_python_cannot_run_is_named_with_its_line(capsys, tmp
     assert all(word in line for word in [str(path), *words]), line
 
 
+def test_an_argument_that_a_config_file_refuses_is_one_sentence(capsys):
+    line = refused(capsys, ["plan", "--config=demo:smok"], 2)
+    assert line.endswith("demo.py: demo.py has no argument 'smok'; leave it out, or 'smoke'")
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "said"),
+    [
+        (
+            "demo",
+            "optimizer.learning_rate=1",
+            "demo.py: config has no key 'optimizer'; did you mean --config.train.optimizer.learning_rate?",
+        ),
+        ("olmo:4m", "train.tokens=1", "olmo.py: config has no key 'train'; did you mean --config.tokens?"),
+        ("demo", "train.optimizr.eps=1", "demo.py: config.train has no key 'optimizr'; did you mean 'optimizer'?"),
+    ],
+)
+def test_an_override_of_another_kind_of_configuration_is_answered_with_the_right_one(capsys, config, override, said):
+    assert refused(capsys, ["plan", f"--config={config}", f"--config.{override}"], 2).endswith(said)
+
+
+def test_an_unknown_verb_or_argument_is_named_once_with_where_to_look(capsys):
+    line = refused(capsys, ["statsu"], 2)
+    assert line.startswith("olmo-jax: argument VERB") and line.endswith("; olmo-jax --help says more")
+    line = refused(capsys, ["demo", "--size=big"], 2)
+    assert line.startswith("olmo-jax: olmo-jax demo: argument --size") and "olmo-jax demo --help" in line
+
+
 def test_config_paths_that_are_folders_or_contain_a_colon_are_refused(capsys, tmp_path):
     assert "is a folder; give the path of a .py file" in refused(capsys, ["plan", f"--config={tmp_path}"], 2)
     (tmp_path / "a:b.py").touch()
