@@ -1,7 +1,7 @@
 """The demonstration: 12 small models, 2 batch sizes x 3 weight decays x 2 seeds, from text to report on a laptop.
 
     olmo-jax run --config=demo --workdir=demo          (`make demo`; 5 minutes on 2 cores)
-    olmo-jax run --config=demo:smoke --workdir=/tmp/x  (every stage, under a minute; its results mean nothing)
+    olmo-jax run --config=demo:smoke --workdir=/tmp/x  (every stage, 1 to 2 minutes; its results mean nothing)
 
 Two cohorts, one per batch size. The cumulative weight decay, the sum over the steps of learning rate x weight decay,
 spans .05 to 4 (methods.md section 5), the range in which decay can act as it does in paper A's suite. All values are

@@ -52,7 +52,7 @@ def lines(checks: list[Check]) -> list[str]:
         if check.remedy:
             shown.append(f"    {'':<{width}}  {check.remedy}")
     problems = sum(check.state == PROBLEM for check in checks)
-    ready = "Ready: olmo-jax demo --size=smoke takes a minute."
+    ready = "Ready: olmo-jax demo --size=smoke takes a minute or two."
     return [*shown, f"{problems} problem{'s' * (problems != 1)} to solve first." if problems else ready]
 
 

@@ -10,7 +10,7 @@ _SIZES = ("full", "smoke")
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--size", choices=_SIZES, default="full", help="full, the default: 5 minutes on 2 cores; smoke: under a minute"
+        "--size", choices=_SIZES, default="full", help="full, the default: 5 minutes on 2 cores; smoke: 1 or 2"
     )
     parser.set_defaults(mirror="")
 
