@@ -33,6 +33,7 @@ class AnalysisResults(NamedTuple):
       prediction, importance: see `predict`. early: see `predict_early`.
       saturation: see `saturation_of`.
       courses: fine-tuning curves; see sweeps.table.curves. studies: the result of each study, by its name.
+      joined: what each study made of a published table, by its name; see `Study.join`.
     """
 
     table: pd.DataFrame
@@ -47,6 +48,7 @@ class AnalysisResults(NamedTuple):
     saturation: Saturation
     courses: pd.DataFrame = pd.DataFrame()
     studies: Mapping[str, Any] = MappingProxyType({})
+    joined: Mapping[str, pd.DataFrame] = MappingProxyType({})
 
 
 def analyze(

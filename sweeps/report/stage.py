@@ -21,6 +21,7 @@ from sweeps.planning.versions import code_version
 from sweeps.report import FIGURES, TABLES, write_all
 from sweeps.report.export import DrawingError, figure_item, write_figures
 from sweeps.report.item import items, own_files, show
+from sweeps.report.joining import join_published
 from sweeps.report.row_sentences import after_training, against_unigram, caveat, primary, strongest_setting
 from sweeps.running import stage_times
 from sweeps.studies import registered_studies
@@ -35,21 +36,28 @@ class ItemError(UserError):
     """A user's own items failed; the report is written without them."""
 
 
-def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]:
+def report(workdir: epath.Path, command: str, published: str = "") -> tuple[epath.Path, pd.DataFrame]:
     """Write report/ and results.csv, .schema.json and .parquet, unless they are up to date.
 
     They are up to date if the results in the directory, this code and the user's files with items haven't changed
-    since. Returns the page's path and the table. Raises ItemError, after all is written, if a user's item failed.
+    since, and no published table is joined.
+
+    Args:
+      published: file of a table that the sweep's study lays beside its results; "" for none.
+
+    Returns the page's path and the table. Raises ItemError, after all is written, if a user's item failed; UserError,
+    before anything is written, for a published table that can't be read or doesn't fit.
     """
     started, record = time.monotonic(), read_record(workdir)
     table = _table(workdir)
+    joined = join_published(published, table) if published else {}
     folder = workdir / "report"
     page = folder / "index.html"
     whole = page.exists() and (folder / FIGURES).exists() and (folder / TABLES).exists()
     shown = _shown_beside_the_table(workdir)
-    if whole and is_written(workdir, table) and _read(folder / _SHOWN) == shown:
+    if whole and not joined and is_written(workdir, table) and _read(folder / _SHOWN) == shown:
         return page, table
-    results = _analyzed(workdir, table)
+    results = _analyzed(workdir, table)._replace(joined=joined)
     facts = {
         "command": command,
         "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -64,7 +72,7 @@ def report(workdir: epath.Path, command: str) -> tuple[epath.Path, pd.DataFrame]
         write_all(folder, results, facts | record["versions"] | later, shown=contents)
     except DrawingError as error:
         failed.append(str(error))
-    write_json(folder / _SHOWN, {} if failed else shown)
+    write_json(folder / _SHOWN, {} if failed or joined else shown)
     write_table(workdir, table)  # last: it tells the next call that the page is of this table
     stage_times.add(workdir, "report", time.monotonic() - started)
     if failed:

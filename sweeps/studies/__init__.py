@@ -29,12 +29,17 @@ class Study:
       sentences: its result in words, one sentence or more per item; none for a sweep that it doesn't apply to.
       in_summary: whether `run` prints these sentences at its end for a sweep with this table; called before the curves
         are read.
+      joins: whether the study lays a published table beside a sweep with this table (`olmo-jax report --join`).
+      join: from the published table and the sweep's, what the study's items show of both; raises UserError for a table
+        that doesn't fit.
     """
 
     name: str
     analyze: "StudyAnalysis"
     sentences: Callable[[Any], Sequence[str]]
     in_summary: Callable[[pd.DataFrame], bool]
+    joins: Callable[[pd.DataFrame], bool] = lambda table: False
+    join: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] | None = None
 
 
 def registered_studies() -> list[Study]:

@@ -1,6 +1,7 @@
 """olmo-jax report"""
 
 import argparse
+import os
 
 from sweeps.verbs.stage import plan_of
 from sweeps.verbs.verb import DONE, Command, Verb, workdir_of
@@ -11,6 +12,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--figure",
         metavar="NAME",
         help="redraw only this figure of report/figures, such as loss_against_geometry (an unknown name lists all)",
+    )
+    parser.add_argument(
+        "--join",
+        type=os.path.expanduser,
+        default="",
+        metavar="FILE",
+        help="lay this published table, .parquet or .csv, beside the results of a study that takes one (datadecide)",
     )
 
 
@@ -24,7 +32,7 @@ def _carry_out(command: Command) -> int:
     if command.arguments.figure:
         print("\n".join(map(str, stage.report_figure(workdir, command.arguments.figure))))
     else:
-        print(f"Report: {stage.report(workdir, command.text)[0]}")
+        print(f"Report: {stage.report(workdir, command.text, command.arguments.join)[0]}")
     return DONE
 
 

@@ -380,6 +380,15 @@ def test_a_single_figure_is_redrawn_and_an_unknown_one_refused(finished, capsys)
     assert "no figure 'trainingloss'; the nearest is 'training_loss', and the figures are:" in line
 
 
+def test_a_published_table_of_another_study_is_refused(finished, capsys, tmp_path):
+    page = finished / "report" / "index.html"
+    before = page.stat().st_mtime_ns
+    (tmp_path / "published.csv").write_text("params,data,seed,step\n")
+    line = refused(capsys, ["report", f"--workdir={finished}", f"--join={tmp_path}/published.csv"], 2)
+    assert "no runs of a study that takes a published table (datadecide)" in line
+    assert page.stat().st_mtime_ns == before
+
+
 def test_a_report_writes_figures_tables_and_column_descriptions(finished):
     folder = finished / "report"
     files = {ending: {p.stem for p in folder.glob(f"figures/*.{ending}")} for ending in ("svg", "pdf")}
