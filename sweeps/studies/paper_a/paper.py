@@ -29,9 +29,9 @@ model is narrow enough to be low-rank and to saturate, with 256 and 197 it hardl
 this project's first results.
 
 Values marked [A] are the paper's, [ours] are stand-ins for what it doesn't publish, [code] are from public code. A
-reduced suite keeps the ratios between values of a factor, between sizes, and with sizes=head tokens per dimension (V /
-D); at least 20 steps at the largest batch of the smallest budget; and every configuration's cumulative weight decay,
-unless its few steps can't hold it. What it can't keep, its notes call untestable.
+reduced suite keeps the ratios between values of a factor and between sizes; at least 20 steps at the largest batch of
+the smallest budget; every configuration's cumulative weight decay, unless its few steps can't hold it; and with
+sizes=head the tokens of the vocabulary per dimension, V / D, on a CPU half of them. What it can't keep, its notes say.
 """
 
 import dataclasses
