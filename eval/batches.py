@@ -24,7 +24,7 @@ def over_batches(config: ModelConfig, call: Callable[..., Any], batches: Sequenc
     at_once = _at_once(config, max(batch[0].size for batch in batches))
     if at_once == 1 and jax.default_backend() != "cpu":  # an accelerator computes one batch while the next is sent
         return jax.device_get([call(*batch) for batch in batches])
-    with progress("  batches", len(batches), within=True) as show, ThreadPoolExecutor(at_once) as pool:
+    with progress("  batches of text", len(batches), within=True) as show, ThreadPoolExecutor(at_once) as pool:
         results = []
         for result in pool.map(lambda batch: jax.device_get(call(*batch)), batches):
             results.append(result)

@@ -45,7 +45,8 @@ def progress(title: str, total: int, done: int = 0, within: bool = False) -> Ite
     """Yield `update(done, note)` to report progress; `done` counts up to `total`, from the count reached before.
 
     `within` is for the parts of one step of other work that reports its own progress. In a table on a terminal (see
-    one_table) they are a row that is removed when they are done; elsewhere they are plain lines.
+    one_table) they are a row that is removed when they are done; elsewhere they are plain lines, of which those that
+    take only seconds need none.
     """
     if sys.stderr.isatty() and (_table.get() or not within):
         yield from _row(title, total, done, passing=within)
@@ -58,7 +59,7 @@ def progress(title: str, total: int, done: int = 0, within: bool = False) -> Ite
         nonlocal printed_at
         now = clock()
         rate.add(done, now)
-        if now - printed_at < _SECONDS_BETWEEN_LINES and done < total:
+        if now - printed_at < _SECONDS_BETWEEN_LINES and (within or done < total):
             return
         printed_at = now
         left = rate.seconds_left()

@@ -200,15 +200,17 @@ def test_the_commands_of_the_how_to_pages_work(tmp_path, monkeypatch):
         (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
     monkeypatch.chdir(tmp_path)
     lines = [line for line in "".join(blocks("console", *PAGES)).splitlines() if line.startswith("olmo-jax")]
-    assert len(lines) == 28
+    assert len(lines) == 31
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
     experiments = {
         "olmo-jax run --config=grokking:cpu --workdir=runs/grokking",
         "olmo-jax run --config=local_dimension:shift --workdir=runs/shift",
         "olmo-jax run --config=do_rank:cpu --workdir=runs/do-rank",
+        "olmo-jax run --config=datadecide:4m,text=dolma/*.json.gz,tokenizer=neox.json --workdir=runs/datadecide",
+        "olmo-jax report --workdir=runs/datadecide --join=ppl-results.parquet",
     }
-    assert experiments < {*lines}, "the tests of the studies run them at the scale smoke"
+    assert experiments < {*lines}, "the tests of the studies run them at the scale smoke, or test their parts"
     commands = []
     for line in lines:
         if line not in experiments:

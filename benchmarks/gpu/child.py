@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import results
-from benchmarks.gpu.part import Part, all_parts, missing_modules
+from benchmarks.gpu.part import Part, UnfinishedError, all_parts, missing_modules
 from olmo_jax.errors import brief
 
 DONE, FAILED, UNFINISHED = 0, 1, 75
@@ -36,7 +36,11 @@ def measure_part(part: Part, scale: str, folder: Path, machine: dict[str, Any], 
             )
             return UNFINISHED
         began = time.monotonic()
-        outcome = measured(part, cases[name])
+        try:
+            outcome = measured(part, cases[name])
+        except UnfinishedError as stopped:
+            print_line(f"{part.NAME} {name}: {stopped}; run the same command to continue with it")
+            return UNFINISHED
         lasted = time.monotonic() - began
         print_line(f"{part.NAME} {name}: {line(part, outcome)} ({lasted:.0f} s)")
         if "error" in outcome:
@@ -47,13 +51,18 @@ def measure_part(part: Part, scale: str, folder: Path, machine: dict[str, Any], 
 
 
 def measured(part: Part, case: dict[str, Any]) -> dict[str, Any]:
-    """Return {"measured": ...}, {"does_not_fit": why} if the device has too little memory, or {"error": message}."""
+    """Return {"measured": ...}, {"does_not_fit": why} if the device has too little memory, or {"error": message}.
+
+    Raises UnfinishedError if the part stopped where it can be continued.
+    """
     from olmo_jax.config.validation import ConfigError  # after missing_modules has checked that its imports exist
 
     try:
         return {"measured": part.measure(case)}
     except ConfigError as error:  # raised by memory.fit, before anything runs
         return {"does_not_fit": brief(error)}
+    except UnfinishedError:
+        raise
     except Exception as error:  # noqa: BLE001  one case that fails must not take the others with it
         out_of_memory = "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError)
         return {"does_not_fit" if out_of_memory else "error": brief(error)}

@@ -22,6 +22,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class UnfinishedError(Exception):
+    """A case was stopped where the next start can continue it; the message says where."""
+
+
 class Column(NamedTuple):
     """A column of a part's table: its heading, the key in what was measured, and the format of the number."""
 

@@ -99,7 +99,7 @@ def gptq_params(
             round_by_token = functools.partial(_round_by_token, method, name)
             params_M = jax.vmap(round_by_token)(params_M)
     x_MnBLD = _embed(config, params_M, tokens_nBL)
-    with progress("  blocks", config.n_layers, within=True) as show:
+    with progress("  blocks quantised", config.n_layers, within=True) as show:
         for i, layer in enumerate(config.layers):
             block = f"blocks_{i}"
             chosen = tuple(p for p in _projections(params_M[block]) if re.fullmatch(pattern, f"{block}/{p}"))
@@ -107,7 +107,7 @@ def gptq_params(
                 _block(config, layer, chosen, how, bits, params_M[block], x_MnBLD, is_text_nBL)
             )
             errors |= {f"{block}/{path}": of_path for path, of_path in block_errors.items()}
-            show(i + 1, "quantised")
+            show(i + 1, "")
     last = "embedding" if tied else "unembedding"
     if any(re.fullmatch(pattern, name) for name in {last, "unembedding"}):
         params_M[last], errors[last] = _unembedding(config, how, bits, params_M, x_MnBLD, is_text_nBL)

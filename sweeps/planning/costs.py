@@ -37,7 +37,8 @@ def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: fl
             f"{head_count(cohort.shape.model):,} with the unembedding alone)"
         )
         cohort_lines += [_line(run, training_tokens) for run in cohort.runs]
-    return [*cohort_lines, *_totals(plan, rate, rate_source), *(f"note: {note}" for note in plan.notes)]
+    notes = [f"note: {note}" for note in plan.notes]
+    return [*cohort_lines, *_totals(plan, rate, rate_source), *_too_many_epochs(plan, training_tokens), *notes]
 
 
 def total_weight_decay(config: TrainConfig) -> float:
@@ -106,6 +107,25 @@ def _line(run: Run, training_tokens: Mapping[str, tuple[float, str]]) -> str:
         f"weight decay {c.optimizer.weight_decay:g} (cumulative {total_weight_decay(c):.3g})  "
         f"{run_flops(c):.3g} FLOPs  seeds {c.init_seed}/{c.data_seed}"
     )
+
+
+def _too_many_epochs(plan: Plan, training_tokens: Mapping[str, tuple[float, str]]) -> list[str]:
+    """Return a line for runs that training will refuse, since they pass over their text too often."""
+    over: list[tuple[float, float, str]] = []
+    for run in plan.runs:
+        data = run.config.data
+        epoch_tokens, qualifier = training_tokens.get(data.name, (math.inf, ""))
+        epochs = run.config.total_steps * run.config.tokens_per_step / epoch_tokens
+        if epochs > data.max_epochs and not data.is_arithmetic:
+            over.append((epochs, data.max_epochs, qualifier))
+    if not over:
+        return []
+    most, allowed, qualifier = max(over)
+    return [
+        f"warning: {len(over)} run(s) pass over their text more often than config.train.data.max_epochs allows, up to "
+        f"{qualifier}{most:.3g} times instead of {allowed:g}, and training {'may refuse' if qualifier else 'refuses'} "
+        "them; add text, lower tokens, or raise max_epochs"
+    ]
 
 
 def _totals(plan: Plan, rate: float, rate_source: str) -> list[str]:

@@ -134,6 +134,17 @@ def test_an_overlong_line_is_shortened_in_the_middle(capsys):
     assert second == "and a short one"
 
 
+def test_parts_of_a_step_print_lines_only_if_they_take_long(capsys, monkeypatch):
+    with progress("  parts", 2, within=True) as show:
+        show(1, "")
+        show(2, "")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progresses, "_SECONDS_BETWEEN_LINES", 0.0)
+    with progress("  parts", 2, within=True) as show:
+        show(2, "")
+    assert capsys.readouterr().err.startswith("  parts: 2/2")
+
+
 ON_A_TERMINAL = """
 from olmo_jax.console import one_table, progress, say
 with one_table():

@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from benchmarks.gpu import child, results
-from benchmarks.gpu.part import Column, UsageError, all_parts, chosen_parts, missing_modules
+from benchmarks.gpu import child, results, sweep
+from benchmarks.gpu.part import Column, UnfinishedError, UsageError, all_parts, chosen_parts, missing_modules
 from olmo_jax.config.validation import ConfigError
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "jax": "0.11.2", "jaxlib": "0.11.2", "commit": "abc", "driver": "1"}
@@ -74,6 +74,43 @@ def test_a_changed_version_or_shape_is_measured_again(tmp_path, changes, machine
     other = squares(**changes)
     run(other, tmp_path, machine)
     assert other.calls == [2, 3]
+
+
+def test_a_case_that_was_stopped_is_continued_by_the_next_start(tmp_path, capsys):
+    starts = []
+
+    def resumed(case):
+        starts.append(case["number"])
+        if len(starts) < 3:
+            raise UnfinishedError("stopped at a checkpoint")
+        return {"square": case["number"] ** 2}
+
+    part = squares(resumed)
+    assert [run(part, tmp_path) for _ in range(3)] == [child.UNFINISHED, child.UNFINISHED, child.DONE]
+    assert starts == [2, 2, 2, 3]
+    assert "squares n2: stopped at a checkpoint; run the same command to continue with it" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_command_that_takes_too_long_is_stopped_at_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_SECONDS", 25.0)
+    with pytest.raises(UnfinishedError, match="stopped at a checkpoint"):
+        sweep.run(["train", "--config=demo"], tmp_path / "work")
+    with pytest.raises(RuntimeError, match="ended with exit code 2: .*no key 'nope'"):
+        sweep.run(["train", "--config=demo", "--config.nope=1"], tmp_path / "other")
+
+
+def test_the_seconds_of_a_sweep_are_those_of_all_its_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "run", lambda arguments, workdir: None)
+    runs = tmp_path / "runs" / "a"
+    runs.mkdir(parents=True)
+    (runs / "config.json").write_text(json.dumps({"folder": "cohort"}))
+    rows = [{"event": "steps", "seconds": 2.0}, {"event": "compile", "seconds": 3.0}, {"event": "steps", "seconds": 1}]
+    (runs / "timings.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stages = [{"stage": "train", "seconds": 5.0}, {"stage": "train", "seconds": 2.0}, {"stage": "report", "seconds": 1}]
+    (tmp_path / "stages.jsonl").write_text("\n".join(map(json.dumps, stages)))
+    seconds = sweep.carry_out(["run"], tmp_path)
+    assert (seconds["total_s"], seconds["steps_s"], seconds["compile_s"], seconds["runs"]) == (8, 3, 3, 1)
 
 
 def test_a_changed_commit_is_not_measured_again(tmp_path):
@@ -163,6 +200,7 @@ def test_parts_are_found_by_listing_the_package():
     parts = all_parts()
     assert list(parts) == sorted(parts)
     assert {"cohorts", "loop", "processes", "models", "geometry", "gptq", "evaluation", "grokking"} <= parts.keys()
+    assert {"paper", "do_rank"} <= parts.keys()
     for part in parts.values():
         for scale in ("full", "dry"):
             cases = part.cases(scale)

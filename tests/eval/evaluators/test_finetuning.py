@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from eval.evaluate import Choice, evaluate, jobs, read_results
+from olmo_jax import console
 from olmo_jax.execution import memory
 from tests.eval.stored import metrics
 
@@ -35,6 +36,7 @@ def test_rates_and_seeds_on_the_member_axis_match_separate_fine_tunings(cohort, 
 def test_what_memory_does_not_hold_together_is_fine_tuned_one_after_another(
     cohort, trained, index, config, monkeypatch, tmp_path, capsys
 ):
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.0)
     several = dataclasses.replace(config.finetune, targets=("code",), seeds=(2, 3), points=1)
     changed, only = dataclasses.replace(config, finetune=several), Choice(only=("finetune",), runs="run1")
     places = {"together": trained, "apart": epath.Path(shutil.copytree(trained, tmp_path / "apart"))}

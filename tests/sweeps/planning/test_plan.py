@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from eval.config import EvalConfig
 from olmo_jax.config import ConfigError, TrainConfig, to_config_dict
+from sweeps.planning import costs
 from sweeps.planning import plan as plans
 from sweeps.planning import record as records
 from sweeps.planning.grid import product, together
@@ -36,6 +37,24 @@ def test_budgets_of_one_cohort_become_segments(sweep_of_grid):
     plan = plans.resolve(sweep_of_grid(product({"tokens": [640, 320, 640 * 2], "init_seed": [0, 1]})))
     assert plans.as_json(plan)["cohorts"][0]["segments"] == 3
     assert len(plan.cohorts) == 1
+
+
+def test_the_plan_warns_of_runs_that_training_will_refuse(sweep_of_grid):
+    plan = plans.resolve(sweep_of_grid(product({"tokens": [640, 1280], "data.max_epochs": [1.0, 3.0]})))
+    (name,) = plan.data
+
+    def warnings(tokens, qualifier=""):
+        printed = costs.lines(plan, {name: (tokens, qualifier)}, 1e12, "here")
+        return [line for line in printed if line.startswith("warning")]
+
+    assert warnings(2000) == []
+    assert not any(line.startswith("warning") for line in costs.lines(plan, {}, 1e12, "here"))
+    (line,) = warnings(1000)
+    assert "1 run(s) pass over their text" in line
+    assert "up to 1.28 times instead of 1, and training refuses" in line
+    (line,) = warnings(320, "about ")
+    assert "3 run(s)" in line
+    assert "up to about 4 times instead of 3, and training may refuse" in line
 
 
 def test_the_json_names_cohorts_runs_and_whole_configs(sweep_of_grid):

@@ -1,0 +1,98 @@
+"""Carry out a sweep by its command, from an empty directory to its report, in as many starts as it takes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.part import Column, UnfinishedError
+
+# What a sweep imports beyond what a training step does.
+NEEDS = (
+    "grain",
+    "tensorflow_datasets",
+    "orbax",
+    "tokenizers",
+    "pandas",
+    "statsmodels",
+    "sklearn",
+    "altair",
+    "vl_convert",
+)
+COLUMNS = (
+    Column("s in total", "total_s", ",.0f"),
+    Column("s of steps", "steps_s", ",.0f"),
+    Column("s of probes", "probe_s", ",.0f"),
+    Column("s of checkpoints", "checkpoint_s", ",.1f"),
+    Column("s compiling", "compile_s", ",.0f"),
+    Column("s of evaluations", "evaluate_s", ",.0f"),
+    Column("models", "runs", "d"),
+)
+_ROOT = Path(__file__).parents[2]
+_WORK = _ROOT / ".cache" / "gpu"
+# A sweep that has run for so long is stopped at a checkpoint, and the next start continues it.
+_SECONDS = 480.0
+_STOPPED = 75
+
+
+def workdir_of(name: str, arguments: list[str]) -> Path:
+    """Return the folder that belongs to a command, which outlives the process so that the sweep can be resumed."""
+    return _WORK / "-".join([name, *(re.sub("[^a-z0-9.]+", "-", word) for word in arguments)])
+
+
+def carry_out(arguments: list[str], workdir: Path) -> dict[str, Any]:
+    """Run a sweep by `olmo-jax` and return its seconds by stage and event, over all starts, and its number of models.
+
+    Raises as `run` does.
+    """
+    run(arguments, workdir)
+    return _seconds(workdir)
+
+
+def run(arguments: list[str], workdir: Path) -> None:
+    """Run `olmo-jax` with these arguments; raises UnfinishedError if its time was up, RuntimeError if it failed."""
+    command = [sys.executable, "-m", "sweeps.cli", *arguments, f"--workdir={workdir}"]
+    # As for a user, the cache of compiled programs is on.
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
+    process = subprocess.Popen(
+        command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, errors = process.communicate(timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        _, errors = process.communicate()
+    if process.returncode == _STOPPED:
+        raise UnfinishedError(f"`{' '.join(command[2:])}` stopped at a checkpoint")
+    if process.returncode:
+        last = errors.strip().splitlines()[-1:] or ["nothing on stderr"]
+        raise RuntimeError(f"`{' '.join(command[2:])}` ended with exit code {process.returncode}: {last[0]}")
+
+
+def _seconds(workdir: Path) -> dict[str, Any]:
+    stages = dict.fromkeys(("prepare", "train", "evaluate", "report"), 0.0)
+    if (workdir / "stages.jsonl").exists():
+        for row in map(json.loads, (workdir / "stages.jsonl").read_text().splitlines()):
+            stages[row["stage"]] = stages.get(row["stage"], 0.0) + row["seconds"]
+    events = dict.fromkeys(("steps", "probe", "checkpoint", "compile"), 0.0)
+    for row in _timings(workdir):
+        if row["event"] in events:
+            events[row["event"]] += row["seconds"]
+    return {f"{event}_s": value for event, value in events.items()} | {
+        "total_s": sum(stages.values()),
+        "evaluate_s": stages["evaluate"],
+        "runs": sum(1 for _ in (workdir / "runs").iterdir()),
+    }
+
+
+def _timings(workdir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of each stack once, since every run of a stack has the same rows."""
+    folders: dict[str, Path] = {}
+    for run in sorted((workdir / "runs").iterdir()):
+        folders.setdefault(json.loads((run / "config.json").read_text())["folder"], run)
+    for run in folders.values():
+        yield from map(json.loads, (run / "timings.jsonl").read_text().splitlines())
