@@ -41,7 +41,7 @@ test: setup
 # Whole processes, killed and resumed. Files of long tests come first, so that none starts when the others are done.
 LONG := $(wildcard tests/test_*.py) tests/sweeps/
 slow: setup
-	$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder -m slow \
+	$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --durations=40 -m slow \
 	  $(LONG) $(filter-out $(LONG) %__pycache__/,$(wildcard tests/*/))
 
 # Feeds damaged files to the commands that read them; SECONDS=3600 runs for an hour, SEED=1 makes other damage.

@@ -29,6 +29,7 @@ from olmo_jax.files import DamagedFileError, read_json, write_json, write_whole
 from olmo_jax.hf import published
 from olmo_jax.hf.gguf import quantization_of
 from olmo_jax.hf.gguf_tokenizer import tokenizer_of
+from olmo_jax.hf.revisions import parse as parse_revision
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.logs.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probes.geometry import Probe, check_probe
@@ -45,21 +46,17 @@ from sweeps.planning.plan import Plan
 from sweeps.planning.versions import versions
 from sweeps.running.stages import data_root
 
-# step3000, step3000-tokens12B, stage1-step3000-tokens12B, stage2-ingredient1-step3000-tokens12B, step3000-unsharded
-_REVISION = re.compile(
-    r"(?:(stage\d+(?:-ingredient\d+)?)-)?step(\d+)(?:-tokens(\d+(?:\.\d+)?)([KMBT]?))?(?:-unsharded|-hf)?"
-)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Records where the run came from: the folder, and for each step the revision and a hash of its parameters.
 ORIGIN = "imported.json"
 
 
 class Revision(NamedTuple):
-    """A folder with one checkpoint, its step, and the tokens seen by then and the stage, if its name gives them."""
+    """A folder with one checkpoint, its step, and the tokens seen by then, stage and seed, if its name gives them."""
 
     step: int
     tokens: int | None
     stage: str | None
+    seed: str | None
     folder: epath.Path
 
 
@@ -134,11 +131,12 @@ def _origin(path: epath.Path) -> dict[str, Any]:
 def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
     """Return the checkpoints at a path, sorted by step.
 
-    They are the folder itself, or the folders in it with names such as step3000 or step3000-tokens12B; other models in
-    it are left out, and a line on stderr names them.
+    They are the folder itself, or the folders in it whose names hf.revisions understands, such as step3000-tokens12B;
+    other models in it are left out, and a line on stderr names them.
 
     Raises:
-      WeightsError: no checkpoint, two with the same step, or several stages of training, each of which counts from 0.
+      WeightsError: no checkpoint, two with the same step, several stages of training, each of which counts from 0, or
+        several seeds.
       ConfigError: a negative step, a step for a folder of revisions, or none for a folder whose name has a step that
         can't be parsed.
     """
@@ -161,9 +159,13 @@ def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
         )
     if unnamed := [folder.name for folder in folders if _named_revision(folder) is None]:
         say(f"{path}: left out, as their names give no step: {', '.join(unnamed)}")
-    if len(stages := {revision.stage for revision in found}) > 1:
-        names = ", ".join(sorted(str(stage) for stage in stages))
-        raise WeightsError(f"{path}: has revisions of several stages ({names}); import each from a separate folder")
+    for what in ("stage", "seed"):
+        values = {getattr(revision, what) for revision in found}
+        if len(values) > 1:
+            names = ", ".join(sorted(map(str, values)))
+            raise WeightsError(
+                f"{path}: has revisions of several {what}s ({names}); import each from a separate folder"
+            )
     found.sort(key=lambda revision: revision.step)
     for first, second in zip(found, found[1:], strict=False):
         if first.step == second.step:
@@ -179,11 +181,10 @@ def _is_model(folder: epath.Path) -> bool:
 
 def _named_revision(folder: epath.Path) -> Revision | None:
     """Return the revision that a folder's name describes; None if the name has no step."""
-    name = re.fullmatch(_REVISION, folder.name)
-    if name is None:
+    name = parse_revision(folder.name)
+    if name is None or name.place is None:
         return None
-    tokens = round(float(name[3]) * _UNITS[name[4]]) if name[3] else None
-    return Revision(int(name[2]), tokens, name[1], folder)
+    return Revision(name.place, name.tokens, name.stage, name.seed, folder)
 
 
 def _single(folder: epath.Path, step: int | None) -> Revision:
@@ -192,7 +193,7 @@ def _single(folder: epath.Path, step: int | None) -> Revision:
         return revision if step is None else revision._replace(step=step)
     if step is None and re.search(r"step\d", folder.name):
         raise ConfigError(f"{folder}: its name has a step in an unknown form; give the step with --step")
-    return Revision(1 if step is None else step, None, None, folder)
+    return Revision(1 if step is None else step, None, None, None, folder)
 
 
 def _configure(

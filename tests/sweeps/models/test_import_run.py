@@ -377,6 +377,10 @@ def test_revision_names_give_steps_tokens_and_stages(tmp_path, capsys):
     ]  # fmt: skip
     with pytest.raises(WeightsError, match=r"several stages \(stage1, stage2-ingredient1\)"):
         folders("c/stage1-step10", "c/stage2-ingredient1-step10")
+    with pytest.raises(WeightsError, match=r"several seeds \(default, small-aux-2\)"):
+        folders("d/step10-seed-default", "d/step10-seed-small-aux-2")
+    assert folders("e/84B", "e/2BT", "e/240b_tokens") == [(n * 1000, n * 10**9) for n in (2, 84, 240)]
+    assert folders("f/chck_20M", "f/chck_3M") == [(3, None), (20, None)]
     with pytest.raises(ConfigError, match="has a step in an unknown form; give the step with --step"):
         folders("my-step7-model")
     assert folders("step7-tokens2T") == [(7, 2 * 10**12)]
