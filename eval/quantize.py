@@ -67,8 +67,12 @@ def largest_group(inputs: int, most: int) -> int:
     """Return the size of the largest groups into which `inputs` inputs can be divided evenly, `most` at most.
 
     Published settings name one group size, often 128, for all matrices; models narrower than that, or whose width isn't
-    a multiple of it, need a smaller one.
+    a multiple of it, need a smaller one. A width whose only small divisor is 1, such as a prime, gets groups of 1.
+
+    Raises ValueError if `most` isn't positive.
     """
+    if most < 1:
+        raise ValueError(f"group_size = {most}: needs a positive number of inputs")
     return next(size for size in range(min(inputs, most), 0, -1) if inputs % size == 0)
 
 

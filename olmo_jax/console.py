@@ -45,8 +45,7 @@ def progress(title: str, total: int, done: int = 0, within: bool = False) -> Ite
     """Yield `update(done, note)` to report progress; `done` counts up to `total`, from the count reached before.
 
     `within` is for the parts of one step of other work that reports its own progress. In a table on a terminal (see
-    one_table) they are a row that is removed when they are done; elsewhere they are plain lines, of which those that
-    take only seconds need none.
+    one_table) they are a row that is removed when they are done; elsewhere a line is printed only every ten seconds.
     """
     if sys.stderr.isatty() and (_table.get() or not within):
         yield from _row(title, total, done, passing=within)

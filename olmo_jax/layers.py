@@ -144,8 +144,8 @@ class Attention(nn.Module):
             seen_11LS = attended(k_BSGK.shape[1], window, start, length)[None, None]
             mixed_BLHK = jax.nn.dot_product_attention(q_BLHK, k_BSGK, v_BSGK, mask=seen_11LS)
         mixed_BLE = mixed_BLHK.reshape(*mixed_BLHK.shape[:2], c.n_heads * c.d_head)
-        out_std, bias = c.init_std / math.sqrt(2 * c.n_layers), c.attention_bias and c.out_bias
-        return _project(self, "out", mixed_BLE, c.d_model, out_std, bias), kept
+        bias = c.attention_bias and c.out_bias
+        return _project(self, "out", mixed_BLE, c.d_model, c.residual_init_std, bias), kept
 
 
 class MLP(nn.Module):
@@ -157,14 +157,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         c = self.config
-        out_std = c.init_std / math.sqrt(2 * c.n_layers)
         act = nn.silu if c.mlp == "swiglu" else functools.partial(nn.gelu, approximate=c.mlp != "gelu")
         if c.gated:
             gate_BLF = act(_project(self, "gate", x_BLD, c.d_ff, c.init_std, c.mlp_bias))
             h_BLF = gate_BLF * _project(self, "up", x_BLD, c.d_ff, c.init_std, c.mlp_bias)
         else:
             h_BLF = act(_project(self, "up", x_BLD, c.d_ff, c.init_std, c.mlp_bias))
-        return _project(self, "down", h_BLF, c.d_model, out_std, c.mlp_bias)
+        return _project(self, "down", h_BLF, c.d_model, c.residual_init_std, c.mlp_bias)
 
 
 class Block(nn.Module):

@@ -66,11 +66,10 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_BL: Array) -> Array:
         c = self.config
-        unembedding_std = min(c.init_std, 0.3 / math.sqrt(c.d_model))
-        embedding_std = unembedding_std if c.tied else c.init_std
+        embedding_std = c.unembedding_init_std if c.tied else c.init_std
         embedding_VD = self.param("embedding", truncated_normal(embedding_std), (c.padded_vocab_size, c.d_model))
         if not c.tied:
-            self.param("unembedding", truncated_normal(unembedding_std), (c.padded_vocab_size, c.d_model))
+            self.param("unembedding", truncated_normal(c.unembedding_init_std), (c.padded_vocab_size, c.d_model))
         if c.factored_head:
             self.param("unembedding_factor", lambda key: jnp.eye(c.d_model))
         if c.positions == "learned":
@@ -88,7 +87,7 @@ def init(config: ModelConfig, key: Array) -> Params:
     Normal truncated at 3 standard deviations (OLMo's cut-off): `init_std` everywhere, divided by sqrt(2 n_layers) where
     a matrix writes to the residual stream. For the unembedding, tied or not, it is at most .3 / sqrt(D) [ours]: the
     final states have norm sqrt(D), so the logits start with a variance of at most .09 and the loss within .05 nats of
-    ln V at any width. Norms start with scale 1; biases with 0.
+    ln V at any width. Without `scaled_init`, `init_std` holds for all. Norms start with scale 1; biases with 0.
     """
     return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 

@@ -1,5 +1,6 @@
 """Carry out a sweep by its command, from an empty directory to its report, in as many starts as it takes."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -39,9 +40,13 @@ _SECONDS = 480.0
 _STOPPED = 75
 
 
-def workdir_of(name: str, arguments: list[str]) -> Path:
-    """Return the folder that belongs to a command, which outlives the process so that the sweep can be resumed."""
-    return _WORK / "-".join([name, *(re.sub("[^a-z0-9.]+", "-", word) for word in arguments)])
+def workdir_of(name: str, version: int, arguments: list[str]) -> Path:
+    """Return the folder of a command, which outlives the process so that the sweep can be resumed.
+
+    Another version of the part or of JAX measures anew, in another folder.
+    """
+    words = [name, f"v{version}", f"jax{importlib.metadata.version('jax')}", *arguments]
+    return _WORK / "-".join(re.sub("[^a-z0-9.]+", "-", word) for word in words)
 
 
 def carry_out(arguments: list[str], workdir: Path) -> dict[str, Any]:
@@ -66,6 +71,9 @@ def run(arguments: list[str], workdir: Path) -> None:
     except subprocess.TimeoutExpired:
         process.terminate()
         _, errors = process.communicate()
+    finally:  # when this process is interrupted, the sweep must not keep the device
+        process.terminate()
+        process.wait()
     if process.returncode == _STOPPED:
         raise UnfinishedError(f"`{' '.join(command[2:])}` stopped at a checkpoint")
     if process.returncode:

@@ -302,7 +302,7 @@ def _calibration_documents(data: EvalData, tokens: int, document_tokens: int) ->
     """Return training documents, each cut and one per row, and where a row has text, `[N, L]` both.
 
     Domains count alike. L is `document_tokens`, or the length of the sequences that the models were trained on if that
-    is less; the number of rows is a multiple of the batch size wherever there are so many.
+    is less. Empty rows make the number of rows a multiple of the batch size if it exceeds that.
     """
     length = min(document_tokens, data.shape.sequence_length)
     domains = data.shape.config.data.train_domains or data.index.domains
@@ -312,10 +312,9 @@ def _calibration_documents(data: EvalData, tokens: int, document_tokens: int) ->
         for document in first_documents(data.index, domain, max(1, tokens // len(domains)), ("train",), length)
     ]
     batch = data.config.batch_size
-    documents = documents[: max(len(documents) // batch * batch, 1)] if len(documents) > batch else documents
+    rows = len(documents) if len(documents) <= batch else -(-len(documents) // batch) * batch
     _say_if_few(data, sum(map(len, documents)), "groups.calibration_tokens")
-    tokens_NL = np.zeros((len(documents), length), np.int32)
-    is_text_NL = np.zeros((len(documents), length), bool)
+    tokens_NL, is_text_NL = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
     for row, document in enumerate(documents):
         tokens_NL[row, : len(document)], is_text_NL[row, : len(document)] = document, True
     return tokens_NL, is_text_NL

@@ -1,6 +1,7 @@
 """What one decoder is made of: OLMo-1, OLMo-2, Pythia (GPT-NeoX), the families of hf/, and what lies between them."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from geometry.norms import NORMS
@@ -176,6 +177,12 @@ class ModelConfig(Settings):
         bound=at_least(0, "needs a positive number, or 0 for rope_theta"),
     )
     rope_scaling: RopeScaling = RopeScaling()  # of blocks with "full" attention
+    scaled_init: bool = setting(
+        True,
+        Role.STATIC,
+        "Matrices that write to the residual stream start with init_std / sqrt(2 n_layers), and the unembedding with "
+        ".3 / sqrt(D) at most; else init_std holds for all, as in OLMo's ladder.",
+    )
     factored_head: bool = setting(
         False,
         Role.STATIC,
@@ -223,6 +230,16 @@ class ModelConfig(Settings):
     def rotary_width(self) -> int:
         """Dimensions of a head that are turned."""
         return int(self.d_head * self.rotary_fraction)
+
+    @property
+    def residual_init_std(self) -> float:
+        """Standard deviation at the start of the matrices that write to the residual stream."""
+        return self.init_std / math.sqrt(2 * self.n_layers) if self.scaled_init else self.init_std
+
+    @property
+    def unembedding_init_std(self) -> float:
+        """Standard deviation at the start of the unembedding, tied or not."""
+        return min(self.init_std, 0.3 / math.sqrt(self.d_model)) if self.scaled_init else self.init_std
 
     def check_fields(self, at: str) -> None:
         require(

@@ -152,8 +152,8 @@ def first_documents(
             remaining -= len(chosen[-1])
     if not chosen:
         raise DataError(
-            f"{index.directory}: domain {domain!r} has no {' or '.join(splits)} text; raise data.validation_fraction "
-            "or add text"
+            f"{index.directory}: domain {domain!r} has no {' or '.join(splits)} text; "
+            + ("raise data.validation_fraction or add text" if tuple(splits) == ("validation",) else "add text")
         )
     return chosen
 

@@ -1,7 +1,7 @@
 """What the names of published checkpoints say: step, tokens, words, stage of training and seed.
 
-Each suite spells its revisions in its own way. `PATTERNS` has one entry per spelling, by the name under which a message
-calls it; a spelling that is added to it is understood everywhere.
+Each suite spells its revisions in its own way. `PATTERNS` has one entry per spelling, by the suites that use it; a
+spelling that is added to it is understood everywhere.
 """
 
 import re
@@ -24,7 +24,7 @@ PATTERNS = {
     "BabyLM": rf"chck_(?P<words>{_COUNT}[KMB])",
     # Not in millions, which are sizes of models: 4M.
     "tokens": rf"(?P<tokens>{_COUNT}[BT])T?(?:[-_]tokens)?",
-    "the last one": r"main|master|final",
+    "the last one, without a number": r"main|master|final",
 }
 # Revisions without a step are ordered by their tokens or words, and count these in millions as steps.
 _PER_STEP = 10**6
@@ -36,7 +36,7 @@ class Name(NamedTuple):
     Attributes:
       step: number of the update, or of the checkpoint where only these are counted.
       tokens, words: of text, seen by then. stage: of a training in several, each of which counts from 0.
-      seed: as the suite calls it. is_last: it is called the last one, without a number.
+      seed: as the suite calls it.
     """
 
     step: int | None = None
@@ -44,7 +44,6 @@ class Name(NamedTuple):
     words: int | None = None
     stage: str | None = None
     seed: str | None = None
-    is_last: bool = False
 
     @property
     def place(self) -> int | None:
@@ -63,13 +62,14 @@ def parse(name: str) -> Name | None:
     for pattern in PATTERNS.values():
         if match := re.fullmatch(pattern, name, flags=re.IGNORECASE):
             groups = match.groupdict()
-            counts = {key: _count(groups[key]) for key in ("step", "tokens", "words") if groups.get(key)}
-            words = {key: groups[key] for key in ("stage", "seed") if groups.get(key)}
-            return Name(**counts, **words, is_last=not counts)
+            step, tokens, words = (_count(groups.get(key)) for key in ("step", "tokens", "words"))
+            return Name(step, tokens, words, groups.get("stage"), groups.get("seed"))
     return None
 
 
-def _count(text: str) -> int:
+def _count(text: str | None) -> int | None:
     """Return 12000000000 for "12B"."""
+    if text is None:
+        return None
     unit = text[-1].lower() if text[-1].isalpha() else ""
     return round(float(text[: len(text) - len(unit)].replace("_", ".")) * _UNITS[unit])

@@ -38,9 +38,9 @@ def export_checkpoint(
 ) -> str:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` can open, atomically.
 
-    `import_checkpoint` returns the same configuration and, for "float32", the same parameters. `compute_dtype`, and
-    dropout if the architecture has none, are stored in a section of config.json that transformers doesn't read; a line
-    on stderr says so. A head of two factors is written as their product.
+    `import_checkpoint` returns the same configuration and, for "float32", the same parameters. `compute_dtype`,
+    `scaled_init`, and dropout if the architecture has none, are stored in a section of config.json that transformers
+    doesn't read; a line on stderr says so. A head of two factors is written as their product.
 
     `eos_token` is set as both the first and the last token of a document, as in our training.
 

@@ -188,8 +188,9 @@ def _named_revision(folder: epath.Path) -> Revision | None:
 
 
 def _single(folder: epath.Path, step: int | None) -> Revision:
-    revision = _named_revision(folder)
-    if revision is not None:
+    revision, name = _named_revision(folder), parse_revision(folder.name)
+    # A single folder called 7B is a model of that size, not one that has seen so many tokens.
+    if revision is not None and name is not None and name.step is not None:
         return revision if step is None else revision._replace(step=step)
     if step is None and re.search(r"step\d", folder.name):
         raise ConfigError(f"{folder}: its name has a step in an unknown form; give the step with --step")

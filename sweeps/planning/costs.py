@@ -114,7 +114,9 @@ def _too_many_epochs(plan: Plan, training_tokens: Mapping[str, tuple[float, str]
     over: list[tuple[float, float, str]] = []
     for run in plan.runs:
         data = run.config.data
-        epoch_tokens, qualifier = training_tokens.get(data.name, (math.inf, ""))
+        epoch_tokens, qualifier = training_tokens.get(data.name, (0.0, ""))
+        if not epoch_tokens:
+            continue
         epochs = run.config.total_steps * run.config.tokens_per_step / epoch_tokens
         if epochs > data.max_epochs and not data.is_arithmetic:
             over.append((epochs, data.max_epochs, qualifier))
@@ -122,9 +124,9 @@ def _too_many_epochs(plan: Plan, training_tokens: Mapping[str, tuple[float, str]
         return []
     most, allowed, qualifier = max(over)
     return [
-        f"warning: {len(over)} run(s) pass over their text more often than config.train.data.max_epochs allows, up to "
-        f"{qualifier}{most:.3g} times instead of {allowed:g}, and training {'may refuse' if qualifier else 'refuses'} "
-        "them; add text, lower tokens, or raise max_epochs"
+        f"warning: {len(over)} run(s) pass over their text more often than config.train.data.max_epochs allows, at "
+        f"most {'about ' if qualifier else ''}{most:.3g} times instead of {allowed:g}, and training "
+        f"{'may refuse' if qualifier else 'refuses'} them; add text, lower tokens, or raise max_epochs"
     ]
 
 

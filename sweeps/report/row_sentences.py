@@ -153,7 +153,7 @@ def _in_groups(rows: pd.DataFrame, column: str) -> str:
         return ""
     smallest = _values(rows, f"{column.split('/')[0]}/smallest_group")
     adapted = np.isfinite(smallest).any() and np.nanmin(smallest) < size
-    note = f" (adapted to each matrix's width, {np.nanmin(smallest):g} at the least)" if adapted else ""
+    note = f" (adapted to each matrix's width; the smallest has {np.nanmin(smallest):g})" if adapted else ""
     return f" in groups of {size} inputs{note}"
 
 

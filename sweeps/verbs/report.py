@@ -23,16 +23,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _carry_out(command: Command) -> int:
+    from olmo_jax.config import require
     from sweeps.planning import record
     from sweeps.report import stage
 
     workdir = workdir_of(command.arguments)
+    figure, join = command.arguments.figure, command.arguments.join
+    require(not (figure and join), "--join", join, "makes the whole report; leave out --figure")
     record.join(workdir, plan_of(command))  # raises where the plan doesn't fit the directory
     record.restore_run_files(workdir)
-    if command.arguments.figure:
-        print("\n".join(map(str, stage.report_figure(workdir, command.arguments.figure))))
+    if figure:
+        print("\n".join(map(str, stage.report_figure(workdir, figure))))
     else:
-        print(f"Report: {stage.report(workdir, command.text, command.arguments.join)[0]}")
+        print(f"Report: {stage.report(workdir, command.text, join)[0]}")
     return DONE
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,21 @@ def test_initial_loss_is_within_2_percent_of_ln_v(vocab, d_model, n_layers):
     final_BLD = model.hidden(config, params, tokens_BL[:, :-1]).final_BLD
     entropy = loss.cross_entropy(final_BLD, params["unembedding"], tokens_BL[:, 1:]).cross_entropy
     assert float(entropy) == pytest.approx(np.log(vocab), rel=0.02)
+
+
+def test_initial_parameters_have_their_standard_deviations():
+    """Which a normal distribution cut at 3 standard deviations has to within 2 %."""
+    config = ModelConfig(4096, 1, d_model=256, n_layers=2, n_heads=4, d_ff=512)
+
+    def deviations(config):
+        params = model.init(config, jax.random.key(0))
+        block = params["blocks_0"]
+        matrices = (params["embedding"], params["unembedding"], block["mlp"]["up"], block["mlp"]["down"])
+        return [float(np.std(w)) for w in (*matrices, block["attention"]["out"])]
+
+    assert deviations(config) == pytest.approx([0.02, 0.3 / 16, 0.02, 0.01, 0.01], rel=0.03)
+    plain = dataclasses.replace(config, scaled_init=False)
+    assert deviations(plain) == pytest.approx([0.02] * 5, rel=0.03)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "all at once"])

@@ -26,7 +26,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             sweep.run(command, Path(folder) / "work")
         return {}
-    workdir = sweep.workdir_of(NAME, command[1:])
+    workdir = sweep.workdir_of(NAME, VERSION, command[1:])
     return sweep.carry_out(command, workdir) | _tested(workdir)
 
 

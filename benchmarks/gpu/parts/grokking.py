@@ -30,7 +30,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     if command[0] == "train":
         with tempfile.TemporaryDirectory() as folder:
             return _measure(command, Path(folder) / "work")
-    return _measure(command, sweep.workdir_of(NAME, command[1:]))
+    return _measure(command, sweep.workdir_of(NAME, VERSION, command[1:]))
 
 
 def _measure(command: list[str], workdir: Path) -> dict[str, Any]:

@@ -28,12 +28,10 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             sweep.run(command, Path(folder) / "work")
         return {}
-    workdir = sweep.workdir_of(NAME, command[1:])
+    workdir = sweep.workdir_of(NAME, VERSION, command[1:])
     seconds = sweep.carry_out(command, workdir)
     results = _effects(workdir)
-    counts = {
-        f"{verdict}": sum(one["verdict"] == f"{verdict}s" for one in results) for verdict in ("agree", "disagree")
-    }
+    counts = {verdict: sum(one["verdict"] == f"{verdict}s" for one in results) for verdict in ("agree", "disagree")}
     return seconds | counts | {"effects": results}
 
 

@@ -86,7 +86,7 @@ GPT2 = Family(
     },
     read=_read,
     write=_write,
-    section=("compute_dtype",),
+    section=("compute_dtype", "scaled_init"),
     stored_in_out=True,
     # OpenAI's own files were saved without the prefix.
     aliases={name: f"transformer.{name}" for name in ("wte.", "wpe.", "h.", "ln_f.")},

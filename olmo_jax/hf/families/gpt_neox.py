@@ -66,7 +66,7 @@ GPT_NEOX = Family(
     },
     read=_read_neox,
     write=_write_neox,
-    section=("compute_dtype",),
+    section=("compute_dtype", "scaled_init"),
     per_head=True,
     aliases={"lm_head.": "embed_out."},
     buffers=r"attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",

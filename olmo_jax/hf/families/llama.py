@@ -25,7 +25,7 @@ FIXED = {
     "norm": "rms_norm", "norm_at": "before", "qk_norm": False, "clip_qkv": 0.0, "parallel": False, "mlp": "swiglu",
     "positions": "rotary", "rotary_fraction": 1.0,
 }  # fmt: skip
-SECTION = ("compute_dtype", "dropout")
+SECTION = ("compute_dtype", "scaled_init", "dropout")
 
 
 def read(settings: Mapping[str, Any], theta: float = 10000.0, tied: bool = False) -> dict[str, Any]:

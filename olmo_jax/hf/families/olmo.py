@@ -102,7 +102,7 @@ OLMO = Family(
     fixed=DECODER | {"norm": "layer_norm", "norm_at": "before", "norm_eps": 1e-5, "qk_norm": False},
     read=_read_olmo,
     write=_write_olmo,
-    section=("compute_dtype", "dropout"),
+    section=("compute_dtype", "scaled_init", "dropout"),
 )
 
 OLMO2 = Family(
@@ -112,7 +112,7 @@ OLMO2 = Family(
     fixed=_OLMO2_FIXED,
     read=_read_olmo2,
     write=_write_olmo2,
-    section=("compute_dtype", "dropout"),
+    section=("compute_dtype", "scaled_init", "dropout"),
 )
 
 # OLMo-2 with sliding windows on some blocks; only the others scale their rotary frequencies.
@@ -123,5 +123,5 @@ OLMO3 = Family(
     fixed=_OLMO2_FIXED,
     read=_read_olmo3,
     write=_write_olmo3,
-    section=("compute_dtype", "dropout"),
+    section=("compute_dtype", "scaled_init", "dropout"),
 )

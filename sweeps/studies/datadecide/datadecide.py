@@ -14,7 +14,8 @@ The argument is a list of sizes with "+" between, `all` for the ten from 4m to 1
     tokenizer=FILE  its tokenizer.json (theirs is GPT-NeoX's); without it, one of 50,280 tokens is trained on the text
 
 `report --join` takes the published table of perplexities (allenai/DataDecide-ppl-results) and lays its curves over
-these. Values are the published ones [code] except data and probes; see recipe.py.
+these. Model, initial parameters, optimiser, schedule, batch and steps are the published ones [code], see recipe.py; the
+order of the data and the probes are ours.
 """
 
 import dataclasses
@@ -74,7 +75,7 @@ def _train(size: str, scale: str, options: dict[str, str]) -> TrainConfig:
         name=size,
         tokens=point["tokens"],
         model=dataclasses.replace(model, compute_dtype="float32") if scale == "cpu" else model,
-        optimizer=recipe.optimizer(size, point["data.batch_size"], _steps(size, scale)),
+        optimizer=recipe.optimizer(size),
         data=DataConfig(
             corpus="text_files" if text else "debian_prose",
             files=(text,) if text else (),
@@ -99,7 +100,7 @@ def _sized(size: str, scale: str) -> Point:
     """Return a size as overrides, the same fields for all sizes."""
     model = recipe.model(size)
     batch = _CPU_BATCH if scale == "cpu" else recipe.batch_size(size)
-    optimizer = recipe.optimizer(size, batch, _steps(size, scale))
+    optimizer = recipe.optimizer(size)
     return {
         "name": size,
         "tokens": _steps(size, scale) * batch * recipe.SEQUENCE,

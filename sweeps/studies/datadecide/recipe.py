@@ -17,7 +17,7 @@ CHECKPOINT_EVERY = 1250
 SEEDS = {"default": 6198, "small aux 2": 14, "small aux 3": 15}
 
 _TOKENS_PER_PARAMETER = 100
-# The published last steps are so many beyond 100 tokens per parameter, in every size.
+# The published last steps are this many steps beyond 100 tokens per parameter, in every size.
 _MORE_STEPS = 10
 
 
@@ -43,7 +43,10 @@ SIZES = tuple(_SHAPES)
 
 
 def model(size: str) -> ModelConfig:
-    """Return the architecture: OLMo-1's block with RMSNorm, SwiGLU of hidden width 4 d, GPT-NeoX's vocabulary."""
+    """Return the architecture: OLMo-1's block with RMSNorm, SwiGLU of hidden width 4 d, GPT-NeoX's vocabulary.
+
+    All matrices start with a standard deviation of .02, cut at 3 of these.
+    """
     shape = _SHAPES[size]
     return ModelConfig(
         vocab_size=50280,
@@ -54,6 +57,7 @@ def model(size: str) -> ModelConfig:
         context_length=SEQUENCE,
         norm="rms_norm",
         norm_eps=1e-6,
+        scaled_init=False,
         compute_dtype="bfloat16",
     )
 
@@ -66,20 +70,20 @@ def batch_size(size: str) -> int:
 def steps(size: str) -> int:
     """Return the steps of the whole run, those of 100 tokens per parameter and ten more.
 
-    Parameters are those of `head_count`, from 150M on the label's number: so it is with the published last steps.
+    Parameters are those of `head_count`, from 150M on the label's number: as the published last steps show.
     """
     label = float(size.removesuffix("m")) * 1e6
     count = label if label >= 150e6 else head_count(model(size))
     return math.ceil(_TOKENS_PER_PARAMETER * count / (batch_size(size) * SEQUENCE)) + _MORE_STEPS
 
 
-def optimizer(size: str, batch: int, total_steps: int) -> OptimizerConfig:
+def optimizer(size: str) -> OptimizerConfig:
     """Return the optimiser: warm-up from 0 over as many tokens as there are parameters, then a cosine to 1 %."""
     count = head_count(model(size))
     return OptimizerConfig(
         learning_rate=ladder_rate(count),
         weight_decay=0.05,
-        warmup_fraction=min(1.0, count / (batch * SEQUENCE) / total_steps),
+        warmup_fraction=count / (batch_size(size) * SEQUENCE) / steps(size),
         warmup_from=0.0,
         final_fraction=0.01,
     )

@@ -38,6 +38,15 @@ def effects(rows: pd.DataFrame) -> list[Effect]:
     return [*tested, _sign_change(suite, noise[LOSS])]
 
 
+def default_configuration(rows: pd.DataFrame, size: str) -> str | None:
+    """Return the configuration of a size in which every factor has its default; None if the rows lack it."""
+    suite = _suite(rows)
+    at_default = suite.rows[_SIZE] == size
+    for factor in _FACTORS:
+        at_default &= suite.rows[factor] == suite.default[factor]
+    return str(suite.rows.loc[at_default, "configuration"].iloc[0]) if at_default.any() else None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Claim:
     """`sign`: that of the effect in the paper. `size_effect`: the effect in one size's final rows, NaN for none."""

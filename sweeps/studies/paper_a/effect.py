@@ -45,8 +45,8 @@ def mean_difference(claim: str, metric: str, sign: int, differences: list[float]
     """Return the mean of differences with Student's interval.
 
     Args:
-      sign: that of the difference in the paper. noise: standard deviation over seeds. of: what there is a difference of
-        each of.
+      sign: that of the difference in the paper. noise: standard deviation over seeds. of: what the
+        differences are between.
     """
     values = np.array([d for d in differences if math.isfinite(d)])
     n = len(values)

@@ -6,7 +6,7 @@
 The argument is a scale, then options, all with commas between:
 
     paper   as published, as far as it is published; `text=GLOB` names its text, `tokenizer=FILE` its tokenizer.json
-    gpu     all 108, reduced so that one H100-class GPU should end them in about half an hour (not measured)
+    gpu     all 108, reduced so that one H100-class GPU should finish them in about half an hour (not measured)
     cpu     all 108, tiny: minutes on a laptop
     sizes=READING  what the labels 4M to 75M count: `head` or `blocks` (sizes.py)
     norm=KIND      layer, without parameters as in OLMo-1; or rms, with a scale as in DataDecide
@@ -341,7 +341,7 @@ def _reductions(rates: Rates, options: _Options) -> list[str]:
     tokens = scale.tokens(BUDGET) / scale.vocabulary, BUDGET / 50280
     notes.append(
         f"tokens of the vocabulary per dimension of the smallest size: {dimensions[0]:.0f}"
-        + (", as in full" if kept else f", in full {dimensions[1]:.0f}: no softmax bottleneck of the full suite's kind")
+        + (", as in full" if kept else f", in full {dimensions[1]:.0f}")
         + f"; the default sees each token of the vocabulary {tokens[0]:.0f} times on average, in full {tokens[1]:,.0f}"
     )
     if rates.decay < rates.kept_decay:
@@ -353,7 +353,7 @@ def _reductions(rates: Rates, options: _Options) -> list[str]:
         notes.append(f"the shortest runs, of {scale.first_steps} steps, have no step of warm-up")
     if "group128" in options.choice("quantize"):
         notes.append(
-            f"GPTQ in groups is calibrated on {scale.calibration_tokens:,} tokens instead of 524,288, and most groups "
-            "are smaller than 128, for so are the models"
+            f"GPTQ in groups is calibrated on {scale.calibration_tokens:,} tokens instead of 524,288"
+            + (", and models narrower than 128 have smaller groups" if min(widths) < 128 else "")
         )
     return notes

@@ -18,7 +18,6 @@ _MOST_OFF = 0.1
 
 NORMS = {"layer": ("layer_norm", 1e-5), "rms": ("rms_norm", 1e-6)}  # kind, epsilon: OLMo-1's, DataDecide's [code]
 
-# What the factors of a rule are relative to: its peak for the largest size at the default budget.
 RATE_RULES = ("fixed", "ladder", "neighbours")
 _FIXED = 3e-4  # [ours]
 _FEW_TOKENS = 16_000_000_000
@@ -53,7 +52,8 @@ def check_labels(sizes: dict[str, ModelConfig], reading: str) -> None:
         if abs(count / (float(label.removesuffix("m")) * 1e6) - 1) > _MOST_OFF:
             raise ConfigError(
                 f"paper.py: sizes=head with a vocabulary of {model.vocab_size:,} gives {label} {count / 1e6:.1f}M "
-                "parameters with the head, which its label excludes; choose a vocabulary near 50,280, or sizes=blocks"
+                "parameters with the head, which contradicts its label; choose a vocabulary near 50,280, or "
+                "sizes=blocks"
             )
 
 

@@ -53,7 +53,8 @@ VALUES = {
     "mlp_bias": (False, True), "positions": ("rotary", "learned"), "rotary_fraction": (1.0, 0.5),
     "tied": (False, True), "dropout": (0.0, 0.1), "head_width": (0, 16), "qk_norm_by_head": (False, True),
     "out_bias": (True, False), "norm_plus_one": (False, True), "scaled_embedding": (False, True),
-    "score_width": (0.0, 20.0), "attention_pattern": (("sliding", "full"), ("full", "sliding")), "window": (9, 12),
+    "score_width": (0.0, 20.0), "scaled_init": (True, False),
+    "attention_pattern": (("sliding", "full"), ("full", "sliding")), "window": (9, 12),
     "sliding_rope_theta": (50.0, 60.0), "rope_scaling": (RopeScaling(), RopeScaling("linear", 2.0)),
 }  # fmt: skip
 # Options that mean something only together with others.

@@ -35,7 +35,7 @@ BILLION = 10**9
         ("iter_0010000", Name(step=10_000)),  # Megatron
         ("global_step19500", Name(step=19_500)),  # NeoX, BLOOM
         ("checkpoint-1000", Name(step=1000)),  # transformers
-        ("main", Name(is_last=True)),
+        ("main", Name()),
     ],
 )
 def test_a_name_is_read_as_its_suite_means_it(name, expected):

@@ -51,10 +51,11 @@ def test_the_plan_warns_of_runs_that_training_will_refuse(sweep_of_grid):
     assert not any(line.startswith("warning") for line in costs.lines(plan, {}, 1e12, "here"))
     (line,) = warnings(1000)
     assert "1 run(s) pass over their text" in line
-    assert "up to 1.28 times instead of 1, and training refuses" in line
+    assert "at most 1.28 times instead of 1, and training refuses" in line
     (line,) = warnings(320, "about ")
     assert "3 run(s)" in line
-    assert "up to about 4 times instead of 3, and training may refuse" in line
+    assert warnings(0) == []
+    assert "at most about 4 times instead of 3, and training may refuse" in line
 
 
 def test_the_json_names_cohorts_runs_and_whole_configs(sweep_of_grid):

@@ -89,6 +89,19 @@ def test_the_third_sentence_uses_the_fewest_bits_and_the_worst_forgetting():
     )
 
 
+def test_quantisation_in_groups_says_so_and_where_groups_were_adapted():
+    grouped = sweep().assign(**{
+        "round_to_nearest_3_group128/in_domain": lambda t: t["lm_loss/in_domain"] + 0.2,
+        "round_to_nearest_3_group128/smallest_group": 128,
+    })  # fmt: skip
+    sentence = findings(grouped)[2].replace("\N{MINUS SIGN}", "-")
+    assert "Rounding weights to 3 bits changed in-domain loss by +0.59" in sentence
+    assert "rounding weights to 3 bits in groups of 128 inputs changed in-domain loss by +0.20" in sentence
+    assert "of the change without groups with effective rank is -1.00" in sentence
+    adapted = findings(grouped.assign(**{"round_to_nearest_3_group128/smallest_group": 64}))[2]
+    assert "in groups of 128 inputs (adapted to each matrix's width; the smallest has 64) changed" in adapted
+
+
 def test_diverged_runs_are_excluded_from_sentences_and_counted():
     table = sweep()
     spoilt = table.copy()

@@ -47,7 +47,11 @@ def test_counts_rates_batches_and_steps_are_those_published():
             assert (config.data.batch_size, config.total_steps) == (batch, steps)
             assert float(f"{config.optimizer.learning_rate:.1e}") == rate
             assert config.warmup_steps == pytest.approx(count / (batch * 2048), abs=1)
-            assert (config.optimizer.weight_decay, config.optimizer.warmup_from) == (0.05, 0)
+            c = config.optimizer
+            assert (c.weight_decay, c.warmup_from, c.final_fraction, c.schedule) == (0.05, 0, 0.01, "cosine")
+            assert (c.beta1, c.beta2, c.eps, c.clip_norm) == (0.9, 0.95, 1e-8, 1)
+            assert c.decay_norms and c.decay_embeddings
+            assert (config.model.init_std, config.model.scaled_init) == (0.02, False)
     (cohort,) = plan_of("4m").cohorts
     assert sorted(checkpoint_steps(cohort))[-5:] == [1250, 2500, 3750, 5000, 5725]
 
@@ -57,6 +61,7 @@ def test_the_reduced_run_has_the_published_shape():
     assert head_count(run.config.model) == PUBLISHED["4m"][0]
     assert run.config.data.sequence_length == 2048
     assert float(f"{run.config.optimizer.learning_rate:.1e}") == PUBLISHED["4m"][2]
+    assert run.config.warmup_steps == pytest.approx(0.01 * run.config.total_steps, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def table():
     """Of a sweep of the 4M model with two seeds and two checkpoints."""
     rows = [{"config.name": "4m", "config.init_seed": seed, "step": step, "lm_loss/in_domain": np.log(100.0 + seed)}
             for seed in (6198, 14) for step in (1250, 2500)]  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(**{"config.data.batch_size": 32})
 
 
 def published(**changes):
@@ -102,16 +107,19 @@ def test_rows_of_the_same_size_and_seed_are_joined(table, capsys):
     assert "24 of 36 rows are of other sizes or seeds" in capsys.readouterr().err
     by_number = published(seed=published()["seed"].map({"default": 6198, "small aux 2": 14, "small aux 3": 15}))
     pd.testing.assert_frame_equal(join(by_number, table), curves)
+    holes = pd.concat([by_number, published(seed=np.nan)[:1]])  # numbers become floats, and an index is there twice
+    pd.testing.assert_frame_equal(join(holes, table), curves)
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (published(params="60M"), "sizes are 60m, and the sweep's 4m"),
-        (published(seed="large aux 2"), "seeds are large aux 2, and the sweep's default, small aux 2"),
+        (published(params="60M"), "seeds are 60m with default, small aux 2, small aux 3, and the sweep's 4m with"),
+        (published(seed="large aux 2"), "4m with large aux 2, and the sweep's 4m with default, small aux 2"),
+        (published()[lambda rows: (rows["params"] == "20M") | (rows["seed"] == "small aux 3")], "no row of a size and"),
         (published().drop(columns="step"), "no column step; it has params, data"),
         (published().drop(columns=PERPLEXITY), f"no column {PERPLEXITY}"),
-        (pd.concat([published(), published()[:2]]), "2 rows are there twice.*4m, C4, default, step 0"),
+        (pd.concat([published(), published()[:2]]), "2 duplicate rows, the first of them 4m, C4, default, step 0"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(table, rows, words):
@@ -128,8 +136,12 @@ def test_a_file_is_read_or_refused(table, tmp_path):
     for name, words in {"bad.parquet": "can't be read", "none.csv": "no such file", "x.json": "needs a table"}.items():
         with pytest.raises(JoinError, match=words):
             join_published(str(tmp_path / name), table)
-    with pytest.raises(JoinError, match="no runs of a study that takes a published table .datadecide."):
-        join_published(str(tmp_path / "results.csv"), table.assign(**{"config.name": "mine"}))
+    others = {"config.name": "mine", "config.data.batch_size": 4}  # datadecide:cpu has another axis of steps
+    for other in (table.drop(columns="config.init_seed"), *(table.assign(**{key: others[key]}) for key in others)):
+        with pytest.raises(JoinError, match="no runs of a study that takes a published table .datadecide."):
+            join_published(str(tmp_path / "results.csv"), other)
+    with pytest.raises(JoinError, match="no losses to compare; run `olmo-jax evaluate` first"):
+        join(published(), table.drop(columns="lm_loss/in_domain"))
 
 
 def test_the_figure_shows_both(table):

@@ -192,6 +192,13 @@ def test_a_small_model_can_be_low_rank_without_harm(suite):
     assert by_claim(effects(table))[claim, RANK].verdict == "unclear"
 
 
+def test_the_default_is_found_by_its_settings_not_by_its_replicates(suite):
+    table = measured(suite, lambda b, d, f: 5 * b, lambda b, d, f: 0 * b)
+    everywhere = pd.concat([table] + [table.assign(run_id=table["run_id"] + f"-{i}") for i in range(4)])
+    claim = "a small model can be low-rank without degrading (the lowest R(W) at no worse a loss)"
+    assert by_claim(effects(everywhere))[claim, RANK].effect == pytest.approx(-10, abs=1.5)
+
+
 def test_a_table_of_another_sweep_is_refused(suite):
     table = measured(suite, lambda b, d, f: b, lambda b, d, f: b).assign(**{"config.name": "mine"})
     with pytest.raises(AnalysisError, match="no finished run of 4m"):
