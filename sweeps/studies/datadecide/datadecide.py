@@ -77,8 +77,9 @@ def _train(size: str, scale: str, options: dict[str, str]) -> TrainConfig:
         model=dataclasses.replace(model, compute_dtype="float32") if scale == "cpu" else model,
         optimizer=recipe.optimizer(size),
         data=DataConfig(
-            corpus="text_files" if text else "debian_prose",
+            corpus="text_files" if text else "debian_prose" if scale == "cpu" else "python_packages",
             files=(text,) if text else (),
+            train_domains=() if text or scale == "cpu" else ("prose",),
             max_megabytes=20.0 if scale == "cpu" else 100_000.0,
             tokenizer=options.get("tokenizer", "bpe"),
             bpe_vocab_size=model.vocab_size,
