@@ -36,11 +36,11 @@ SCOPES = {
 
 @dataclasses.dataclass(frozen=True)
 class GroupsConfig(Settings):
-    """Quantisation with a scale per group of inputs, measured besides that of the section above.
+    """Quantisation with a scale per group of inputs, measured besides those of the section above.
 
-    Methods, scopes and grid are those of that section. The other defaults are as Catalan-Tatjer et al. (arXiv
-    2510.06213) quantise OLMo's models, to 3 and 4 bits; a size that doesn't divide the inputs of a matrix gives it the
-    largest groups that do.
+    Methods, scopes and grid are those of that section. The other defaults are those with which Catalan-Tatjer et
+    al. (arXiv 2510.06213) quantise OLMo's models, to 3 and 4 bits; where `size` doesn't divide the inputs of a matrix,
+    that has the largest smaller groups that do.
     """
 
     bits: tuple[int, ...] = setting(
@@ -49,21 +49,21 @@ class GroupsConfig(Settings):
     size: int = setting(
         128,
         Role.OBSERVATION,
-        "Inputs of a group at most; a matrix has the largest groups up to this that its inputs divide into evenly.",
+        "Largest number of inputs per group; a matrix has the largest groups up to this that divide its inputs.",
         bound=POSITIVE_WHOLE,
         unit="inputs",
     )
     calibration_tokens: int = setting(
         524_288,
         Role.OBSERVATION,
-        "Tokens that GPTQ reads, at most. Published: 1,024 documents of up to 512 tokens.",
+        "Maximum number of tokens that GPTQ reads. Published: 1,024 documents of up to 512 tokens.",
         bound=POSITIVE_WHOLE,
         unit="tokens",
     )
     document_tokens: int = setting(
         512,
         Role.OBSERVATION,
-        "Tokens that each document of the training text contributes at most; 0 reads training windows instead.",
+        "Maximum number of tokens that each training document contributes; 0: training windows are read instead.",
         bound=at_least(0, "needs a number of tokens, or 0 for training windows"),
         unit="tokens",
     )
@@ -135,7 +135,7 @@ class QuantizeConfig(Settings):
             except re.error as error:
                 known = ", ".join(SCOPES)
                 raise ConfigError(
-                    f"{at}.scopes: {scope!r} is none of {known} and no regular expression: {error}"
+                    f"{at}.scopes: {scope!r} is none of {known} and no valid regular expression: {error}"
                 ) from None
         require(
             (self.granularity == "group") == (self.group_size > 0),
@@ -202,7 +202,7 @@ class _Quantization(Evaluator[QuantizeConfig]):
                 require(not size or inputs % size == 0, f"{self.key}.group_size", size, remedy)
 
     def _results(self, models: ModelBatch, evaluation: Evaluation, changed_M: Any, errors: "_Errors") -> list[Measured]:
-        """Return losses, their rise, and the errors of the matrices, those given and those of the weights."""
+        """Return losses, their rise, and the errors of the matrices: those given, and those of the weights."""
         losses = models.measured_with_rise(models.losses_of(changed_M), relative=True)
         by_path: _Errors = _weight_errors(models.params_M, changed_M)
         for path, of_path in errors.items():
@@ -217,7 +217,7 @@ class _Quantization(Evaluator[QuantizeConfig]):
         return results
 
 
-# By path of a matrix and name of the error, its value of each model, `[M]`.
+# The value of an error for each model, `[M]`, by path of the matrix and name of the error.
 _Errors = dict[str, dict[str, Any]]
 
 
@@ -301,8 +301,9 @@ def _calibration_windows(data: EvalData, tokens: int) -> np.ndarray:
 def _calibration_documents(data: EvalData, tokens: int, document_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Return training documents, each cut and one per row, and where a row has text, `[N, L]` both.
 
-    Domains count alike. L is `document_tokens`, or the length of the sequences that the models were trained on if that
-    is less. Empty rows make the number of rows a multiple of the batch size if it exceeds that.
+    Every domain contributes an equal share of the tokens. L is `document_tokens`, or the length of the sequences that
+    the models were trained on if that is less. Empty rows make the number of rows a multiple of the batch size if it
+    exceeds that.
     """
     length = min(document_tokens, data.shape.sequence_length)
     domains = data.shape.config.data.train_domains or data.index.domains

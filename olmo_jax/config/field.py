@@ -2,8 +2,9 @@
 
     learning_rate: float = setting(3e-4, Role.TRACED, "Peak of the learning rate.", bound=POSITIVE)
 
-All that asks what a field is reads these declarations: checks, the reference of the configuration, which runs share a
-cohort, which numbers are a member's own, what a run's identity is made of, and which columns of the table are settings.
+All code that depends on what a field is reads these declarations. They decide checks, the reference of the
+configuration, which runs share a cohort, which values each member has for itself, what enters a run's identity, and
+which columns of the table are settings.
 """
 
 import dataclasses
@@ -19,8 +20,8 @@ class Role(enum.StrEnum):
     """What a field decides.
 
     STATIC: the same for all members of a cohort, whose program is compiled for it. TRACED: a number of one member, an
-    argument of the program. SEED: where a member's random numbers begin. DATA: which text there is; it enters a run's
-    identity by the fingerprint of the prepared data. PLACE: where things lie and what they are called. OBSERVATION:
+    argument of the program. SEED: a seed of a member's random numbers. DATA: which text there is; it enters a run's
+    identity by the fingerprint of the prepared data. PLACE: names and locations. OBSERVATION:
     what is measured and kept, and when. EXECUTION: how and on what a step is carried out; results agree within
     rounding.
     """
@@ -34,12 +35,12 @@ class Role(enum.StrEnum):
     EXECUTION = "execution"
 
 
-# What reaches no parameter, so that runs which differ in it alone are one run.
+# Roles of settings that don't affect parameters, so that runs which differ only in these are the same run.
 NOT_IDENTITY = frozenset({Role.PLACE, Role.OBSERVATION, Role.EXECUTION})
 
 
 class Bound(NamedTuple):
-    """Which values a field takes: as the reference prints it, as an error says it, and as a test."""
+    """The values that a field may have: `text` for the reference, `remedy` for an error, and `holds`, the test."""
 
     text: str
     remedy: str
@@ -47,7 +48,7 @@ class Bound(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is declared of a field: sentences on its meaning, the first of which stands alone; a unit, or ""."""
+    """The declaration of a field. `meaning`: sentences, the first of which stands alone. `unit`: "" for none."""
 
     role: Role
     meaning: str

@@ -1,4 +1,4 @@
-"""What decides a run's numbers, as canonical JSON, and the run's id made of it.
+"""The settings that decide a run's numbers, as canonical JSON, and the run's id, which is derived from them.
 
 Ids name folders that are on people's disks, so a field that is added to a configuration changes none of them: it is
 left out wherever it has the value at which it does nothing. That is its default, or another value that it declares:
@@ -15,8 +15,8 @@ from typing import Any
 from olmo_jax.config.field import NOT_IDENTITY, Role, declared
 from olmo_jax.config.train import TrainConfig
 
-# By class, the fields that enter at any value: those that there were when ids were fixed. It is complete for good, and
-# a class that is renamed has to keep its entry.
+# By class, the fields that enter ids at any value: those that existed when ids were fixed. Nothing may be added, and a
+# class that is renamed has to keep its entry, under its new name.
 _FIRST_FIELDS = {
     kind: frozenset(names.split())
     for kind, names in {
@@ -46,22 +46,22 @@ _FIRST_FIELDS = {
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no white space, no NaN."""
+    """Return the canonical JSON text of a value: sorted keys, no white space, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    """Return the first 12 hexadecimal digits of the SHA-256 of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
 
 
 def identity_fields(config: Any, without: Container[Role] = ()) -> dict[str, Any]:
     """Return a configuration's values as a nested dict, without the later fields that do nothing: what ids are made of.
 
-    What is stored and compared with the configuration later, such as the settings of a result, is made of it too.
+    The settings that are stored with a result, to be compared with the configuration later, are made in the same way.
 
     Args:
-      without: roles of settings that are left out, and with them the sections that have no other.
+      without: roles of settings that are left out, as are sections that have no others.
     """
     first = first_fields(config)
     values: dict[str, Any] = {}
@@ -90,9 +90,9 @@ def neutral_value(field: dataclasses.Field[Any]) -> Any:
 
 
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
-    """The part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds.
+    """Return the part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds.
 
-    Of an imported run it is the model, its name and the text that it is looked at with.
+    For an imported run this is its name, its origin, the model and the text that it is evaluated on.
     """
     values = identity_fields(config, without=NOT_IDENTITY)
     # The fingerprint stands for the corpus and the tokenizer; the rest says how the run walks through the tokens.
@@ -113,5 +113,5 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
 
 
 def run_id(config: TrainConfig, data_fingerprint: str) -> str:
-    """`<name>-<hash>`, the same wherever and however the run is carried out."""
+    """Return the run's id, `<name>-<hash>`, the same wherever and however the run is carried out."""
     return f"{config.name}-{digest(identity(config, data_fingerprint))}"

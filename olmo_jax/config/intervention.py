@@ -1,4 +1,4 @@
-"""The configuration of interventions, which move the geometry of a member's unembedding on purpose."""
+"""The configuration of interventions, which deliberately change the geometry of a member's unembedding."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from olmo_jax.config.field import NOT_NEGATIVE, Bound, Role, at_least, choice, d
 from olmo_jax.config.validation import ConfigError, Settings, require
 
 SUBSPACES = ("leading", "random")
-# The ranks that backward_subspace says the subspace of.
+# The settings whose subspace backward_subspace chooses.
 PROJECTED = ("backward_rank", "update_rank")
 _DECAY = Bound(
     "-1 or >= 0",
@@ -21,14 +21,14 @@ _DECAY = Bound(
 class InterventionConfig(Settings):
     """What is done to a member's unembedding W during training; at its default each field does nothing.
 
-    All but `penalty_metric` are numbers of a member, so that arms and doses train side by side as one program.
+    All but `penalty_metric` are values of each member, so that arms and doses train side by side in one program.
     """
 
     head_rank: int = setting(
         0,
         Role.TRACED,
-        "The most that the rank of W can be. W = U P with P [D, D], of which the first rows, as many as this, are "
-        "trained and the others are 0 (model.factored_head follows). 0: no bound.",
+        "Upper bound of the rank of W. W = U P with P [D, D], of which the first head_rank rows are trained and the "
+        "others are 0 (model.factored_head is set automatically). 0: no bound.",
         bound=at_least(0, "needs a rank of 1 or more, or 0 for no bound"),
     )
     backward_rank: int = setting(
@@ -75,13 +75,13 @@ class InterventionConfig(Settings):
     head_decay: float = setting(
         -1.0,
         Role.TRACED,
-        "Weight decay of the unembedding in place of optimizer.weight_decay; -1: the same as the others.",
+        "Weight decay of the unembedding; -1: optimizer.weight_decay.",
         bound=_DECAY,
     )
     head_rate: float = setting(
         1.0,
         Role.TRACED,
-        "Factor of the learning rate of the unembedding, weight decay included.",
+        "Factor of the unembedding's learning rate, which its weight decay is multiplied by too.",
         bound=NOT_NEGATIVE,
     )
     center_head: bool = setting(
@@ -93,7 +93,7 @@ class InterventionConfig(Settings):
         0.0,
         Role.TRACED,
         "The placebo: each step ends by setting the mean row of W to one fixed direction, this many times as long as "
-        "the rows of the centred W (root mean square). No prediction changes, raw rank and cosine do. 0: none.",
+        "the rows of the centred W (root mean square). Predictions don't change; raw rank and cosine do. 0: none.",
         bound=NOT_NEGATIVE,
     )
 
@@ -118,7 +118,7 @@ class InterventionConfig(Settings):
                 )
 
 
-# The fields that are interventions by themselves; the others say how.
+# The fields that are interventions by themselves; the others specify how one is done.
 KINDS = tuple(
     f.name
     for f in dataclasses.fields(InterventionConfig)
@@ -168,5 +168,5 @@ def check_intervention(config: Any, at: str) -> None:
     )
 
 
-# What leaves the matrix itself to the optimiser, and so makes sense if that is the embedding too.
+# Interventions that leave the matrix itself to the optimiser, and so make sense if it is the embedding too.
 _TIED_TOO = ("backward_rank", "rank_penalty", "penalty_weight")

@@ -1,4 +1,4 @@
-"""What one decoder is made of: OLMo-1, OLMo-2, Pythia (GPT-NeoX), the families of hf/, and what lies between them."""
+"""The architecture of a decoder: OLMo-1, OLMo-2, Pythia (GPT-NeoX), the families of hf/, and combinations of them."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ class Layer(NamedTuple):
     """How the attention of one block may differ from that of others.
 
     window: tokens that a query attends to, up to and including its own; 0: all. rope_theta: base of the rotary
-    frequencies; 0: queries and keys aren't rotated. scaling: that of the frequencies.
+    frequencies; 0: queries and keys aren't rotated. scaling: how the frequencies are scaled.
     """
 
     window: int
@@ -31,7 +31,7 @@ class ModelConfig(Settings):
     vocab_size: int = setting(
         50280,
         Role.STATIC,
-        "V, the tokens that the model can name; at least the tokenizer's.",
+        "V, the number of tokens in the model's vocabulary; at least the tokenizer's.",
         bound=POSITIVE_WHOLE,
         unit="tokens",
     )
@@ -42,14 +42,14 @@ class ModelConfig(Settings):
         bound=POSITIVE_WHOLE,
     )
     d_model: int = setting(256, Role.STATIC, "D, the width of the residual stream.", bound=POSITIVE_WHOLE)
-    n_layers: int = setting(4, Role.STATIC, "Blocks of the model.", bound=POSITIVE_WHOLE)
+    n_layers: int = setting(4, Role.STATIC, "Number of blocks.", bound=POSITIVE_WHOLE)
     n_heads: int = setting(
-        8, Role.STATIC, "Heads of queries in a block, of D / n_heads dimensions each.", bound=POSITIVE_WHOLE
+        8, Role.STATIC, "Query heads per block, of D / n_heads dimensions each (or head_width).", bound=POSITIVE_WHOLE
     )
     d_ff: int = setting(
         1024,
         Role.STATIC,
-        "F, the hidden width of the MLP; OLMo-1's 4 D makes 16 D^2 parameters a layer.",
+        "F, the hidden width of the MLP; OLMo-1's 4 D makes 16 D^2 parameters per layer.",
         bound=POSITIVE_WHOLE,
     )
     rope_theta: float = setting(10000.0, Role.STATIC, "Base of the rotary frequencies.", bound=POSITIVE)
@@ -64,18 +64,18 @@ class ModelConfig(Settings):
         "float32",
         Role.STATIC,
         "Type of activations and matmuls; parameters, norms, softmax and loss are always float32. On a GPU, matmuls of "
-        '"float32" run in TF32, as is JAX\'s default.',
+        '"float32" run in TF32, JAX\'s default.',
         bound=choice("float32", "bfloat16"),
     )
     n_kv_heads: int = setting(
         0,
         Role.STATIC,
-        "Heads of keys and values, each read by n_heads / n_kv_heads heads of queries; 0: as many as n_heads.",
+        "Key and value heads, each shared by n_heads / n_kv_heads query heads; 0: as many as n_heads.",
     )
     context_length: int = setting(
         2048,
         Role.STATIC,
-        'The longest sequence that the model is for; "learned" has as many positions.',
+        'The longest sequence that the model is meant for; with "learned" positions, also their number.',
         bound=POSITIVE_WHOLE,
         unit="tokens",
     )
@@ -90,7 +90,7 @@ class ModelConfig(Settings):
         "before",
         Role.STATIC,
         'Place of norms: "before" a sublayer reads the residual stream, "after" it, on what it adds (OLMo-2), or '
-        '"both" (Gemma-3). The norm of the final states stays.',
+        '"both" (Gemma-3). The norm of the final states is there in any case.',
         bound=choice("before", "after", "both"),
     )
     qk_norm: bool = setting(
@@ -101,14 +101,14 @@ class ModelConfig(Settings):
     clip_qkv: float = setting(
         0.0,
         Role.STATIC,
-        "Queries, keys and values are cut to [-clip_qkv, clip_qkv] (OLMo-1 7B); 0 never cuts.",
+        "Queries, keys and values are clipped to [-clip_qkv, clip_qkv] (OLMo-1 7B); 0: no clipping.",
         bound=at_least(0, "needs a positive number, or 0 for no clipping"),
     )
     parallel: bool = setting(
         False,
         Role.STATIC,
-        "Attention and MLP both read the stream as it enters the block (GPT-NeoX), each through its own norm; else the "
-        "MLP reads what attention left.",
+        "Attention and MLP both read the stream as it enters the block (GPT-NeoX), each through its own norm; "
+        "otherwise the MLP reads the stream after attention.",
     )
     mlp: str = setting(
         "swiglu",
@@ -122,13 +122,13 @@ class ModelConfig(Settings):
     positions: str = setting(
         "rotary",
         Role.STATIC,
-        '"rotary", or "learned" vectors that are added to the embedding.',
+        'Positions: "rotary", or "learned" vectors that are added to the embedding.',
         bound=choice("rotary", "learned"),
     )
     rotary_fraction: float = setting(
-        1.0, Role.STATIC, "Share of a head's dimensions that the rotary embedding turns (Pythia: .25).", unit="share"
+        1.0, Role.STATIC, "Share of a head's dimensions that the rotary embedding rotates (Pythia: .25).", unit="share"
     )
-    tied: bool = setting(False, Role.STATIC, "The embedding is the unembedding as well.")
+    tied: bool = setting(False, Role.STATIC, "The embedding also serves as the unembedding.")
     dropout: float = setting(
         0.0, Role.STATIC, "Dropout of the embedding and of what each sublayer adds, in training.", bound=BELOW_ONE
     )
@@ -141,12 +141,12 @@ class ModelConfig(Settings):
     qk_norm_by_head: bool = setting(
         False,
         Role.STATIC,
-        "The norm of queries and keys acts on each head by itself, with one scale for all heads (Qwen3, Gemma-3).",
+        "The norm of queries and keys acts on each head separately, with one scale for all heads (Qwen3, Gemma-3).",
     )
     out_bias: bool = setting(
         True,
         Role.STATIC,
-        "With attention_bias, attention's output projection adds one too (Qwen2: only the others do).",
+        "With attention_bias, attention's output projection adds a bias too (Qwen2: only the others do).",
     )
     norm_plus_one: bool = setting(False, Role.STATIC, "Norms multiply by 1 + scale, and the scale starts at 0 (Gemma).")
     scaled_embedding: bool = setting(False, Role.STATIC, "Embeddings are multiplied by sqrt(D) (Gemma).")
@@ -161,12 +161,12 @@ class ModelConfig(Settings):
         Role.STATIC,
         'Attention of each block, repeated if there are more blocks: "full"; "sliding", over the last `window` tokens; '
         '"unrotated", full and without rotary embedding (SmolLM3). (): all full.',
-        bound=each(choice(*_ATTENTION), f"needs names out of {', '.join(_ATTENTION)}"),
+        bound=each(choice(*_ATTENTION), f"needs names from {', '.join(_ATTENTION)}"),
     )
     window: int = setting(
         0,
         Role.STATIC,
-        'Tokens that "sliding" attention reaches, with the query\'s own; 0 without such blocks.',
+        'Tokens that "sliding" attention reaches, including the query\'s own; 0 without such blocks.',
         bound=at_least(0, "needs a positive whole number, or 0 for no window"),
         unit="tokens",
     )
@@ -180,13 +180,13 @@ class ModelConfig(Settings):
     scaled_init: bool = setting(
         True,
         Role.STATIC,
-        "Matrices that write to the residual stream start with init_std / sqrt(2 n_layers), and the unembedding with "
-        ".3 / sqrt(D) at most; else init_std holds for all, as in OLMo's ladder.",
+        "The standard deviation at the start is init_std / sqrt(2 n_layers) in matrices that write to the residual "
+        "stream, and at most .3 / sqrt(D) in the unembedding; False: init_std in all, as in OLMo's ladder.",
     )
     factored_head: bool = setting(
         False,
         Role.STATIC,
-        "The unembedding is a product U P with P [D, D], as intervention.head_rank needs it. P starts as the identity "
+        "The unembedding is a product U P with P [D, D], as intervention.head_rank requires. P starts as the identity "
         "and stays so in runs without a head_rank, whose results are those of the usual head.",
     )
 
@@ -223,12 +223,12 @@ class ModelConfig(Settings):
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values, chosen or not."""
+        """Number of key and value heads, with 0 resolved."""
         return self.n_kv_heads or self.n_heads
 
     @property
     def rotary_width(self) -> int:
-        """Dimensions of a head that are turned."""
+        """Number of dimensions of a head that are rotated."""
         return int(self.d_head * self.rotary_fraction)
 
     @property
@@ -282,7 +282,7 @@ class ModelConfig(Settings):
             len(pattern) <= self.n_layers,
             f"{at}.attention_pattern",
             pattern,
-            f"names {len(pattern)} blocks, and {at}.n_layers = {self.n_layers}; name at most as many",
+            f"names {len(pattern)} blocks, more than {at}.n_layers = {self.n_layers}; name at most that many",
         )
         require(
             ("sliding" in pattern) == (self.window > 0),
@@ -315,12 +315,12 @@ class ModelConfig(Settings):
             0 < self.rotary_fraction <= 1 and self.rotary_width > 0 and self.rotary_width % 2 == 0,
             f"{at}.rotary_fraction",
             self.rotary_fraction,
-            f"turns {self.rotary_width} of a head's {self.d_head} dimensions; needs an even number of them, at least 2",
+            f"rotates {self.rotary_width} of a head's {self.d_head} dimensions; needs an even number, at least 2",
         )
 
 
 def parameter_count(config: ModelConfig) -> tuple[int, int]:
-    """Return the parameters in all, and those without the embedding, learned positions and the unembedding."""
+    """Return the number of parameters in total, and without the embedding, learned positions and the unembedding."""
     c, wide = config, config.n_heads * config.d_head
     narrow = c.kv_heads * c.d_head
     attention = c.d_model * (wide + 2 * narrow) + wide * c.d_model
@@ -336,9 +336,9 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
 
 
 def head_count(config: ModelConfig) -> int:
-    """Return the parameters without the embedding and learned positions, but with the unembedding unless it is tied.
+    """Return the number of parameters without embedding and learned positions, but with an untied unembedding.
 
-    This is OLMo's `num_params(include_embedding=False)`, after which public suites of small models name their sizes.
+    This is OLMo's `num_params(include_embedding=False)`, by which public suites of small models name their sizes.
     """
     c, (total, _) = config, parameter_count(config)
     return total - (c.padded_vocab_size + c.context_length * (c.positions == "learned")) * c.d_model

@@ -1,7 +1,7 @@
 """Architectures by name: the sizes that stand in for paper A's, in two readings, and the published ones.
 
 OLMO, OLMO2 and PYTHIA map a size to its ModelConfig, as published in code: OLMo's configs/tiny and configs/official,
-OLMo-core's TransformerConfig, Pythia's config.json. How they were trained is not in here.
+OLMo-core's TransformerConfig, Pythia's config.json. Settings of training aren't included.
 """
 
 import dataclasses
@@ -105,12 +105,12 @@ _PARALLEL = {
     "160m": _pythia(768, 12, 12),
 }
 
-# Each with the twin that paper A compares it with: the MLP reads what attention left, all else equal.
+# Each with the twin that paper A compares it with: the MLP reads the stream after attention, all else equal.
 PYTHIA = _PARALLEL | {
     f"{size}-sequential": dataclasses.replace(config, parallel=False) for size, config in _PARALLEL.items()
 }
 
-# The small model of paper B's grokking [B]; norms with parameters, biases and the beginning are ours.
+# The small model of paper B's grokking [B]; norms with parameters, biases and the initialisation are ours.
 GROKKING = ModelConfig(
     vocab_size=200,
     pad_vocab_to=1,

@@ -14,7 +14,7 @@ def _every() -> Any:
     return setting(
         0,
         Role.OBSERVATION,
-        "Steps between two measurements, counted from 0; 0: as the probe's `every` says.",
+        "Steps between two measurements, counted from 0; 0: the probe's `every`.",
         bound=at_least(0, "needs 0 (as the probe) or a positive number of steps"),
         unit="steps",
     )
@@ -26,7 +26,7 @@ def _document_tokens() -> Any:
 
 
 def _neighbors() -> Any:
-    meaning = "Size L of the neighbourhoods of local dimension (paper B: 128)."
+    meaning = "Size L of the neighbourhoods that local dimensions are estimated in (paper B: 128)."
     return setting(128, Role.OBSERVATION, meaning, bound=at_least(3, "needs at least 3"))
 
 
@@ -39,43 +39,45 @@ class TargetConfig(Settings):
     )
     every: int = _every()
     centred: bool = setting(
-        False, Role.OBSERVATION, "Measure the target without its mean row too, as `<target>_centred`."
+        False, Role.OBSERVATION, "Also measure the target without its mean row, as `<target>_centred`."
     )
     spectrum: bool = setting(
         False,
         Role.OBSERVATION,
-        "Record singular values at places 1, 2, 3, 4, 6, 8, 12 and so on beside the metrics, as `<target>_spectrum`.",
+        "Also record the 1st, 2nd, 3rd, 4th, 6th, 8th, 12th (and so on) singular value, as `<target>_spectrum`.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ParametersConfig(TargetConfig):
-    """The matrices whose path, such as blocks_0/mlp/up, holds the regular expression `pattern`; a target each."""
+    """The matrices in whose path, such as blocks_0/mlp/up, the expression `pattern` matches; each is a target."""
 
-    pattern: str = setting("", Role.OBSERVATION, "Regular expression that the path of a matrix holds.")
+    pattern: str = setting(
+        "", Role.OBSERVATION, "Regular expression that has to match somewhere in the path of a matrix."
+    )
 
     def check_fields(self, at: str) -> None:
         require(
             not self.metrics or bool(self.pattern),
             f"{at}.pattern",
             self.pattern,
-            f"says which parameters {at}.metrics are of, such as 'mlp/(up|down)$'",
+            f"has to say which parameters {at}.metrics are measured of, such as 'mlp/(up|down)$'",
         )
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ConfigError(f"{at}.pattern = {self.pattern!r}: is no regular expression: {error}") from error
+            raise ConfigError(f"{at}.pattern = {self.pattern!r}: isn't a valid regular expression: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class TextsConfig(Settings):
-    """Loss, accuracy and the geometry of states on texts by name; nothing is measured without names."""
+    """Loss, accuracy and the geometry of states on named texts; nothing is measured without names."""
 
     names: tuple[str, ...] = setting(
         (),
         Role.OBSERVATION,
-        'Texts: "train", what the run learns from; "validation", what is held out of the same domains; or any domain, '
-        "whose validation text is read. Of equations there are the first two.",
+        'Texts: "train", what the run is trained on; "validation", what is held out of the same domains; or the name '
+        "of a domain, whose validation text is read. For equations only the first two exist.",
     )
     every: int = _every()
     states: tuple[str, ...] = setting(
@@ -97,33 +99,33 @@ class TextsConfig(Settings):
             "duplicates",
         ),
         Role.OBSERVATION,
-        "Names registered in geometry.probe; () for loss and accuracy alone.",
+        "Names registered in geometry.probe; () for loss and accuracy only.",
     )
     documents: int = setting(
         256,
         Role.OBSERVATION,
-        "Documents of each text that are read, the first, after a BOS.",
+        "Documents that are read of each text, the first ones, each after a BOS.",
         bound=at_least(1, "needs at least 1"),
     )
     document_tokens: int = _document_tokens()
     tokens: str = setting(
         "all",
         Role.OBSERVATION,
-        'Tokens whose states are taken: "all" of them but padding, or the "last" of each document.',
+        'Tokens whose states are taken: "all" except padding, or the "last" of each document.',
         bound=choice("all", "last"),
     )
     drawn: int = setting(
         0,
         Role.OBSERVATION,
-        "Tokens that are drawn of these, the same each time; 0 takes all, in a random order (of equations as many as "
-        "the members of a cohort all have).",
+        "Tokens that are drawn from these at random, the same each time; 0 takes all, in a random order (of equations, "
+        "as many as every member of the cohort has).",
         bound=at_least(0, "needs 0 (all) or a positive number of tokens"),
         unit="tokens",
     )
     points: int = setting(
         2000,
         Role.OBSERVATION,
-        "N, states that are measured: the first of those drawn that repeat none before them (paper B: 60,000).",
+        "N, the number of states that are measured: the first distinct ones of those drawn (paper B: 60,000).",
     )
     neighbors: int = _neighbors()
 
@@ -132,7 +134,7 @@ class TextsConfig(Settings):
             self.points > self.neighbors,
             f"{at}.points",
             self.points,
-            f"a point among so many has fewer than {at}.neighbors = {self.neighbors} others; raise it, or lower that",
+            f"leaves a point fewer than {at}.neighbors = {self.neighbors} others; raise it, or lower that",
         )
         require(
             not self.drawn or self.drawn >= self.points,
@@ -141,24 +143,24 @@ class TextsConfig(Settings):
             f"is fewer than {at}.points = {self.points}; raise it, or lower that",
         )
         require(
-            len(set(self.names)) == len(self.names), f"{at}.names", self.names, "names a text twice; once is enough"
+            len(set(self.names)) == len(self.names), f"{at}.names", self.names, "names a text twice; name each once"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig(Settings):
-    """Geometry measured in the loop: at step 0, every so many steps, and at every checkpoint.
+    """Geometry measured during training: at step 0, every `every` steps, and at every checkpoint.
 
-    unembedding is W without the rows that pad the vocabulary; raw, and as `unembedding_gauge_fixed` without what the
-    logits can't see. embedding: likewise without padding, raw alone. parameters: other matrices, by path. final_states:
-    states after the final norm. layers: states after each block, as `layer_0`, `layer_1` and so on. texts: loss,
-    accuracy and geometry on texts by name, such as what is trained on against what isn't.
+    unembedding is W without the rows that pad the vocabulary; raw, and as `unembedding_gauge_fixed` without what
+    predictions don't depend on. embedding: likewise without padding, only raw. parameters: other matrices, by path.
+    final_states: states after the final norm. layers: states after each block, as `layer_0`, `layer_1` and so on.
+    texts: loss, accuracy and geometry on named texts, such as what is trained on and what is held out.
     """
 
     every: int = setting(
         100,
         Role.OBSERVATION,
-        "Steps between two measurements, counted from 0, of targets that say nothing else; 0 never measures them.",
+        "Steps between two measurements, counted from 0, of targets whose own `every` is 0; 0: never.",
         bound=at_least(0, "needs 0 (never) or a positive number of steps"),
         unit="steps",
     )
@@ -176,7 +178,7 @@ class ProbeConfig(Settings):
     documents: int = setting(
         128,
         Role.OBSERVATION,
-        "Fixed validation documents, after a BOS, in each of `sets` disjoint sets whose states are measured.",
+        "Fixed validation documents, each after a BOS, in each of `sets` disjoint sets whose states are measured.",
         bound=_AT_LEAST_TWO,
     )
     sets: int = setting(
@@ -189,7 +191,7 @@ class ProbeConfig(Settings):
     tokens: str = setting(
         "last",
         Role.OBSERVATION,
-        'Tokens whose states are taken: "last" of each document (paper A\'s H); "all" of them but BOS and padding; '
+        'Tokens whose states are taken: "last", that of each document (paper A\'s H); "all", except BOS and padding; '
         '"sampled", `sampled_tokens` of these, always the same.',
         bound=choice("last", "sampled", "all"),
     )
@@ -208,5 +210,5 @@ class ProbeConfig(Settings):
         return any(self.interval(target) and target.metrics for target in (self.final_states, self.layers))
 
     def interval(self, target: TargetConfig) -> int:
-        """Steps between two measurements of a target; 0 for never."""
+        """Return the steps between two measurements of a target; 0 for never."""
         return target.every or self.every

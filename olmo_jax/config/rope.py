@@ -19,7 +19,7 @@ class RopeScaling(Settings):
         bound=choice("none", "linear", "llama3", "yarn"),
     )
     factor: float = setting(
-        1.0, Role.STATIC, "What the frequencies are divided by.", bound=at_least(1, "needs a number of 1 or more")
+        1.0, Role.STATIC, "Divisor of the frequencies.", bound=at_least(1, "needs a number of 1 or more")
     )
     original_length: int = setting(
         0, Role.STATIC, "The context length of pre-training; llama3 and yarn need it.", unit="tokens"
@@ -27,7 +27,7 @@ class RopeScaling(Settings):
     low: float = setting(
         1.0,
         Role.STATIC,
-        "Turns in the original context below which they are divided: llama3's low_freq_factor, yarn's beta_slow.",
+        "Turns in the original context below which a frequency is divided: llama3's low_freq_factor, yarn's beta_slow.",
         bound=NOT_NEGATIVE,
     )
     high: float = setting(
@@ -39,7 +39,7 @@ class RopeScaling(Settings):
     attention_factor: float = setting(
         1.0,
         Role.STATIC,
-        "What yarn multiplies the rotated queries, and keys, by.",
+        "Factor by which yarn multiplies the rotated queries, and the keys.",
         bound=NOT_NEGATIVE,
     )
 

@@ -37,7 +37,7 @@ class OptimizerConfig(Settings):
     beta2: float = setting(0.95, Role.TRACED, "Adam's decay of the second moment.", bound=BELOW_ONE)
     eps: float = setting(1e-8, Role.TRACED, "Adam's epsilon.", bound=POSITIVE)
     clip_norm: float = setting(
-        1.0, Role.TRACED, "The gradient's global norm is cut to this; 0 never cuts.", bound=NOT_NEGATIVE
+        1.0, Role.TRACED, "The gradient's global norm is clipped to this; 0: no clipping.", bound=NOT_NEGATIVE
     )
     warmup_fraction: float = setting(
         0.02, Role.TRACED, "Share of the steps over which the rate rises linearly.", bound=SHARE, unit="share"
@@ -49,13 +49,16 @@ class OptimizerConfig(Settings):
         0.1, Role.TRACED, "Share of the peak that the rate ends at.", bound=SHARE, unit="share"
     )
     schedule: str = setting(
-        "cosine", Role.TRACED, 'Shape of the way down: "cosine" (OLMo\'s) or "linear".', bound=choice(*SCHEDULES)
+        "cosine",
+        Role.TRACED,
+        'Shape of the decay from the peak: "cosine" (OLMo\'s) or "linear".',
+        bound=choice(*SCHEDULES),
     )
     decay_embeddings: bool = setting(
-        True, Role.STATIC, "Weight decay reaches the embedding, the unembedding and learned positions."
+        True, Role.STATIC, "Weight decay applies to the embedding, the unembedding and learned positions."
     )
     decay_norms: bool = setting(
-        True, Role.STATIC, "Weight decay reaches what isn't a matrix, the scales of norms and biases."
+        True, Role.STATIC, "Weight decay applies to what isn't a matrix: the scales of norms, and biases."
     )
     z_loss: float = setting(
         0.0,
@@ -67,20 +70,20 @@ class OptimizerConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Settings):
-    """When the stack is written. The last step of every member is always written."""
+    """When checkpoints are written. That of the last step of every member is always written."""
 
     every: int = setting(
         0,
         Role.OBSERVATION,
-        "Steps between two checkpoints; 0 for none but the others.",
+        "Steps between two checkpoints; 0: none at regular intervals.",
         bound=NOT_NEGATIVE,
         unit="steps",
     )
     log_spaced: int = setting(
         0,
         Role.OBSERVATION,
-        "Checkpoints at steps in geometric progression from 1 to the last, for each budget of a stack (a cohort, or "
-        "its part); 0 for none.",
+        "Number of checkpoints, at steps in geometric progression from 1 to the last, for each budget of a stack (a "
+        "cohort, or a part of one); 0 for none.",
         bound=NOT_NEGATIVE,
     )
 
@@ -92,16 +95,16 @@ class MeshConfig(Settings):
     member: int = setting(
         0,
         Role.EXECUTION,
-        "Devices that members lie on; 0: as many as there are to use.",
-        bound=at_least(0, "needs a number of devices, or 0 to choose"),
+        "Devices that members are distributed over; 0: as many as can be used.",
+        bound=at_least(0, "needs a number of devices, or 0 for as many as can be used"),
     )
-    data: int = setting(1, Role.EXECUTION, "Devices that a batch lies on.", bound=_DEVICES)
-    model: int = setting(1, Role.EXECUTION, "Devices that a member's matrices lie on.", bound=_DEVICES)
+    data: int = setting(1, Role.EXECUTION, "Devices that a batch is split over.", bound=_DEVICES)
+    model: int = setting(1, Role.EXECUTION, "Devices that a member's matrices are split over.", bound=_DEVICES)
     fsdp: bool = setting(
         False,
         Role.EXECUTION,
-        'Parameters and moments are cut over "data" as well and gathered where they are used, matrix by matrix (fully '
-        "sharded data parallelism), for a model that one device can't hold.",
+        'Parameters and moments are split over "data" as well and gathered where they are used, matrix by matrix '
+        "(fully sharded data parallelism), for a model that one device can't hold.",
     )
 
 
@@ -124,19 +127,19 @@ class TrainConfig(Settings):
         bound=SEED,
     )
     tensorboard: bool = setting(False, Role.PLACE, "Also write TensorBoard event files.")
-    wandb: str = setting("", Role.PLACE, 'Also log to this project of Weights & Biases; "" for no.')
+    wandb: str = setting("", Role.PLACE, 'Also log to this project of Weights & Biases; "" for none.')
     mapping: str = setting(
         "auto",
         Role.EXECUTION,
-        'How members go through the device: "vmap" all at once, which feeds an accelerator\'s many units; "map" one '
-        'after another, which a CPU\'s caches like better; "auto" by backend. Results agree within rounding.',
+        'How members are computed: "vmap", all at once, which suits an accelerator; "map", one after another, which '
+        'suits the caches of a CPU; "auto" chooses by backend. Results agree within rounding.',
         bound=choice("auto", *MAPPINGS),
     )
     imported: str = setting(
         "",
         Role.DATA,
         "The architecture that the parameters were read from, for a run that `olmo-jax import` made. Such a run isn't "
-        "trained here, and of its optimiser, batch and budget nothing is known.",
+        "trained here, and nothing is known of its optimiser, batch size and budget.",
     )
     imported_quantization: str = setting(
         "",
@@ -173,10 +176,10 @@ class TrainConfig(Settings):
         folder_name(self.name, f"{at}.name")
         check_intervention(self, at)
         require(
-            self.total_steps >= 1 or bool(self.imported),  # a publisher's step 0 may be all that there is
+            self.total_steps >= 1 or bool(self.imported),  # of an imported run, step 0 may be the only one
             f"{at}.tokens",
             self.tokens,
-            f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens",
+            f"is less than one step, {at}.data.batch_size x sequence_length = {self.tokens_per_step} tokens; raise it",
         )
         require(
             self.total_steps < 2**31,
@@ -194,7 +197,7 @@ class TrainConfig(Settings):
             not (self.data.is_arithmetic and self.probe.reads_states),
             f"{at}.probe.{'final_states' if self.probe.final_states.metrics else 'layers'}.metrics",
             (self.probe.final_states.metrics or self.probe.layers.metrics),
-            f"is measured on documents, and equations are none; make it () and name the metrics in {at}.probe.texts",
+            f"is measured on documents, which equations aren't; make it () and name the metrics in {at}.probe.texts",
         )
         if self.data.tokenizer == "bpe" and not self.data.is_arithmetic:
             require(
@@ -202,5 +205,5 @@ class TrainConfig(Settings):
                 f"{at}.model.vocab_size",
                 self.model.vocab_size,
                 f"is smaller than {at}.data.bpe_vocab_size = {self.data.bpe_vocab_size}; tokens would lie outside the "
-                "vocabulary",
+                "vocabulary; raise it",
             )

@@ -2,7 +2,7 @@
 
 At the edge a configuration is an ml_collections ConfigDict (`to_config_dict`), so that every field can be overridden
 on the command line. Inside it is a frozen dataclass (`from_config_dict`), whose fields are declared as field.py says:
-what isn't a field doesn't exist.
+there are no other keys.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class ConfigError(UserError, ValueError):
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
-    """Raises ConfigError unless `condition` holds."""
+    """Raise ConfigError unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{key} = {_shown(value)}: {remedy}")
 
@@ -48,25 +48,25 @@ def _shown(value: object) -> str:
 
 
 def one_of(value: str, known: tuple[str, ...], key: str) -> None:
-    """Raises ConfigError unless `value` is one of those known."""
+    """Raise ConfigError unless `value` is one of those known."""
     require(value in known, key, value, f"needs one of {', '.join(known)}")
 
 
 def unique(values: tuple[Any, ...], key: str) -> None:
-    """Raises ConfigError for a value that is there twice."""
-    require(len(set(values)) == len(values), key, values, "names something twice")
+    """Raise ConfigError for a value that occurs twice."""
+    require(len(set(values)) == len(values), key, values, "names something twice; name each once")
 
 
 def folder_name(value: str, key: str) -> None:
-    """Raises ConfigError unless `value` can begin a folder's name on any file system that we write to."""
+    """Raise ConfigError unless `value` can begin a folder's name on any file system that we write to."""
     require(
         bool(value) and "/" not in value and not value.startswith("."),
         key,
         value,
-        "is the name of a folder, or its beginning: not empty, no '/', no leading '.'",
+        "begins the name of a folder; it must not be empty, contain '/' or begin with '.'",
     )
     odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
-    require(not odd, key, value, "is the name of a folder: no control or undecodable characters")
+    require(not odd, key, value, "begins the name of a folder; it must not contain control or undecodable characters")
     size, most = len(value.encode()), LONGEST_BEGINNING
     require(size <= most, key, value, f"begins the name of a folder and has {size} bytes; use at most {most}")
 
@@ -75,10 +75,10 @@ class Settings:
     """A configuration's class: a frozen dataclass whose fields are declared with `field.setting`."""
 
     def check(self, at: str) -> None:
-        """Raises ConfigError where a field isn't within its declared bound, or fields contradict each other.
+        """Raise ConfigError where a field isn't within its declared bound, or fields contradict each other.
 
         Args:
-          at: the dotted key of this configuration, for messages. Its sections are taken as checked.
+          at: the dotted key of this configuration, for messages. Its sections have to be checked already.
         """
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             bound = declared(field).bound
@@ -88,11 +88,11 @@ class Settings:
         self.check_fields(at)
 
     def check_fields(self, at: str) -> None:
-        """Raises ConfigError where fields contradict each other, or one isn't what no bound can say."""
+        """Raise ConfigError where fields contradict each other, or one breaks a rule that no bound can express."""
 
 
 def to_config_dict(config: Any) -> ConfigDict:
-    """The ml_collections form of a dataclass configuration, nested as it is."""
+    """Return the ml_collections form of a dataclass configuration, with the same nesting."""
     result = ConfigDict()
     for field in dataclasses.fields(config):
         result[field.name] = _for_config_dict(getattr(config, field.name))
@@ -106,10 +106,10 @@ def _for_config_dict(value: Any) -> Any:
 
 
 def from_config_dict(kind: type[T], values: Mapping[str, Any] | ConfigDict, at: str = "config") -> T:
-    """Builds the frozen, checked dataclass `kind` from a (nested) mapping.
+    """Build the frozen, checked dataclass `kind` from a (nested) mapping.
 
-    Fields that `values` lacks keep their defaults. Raises ConfigError for an unknown key (naming the nearest one), a
-    value of the wrong type, and what `kind.check` finds.
+    Fields that `values` lacks keep their defaults. Raises ConfigError for an unknown key (naming the nearest one), for
+    a value of the wrong type, and where `kind.check` does.
     """
     fields = {f.name: t for f, t in _typed_fields(kind)}
     built = {}
@@ -123,7 +123,7 @@ def from_config_dict(kind: type[T], values: Mapping[str, Any] | ConfigDict, at: 
 
 
 def unknown_key(at: str, key: str, known: typing.Iterable[str]) -> str:
-    """The message for a key that isn't a field: where, what, and the nearest name."""
+    """Return the message for a key that isn't a field: where it is, its name, and the nearest known name."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
@@ -136,7 +136,7 @@ def _typed_fields(kind: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value of no declared type without ConfigDicts and lists, as it would stand in Python."""
+    """Return a value of undeclared type with dicts and tuples in place of ConfigDicts and lists."""
     if isinstance(value, Mapping | ConfigDict):
         return {str(key): _plain(one) for key, one in value.items()}
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -34,7 +34,7 @@ def test_a_checkpoint_that_mismatches_its_configuration_is_named(cohort, trained
         ({"quantize.granularity": "group"}, "quantize.group_size = 0: contradicts"),
         ({"quantize.granularity": "group", "quantize.group_size": 7}, "group_size = 7: doesn't divide the 16 inputs"),
         ({"quantize.scopes": ("head",)}, "scopes = 'head': matches no matrix; the matrices are blocks_0/attention/key"),
-        ({"quantize.scopes": ("(",)}, "is none of blocks, .* no regular expression"),
+        ({"quantize.scopes": ("(",)}, "is none of blocks, .* no valid regular expression"),
         (
             {"finetune.targets": ("poetry",)},
             "targets = 'poetry': isn't a domain of the data, which have code, other, prose",

@@ -225,7 +225,7 @@ def test_norms_match_their_formulas():
         ({"norm_at": "around"}, ["norm_at", "before, after"]),
         ({"mlp": "relu"}, ["mlp = 'relu'", "swiglu, geglu, gelu"]),
         ({"positions": "alibi"}, ["positions", "rotary, learned"]),
-        ({"rotary_fraction": 0.4}, ["rotary_fraction = 0.4", "turns 3 of a head's 8"]),
+        ({"rotary_fraction": 0.4}, ["rotary_fraction = 0.4", "rotates 3 of a head's 8"]),
         ({"rotary_fraction": 0.0}, ["rotary_fraction = 0.0"]),
         ({"rotary_fraction": 1.5}, ["rotary_fraction = 1.5"]),
         ({"clip_qkv": -1.0}, ["clip_qkv = -1.0"]),

@@ -5,7 +5,7 @@
     olmo-jax report --workdir=runs/datadecide --join=ppl-results.parquet
     olmo-jax run --config=datadecide:cpu --workdir=runs/datadecide-cpu
 
-The argument is a list of sizes with "+" between, `all` for the ten from 4m to 150m, or `cpu`; then options:
+The argument is a list of sizes separated by "+", `all` for the ten from 4m to 150m, or `cpu`; then options:
 
     cpu        the 4M model with small batches and few steps on debian_prose: about 20 minutes on two cores. It shows
                that the recipe runs, not that it reaches the published loss
@@ -13,7 +13,7 @@ The argument is a list of sizes with "+" between, `all` for the ten from 4m to 1
     text=GLOB  files of one of the published corpora; without it, the built-in prose stands in
     tokenizer=FILE  its tokenizer.json (theirs is GPT-NeoX's); without it, one of 50,280 tokens is trained on the text
 
-`report --join` takes the published table of perplexities (allenai/DataDecide-ppl-results) and lays its curves over
+`report --join` takes the published table of perplexities (allenai/DataDecide-ppl-results) and plots its curves with
 these. Model, initial parameters, optimiser, schedule, batch and steps are the published ones [code], see recipe.py; the
 order of the data and the probes are ours.
 """
@@ -63,7 +63,9 @@ def _parse(argument: str) -> tuple[str, dict[str, str]]:
         options[key] = value
     most = len(recipe.SEEDS)
     if options.get("seeds", "1") not in map(str, range(1, most + 1)):
-        raise ConfigError(f"datadecide.py: seeds={options['seeds']} needs a number from 1 to {most}, those published")
+        raise ConfigError(
+            f"datadecide.py: seeds={options['seeds']} needs a number from 1 to {most}, the number of published seeds"
+        )
     return scale, options
 
 
@@ -118,12 +120,16 @@ def _seeds(count: int) -> Grid:
 
 
 def _notes(scale: str, options: dict[str, str]) -> list[str]:
-    notes = ["the published recipe; losses compare with the published ones only on the same corpus and tokenizer"]
+    notes = [
+        "the published recipe; losses can be compared with the published ones only on the same corpus and tokenizer"
+    ]
     if scale == "cpu":
         notes.append(
             f"reduced: {_CPU_STEPS} steps of {_CPU_BATCH} sequences instead of {recipe.steps('4m'):,} of "
             f"{recipe.batch_size('4m')}, in float32 instead of bfloat16"
         )
     elif "text" not in options:
-        notes.append("the built-in prose stands in for the corpus, and is passed many times: text=GLOB names yours")
+        notes.append(
+            "the built-in prose stands in for the corpus, and is repeated many times; text=GLOB uses your own text"
+        )
     return notes

@@ -8,8 +8,8 @@ from sweeps.report.item import Figure, NothingToShow, add_section, report_item
 
 SECTION = "published"
 _NOTE = (
-    "Perplexities of different texts don't compare: the published ones are of the Pile's validation text, those of "
-    "this sweep of its own."
+    "Perplexities on different texts can't be compared: the published ones are on the Pile's validation text, those of "
+    "this sweep on its own."
 )
 
 add_section(SECTION, "Beside published curves", after="training", optional=True)
@@ -20,7 +20,7 @@ def published_curves(results: AnalysisResults) -> Figure:
     """Perplexity by step, of this sweep and as published for the same size and seed."""
     curves = results.joined.get("datadecide")
     if curves is None:
-        raise NothingToShow("no published table was joined; `olmo-jax report --join=FILE` does it")
+        raise NothingToShow("no published table was joined; `olmo-jax report --join=FILE` joins one")
     corpora = [name for name in curves["corpus"].unique() if name != "this sweep"]
     chart = (
         alt.Chart(alt.NamedData("published"))

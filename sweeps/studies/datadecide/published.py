@@ -51,7 +51,7 @@ def join(published: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
             f"sweep's {wanted}"
         )
     if len(pairs) < len(rows):
-        say(f"--join: {len(rows) - len(pairs):,} of {len(rows):,} rows are of other sizes or seeds and left out")
+        say(f"--join: {len(rows) - len(pairs):,} of {len(rows):,} rows are of other sizes or seeds and are left out")
     duplicates = pairs[pairs.duplicated(["size", "corpus", "seed", "step"])]
     if len(duplicates):
         first = duplicates.iloc[0]
@@ -68,7 +68,7 @@ def _named(rows: pd.DataFrame) -> list[str]:
 
 
 def _ours(table: pd.DataFrame) -> pd.Series:
-    """Return which rows are of the recipe; a run with other batches has another axis of steps, and isn't."""
+    """Return which rows are of the recipe; a run with another batch size isn't, since its steps differ."""
     columns = ("config.name", "config.init_seed", "config.data.batch_size")
     if not set(columns) <= set(table.columns):  # imported runs have no seeds
         return pd.Series(False, index=table.index)

@@ -45,7 +45,7 @@ SIZES = tuple(_SHAPES)
 def model(size: str) -> ModelConfig:
     """Return the architecture: OLMo-1's block with RMSNorm, SwiGLU of hidden width 4 d, GPT-NeoX's vocabulary.
 
-    All matrices start with a standard deviation of .02, cut at 3 of these.
+    All matrices start with a standard deviation of .02, truncated at 3 standard deviations.
     """
     shape = _SHAPES[size]
     return ModelConfig(
@@ -70,7 +70,7 @@ def batch_size(size: str) -> int:
 def steps(size: str) -> int:
     """Return the steps of the whole run, those of 100 tokens per parameter and ten more.
 
-    Parameters are those of `head_count`, from 150M on the label's number: as the published last steps show.
+    Parameters are those of `head_count`, or from 150M on the number in the label, as the published last steps show.
     """
     label = float(size.removesuffix("m")) * 1e6
     count = label if label >= 150e6 else head_count(model(size))

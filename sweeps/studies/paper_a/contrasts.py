@@ -1,4 +1,4 @@
-"""Claims about a factor: it is changed with everything else equal, and the sizes are the sample."""
+"""Claims about a factor, which is changed with everything else equal; the sizes are the sample."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What the test of one claim says."""
+"""The result of the test of one claim."""
 
 import math
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Effect(NamedTuple):
     Attributes:
       effect, low, high: the difference, correlation or gain of R2, with its 95 % interval; NaN if the table can't give
         it. Differences are in units of the metric.
-      n: size of the sample. of: what it counts.
+      n: size of the sample. of: what the sample consists of.
       effect_in_seed_sd: a difference in standard deviations over seeds; else NaN.
       verdict: agrees, disagrees, unclear or untestable.
     """
@@ -45,8 +45,8 @@ def mean_difference(claim: str, metric: str, sign: int, differences: list[float]
     """Return the mean of differences with Student's interval.
 
     Args:
-      sign: that of the difference in the paper. noise: standard deviation over seeds. of: what the
-        differences are between.
+      sign: that of the difference in the paper. noise: standard deviation over seeds. of: what
+        the sample consists of, such as "sizes".
     """
     values = np.array([d for d in differences if math.isfinite(d)])
     n = len(values)
@@ -59,7 +59,7 @@ def mean_difference(claim: str, metric: str, sign: int, differences: list[float]
 
 
 def verdict(sign: int, effect: float, low: float, high: float) -> str:
-    """Return what an interval says of a claim that the effect has this sign."""
+    """Return the verdict of an interval on a claim that the effect has this sign."""
     if not (low > 0 or high < 0):
         return "unclear"
     return "agrees" if effect * sign > 0 else "disagrees"

@@ -2,7 +2,7 @@
 
     python -m sweeps.studies.paper_a.effects WORKDIR        (prints the table of docs/results.md)
 
-Each claim is a difference, a correlation or a gain of prediction, with a 95 % interval. What it is a sample of differs:
+Each claim is a difference, a correlation or a gain of prediction, with a 95 % interval. The samples differ:
 
 - A factor is changed from one value to another with everything else equal; the differences are averaged within each
   size, and the sizes are the sample (contrasts.py).

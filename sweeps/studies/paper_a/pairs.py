@@ -1,4 +1,4 @@
-"""Claims about an option of the model: two models that differ in it alone, paired by seed."""
+"""Claims about an option of the model: two models that differ only in it, paired by seed."""
 
 from typing import NamedTuple
 

@@ -3,9 +3,9 @@
     olmo-jax plan --config=paper:paper
     olmo-jax run --config=paper:cpu,seeds=5 --workdir=runs/paper-cpu
 
-The argument is a scale, then options, all with commas between:
+The argument is a scale, then options, all separated by commas:
 
-    paper   as published, as far as it is published; `text=GLOB` names its text, `tokenizer=FILE` its tokenizer.json
+    paper   the suite as far as it is published; `text=GLOB` names its text, `tokenizer=FILE` its tokenizer.json
     gpu     all 108, reduced so that one H100-class GPU should finish them in about half an hour (not measured)
     cpu     all 108, tiny: minutes on a laptop
     sizes=READING  what the labels 4M to 75M count: `head` or `blocks` (sizes.py)
@@ -13,14 +13,14 @@ The argument is a scale, then options, all with commas between:
     lr=RULE        peak by size and budget: fixed, ladder or neighbours (sizes.py)
     lr_rule=RULE   learning rate by batch size: fixed, sqrt or linear
     schedule=NAME  shape of the way down from the peak: cosine or linear
-    quantize=SET   channel, one scale per output; group128, as published next door; or channel+group128
+    quantize=SET   channel, one scale per output; group128, per 128 inputs (see GroupsConfig); or both, channel+group128
     items=TASK     also fine-tune on the training items of a task, such as arc_easy
     vocabulary=V   size of the tokenizer and of the models' vocabulary
     seeds=K        K replicates (5 or more) of each size's default; all_seeds=K: of every configuration
     steps_matched  also batch sizes 64 and 256 with as many steps as the default (32 and 512 are in the suite)
     pythia         also Pythia-14M and its twin with the sequential block, at the largest budget
     tied           also the smallest size with tied embeddings
-    pair_seeds=K   K replicates (3 or more) of those of pythia and tied
+    pair_seeds=K   K replicates (3 or more) of the runs of pythia and tied
     corpus         also each size's default trained on the corpus's other domain, code; with text=GLOB: other=GLOB
 
 The default is sizes=head. All public OLMo-style suites of small models that we know name their sizes by that count, a
@@ -31,7 +31,7 @@ this project's first results.
 Values marked [A] are the paper's, [ours] are stand-ins for what it doesn't publish, [code] are from public code. A
 reduced suite keeps the ratios between values of a factor and between sizes; at least 20 steps at the largest batch of
 the smallest budget; every configuration's cumulative weight decay, unless its few steps can't hold it; and with
-sizes=head the tokens of the vocabulary per dimension, V / D, on a CPU half of them. What it can't keep, its notes say.
+sizes=head the tokens of the vocabulary per dimension, V / D, on a CPU half of them. Its notes say what it can't keep.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ from sweeps.studies.paper_a.scales import (
 )
 from sweeps.studies.paper_a.sizes import NORMS, RATE_RULES, SIZES, check_labels, counts
 
-_BPE_MEGABYTES = 20.0  # [ours]; text that can't exceed it is taken whole
+_BPE_MEGABYTES = 20.0  # [ours]; the tokenizer is trained on all of a smaller text
 
 # Options that take one of these values, the first of which is the default.
 _CHOICES = {
@@ -138,7 +138,7 @@ def _parse(argument: str) -> _Options:
             plural = "rules" if key == "lr_rule" else "choices"
             raise ConfigError(f"paper.py has no {key}={options[key]}; {plural}: {', '.join(choices)}")
     if "other" in options and not {"corpus"} <= flags:
-        raise ConfigError("paper.py: other=GLOB is the text of the option corpus; add that")
+        raise ConfigError("paper.py: other=GLOB is the text of the option corpus; add corpus")
     if "corpus" in flags and "text" in options and not {"other", "tokenizer"} <= options.keys():
         raise ConfigError(
             "paper.py: corpus with text=GLOB needs other=GLOB, the text to compare with, and tokenizer=FILE for both"
@@ -307,33 +307,35 @@ def _other_corpus(options: dict[str, str]) -> Point:
 
 def _notes(rates: Rates, options: _Options) -> list[str]:
     scale = rates.scale
-    notes = ["which 18 configurations, sizes, context, peak, warm-up and Adam's numbers are ours: none is published"]
+    notes = [
+        "the choice of 18 configurations, sizes, context, peak, warm-up and Adam's numbers are ours: none is published"
+    ]
     if scale.is_full:
         notes.append(f"parameters with the head and without the embedding, as OLMo counts: {counts(rates.sizes)}")
     else:
         notes += _reductions(rates, options)
     if "text" not in options.values:
-        notes.append("the built-in corpus stands in for the Pile; text=GLOB names yours")
+        notes.append("the built-in corpus stands in for the Pile; text=GLOB uses your own text")
         if scale.epochs > 1:
             notes.append(
-                "the largest budgets pass the built-in corpus several times: text=GLOB with more than 170 MB avoids it"
+                "the largest budgets pass over the built-in corpus several times; text=GLOB of over 170 MB avoids that"
             )
     largest = max(rates.peak(size, BUDGET, BATCH) for size in rates.sizes.values())
     if largest * rates.decay * RATE_FACTORS[-1] >= 1:
         notes.append(
-            f"untestable here: learning rate x{RATE_FACTORS[-1]:g}, whose decay would take "
-            f"{largest * rates.decay * RATE_FACTORS[-1]:.2g} of a weight in one step"
+            f"untestable here: learning rate x{RATE_FACTORS[-1]:g}, whose weight decay would subtract "
+            f"{largest * rates.decay * RATE_FACTORS[-1]:.2g} times each weight in one step"
         )
     return notes
 
 
 def _reductions(rates: Rates, options: _Options) -> list[str]:
-    """Say what a reduced suite can't keep."""
+    """Return notes on what a reduced suite can't keep."""
     scale = rates.scale
     widths = [scale.model(size).d_model for size in rates.sizes.values()]
     full = [size.d_model for size in rates.sizes.values()]
     notes = [
-        f"untestable here: what needs the paper's sizes; {', '.join(rates.sizes)} have widths of "
+        f"untestable here: claims that need the paper's sizes; {', '.join(rates.sizes)} have widths of "
         f"{', '.join(map(str, widths))} here and of {', '.join(map(str, full))} in full, which bounds their ranks"
     ]
     dimensions = scale.vocabulary / widths[0], next(iter(rates.sizes.values())).vocab_size / full[0]
@@ -341,7 +343,7 @@ def _reductions(rates: Rates, options: _Options) -> list[str]:
     tokens = scale.tokens(BUDGET) / scale.vocabulary, BUDGET / 50280
     notes.append(
         f"tokens of the vocabulary per dimension of the smallest size: {dimensions[0]:.0f}"
-        + (", as in full" if kept else f", in full {dimensions[1]:.0f}")
+        + (", as in the full suite" if kept else f", in the full suite {dimensions[1]:.0f}")
         + f"; the default sees each token of the vocabulary {tokens[0]:.0f} times on average, in full {tokens[1]:,.0f}"
     )
     if rates.decay < rates.kept_decay:

@@ -1,4 +1,4 @@
-"""Claims about geometry and performance across configurations: correlations, and gains of prediction."""
+"""Claims about geometry and performance across configurations: correlations, and gains in R2."""
 
 import math
 
@@ -75,7 +75,7 @@ _COUNT = "replicates"
 
 
 def _low_rank_without_harm(rows: pd.DataFrame, means: pd.DataFrame) -> Effect:
-    """Return by how much the rank can be below the default's where the loss isn't, in the smallest size.
+    """Return how far the rank can be below the default's at no worse a loss, in the smallest size.
 
     A loss counts as no worse up to two standard deviations over seeds, which are pooled over all sizes. The interval is
     that of the difference of two means, by Student's t, corrected (Bonferroni) for the choice of the lowest.

@@ -1,12 +1,12 @@
-"""How the suite is reduced to a machine [ours]: what keeps its ratio, and what can't."""
+"""How the suite is reduced to fit a machine [ours]: which quantities keep their ratios, and which can't."""
 
 import dataclasses
 
 from olmo_jax.config import ModelConfig
 from sweeps.studies.paper_a.sizes import peak_rate
 
-# Sequences, tokens, and shares of the peak [A]. The default is 32B, 128, .1, x1, 10 % [ours, as is all about which
-# values meet: the paper says 18 configurations, one factor at a time, and contradicts itself on .5 or .05, on the
+# Sequences, tokens, and shares of the peak [A]. The default is 32B, 128, .1, x1, 10 % [ours, as is the choice of
+# combinations: the paper says 18 configurations, one factor at a time, and contradicts itself on .5 or .05, on the
 # factors of the learning rate, and on the default final fraction].
 BUDGETS = (8_000_000_000, 32_000_000_000, 128_000_000_000)
 FACTORIAL_BATCHES = (32, 128, 512)
@@ -20,7 +20,7 @@ CONTEXT = 1024  # [ours]
 LR_RULES = {"fixed": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 # Share of a weight that decay may take in one step before a reduced suite lowers its weight decay. The runs with ten
-# and a hundred times the learning rate are beside the point: they exceed any such bound.
+# and a hundred times the learning rate aren't considered: they would exceed any such bound.
 _MOST_DECAYED = 0.5
 
 
@@ -34,7 +34,7 @@ class Scale:
       first_steps: steps at the largest batch on the smallest budget; determines the budgets.
       rate: the default peak of the largest size; 0 for that of the full suite.
       megabytes: size of the built-in corpus. epochs: maximum number of passes over the text.
-      calibration_tokens: what GPTQ reads for the published setting with groups.
+      calibration_tokens: tokens that GPTQ reads for the published setting with groups.
     """
 
     width: int = 1
@@ -116,7 +116,7 @@ class Rates:
 
     @property
     def decay(self) -> float:
-        """Return the default weight decay: that which keeps cumulative weight decays, or as much as the steps allow."""
+        """Return the default weight decay: `kept_decay`, or less if the steps don't allow that much."""
         return min(self.kept_decay, self._most_decay)
 
     @property

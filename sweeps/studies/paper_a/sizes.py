@@ -44,7 +44,7 @@ def ladder_rate(count: int) -> float:
 
 
 def check_labels(sizes: dict[str, ModelConfig], reading: str) -> None:
-    """Raise ConfigError if the vocabulary makes the count of a label with the head another one than its name says."""
+    """Raise ConfigError if the vocabulary makes the count with the head contradict a size's label."""
     if reading != "head":
         return
     for label, model in sizes.items():
