@@ -12,6 +12,8 @@ from olmo_jax.console import say
 from olmo_jax.files import write_whole
 
 _MACHINE_FILE = "machine.txt"
+_MAPPINGS, _MOST_MAPPINGS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+_USED_AT_MOST = 0.5
 
 
 def keep_compiled(folder: Path) -> None:
@@ -30,6 +32,23 @@ def keep_compiled(folder: Path) -> None:
     elif not configured:
         jax.config.update("jax_compilation_cache_dir", str(path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def release_programs() -> None:
+    """Release all compiled programs if this process has used half of the memory mappings that Linux allows it.
+
+    XLA maps some dozens of pieces of memory per program. A sweep of many shapes would reach the limit (65,530 by
+    default), where compiling fails with "Cannot allocate memory" and the process ends with a segmentation fault,
+    however much memory is free. A program that is needed again is read from the cache on disk.
+    """
+    try:
+        most = int(_MOST_MAPPINGS.read_text())
+        with open(_MAPPINGS, "rb") as mappings:
+            used = sum(1 for _ in mappings)
+    except (OSError, ValueError):  # not Linux
+        return
+    if used > most * _USED_AT_MOST:
+        jax.clear_caches()
 
 
 def machine() -> str:

@@ -125,6 +125,7 @@ def train_all(
     """
 
     def train(stack: Cohort, stop: Callable[[], bool]) -> bool:
+        compilation_cache.release_programs()
         return train_cohort(workdir, stack, indexes[stack.shape.data_name], stop, traced, owned=stop)
 
     untrained = not all(has_ended(workdir, run.id) for stack in plan.stacks for run in stack.runs)
@@ -161,6 +162,7 @@ def evaluate_all(
 
         def evaluate(stack: Cohort, stop: Callable[[], bool]) -> bool:
             nonlocal finished
+            compilation_cache.release_programs()
             by_others = remaining_at_start[stack.folder] - remaining(stack)
             if by_others > 0:
                 finished += by_others

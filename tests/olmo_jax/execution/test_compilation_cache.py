@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from olmo_jax.execution.compilation_cache import keep_compiled, machine
+from olmo_jax.execution import compilation_cache
+from olmo_jax.execution.compilation_cache import keep_compiled, machine, release_programs
 
 
 @pytest.fixture
@@ -66,3 +67,30 @@ def test_a_user_configured_folder_stays_in_use_if_writable(tmp_path, cache, caps
     keep_compiled(tmp_path / "work")
     assert cache() is None
     assert "file: can't be written (File exists)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not compilation_cache._MAPPINGS.exists(), reason="only Linux limits and lists memory mappings")
+def test_programs_are_released_near_the_limit_of_mappings_and_compiled_again(tmp_path, monkeypatch):
+    limit = tmp_path / "max_map_count"
+    monkeypatch.setattr(compilation_cache, "_MOST_MAPPINGS", limit)
+
+    def used():
+        return len(compilation_cache._MAPPINGS.read_text().splitlines())
+
+    @jax.jit
+    def function(x):
+        return jnp.cumsum(jnp.sin(x) @ x, axis=0)
+
+    x = jnp.ones((7, 7))
+    expected = function(x)
+    compiled, with_program = function._cache_size(), used()
+    limit.write_text(str(10 * used()))
+    release_programs()
+    assert function._cache_size() == compiled == 1
+    limit.write_text(str(used()))
+    release_programs()
+    assert function._cache_size() == 0
+    assert used() < with_program
+    assert jnp.array_equal(function(x), expected)
+    limit.unlink()
+    release_programs()
