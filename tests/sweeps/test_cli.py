@@ -161,7 +161,7 @@ def test_a_config_file_that_python_cannot_run_is_named_with_its_line(capsys, tmp
 
 def test_an_argument_that_a_config_file_refuses_is_one_sentence(capsys):
     line = refused(capsys, ["plan", "--config=demo:smok"], 2)
-    assert line.endswith("demo.py: demo.py has no argument 'smok'; leave it out, or 'smoke'")
+    assert line.endswith("demo.py: demo.py has no argument 'smok'; leave it out, or give 'smoke'")
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_unknown_states_and_metrics_are_refused(changes, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"points": 64, "neighbors": 64}, "config.points = 64: a point among so many has fewer than config.neighbors"),
+        ({"points": 64, "neighbors": 64}, "config.points = 64: leaves a point fewer than config.neighbors"),
         ({"drawn": 50, "points": 100, "neighbors": 8}, "config.drawn = 50: is fewer than config.points = 100"),
         ({"names": ("train", "train")}, "names a text twice"),
         ({"tokens": "first"}, "config.tokens = 'first': needs one of all, last"),

@@ -194,7 +194,7 @@ def test_an_unknown_column_is_reported_with_the_nearest_name():
 
 
 def test_a_text_column_is_refused_as_a_metric():
-    with pytest.raises(analysis.AnalysisError, match="'x' of the table holds something that isn't a number"):
+    with pytest.raises(analysis.AnalysisError, match="'x' of the table contains a value that isn't a number"):
         spearman(noise(5).assign(x=list("abcde")), "x", "y")
 
 

@@ -239,5 +239,5 @@ def test_rows_with_missing_values_are_dropped():
 def test_a_wrong_column_is_named():
     with pytest.raises(UnknownColumnError, match="no column 'bach'; did you mean 'batch'"):
         mixed_effects(sweep(), "m", "y", ["bach"])
-    with pytest.raises(AnalysisError, match="'schedule' of the table holds something that isn't a number"):
+    with pytest.raises(AnalysisError, match="'schedule' of the table contains a value that isn't a number"):
         mixed_effects(sweep(), "schedule", "y", [])

@@ -266,7 +266,7 @@ def test_no_rows_and_no_pairs_give_empty_results():
 def test_a_wrong_column_is_named():
     with pytest.raises(UnknownColumnError, match="no column 'sizes'; did you mean 'size'"):
         incremental_r2(sweep(), "m", "y", ["sizes"], "group")
-    with pytest.raises(AnalysisError, match="'group' of the table holds something that isn't a number"):
+    with pytest.raises(AnalysisError, match="'group' of the table contains a value that isn't a number"):
         incremental_r2(sweep(), "group", "y", ["size"], "group")
 
 

@@ -278,5 +278,5 @@ def test_run_names_are_unchanged():
 
 
 def test_a_text_column_is_an_error():
-    with pytest.raises(AnalysisError, match="'saturation/rise' of the table holds something that isn't a number"):
+    with pytest.raises(AnalysisError, match="'saturation/rise' of the table contains a value that isn't a number"):
         saturation_of(small().assign(**{"saturation/rise": "high"}))

@@ -64,5 +64,5 @@ def test_no_columns_give_an_empty_result():
 def test_a_wrong_column_is_named():
     with pytest.raises(UnknownColumnError, match="no column 'yy'; did you mean 'y'"):
         seed_deviation(replicates(), "yy")
-    with pytest.raises(AnalysisError, match="'configuration' of the table holds something that isn't a number"):
+    with pytest.raises(AnalysisError, match="'configuration' of the table contains a value that isn't a number"):
         seed_deviation(replicates(), "configuration")

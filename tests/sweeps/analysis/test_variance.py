@@ -278,5 +278,5 @@ def test_a_wrong_column_is_named():
     table = with_effects(factorial(seeds=2))
     with pytest.raises(UnknownColumnError, match="no column 'sizes'; did you mean 'size'"):
         variance_split(table, ["y"], ["sizes"])
-    with pytest.raises(AnalysisError, match="'size' of the table holds something that isn't a number"):
+    with pytest.raises(AnalysisError, match="'size' of the table contains a value that isn't a number"):
         variance_split(table, ["size"], ["batch"])

@@ -40,7 +40,7 @@ def test_budgets_of_one_cohort_become_segments(sweep_of_grid):
 
 
 def test_the_plan_warns_of_runs_that_training_will_refuse(sweep_of_grid):
-    plan = plans.resolve(sweep_of_grid(product({"tokens": [640, 1280], "data.max_epochs": [1.0, 3.0]})))
+    plan = plans.resolve(sweep_of_grid(together({"tokens": [640, 1280, 1600], "data.max_epochs": [1.0, 1.0, 3.0]})))
     (name,) = plan.data
 
     def warnings(tokens, qualifier=""):
@@ -55,7 +55,7 @@ def test_the_plan_warns_of_runs_that_training_will_refuse(sweep_of_grid):
     (line,) = warnings(320, "about ")
     assert "3 run(s)" in line
     assert warnings(0) == []
-    assert "at most about 4 times instead of 3, and training may refuse" in line
+    assert "at most about 5 times instead of 3, and training may refuse" in line
 
 
 def test_the_json_names_cohorts_runs_and_whole_configs(sweep_of_grid):

@@ -94,6 +94,7 @@ def answers(table=None, curves=None, **changes):
         "importance": importance(),
         "early": early(),
         "studies": {},
+        "joined": {},
         "courses": pd.DataFrame(),
     }
     saturated = {} if "saturation" in changes else {"saturation": saturation(final.rows)}

@@ -49,7 +49,7 @@ def test_settings_are_described_by_their_config_class():
         assert len(text) > 3, key
     decay, length = describe("config.optimizer.weight_decay"), describe("config.data.sequence_length")
     assert decay.meaning.endswith(": decoupled weight decay, multiplied by the learning rate.")
-    assert length.meaning == "Data sequence length: L, tokens of a window of training text."
+    assert length.meaning == "Data sequence length: L, the tokens in a window of training text."
     assert describe("config.data.max_megabytes").unit == "1e6 bytes"
 
 

@@ -108,7 +108,7 @@ def test_the_training_share_changes_the_run_id_and_not_the_data():
     [
         ({"train_fraction": 0.999}, "config.train_fraction = 0.999: trains on 49 of 49 equations"),
         ({"train_fraction": 0.0}, "trains on 0 of 49"),
-        ({"train_fraction": 1.5}, "one to be left for validation"),
+        ({"train_fraction": 1.5}, "leaves at least one for training and one for validation"),
         ({"operation": "multiply"}, "config.operation = 'multiply': needs one of add"),
         ({"operation": "divide", "modulus": 9}, "config.modulus = 9: isn't prime"),
         ({"modulus": 1}, "config.modulus = 1: needs a whole number from 2"),

@@ -79,7 +79,7 @@ def test_an_unknown_argument_is_refused(argument, message):
     "override, message",
     [
         ("--config.train.probe.texts.points=3000", "points = 3000: the text train"),
-        ("--config.train.probe.texts.neighbors=60", "points = 60: a point among so many has fewer than"),
+        ("--config.train.probe.texts.neighbors=60", "points = 60: leaves a point fewer than"),
         ("--config.train.probe.texts.states=('layer_1',)", "the model has no 'layer_1'"),
         ("--config.train.probe.texts.names=('train','prose')", "equations have no text 'prose'"),
         ("--config.train.data.sequence_length=8", "sequence_length = 8: must be 4"),
