@@ -191,13 +191,18 @@ for command in json.load(sys.stdin):
 """
 
 
+def write_texts(folder):
+    """Write so many documents that, whatever their text, some are drawn for validation."""
+    for i, path in enumerate(sorted((ROOT / "olmo_jax").rglob("*.py"))):
+        (folder / f"{i}.txt").write_text(path.read_text()[:5000])
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_how_to_pages_work(tmp_path, monkeypatch):
     for folder in ("sweeps", "olmo_jax"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "texts").mkdir()
-    for i, path in enumerate(sorted((ROOT / "olmo_jax").glob("*.py"))):
-        (tmp_path / "texts" / f"{i}.txt").write_text(path.read_text())
+    write_texts(tmp_path / "texts")
     monkeypatch.chdir(tmp_path)
     lines = [line for line in "".join(blocks("console", *PAGES)).splitlines() if line.startswith("olmo-jax")]
     assert len(lines) == 31
@@ -267,8 +272,7 @@ def test_a_sweeps_own_metric_reaches_the_probe_the_table_and_the_report(tmp_path
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
-    for i, path in enumerate(sorted((ROOT / "olmo_jax").glob("*.py"))):
-        (tmp_path / f"{i}.txt").write_text(path.read_text())
+    write_texts(tmp_path)
     small = SMALLER["own_text:texts"]
     assert cli.main(["run", "--config=mine.py:*.txt", "--workdir=work", *small]) == 0
     table = pd.read_parquet("work/results.parquet")
