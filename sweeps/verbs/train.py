@@ -17,18 +17,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _carry_out(command: Command) -> int:
+    from olmo_jax.execution import processes
     from sweeps.running import stages
 
     arguments, workdir = command.arguments, workdir_of(command.arguments)
     if arguments.hosts:
-        from olmo_jax.execution import processes
-
         processes.initialize(arguments.hosts)
     fetch(command)
     plan = plan_of(command)
     with working(command) as stop:
         plan, indexes = stages.begin(workdir, plan)
-        return DONE if stages.train_all(workdir, plan, indexes, stop, arguments.profile) else STOPPED
+        trained = stages.train_all(workdir, plan, indexes, stop, arguments.profile)
+    if arguments.hosts:
+        processes.leave_together()
+    return DONE if trained else STOPPED
 
 
 VERB = Verb(
