@@ -1,11 +1,18 @@
 """Where compiled programs are stored, and the behaviour if they can't be."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from olmo_jax.execution import compilation_cache
-from olmo_jax.execution.compilation_cache import keep_compiled, machine, release_programs
+from olmo_jax.execution.compilation_cache import keep_compiled, machine
+
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -69,28 +76,36 @@ def test_a_user_configured_folder_stays_in_use_if_writable(tmp_path, cache, caps
     assert "file: can't be written (File exists)" in capsys.readouterr().err
 
 
+RELEASE = """
+import pathlib, sys
+import jax, jax.numpy as jnp
+from olmo_jax.execution import compilation_cache
+
+limit = compilation_cache._MOST_MAPPINGS = pathlib.Path(sys.argv[1])
+function = jax.jit(lambda x: jnp.cumsum(jnp.sin(x) @ x, axis=0))
+
+def used():
+    return len(compilation_cache._MAPPINGS.read_text().splitlines())
+
+x = jnp.ones((7, 7))
+expected, with_program = function(x), used()
+limit.write_text(str(10 * used()))
+compilation_cache.release_programs()
+assert function._cache_size() == 1
+limit.write_text(str(used()))
+compilation_cache.release_programs()
+assert function._cache_size() == 0
+assert used() < with_program
+assert jnp.array_equal(function(x), expected)
+limit.unlink()
+compilation_cache.release_programs()
+assert function._cache_size() == 1
+"""
+
+
 @pytest.mark.skipif(not compilation_cache._MAPPINGS.exists(), reason="only Linux limits and lists memory mappings")
-def test_programs_are_released_near_the_limit_of_mappings_and_compiled_again(tmp_path, monkeypatch):
-    limit = tmp_path / "max_map_count"
-    monkeypatch.setattr(compilation_cache, "_MOST_MAPPINGS", limit)
-
-    def used():
-        return len(compilation_cache._MAPPINGS.read_text().splitlines())
-
-    @jax.jit
-    def function(x):
-        return jnp.cumsum(jnp.sin(x) @ x, axis=0)
-
-    x = jnp.ones((7, 7))
-    expected = function(x)
-    compiled, with_program = function._cache_size(), used()
-    limit.write_text(str(10 * used()))
-    release_programs()
-    assert function._cache_size() == compiled == 1
-    limit.write_text(str(used()))
-    release_programs()
-    assert function._cache_size() == 0
-    assert used() < with_program
-    assert jnp.array_equal(function(x), expected)
-    limit.unlink()
-    release_programs()
+def test_programs_are_released_near_the_limit_of_mappings_and_compiled_again(tmp_path):
+    """In a process of its own, since all programs of a process are released."""
+    command = [sys.executable, "-c", RELEASE, str(tmp_path / "max_map_count")]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
