@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def carry_out(arguments: list[str], workdir: Path) -> dict[str, Any]:
     """
     run(arguments, workdir)
     return _seconds(workdir)
+
+
+def plan(arguments: list[str]) -> dict[str, Any]:
+    """Resolve a sweep by `olmo-jax plan`, for a dry run, in which nothing is measured. Raises as `run` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(arguments, Path(folder) / "work")
+    return {}
 
 
 def run(arguments: list[str], workdir: Path) -> None:

@@ -117,7 +117,7 @@ def as_levels(column: pd.Series) -> pd.Series:
 
 
 def require_column(table: pd.DataFrame, name: str) -> None:
-    """Raise UnknownColumnError unless the table has the column."""
+    """Raise UnknownColumnError if the table lacks the column."""
     if name not in table.columns:
         near = difflib.get_close_matches(name, [str(c) for c in table.columns], n=1, cutoff=0.4)
         others = f"it has {len(table.columns)} others, none with a similar name"

@@ -1,6 +1,5 @@
 """Measure the study `do_rank` at the scale `gpu`, with its evaluations, and store what its arms say."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,7 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     command = case["command"]
     if command[0] == "plan":
-        with tempfile.TemporaryDirectory() as folder:
-            sweep.run(command, Path(folder) / "work")
-        return {}
+        return sweep.plan(command)
     workdir = sweep.workdir_of(NAME, VERSION, command[1:])
     return sweep.carry_out(command, workdir) | _tested(workdir)
 

@@ -1,6 +1,5 @@
 """Measure the suite of paper A at the scale `gpu`, with its evaluations, and store the effects that it shows."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ def cases(scale: str) -> dict[str, dict[str, Any]]:
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     command = case["command"]
     if command[0] == "plan":
-        with tempfile.TemporaryDirectory() as folder:
-            sweep.run(command, Path(folder) / "work")
-        return {}
+        return sweep.plan(command)
     workdir = sweep.workdir_of(NAME, VERSION, command[1:])
     seconds = sweep.carry_out(command, workdir)
     results = _effects(workdir)

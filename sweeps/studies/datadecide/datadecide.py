@@ -7,8 +7,8 @@
 
 The argument is a list of sizes separated by "+", `all` for the ten from 4m to 150m, or `cpu`; then options:
 
-    cpu        the 4M model with small batches and few steps on debian_prose: about 20 minutes on two cores. It shows
-               that the recipe runs, not that it reaches the published loss
+    cpu        the 4M model with small batches and few steps on debian_prose, for trying the recipe, not for the
+               published loss; how long it takes hasn't been measured
     seeds=K    the first K of the published seeds: default (6198), small aux 2 (14), small aux 3 (15)
     text=GLOB  files of one of the published corpora; without it, the built-in prose stands in
     tokenizer=FILE  its tokenizer.json (theirs is GPT-NeoX's); without it, one of 50,280 tokens is trained on the text

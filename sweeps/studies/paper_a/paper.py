@@ -7,7 +7,7 @@ The argument is a scale, then options, all separated by commas:
 
     paper   the suite as far as it is published; `text=GLOB` names its text, `tokenizer=FILE` its tokenizer.json
     gpu     all 108, reduced so that one H100-class GPU should finish them in about half an hour (not measured)
-    cpu     all 108, tiny: minutes on a laptop
+    cpu     all 108, tiny: about half an hour of training on two cores
     sizes=READING  what the labels 4M to 75M count: `head` or `blocks` (sizes.py)
     norm=KIND      layer, without parameters as in OLMo-1; or rms, with a scale as in DataDecide
     lr=RULE        peak by size and budget: fixed, ladder or neighbours (sizes.py)
@@ -29,9 +29,9 @@ model is narrow enough to be low-rank and to saturate, with 256 and 197 it hardl
 this project's first results.
 
 Values marked [A] are the paper's, [ours] are stand-ins for what it doesn't publish, [code] are from public code. A
-reduced suite keeps the ratios between values of a factor and between sizes; at least 20 steps at the largest batch of
-the smallest budget; every configuration's cumulative weight decay, unless its few steps can't hold it; and with
-sizes=head the tokens of the vocabulary per dimension, V / D, on a CPU half of them. Its notes say what it can't keep.
+reduced suite keeps the ratios between values of a factor and between sizes. Its shortest runs have at least 20 steps.
+It keeps the cumulative weight decay of every configuration, except with lr=ladder, and with sizes=head the number of
+vocabulary entries per dimension, V / D (half of it on a CPU). `plan` prints what it can't keep.
 """
 
 import dataclasses
