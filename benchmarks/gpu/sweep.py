@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +89,24 @@ def run(arguments: list[str], workdir: Path) -> None:
 
 
 def _seconds(workdir: Path) -> dict[str, Any]:
+    from etils import epath
+
+    from olmo_jax.logs.metrics import TIMINGS, read_timings
+    from sweeps.running import stage_times
+
     stages = dict.fromkeys(("prepare", "train", "evaluate", "report"), 0.0)
-    if (workdir / "stages.jsonl").exists():
-        for row in map(json.loads, (workdir / "stages.jsonl").read_text().splitlines()):
-            stages[row["stage"]] = stages.get(row["stage"], 0.0) + row["seconds"]
+    for row in stage_times.read(epath.Path(workdir)):
+        stages[row["stage"]] = stages.get(row["stage"], 0.0) + row["seconds"]
+    # The runs of a stack have the same rows, which count once.
+    runs = sorted((workdir / "runs").iterdir())
+    of_stacks = {json.loads((run / "config.json").read_text())["folder"]: run for run in runs}
     events = dict.fromkeys(("steps", "probe", "checkpoint", "compile"), 0.0)
-    for row in _timings(workdir):
-        if row["event"] in events:
-            events[row["event"]] += row["seconds"]
+    for run in of_stacks.values():
+        for row in read_timings(epath.Path(run / TIMINGS)):
+            if row["event"] in events:
+                events[row["event"]] += row["seconds"]
     return {f"{event}_s": value for event, value in events.items()} | {
         "total_s": sum(stages.values()),
         "evaluate_s": stages["evaluate"],
-        "runs": sum(1 for _ in (workdir / "runs").iterdir()),
+        "runs": len(runs),
     }
-
-
-def _timings(workdir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of each stack once, since every run of a stack has the same rows."""
-    folders: dict[str, Path] = {}
-    for run in sorted((workdir / "runs").iterdir()):
-        folders.setdefault(json.loads((run / "config.json").read_text())["folder"], run)
-    for run in folders.values():
-        yield from map(json.loads, (run / "timings.jsonl").read_text().splitlines())

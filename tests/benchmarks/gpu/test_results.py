@@ -8,6 +8,7 @@ import pytest
 from benchmarks.gpu import child, results, sweep
 from benchmarks.gpu.part import Column, UnfinishedError, UsageError, all_parts, chosen_parts, missing_modules
 from olmo_jax.config.validation import ConfigError
+from olmo_jax.logs import metrics
 
 MACHINE = {"device": "NVIDIA H100 80GB HBM3", "jax": "0.11.2", "jaxlib": "0.11.2", "commit": "abc", "driver": "1"}
 FILE = "squares-nvidia-h100-80gb-hbm3.json"
@@ -105,8 +106,10 @@ def test_the_seconds_of_a_sweep_are_those_of_all_its_starts(tmp_path, monkeypatc
     runs = tmp_path / "runs" / "a"
     runs.mkdir(parents=True)
     (runs / "config.json").write_text(json.dumps({"folder": "cohort"}))
-    rows = [{"event": "steps", "seconds": 2.0}, {"event": "compile", "seconds": 3.0}, {"event": "steps", "seconds": 1}]
-    (runs / "timings.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [("steps", 2.0), ("compile", 3.0), ("steps", 1.0)]
+    numbers = dict.fromkeys(metrics._STEPS_FIELDS, 1)
+    lines = [json.dumps(numbers | {"step": 1, "event": event, "seconds": seconds}) for event, seconds in rows]
+    (runs / "timings.jsonl").write_text("\n".join([*lines, '{"step": 1, "ev']))  # the last is cut off by a kill
     stages = [{"stage": "train", "seconds": 5.0}, {"stage": "train", "seconds": 2.0}, {"stage": "report", "seconds": 1}]
     (tmp_path / "stages.jsonl").write_text("\n".join(map(json.dumps, stages)))
     seconds = sweep.carry_out(["run"], tmp_path)
