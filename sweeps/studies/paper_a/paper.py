@@ -187,7 +187,7 @@ def _train(rates: Rates, options: _Options) -> TrainConfig:
             sequence_length=scale.context,
             batch_size=BATCH // scale.batch,
         ),
-        probe=ProbeConfig(documents=128, document_tokens=min(scale.context, 64)),
+        probe=ProbeConfig(documents=64 if options.name == "cpu" else 128, document_tokens=min(scale.context, 64)),
         checkpoint=CheckpointConfig(log_spaced=4 if scale.batch > 8 else 8),
     )
 
