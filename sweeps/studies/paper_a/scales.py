@@ -80,7 +80,8 @@ _GPU = Scale(width=2, batch=4, context=256, first_steps=80, rate=1e-3, megabytes
 _CPU = Scale(width=8, depth=2, batch=32, context=64, first_steps=20, rate=5e-3, dtype="float32", megabytes=4.0,
              calibration_tokens=4096)  # fmt: skip
 # By name and reading of the sizes. With the head counted, the vocabulary shrinks with the width, so that V / d stays;
-# on a CPU by twice as much, since the softmax over 6,272 tokens doubled the time of the small models' steps.
+# on a CPU by twice as much, since the softmax over 6,272 tokens doubled the time of the small models' steps. There the
+# depth is a quarter, as most of such a step's time goes into starting small operations, and compiling takes as long.
 SCALES = {
     "paper": {"blocks": Scale(), "head": Scale()},
     "gpu": {
@@ -89,7 +90,7 @@ SCALES = {
     },
     "cpu": {
         "blocks": dataclasses.replace(_CPU, vocabulary=512, heads=2),
-        "head": dataclasses.replace(_CPU, vocabulary=3136, heads=4),
+        "head": dataclasses.replace(_CPU, vocabulary=3136, heads=4, depth=4),
     },
 }
 
