@@ -22,6 +22,7 @@ from olmo_jax.console import say
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.errors import UserError
 from olmo_jax.storage.names import matching
+from olmo_jax.storage.run_status import DROPPED, read_status
 
 
 class Job(NamedTuple):
@@ -94,6 +95,8 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
     written = checkpoint.member_lists(checkpoint.directory(workdir, cohort.folder))
     steps = {run: sorted(step for step, members in written.items() if run in members) for run in ends}
     chosen = [e for e in choice.select(config) if not (cohort.shape.arithmetic and by_kind[e.kind].needs_text)]
+    imported = [run.id for run in cohort.runs if run.config.imported]
+    incomplete = {run for run in imported if read_status(workdir, run).get(DROPPED)}
     phases = _phases(chosen, by_kind)
     selected = {*matching(ends, choice.runs)}
     listed: set[tuple[str, Model]] = set()
@@ -103,6 +106,8 @@ def jobs(workdir: epath.Path, cohort: Cohort, config: EvalConfig, choice: Choice
     def is_left(evaluation: Evaluation, run: str, step: int) -> bool:
         evaluator = by_kind[evaluation.kind]
         if run not in selected or not choice.at(evaluation, step, ends[run]):
+            return False
+        if evaluator.of_whole_runs and run in incomplete:
             return False
         stored = results.read(workdir, run, step, evaluation)
         with errors_of(evaluator):

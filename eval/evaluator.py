@@ -46,6 +46,8 @@ class Evaluator(Generic[Config]):
       refused_without_text: the field of the section that must be empty for such models.
       across_checkpoints: whether models of several checkpoints are measured together, after all evaluations of single
         checkpoints.
+      of_whole_runs: whether a result depends on a run's other checkpoints; it is then left out for a run of which not
+        all were kept.
       names: regular expression of the names of its evaluations; "" for its kind, optionally followed by
         "_" and more.
       words: what was done, the beginning of the meanings of its columns; groups of `names` are inserted as {group}.
@@ -60,6 +62,7 @@ class Evaluator(Generic[Config]):
     needs_text: ClassVar[bool] = True
     refused_without_text: ClassVar[str] = ""
     across_checkpoints: ClassVar[bool] = False
+    of_whole_runs: ClassVar[bool] = False
     names: ClassVar[str] = ""
     words: ClassVar[str] = ""
     of: ClassVar[Mapping[str, Any]] = {}

@@ -27,19 +27,12 @@ from olmo_jax.model import folded
 from olmo_jax.storage import gguf, lfs
 from olmo_jax.storage.paths import local
 from olmo_jax.storage.run_files import known_runs
+from olmo_jax.storage.safetensors import DTYPES
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _KINDS = "a working directory, a .safetensors file, a folder of them, a .gguf file, or a .npy file"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-
-# safetensors' names of dtypes, and numpy's (jax registers bfloat16). The narrower dtypes of quantised files keep their
-# safetensors name and don't count as matrices here.
-_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64", "BOOL": "bool",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +242,7 @@ def _safetensors(file: epath.Path) -> list[Tensor]:
         raise unreadable(file, "not a complete .safetensors file", error, "download or save it again") from error
 
     def tensor(name: str, part: Any) -> Tensor:
-        dtype = _DTYPES.get(part.get_dtype(), part.get_dtype())
+        dtype = DTYPES.get(part.get_dtype(), part.get_dtype())
         return Tensor(name, tuple(part.get_shape()), dtype, functools.partial(_read_safetensor, file, name))
 
     return _in_order(tensor(name, part) for name, part in slices.items())

@@ -130,3 +130,27 @@ def registry():
     for live, before in ((METRICS, metrics), (COUNTS, counts)):
         live.clear()
         live.update(before)
+
+
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """Return a function that serves folders of revisions as repositories, by OWNER/NAME, and returns the hub."""
+    from tests.fake_hub import FakeHub
+
+    running = []
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+    def start(**repositories):
+        listed = {
+            name.replace("__", "/"): {path.name: path for path in folder.iterdir() if path.is_dir()}
+            for name, folder in repositories.items()
+        }
+        context = FakeHub(listed).serve()
+        running.append(context)
+        hub = context.__enter__()
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        return hub
+
+    yield start
+    for context in running:
+        context.__exit__(None, None, None)

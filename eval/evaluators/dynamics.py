@@ -78,6 +78,7 @@ class Cka(Evaluator[DynamicsConfig]):
     """
 
     kind = "cka"
+    of_whole_runs = True
     names = "cka"
     results = (
         Result(
@@ -122,6 +123,7 @@ class Saturation(Evaluator[DynamicsConfig]):
     """
 
     kind = "saturation"
+    of_whole_runs = True
     names = "saturation"
     results = (
         Result("saturated", "1 where the rise is more than two standard errors, else 0", "", "evaluation"),

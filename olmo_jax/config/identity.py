@@ -92,7 +92,8 @@ def neutral_value(field: dataclasses.Field[Any]) -> Any:
 def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
     """Return the part of a configuration that decides the run's numbers: model, optimiser, schedule, data, seeds.
 
-    For an imported run this is its name, its origin, the model and the text that it is evaluated on.
+    For an imported run this is its name, its origin, the model, the text that it is evaluated on, and the number of its
+    seed, if it is one of several replicates.
     """
     values = identity_fields(config, without=NOT_IDENTITY)
     # The fingerprint stands for the corpus and the tokenizer; the rest says how the run walks through the tokens.
@@ -106,7 +107,9 @@ def identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
         values["data"]["train_fraction"] = config.data.arithmetic.train_fraction
     if config.imported:
         del values["data"]["batch_size"]
-        return {"name": config.name} | {key: values[key] for key in ("imported", "model", "data")}
+        # Replicates are numbered from 1 (sweeps/histories/hub_import.py); of other runs the seed isn't known.
+        seeds = ("init_seed", "data_seed") if config.init_seed else ()
+        return {"name": config.name} | {key: values[key] for key in ("imported", "model", "data", *seeds)}
     del values["imported"]
     values["tokens"] = config.total_steps * config.tokens_per_step
     return values

@@ -5,6 +5,7 @@ import dataclasses
 import pickletools
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -49,6 +50,42 @@ def import_checkpoint(path: epath.PathLike) -> tuple[ModelConfig, model.Params]:
 def check_checkpoint(path: epath.PathLike) -> None:
     """Raise what `import_checkpoint` would raise, from headers only, without reading weights."""
     _Checkpoint.open(weights.at(path))
+
+
+class Head(NamedTuple):
+    """What turns a model's final states into logits: W, and the gain of the norm before it (None without one)."""
+
+    config: ModelConfig
+    unembedding_VD: np.ndarray
+    gain_D: np.ndarray | None
+
+
+def read_head(folder: epath.PathLike, tensors: Iterable[weights.Tensor], tokenizer: epath.Path | None = None) -> Head:
+    """Return a model's unembedding in float32, reading no other matrix.
+
+    Args:
+      folder: with the model's config.json and, unless `tokenizer` is given, its tokenizer.json if it has one; rows
+        beyond the tokenizer's count as padding, and are left out.
+      tensors: those of the model, by the names of its files.
+
+    Raises:
+      WeightsError, ConfigError: as import_checkpoint, as far as these files and tensors are concerned.
+    """
+    place = weights.at(folder)
+    family, config = read_config(place, tokenizer)
+    named = _by_our_names(place, family, tensors)
+    path = "embedding" if config.tied else "unembedding"
+    stored = named.get(family.tensors[path])
+    if stored is None:
+        raise WeightsError(f"{place}: the files lack the tensor {family.tensors[path]} of {family.architecture}")
+    if stored.shape != (config.padded_vocab_size, config.d_model):
+        raise WeightsError(
+            f"{place}: '{stored.name}' has shape {stored.shape}, but config.json requires "
+            f"{(config.padded_vocab_size, config.d_model)}; one of the two files belongs to another model"
+        )
+    gain = named.get(family.tensors.get("final_norm/scale", ""))
+    gain_D = None if gain is None else gain.read().astype(np.float32) + (1 if config.norm_plus_one else 0)
+    return Head(config, stored.read().astype(np.float32)[: config.vocab_size], gain_D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +149,12 @@ def _tensors(folder: epath.Path, family: Family) -> dict[str, weights.Tensor]:
     """Return the tensors of a folder or GGUF file by the family's names, without buffers."""
     if folder.suffix == SUFFIX and folder.is_file():
         return gguf.tensors_of(folder, read_settings(folder)[0], family)
+    return _by_our_names(folder, family, weights.folder_tensors(folder))
+
+
+def _by_our_names(folder: epath.Path, family: Family, tensors: Iterable[weights.Tensor]) -> dict[str, weights.Tensor]:
     named = {}
-    for tensor in weights.folder_tensors(folder):
+    for tensor in tensors:
         name = tensor.name
         if family is AI2_OLMO:
             name = _plain(folder, name)

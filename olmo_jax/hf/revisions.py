@@ -5,6 +5,7 @@ spelling that is added to it is understood everywhere.
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 _COUNT = r"\d+(?:[._]\d+)?"
@@ -61,10 +62,14 @@ def parse(name: str) -> Name | None:
     """
     for pattern in PATTERNS.values():
         if match := re.fullmatch(pattern, name, flags=re.IGNORECASE):
-            groups = match.groupdict()
-            step, tokens, words = (_count(groups.get(key)) for key in ("step", "tokens", "words"))
-            return Name(step, tokens, words, groups.get("stage"), groups.get("seed"))
+            return parsed(match.groupdict())
     return None
+
+
+def parsed(groups: Mapping[str, str | None]) -> Name:
+    """Return what the groups of a pattern say: step, tokens, words, stage and seed, as far as they matched."""
+    step, tokens, words = (_count(groups.get(key)) for key in ("step", "tokens", "words"))
+    return Name(step, tokens, words, groups.get("stage"), groups.get("seed"))
 
 
 def _count(text: str | None) -> int | None:

@@ -13,6 +13,8 @@ from olmo_jax.step import REASONS, State
 from olmo_jax.storage.run_files import is_run, run_config
 
 ENDED = ("done", "diverged")
+# In the status of an imported run of which not all checkpoints were kept.
+DROPPED = "dropped"
 
 
 def read_status(workdir: epath.Path, run_id: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each matrix has one row and, on request, a second one without the directions tha
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +21,10 @@ from geometry.probe import summarize
 from olmo_jax import weights
 from olmo_jax.config import ConfigError
 from olmo_jax.console import progress
+from olmo_jax.hf.hub import PREFIX
 from olmo_jax.weights import Model, Tensor, WeightsError
+from sweeps.histories.choice import Revisions
+from sweeps.histories.history import lazy_tensors, open_history
 
 DEFAULT_METRICS = (
     "effective_rank", "effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy", "condition_number",
@@ -53,11 +57,14 @@ def measure(
     pattern: str | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     gauge: str | None = None,
+    revisions: str = "",
 ) -> list[Row]:
     """Measure the matrices of any weights in float32, one after another.
 
     Args:
-      path, run_id, step: as in `weights.models`.
+      path, run_id, step: as in `weights.models`; or hub:OWNER/NAME, of which only the bytes of the measured tensors are
+        read, and rows have the revision as run_id.
+      revisions: of a repository on the hub, as Revisions takes them; "" for the last one.
       pattern: the name of one tensor, or a regular expression that is searched for in names; None chooses what looks
         like an embedding or an unembedding, or every matrix if nothing does. Tensors that aren't matrices are left out.
       metrics: names of geometry.probe.METRICS.
@@ -66,11 +73,11 @@ def measure(
 
     Raises:
       ConfigError: an invalid expression, metric or gauge.
-      WeightsError, CheckpointError: there is nothing to read or nothing to measure.
+      WeightsError, CheckpointError, HubError: there is nothing to read or nothing to measure.
     """
     _check(metrics, gauge)
     rows: list[Row] = []
-    models = weights.models(path, run_id, step)
+    models = _of_history(str(path), revisions) if str(path).startswith(PREFIX) else weights.models(path, run_id, step)
     with _progress(len(models)) as models_done:
         for i, model in enumerate(models):
             tensors = model.tensors()
@@ -113,6 +120,12 @@ def as_json(path: str, rows: Sequence[Row]) -> dict[str, Any]:
         return dataclasses.asdict(row) | {"metrics": metrics}
 
     return {"path": path, "tensors": [row_json(row) for row in rows]}
+
+
+def _of_history(source: str, revisions: str) -> list[Model]:
+    """Return the revisions of a repository as models."""
+    checkpoints = open_history(source, Revisions(revisions or "1")).checkpoints
+    return [Model(c.name, c.step, functools.partial(lazy_tensors, c)) for c in checkpoints]
 
 
 def _check(metrics: Sequence[str], gauge: str | None) -> None:

@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,15 @@ from olmo_jax import cohort as cohorts
 from olmo_jax import hf
 from olmo_jax.checkpoint import check_place, directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run
-from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict, require
+from olmo_jax.config import ConfigError, ModelConfig, TrainConfig, from_config_dict
 from olmo_jax.config.identity import run_id
 from olmo_jax.console import progress, say
 from olmo_jax.data.prepare import prepare
+from olmo_jax.data.shards import TokenIndex
 from olmo_jax.execution.sharding import path_name
 from olmo_jax.files import DamagedFileError, read_json, write_json, write_whole
-from olmo_jax.hf import published
 from olmo_jax.hf.gguf import quantization_of
 from olmo_jax.hf.gguf_tokenizer import tokenizer_of
-from olmo_jax.hf.revisions import parse as parse_revision
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.logs.metrics import METRICS, read_jsonl, write_jsonl
 from olmo_jax.probes.geometry import Probe, check_probe
@@ -38,26 +38,18 @@ from olmo_jax.step import member_structs
 from olmo_jax.storage.gguf import SUFFIX
 from olmo_jax.storage.lock import exclusive_lock
 from olmo_jax.storage.names import LONGEST_BEGINNING
+from olmo_jax.storage.run_status import DROPPED
 from olmo_jax.train import check_vocabulary, cohort_probes, write_run_files
-from olmo_jax.weights import WeightsError, at
+from olmo_jax.weights import at
+from sweeps.models.revisions import ORIGIN, Revision, revisions
 from sweeps.planning import plan as plans
 from sweeps.planning import record as records
 from sweeps.planning.plan import Plan
 from sweeps.planning.versions import versions
 from sweeps.running.stages import data_root
 
-# Records where the run came from: the folder, and for each step the revision and a hash of its parameters.
-ORIGIN = "imported.json"
-
-
-class Revision(NamedTuple):
-    """A folder with one checkpoint, its step, and the tokens seen by then, stage and seed, if its name gives them."""
-
-    step: int
-    tokens: int | None
-    stage: str | None
-    seed: str | None
-    folder: epath.Path
+# Called with the plan of the imported run, its data, and the step of a checkpoint.
+Each = Callable[[Plan, TokenIndex, int], None]
 
 
 def import_run(
@@ -70,15 +62,41 @@ def import_run(
 ) -> str:
     """Import the checkpoints at `path` as a run, with the probe's metrics at each; those already imported are kept.
 
+    Args:
+      path: a Hugging Face folder, a .gguf file, or a folder of these folders, named by their steps (`revisions`).
+      name: the run's name; by default the folder's. step: the step of a single checkpoint; by default that in the
+        folder's name, or 1.
+      workdir, config, keep_evaluation: see `import_revisions`, whose id of the run this returns and whose errors it
+        raises.
+    """
+    source = at(path).absolute()
+    found = revisions(at(path), step)
+    name = name or (source.stem if source.suffix == SUFFIX else source.name)
+    return import_revisions(workdir, str(source), found, config, name, keep_evaluation)
+
+
+def import_revisions(
+    workdir: epath.Path,
+    source: str,
+    found: Sequence[Revision],
+    config: ConfigDict,
+    name: str,
+    keep_evaluation: bool = False,
+    seed: int = 0,
+    each: Each | None = None,
+) -> str:
+    """Import checkpoints as a run, with the probe's metrics at each; those already imported are kept.
+
     All checks that don't need the weights are made before anything of the run is written.
 
     Args:
       workdir: a new directory, or one of imported runs.
-      path: a Hugging Face folder, a .gguf file, or a folder of these folders, named by their steps (`revisions`).
+      source: what the checkpoints are of; it can't change.
       config: text, probes and evaluations (sweeps/configs/imported.py).
-      name: the run's name; by default the folder's. step: the step of a single checkpoint; by default that in the
-        folder's name, or 1.
       keep_evaluation: whether a directory that has runs keeps its evaluations; if not, all runs get those of `config`.
+      seed: number of the run among replicates, from 1; 0 for a run that has none.
+      each: called with each checkpoint once it is imported, after which the checkpoint is dropped, except for the last.
+        None keeps them all.
 
     Returns:
       The run's id.
@@ -87,24 +105,21 @@ def import_run(
       WeightsError, ConfigError, DataError: those of `hf.import_checkpoint`, configurations and `prepare`, and for
         checkpoints, a directory and a configuration that don't fit together.
     """
-    source = at(path).absolute()
-    found = revisions(at(path), step)
     check_place(workdir)
     _check_directory(workdir)
     for revision in found:
-        hf.check_checkpoint(revision.folder)
-    train, evaluation = _configure(
-        workdir, config, found, name or (source.stem if source.suffix == SUFFIX else source.name)
-    )
+        if not revision.fetch:
+            hf.check_checkpoint(revision.folder)
+    train, evaluation = _configure(workdir, config, found, name, seed)
     index = prepare(train.data, data_root(workdir, train), say)
     check_vocabulary(train.model.vocab_size, index)
     id_ = run_id(train, index.fingerprint)
     folder = workdir / "runs" / id_
     with exclusive_lock(Path(workdir / ".sweep.lock"), say):
-        origin: dict[str, Any] = {"source": str(source), "revisions": {}}
+        origin: dict[str, Any] = {"source": source, "revisions": {}}
         if (folder / ORIGIN).exists():
             origin = _origin(folder / ORIGIN)
-        if origin["source"] != str(source):
+        if origin["source"] != source:
             raise ConfigError(f"{id_} was imported from {origin['source']}; give this one another --name")
         last = max(found[-1].step, *map(int, origin["revisions"]), 0)
         train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
@@ -115,7 +130,8 @@ def import_run(
         plan = _extended_plan(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
         write_run_files(workdir, cohort, anew=True)
         write_json(workdir / "sweep.json", records.record(plan, versions()))
-        _import_revisions(workdir, cohort, probes, found, origin)
+        after = functools.partial(each, dataclasses.replace(plan, stacks=(cohort,)), index) if each else None
+        _import_revisions(workdir, cohort, probes, found, origin, after)
     return id_
 
 
@@ -128,77 +144,8 @@ def _origin(path: epath.Path) -> dict[str, Any]:
     return origin
 
 
-def revisions(path: epath.Path, step: int | None = None) -> list[Revision]:
-    """Return the checkpoints at a path, sorted by step.
-
-    They are the folder itself, or the folders in it whose names hf.revisions understands, such as step3000-tokens12B;
-    other models in it are left out, and a line on stderr names them.
-
-    Raises:
-      WeightsError: no checkpoint, two with the same step, several stages of training, each of which counts from 0, or
-        several seeds.
-      ConfigError: a negative step, a step for a folder of revisions, or none for a folder whose name has a step that
-        can't be parsed.
-    """
-    require(step is None or step >= 0, "--step", step, "needs 0 or more")
-    if not path.is_dir() and not _is_model(path):
-        what = "is a file; give the folder that holds it" if path.exists() else "no such folder"
-        raise WeightsError(
-            f"{path}: {what}; an import takes a folder with config.json and .safetensors files, a folder of such "
-            f"folders, a .gguf file, or one of the names {', '.join(published.MODELS)}"
-        )
-    if _is_model(path):
-        return [_single(path.absolute(), step)]
-    if step is not None:
-        raise ConfigError(f"--step={step}: {path} is a folder of revisions, whose names give their steps; leave it out")
-    folders = sorted(folder for folder in path.iterdir() if _is_model(folder))
-    found = [revision for folder in folders if (revision := _named_revision(folder)) is not None]
-    if not found:
-        raise WeightsError(
-            f"{path}: is neither a model (config.json) nor a folder of revisions with names such as step3000-tokens12B"
-        )
-    if unnamed := [folder.name for folder in folders if _named_revision(folder) is None]:
-        say(f"{path}: left out, as their names give no step: {', '.join(unnamed)}")
-    for what in ("stage", "seed"):
-        values = {getattr(revision, what) for revision in found}
-        if len(values) > 1:
-            names = ", ".join(sorted(map(str, values)))
-            raise WeightsError(
-                f"{path}: has revisions of several {what}s ({names}); import each from a separate folder"
-            )
-    found.sort(key=lambda revision: revision.step)
-    for first, second in zip(found, found[1:], strict=False):
-        if first.step == second.step:
-            raise WeightsError(f"{path}: {first.folder.name} and {second.folder.name} have the same step; remove one")
-    return found
-
-
-def _is_model(folder: epath.Path) -> bool:
-    if folder.suffix == SUFFIX and folder.is_file():
-        return True
-    return folder.is_dir() and any((folder / file).exists() for file in ("config.json", "config.yaml"))
-
-
-def _named_revision(folder: epath.Path) -> Revision | None:
-    """Return the revision that a folder's name describes; None if the name has no step."""
-    name = parse_revision(folder.name)
-    if name is None or name.place is None:
-        return None
-    return Revision(name.place, name.tokens, name.stage, name.seed, folder)
-
-
-def _single(folder: epath.Path, step: int | None) -> Revision:
-    revision, name = _named_revision(folder), parse_revision(folder.name)
-    # A single folder called 7B is a model of that size, not one that has seen so many tokens.
-    if revision is not None and name is not None and name.step is not None:
-        return revision if step is None else revision._replace(step=step)
-    if step is None and re.search(r"step\d", folder.name):
-        raise ConfigError(f"{folder}: its name has a step in an unknown form; give the step with --step")
-    return Revision(1 if step is None else step, None, None, None, folder)
-
-
 def _configure(
-    workdir: epath.Path, config: ConfigDict, found: Sequence[Revision], name: str
+    workdir: epath.Path, config: ConfigDict, found: Sequence[Revision], name: str, seed: int
 ) -> tuple[TrainConfig, EvalConfig]:
     """Return the run's configuration, the model's from its folder and the rest from `config`, and the evaluations."""
     sweep = plans.read_sweep(config)
@@ -217,6 +164,8 @@ def _configure(
         "imported_quantization": quantization_of(found[0].folder) if found[0].folder.suffix == SUFFIX else "",
         "model": dataclasses.asdict(model),
         "tokens": found[-1].step * data["batch_size"] * data["sequence_length"],
+        "init_seed": seed,
+        "data_seed": seed,
         "checkpoint": {},
     }
     return from_config_dict(TrainConfig, values, "config.train"), sweep.evaluation
@@ -331,40 +280,71 @@ def _extended_plan(
 
 
 def _import_revisions(
-    workdir: epath.Path, cohort: Cohort, probes: dict[int, Probe], found: Sequence[Revision], origin: dict[str, Any]
+    workdir: epath.Path,
+    cohort: Cohort,
+    probes: dict[int, Probe],
+    found: Sequence[Revision],
+    origin: dict[str, Any],
+    after: Callable[[int], None] | None,
 ) -> None:
-    """Write the checkpoint and metrics of each revision that hasn't been imported yet."""
+    """Write the checkpoint and metrics of each revision that hasn't been imported yet.
+
+    `after` is called with the step of each, whose checkpoint is then dropped, except for the last one's.
+    """
     (run,) = cohort.runs
     folder = workdir / "runs" / run.id
+    known = origin["revisions"]
     with open_checkpoints(directory(workdir, cohort.folder)) as checkpoints:
-        imported = set(checkpoints.steps())
+        stored = set(checkpoints.steps())
+        imported = {int(step) for step, entry in known.items() if entry.get("dropped")} | stored
         rows = {row["step"]: row for row in read_jsonl(folder / METRICS) if row["step"] in imported}
         with progress(f"import {run.id}", len(found), len(imported)) as show:
             for revision in found:
-                if revision.step in imported:
-                    continue
-                _, params = hf.import_checkpoint(revision.folder)
-                if bad := [path_name(p) for p, x in jax.tree_util.tree_leaves_with_path(params) if not _finite(x)]:
-                    say(f"{revision.folder}: {', '.join(bad[:3])} isn't finite; its metrics and losses will be missing")
-                sha256 = _sha256(params)
-                # One array at a time, so that no second copy of a large model is held.
-                leaves, structure = jax.tree.flatten(params)
-                del params
-                params_M = jax.tree.unflatten(structure, [jnp.asarray(leaves.pop(0)[None]) for _ in range(len(leaves))])
-                row: dict[str, Any] = {"step": revision.step, "tokens": revision.tokens}
-                for probe in probes.values():
-                    row |= {name: float(str(x_M[0])) for name, x_M in jax.device_get(probe(params_M)).items()}
-                rows[revision.step] = row
-                # The checkpoint is written last, as its existence means that the step is done.
-                origin["revisions"][str(revision.step)] = {"name": revision.folder.name, "sha256": sha256}
-                write_json(folder / ORIGIN, origin)
-                write_jsonl(folder / METRICS, [rows[step] for step in sorted(rows)])
-                checkpoints.save_params(revision.step, params_M, [run.id])
-                imported.add(revision.step)
-                show(len(imported), revision.folder.name)
-    last = max(imported)
-    status = {"state": "done", "step": last, "total_steps": run.config.total_steps}
-    write_json(folder / "status.json", status | {"diverged_at": None, "reason": ""})
+                step = revision.step
+                if step not in (stored if after is None else imported):
+                    with revision.weights() as weights:
+                        params_M, sha256 = _read(weights)
+                    row: dict[str, Any] = {"step": step, "tokens": revision.tokens}
+                    for probe in probes.values():
+                        row |= {name: float(str(x_M[0])) for name, x_M in jax.device_get(probe(params_M)).items()}
+                    rows[step] = row
+                    # The checkpoint is written last, as its existence means that the step is done.
+                    known[str(step)] = {"name": revision.folder.name, "sha256": sha256}
+                    if revision.verdict:
+                        known[str(step)]["verdict"] = revision.verdict
+                    write_json(folder / ORIGIN, origin)
+                    write_jsonl(folder / METRICS, [rows[s] for s in sorted(rows)])
+                    checkpoints.save_params(step, params_M, [run.id])
+                    del params_M
+                    stored.add(step)
+                    imported.add(step)
+                    show(len(imported), revision.folder.name)
+                if after and step in stored:
+                    _write_status(folder, run, max(imported), whole=False)
+                    after(step)
+                    if revision is not found[-1]:
+                        known[str(step)]["dropped"] = True
+                        write_json(folder / ORIGIN, origin)
+                        checkpoints.delete(step)
+                        stored.remove(step)
+    _write_status(folder, run, max(imported), whole=imported == stored)
+
+
+def _write_status(folder: epath.Path, run: Run, step: int, whole: bool) -> None:
+    status = {"state": "done", "step": step, "total_steps": run.config.total_steps, "diverged_at": None, "reason": ""}
+    write_json(folder / "status.json", status if whole else status | {DROPPED: True})
+
+
+def _read(folder: epath.Path) -> tuple[Any, str]:
+    """Return the parameters in a folder, as a stack of one member, and their hash."""
+    _, params = hf.import_checkpoint(folder)
+    if bad := [path_name(p) for p, x in jax.tree_util.tree_leaves_with_path(params) if not _finite(x)]:
+        say(f"{folder}: {', '.join(bad[:3])} isn't finite; its metrics and losses will be missing")
+    sha256 = _sha256(params)
+    # One array at a time, so that no second copy of a large model is held.
+    leaves, structure = jax.tree.flatten(params)
+    del params
+    return jax.tree.unflatten(structure, [jnp.asarray(leaves.pop(0)[None]) for _ in range(len(leaves))]), sha256
 
 
 def _finite(x: np.ndarray) -> bool:

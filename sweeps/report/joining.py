@@ -30,11 +30,12 @@ def join_published(file: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if not chosen:
         known = ", ".join(study.name for study in studies)
         raise JoinError(f"--join={file}: this sweep has no runs of a study that takes a published table ({known})")
-    published = _read(file)
+    published = read_published(file)
     return {study.name: study.join(published, table) for study in chosen if study.join is not None}
 
 
-def _read(file: str) -> pd.DataFrame:
+def read_published(file: str) -> pd.DataFrame:
+    """Return the table in a .parquet or .csv file. Raises JoinError."""
     path = Path(file)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:

@@ -40,7 +40,8 @@ def examine() -> list[Check]:
     # These checks need a device that JAX can use.
     of_devices = [] if devices.state == PROBLEM else [_gpu(), _memory(), _speed()]
     others = [check() for check in (_disk, _fetched, _compiled, _text, _apt, _npm, _index, _slurm)]
-    return [_versions(), devices, *of_devices, *others, _package("wandb", "--config.train.wandb=PROJECT")]
+    packages = [_package("huggingface_hub", "hub:OWNER/NAME"), _package("wandb", "--config.train.wandb=PROJECT")]
+    return [_versions(), devices, *of_devices, *others, *packages]
 
 
 def lines(checks: list[Check]) -> list[str]:

@@ -37,6 +37,12 @@ FIXED = (
         "steps",
         "The step at which the run's loss, gradient or parameters stopped being finite.",
     ),
+    Column(
+        "verdict",
+        "identity",
+        "",
+        "What the audit of a published model's history says of the checkpoint; missing if it wasn't audited.",
+    ),
     Column("parameters", "count", "parameters", "All parameters of the model."),
     Column(
         "parameters_non_embedding",

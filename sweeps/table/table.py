@@ -31,11 +31,13 @@ from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import cumulative_weight_decay
 from olmo_jax.storage.run_files import known_runs, run_record
 from olmo_jax.storage.run_status import read_status
+from sweeps.models.revisions import ORIGIN
 from sweeps.planning.plan import configuration, leaves
 from sweeps.table.catalog import catalog_of, declare, from_schema, schema
 from sweeps.table.columns import AnalysisError
 
 TABLE, CSV, SCHEMA = "results.parquet", "results.csv", "results.schema.json"
+_SEEDS = ("init_seed", "data_seed")  # of an imported run known if it is one of several replicates
 _KNOWN_OF_IMPORTED = r"name|imported|model\.|data\.(name|corpus|train_domains|sequence_length)"
 
 
@@ -117,15 +119,16 @@ def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> l
     settings = {
         f"config.{key}": _setting(value)
         for key, value in leaves(dataclasses.asdict(config)).items()
-        if not config.imported or re.match(_KNOWN_OF_IMPORTED, key)
+        if not config.imported or re.match(_KNOWN_OF_IMPORTED, key) or (config.init_seed and key in _SEEDS)
     }
 
+    verdicts = _verdicts(workdir, run) if config.imported else {}
     size = config.data.batch_size, config.data.sequence_length
     flops_per_step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
 
     def trained(step: int) -> dict[str, Any]:
         if config.imported:  # only what its publisher states is known
-            return {"tokens": metrics.get(step, {}).get("tokens")}
+            return {"tokens": metrics.get(step, {}).get("tokens")} | verdicts.get(step, {})
         return {
             "tokens": step * config.tokens_per_step,
             "training_flops": float(flops_per_step) * step,
@@ -151,6 +154,16 @@ def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> l
     ]
 
 
+def _verdicts(workdir: epath.Path, run: str) -> dict[int, dict[str, str]]:
+    """Return the column `verdict` of an imported run's steps, as far as its history was audited."""
+    path = workdir / "runs" / run / ORIGIN
+    if not path.exists():
+        return {}
+    origin = read_json(path, "import it again")
+    entries = origin["revisions"].items()
+    return {int(step): {"verdict": entry["verdict"]} for step, entry in entries if "verdict" in entry}
+
+
 def _setting(value: Any) -> Any:
     """Return a configuration's value for the table: valid UTF-8, even for file names that aren't."""
     if isinstance(value, tuple):
@@ -160,11 +173,11 @@ def _setting(value: Any) -> Any:
 
 def _steps_of(workdir: epath.Path, folder: str, run: str, config: TrainConfig, metrics: Mapping[int, Any]) -> list[int]:
     """Return the steps of a run's checkpoints; in a copy without checkpoints, the steps at which they were due."""
+    if config.imported:  # with metrics of checkpoints that weren't kept
+        return sorted(metrics)
     path = checkpoint.directory(workdir, folder)
     if path.exists():
         return [step for step, runs in checkpoint.member_lists(path).items() if run in runs]
-    if config.imported:
-        return sorted(metrics)
     return sorted(checkpoint_steps(Cohort(shape_of(config, ""), (Run(run, config),))) & set(metrics))
 
 

@@ -1,6 +1,8 @@
 """The verbs of the command line, one per file."""
 
 from sweeps.verbs import (
+    atlas,
+    audit,
     compare,
     completion,
     config,
@@ -29,6 +31,6 @@ GROUPS = {
         *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, launch.VERB),
         *(serve.VERB, prepare.VERB, train.VERB),
     ),
-    "models": (import_model.VERB, export.VERB, generate.VERB, geometry.VERB),
+    "models": (import_model.VERB, audit.VERB, atlas.VERB, export.VERB, generate.VERB, geometry.VERB),
 }
 VERBS = {verb.name: verb for group in GROUPS.values() for verb in group}

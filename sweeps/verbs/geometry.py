@@ -12,7 +12,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "path",
         type=os.path.expanduser,
         metavar="PATH",
-        help="a working directory, a .safetensors file, a folder of these, or a .npy file",
+        help="a working directory, a .safetensors file, a folder of these, a .npy file, or hub:OWNER/NAME, of which "
+        "only the measured tensors are fetched",
     )
     parser.add_argument("--run", metavar="RUN_ID", help="only this run of a working directory (default: every run)")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoints of this step (default: the last)")
@@ -27,6 +28,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "affine_layer_norm, rms_norm (default: the model's norm for the unembedding of a working directory's runs, "
         "else none)",
     )
+    parser.add_argument(
+        "--revisions", metavar="WHICH", help="of hub:OWNER/NAME, as `import` takes them (default: the last)"
+    )
     json_argument(parser)
 
 
@@ -35,7 +39,15 @@ def _carry_out(command: Command) -> int:
 
     arguments = command.arguments
     metrics = geometry.DEFAULT_METRICS if arguments.metrics is None else arguments.metrics.split(",")
-    rows = geometry.measure(arguments.path, arguments.run, arguments.step, arguments.tensors, metrics, arguments.gauge)
+    rows = geometry.measure(
+        arguments.path,
+        arguments.run,
+        arguments.step,
+        arguments.tensors,
+        metrics,
+        arguments.gauge,
+        arguments.revisions or "",
+    )
     if arguments.json:
         print(json.dumps(geometry.as_json(arguments.path, rows), allow_nan=False))
     else:

@@ -22,22 +22,9 @@ from sweeps import cli
 from sweeps.models.import_run import _plain, revisions
 from sweeps.report import export
 from tests.olmo_jax.hf.gguf_files import convert, tokenizer_metadata
+from tests.sweeps.models.publish import CONFIG, SMALL, publish
 
 STEPS = {"step1": 1, "step4-tokens8K": 4, "step16-tokens32K": 16}
-
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config():
-    from olmo_jax.config import TrainConfig, to_config_dict
-    train = to_config_dict(TrainConfig())
-    train.data.update(dict(corpus="text_files", files=({corpus!r},), domain_field="domain", train_domains=("prose",),
-                           sequence_length=32))
-    train.probe.update(dict(documents=10, document_tokens=12))
-    evaluation = dict(tokens_per_domain=200, quantize=dict(bits=(4,), methods=('round_to_nearest',)), finetune=dict(
-        targets=("code",), learning_rates=(1e-2,), tokens=256, batch_size=4))
-    return ConfigDict(dict(train=train, grid=[{{}}], evaluation=evaluation))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +38,7 @@ def config(corpus, tmp_path_factory):
 def published(corpus, vary, tmp_path_factory):
     """A folder of revisions of a small sequential Pythia, each with its tokenizer, as downloaded."""
     folder = tmp_path_factory.mktemp("published") / "pythia-small"
-    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
-    tokenizer = train_bpe(texts, 280, "<|endoftext|>")
-    tokenizer.save(folder.parent / "tokenizer.json")
-    small = {"vocab_size": tokenizer.vocab_size, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32,
-             "context_length": 24, "rotary_fraction": 0.5}  # fmt: skip
-    architecture = vary(PYTHIA["14m-sequential"], small)
-    for name, step in STEPS.items():
-        params = model.init(architecture, jax.random.key(step))
-        hf.export_checkpoint(architecture, params, folder / name, tokenizer=folder.parent / "tokenizer.json")
-        settings = json.loads((folder / name / "config.json").read_text())
-        del settings["olmo_jax"]  # which published models lack
-        (folder / name / "config.json").write_text(json.dumps(settings))
-    return folder
+    return publish(folder, vary(PYTHIA["14m-sequential"], SMALL), corpus, STEPS)
 
 
 def run(*arguments):

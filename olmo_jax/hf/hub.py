@@ -1,0 +1,289 @@
+"""The Hugging Face hub: the revisions of a repository, their files, whole files and parts of files.
+
+Requests go through huggingface_hub, which takes the address from HF_ENDPOINT, the token from HF_TOKEN or its own login,
+and waits as the hub asks (429, Retry-After) or longer after each failure. Files are identified by the hashes in the
+hub's listings, so much can be said about a history before any of it is fetched.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from olmo_jax.errors import UserError, brief
+
+PREFIX = "hub:"
+# Requests at a time. The hub counts requests per five minutes, so more would only be refused sooner.
+WORKERS = 8
+_TRIES = 5
+_TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 1 << 20
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class HubError(UserError):
+    """The hub refuses a request, or answers what can't be used; the message says what, of which repository."""
+
+
+class File(NamedTuple):
+    """A file of a revision, as the hub lists it.
+
+    Attributes:
+      path: in the repository. size: in bytes.
+      digest: the SHA-256 of its content; of a small file, which the hub keeps in git, the hash of its git object.
+    """
+
+    path: str
+    size: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+
+@dataclasses.dataclass
+class Traffic:
+    """Counts of what was read: parts of files and whole files, and the bytes of both."""
+
+    requests: int = 0
+    bytes: int = 0
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock, repr=False)
+
+    def add(self, count: int) -> None:
+        """Count one request that read so many bytes."""
+        with self._lock:
+            self.requests += 1
+            self.bytes += count
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """A model's repository on the hub, named OWNER/NAME. All methods raise HubError."""
+
+    name: str
+    traffic: Traffic = dataclasses.field(default_factory=Traffic)
+
+    @classmethod
+    def parse(cls, text: str) -> "Repository":
+        """Return the repository named by hub:OWNER/NAME. Raises HubError for any other text, or without the library."""
+        try:
+            import httpx2  # noqa: F401  of huggingface_hub since version 2
+            from huggingface_hub.utils import logging as library_logging
+        except ImportError as error:
+            raise HubError(f"{text}: needs huggingface_hub 2.4 or later; pip install 'olmo-jax[hub]'") from error
+        for handler in library_logging.get_logger().handlers:  # which say on stderr what is repeated, and why
+            if not any(isinstance(known, _WithoutSignatures) for known in handler.filters):
+                handler.addFilter(_WithoutSignatures())
+        name = text.removeprefix(PREFIX)
+        if not _NAME.fullmatch(name):
+            raise HubError(
+                f"{text}: isn't a repository; write {PREFIX}OWNER/NAME, such as {PREFIX}EleutherAI/pythia-14m"
+            )
+        return cls(name)
+
+    def revisions(self) -> dict[str, str]:
+        """Return the commit of each branch and tag, by name."""
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+        with self._errors():
+            # huggingface_hub's list_repo_refs doesn't repeat a request that the hub was too busy for.
+            response = http_backoff(
+                "GET", f"{_endpoint()}/api/models/{self.name}/refs", headers=build_hf_headers(), timeout=_TIMEOUT
+            )
+            hf_raise_for_status(response)
+            refs = response.json()
+            return {ref["name"]: ref["targetCommit"] for kind in ("branches", "tags") for ref in refs[kind]}
+
+    def files(self, revision: str) -> list[File]:
+        """Return the files of a revision, given by name or commit, sorted by path."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        with self._errors(revision):
+            entries = list(HfApi(_endpoint()).list_repo_tree(self.name, recursive=True, revision=revision))
+        return sorted(
+            File(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        )
+
+    def read(self, revision: str, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of a file, without fetching the others; fewer where the file ends sooner."""
+        from httpx2 import TransportError
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+        url = hf_hub_url(self.name, path, revision=revision, endpoint=_endpoint())
+        # Of a compressed answer a range would be one of the compressed bytes.
+        headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        with self._errors(revision, path):
+            for attempt in range(_TRIES):
+                # A connection that breaks inside the body is our own to repeat.
+                try:
+                    with http_stream_backoff(
+                        "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT, retry_on_exceptions=()
+                    ) as response:
+                        if response.status_code == 416:  # beyond the end of the file
+                            return b""
+                        if response.is_error:
+                            response.read()
+                        hf_raise_for_status(response)
+                        # A small file may come whole, whatever range was asked for.
+                        whole = int(response.headers.get("Content-Length", stop + 1))
+                        if response.status_code != 206 and (start > 0 or whole > stop):
+                            raise HubError(
+                                f"{self._place(revision, path)}: the server ignores the range that was asked for, so "
+                                "parts of files can't be read there; import the revisions, which fetches whole files"
+                            )
+                        content: bytes = response.read()
+                    break
+                except TransportError:
+                    if attempt == _TRIES - 1:
+                        raise
+                    time.sleep(2.0**attempt / 2)
+        self.traffic.add(len(content))
+        return content
+
+    def fetch(self, revision: str, file: File, folder: Path) -> Path:
+        """Fetch a file into a folder, check its hash, and return its path there. What was fetched before is continued.
+
+        A file that is in huggingface_hub's cache is copied from there.
+        """
+        from huggingface_hub import hf_hub_download
+
+        with self._errors(revision, file.path):
+            path = Path(
+                hf_hub_download(self.name, file.path, revision=revision, local_dir=folder, endpoint=_endpoint())
+            )
+        if path.stat().st_size != file.size or _digest(path, file) != file.digest:
+            path.unlink()
+            raise HubError(
+                f"{self._place(revision, file.path)}: what was fetched isn't what the hub lists (hashes differ); run "
+                "the same command again"
+            )
+        self.traffic.add(file.size)
+        return path
+
+    def _place(self, revision: str = "", path: str = "") -> str:
+        at = f" at {revision[:12]}" if revision else ""
+        return f"{PREFIX}{self.name}{at}{f', {path}' if path else ''}"
+
+    @contextlib.contextmanager
+    def _errors(self, revision: str = "", path: str = "") -> Iterator[None]:
+        """Raise errors of requests as HubError. Addresses are left out, as they can hold signatures."""
+        from httpx2 import HTTPError
+        from huggingface_hub import errors
+
+        place = self._place(revision, path)
+        try:
+            yield
+        except errors.GatedRepoError as error:
+            raise HubError(
+                f"{place}: is gated; accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise HubError(
+                f"{place}: no such repository, or a private one that isn't open to you; check the name, and set "
+                "HF_TOKEN if it is private"
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise HubError(f"{place}: the repository has no such revision") from error
+        except errors.EntryNotFoundError as error:
+            raise HubError(f"{place}: the revision has no such file") from error
+        except errors.OfflineModeIsEnabled as error:
+            raise HubError(
+                f"{place}: HF_HUB_OFFLINE is set, and it isn't in the cache; unset it to fetch it"
+            ) from error
+        except errors.HfHubHTTPError as error:
+            status = error.response.status_code
+            remedy = "wait, then run the same command again" if status == 429 or status >= 500 else "see the hub's page"
+            raise HubError(f"{place}: the hub answers with status {status}; {remedy}") from error
+        except HTTPError as error:
+            raise HubError(
+                f"{place}: no answer from {_endpoint()} ({type(error).__name__}); check the network and HF_ENDPOINT, "
+                "then run the same command again"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HubError(
+                f"{place}: {_endpoint()} answers with something other than the hub's JSON; if a proxy or a login page "
+                "is in between, pass it first"
+            ) from error
+        except errors.FileMetadataError as error:
+            raise HubError(f"{place}: {_endpoint()} doesn't answer as the hub does; check HF_ENDPOINT") from error
+        except OSError as error:
+            if error.errno is not None:  # of this machine's disk
+                raise
+            raise HubError(f"{place}: {brief(error)}; run the same command again") from error
+
+
+class _WithoutSignatures(logging.Filter):
+    """Removes the queries of addresses from log messages, since those of files are signed and open them to anyone."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", record.getMessage()), ()
+        return True
+
+
+def is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE forbids requests."""
+    from huggingface_hub import is_offline_mode
+
+    return bool(is_offline_mode())
+
+
+def cached(name: str) -> dict[str, Path]:
+    """Return the folders of a repository's revisions in huggingface_hub's cache, by name; {} if there is none."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    return {
+        ref: revision.snapshot_path
+        for repository in repositories
+        if (repository.repo_type, repository.repo_id) == ("model", name)
+        for revision in repository.revisions
+        for ref in sorted(revision.refs)
+    }
+
+
+def in_parallel(function: Callable[[_T], _R], items: list[_T]) -> Iterator[_R]:
+    """Yield the function's value for each item, in order, with at most WORKERS requests at a time."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def _digest(path: Path, file: File) -> str:
+    """Return the hash of a file's content of the same kind as `file.digest`."""
+    is_sha256 = len(file.digest) == 64
+    digest: Any = hashlib.sha256() if is_sha256 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            digest.update(chunk)
+    return str(digest.hexdigest())

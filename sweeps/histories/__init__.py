@@ -1,0 +1,1 @@
+"""Histories of published models: their checkpoints by revision, on the hub or in a folder."""

@@ -1,0 +1,1 @@
+"""Geometry against performance over public models, without training one: `olmo-jax atlas`."""
