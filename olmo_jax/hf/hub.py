@@ -157,12 +157,15 @@ class Repository:
         return content
 
     def fetch(self, revision: str, file: File, folder: Path) -> Path:
-        """Fetch a file into a folder, check its hash, and return its path there. What was fetched before is continued.
+        """Fetch a file into a folder, check its hash, and return its path there.
 
-        A file that is in huggingface_hub's cache is copied from there.
+        A connection that breaks is continued; after a kill the file is fetched anew. One that is in huggingface_hub's
+        cache is copied from there.
         """
         from huggingface_hub import hf_hub_download
 
+        for abandoned in folder.glob(".cache/huggingface/**/*.incomplete"):  # by a process that was killed
+            abandoned.unlink()
         with self._errors(revision, file.path):
             path = Path(
                 hf_hub_download(self.name, file.path, revision=revision, local_dir=folder, endpoint=_endpoint())
@@ -182,57 +185,68 @@ class Repository:
 
     @contextlib.contextmanager
     def _errors(self, revision: str = "", path: str = "") -> Iterator[None]:
-        """Raise errors of requests as HubError. Addresses are left out, as they can hold signatures."""
-        from httpx2 import HTTPError
-        from huggingface_hub import errors
-
-        place = self._place(revision, path)
+        """Raise errors of requests as HubError."""
         try:
             yield
-        except errors.GatedRepoError as error:
-            raise HubError(
-                f"{place}: is gated; accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN"
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise HubError(
-                f"{place}: no such repository, or a private one that isn't open to you; check the name, and set "
-                "HF_TOKEN if it is private"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise HubError(f"{place}: the repository has no such revision") from error
-        except errors.EntryNotFoundError as error:
-            raise HubError(f"{place}: the revision has no such file") from error
-        except errors.OfflineModeIsEnabled as error:
-            raise HubError(
-                f"{place}: HF_HUB_OFFLINE is set, and it isn't in the cache; unset it to fetch it"
-            ) from error
-        except errors.HfHubHTTPError as error:
-            status = error.response.status_code
-            remedy = "wait, then run the same command again" if status == 429 or status >= 500 else "see the hub's page"
-            raise HubError(f"{place}: the hub answers with status {status}; {remedy}") from error
-        except HTTPError as error:
-            raise HubError(
-                f"{place}: no answer from {_endpoint()} ({type(error).__name__}); check the network and HF_ENDPOINT, "
-                "then run the same command again"
-            ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HubError(
-                f"{place}: {_endpoint()} answers with something other than the hub's JSON; if a proxy or a login page "
-                "is in between, pass it first"
-            ) from error
-        except errors.FileMetadataError as error:
-            raise HubError(f"{place}: {_endpoint()} doesn't answer as the hub does; check HF_ENDPOINT") from error
-        except OSError as error:
-            if error.errno is not None:  # of this machine's disk
+        except HubError:
+            raise
+        except Exception as error:
+            reason = _reason(error)
+            if reason is None:
                 raise
-            raise HubError(f"{place}: {brief(error)}; run the same command again") from error
+            raise HubError(f"{self._place(revision, path)}: {reason}") from error
+
+
+def _reason(error: BaseException) -> str | None:
+    """Return what went wrong in a request, and what to do; None for an error of this machine or of the program.
+
+    Addresses are left out, as they can hold signatures.
+    """
+    from httpx2 import HTTPError, InvalidURL
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        return _reason(error.__cause__)  # of the request for the file's hash
+    if isinstance(error, errors.GatedRepoError):
+        return "is gated; accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or a private one that isn't open to you; check the name, or set HF_TOKEN"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "isn't in the cache, and HF_HUB_OFFLINE is set; unset it to fetch it"
+    if isinstance(error, errors.EntryNotFoundError):
+        return "the revision has no such file"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        remedy = "wait, then run the same command again" if status == 429 or status >= 500 else "see the hub's page"
+        return f"the hub answers with status {status}; {remedy}"
+    if isinstance(error, HTTPError | InvalidURL):
+        what = f"no answer from {_endpoint()} ({type(error).__name__})"
+        return f"{what}; check the network and HF_ENDPOINT, then run the same command again"
+    if isinstance(error, errors.FileMetadataError):
+        return f"{_endpoint()} doesn't answer as the hub does; check HF_ENDPOINT"
+    if isinstance(error, ValueError | KeyError | TypeError | AttributeError):
+        return (
+            f"{_endpoint()} answers with something other than the hub's JSON; if a proxy or a login page is in "
+            "between, pass it first"
+        )
+    # RuntimeErrors are those of hf_xet. Errors with a number are of this machine's disk.
+    if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None):
+        return f"{_without_queries(brief(error))}; run the same command again"
+    return None
+
+
+def _without_queries(text: str) -> str:
+    """Return a text without the queries of the addresses in it."""
+    return re.sub(r"\?[\w.~%-]+=[^\s'\")]*", "", text)
 
 
 class _WithoutSignatures(logging.Filter):
     """Removes the queries of addresses from log messages, since those of files are signed and open them to anyone."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", record.getMessage()), ()
+        record.msg, record.args = _without_queries(record.getMessage()), ()
         return True
 
 
@@ -245,20 +259,17 @@ def is_offline() -> bool:
 
 def cached(name: str) -> dict[str, Path]:
     """Return the folders of a repository's revisions in huggingface_hub's cache, by name; {} if there is none."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub import constants
 
-    try:
-        repositories = scan_cache_dir().repos
-    except CacheNotFound:
-        return {}
-    return {
-        ref: revision.snapshot_path
-        for repository in repositories
-        if (repository.repo_type, repository.repo_id) == ("model", name)
-        for revision in repository.revisions
-        for ref in sorted(revision.refs)
+    # By its documented layout; scan_cache_dir leaves out a repository of which one download was interrupted.
+    place = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    commits = {
+        ref.relative_to(place / "refs").as_posix(): ref.read_text().strip()
+        for ref in sorted((place / "refs").rglob("*"))
+        if ref.is_file()
     }
+    folders = {ref: place / "snapshots" / commit for ref, commit in commits.items()}
+    return {ref: folder for ref, folder in folders.items() if folder.is_dir()}
 
 
 def in_parallel(function: Callable[[_T], _R], items: list[_T]) -> Iterator[_R]:

@@ -83,9 +83,19 @@ def read_head(folder: epath.PathLike, tensors: Iterable[weights.Tensor], tokeniz
             f"{place}: '{stored.name}' has shape {stored.shape}, but config.json requires "
             f"{(config.padded_vocab_size, config.d_model)}; one of the two files belongs to another model"
         )
+    _check_dtype(place, stored)
     gain = named.get(family.tensors.get("final_norm/scale", ""))
     gain_D = None if gain is None else gain.read().astype(np.float32) + (1 if config.norm_plus_one else 0)
     return Head(config, stored.read().astype(np.float32)[: config.vocab_size], gain_D)
+
+
+def _check_dtype(folder: epath.Path, tensor: weights.Tensor) -> None:
+    """Raise WeightsError for a tensor of a quantised model."""
+    if tensor.dtype not in _DTYPES:
+        raise WeightsError(
+            f"{folder}: '{tensor.name}' is stored as {tensor.dtype}, so the model is quantised; use a copy in "
+            f"one of {', '.join(_DTYPES)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +124,7 @@ class _Checkpoint:
                     f"{folder}: '{name}' has shape {tensor.shape}, but config.json requires {expected}; one of the two "
                     "files belongs to another model"
                 )
-            if tensor.dtype not in _DTYPES:
-                raise WeightsError(
-                    f"{folder}: '{name}' is stored as {tensor.dtype}, so the model is quantised; use a copy in "
-                    f"one of {', '.join(_DTYPES)}"
-                )
+            _check_dtype(folder, tensor)
         # Some versions write the one matrix of a tied model twice.
         if head is not None and not np.array_equal(head.read(), tensors[family.tensors["embedding"]].read()):
             raise WeightsError(

@@ -74,7 +74,7 @@ def parsed(groups: Mapping[str, str | None]) -> Name:
 
 def _count(text: str | None) -> int | None:
     """Return 12000000000 for "12B"."""
-    if text is None:
+    if not text:
         return None
     unit = text[-1].lower() if text[-1].isalpha() else ""
     return round(float(text[: len(text) - len(unit)].replace("_", ".")) * _UNITS[unit])

@@ -28,7 +28,7 @@ OK, DUPLICATE, TRUNCATED, OUT_OF_ORDER, NOT_FINITE = "ok", "duplicate", "truncat
 # Bytes of a checkpoint's sample: a share of its weights, within bounds. The rows of a sample of 4 KB already tell
 # neighbours from each other.
 _SHARE = 0.004
-_LEAST, _MOST = 4096, 1 << 20
+_LEAST, _MOST = 4096, 1 << 18
 _SMALLEST_PICKLE = 0.9  # of the median size
 _REAL = ("float64", "float32", "float16", "bfloat16")
 
@@ -61,6 +61,7 @@ class Audit:
     Attributes:
       missing: steps that the pattern of the others suggests, by training (stage and seed, or "").
       sampled: which weights were read of each checkpoint; "" if none could be.
+      unnamed: revisions whose names give no step, which weren't looked at.
       bytes_read: of files of weights and their indexes. bytes: of all checkpoints' weights.
     """
 
@@ -70,6 +71,7 @@ class Audit:
     sampled: str
     bytes_read: int
     bytes: int
+    unnamed: tuple[str, ...] = ()
 
     @property
     def at_fault(self) -> list[Finding]:
@@ -88,6 +90,7 @@ class Audit:
                 for finding in self.findings
             ],
             "missing": sorted({step for steps in self.missing.values() for step in steps}),
+            "unnamed": list(self.unnamed),
             "sampled": self.sampled,
             "bytes_read": self.bytes_read,
             "bytes": self.bytes,
@@ -113,7 +116,7 @@ def audit(history: History) -> Audit:
     total = sum(checkpoint.weights_bytes for checkpoint in history.checkpoints)
     # The files of a folder were read for their hashes.
     bytes_read = history.repository.traffic.bytes - before if history.repository else total
-    return Audit(history.source, tuple(findings), lacking, sampled, bytes_read, total)
+    return Audit(history.source, tuple(findings), lacking, sampled, bytes_read, total, history.unnamed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,47 +224,42 @@ def _judge(looks: Sequence[_Look]) -> list[Finding]:
         for i, look in enumerate(looks)
         if i not in verdicts and look.sample is not None and look.sample.shape == usual
     ]
-    samples = {i: _flat(looks[i]) for i in sampled}
+    d_TT = distances([_flat(looks[i]) for i in sampled]) if sampled else np.zeros((0, 0))
     for group in _same_weights([i for i in range(len(looks)) if i not in verdicts], looks):
-        for i, original in _copies(group, looks, samples).items():
-            verdicts[i] = DUPLICATE, f"has the files of {looks[original].checkpoint.name}"
-    in_order = [i for i in sampled if i not in verdicts]
-    placed = dict(zip(in_order, places([samples[i] for i in in_order]), strict=True)) if in_order else {}
+        for i, original in _copies(group, len(looks) - 1, sampled, d_TT).items():
+            verdicts[i] = DUPLICATE, f"has the same files of weights as {looks[original].checkpoint.name}"
+    in_order = [k for k, i in enumerate(sampled) if i not in verdicts]
+    placed = {sampled[k]: place for k, place in zip(in_order, places(d_TT[np.ix_(in_order, in_order)]), strict=True)}
+    names = [looks[sampled[k]].checkpoint.name for k in in_order]
     for i, place in placed.items():
         if place.is_out:
-            verdicts[i] = (
-                OUT_OF_ORDER,
-                _where(place.is_astray, place.after, [looks[k].checkpoint.name for k in in_order]),
-            )
+            verdicts[i] = OUT_OF_ORDER, _where(place.is_astray, place.after, names)
     return [
-        _finding(look, *verdicts.get(i, (OK, _note(look))), placed[i].to_previous if i in placed else math.nan)
+        _finding(
+            look, *verdicts.get(i, (OK, _note(look, i in placed))), placed[i].to_previous if i in placed else math.nan
+        )
         for i, look in enumerate(looks)
     ]
 
 
 def _same_weights(whole: Sequence[int], looks: Sequence[_Look]) -> list[list[int]]:
-    """Return the groups of checkpoints with the same files of weights, in either format."""
+    """Return the groups of checkpoints with the same files of weights."""
     groups: dict[Any, list[int]] = collections.defaultdict(list)
     for i in whole:
         checkpoint = looks[i].checkpoint
-        for files in (checkpoint.safetensors, checkpoint.pickles):
-            if files:
-                groups[tuple(file.digest for file in files)].append(i)
+        groups[tuple(file.digest for file in checkpoint.safetensors or checkpoint.pickles)].append(i)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _copies(group: Sequence[int], looks: Sequence[_Look], samples: dict[int, np.ndarray]) -> dict[int, int]:
+def _copies(group: Sequence[int], last: int, sampled: Sequence[int], d_TT: np.ndarray) -> dict[int, int]:
     """Return which of several checkpoints with the same weights are copies, each with the one that they belong to.
 
     They belong where they fit best. If that can't be told, they are those of the last step of the history, which is
     what some repositories serve in place of others, or else those of the first of the group.
     """
     candidates = list(group)
-    if all(i in samples for i in group):
-        indices = sorted(samples)
-        d_TT = distances([samples[i] for i in indices])
-        candidates = [indices[k] for k in fitting(d_TT, [indices.index(i) for i in group])]
-    last = len(looks) - 1
+    if {*group} <= {*sampled}:
+        candidates = [sampled[k] for k in fitting(d_TT, [sampled.index(i) for i in group])]
     original = last if last in candidates else candidates[0]
     return {i: original for i in group if i != original}
 
@@ -270,13 +268,13 @@ def _where(is_astray: bool, after: int, names: Sequence[str]) -> str:
     if is_astray and after == len(names) - 1:
         return "is far from all others"
     where = f"after {names[after]}" if after >= 0 else f"before {names[0]}"
-    return f"its weights fit {where}"
+    return f"its weights belong {where}"
 
 
-def _note(look: _Look) -> str:
+def _note(look: _Look, is_placed: bool) -> str:
     if not look.checkpoint.safetensors:
         return "has only pickles, of which nothing but the hashes was compared"
-    return "" if look.sample is not None else "nothing but the hashes and headers was compared"
+    return "" if is_placed else "nothing but the hashes and headers was compared"
 
 
 def _flat(look: _Look) -> np.ndarray:
@@ -286,10 +284,12 @@ def _flat(look: _Look) -> np.ndarray:
 
 def _finding(look: _Look, verdict: str, detail: str, to_previous: float) -> Finding:
     checkpoint = look.checkpoint
-    norm = rank = None
+    norm: float | None = None
+    rank: float | None = None
     if look.sample is not None and verdict != NOT_FINITE:
         norm = float(np.linalg.norm(look.sample))
         rank = float(effective_rank(singular_values(look.sample, method="svd")))
+        rank = rank if math.isfinite(rank) else None  # of zeros
     return Finding(
         checkpoint.name,
         checkpoint.step,

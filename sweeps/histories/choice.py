@@ -62,7 +62,10 @@ class Revisions:
         if self._is_number:
             return self._spread(names, int(self.text or DEFAULT))
         chosen: set[str] = set()
-        for pattern in filter(None, self.text.split(",")):
+        patterns = [pattern for pattern in self.text.split(",") if pattern]
+        if not patterns:
+            raise ConfigError(f"--revisions={self.text}: names no revision")
+        for pattern in patterns:
             found = matching(names, pattern)
             if not found:
                 some = ", ".join([*names[:3], "...", names[-1]] if len(names) > 4 else names)
@@ -77,9 +80,8 @@ class Revisions:
         """
         trainings: dict[tuple[str | None, str | None], dict[str, int]] = {}
         for name in names:
-            said = self.parse(name)
-            assert said is not None and said.place is not None
-            trainings.setdefault((said.stage, said.seed), {})[name] = said.place
+            said = self.parse(name) or Name()
+            trainings.setdefault((said.stage, said.seed), {})[name] = said.place or 0
         chosen: set[str] = set()
         for steps in trainings.values():
             chosen |= _nearest(steps, count)
@@ -112,4 +114,6 @@ def with_braces(text: str) -> list[str]:
         return [text]
     before, first, last, listed, after = match.groups()
     middle = listed.split(",") if listed is not None else [str(n) for n in range(int(first), int(last) + 1)]
+    if not middle:
+        raise ConfigError(f"{text}: {{{first}..{last}}} is empty; give the smaller number first")
     return [f"{before}{part}{after}" for part in middle]

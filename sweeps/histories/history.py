@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from olmo_jax.storage.safetensors import Header, HeaderError, Read, Stored, read
 from olmo_jax.weights import Tensor
 from sweeps.histories.choice import EVERY, Revisions
 
+_ONLY = "main"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLE = r"(pytorch_model|consolidated|model).*\.(bin|pt|pth|ckpt)"
 _LONGEST_INDEX = 64 << 20
 
 
@@ -68,7 +70,7 @@ class Checkpoint:
     @property
     def pickles(self) -> tuple[File, ...]:
         """Return the files of weights that aren't opened, as they can run any code."""
-        return tuple(file for file in self.files if file.path.endswith(_PICKLES) and "training_args" not in file.path)
+        return tuple(file for file in self.files if re.fullmatch(_PICKLE, file.path))
 
     @property
     def weights_bytes(self) -> int:
@@ -103,12 +105,14 @@ class History:
 
     Attributes:
       source: hub:OWNER/NAME or a folder. unnamed: revisions whose names give no step, such as main.
+      seeds: of all revisions, chosen or not, sorted.
       repository: on the hub.
     """
 
     source: str
     checkpoints: tuple[Checkpoint, ...]
     unnamed: tuple[str, ...] = ()
+    seeds: tuple[str, ...] = ()
     repository: Repository | None = None
 
     def trainings(self) -> list[tuple[Checkpoint, ...]]:
@@ -175,7 +179,7 @@ def _remote(source: str, repository: Repository, which: Revisions) -> History:
         for found in hub.in_parallel(checkpoint, names):
             checkpoints.append(found)
             show(len(checkpoints), found.name)
-    return History(source, tuple(checkpoints), unnamed, repository)
+    return History(source, tuple(checkpoints), unnamed, _seeds(commits, which), repository)
 
 
 def _folders(folder: Path, which: Revisions) -> dict[str, Path]:
@@ -198,7 +202,7 @@ def _of_folders(source: str, folders: dict[str, Path], which: Revisions) -> Hist
             read = functools.partial(_read, folders[name])
             checkpoints.append(Checkpoint(name, _said(which, name), files, read, folders[name]))
             show(len(checkpoints), name)
-    return History(source, tuple(checkpoints), unnamed)
+    return History(source, tuple(checkpoints), unnamed, _seeds(folders, which))
 
 
 def _in_order(source: str, found: Iterable[str], which: Revisions) -> tuple[list[str], tuple[str, ...]]:
@@ -206,6 +210,8 @@ def _in_order(source: str, found: Iterable[str], which: Revisions) -> tuple[list
     found = sorted(found)
     unnamed = tuple(name for name in found if not _has_step(which.parse(name)))
     named = [name for name in found if name not in unnamed]
+    if unnamed == (_ONLY,) and not named:  # of a model that was published without its history
+        return which.choose([_ONLY]) if which.text not in ("", "*") else [_ONLY], ()
     if not named:
         has = f"has {', '.join(unnamed[:5])}" if unnamed else "has no revision"
         raise WeightsError(
@@ -221,9 +227,14 @@ def _has_step(said: Name | None) -> bool:
 
 
 def _said(which: Revisions, name: str) -> Name:
+    """Return what a revision's name says; a repository's only one counts as its first step."""
     said = which.parse(name)
-    assert said is not None
-    return said
+    return said if said is not None and said.place is not None else Name(step=1)
+
+
+def _seeds(names: Iterable[str], which: Revisions) -> tuple[str, ...]:
+    found = {said.seed for name in names if (said := which.parse(name)) is not None and said.seed is not None}
+    return tuple(sorted(found))
 
 
 def _training(said: Name) -> tuple[str, str]:
@@ -231,7 +242,7 @@ def _training(said: Name) -> tuple[str, str]:
 
 
 def _holds_weights(folder: Path) -> bool:
-    return any(path.suffix in (".safetensors", *_PICKLES) for path in folder.iterdir())
+    return any(path.suffix == ".safetensors" or re.fullmatch(_PICKLE, path.name) for path in folder.iterdir())
 
 
 def _file(path: Path) -> File:

@@ -9,15 +9,17 @@ import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from eval import results
 from eval.eval_data import StoppedError
 from eval.evaluate import Choice
+from eval.suite import evaluations
 from olmo_jax.config import ConfigError, ModelConfig
 from olmo_jax.console import say
 from olmo_jax.data.shards import TokenIndex
@@ -25,10 +27,11 @@ from olmo_jax.errors import WeightsError
 from olmo_jax.hf import hub
 from olmo_jax.hf.hub import File, Repository
 from olmo_jax.hf.settings import TOKENIZER, read_config
-from sweeps.histories.audit import OK, audit
+from olmo_jax.storage.lock import exclusive_lock
+from sweeps.histories.audit import OK, TRUNCATED, audit
 from sweeps.histories.choice import Revisions
 from sweeps.histories.history import INDEX, Checkpoint, History, open_history
-from sweeps.models.import_run import Each, import_revisions
+from sweeps.models.import_run import import_revisions
 from sweeps.models.revisions import Revision
 from sweeps.planning.plan import Plan
 from sweeps.running import stages
@@ -36,6 +39,7 @@ from sweeps.running import stages
 # Of the files beside the weights: what says how the model and its tokenizer are built.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _FETCHED = "fetched"
+_OF_SEED_0 = 1_000_000
 _MEGABIT = 1e6 / 8
 _SHOWN_RATE = 100  # megabits per second
 
@@ -74,6 +78,12 @@ def trainings(sources: Sequence[str], which: Revisions, name: str | None = None)
                 f"counts its steps from 0; choose one, such as --revisions='{stages_of[-1]}-*'"
             )
         for checkpoints in history.trainings():
+            for first, second in zip(checkpoints, checkpoints[1:], strict=False):
+                if first.step == second.step:
+                    raise ConfigError(
+                        f"{history.source}: {first.name} and {second.name} are of one step; leave one out with "
+                        "--revisions"
+                    )
             seed = checkpoints[0].said.seed or ""
             repository = history.source.rsplit("/", 1)[-1]
             if len(sources) > 1 and not seed:
@@ -90,16 +100,26 @@ def trainings(sources: Sequence[str], which: Revisions, name: str | None = None)
     if len({training.name for training in found}) > 1:
         names = ", ".join(sorted({training.name for training in found}))
         raise ConfigError(f"--name: these are models of different names ({names}); import each with a separate command")
-    numbers = _numbers([training.seed for training in found])
+    _check_once([training.seed for training in found])
+    numbers = _numbers(
+        {seed for history in histories for seed in history.seeds} | {training.seed for training in found}
+    )
     return [training._replace(number=numbers[training.seed]) for training in found]
 
 
-def _numbers(seeds: Sequence[str]) -> dict[str, int]:
-    """Return a number from 1 for each seed: its own if all are such numbers, or else its place among all."""
+def _check_once(seeds: Sequence[str]) -> None:
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{hub.PREFIX}: the seed {max(seeds, key=seeds.count)} is there twice; name each one once")
-    if all(seed.isdecimal() and int(seed) > 0 for seed in seeds):
-        return {seed: int(seed) for seed in seeds}
+        twice = max(seeds, key=seeds.count)
+        raise ConfigError(f"import: the seed {twice} is given twice; name each repository once")
+
+
+def _numbers(seeds: Collection[str]) -> dict[str, int]:
+    """Return a number from 1 for each seed: its own if all are such numbers, or else its place among all.
+
+    Seed 0 gets a large one, since 0 is that of runs whose seed isn't known.
+    """
+    if all(seed.isdecimal() for seed in seeds):
+        return {seed: int(seed) or _OF_SEED_0 for seed in seeds}
     return {seed: i + 1 for i, seed in enumerate(sorted(seeds, key=lambda seed: (seed != "default", seed)))}
 
 
@@ -148,39 +168,54 @@ def import_histories(
         for checkpoint in training.checkpoints:
             if not checkpoint.safetensors:
                 _refuse(training.history.source, checkpoint)
-    _check_disk(workdir, found)
-    ids = []
+    _check_disk(workdir, found, keep)
+    verdicts = [_verdicts(training) for training in found]
     place = Path(workdir) / _FETCHED
-    first: tuple[str, ModelConfig] | None = None
-    for training in found:
-        findings = audit(dataclasses.replace(training.history, checkpoints=training.checkpoints)).findings
-        verdicts = {finding.revision: finding for finding in findings}
-        for finding in findings:
-            if finding.verdict != OK:
-                say(f"{training.history.source}: {finding.revision} is {finding.verdict}: {finding.detail}")
-        folder = place / urllib.parse.quote(training.history.source.removeprefix(hub.PREFIX), safe="")
-        revisions = [
-            Revision(
-                checkpoint.step,
-                checkpoint.said.tokens,
-                checkpoint.said.stage,
-                checkpoint.said.seed,
-                epath.Path(settings),
-                _fetching(training.history.repository, checkpoint, settings),
-                verdicts[checkpoint.name].verdict,
+    place.mkdir(parents=True, exist_ok=True)
+    ids = []
+    with exclusive_lock(Path(workdir) / ".import.lock", say):
+        revisions = [_revisions(training, place, of) for training, of in zip(found, verdicts, strict=True)]
+        _check_one_model(found, revisions)
+        for training, of_training in zip(found, revisions, strict=True):
+            source = training.history.source + (f" seed {training.seed}" if training.seed else "")
+            each = _Each(workdir, keep, evaluate and not keep, stop)
+            ids.append(
+                import_revisions(
+                    workdir, source, of_training, config, training.name, keep_evaluation, training.number, each
+                )
             )
-            for checkpoint, settings in _fetch_settings(training, folder)
-        ]
-        first = _same_model(training, revisions, first)
-        source = training.history.source + (f" seed {training.seed}" if training.seed else "")
-        each = None if keep else _each(workdir, evaluate, stop)
-        ids.append(
-            import_revisions(workdir, source, revisions, config, training.name, keep_evaluation, training.number, each)
-        )
-        shutil.rmtree(folder)
-    with contextlib.suppress(OSError):
-        place.rmdir()
+        shutil.rmtree(place)
     return ids
+
+
+def _verdicts(training: Training) -> dict[str, str]:
+    """Return what the audit says of each checkpoint; says what is wrong, and raises WeightsError for a damaged one."""
+    findings = audit(dataclasses.replace(training.history, checkpoints=training.checkpoints)).findings
+    for finding in findings:
+        at = f"{training.history.source} at {finding.revision}"
+        if finding.verdict == TRUNCATED:
+            raise WeightsError(f"{at}: {finding.detail}; it is damaged at its source, so leave it out with --revisions")
+        if finding.verdict != OK:
+            say(f"{at} is {finding.verdict}: {finding.detail}")
+    return {finding.revision: finding.verdict for finding in findings}
+
+
+def _revisions(training: Training, place: Path, verdicts: dict[str, str]) -> list[Revision]:
+    """Return what import_revisions takes, with the configurations fetched into `place`."""
+    source = f"{training.history.source.removeprefix(hub.PREFIX)} {training.seed}".strip()
+    return [
+        Revision(
+            checkpoint.step,
+            checkpoint.said.tokens,
+            checkpoint.said.stage,
+            checkpoint.said.seed,
+            epath.Path(settings),
+            _fetching(training.history.repository, checkpoint, settings),
+            verdicts[checkpoint.name],
+            checkpoint.name,
+        )
+        for checkpoint, settings in _fetch_settings(training, place / urllib.parse.quote(source, safe=""))
+    ]
 
 
 def _refuse(source: str, checkpoint: Checkpoint) -> None:
@@ -192,16 +227,20 @@ def _refuse(source: str, checkpoint: Checkpoint) -> None:
     raise WeightsError(f"{source} at {checkpoint.name}: has no .safetensors file; leave the revision out")
 
 
-def _check_disk(workdir: epath.Path, found: Sequence[Training]) -> None:
-    """Raise ConfigError if the largest checkpoint doesn't fit on the disk, fetched and stored."""
+def _check_disk(workdir: epath.Path, found: Sequence[Training], keep: bool) -> None:
+    """Raise ConfigError if the checkpoints don't fit on the disk: the largest as fetched, and those that are kept.
+
+    They are stored in float32, of which a file may have half the bytes.
+    """
     existing = next(p for p in (Path(workdir), *Path(workdir).parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    largest = max(checkpoint.weights_bytes for training in found for checkpoint in training.checkpoints)
-    # Stored in float32, of which the file may have half the bytes.
-    if 3 * largest > free:
+    sizes = [[checkpoint.weights_bytes for checkpoint in training.checkpoints] for training in found]
+    kept = sum(sum(of) if keep else max(of) for of in sizes)
+    needed = max(map(max, sizes)) + 2 * kept
+    if needed > free:
         raise ConfigError(
-            f"--workdir={workdir}: has {free / 1e9:,.1f} GB left, and a checkpoint needs {3 * largest / 1e9:,.1f} GB "
-            "while it is imported; free some, or choose another disk"
+            f"--workdir={workdir}: has {free / 1e9:,.1f} GB left, and the import needs up to {needed / 1e9:,.1f} GB; "
+            "free some, choose another disk, or fewer --revisions"
         )
 
 
@@ -257,34 +296,45 @@ def _fetching(
     return fetch
 
 
-def _same_model(
-    training: Training, revisions: Sequence[Revision], first: tuple[str, ModelConfig] | None
-) -> tuple[str, ModelConfig]:
-    """Return the first of several replicates, with its configuration; raises ConfigError if this one's differs."""
-    _, config = read_config(revisions[0].folder)  # which has the tokenizer
-    if first is None:
-        return training.history.source, config
-    source, expected = first
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(config, field.name), getattr(expected, field.name)
-        if ours != theirs:
-            raise ConfigError(
-                f"{training.history.source}: has {field.name} = {ours}, and {source} has {theirs}, so they aren't "
-                "replicates of one model; import them with separate commands"
-            )
-    return first
+def _check_one_model(found: Sequence[Training], revisions: Sequence[Sequence[Revision]]) -> None:
+    """Raise ConfigError if the configurations of several replicates differ."""
+    # The first revision of each has the tokenizer.
+    configs = [read_config(of_training[0].folder)[1] for of_training in revisions]
+    for training, config in zip(found, configs, strict=True):
+        for field in dataclasses.fields(ModelConfig):
+            ours, theirs = getattr(config, field.name), getattr(configs[0], field.name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"{training.history.source}: has {field.name} = {ours}, and {found[0].history.source} has "
+                    f"{theirs}, so they aren't replicates of one model; import them with separate commands"
+                )
 
 
-def _each(workdir: epath.Path, evaluate: bool, stop: Callable[[], bool]) -> Each:
-    """Return what to do with each checkpoint before it is dropped."""
+@dataclasses.dataclass(frozen=True)
+class _Each:
+    """Evaluates the checkpoints that there are, on request, and ends the import on a signal."""
 
-    def each(plan: Plan, index: TokenIndex, step: int) -> None:
+    workdir: epath.Path
+    keeps: bool
+    evaluates: bool
+    stop: Callable[[], bool]
+
+    def is_done(self, plan: Plan, step: int) -> bool:
+        """Return whether a step has the results of the evaluations that run at it."""
+        if not self.evaluates:
+            return True
+        (run,) = plan.stacks[0].runs
+        return all(
+            results.read(self.workdir, run.id, step, listed) is not None
+            for listed in evaluations(plan.evaluation)
+            if listed.everywhere
+        )
+
+    def carry_out(self, plan: Plan, index: TokenIndex) -> None:
         (stack,) = plan.stacks
-        if evaluate:
+        if self.evaluates:
             choice = Choice(runs=stack.runs[0].id)
-            if not stages.evaluate_all(workdir, plan, {stack.shape.data_name: index}, stop, choice):
+            if not stages.evaluate_all(self.workdir, plan, {stack.shape.data_name: index}, self.stop, choice):
                 raise StoppedError
-        if stop():
+        if self.stop():
             raise StoppedError
-
-    return each

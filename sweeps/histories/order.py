@@ -53,13 +53,12 @@ class Place:
         return (self.cost - self.best_cost) / scale if scale > 0 else 0.0
 
 
-def places(samples_TN: Sequence[np.ndarray]) -> list[Place]:
-    """Return how well each checkpoint fits, given the same weights of each, in the order of their steps.
+def places(d_TT: np.ndarray) -> list[Place]:
+    """Return how well each checkpoint fits, given their distances, in the order of their steps.
 
     The worst is set aside and the others are judged again, until all of them fit; what was set aside is judged against
     these, as a checkpoint beside a misplaced one seems misplaced too.
     """
-    d_TT = distances(samples_TN)
     kept = list(range(len(d_TT)))
     aside: list[int] = []
     while len(kept) >= _FEWEST:

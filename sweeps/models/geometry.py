@@ -76,6 +76,10 @@ def measure(
       WeightsError, CheckpointError, HubError: there is nothing to read or nothing to measure.
     """
     _check(metrics, gauge)
+    if str(path).startswith(PREFIX) and not (run_id is None and step is None):
+        raise ConfigError(f"{path}: its checkpoints are chosen with --revisions, not with --run or --step")
+    if revisions and not str(path).startswith(PREFIX):
+        raise ConfigError(f"--revisions={revisions}: is for hub:OWNER/NAME; leave it out")
     rows: list[Row] = []
     models = _of_history(str(path), revisions) if str(path).startswith(PREFIX) else weights.models(path, run_id, step)
     with _progress(len(models)) as models_done:

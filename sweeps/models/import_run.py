@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +47,19 @@ from sweeps.planning.plan import Plan
 from sweeps.planning.versions import versions
 from sweeps.running.stages import data_root
 
-# Called with the plan of the imported run, its data, and the step of a checkpoint.
-Each = Callable[[Plan, TokenIndex, int], None]
+
+class Step(Protocol):
+    """What else to do with each checkpoint of an import, once it has been measured."""
+
+    @property
+    def keeps(self) -> bool:
+        """Return whether all checkpoints are kept, or only the last one."""
+
+    def is_done(self, plan: Plan, step: int) -> bool:
+        """Return whether it has been done with a step, so that its checkpoint isn't needed any more."""
+
+    def carry_out(self, plan: Plan, index: TokenIndex) -> None:
+        """Do it with the checkpoints that there are. Raises StoppedError to end the import here."""
 
 
 def import_run(
@@ -83,7 +93,7 @@ def import_revisions(
     name: str,
     keep_evaluation: bool = False,
     seed: int = 0,
-    each: Each | None = None,
+    each: Step | None = None,
 ) -> str:
     """Import checkpoints as a run, with the probe's metrics at each; those already imported are kept.
 
@@ -95,8 +105,8 @@ def import_revisions(
       config: text, probes and evaluations (sweeps/configs/imported.py).
       keep_evaluation: whether a directory that has runs keeps its evaluations; if not, all runs get those of `config`.
       seed: number of the run among replicates, from 1; 0 for a run that has none.
-      each: called with each checkpoint once it is imported, after which the checkpoint is dropped, except for the last.
-        None keeps them all.
+      each: what else to do with each checkpoint; unless it keeps them, a checkpoint is then dropped, except for the
+        last. None for nothing, and keeps them all.
 
     Returns:
       The run's id.
@@ -130,8 +140,8 @@ def import_revisions(
         plan = _extended_plan(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)
         write_run_files(workdir, cohort, anew=True)
         write_json(workdir / "sweep.json", records.record(plan, versions()))
-        after = functools.partial(each, dataclasses.replace(plan, stacks=(cohort,)), index) if each else None
-        _import_revisions(workdir, cohort, probes, found, origin, after)
+        of_run = dataclasses.replace(plan, stacks=(cohort,))
+        _import_revisions(workdir, of_run, index, probes, found, origin, each)
     return id_
 
 
@@ -281,27 +291,39 @@ def _extended_plan(
 
 def _import_revisions(
     workdir: epath.Path,
-    cohort: Cohort,
+    plan: Plan,
+    index: TokenIndex,
     probes: dict[int, Probe],
     found: Sequence[Revision],
     origin: dict[str, Any],
-    after: Callable[[int], None] | None,
+    each: Step | None,
 ) -> None:
-    """Write the checkpoint and metrics of each revision that hasn't been imported yet.
-
-    `after` is called with the step of each, whose checkpoint is then dropped, except for the last one's.
-    """
+    """Write the checkpoint and metrics of each revision that hasn't been imported yet. `plan` is of this run alone."""
+    (cohort,) = plan.stacks
     (run,) = cohort.runs
     folder = workdir / "runs" / run.id
     known = origin["revisions"]
+    rolling = each is not None and not each.keeps
+    for revision in found:
+        entry = known.get(str(revision.step), {})
+        if entry and revision.verdict:
+            entry["verdict"] = revision.verdict
+        if not rolling:
+            entry.pop("rolling", None)
     with open_checkpoints(directory(workdir, cohort.folder)) as checkpoints:
         stored = set(checkpoints.steps())
         imported = {int(step) for step, entry in known.items() if entry.get("dropped")} | stored
         rows = {row["step"]: row for row in read_jsonl(folder / METRICS) if row["step"] in imported}
-        with progress(f"import {run.id}", len(found), len(imported)) as show:
-            for revision in found:
+
+        def is_done(step: int) -> bool:
+            if each is None or each.keeps:
+                return step in stored
+            return step in imported and (step in stored or each.is_done(plan, step))
+
+        with progress(f"import {run.id}", len(found), sum(is_done(revision.step) for revision in found)) as show:
+            for i, revision in enumerate(found):
                 step = revision.step
-                if step not in (stored if after is None else imported):
+                if not is_done(step):
                     with revision.weights() as weights:
                         params_M, sha256 = _read(weights)
                     row: dict[str, Any] = {"step": step, "tokens": revision.tokens}
@@ -309,24 +331,25 @@ def _import_revisions(
                         row |= {name: float(str(x_M[0])) for name, x_M in jax.device_get(probe(params_M)).items()}
                     rows[step] = row
                     # The checkpoint is written last, as its existence means that the step is done.
-                    known[str(step)] = {"name": revision.folder.name, "sha256": sha256}
-                    if revision.verdict:
-                        known[str(step)]["verdict"] = revision.verdict
+                    known[str(step)] = {"name": revision.name, "sha256": sha256}
+                    known[str(step)] |= {"verdict": revision.verdict} if revision.verdict else {}
+                    known[str(step)] |= {"rolling": True} if rolling else {}
                     write_json(folder / ORIGIN, origin)
                     write_jsonl(folder / METRICS, [rows[s] for s in sorted(rows)])
                     checkpoints.save_params(step, params_M, [run.id])
                     del params_M
                     stored.add(step)
                     imported.add(step)
-                    show(len(imported), revision.folder.name)
-                if after and step in stored:
-                    _write_status(folder, run, max(imported), whole=False)
-                    after(step)
-                    if revision is not found[-1]:
+                    show(i + 1, revision.name)
+                if each and step in stored:
+                    _write_status(folder, run, max(imported), whole=each.keeps and imported == stored)
+                    each.carry_out(plan, index)
+                    if rolling and known[str(step)].get("rolling") and revision is not found[-1]:
                         known[str(step)]["dropped"] = True
                         write_json(folder / ORIGIN, origin)
                         checkpoints.delete(step)
                         stored.remove(step)
+    write_json(folder / ORIGIN, origin)
     _write_status(folder, run, max(imported), whole=imported == stored)
 
 

@@ -15,7 +15,7 @@ from olmo_jax.storage.gguf import SUFFIX
 from olmo_jax.weights import WeightsError
 
 # The file of a run that records where it came from: the folder or repository, and for each step the revision, a hash of
-# its parameters, what the audit says, and whether its checkpoint was dropped.
+# its parameters, what the audit says, whether its checkpoint is to be dropped ("rolling"), and whether it was.
 ORIGIN = "imported.json"
 
 
@@ -26,6 +26,7 @@ class Revision(NamedTuple):
       folder: with its configuration, tokenizer and, unless `fetch` is given, its weights.
       fetch: yields a folder that has the weights too, for as long as it is entered.
       verdict: what the audit of its history says of it; "" without one.
+      called: its name, if that isn't the folder's.
     """
 
     step: int
@@ -35,6 +36,11 @@ class Revision(NamedTuple):
     folder: epath.Path
     fetch: Callable[[], contextlib.AbstractContextManager[epath.Path]] | None = None
     verdict: str = ""
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.called or self.folder.name
 
     def weights(self) -> contextlib.AbstractContextManager[epath.Path]:
         """Return a context with the folder of the weights."""

@@ -160,8 +160,8 @@ def _verdicts(workdir: epath.Path, run: str) -> dict[int, dict[str, str]]:
     if not path.exists():
         return {}
     origin = read_json(path, "import it again")
-    entries = origin["revisions"].items()
-    return {int(step): {"verdict": entry["verdict"]} for step, entry in entries if "verdict" in entry}
+    revisions = origin.get("revisions", {})
+    return {int(step): {"verdict": entry["verdict"]} for step, entry in revisions.items() if "verdict" in entry}
 
 
 def _setting(value: Any) -> Any:

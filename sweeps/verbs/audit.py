@@ -1,6 +1,7 @@
 """olmo-jax audit"""
 
 import argparse
+import collections
 import json
 import os
 from pathlib import Path
@@ -61,9 +62,13 @@ def _lines(result: "Audit") -> list[str]:
         + (f" and {len(steps) - _LISTED} more" if len(steps) > _LISTED else "")
         for training, steps in result.missing.items()
     ]
+    noted = collections.Counter(f.detail for f in result.findings if f.verdict == "ok" and f.detail)
+    lines += [f"{count} of {len(result.findings)}: {detail}" for detail, count in noted.items()]
+    if result.unnamed:
+        lines.append(f"left out, as their names give no step: {', '.join(result.unnamed[:_LISTED])}")
     share = f" ({result.bytes_read / result.bytes:.2%})" if result.bytes else ""
     lines.append(
-        f"{result.source}: {len(result.findings)} revisions, {len(result.at_fault)} at fault; read "
+        f"{result.source}: {len(result.findings)} revisions, {len(result.at_fault)} with a problem; read "
         f"{result.bytes_read / 1e6:,.1f} MB of {result.bytes / 1e6:,.1f} MB{share}"
         + (f", of {result.sampled} some rows" if result.sampled else "")
     )

@@ -1,6 +1,7 @@
 """Join a published table of results to the measured checkpoints, and list every row that finds no partner, or two."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ class Joined(NamedTuple):
     """The measured checkpoints with the published columns, and what didn't fit.
 
     Attributes:
-      table: the measured rows that have exactly one partner, with its columns as `published/<column>`.
+      table: the measured rows that have exactly one partner, with its targets as `published/<column>`.
       rejected: the published rows without a partner, or with several, with a column `why`, one of WHY. Some of the
         first two kinds are expected of a table of more models or steps than were measured; mislabelled rows are among
         them.
@@ -24,7 +25,11 @@ class Joined(NamedTuple):
     alone: pd.DataFrame
 
 
-NO_MODEL, NO_STEP, TWICE = "no such model was measured", "this step of the model wasn't measured", "it is there twice"
+NO_MODEL, NO_STEP, TWICE = (
+    "no such model was measured",
+    "this step of the model wasn't measured",
+    "another row has the same keys",
+)
 WHY = (NO_MODEL, NO_STEP, TWICE)
 
 
@@ -37,21 +42,29 @@ def join(suite: Suite, measured: pd.DataFrame, published: pd.DataFrame) -> Joine
     keys = [key for key in KEYS if key in suite.columns and key in measured]
     names = [suite.columns[key] for key in keys]
     published = published.reset_index(drop=True)
-    theirs = pd.DataFrame({key: _labels(published[name], key, suite) for key, name in zip(keys, names, strict=True)})
+    if not keys:
+        raise JoinError(f"--join: nothing of {', '.join(suite.columns)} is known of the measured checkpoints")
+    theirs = pd.DataFrame({key: _labels(published[name], key) for key, name in zip(keys, names, strict=True)})
     measured = measured.reset_index(drop=True)
-    ours = pd.DataFrame({key: _labels(measured[key], key, suite) for key in keys})
+    ours = pd.DataFrame({key: _labels(_renamed(measured[key], suite.names.get(key, {})), key) for key in keys})
     twice = theirs.duplicated(keep=False)
     is_step = _among(theirs, ours, keys)
     of_model = [key for key in keys if key != "step"]
     is_model = _among(theirs, ours, of_model) if of_model else pd.Series(True, index=theirs.index)
     why = pd.Series(NO_MODEL, index=theirs.index).mask(is_model, NO_STEP).mask(is_step & twice, TWICE)
     fits = is_step & ~twice
+    if is_step.any() and not fits.any():
+        raise JoinError(
+            f"--join: every row that matches a checkpoint shares its {', '.join(names)} with another row; keep one row "
+            "per checkpoint, such as that of one task"
+        )
     if not fits.any():
         raise JoinError(
             f"--join: no row of the table matches a measured checkpoint; its {', '.join(names)} are such as "
             f"{_first(theirs)}, and those measured such as {_first(ours)}"
         )
-    partners = pd.concat([theirs, published.add_prefix("published/")], axis=1)[fits]
+    targets = published[list(suite.targets)].add_prefix("published/")
+    partners = pd.concat([theirs, targets], axis=1)[fits]
     place = ours.assign(row=range(len(ours))).merge(partners, on=keys, how="inner").sort_values("row")
     found = measured.iloc[place["row"]].reset_index(drop=True)
     values = place[[column for column in place if column.startswith("published/")]].reset_index(drop=True)
@@ -76,14 +89,22 @@ def _among(rows: pd.DataFrame, others: pd.DataFrame, keys: list[str]) -> pd.Seri
     return pd.Series((merged["_merge"] == "both").to_numpy(), index=rows.index)
 
 
-def _labels(column: pd.Series, key: str, suite: Suite) -> pd.Series:
-    """Return a column's values in one spelling: 4M as 4m, a step as a whole number, seeds as the table names them."""
+def _renamed(column: pd.Series, names: Mapping[str, str]) -> pd.Series:
+    return column.map(lambda value: names.get(value, value))
+
+
+def _labels(column: pd.Series, key: str) -> pd.Series:
+    """Return a column's values in one spelling: 4M as 4m, steps as whole numbers, seeds with spaces, "" if missing."""
     if key == "step":
         return pd.to_numeric(column, errors="coerce").round().astype("Int64")
-    text = column.map(lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
-    if key == "seed":
-        return text.map(lambda name: suite.seeds.get(name, name)).str.lower().str.replace(r"[\s_-]+", " ", regex=True)
-    return text.str.lower()
+    text = column.map(_text).str.lower()
+    return text.str.replace(r"[\s_-]+", " ", regex=True) if key == "seed" else text
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _first(labels: pd.DataFrame) -> str:

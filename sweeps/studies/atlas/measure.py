@@ -1,9 +1,9 @@
 """Measure the unembeddings of a suite's models, reading only these: one row per checkpoint."""
 
+import dataclasses
 import functools
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from olmo_jax.console import progress, say
 from olmo_jax.errors import WeightsError
 from olmo_jax.files import read_json, write_json
 from olmo_jax.hf import Head, read_head
+from olmo_jax.hf.hub import File
 from olmo_jax.hf.settings import TOKENIZER
 from olmo_jax.model import parameter_count
 from sweeps.histories.choice import Revisions
@@ -46,73 +47,93 @@ def measure(suite: Suite, workdir: Path) -> pd.DataFrame:
       HubError, WeightsError, ConfigError: a repository that can't be read; models whose vocabularies differ.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    file = workdir / MEASURED
-    stored = read_json(epath.Path(file), "remove it, to measure again") if file.exists() else {}
-    rows: list[dict[str, Any]] = stored["rows"] if stored.get("metrics") == list(METRICS) else []
-    known = {(row["repository"], row["revision"]) for row in rows}
+    file = epath.Path(workdir / MEASURED)
+    stored = read_json(file, "remove it, to measure again") if file.exists() else {}
+    known: dict[str, dict[str, Any]] = stored.get("rows", {}) if stored.get("metrics") == list(METRICS) else {}
     sources = suite.sources()
-    vocabularies: dict[int, str] = {row["vocab_size"]: row["repository"] for row in rows}
+    rows: list[dict[str, Any]] = []
     with progress("atlas", len(sources)) as show:
         for i, source in enumerate(sources):
             history = open_history(source, Revisions(suite.revisions))
-            left = [c for c in history.checkpoints if (source, c.name) not in known]
-            for row in _of_history(suite, history, left):
-                vocabularies.setdefault(row["vocab_size"], source)
-                if len(vocabularies) > 1:
-                    (a, one), (b, other) = list(vocabularies.items())[:2]
-                    raise ConfigError(
-                        f"{other}: has a vocabulary of {b}, and {one} one of {a}, so their unembeddings can't be "
-                        "compared; measure them as two suites"
-                    )
-                rows.append(row)
-                write_json(epath.Path(file), {"metrics": list(METRICS), "rows": rows})
+            said = suite.said(source)
+            with tempfile.TemporaryDirectory() as scratch:
+                files = _Settings(history, Path(scratch))
+                for checkpoint in history.checkpoints:
+                    key = f"{source} at {checkpoint.name}"
+                    if key not in known and (values := _measured(files, checkpoint, key)):
+                        known[key] = values
+                        write_json(file, {"metrics": list(METRICS), "rows": known})
+                    if key in known:
+                        rows.append(_about(source, checkpoint) | said | _seed(checkpoint) | known[key])
+            _check_vocabulary(rows)
             show(i + 1, source)
-    wanted = {*sources}
-    return with_rates(pd.DataFrame([row for row in rows if row["repository"] in wanted]))
+    return with_rates(pd.DataFrame(rows))
 
 
-def _of_history(suite: Suite, history: History, checkpoints: Iterable[Checkpoint]) -> Iterator[dict[str, Any]]:
-    """Yield a row per checkpoint that can be read."""
-    said = suite.said(history.source)
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer: epath.Path | None = None
-        for checkpoint in checkpoints:
-            try:
-                place = _settings(history, checkpoint, Path(scratch) / checkpoint.commit)
-                if tokenizer is None and (place / TOKENIZER).exists():
-                    tokenizer = epath.Path(place / TOKENIZER)
-                head = read_head(epath.Path(place), lazy_tensors(checkpoint), tokenizer)
-            except (WeightsError, ConfigError) as error:
-                say(f"{history.source} at {checkpoint.name}: {error}; it is left out")
-                continue
-            total, _ = parameter_count(head.config)
-            row = {"repository": history.source, "revision": checkpoint.name} | said
-            if checkpoint.said.seed is not None:
-                row["seed"] = checkpoint.said.seed
-            yield (
-                row
-                | {
-                    "step": checkpoint.step,
-                    "tokens": checkpoint.said.tokens,
-                    "parameters": total,
-                    "d_model": head.config.d_model,
-                    "vocab_size": head.config.vocab_size,
-                }
-                | head_metrics(head)
-            )
+def _about(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    said = checkpoint.said
+    about = {"repository": source, "revision": checkpoint.name, "step": checkpoint.step, "tokens": said.tokens}
+    return about | ({"stage": said.stage} if said.stage else {})
 
 
-def _settings(history: History, checkpoint: Checkpoint, folder: Path) -> Path:
-    """Return a folder with a checkpoint's config.json and tokenizer."""
-    if checkpoint.folder:
-        return checkpoint.folder
-    assert history.repository is not None
-    if checkpoint.file("config.json") is None:
-        raise WeightsError("has no config.json")
-    for name in ("config.json", TOKENIZER):
-        if file := checkpoint.file(name):
-            history.repository.fetch(checkpoint.commit, file, folder)
-    return folder
+def _seed(checkpoint: Checkpoint) -> dict[str, str]:
+    return {} if checkpoint.said.seed is None else {"seed": checkpoint.said.seed}
+
+
+def _check_vocabulary(rows: list[dict[str, Any]]) -> None:
+    """Raise ConfigError for models of different vocabularies."""
+    vocabularies = {row["vocab_size"]: row["repository"] for row in reversed(rows)}
+    if len(vocabularies) > 1:
+        (size, one), (other_size, other) = list(vocabularies.items())[:2]
+        raise ConfigError(
+            f"{one}: has a vocabulary of {size}, and {other} one of {other_size}, so their unembeddings can't be "
+            "compared; measure them as two suites"
+        )
+
+
+def _measured(files: "_Settings", checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+    """Return what is measured of a checkpoint; None, and a line on stderr, for one that can't be read."""
+    try:
+        head = read_head(epath.Path(files.folder(checkpoint)), lazy_tensors(checkpoint), files.tokenizer())
+    except (WeightsError, ConfigError) as error:
+        say(f"{name}: {error}; it is left out")
+        return None
+    total, _ = parameter_count(head.config)
+    shape = {"parameters": total, "d_model": head.config.d_model, "vocab_size": head.config.vocab_size}
+    return shape | head_metrics(head)
+
+
+@dataclasses.dataclass
+class _Settings:
+    """The small files of a history: each checkpoint's config.json, and one tokenizer for all, fetched when needed."""
+
+    history: History
+    scratch: Path
+    fetched: dict[str, Path] = dataclasses.field(default_factory=dict)
+
+    def folder(self, checkpoint: Checkpoint) -> Path:
+        """Return a folder with a checkpoint's config.json. Raises WeightsError without one."""
+        file = checkpoint.file("config.json")
+        if file is None:
+            raise WeightsError("has no config.json")
+        return self._fetched(checkpoint, file).parent
+
+    def tokenizer(self) -> epath.Path | None:
+        """Return the tokenizer.json of the first checkpoint that has one, which tells the rows of padding."""
+        for checkpoint in self.history.checkpoints:
+            if file := checkpoint.file(TOKENIZER):
+                return epath.Path(self._fetched(checkpoint, file))
+        return None
+
+    def _fetched(self, checkpoint: Checkpoint, file: File) -> Path:
+        if checkpoint.folder:
+            return checkpoint.folder / file.path
+        repository = self.history.repository
+        assert repository is not None
+        if file.digest not in self.fetched:
+            folder = self.scratch / file.digest
+            self.fetched[file.digest] = repository.fetch(checkpoint.commit, file, folder)
+        return self.fetched[file.digest]
 
 
 def head_metrics(head: Head) -> dict[str, float | None]:
@@ -143,7 +164,7 @@ def with_rates(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return table
     columns = [c for c in table.columns if "/" in c]
-    keys = [key for key in ("repository", "seed") if key in table]
+    keys = [key for key in ("repository", "stage", "seed") if key in table]
     table = table.sort_values([*keys, "step"]).reset_index(drop=True)
     log_step = np.log(table["step"].where(table["step"] > 0))
     groups = table.groupby(keys, dropna=False, sort=False)

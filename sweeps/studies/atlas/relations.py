@@ -28,8 +28,9 @@ class Relations(NamedTuple):
     Attributes:
       correlations: one row per (metric, target): n, Spearman's correlation, the partial one given the design, and the
         gain of R2 beyond the design, each with its interval and p-value; q_value over the partial ones.
-      variance: one row per (metric, part), of the last checkpoints: the share of variance due to size, corpus, seed.
-      noise: by metric, the standard deviation over seeds, and its share of that over all last checkpoints.
+      variance: one row per (metric, part): the share of variance due to size, corpus and seed, at the last step that
+        all seeds of a configuration have.
+      noise: by metric, the standard deviation over seeds, and its share of that over all models, at these steps.
     """
 
     correlations: pd.DataFrame
@@ -66,7 +67,7 @@ def relate(table: pd.DataFrame, targets: list[str]) -> Relations:
     correlations = pd.DataFrame(rows)
     if rows:
         correlations["q_value"] = q_values(correlations["partial_p"].to_numpy())
-    last = table.sort_values("step").groupby("model", sort=False).tail(1)
+    last = _last_common(table)
     settings = [key for key in ("size", "corpus") if last[key].nunique() > 1]
     static = [metric for metric in metrics if "_rate/" not in metric]
     variance = variance_split(last, static, settings) if settings else pd.DataFrame()
@@ -76,6 +77,13 @@ def relate(table: pd.DataFrame, targets: list[str]) -> Relations:
         {"metric": static, "seed_sd": deviations.to_numpy(), "share": (deviations / spread).to_numpy()}
     )
     return Relations(correlations, variance, noise)
+
+
+def _last_common(table: pd.DataFrame) -> pd.DataFrame:
+    """Return each model's row at the last step that all seeds of its configuration have, so that seeds compare."""
+    seeds = table.groupby("configuration")["model"].transform("nunique")
+    shared = table[table.groupby(["configuration", "step"])["model"].transform("nunique") == seeds]
+    return shared[shared["step"] == shared.groupby("configuration")["step"].transform("max")]
 
 
 def _few(table: pd.DataFrame, design: list[str]) -> bool:
@@ -90,6 +98,9 @@ def lines(relations: Relations) -> list[str]:
         ranked = rows.reindex(rows["partial"].abs().sort_values(ascending=False).index)
         text.append(f"{str(target).removeprefix('published/')}: Spearman, given the design, gain of R2 beyond it")
         for _, row in ranked.head(8).iterrows():
+            if np.isnan(row["partial_low"]):
+                text.append(f"    {row['metric']:44} {row['spearman']:+.2f}  too few models for an interval")
+                continue
             text.append(
                 f"    {row['metric']:44} {row['spearman']:+.2f}  {row['partial']:+.2f} [{row['partial_low']:+.2f}, "
                 f"{row['partial_high']:+.2f}] q {row['q_value']:.2g}  {row['gain']:+.3f}  n {row['n']}"

@@ -24,9 +24,9 @@ class Suite:
       pattern: regular expression that is searched for in a repository's name, with groups size, corpus and seed for
         what the name says. The seed can also come from the revisions' names.
       revisions: which ones, as in --revisions of `import`.
-      columns: of the published table, by what they are: size, corpus, seed and step. The rows of a table without a
-        column for one of them have to agree in it.
-      seeds: names of seeds in the published table, by those of the revisions.
+      columns: maps size, corpus, seed and step to the columns of the published table that hold them. The rows of a
+        table without a column for one of them have to agree in it.
+      names: maps a size, corpus or seed, as the repositories and revisions have it, to its name in the published table.
       targets: columns of the published table that geometry is related to.
     """
 
@@ -34,7 +34,7 @@ class Suite:
     pattern: str
     revisions: str = "20"
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    seeds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -69,8 +69,7 @@ SUITES = {
         r"pythia-(?P<size>\d+m)-seed(?P<seed>\d)$",
         columns={"size": "model", "seed": "seed", "step": "step"},
     ),
-    # Five of 25 corpora and ten of 14 sizes, of which the revisions have the step and the seed; the published results
-    # name them so.
+    # Five of 25 corpora and ten of 14 sizes, of which the revisions have the step and the seed.
     "datadecide": Suite(
         tuple(
             f"allenai/DataDecide-{corpus}-{{{_SIZES}}}"
@@ -79,6 +78,7 @@ SUITES = {
         r"DataDecide-(?P<corpus>.+)-(?P<size>\d+[MB])$",
         revisions="5",
         columns={"size": "params", "corpus": "data", "seed": "seed", "step": "step"},
+        names={"corpus": {"dolma1_7": "Dolma1.7", "dolma1_7-no-flan": "Dolma1.7 (no Flan)"}},
         targets=("eval/pile-validation/Perplexity",),
     ),
 }

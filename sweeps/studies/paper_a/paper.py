@@ -7,7 +7,7 @@ The argument is a scale, then options, all separated by commas:
 
     paper   the suite as far as it is published; `text=GLOB` names its text, `tokenizer=FILE` its tokenizer.json
     gpu     all 108, reduced so that one H100-class GPU should finish them in about half an hour (not measured)
-    cpu     all 108, tiny: about half an hour of training on two cores
+    cpu     all 108, tiny: 25 minutes on two cores with seeds=5, evaluations included (docs/results.md)
     sizes=READING  what the labels 4M to 75M count: `head` or `blocks` (sizes.py)
     norm=KIND      layer, without parameters as in OLMo-1; or rms, with a scale as in DataDecide
     lr=RULE        peak by size and budget: fixed, ladder or neighbours (sizes.py)

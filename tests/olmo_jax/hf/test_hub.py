@@ -154,9 +154,14 @@ def test_missing_revisions_and_files_are_named(served, tmp_path):
         MODEL.fetch("main", File("x.bin", 1, ""), tmp_path)
 
 
-def test_nobody_listens(monkeypatch):
+def test_nobody_listens(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match="no answer from .* check the network and HF_ENDPOINT"):
+        MODEL.revisions()
+    with pytest.raises(HubError, match="no answer from .* check the network and HF_ENDPOINT"):
+        MODEL.fetch(commit_of("main"), File("model.safetensors", 5, "0" * 64), tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::")
+    with pytest.raises(HubError, match="check the network and HF_ENDPOINT"):
         MODEL.revisions()
 
 

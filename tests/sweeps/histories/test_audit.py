@@ -61,13 +61,13 @@ def test_every_planted_fault_is_found_and_no_other(history, capsys):
     assert code == 1
     assert (faults(found), found["missing"]) == (expected, lost)
     details = {row["revision"]: row["detail"] for row in found["revisions"]}
-    assert details["step0"] == "has the files of step110"
+    assert details["step0"] == "has the same files of weights as step110"
     assert re.fullmatch(r"model.safetensors has 5\d\d,\d{3} of its 5\d\d,\d{3} bytes", details["step20"])
-    assert details["step40"].startswith("its weights fit after step")
+    assert details["step40"].startswith("its weights belong after step")
     assert cli.main(["audit", str(folder)]) == 1
     out = capsys.readouterr().out
     assert "missing: 90" in out
-    assert f"{folder}: 11 revisions, 4 at fault" in out
+    assert f"{folder}: 11 revisions, 4 with a problem" in out
 
 
 def test_a_history_on_the_hub_is_audited_with_little_read(history, serve, capsys):
@@ -159,8 +159,25 @@ def test_pickles_are_compared_by_their_hashes_alone(history, capsys):
     (folder / "step30" / "pytorch_model.bin").write_bytes(bytes(3000))
     _, found = audit(folder, capsys)
     assert faults(found) == {"step20": "duplicate", "step30": "truncated"}
-    assert found["revisions"][2]["detail"] == "has the files of step10"
+    assert found["revisions"][2]["detail"] == "has the same files of weights as step10"
     assert "only pickles" in found["revisions"][0]["detail"]
+
+
+def test_states_of_the_trainer_are_no_weights(history, capsys):
+    folder = history(STEPS[:6])
+    for path in folder.iterdir():
+        (path / "rng_state.pth").write_bytes(b"the same in all")
+        (path / "training_args.bin").write_bytes(b"this too")
+    assert audit(folder, capsys)[0] == 0
+
+
+def test_revisions_without_a_step_are_named(history, capsys):
+    folder = history([0, 10, 20])
+    shutil.copytree(folder / "step10", folder / "ema")
+    _, found = audit(folder, capsys)
+    assert found["unnamed"] == ["ema"]
+    cli.main(["audit", str(folder)])
+    assert "left out, as their names give no step: ema" in capsys.readouterr().out
 
 
 def test_seeds_are_separate_trainings(history, capsys, tmp_path):

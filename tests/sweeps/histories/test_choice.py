@@ -46,6 +46,7 @@ def test_an_expression_says_what_names_mean():
         ("(?P<step>", "isn't a regular expression"),
         (r"(?P<epoch>\d+)", "has the group epoch; groups are step, tokens"),
         ("0", "needs 1 or more"),
+        (",", "names no revision"),
         ("step5", "no revision is called step5; there are step0, step1, step2, ..., step143000"),
     ],
 )
@@ -64,3 +65,5 @@ def test_braces_are_expanded_as_a_shell_does():
     assert with_braces("hub:a/b-seed{1..3}") == ["hub:a/b-seed1", "hub:a/b-seed2", "hub:a/b-seed3"]
     assert with_braces("hub:a/b-{x,y}-z") == ["hub:a/b-x-z", "hub:a/b-y-z"]
     assert with_braces("hub:a/b") == ["hub:a/b"]
+    with pytest.raises(ConfigError, match=r"\{9..1\} is empty"):
+        with_braces("hub:a/b{9..1}")

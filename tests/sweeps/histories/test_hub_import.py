@@ -124,9 +124,50 @@ def test_faults_of_the_history_are_in_the_table(published, config, serve, tmp_pa
     serve(made__pythia=folder)
     work = tmp_path / "work"
     assert run("import", "hub:made/pythia", f"--config={config}", f"--workdir={work}") == 0
-    assert "hub:made/pythia: step20 is duplicate: has the files of step30" in capsys.readouterr().err
+    assert "hub:made/pythia at step20 is duplicate: has the same files of weights as step30" in capsys.readouterr().err
     assert run("report", f"--workdir={work}") == 0
     assert pd.read_parquet(work / "results.parquet")["verdict"].tolist() == ["ok", "ok", "duplicate", "ok"]
+
+
+def test_what_was_kept_stays_and_what_was_dropped_is_fetched_again_to_be_evaluated(published, config, serve, tmp_path):
+    serve(made__pythia=published)
+    work = tmp_path / "work"
+    how = (f"--config={config}", f"--workdir={work}")
+    assert run("import", "hub:made/pythia", "--revisions=step0,step10", *how) == 0
+    assert run_steps(work, folder_of(work).name) == [10]
+    assert run("import", "hub:made/pythia", "--revisions=step0,step10,step20", "--evaluate", *how) == 0
+    assert {"lm_loss@0.json", "lm_loss@10.json", "lm_loss@20.json"} <= results_of(work).keys()
+    assert run_steps(work, folder_of(work).name) == [20]
+    assert run("import", "hub:made/pythia", "--keep", *how) == 0
+    assert run_steps(work, folder_of(work).name) == list(STEPS)
+    assert run("import", "hub:made/pythia", "--evaluate", *how) == 0
+    assert run_steps(work, folder_of(work).name) == list(STEPS)
+    assert len([name for name in results_of(work) if name.startswith("lm_loss@")]) == 4
+
+
+def test_a_repository_without_a_history_is_imported_as_one_checkpoint(published, config, serve, tmp_path):
+    shutil.copytree(published / "step30", tmp_path / "single" / "main")
+    serve(made__single=tmp_path / "single")
+    work = tmp_path / "work"
+    assert run("import", "hub:made/single", f"--config={config}", f"--workdir={work}") == 0
+    assert run_steps(work, folder_of(work).name) == [1]
+
+
+@pytest.mark.slow
+def test_without_a_network_a_history_is_imported_from_the_cache(published, config, serve, tmp_path):
+    hub = serve(made__pythia=published)
+    home = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+    listed = "[s('made/pythia', revision=f'step{n}') for n in (0, 20)]"
+    steps = f"from huggingface_hub import snapshot_download as s; {listed}"
+    subprocess.run([sys.executable, "-c", steps], env=os.environ | home, check=True, capture_output=True)
+    offline = os.environ | home | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    work = tmp_path / "work"
+    command = [sys.executable, "-m", "sweeps.cli", "import", "hub:made/pythia", f"--config={config}"]
+    subprocess.run([*command, f"--workdir={work}"], env=offline, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (folder_of(work) / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [0, 20]
+    origin = json.loads((folder_of(work) / "imported.json").read_text())
+    assert origin["revisions"]["20"]["name"] == "step20"
 
 
 @pytest.mark.parametrize("kind", ["revisions", "repositories"])
@@ -184,6 +225,19 @@ def other_width(folder):
     (folder / "step20" / "config.json").write_text(json.dumps(settings | {"hidden_size": 32}))
 
 
+def two_stages(folder):
+    shutil.copytree(folder / "step0", folder / "stage2-step0")
+
+
+def one_step_twice(folder):
+    shutil.copytree(folder / "step20", folder / "step20-unsharded")
+
+
+def cut_short(folder):
+    file = folder / "step20" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+
+
 @pytest.mark.parametrize(
     ("spoil", "arguments", "code", "words"),
     [
@@ -194,12 +248,10 @@ def other_width(folder):
         (None, ["--step=3"], 2, ["--step=3", "leave it out"]),
         (None, ["hub:made/none"], 1, ["hub:made/none", "no such repository"]),
         (None, ["hub:made/other"], 2, ["import others one by one"]),
-        (
-            lambda f: shutil.copytree(f / "step0", f / "stage2-step0"),
-            [],
-            2,
-            ["several stages", "--revisions='stage2-*'"],
-        ),
+        (two_stages, [], 2, ["several stages", "--revisions='stage2-*'"]),
+        (one_step_twice, [], 2, ["step20 and step20-unsharded are of one step", "--revisions"]),
+        (cut_short, [], 1, ["at step20", "damaged at its source", "--revisions"]),
+        (None, ["--revisions=,"], 2, ["names no revision"]),
     ],
 )
 def test_bad_input_is_one_line(published, config, serve, tmp_path, capsys, spoil, arguments, code, words):

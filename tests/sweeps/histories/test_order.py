@@ -24,7 +24,7 @@ def history(kind, rng):
 @pytest.mark.parametrize("kind", ["drift", "diffusion", "annealed", "doubling steps", "fluctuation"])
 def test_nothing_is_out_of_place_in_a_clean_history(kind):
     for seed in range(20):
-        assert not [p.index for p in places(list(history(kind, np.random.default_rng(seed)))) if p.is_out]
+        assert not [p.index for p in places(distances(list(history(kind, np.random.default_rng(seed))))) if p.is_out]
 
 
 @pytest.mark.parametrize("kind", ["drift", "diffusion", "annealed", "doubling steps"])
@@ -32,7 +32,7 @@ def test_nothing_is_out_of_place_in_a_clean_history(kind):
 def test_two_swapped_checkpoints_are_found_and_no_other(kind, first, second):
     samples = list(history(kind, np.random.default_rng(1)))
     samples[first], samples[second] = samples[second], samples[first]
-    found = places(samples)
+    found = places(distances(samples))
     assert {p.index for p in found if p.is_out} == {first, second}
     # Each fits where the other one is.
     if second > first + 1:
@@ -43,13 +43,13 @@ def test_two_swapped_checkpoints_are_found_and_no_other(kind, first, second):
 def test_weights_of_another_model_are_found():
     samples = list(history("diffusion", np.random.default_rng(0)))
     samples[12] = 20 * np.random.default_rng(1).normal(size=SIZE)
-    assert [p.index for p in places(samples) if p.is_out] == [12]
-    assert places(samples)[12].is_astray
+    assert [p.index for p in places(distances(samples)) if p.is_out] == [12]
+    assert places(distances(samples))[12].is_astray
 
 
 def test_too_few_checkpoints_are_never_out_of_place():
     for count in (1, 2, 3):
-        found = places(list(np.random.default_rng(0).normal(size=(count, SIZE))))
+        found = places(distances(list(np.random.default_rng(0).normal(size=(count, SIZE)))))
         assert [p.is_out for p in found] == [False] * count
 
 

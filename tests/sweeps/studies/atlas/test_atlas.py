@@ -14,6 +14,7 @@ from olmo_jax.config.presets import OLMO
 from olmo_jax.hf.families.registry import OLMO as FAMILY
 from olmo_jax.weights import WeightsError
 from sweeps import cli
+from sweeps.studies.atlas.join import join
 from sweeps.studies.atlas.measure import MATRICES, METRICS, measure, with_rates
 from sweeps.studies.atlas.suites import SUITES, Suite
 
@@ -144,12 +145,27 @@ def test_mislabelled_rows_are_listed(made, tmp_path, capsys):
     assert "joined 116 of 120 checkpoints" in out
     rejected = pd.read_csv(tmp_path / "atlas" / "rejected.csv")
     assert rejected["why"].tolist() == [
-        "no such model was measured", "this step of the model wasn't measured", "it is there twice",
-        "it is there twice",
+        "no such model was measured", "this step of the model wasn't measured",
+        *["another row has the same keys"] * 2,
     ]  # fmt: skip
     assert (
-        "left out 1 rows of the table, as no such model was measured; the first: params 4M, data books, seed 7" in out
+        "left out 1 rows of the table, as no such model was measured; the first: params 4M, data books, seed 7.0" in out
     )
+
+
+def test_names_of_the_published_table_are_given_by_the_suite(made, tmp_path):
+    """Seeds 1, 2, 3 of the revisions are 0, 1, 2 of the table."""
+    folder, published = made
+    columns = {"corpus": "data", "seed": "seed", "step": "step"}
+    names = {"seed": {"1": "0", "2": "1", "3": "2"}, "corpus": {"books": "Books (all)"}}
+    suite = Suite((f"{folder}/books-4M",), r"(?P<corpus>\w+)-4M$", "*", columns, names, ("loss",))
+    rows = published[(published["params"] == "4M") & (published["data"] == "books")]
+    shifted = rows.assign(seed=rows["seed"] - 1, data="Books (all)")
+    joined = join(suite, measure(suite, tmp_path), shifted).table
+    assert len(joined) == 6
+    expected = rows.set_index(["seed", "step"])["loss"]
+    for _, row in joined.iterrows():
+        assert row["published/loss"] == expected[float(row["seed"]), row["step"]]
 
 
 def test_what_was_measured_is_not_measured_again(made, tmp_path, monkeypatch):
