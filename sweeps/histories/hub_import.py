@@ -45,7 +45,7 @@ _SHOWN_RATE = 100  # megabits per second
 
 
 class Training(NamedTuple):
-    """One training of a model: its checkpoints, the history that has them, and its seed, if there are replicates.
+    """One training run of a model: its checkpoints, the history that has them, and its seed if there are replicates.
 
     Attributes:
       seed: as its publisher calls it; "" for a single training. number: from 1; 0 for a single training.

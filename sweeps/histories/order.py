@@ -1,11 +1,11 @@
 """Whether checkpoints lie in the order of their steps, judged from a sample of each one's weights.
 
-Weights move along a path: a checkpoint lies between its neighbours, and taking the path through it costs little. The
-cost of a checkpoint between a and b is |a - x| + |x - b| - |a - b|, and at an end the distance to its neighbour. Where
-one costs clearly less at another place, its name and its weights don't belong together.
+Weights move along a path, so a checkpoint lies between its neighbours, and going through it is hardly a detour. The
+cost of a checkpoint x between a and b is |a - x| + |x - b| - |a - b|, and at an end the distance to its neighbour. If
+it costs clearly less at another place, its name and its weights don't belong together.
 
-Weights that drift cost 0 in their place, weights that diffuse 0.6 of a step, and weights that only fluctuate as much
-everywhere, so nothing is concluded from those.
+In its own place, a checkpoint costs nothing if weights drift, and .6 of a step if they diffuse. If they only fluctuate,
+all places cost the same, and nothing is concluded.
 """
 
 import dataclasses
