@@ -187,6 +187,7 @@ def test_the_token_opens_what_is_gated_and_goes_nowhere_else(served, tmp_path, m
     assert b"signature" not in written
 
 
+@pytest.mark.slow
 def test_without_a_network_revisions_come_from_the_cache(folder, served, tmp_path):
     """As `hf download made/model --revision step10` leaves them."""
     environment = os.environ | {"HF_ENDPOINT": served.address, "HF_HOME": str(tmp_path / "home")}

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -73,19 +72,17 @@ def test_every_planted_fault_is_found_and_no_other(history, capsys):
 def test_a_history_on_the_hub_is_audited_with_little_read(history, serve, capsys):
     folder = history(range(0, 1500, 10))
     hub = serve(made__pythia=folder)
-    start = time.monotonic()
     code, found = audit("hub:made/pythia", capsys)
-    assert time.monotonic() - start < 20
     assert (code, faults(found), found["missing"]) == (0, {}, [])
     sizes = sum((path / "model.safetensors").stat().st_size for path in folder.iterdir())
     assert found["bytes"] == sizes
-    assert found["bytes_read"] == sum(hub.sent.values())
+    assert found["bytes_read"] == sum(hub.sent.values()) < 0.01 * sizes
+    # Of each revision the list of its files, a header and a sample, the latter two by redirect.
+    assert hub.requests <= 150 * 5 + 10
     assert hub.most_at_once <= 8
-    for kind in ("sampled", "norm", "to_previous"):
-        _, locally = audit(folder, capsys)
-        assert found.get(kind, [r.get(kind) for r in found["revisions"]]) == locally.get(
-            kind, [r.get(kind) for r in locally["revisions"]]
-        )
+    _, locally = audit(folder, capsys)
+    for key in ("norm", "effective_rank", "to_previous"):
+        assert [row[key] for row in found["revisions"]] == [row[key] for row in locally["revisions"]]
 
 
 def test_planted_faults_are_found_on_the_hub(history, serve, capsys):

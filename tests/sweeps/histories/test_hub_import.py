@@ -129,6 +129,7 @@ def test_faults_of_the_history_are_in_the_table(published, config, serve, tmp_pa
     assert pd.read_parquet(work / "results.parquet")["verdict"].tolist() == ["ok", "ok", "duplicate", "ok"]
 
 
+@pytest.mark.slow
 def test_what_was_kept_stays_and_what_was_dropped_is_fetched_again_to_be_evaluated(published, config, serve, tmp_path):
     serve(made__pythia=published)
     work = tmp_path / "work"
