@@ -6,12 +6,14 @@ Names are imported when they are first used.
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from geometry.alignment import alignment_dimension, log_alignment_ratio, principal_alignment
     from geometry.dimension import levina_bickel, local_two_nn, two_nn
     from geometry.gauge import gauge_fix
     from geometry.isotropy import isoscore, mean_cosine, partition_isotropy
     from geometry.probe import METRICS, Measured, metric, summarize
     from geometry.similarity import linear_cka
     from geometry.spectrum import (
+        alpha_req,
         condition_number,
         effective_rank,
         participation_ratio,
@@ -24,6 +26,8 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "METRICS",
     "Measured",
+    "alignment_dimension",
+    "alpha_req",
     "condition_number",
     "effective_rank",
     "gauge_fix",
@@ -31,10 +35,12 @@ __all__ = [
     "levina_bickel",
     "linear_cka",
     "local_two_nn",
+    "log_alignment_ratio",
     "mean_cosine",
     "participation_ratio",
     "partition_isotropy",
     "power_law_alpha",
+    "principal_alignment",
     "metric",
     "singular_entropy",
     "singular_values",

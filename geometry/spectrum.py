@@ -5,6 +5,8 @@ order of the values and, except for the three norms, none on the scale of the ma
 is NaN; no value of the input raises an exception. All functions work under jit, vmap and grad.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -166,6 +168,45 @@ def power_law_alpha(s_D: Array) -> Array:
     best = jnp.argmin(distance_D)
     fitted = jnp.isfinite(distance_D[best]) & ~jnp.any(jnp.isnan(s_D))
     return jnp.where(fitted, alpha_D[best], jnp.nan)
+
+
+@functools.partial(jax.jit, static_argnames=("first", "last"))
+def alpha_req(eigenvalues_D: Array, first: int = 11, last: int | None = None) -> Array:
+    """Return minus the slope of ln(eigenvalue) on ln(index), by least squares: the decay of a covariance's spectrum.
+
+    1 is the slowest decay with which a representation stays smooth as its dimension grows; larger means fewer
+    directions that matter.
+
+    Args:
+      eigenvalues_D: eigenvalues of a covariance, non-negative, any order; those of states are the squared singular
+        values of the centred states.
+      first, last: the indices that are fitted, from 1 and both included; by default 11 to half of D.
+
+    Returns:
+      A scalar; NaN with fewer than two positive eigenvalues among those indices, and if an eigenvalue is NaN. Zeros are
+      left out.
+
+    Raises:
+      ValueError: `first` or `last` outside the indices.
+
+    Source: alpha-ReQ, Agrawal et al. 2022 (methods.md, section 8).
+    """
+    size = len(eigenvalues_D)
+    last = size // 2 if last is None else last
+    if first < 1 or last > size:
+        raise ValueError(f"first = {first}, last = {last}: the eigenvalues have indices 1 to {size}")
+    t_D = jnp.sort(_over_largest(jnp.asarray(eigenvalues_D)))[::-1]
+    index_D = jnp.arange(1, size + 1)
+    kept_D = (index_D >= first) & (index_D <= last) & (t_D > 0)
+    n = jnp.sum(kept_D)
+
+    def deviations(x_D: Array) -> Array:
+        return jnp.where(kept_D, x_D - jnp.sum(jnp.where(kept_D, x_D, 0.0)) / jnp.maximum(n, 1), 0.0)
+
+    x_D, y_D = deviations(jnp.log(index_D)), deviations(jnp.log(jnp.where(kept_D, t_D, 1.0)))
+    spread = jnp.sum(jnp.square(x_D))
+    slope = jnp.sum(x_D * y_D) / jnp.where(spread > 0, spread, 1.0)
+    return jnp.where((n >= 2) & ~jnp.any(jnp.isnan(t_D)), -slope, jnp.nan)
 
 
 def _entropy(s_D: Array) -> Array:

@@ -70,7 +70,7 @@ def _lines(result: "Audit") -> list[str]:
     lines.append(
         f"{result.source}: {len(result.findings)} revisions, {len(result.at_fault)} with a problem; read "
         f"{result.bytes_read / 1e6:,.1f} MB of {result.bytes / 1e6:,.1f} MB{share}"
-        + (f", of {result.sampled} some rows" if result.sampled else "")
+        + (f", some rows of {result.sampled}" if result.sampled else "")
     )
     return lines
 

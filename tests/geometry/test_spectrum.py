@@ -224,3 +224,25 @@ def test_invalid_shapes_and_methods_are_refused():
         spectrum.singular_values(np.zeros((2, 3, 4)))
     with pytest.raises(ValueError, match="'lu'.*qr, refined_gram, gram, svd"):
         spectrum.singular_values(np.zeros((2, 3)), "lu")
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("scale", [1.0, 1e20])
+def test_alpha_req_is_the_slope_of_a_power_law(slope, scale):
+    values = scale * np.arange(1.0, 201) ** -slope
+    values[:10] *= 50  # before the first index that is fitted
+    values[100:] *= 1e-3  # after the last
+    assert float(spectrum.alpha_req(np.random.default_rng(0).permutation(values))) == pytest.approx(slope, rel=1e-4)
+    fitted = -np.polyfit(np.log(np.arange(5, 151)), np.log(np.sort(values)[::-1][4:150]), 1)[0]
+    assert float(spectrum.alpha_req(values, first=5, last=150)) == pytest.approx(fitted, rel=1e-4)
+
+
+def test_alpha_req_leaves_out_zeros_and_needs_two_values():
+    values = np.arange(1.0, 41) ** -1.5
+    values[15:] = 0
+    assert float(spectrum.alpha_req(values)) == pytest.approx(1.5, rel=1e-4)
+    values[11:] = 0
+    assert np.isnan(float(spectrum.alpha_req(values)))
+    assert np.isnan(float(spectrum.alpha_req(np.append(values, np.nan))))
+    with pytest.raises(ValueError, match="first = 0, last = 20: the eigenvalues have indices 1 to 40"):
+        spectrum.alpha_req(values, first=0)
