@@ -131,13 +131,16 @@ def costs(found: Sequence[Training]) -> list[str]:
             size = sum(max(file.size, 0) for file in (*checkpoint.safetensors, *_settings(checkpoint)))
             total, largest = total + size, max(largest, size)
             pickled = "" if checkpoint.safetensors else "  only pickles, which aren't read"
-            lines.append(f"{training.history.source}  {checkpoint.name}  {size / 1e6:,.1f} MB{pickled}")
+            lines.append(f"{training.history.source}  {checkpoint.name}  {_size(size)}{pickled}")
     seconds = total / (_SHOWN_RATE * _MEGABIT)
-    lines.append(
-        f"{len(lines)} revisions, {total / 1e9:,.2f} GB to fetch, {seconds / 60:,.0f} min at {_SHOWN_RATE} Mbit/s; the "
-        f"largest takes {largest / 1e9:,.2f} GB of disk"
-    )
+    took = f"{seconds / 60:,.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    fetched = f"{len(lines)} revisions, {_size(total)} to fetch, {took} at {_SHOWN_RATE} Mbit/s"
+    lines.append(f"{fetched}; the largest has {_size(largest)}")
     return lines
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def import_histories(

@@ -207,7 +207,7 @@ def test_what_an_import_would_fetch_is_told(published, serve, tmp_path, capsys):
     assert run("import", "hub:made/pythia", "--dry-run", "--revisions=2", work) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:-1]] == ["step0", "step30"]
-    assert "2 revisions, 0.00 GB to fetch" in lines[-1]
+    assert "2 revisions, 0.1 MB to fetch, 0 s at 100 Mbit/s" in lines[-1]
     assert not (tmp_path / "work").exists()
     assert sum(hub.sent.values()) == 0
 
