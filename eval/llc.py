@@ -1,0 +1,122 @@
+"""Estimate the local learning coefficient of a loss: how much of the loss's landscape is as low as a minimum."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# A function of parameters, any tree of arrays, and a key that chooses a batch; returns the mean loss of the batch.
+BatchLoss = Callable[[Any, Array], Array]
+
+_PARTS = 4  # of the draws that count, compared with each other
+_LARGEST_R_HAT = 1.1
+_DRIFT = 4.0  # standard errors
+
+
+class Flags(NamedTuple):
+    """What speaks against an estimate.
+
+    Attributes:
+      negative: the chains found lower losses than at the start, which then isn't a minimum.
+      drift: the mean still changes between the last two quarters of the draws: more steps are needed.
+      diverged: number of chains whose loss stopped being finite; they are left out.
+      r_hat: of Gelman and Rubin, between and within chains; far above 1 if these disagree.
+    """
+
+    negative: Array
+    drift: Array
+    diverged: Array
+    r_hat: Array
+
+    @property
+    def is_sound(self) -> Array:
+        """Return whether none of them speaks against the estimate."""
+        return ~self.negative & ~self.drift & (self.diverged == 0) & (self.r_hat <= _LARGEST_R_HAT)
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "n", "chains", "steps"))
+def local_learning_coefficient(
+    loss: BatchLoss,
+    params: Any,
+    key: Array,
+    n: int,
+    chains: int = 4,
+    steps: int = 1000,
+    epsilon: float | Array = 1e-4,
+    gamma: float | Array = 1.0,
+) -> tuple[Array, Array, Flags]:
+    """Return the local learning coefficient at a minimum, its standard error over chains, and flags.
+
+    It is n beta (E[L(w)] - L(w*)), with n beta = n / ln n and the mean over chains of stochastic gradient Langevin
+    dynamics that start at w*: w += (epsilon / 2) (-n beta grad - gamma (w - w*)) + N(0, epsilon). The first half of the
+    steps is left out. L(w*) is taken on the same batches as L(w), so that the noise of batches cancels [ours]. For a
+    regular minimum it is half the number of parameters, for a degenerate one less.
+
+    All chains run side by side in one program; `jax.vmap` over params, epsilon or gamma adds models and a search.
+
+    Args:
+      loss: the mean loss of the batch that the key chooses. params: w*, a tree of arrays. key: of chains and batches.
+      n: number of examples that the loss stands for.
+      chains, steps: how many chains, and of how many steps each; at least 1 and 8.
+      epsilon: step size; stable below 4 / (n beta times the largest curvature + gamma), and biased upwards near it.
+      gamma: how strongly the chains are held at w*; biases downwards where it isn't small against n beta times the
+        curvature.
+
+    Returns:
+      The coefficient, its standard error (NaN with one chain), and Flags. NaN if every chain diverged.
+
+    Raises:
+      ValueError: n, chains or steps that are too small.
+
+    Source: Lau et al. 2023 (methods.md, section 8).
+    """
+    if n < 2 or chains < 1 or steps < 2 * _PARTS:
+        raise ValueError(f"n = {n}, chains = {chains}, steps = {steps}: needs at least 2, 1 and {2 * _PARTS}")
+    n_beta = n / math.log(n)
+    leaves, structure = jax.tree.flatten(params)
+
+    def chain(key: Array) -> Array:
+        """Return L(w) - L(w*) at each step [T]."""
+
+        def step(moved: list[Array], key: Array) -> tuple[list[Array], Array]:
+            batch, *noises = jax.random.split(key, 1 + len(leaves))
+            value, gradient = jax.value_and_grad(loss)(jax.tree.unflatten(structure, moved), batch)
+            pulls = [
+                -n_beta * g - gamma * (w - start)
+                for g, w, start in zip(jax.tree.leaves(gradient), moved, leaves, strict=True)
+            ]
+            new = [
+                w + epsilon / 2 * pull + jnp.sqrt(epsilon) * jax.random.normal(noise, w.shape, w.dtype)
+                for w, pull, noise in zip(moved, pulls, noises, strict=True)
+            ]
+            return new, value - loss(params, batch)
+
+        return jax.lax.scan(step, leaves, jax.random.split(key, steps))[1]
+
+    excess_CT = jax.vmap(chain)(jax.random.split(key, chains))[:, steps - steps // 2 // _PARTS * _PARTS :]
+    finite_C = jnp.all(jnp.isfinite(excess_CT), axis=1)
+    values_CT = n_beta * jnp.where(finite_C[:, None], excess_CT, 0.0)
+    count = jnp.sum(finite_C)
+    parts_CP = values_CT.reshape(chains, _PARTS, -1).mean(axis=2)
+    mean_C = parts_CP.mean(axis=1)
+    coefficient, error = _mean(mean_C, finite_C)
+    drift, drift_error = _mean(parts_CP[:, -1] - parts_CP[:, -2], finite_C)
+    # Draws follow each other, so that the variance within a chain is that of its parts.
+    between = jnp.square(error) * count
+    within = _mean(jnp.var(values_CT, axis=1, ddof=1), finite_C)[0]
+    length = values_CT.shape[1]
+    r_hat = jnp.sqrt((length - 1) / length + between / jnp.where(within > 0, within, 1.0))
+    flags = Flags(coefficient < 0, jnp.abs(drift) > _DRIFT * drift_error, chains - count, r_hat)
+    return coefficient, error, flags
+
+
+def _mean(x_C: Array, kept_C: Array) -> tuple[Array, Array]:
+    """Return the mean of the kept values and its standard error; NaN without any, or with one."""
+    count = jnp.sum(kept_C)
+    mean = jnp.sum(jnp.where(kept_C, x_C, 0.0)) / jnp.where(count > 0, count, jnp.nan)
+    squares = jnp.sum(jnp.where(kept_C, jnp.square(x_C - mean), 0.0))
+    return mean, jnp.sqrt(squares / jnp.where(count > 1, count * (count - 1.0), jnp.nan))

@@ -1,0 +1,104 @@
+"""The local learning coefficient against the values that singular learning theory gives, and its flags."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.llc import local_learning_coefficient
+
+N = 1000
+
+
+def regular(w, key):
+    return 0.5 * jnp.sum(jnp.square(w["a"])) + 2 * jnp.sum(jnp.square(w["b"]))
+
+
+def quartic(w, key):
+    return jnp.sum(w**4)
+
+
+def mixed(w, key):
+    return w[0] ** 4 + w[1] ** 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "params", "expected"),
+    [
+        (regular, {"a": jnp.zeros(6), "b": jnp.zeros((2, 2))}, 5.0),  # half the number of parameters
+        (quartic, jnp.zeros(1), 0.25),
+        (mixed, jnp.zeros(2), 0.75),
+    ],
+)
+def test_coefficients_are_those_of_theory(loss, params, expected):
+    found, error, flags = local_learning_coefficient(
+        loss, params, jax.random.key(0), N, chains=64, steps=5000, epsilon=3e-4, gamma=0.01
+    )
+    assert float(found) == pytest.approx(expected, rel=0.1)
+    assert float(error) < 0.05 * expected
+    assert float(found) == pytest.approx(expected, abs=4 * float(error) + 0.03 * expected)
+    assert bool(flags.is_sound), flags
+
+
+def test_the_noise_of_batches_cancels():
+    """A regression on batches of a tenth of the data has half its number of parameters, too."""
+    rng = np.random.default_rng(0)
+    x_ND = jnp.asarray(rng.standard_normal((N, 4)), jnp.float32)
+    y_N = x_ND @ jnp.ones(4) + jnp.asarray(rng.standard_normal(N), jnp.float32)
+    best = jnp.linalg.lstsq(x_ND, y_N)[0]
+
+    def loss(w, key):
+        batch = jax.random.randint(key, (N // 10,), 0, N)
+        return 0.5 * jnp.mean(jnp.square(x_ND[batch] @ w - y_N[batch]))
+
+    found, error, flags = local_learning_coefficient(
+        loss, best, jax.random.key(1), N, chains=16, steps=2000, epsilon=3e-4, gamma=0.01
+    )
+    assert float(found) == pytest.approx(2, rel=0.15)
+    assert int(flags.diverged) == 0
+
+
+def test_a_point_that_is_no_minimum_is_flagged():
+    found, _, flags = local_learning_coefficient(
+        regular, {"a": 3 * jnp.ones(6), "b": jnp.zeros((2, 2))}, jax.random.key(0), N
+    )
+    assert bool(flags.negative)
+    assert float(found) < 0
+    assert not bool(flags.is_sound)
+
+
+def test_chains_that_diverge_are_counted_and_left_out():
+    everything = local_learning_coefficient(quartic, jnp.zeros(3), jax.random.key(0), N, epsilon=10.0)
+    assert np.isnan(float(everything[0]))
+    assert int(everything[2].diverged) == 4
+
+    def some(w, key):  # escapes where few chains come
+        return jnp.where(jnp.abs(w[0]) > 0.15, jnp.nan, jnp.sum(w**2))
+
+    found, error, flags = local_learning_coefficient(some, jnp.zeros(1), jax.random.key(2), N, chains=64, steps=400)
+    assert 0 < int(flags.diverged) < 64
+    assert np.isfinite(float(found))
+    assert np.isfinite(float(error))
+    assert not bool(flags.is_sound)
+
+
+def test_chains_that_still_drift_are_flagged():
+    _, _, flags = local_learning_coefficient(
+        regular, {"a": jnp.zeros(6), "b": jnp.zeros((2, 2))}, jax.random.key(0), N, chains=64, steps=64, epsilon=1e-5
+    )
+    assert bool(flags.drift)
+
+
+def test_models_and_step_sizes_run_side_by_side():
+    def estimate(w, epsilon):
+        return local_learning_coefficient(quartic, w, jax.random.key(0), N, steps=200, epsilon=epsilon)[0]
+
+    stack, sizes = jnp.asarray([[0.0], [0.01]]), jnp.asarray([1e-4, 1e-3])
+    found = jax.vmap(jax.vmap(estimate, (None, 0)), (0, None))(stack, sizes)
+    expected = [[float(estimate(w, e)) for e in sizes] for w in stack]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_too_few_steps_are_refused():
+    with pytest.raises(ValueError, match="needs at least 2, 1 and 8"):
+        local_learning_coefficient(quartic, jnp.zeros(1), jax.random.key(0), N, steps=4)
