@@ -6,7 +6,7 @@ Names are imported when they are first used.
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from geometry.alignment import alignment_dimension, log_alignment_ratio, principal_alignment
+    from geometry.alignment import log_alignment_ratio, principal_alignment
     from geometry.dimension import levina_bickel, local_two_nn, two_nn
     from geometry.gauge import gauge_fix
     from geometry.isotropy import isoscore, mean_cosine, partition_isotropy
@@ -26,7 +26,6 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "METRICS",
     "Measured",
-    "alignment_dimension",
     "alpha_req",
     "condition_number",
     "effective_rank",
