@@ -52,7 +52,9 @@ class FakeHub:
     @contextlib.contextmanager
     def serve(self):
         """Serve on two free ports, the second for files of LFS, and yield the hub; `address` is for HF_ENDPOINT."""
-        servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
+        servers = [ThreadingHTTPServer(("127.0.0.1", 0), _Handler) for _ in range(2)]
+        for server in servers:
+            server.hub = self
         threads = [threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True) for server in servers]
         for thread in threads:
             thread.start()
@@ -87,136 +89,139 @@ def _etag(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _handler(hub):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Answers requests as `self.server.hub` says."""
 
-        def log_message(self, *_):
-            pass
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self):
-            self.answer()
+    @property
+    def hub(self):
+        return self.server.hub
 
-        def do_GET(self):
-            self.answer()
+    def log_message(self, *_):
+        pass
 
-        def answer(self):
-            with hub.lock:
-                hub.requests += 1
-                hub.at_once += 1
-                hub.most_at_once = max(hub.most_at_once, hub.at_once)
-                hub.tokens[self.headers["Host"]].add(self.headers.get("Authorization"))
-            try:
-                self.answer_one()
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
-            finally:
-                with hub.lock:
-                    hub.at_once -= 1
+    def do_HEAD(self):
+        self.answer()
 
-        def answer_one(self):
-            if hub.html:
-                return self.send(200, b"<html>Please log in to the guest network</html>", {"Content-Type": "text/html"})
-            if hub.take("busy"):
-                return self.send(429, b"", {"Retry-After": str(hub.retry_after)} if hub.retry_after else {})
-            path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-            if match := re.fullmatch(r"/lfs/([\w.-]+/[\w.-]+)/(\w+)/(.+)", path):
-                return self.file(*match.groups())
-            api = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(refs|tree|revision)(?:/([^/]+))?", path)
-            resolve = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
-            match = api or resolve
-            if not match:
-                return self.send(404, b"{}")
-            repository = match[1]
-            is_open = hub.token and self.headers.get("Authorization") == f"Bearer {hub.token}"
-            if repository not in hub.repositories or (repository in hub.private and not is_open):
-                return self.refuse(401 if not is_open else 404, "RepoNotFound")
-            if repository in hub.gated and not is_open:
-                return self.refuse(401, "GatedRepo")
-            if api and api[2] == "refs":
-                refs = [
-                    {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit_of(name)}
-                    for name in hub.repositories[repository]
-                ]
-                half = len(refs) // 2  # suites use branches or tags
-                return self.json({"branches": refs[:half], "tags": refs[half:], "converts": []})
-            revision = match[3] if api else match[2]
-            folder = hub.folder(repository, revision)
-            if folder is None:
-                return self.refuse(404, "RevisionNotFound")
-            if api and api[2] == "revision":
-                listed = [{"rfilename": path.name} for path in sorted(folder.iterdir()) if path.is_file()]
-                return self.json({"id": repository, "sha": commit_of(revision), "siblings": listed})
-            if api:
-                return self.tree(folder)
-            return self.resolve(repository, revision, folder, match[3])
+    def do_GET(self):
+        self.answer()
 
-        def tree(self, folder):
-            entries = []
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
-                content = path.read_bytes()
-                entry = {"type": "file", "path": path.name, "size": len(content), "oid": _etag(content)}
-                if len(content) > _LFS:
-                    lfs = {"oid": _etag(content), "size": len(content), "pointerSize": 134}
-                    entry |= {"oid": hashlib.sha1(content).hexdigest(), "lfs": lfs}
-                entries.append(entry)
-            query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
-            start = int(query.get("cursor", ["0"])[0])
-            more = {}
-            if start + _PAGE < len(entries):
-                page = f"{hub.address}{urllib.parse.urlsplit(self.path).path}?recursive=true&cursor={start + _PAGE}"
-                more = {"Link": f'<{page}>; rel="next"'}
-            return self.json(entries[start : start + _PAGE], more)
+    def answer(self):
+        with self.hub.lock:
+            self.hub.requests += 1
+            self.hub.at_once += 1
+            self.hub.most_at_once = max(self.hub.most_at_once, self.hub.at_once)
+            self.hub.tokens[self.headers["Host"]].add(self.headers.get("Authorization"))
+        try:
+            self.answer_one()
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        finally:
+            with self.hub.lock:
+                self.hub.at_once -= 1
 
-        def resolve(self, repository, revision, folder, name):
-            if not (folder / name).is_file():
-                return self.refuse(404, "EntryNotFound")
-            content = (folder / name).read_bytes()
-            commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else commit_of(revision)
-            headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(content)}"'}
-            if len(content) <= _LFS:
-                return self.content(repository, commit, name, content, headers)
-            headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": headers["ETag"]}
-            place = f"{hub.files_address}/lfs/{repository}/{commit}/{name}?signature=secret"
-            return self.send(302, b"", headers | {"Location": place})
+    def answer_one(self):
+        if self.hub.html:
+            return self.send(200, b"<html>Please log in to the guest network</html>", {"Content-Type": "text/html"})
+        if self.hub.take("busy"):
+            return self.send(429, b"", {"Retry-After": str(self.hub.retry_after)} if self.hub.retry_after else {})
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        if match := re.fullmatch(r"/lfs/([\w.-]+/[\w.-]+)/(\w+)/(.+)", path):
+            return self.file(*match.groups())
+        api = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(refs|tree|revision)(?:/([^/]+))?", path)
+        resolve = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
+        match = api or resolve
+        if not match:
+            return self.send(404, b"{}")
+        repository = match[1]
+        is_open = self.hub.token and self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if repository not in self.hub.repositories or (repository in self.hub.private and not is_open):
+            return self.refuse(401 if not is_open else 404, "RepoNotFound")
+        if repository in self.hub.gated and not is_open:
+            return self.refuse(401, "GatedRepo")
+        if api and api[2] == "refs":
+            refs = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit_of(name)}
+                for name in self.hub.repositories[repository]
+            ]
+            half = len(refs) // 2  # suites use branches or tags
+            return self.json({"branches": refs[:half], "tags": refs[half:], "converts": []})
+        revision = match[3] if api else match[2]
+        folder = self.hub.folder(repository, revision)
+        if folder is None:
+            return self.refuse(404, "RevisionNotFound")
+        if api and api[2] == "revision":
+            listed = [{"rfilename": path.name} for path in sorted(folder.iterdir()) if path.is_file()]
+            return self.json({"id": repository, "sha": commit_of(revision), "siblings": listed})
+        if api:
+            return self.tree(folder)
+        return self.resolve(repository, revision, folder, match[3])
 
-        def file(self, repository, commit, name):
-            content = (hub.folder(repository, commit) / name).read_bytes()
-            return self.content(repository, commit, name, content, {"ETag": f'"{_etag(content)}"'})
+    def tree(self, folder):
+        entries = []
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            content = path.read_bytes()
+            entry = {"type": "file", "path": path.name, "size": len(content), "oid": _etag(content)}
+            if len(content) > _LFS:
+                lfs = {"oid": _etag(content), "size": len(content), "pointerSize": 134}
+                entry |= {"oid": hashlib.sha1(content).hexdigest(), "lfs": lfs}
+            entries.append(entry)
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        start = int(query.get("cursor", ["0"])[0])
+        more = {}
+        if start + _PAGE < len(entries):
+            page = f"{self.hub.address}{urllib.parse.urlsplit(self.path).path}?recursive=true&cursor={start + _PAGE}"
+            more = {"Link": f'<{page}>; rel="next"'}
+        return self.json(entries[start : start + _PAGE], more)
 
-        def content(self, repository, commit, name, content, headers):
-            status, wanted = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if wanted and not hub.ignores_ranges:
-                start, stop = int(wanted[1]), min(int(wanted[2] or len(content)) + 1, len(content))
-                if start >= len(content):
-                    return self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-                headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
-                status, content = 206, content[start:stop]
-            breaks = self.command == "GET" and len(content) > _LFS and hub.take("broken")
-            if self.command == "GET":
-                with hub.lock:
-                    hub.sent[f"{repository}/{name}"] += len(content) // 2 if breaks else len(content)
-            return self.send(status, content, headers | {"Accept-Ranges": "bytes"}, breaks)
+    def resolve(self, repository, revision, folder, name):
+        if not (folder / name).is_file():
+            return self.refuse(404, "EntryNotFound")
+        content = (folder / name).read_bytes()
+        commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else commit_of(revision)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(content)}"'}
+        if len(content) <= _LFS:
+            return self.content(repository, commit, name, content, headers)
+        headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": headers["ETag"]}
+        place = f"{self.hub.files_address}/lfs/{repository}/{commit}/{name}?signature=secret"
+        return self.send(302, b"", headers | {"Location": place})
 
-        def json(self, value, headers=None):
-            return self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"} | (headers or {}))
+    def file(self, repository, commit, name):
+        content = (self.hub.folder(repository, commit) / name).read_bytes()
+        return self.content(repository, commit, name, content, {"ETag": f'"{_etag(content)}"'})
 
-        def refuse(self, status, code):
-            return self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+    def content(self, repository, commit, name, content, headers):
+        status, wanted = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted and not self.hub.ignores_ranges:
+            start, stop = int(wanted[1]), min(int(wanted[2] or len(content)) + 1, len(content))
+            if start >= len(content):
+                return self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+            status, content = 206, content[start:stop]
+        breaks = self.command == "GET" and len(content) > _LFS and self.hub.take("broken")
+        if self.command == "GET":
+            with self.hub.lock:
+                self.hub.sent[f"{repository}/{name}"] += len(content) // 2 if breaks else len(content)
+        return self.send(status, content, headers | {"Accept-Ranges": "bytes"}, breaks)
 
-        def send(self, status, content, headers=None, breaks=False):
-            """Send an answer; `breaks`: close the connection after half of it."""
-            self.send_response(status)
-            for key, value in (headers or {}).items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            content = content[: len(content) // 2] if breaks else content
-            self.wfile.write(content)
-            if breaks:
-                self.wfile.flush()
-                self.close_connection = True
+    def json(self, value, headers=None):
+        return self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"} | (headers or {}))
 
-    return Handler
+    def refuse(self, status, code):
+        return self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def send(self, status, content, headers=None, breaks=False):
+        """Send an answer; `breaks`: close the connection after half of it."""
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        content = content[: len(content) // 2] if breaks else content
+        self.wfile.write(content)
+        if breaks:
+            self.wfile.flush()
+            self.close_connection = True

@@ -48,10 +48,6 @@ class File(NamedTuple):
     size: int
     digest: str
 
-    @property
-    def name(self) -> str:
-        return self.path.rsplit("/", 1)[-1]
-
 
 @dataclasses.dataclass
 class Traffic:
