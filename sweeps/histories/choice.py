@@ -1,8 +1,9 @@
-"""Which revisions of a history to take: a list, a pattern, a regular expression, or a number spread over it."""
+"""Which revisions of a history to take: a list, a pattern, a regular expression, or a number spread over these."""
 
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Sequence
 
 from olmo_jax.config import ConfigError
@@ -17,7 +18,8 @@ class Revisions:
     """The value of --revisions.
 
     Attributes:
-      text: as it was given; "" for DEFAULT checkpoints, spread evenly over the logarithm of the step.
+      text: as it was given; "" for DEFAULT checkpoints, spread evenly over the logarithm of the step; "5 of stage1-*"
+        for 5 of those that the pattern or list names.
     """
 
     text: str = ""
@@ -32,7 +34,7 @@ class Revisions:
                 raise ConfigError(
                     f"--revisions={self.text}: has the group {min(unknown)}; groups are {', '.join(Name._fields)}"
                 )
-        elif self.text.isdecimal() and int(self.text) < 1:
+        elif self._count < 1:
             raise ConfigError(f"--revisions={self.text}: needs 1 or more")
 
     @property
@@ -40,8 +42,15 @@ class Revisions:
         return "(?P<" in self.text
 
     @property
-    def _is_number(self) -> bool:
-        return not self.text or self.text.isdecimal()
+    def _count(self) -> int:
+        """How many are spread over those that match; without a number, all of them."""
+        match = re.fullmatch(r"(\d+)(?: of .+)?", self.text)
+        return int(match[1]) if match else DEFAULT if not self.text else sys.maxsize
+
+    @property
+    def _patterns(self) -> str:
+        """What names revisions; "" for all."""
+        return re.sub(r"^\d+( of (?=.)|$)", "", self.text)
 
     def parse(self, name: str) -> Name | None:
         """Return what a revision's name says, by the expression's groups if this is one that matches the whole name."""
@@ -59,10 +68,13 @@ class Revisions:
         """Return the chosen ones of a history's revisions, in their order. Raises ConfigError for one that it lacks."""
         if self._is_expression:
             return list(names)
-        if self._is_number:
-            return self._spread(names, int(self.text or DEFAULT))
+        return self._spread(self._named(names), self._count)
+
+    def _named(self, names: Sequence[str]) -> list[str]:
+        if not self._patterns:
+            return list(names)
         chosen: set[str] = set()
-        patterns = [pattern for pattern in self.text.split(",") if pattern]
+        patterns = [pattern for pattern in self._patterns.split(",") if pattern]
         if not patterns:
             raise ConfigError(f"--revisions={self.text}: names no revision")
         for pattern in patterns:

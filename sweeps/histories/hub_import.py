@@ -25,19 +25,18 @@ from olmo_jax.console import say
 from olmo_jax.data.shards import TokenIndex
 from olmo_jax.errors import WeightsError
 from olmo_jax.hf import hub
-from olmo_jax.hf.hub import File, Repository
+from olmo_jax.hf.hub import Repository
 from olmo_jax.hf.settings import TOKENIZER, read_config
 from olmo_jax.storage.lock import exclusive_lock
 from sweeps.histories.audit import OK, TRUNCATED, audit
 from sweeps.histories.choice import Revisions
 from sweeps.histories.history import INDEX, Checkpoint, History, open_history
+from sweeps.histories.small_files import SmallFiles, listed
 from sweeps.models.import_run import import_revisions
 from sweeps.models.revisions import Revision
 from sweeps.planning.plan import Plan
 from sweeps.running import stages
 
-# Of the files beside the weights: what says how the model and its tokenizer are built.
-_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _FETCHED = "fetched"
 _OF_SEED_0 = 1_000_000
 _MEGABIT = 1e6 / 8
@@ -128,7 +127,7 @@ def costs(found: Sequence[Training]) -> list[str]:
     lines, total, largest = [], 0, 0
     for training in found:
         for checkpoint in training.checkpoints:
-            size = sum(max(file.size, 0) for file in (*checkpoint.safetensors, *_settings(checkpoint)))
+            size = sum(max(file.size, 0) for file in (*checkpoint.safetensors, *listed(checkpoint)))
             total, largest = total + size, max(largest, size)
             pickled = "" if checkpoint.safetensors else "  only pickles, which aren't read"
             lines.append(f"{training.history.source}  {checkpoint.name}  {_size(size)}{pickled}")
@@ -247,33 +246,17 @@ def _check_disk(workdir: epath.Path, found: Sequence[Training], keep: bool) -> N
         )
 
 
-def _settings(checkpoint: Checkpoint) -> tuple[File, ...]:
-    return tuple(file for file in checkpoint.files if file.path in (*_SETTINGS, TOKENIZER))
-
-
 def _fetch_settings(training: Training, folder: Path) -> Iterator[tuple[Checkpoint, Path]]:
-    """Yield each checkpoint with a folder of its configuration; the first that has a tokenizer has it there.
-
-    Files that several checkpoints share are fetched once.
-    """
-    fetched: dict[str, Path] = {}
+    """Yield each checkpoint with a folder of its configuration; the first that has a tokenizer has it there."""
+    files = SmallFiles(training.history.repository, training.checkpoints, folder / "shared")
     has_tokenizer = False
     for checkpoint in training.checkpoints:
         if checkpoint.folder:
             yield checkpoint, checkpoint.folder
             continue
-        repository = training.history.repository
-        assert repository is not None
         place = folder / urllib.parse.quote(checkpoint.name, safe="")
-        for file in _settings(checkpoint):
-            if file.path == TOKENIZER and has_tokenizer:
-                continue
-            has_tokenizer = has_tokenizer or file.path == TOKENIZER
-            if file.digest in fetched:
-                place.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(fetched[file.digest], place / file.path)
-            else:
-                fetched[file.digest] = repository.fetch(checkpoint.commit, file, place)
+        files.copy_to(checkpoint, place, but=(TOKENIZER,) if has_tokenizer else ())
+        has_tokenizer = has_tokenizer or checkpoint.file(TOKENIZER) is not None
         yield checkpoint, place
 
 
@@ -328,9 +311,9 @@ class _Each:
             return True
         (run,) = plan.stacks[0].runs
         return all(
-            results.read(self.workdir, run.id, step, listed) is not None
-            for listed in evaluations(plan.evaluation)
-            if listed.everywhere
+            results.read(self.workdir, run.id, step, evaluation) is not None
+            for evaluation in evaluations(plan.evaluation)
+            if evaluation.everywhere
         )
 
     def carry_out(self, plan: Plan, index: TokenIndex) -> None:

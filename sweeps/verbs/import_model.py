@@ -27,8 +27,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     hub.add_argument(
         "--revisions",
         metavar="WHICH",
-        help="a number of them, names or patterns with * separated by commas, or a regular expression with groups such "
-        "as (?P<step>...) (default: 20, evenly spaced in the logarithm of the step)",
+        help="a number of them, names or patterns with * separated by commas, both as in '20 of stage1-*', or a "
+        "regular expression with groups such as (?P<step>...) (default: 20, evenly spaced in the logarithm of the "
+        "step)",
     )
     hub.add_argument("--dry-run", action="store_true", help="print what would be fetched, its size and the time")
     hub.add_argument("--evaluate", action="store_true", help="evaluate each checkpoint before it is dropped")

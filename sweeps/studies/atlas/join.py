@@ -13,7 +13,7 @@ class Joined(NamedTuple):
     """The measured checkpoints with the published columns, and what didn't fit.
 
     Attributes:
-      table: the measured rows that have exactly one partner, with its targets as `published/<column>`.
+      table: all measured rows, with the targets of their partner as `published/<column>`; missing without one.
       rejected: the published rows without a partner, or with several, with a column `why`, one of WHY. Some of the
         first two kinds are expected of a table of more models or steps than were measured; mislabelled rows are among
         them.
@@ -66,10 +66,9 @@ def join(suite: Suite, measured: pd.DataFrame, published: pd.DataFrame) -> Joine
     targets = published[list(suite.targets)].add_prefix("published/")
     partners = pd.concat([theirs, targets], axis=1)[fits]
     place = ours.assign(row=range(len(ours))).merge(partners, on=keys, how="inner").sort_values("row")
-    found = measured.iloc[place["row"]].reset_index(drop=True)
-    values = place[[column for column in place if column.startswith("published/")]].reset_index(drop=True)
+    values = place.set_index("row")[[column for column in place if column.startswith("published/")]]
     return Joined(
-        pd.concat([found, values], axis=1),
+        measured.join(values),
         published[~fits].assign(why=why[~fits]).reset_index(drop=True),
         measured[~_among(ours, theirs[fits], keys).to_numpy()],
     )
@@ -113,7 +112,7 @@ def _first(labels: pd.DataFrame) -> str:
 
 def describe(joined: Joined) -> list[str]:
     """Return lines on what was joined and what wasn't, with the first rows of each kind that didn't fit."""
-    lines = [f"joined {len(joined.table)} of {len(joined.table) + len(joined.alone)} checkpoints to the table"]
+    lines = [f"joined {len(joined.table) - len(joined.alone)} of {len(joined.table)} checkpoints to the table"]
     for why in WHY:
         rows = joined.rejected[joined.rejected["why"] == why].drop(columns="why")
         if len(rows):

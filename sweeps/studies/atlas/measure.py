@@ -1,6 +1,5 @@
 """Measure the unembeddings of a suite's models, reading only these: one row per checkpoint."""
 
-import dataclasses
 import functools
 import math
 import tempfile
@@ -20,11 +19,10 @@ from olmo_jax.console import progress, say
 from olmo_jax.errors import WeightsError
 from olmo_jax.files import read_json, write_json
 from olmo_jax.hf import Head, read_head
-from olmo_jax.hf.hub import File
-from olmo_jax.hf.settings import TOKENIZER
 from olmo_jax.model import parameter_count
 from sweeps.histories.choice import Revisions
-from sweeps.histories.history import Checkpoint, History, lazy_tensors, open_history
+from sweeps.histories.history import Checkpoint, lazy_tensors, open_history
+from sweeps.histories.small_files import SmallFiles
 from sweeps.studies.atlas.suites import Suite
 
 METRICS = (
@@ -57,7 +55,7 @@ def measure(suite: Suite, workdir: Path) -> pd.DataFrame:
             history = open_history(source, Revisions(suite.revisions))
             said = suite.said(source)
             with tempfile.TemporaryDirectory() as scratch:
-                files = _Settings(history, Path(scratch))
+                files = SmallFiles(history.repository, history.checkpoints, Path(scratch))
                 for checkpoint in history.checkpoints:
                     key = f"{source} at {checkpoint.name}"
                     if key not in known and (values := _measured(files, checkpoint, key)):
@@ -91,49 +89,22 @@ def _check_vocabulary(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _measured(files: "_Settings", checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+def _measured(files: SmallFiles, checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
     """Return what is measured of a checkpoint; None, and a line on stderr, for one that can't be read."""
     try:
-        head = read_head(epath.Path(files.folder(checkpoint)), lazy_tensors(checkpoint), files.tokenizer())
+        # The tokenizer tells which rows are padding.
+        tokenizer = files.tokenizer()
+        head = read_head(
+            epath.Path(files.config_folder(checkpoint)),
+            lazy_tensors(checkpoint),
+            epath.Path(tokenizer) if tokenizer else None,
+        )
     except (WeightsError, ConfigError) as error:
         say(f"{name}: {error}; it is left out")
         return None
     total, _ = parameter_count(head.config)
     shape = {"parameters": total, "d_model": head.config.d_model, "vocab_size": head.config.vocab_size}
     return shape | head_metrics(head)
-
-
-@dataclasses.dataclass
-class _Settings:
-    """The small files of a history: each checkpoint's config.json, and one tokenizer for all, fetched when needed."""
-
-    history: History
-    scratch: Path
-    fetched: dict[str, Path] = dataclasses.field(default_factory=dict)
-
-    def folder(self, checkpoint: Checkpoint) -> Path:
-        """Return a folder with a checkpoint's config.json. Raises WeightsError without one."""
-        file = checkpoint.file("config.json")
-        if file is None:
-            raise WeightsError("has no config.json")
-        return self._fetched(checkpoint, file).parent
-
-    def tokenizer(self) -> epath.Path | None:
-        """Return the tokenizer.json of the first checkpoint that has one, which tells the rows of padding."""
-        for checkpoint in self.history.checkpoints:
-            if file := checkpoint.file(TOKENIZER):
-                return epath.Path(self._fetched(checkpoint, file))
-        return None
-
-    def _fetched(self, checkpoint: Checkpoint, file: File) -> Path:
-        if checkpoint.folder:
-            return checkpoint.folder / file.path
-        repository = self.history.repository
-        assert repository is not None
-        if file.digest not in self.fetched:
-            folder = self.scratch / file.digest
-            self.fetched[file.digest] = repository.fetch(checkpoint.commit, file, folder)
-        return self.fetched[file.digest]
 
 
 def head_metrics(head: Head) -> dict[str, float | None]:

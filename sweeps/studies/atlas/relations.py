@@ -39,15 +39,17 @@ class Relations(NamedTuple):
 
 
 def relate(table: pd.DataFrame, targets: list[str]) -> Relations:
-    """Return the relations of a joined table's metrics to its targets.
+    """Return the relations of a joined table's metrics to its targets, over the rows that have one.
 
-    Rows of one model (repository and seed) at several steps are a cluster in every interval and test.
+    Rows of one model (repository, stage and seed) at several steps are a cluster in every interval and test.
     """
+    if targets:
+        table = table[table[targets].notna().any(axis=1)]
     table = table.assign(log_step=np.log1p(table["step"].astype(float)))
-    for key in ("size", "corpus", "seed"):
+    for key in ("size", "corpus", "stage", "seed"):
         table[key] = table[key].fillna("") if key in table else ""
-    table["model"] = table["repository"].str.cat(table["seed"].astype(str), sep=" ")
-    table["configuration"] = table["size"].astype(str).str.cat(table["corpus"].astype(str), sep=" ")
+    table["model"] = table["repository"].str.cat(table[["stage", "seed"]].astype(str), sep=" ")
+    table["configuration"] = table["size"].astype(str).str.cat(table[["corpus", "stage"]].astype(str), sep=" ")
     metrics = [c for c in table.columns if c.split("/")[0].removesuffix("_rate") in MATRICES]
     design = [name for name in DESIGN if table[name].nunique() > 1]
     groups = "model" if table["model"].nunique() < len(table) else None

@@ -32,6 +32,12 @@ def test_lists_and_patterns_keep_the_order_of_the_steps():
     assert Revisions("*").choose(PYTHIA) == PYTHIA
 
 
+def test_a_number_of_those_that_a_pattern_names():
+    names = [f"stage{stage}-step{n}" for stage in (1, 2) for n in (10, 100, 1000)]
+    assert Revisions("2 of stage1-*").choose(names) == ["stage1-step10", "stage1-step1000"]
+    assert Revisions("1 of stage1-step10,stage2-*").choose(names) == ["stage1-step10", "stage2-step1000"]
+
+
 def test_an_expression_says_what_names_mean():
     which = Revisions(r"v(?P<step>\d+)_(?P<tokens>\d+B)_(?P<seed>\w+)")
     said = which.parse("v30_12B_x")
@@ -46,6 +52,8 @@ def test_an_expression_says_what_names_mean():
         ("(?P<step>", "isn't a regular expression"),
         (r"(?P<epoch>\d+)", "has the group epoch; groups are step, tokens"),
         ("0", "needs 1 or more"),
+        ("0 of step*", "needs 1 or more"),
+        ("2 of ", "no revision is called 2 of"),
         (",", "names no revision"),
         ("step5", "no revision is called step5; there are step0, step1, step2, ..., step143000"),
     ],
