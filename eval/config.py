@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 from eval.eval_data import TextConfig
+from eval.evaluators.curvature import CurvatureConfig
 from eval.evaluators.dynamics import DynamicsConfig
+from eval.evaluators.llc import LlcConfig
 from eval.evaluators.local_dimension import DimensionConfig
 from eval.evaluators.perturbation import PerturbConfig
 from eval.evaluators.quantization import GroupsConfig as GroupsConfig
@@ -24,6 +26,8 @@ class EvalConfig(TextConfig):
     tasks: TasksConfig = TasksConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     dimension: DimensionConfig = DimensionConfig()
+    curvature: CurvatureConfig = CurvatureConfig()
+    llc: LlcConfig = LlcConfig()
     own: dict[str, Any] = setting(
         {}, Role.OBSERVATION, "Evaluations of your own: the section of each, by its kind; see docs/evaluation.md."
     )

@@ -15,6 +15,7 @@ BatchLoss = Callable[[Any, Array], Array]
 _PARTS = 4  # of the draws that count, compared with each other
 _LARGEST_R_HAT = 1.1
 _DRIFT = 4.0  # standard errors
+_WORST = 1e6
 
 
 class Flags(NamedTuple):
@@ -112,6 +113,54 @@ def local_learning_coefficient(
     r_hat = jnp.sqrt((length - 1) / length + between / jnp.where(within > 0, within, 1.0))
     flags = Flags(coefficient < 0, jnp.abs(drift) > _DRIFT * drift_error, chains - count, r_hat)
     return coefficient, error, flags
+
+
+class Search(NamedTuple):
+    """Estimates at each of E step sizes and G strengths, and the indices of the chosen one.
+
+    coefficient_EG, error_EG: as returned by `local_learning_coefficient`. flags_EG: Flags of arrays.
+    """
+
+    coefficient_EG: Array
+    error_EG: Array
+    flags_EG: Flags
+    epsilon: Array
+    gamma: Array
+
+
+def search(
+    loss: BatchLoss,
+    params: Any,
+    key: Array,
+    n: int,
+    epsilons: Array,
+    gammas: Array,
+    chains: int = 4,
+    steps: int = 1000,
+) -> Search:
+    """Estimate the coefficient at all pairs of step sizes and strengths side by side, and choose one.
+
+    Chosen is, among those whose flags are sound, the smallest gamma, which biases least, and then the largest epsilon,
+    which explores most. If none is sound it is the pair with the fewest diverged chains and the smallest R-hat, still
+    flagged.
+
+    Args:
+      epsilons, gammas: those that are tried, each at least one. Others as in `local_learning_coefficient`.
+    """
+    epsilons_E, gammas_G = jnp.asarray(epsilons), jnp.asarray(gammas)
+
+    def at(epsilon: Array, gamma: Array) -> tuple[Array, Array, Flags]:
+        return local_learning_coefficient(loss, params, key, n, chains, steps, epsilon, gamma)
+
+    of_gammas = jax.vmap(at, in_axes=(None, 0))
+    coefficient_EG, error_EG, flags_EG = jax.vmap(of_gammas, in_axes=(0, None))(epsilons_E, gammas_G)
+    by_gamma_EG = jnp.argsort(jnp.argsort(gammas_G))[None, :] * len(epsilons_E)
+    by_epsilon_EG = jnp.argsort(jnp.argsort(-epsilons_E))[:, None]
+    r_hat_EG = jnp.where(jnp.isfinite(flags_EG.r_hat), flags_EG.r_hat, _WORST)
+    unsound_EG = _WORST * (1.0 + flags_EG.diverged) + jnp.minimum(r_hat_EG, _WORST)
+    rank_EG = jnp.where(flags_EG.is_sound, by_gamma_EG + by_epsilon_EG, unsound_EG)
+    place = jnp.argmin(rank_EG)
+    return Search(coefficient_EG, error_EG, flags_EG, place // len(gammas_G), place % len(gammas_G))
 
 
 def _mean(x_C: Array, kept_C: Array) -> tuple[Array, Array]:

@@ -203,6 +203,13 @@ class ProbeConfig(Settings):
         unit="tokens",
     )
     neighbors: int = _neighbors()
+    alignment: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Principal directions of the final states that are compared with as many of the unembedding, wherever final "
+        "states are measured; 0 for no measures of alignment.",
+        bound=at_least(0, "needs 0 (none) or a positive number of directions"),
+    )
 
     @property
     def reads_states(self) -> bool:

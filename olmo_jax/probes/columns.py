@@ -20,6 +20,11 @@ _TARGETS = {
     "embedding": "the embedding",
     "final_states": "the states after the final norm",
 }
+_ALIGNMENT = {
+    "principal": "overlap of the principal subspaces of the final states and the unembedding, 0 to 1",
+    "principal_z": "that overlap in standard deviations of random subspaces, from their mean",
+    "log_ratio": "log-alignment ratio of the unembedding with the final states, 1 if they lie along its top direction",
+}
 _PERCENT = ("effective_rank_percent",)
 
 
@@ -36,6 +41,10 @@ def describe(name: str) -> Column | None:
         inner = describe(f"{target.removesuffix(SPREAD)}/{metric}")
         meaning = f"Standard deviation of {target.removesuffix(SPREAD)}/{metric} over the probe's sets of documents."
         return inner and Column(name, inner.kind, inner.unit, meaning, {**inner.of, "statistic": "spread"})
+    if target == "alignment" and metric in _ALIGNMENT:
+        return Column(
+            name, "geometry", "", sentence("Alignment", _ALIGNMENT[metric]), {"target": target, "metric": metric}
+        )
     of = _target(target.removesuffix(SPECTRUM))
     if of is None:
         return None

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from geometry.alignment import log_alignment_ratio, principal_alignment
 from geometry.gauge import centred, gauge_fix
 from geometry.probe import COUNTS, METRICS, SPECTRUM_PLACES, Metric, check_names, summarize
 from olmo_jax import model
@@ -104,6 +105,17 @@ def check_probe(config: ProbeConfig, member: Any) -> None:
             config.parameters.pattern,
             f"matches no matrix; the matrices are {', '.join(matrices)}",
         )
+
+
+def check_alignment(config: ProbeConfig, width: int) -> None:
+    """Raise ConfigError for more principal directions than the model's width or the documents allow."""
+    most = min(width, config.documents) - 1
+    require(
+        config.alignment <= most,
+        "config.probe.alignment",
+        config.alignment,
+        f"needs at most {most}, one below the width and the number of documents",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +213,7 @@ def _measure_members(
     def measure(params: Any, counted: list[Any]) -> dict[str, Array]:
         values = measure_parameters(config, targets, architecture, program.vocabulary, params)
         if documents is not None:
-            values |= measure_states(config, targets, architecture, documents, params)
+            values |= measure_states(config, targets, architecture, program.vocabulary, documents, params)
         for evaluation_set, (documents_KN, points_KT) in zip(evaluation_sets, counted, strict=True):
             values |= measure_texts(config.texts, architecture, evaluation_set, params, documents_KN, points_KT)
         return values
@@ -249,9 +261,17 @@ def _measure_alike(config: ProbeConfig, target: TargetConfig, named: Mapping[str
 
 
 def measure_states(
-    config: ProbeConfig, group: dict[str, TargetConfig], architecture: ModelConfig, documents: Documents, params: Any
+    config: ProbeConfig,
+    group: dict[str, TargetConfig],
+    architecture: ModelConfig,
+    vocabulary: int,
+    documents: Documents,
+    params: Any,
 ) -> dict[str, Array]:
-    """Return metrics of one member's states: the mean over the sets and, as `<target>_spread`, their SD."""
+    """Return metrics of one member's states: the mean over the sets and, as `<target>_spread`, their SD.
+
+    With config.alignment, `alignment/...` says how the final states are aligned with the unembedding.
+    """
 
     last = config.tokens == "last"
 
@@ -269,7 +289,10 @@ def measure_states(
         }
         results: dict[str, Array] = {}
         if "final_states" in taken:
-            results |= _measure(config, "final_states", group["final_states"], taken.pop("final_states"))
+            final_PD = taken.pop("final_states")
+            results |= _measure(config, "final_states", group["final_states"], final_PD)
+            if config.alignment:
+                results |= _alignment(config.alignment, final_PD, model.unembedding(params)[:vocabulary])
         return results | _measure_alike(config, group["layers"], taken) if taken else results
 
     # One set after another, so that the states of only one set are held.
@@ -281,6 +304,12 @@ def measure_states(
             if metric not in COUNTS:
                 results[f"{target}_spread/{metric}"] = jnp.std(x_S, ddof=1)
     return results
+
+
+def _alignment(directions: int, final_PD: Array, w_VD: Array) -> dict[str, Array]:
+    overlap, z_score = principal_alignment(final_PD, w_VD, directions)
+    ratio = log_alignment_ratio(w_VD, final_PD)
+    return {"alignment/principal": overlap, "alignment/principal_z": z_score, "alignment/log_ratio": ratio}
 
 
 def _align_right(tokens_NL: Array, points_N: Array) -> tuple[Array, Spans]:

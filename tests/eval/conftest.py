@@ -7,10 +7,12 @@ import pytest
 from etils import epath
 
 from eval.config import (
+    CurvatureConfig,
     DynamicsConfig,
     EvalConfig,
     FinetuneConfig,
     GroupsConfig,
+    LlcConfig,
     PerturbConfig,
     QuantizeConfig,
     TasksConfig,
@@ -53,6 +55,8 @@ def config(quiz):
         perturb=PerturbConfig(relative=(0.5,), kept_ranks=(1.0, 0.25), draws=2),
         tasks=TasksConfig(names=(str(quiz),)),
         dynamics=DynamicsConfig(cka=True, cka_tokens=64),
+        curvature=CurvatureConfig(sequences=4, draws=2, lanczos_steps=3, domains=("code",)),
+        llc=LlcConfig(chains=2, steps=8, epsilons=(1e-6, 1e-5), gammas=(100.0,), batch_size=4, sequences=8),
     )
 
 

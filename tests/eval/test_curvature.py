@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.curvature import critical_sharpness, hessian_trace
+from eval.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 
 RNG = np.random.default_rng(0)
 X, Y = (jnp.asarray(RNG.standard_normal(shape), jnp.float32) for shape in ((32, 3), (32, 2)))
@@ -41,6 +41,59 @@ def test_a_diagonal_hessian_needs_one_draw():
     assert np.isnan(float(error))
     with pytest.raises(ValueError, match="draws = 0"):
         hessian_trace(net_loss, NET, jax.random.key(0), 0)
+
+
+def test_top_eigenvalue_is_that_of_the_exact_hessian():
+    flat, unravel = jax.flatten_util.ravel_pytree(NET)
+    with jax.enable_x64(True):
+        exact = np.linalg.eigvalsh(np.asarray(jax.hessian(lambda x: net_loss(unravel(x)))(flat)))
+    for seed in range(5):
+        found = top_eigenvalue(net_loss, NET, jax.random.key(seed), steps=20)
+        assert float(found) == pytest.approx(exact[-1], rel=1e-4)
+    few = top_eigenvalue(net_loss, NET, jax.random.key(0), steps=4)
+    assert exact[0] <= float(few) <= exact[-1] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("curvatures", [[3.0, 0.5, -7.0], [-1.0, -2.0, -3.0], [2.0, 2.0, 2.0]])
+def test_top_eigenvalue_with_more_steps_than_parameters(curvatures):
+    """The largest, not that of largest size; the Krylov space ends after three steps or earlier."""
+    values = jnp.asarray(curvatures)
+    found = top_eigenvalue(lambda w: 0.5 * jnp.sum(values * w**2), jnp.ones(3), jax.random.key(0), steps=12)
+    assert float(found) == pytest.approx(max(curvatures), abs=1e-4)
+    with pytest.raises(ValueError, match="steps = 1"):
+        top_eigenvalue(lambda w: jnp.sum(w), jnp.ones(3), jax.random.key(0), steps=1)
+
+
+def test_a_network_trained_to_the_edge_of_stability():
+    """Gradient descent raises the sharpness to 2 / eta and holds it there (Cohen et al. 2021)."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.linspace(-1, 1, 40)[:, None], jnp.float32)
+    y = jnp.sin(4 * x) + 0.5 * x**2
+    widths = (1, 24, 24, 1)
+    params = [
+        jnp.asarray(rng.normal(size=(i, o)) / np.sqrt(i), jnp.float32) for i, o in zip(widths, widths[1:], strict=False)
+    ]
+
+    def loss(params):
+        h = x
+        for w in params[:-1]:
+            h = jnp.tanh(h @ w)
+        return jnp.mean(jnp.square(h @ params[-1] - y))
+
+    eta = 0.1
+
+    def step(params, _):
+        return jax.tree.map(lambda w, g: w - eta * g, params, jax.grad(loss)(params)), None
+
+    params = jax.lax.scan(step, params, length=8000)[0]
+    top = float(top_eigenvalue(loss, params, jax.random.key(0), steps=30))
+    assert top == pytest.approx(2 / eta, rel=0.15)
+    # Along the gradient, which oscillates in the sharpest direction.
+    found = []
+    for _ in range(10):
+        params, _ = step(params, None)
+        found.append(float(critical_sharpness(loss, params, jax.grad(loss)(params))))
+    assert np.median(found) == pytest.approx(2 / eta, rel=0.15)
 
 
 @pytest.mark.parametrize("curvature", [1e-3, 0.3, 2.0, 77.0, 1e5])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.llc import local_learning_coefficient
+from eval.llc import local_learning_coefficient, search
 
 N = 1000
 
@@ -102,3 +102,25 @@ def test_models_and_step_sizes_run_side_by_side():
 def test_too_few_steps_are_refused():
     with pytest.raises(ValueError, match="needs at least 2, 1 and 8"):
         local_learning_coefficient(quartic, jnp.zeros(1), jax.random.key(0), N, steps=4)
+
+
+def test_the_search_takes_the_weakest_pull_and_the_largest_step_that_are_sound():
+    """Steps of 3 diverge, and gamma of 1e4 holds the chains so firmly that they find too little."""
+    epsilons, gammas = jnp.asarray([3.0, 1e-4, 3e-4]), jnp.asarray([1e4, 0.01])
+    found = search(
+        regular, {"a": jnp.zeros(6), "b": jnp.zeros((2, 2))}, jax.random.key(0), N, epsilons, gammas, 64, 5000
+    )
+    assert (int(found.epsilon), int(found.gamma)) == (2, 1)
+    assert float(found.coefficient_EG[2, 1]) == pytest.approx(5, rel=0.1)
+    assert float(found.coefficient_EG[2, 0]) < 1
+    assert int(found.flags_EG.diverged[0, 1]) == 64
+    alone = local_learning_coefficient(
+        regular, {"a": jnp.zeros(6), "b": jnp.zeros((2, 2))}, jax.random.key(0), N, 64, 5000, 3e-4, 0.01
+    )
+    assert float(found.coefficient_EG[2, 1]) == pytest.approx(float(alone[0]), rel=1e-4)
+
+
+def test_a_search_without_a_sound_pair_still_says_what_is_wrong():
+    found = search(quartic, jnp.zeros(3), jax.random.key(0), N, jnp.asarray([10.0, 20.0]), jnp.asarray([1.0]), 4, 100)
+    assert not found.flags_EG.is_sound.any()
+    assert 0 <= int(found.epsilon) < 2

@@ -1,6 +1,7 @@
 """The results of every evaluation on a small trained cohort."""
 
 import dataclasses
+import math
 import shutil
 
 import jax
@@ -160,3 +161,16 @@ def test_losses_do_not_depend_on_the_other_models_of_a_stack(cohort, evaluated, 
     separate = ModelBatch(eval_data, (("run1", 12),)).losses.by_domain["prose"]
     assert both[1] == pytest.approx(separate[0], rel=1e-6)
     assert jax.tree.leaves(eval_data.load([("run1", 5), ("run0", 12)]))[0].shape[0] == 2
+
+
+def test_curvature_and_learning_coefficient_are_measured_at_the_last_checkpoint(evaluated):
+    first = metrics(evaluated, "run0", "curvature")
+    assert {*first} == {
+        "trace", "trace_standard_error", "top_eigenvalue", "critical_sharpness", "critical_sharpness/code",
+    }  # fmt: skip
+    assert all(math.isfinite(value) for value in first.values())
+    assert first["trace"] != metrics(evaluated, "run1", "curvature")["trace"]
+    found = metrics(evaluated, "run0", "llc")
+    assert found["epsilon"] in (pytest.approx(1e-6), pytest.approx(1e-5))
+    assert found["diverged"] == 0
+    assert math.isfinite(found["coefficient"])

@@ -1,0 +1,66 @@
+"""Curvature and learning coefficient of language models, against an exact Hessian and as evaluations."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.curvature import critical_sharpness, hessian_trace, top_eigenvalue
+from eval.windows import Windows, mean_loss
+from olmo_jax import model
+from olmo_jax.config import ModelConfig
+
+SMALL = ModelConfig(vocab_size=12, d_model=4, n_layers=1, n_heads=2, d_ff=8)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model of a few hundred parameters and its loss on some windows."""
+    rng = np.random.default_rng(0)
+    tokens_NL = jnp.asarray(rng.integers(0, 12, (6, 9)), jnp.int32)
+    weights_NL = jnp.asarray(rng.integers(0, 2, (6, 8)), jnp.float32).at[:, 0].set(1.0)
+    windows = Windows(tokens_NL[:, :-1], tokens_NL[:, 1:], weights_NL)
+    params = jax.tree.map(lambda x: 2 * x, model.init(SMALL, jax.random.key(0)))
+    return functools.partial(mean_loss, SMALL, windows=windows), params
+
+
+def test_the_mean_loss_leaves_out_what_does_not_count(small):
+    loss, params = small
+    windows = loss.keywords["windows"]
+    final_NLD = model.hidden(SMALL, params, windows.inputs_NL).final_BLD
+    log_NLV = jax.nn.log_softmax(final_NLD @ model.unembedding(params).T)
+    nats_NL = -jnp.take_along_axis(log_NLV, windows.targets_NL[..., None], axis=-1)[..., 0]
+    expected = np.sum(np.asarray(nats_NL * windows.weights_NL)) / windows.weights_NL.sum()
+    assert float(loss(params)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_trace_and_top_eigenvalue_are_those_of_the_exact_hessian_in_float64(small):
+    loss, params = small
+    with jax.enable_x64(True):
+        windows = loss.keywords["windows"]
+        wide = Windows(windows.inputs_NL, windows.targets_NL, windows.weights_NL.astype(jnp.float64))
+        flat, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(lambda x: x.astype(jnp.float64), params))
+
+        def reference(x):
+            p = unravel(x)
+            config = dataclasses.replace(SMALL, compute_dtype="float64")
+            final_NLD = model.hidden(config, p, wide.inputs_NL).final_BLD.astype(jnp.float64)
+            log_NLV = jax.nn.log_softmax(final_NLD @ model.unembedding(p).T)
+            nats_NL = -jnp.take_along_axis(log_NLV, wide.targets_NL[..., None], axis=-1)[..., 0]
+            return jnp.sum(nats_NL * wide.weights_NL) / jnp.sum(wide.weights_NL)
+
+        exact = np.asarray(jax.jacrev(jax.grad(reference))(flat))
+    values = np.linalg.eigvalsh((exact + exact.T) / 2)
+    trace, error = hessian_trace(loss, params, jax.random.key(0), 400)
+    assert float(trace) == pytest.approx(values.sum(), abs=4 * float(error))
+    assert float(top_eigenvalue(loss, params, jax.random.key(1), 40)) == pytest.approx(values[-1], rel=1e-3)
+    # At a point without curvature of higher order, the loss along the gradient would return after 2 / curvature.
+    gradient = jax.grad(loss)(params)
+    found = float(critical_sharpness(loss, params, gradient))
+    eta = 2 / found
+    moved = [jax.tree.map(lambda w, g, s=s: w - s * eta * g, params, gradient) for s in (1 - 1 / 31, 1 + 1 / 31)]
+    assert loss(moved[0]) < loss(params) <= loss(moved[1])
