@@ -204,35 +204,79 @@ def overidentification(paired: Pairs) -> Overidentification:
     Outcomes of the pairs are regressed on the mean change of the metric at their dose, with one slope per arm or a
     single slope. A term for each seed absorbs what its runs share, above all the noise of the common control, which
     makes the slopes of different arms dependent. The noise is estimated from the pairs, so that Q / dof follows F
-    rather than chi-squared / dof [ours]; it is assumed to be equal for all doses.
+    rather than chi-squared / dof [ours]; it is assumed to be equal for all doses. It is that of the outcome minus the
+    common slope times the metric, so that seed noise of the metric isn't taken for a difference between arms.
 
     Raises NotEstimableError for fewer than two arms or LEAST_PAIRS seeds, an outcome that never changes, and where too
     few arms move the metric.
     """
-    rows = paired.rows
-    n_seeds, arms = len(set(zip(rows["settings"], rows["seed"], strict=True))), list(dict.fromkeys(rows["arm"]))
+    arms = list(dict.fromkeys(paired.rows["arm"]))
     if len(arms) < 2:
         raise NotEstimableError(f"{len(arms)} arm{'s' * (len(arms) != 1)}; comparing slopes takes two or more")
-    if not rows["y"].any():
+    if not paired.rows["y"].any():
         raise NotEstimableError("the outcome is the same with and without an intervention, in every pair")
-    if n_seeds < LEAST_PAIRS:
-        raise NotEstimableError(f"{n_seeds} pair{'s' * (n_seeds != 1)}; the test needs {LEAST_PAIRS}")
-    moved_N = rows.groupby(["arm", "dose"])["x"].transform("mean").to_numpy()
-    block_N = pd.factorize(pd.Series(list(zip(rows["settings"], rows["seed"], strict=True))))[0]
-    # The control of each seed, whose changes are 0, is a row too: it gives the lines of all arms a common point.
-    y_M = np.concatenate([rows["y"].to_numpy(), np.zeros(n_seeds)])
-    moved_M = np.concatenate([moved_N, np.zeros(n_seeds)])
-    block_M = np.concatenate([block_N, np.arange(n_seeds)])
-    arm_M = np.concatenate([rows["arm"].to_numpy(), np.full(n_seeds, CONTROL)])
-    blocks_MS = (block_M[:, None] == np.arange(n_seeds)).astype(float)
+    blocks_MS, moved_M, arm_M, x_M, y_M = _with_controls(paired)
     one_MK = np.column_stack([blocks_MS, moved_M])
     each_MK = np.column_stack([blocks_MS, *(moved_M * (arm_M == arm) for arm in arms)])
     (rest_one, slope, rank_one), (rest_each, _, rank_each) = _residual(one_MK, y_M), _residual(each_MK, y_M)
     dof, error_dof = rank_each - rank_one, len(y_M) - rank_each
     if dof < 1 or error_dof < 1 or rest_each <= 0:
         raise NotEstimableError("too few arms move the metric, or there are too few runs")
-    q = (rest_one - rest_each) / (rest_each / error_dof)
+    rest_metric, _, _ = _residual(each_MK, y_M - slope * x_M)
+    q = (rest_one - rest_each) / (max(rest_metric, rest_each) / error_dof)
     return Overidentification(q, slope, dof, error_dof, float(stats.f.sf(q / dof, dof, error_dof)), len(arms))
+
+
+def common_slope(paired: Pairs, level: float = 0.95) -> Estimate:
+    """Return the slope of the outcome over the metric's mean change at each dose, one for all arms, with Student's t.
+
+    The regression is that of `overidentification`, whose test says whether one slope fits. It is two-stage least
+    squares with an indicator of each dose as instrument.
+
+    Raises NotEstimableError for fewer than LEAST_PAIRS seeds, and if no dose moves the metric: t tests at 5 %,
+    corrected for the number of doses.
+    """
+    blocks_MS, moved_M, _, x_M, y_M = _with_controls(paired)
+    doses = [part["x"].to_numpy() for _, part in paired.rows.groupby(["arm", "dose"])]
+    if not any(_moves(x_P, 0.05 / len(doses)) for x_P in doses):
+        raise NotEstimableError("no intervention moves the metric")
+    both_MK = np.column_stack([blocks_MS, moved_M])
+    _, slope, rank = _residual(both_MK, y_M)
+    spread, _, _ = _residual(blocks_MS, moved_M)
+    # As in two-stage least squares, the noise is that given the metric itself, not its mean at the dose.
+    rest, _, _ = _residual(both_MK, y_M - slope * x_M)
+    dof = len(y_M) - rank
+    error = math.sqrt(rest / dof / spread)
+    half = stats.t.ppf((1 + level) / 2, dof) * error
+    p_value = float(2 * stats.t.sf(abs(slope) / error, dof)) if error > 0 else float(slope == 0)
+    return Estimate(slope, slope - half, slope + half, p_value, len(y_M))
+
+
+def _moves(x_P: np.ndarray, level: float) -> bool:
+    if len(x_P) < 2:
+        return False
+    error = stats.sem(x_P)
+    return bool(x_P.mean() != 0) if error == 0 else bool(2 * stats.t.sf(abs(x_P.mean()) / error, len(x_P) - 1) < level)
+
+
+def _with_controls(paired: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return indicators of seeds, the metric's mean change at the dose, arm, metric and outcome, with the controls.
+
+    Raises NotEstimableError for fewer than LEAST_PAIRS seeds.
+    """
+    rows = paired.rows
+    n_seeds = len(set(zip(rows["settings"], rows["seed"], strict=True)))
+    if n_seeds < LEAST_PAIRS:
+        raise NotEstimableError(f"{n_seeds} pair{'s' * (n_seeds != 1)}; the test needs {LEAST_PAIRS}")
+    moved_N = rows.groupby(["arm", "dose"])["x"].transform("mean").to_numpy()
+    block_N = pd.factorize(pd.Series(list(zip(rows["settings"], rows["seed"], strict=True))))[0]
+    # The control of each seed, whose changes are 0, is a row too: it gives the lines of all arms a common point.
+    x_M, y_M = (np.concatenate([rows[name].to_numpy(), np.zeros(n_seeds)]) for name in ("x", "y"))
+    moved_M = np.concatenate([moved_N, np.zeros(n_seeds)])
+    block_M = np.concatenate([block_N, np.arange(n_seeds)])
+    arm_M = np.concatenate([rows["arm"].to_numpy(), np.full(n_seeds, CONTROL)])
+    blocks_MS = (block_M[:, None] == np.arange(n_seeds)).astype(float)
+    return blocks_MS, moved_M, arm_M, x_M, y_M
 
 
 def _residual(x_MK: np.ndarray, y_M: np.ndarray) -> tuple[float, float, int]:

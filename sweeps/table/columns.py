@@ -20,6 +20,7 @@ from sweeps.table.catalog import catalog_of
 # Targets of the probe that are listed before all others.
 FIRST_TARGETS = ("unembedding", "unembedding_gauge_fixed", "final_states")
 HELD_OUT_LOSS = f"{TEXTS}validation/loss"
+SATURATION = "saturation/rise"
 # The one pair that was declared in advance; every other number on a page is exploratory.
 PRIMARY_PAIR = ("unembedding/effective_rank_percent", "lm_loss/in_domain")
 
@@ -96,6 +97,24 @@ def loss_columns(table: pd.DataFrame) -> list[str]:
     catalog = catalog_of(table)
     losses = [name for name, column in catalog.items() if _is_analysed(column)]
     return losses or [name for name in catalog if name == HELD_OUT_LOSS]
+
+
+def performance_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns of performance: losses, losses and rises after quantisation, fine-tuning and forgetting."""
+    catalog = catalog_of(table)
+    found = [
+        *(
+            c
+            for domain in ("in_domain", "out_of_domain")
+            for c in catalog.select(kind="loss", domain=domain, after=None)
+        ),
+        *catalog.select(kind="loss", domain="in_domain", after="quantize"),
+        *catalog.select(kind="change", domain="in_domain", after="quantize", measure="rise"),
+        *([SATURATION] if SATURATION in table.columns else []),
+        *(c for c in catalog.select(after="finetune", domain="target") if catalog[c].of.get("rate") != "best"),
+        *(c for c in catalog.select(after="finetune", measure="forgetting") if catalog[c].of.get("rate") != "best"),
+    ]
+    return [c for c in dict.fromkeys(found) if c.split("/")[0] != "unigram" and table[c].notna().any()]
 
 
 def target_of(column: str) -> str:

@@ -13,6 +13,7 @@ from sweeps.verbs import (
     generate,
     geometry,
     import_model,
+    judge,
     launch,
     new,
     plan,
@@ -28,8 +29,8 @@ from sweeps.verbs import (
 GROUPS = {
     "getting started": (demo.VERB, new.VERB, doctor.VERB, config.VERB, completion.VERB),
     "sweeps": (
-        *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, launch.VERB),
-        *(serve.VERB, prepare.VERB, train.VERB),
+        *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, judge.VERB),
+        *(launch.VERB, serve.VERB, prepare.VERB, train.VERB),
     ),
     "models": (import_model.VERB, audit.VERB, atlas.VERB, export.VERB, generate.VERB, geometry.VERB),
 }

@@ -14,11 +14,9 @@ from sweeps.analysis.doses import Overidentification
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.report.names import any_name, loss_name
 from sweeps.report.numbers import change, format_p
-from sweeps.table.catalog import catalog_of
-from sweeps.table.columns import final_rows
+from sweeps.table.columns import final_rows, performance_columns
 
 PLACEBO = "mean_row"
-SATURATION = "saturation/rise"
 METRICS = ("unembedding/effective_rank_percent", "unembedding_gauge_fixed/effective_rank_percent")
 
 
@@ -47,7 +45,10 @@ def effects(
     if rows.empty or not intervened(rows):
         return ()
     return tuple(
-        effect(table, metric, outcome) for outcome in outcomes(table) for metric in METRICS if metric in table.columns
+        effect(table, metric, outcome)
+        for outcome in performance_columns(table)
+        for metric in METRICS
+        if metric in table.columns
     )
 
 
@@ -71,24 +72,6 @@ def effect(table: pd.DataFrame, metric: str, outcome: str) -> Effect:
         note = str(error)
     observed = doses.observational_slope(table, metric, outcome)
     return Effect(metric, outcome, doses.dose_response(paired), doses.arm_slopes(paired), over, note, observed)
-
-
-def outcomes(table: pd.DataFrame) -> list[str]:
-    """Return the columns of performance: losses, losses and rises after quantisation, fine-tuning and forgetting."""
-    catalog = catalog_of(table)
-    found = [
-        *(
-            c
-            for domain in ("in_domain", "out_of_domain")
-            for c in catalog.select(kind="loss", domain=domain, after=None)
-        ),
-        *catalog.select(kind="loss", domain="in_domain", after="quantize"),
-        *catalog.select(kind="change", domain="in_domain", after="quantize", measure="rise"),
-        *([SATURATION] if SATURATION in table.columns else []),
-        *(c for c in catalog.select(after="finetune", domain="target") if catalog[c].of.get("rate") != "best"),
-        *(c for c in catalog.select(after="finetune", measure="forgetting") if catalog[c].of.get("rate") != "best"),
-    ]
-    return [c for c in dict.fromkeys(found) if c.split("/")[0] != "unigram" and table[c].notna().any()]
 
 
 def sentences(found: tuple[Effect, ...]) -> list[str]:

@@ -7,8 +7,7 @@ import pandas as pd
 from sweeps import analysis
 from sweeps.studies.paper_a.contrasts import BATCH, TOKENS
 from sweeps.studies.paper_a.effect import FIXED_RANK, LEAST, LOSS, RANK, Effect, mean_difference, untestable
-
-_SATURATION = "saturation/rise"
+from sweeps.table.columns import SATURATION
 
 
 class _Claim(NamedTuple):
@@ -27,7 +26,7 @@ _CLAIMS = (
     _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, "4m-tied", "4m"),
     _Claim("tied embeddings give a worse loss", LOSS, +1, "4m-tied", "4m"),
     _Claim("the rank of Pythia-14M collapses, that of its sequential twin doesn't", RANK, -1, _PARALLEL, _SEQUENTIAL),
-    _Claim("Pythia-14M saturates late, its sequential twin doesn't", _SATURATION, +1, _PARALLEL, _SEQUENTIAL),
+    _Claim("Pythia-14M saturates late, its sequential twin doesn't", SATURATION, +1, _PARALLEL, _SEQUENTIAL),
 )
 
 

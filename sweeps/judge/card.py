@@ -1,0 +1,100 @@
+"""A metric's card: the findings of the five tests, from a sweep's table and the unembeddings of its runs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.doses import CONTROL, arms_of
+from sweeps.analysis.encode import finite_numbers
+from sweeps.judge import cause, gain, gauge, noise, null
+from sweeps.judge.finding import PASS, Finding
+from sweeps.judge.matrices import Unembedding
+from sweeps.table.columns import final_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A metric and what the tests found.
+
+    Attributes:
+      metric: its column. runs, configurations: those with a finite value. findings: in the order of the tests.
+    """
+
+    metric: str
+    runs: int
+    configurations: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def passes(self) -> int:
+        return sum(finding.verdict == PASS for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"findings": [finding.as_json() for finding in self.findings]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """What metrics are judged by.
+
+    Attributes:
+      rows: the last row of each finished run without intervention. matrices: unembeddings of some of these runs, of one
+        shape and norm. interventions: the table of a sweep that has some, or None.
+    """
+
+    rows: pd.DataFrame
+    matrices: Sequence[Unembedding]
+    interventions: pd.DataFrame | None = None
+    outcomes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, table: pd.DataFrame, matrices: Sequence[Unembedding], interventions: pd.DataFrame | None = None
+    ) -> "Evidence":
+        """Return the evidence of a table; its own interventions are used if no other table is given."""
+        own = has_interventions(table)
+        rows = observational(table)
+        return cls(rows, matrices, table if interventions is None and own else interventions, gain.outcomes_of(rows))
+
+
+def observational(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the last row of each finished run without intervention."""
+    rows = final_rows(table).rows
+    return rows[(arms_of(rows)["arm"] == CONTROL).to_numpy()].reset_index(drop=True) if len(rows) else rows
+
+
+def has_interventions(table: pd.DataFrame) -> bool:
+    """Return whether a finished run has an intervention."""
+    return len(observational(table)) < len(final_rows(table).rows)
+
+
+def judge(columns: Sequence[str], evidence: Evidence) -> list[Card]:
+    """Return a card for each metric.
+
+    Raises:
+      UnknownColumnError, AnalysisError: a column that isn't there or isn't of numbers.
+    """
+    rows = evidence.rows
+    values = finite_numbers(rows, columns)
+    spreads = {column: float(np.nan_to_num(values[column].std())) for column in columns}
+    gauges = gauge.findings(columns, evidence.matrices, spreads)
+    nulls = null.findings(columns, evidence.matrices)
+    gains = gain.gains(columns, rows, evidence.outcomes)
+    return [
+        Card(
+            column,
+            int(values[column].notna().sum()),
+            int(rows["configuration"][values[column].notna()].nunique()),
+            (
+                gauges[column],
+                nulls[column],
+                noise.finding(column, rows),
+                gain.finding(column, gains),
+                cause.finding(column, evidence.interventions, evidence.outcomes),
+            ),
+        )
+        for column in columns
+    ]

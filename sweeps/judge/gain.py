@@ -1,0 +1,83 @@
+"""Test 4, gain: the metric improves a prediction of performance beyond settings, size, tokens and training loss."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.r2 import Increment, baseline_columns, increments
+from sweeps.analysis.results import with_size
+from sweeps.judge.finding import CANT_TELL, FAIL, PASS, Finding, untold
+from sweeps.report.names import loss_name
+from sweeps.report.numbers import signed
+from sweeps.table.columns import HELD_OUT_LOSS, PRIMARY_PAIR, controls_of, performance_columns
+
+NAME = "gain"
+LIMIT = 0.01  # of R2: a gain that is surely smaller is none
+REMEDY = "olmo-jax run --config=paper:cpu,seeds=5 --workdir=DIR"
+_TRAINING_LOSSES = ("train/loss", PRIMARY_PAIR[1], HELD_OUT_LOSS)
+_SQUARED = " squared"
+
+
+class Gains(NamedTuple):
+    """What metrics add to the prediction of each outcome.
+
+    Attributes:
+      by_pair: increments by (metric, outcome). outcomes: all columns of performance that were predicted.
+    """
+
+    by_pair: Mapping[tuple[str, str], Increment]
+    outcomes: tuple[str, ...]
+
+
+def outcomes_of(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return the columns of performance, without the losses that count as training loss, and without constant ones."""
+    return tuple(c for c in performance_columns(rows) if c not in _TRAINING_LOSSES and rows[c].nunique() > 1)
+
+
+def gains(columns: Sequence[str], rows: pd.DataFrame, outcomes: Sequence[str]) -> Gains:
+    """Return what each metric adds to linear predictions of outcomes, out of fold, with folds of configurations.
+
+    The baseline has the settings that vary, size, tokens, compute, and the losses on the training batch and on held-out
+    text of the training domains, each also squared: a metric that follows training along a curve adds nothing to it.
+
+    Args:
+      rows: the last row of each run.
+    """
+    rows = rows.copy()
+    baseline = [*with_size(rows, controls_of(rows)), *baseline_columns(rows)]
+    for loss in (c for c in _TRAINING_LOSSES if c in rows):
+        value_N = rows[loss].to_numpy(float)
+        rows[f"{loss}{_SQUARED}"] = np.square(value_N - np.nanmean(value_N))
+        baseline += [loss, f"{loss}{_SQUARED}"]
+    return Gains(increments(rows, columns, outcomes, baseline, "configuration"), tuple(outcomes))
+
+
+def finding(column: str, found: Gains) -> Finding:
+    """Return whether a metric adds to the prediction of some outcome.
+
+    PASS if the interval of a gain of R2 is above 0 and the metric's coefficient differs from 0 at 5 %, corrected for
+    the number of outcomes (Bonferroni). FAIL if every gain is surely below LIMIT. The number is the gain with the
+    highest lower bound among those that pass, and else with the highest upper bound.
+    """
+    if not found.outcomes:
+        return untold(NAME, "the table has no outcome besides the training loss", REMEDY)
+    of_metric = {outcome: found.by_pair[column, outcome] for outcome in found.outcomes}
+    known = {o: i for o, i in of_metric.items() if np.isfinite(i.estimate.low)}
+    if not known:
+        note = next((i.note for i in of_metric.values() if i.note), "no outcome has enough finite values")
+        return untold(NAME, note, REMEDY if "few" in note or "takes" in note else "")
+    passed = [o for o, i in known.items() if i.estimate.low > 0 and i.estimate.p_value <= 0.05 / len(found.outcomes)]
+    best = (
+        max(passed, key=lambda o: known[o].estimate.low) if passed else max(known, key=lambda o: known[o].estimate.high)
+    )
+    estimate = known[best].estimate
+    verdict = PASS if passed else FAIL if all(i.estimate.high < LIMIT for i in known.values()) else CANT_TELL
+    text = (
+        f"it adds {signed(estimate.estimate, 3)} of R2 to the prediction of {loss_name(best)} beyond settings, size, "
+        f"tokens and training loss; it adds to {len(passed)} of {len(known)} outcomes"
+    )
+    if verdict == CANT_TELL and (note := known[best].note):
+        text += f"; {note}"
+    return Finding(NAME, verdict, estimate.estimate, estimate.low, estimate.high, text)

@@ -1,0 +1,103 @@
+"""Test 2, null: the metric sees more than matrices without the structure show.
+
+Two kinds of matrices are compared: random singular vectors with the same spectrum, and rows whose entries are shuffled,
+each row by itself, which keeps the lengths of rows and destroys their directions.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy import stats
+
+from geometry.svd import right_singular
+from sweeps.judge.finding import Finding, by_limit, untold
+from sweeps.judge.matrices import Metrics, Unembedding
+
+NAME = "null"
+DRAWS = 39  # outside all of them: p = 2 / 40
+_MOST_ROWS = 4096
+# Relative to the value: differences below it are rounding.
+_ROUNDING = 1e-3
+
+
+def _same_spectrum(key: Array, w_VD: Array) -> Array:
+    left, right = jax.random.split(key)
+    s_D, _ = right_singular(w_VD)
+    u_VD, _ = jnp.linalg.qr(jax.random.normal(left, w_VD.shape))
+    v_DD, _ = jnp.linalg.qr(jax.random.normal(right, (w_VD.shape[1],) * 2))
+    return jnp.matmul(u_VD * s_D[None, :], v_DD.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _shuffled(key: Array, w_VD: Array) -> Array:
+    return jax.random.permutation(key, w_VD, axis=1, independent=True)
+
+
+NULLS = {"random singular vectors with the same spectrum": _same_spectrum, "shuffled rows": _shuffled}
+
+
+def findings(columns: Sequence[str], matrices: Sequence[Unembedding], seed: int = 0) -> dict[str, Finding]:
+    """Return whether each metric differs from its values on matrices without the structure, in most runs.
+
+    The number is the share of runs in which it is outside the range of DRAWS matrices of each kind, with the interval
+    of Clopper and Pearson; PASS if more than half are, FAIL if fewer. A metric of the spectrum alone has the same value
+    on matrices of the same spectrum, so only shuffled rows count for it.
+
+    At most 4,096 rows of an unembedding, chosen at random, are used. `matrices` are of one final norm.
+    """
+    if not matrices:
+        return {column: untold(NAME, "no checkpoint has an unembedding to recompute it from") for column in columns}
+    metrics = Metrics.of(columns, matrices[0].norm)
+    values = [jax.device_get(_values(metrics, _some_rows(m), jax.random.key(seed))) for m in matrices]
+    return {
+        column: _finding(
+            np.array([value[column] for value, _ in values]),
+            np.array([[draws[name][column] for name in NULLS] for _, draws in values]),
+        )
+        if column in metrics.columns
+        else untold(NAME, "only metrics of the unembedding are recomputed, and this isn't one")
+        for column in columns
+    }
+
+
+def _finding(value_R: np.ndarray, null_RKN: np.ndarray) -> Finding:
+    if not (np.isfinite(value_R).all() and np.isfinite(null_RKN).all()):
+        return untold(NAME, "it isn't finite on the runs' matrices or on those without their structure")
+    difference_RKN = np.abs(null_RKN - value_R[:, None, None])
+    size_R = np.maximum(np.abs(value_R), np.abs(null_RKN).max(axis=(1, 2)))
+    same_K = (difference_RKN <= _ROUNDING * size_R[:, None, None]).all(axis=(0, 2))
+    names = list(NULLS)
+    if same_K.all():
+        return untold(NAME, "it has the same value on matrices without the structure, as a metric of row lengths has")
+    outside_RK = (value_R[:, None] > null_RKN.max(axis=2)) | (value_R[:, None] < null_RKN.min(axis=2))
+    outside_R = outside_RK[:, ~same_K].all(axis=1)
+    share = stats.binomtest(int(outside_R.sum()), len(outside_R))
+    interval = share.proportion_ci()
+    compared = " and of ".join(name for name, same in zip(names, same_K, strict=True) if not same)
+    spectral = "; it is a function of the spectrum alone" if same_K[0] else ""
+    text = f"it is outside the range of {compared} in {outside_R.sum()} of {len(outside_R)} runs{spectral}"
+    verdict = by_limit(interval.low, interval.high, 0.5)
+    return Finding(NAME, verdict, float(outside_R.mean()), float(interval.low), float(interval.high), text)
+
+
+def _some_rows(matrix: Unembedding) -> Array:
+    rows = matrix.w_VD.shape[0]
+    if rows > _MOST_ROWS:
+        chosen = np.random.default_rng(0).choice(rows, _MOST_ROWS, replace=False)
+        return jnp.asarray(matrix.w_VD[np.sort(chosen)])
+    return jnp.asarray(matrix.w_VD)
+
+
+@functools.partial(jax.jit, static_argnames="metrics")
+def _values(metrics: Metrics, w_VD: Array, key: Array) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
+    """Return the metrics, and by kind of null those of each draw."""
+    draws = {
+        name: jax.lax.map(
+            lambda k, make=make: metrics(make(k, w_VD)), jax.random.split(jax.random.fold_in(key, i), DRAWS)
+        )
+        for i, (name, make) in enumerate(NULLS.items())
+    }
+    return metrics(w_VD), draws

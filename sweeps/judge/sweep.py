@@ -1,0 +1,109 @@
+"""Read what metrics are judged by from working directories, and metrics from files of the user's."""
+
+import difflib
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from geometry.probe import METRICS
+from olmo_jax.errors import brief
+from sweeps.judge.card import Evidence, has_interventions, observational
+from sweeps.judge.matrices import MetricError, split, unembeddings, values
+from sweeps.table.columns import AnalysisError, final_rows, geometry_columns
+from sweeps.table.table import read_table
+
+_MOST_MATRICES = 12
+_SHAPE = ("config.model.d_model", "config.model.norm", "config.data.bpe_vocab_size", "config.model.vocab_size")
+
+
+def column_of(metric: str, table: pd.DataFrame) -> str:
+    """Return the column of a metric that is given as a column, a registered name (of the unembedding), or a file.
+
+    Raises MetricError for none of these, or a file that doesn't define one metric.
+    """
+    if metric.endswith(".py"):
+        return f"unembedding/{_metric_in(metric)}"
+    if metric in table or split(metric):
+        return metric
+    if metric in METRICS:
+        return f"unembedding/{metric}"
+    known = [*METRICS, *geometry_columns(table)]
+    near = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else "; `--all` lists those of this sweep"
+    raise MetricError(f"{metric}: is no column of the table, no registered metric and no .py file{hint}")
+
+
+def _metric_in(file: str) -> str:
+    if not Path(file).is_file():
+        raise MetricError(f"{file}: no such file")
+    before = dict(METRICS)
+    try:
+        runpy.run_path(file)
+    except Exception as error:  # the user's own code
+        raise MetricError(f"{file}: {type(error).__name__}: {brief(error)}") from error
+    new = [name for name, function in METRICS.items() if before.get(name) is not function]
+    if len(new) != 1:
+        raise MetricError(f"{file}: defines {len(new)} metrics with @metric ({', '.join(new) or 'none'}); define one")
+    return new[0]
+
+
+def evidence(workdir: epath.Path, columns: Sequence[str], interventions: epath.Path | None = None) -> Evidence:
+    """Return what the metrics in these columns are judged by; metrics that a table lacks are computed from checkpoints.
+
+    Raises:
+      AnalysisError: no table, or one without interventions where some are expected. MetricError: see `values`.
+    """
+    table = _with_values(workdir, read_table(workdir), columns)
+    other = None
+    if interventions is not None:
+        other = _with_values(interventions, read_table(interventions), columns)
+        if not has_interventions(other):
+            raise AnalysisError(f"--interventions={interventions}: no finished run has an intervention")
+    needed = any(split(column) for column in columns)
+    matrices = unembeddings(workdir, _some_runs(observational(table))) if needed else []
+    first = matrices[:1]
+    same = [m for m in matrices if (m.w_VD.shape, m.norm) == (first[0].w_VD.shape, first[0].norm)]
+    return Evidence.of(table, same, other)
+
+
+def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the table with those of the columns that it lacks, at the last row of each finished run."""
+    lacking = [column for column in columns if column not in table and split(column)]
+    if not lacking:
+        return table
+    runs = final_rows(table).rows["run_id"].tolist()
+    of_run = values(lacking, unembeddings(workdir, runs))
+    is_last = table["final"].fillna(False).astype(bool)
+    added = {
+        column: [
+            of_run.get(run, {}).get(column, np.nan) if last else np.nan
+            for run, last in zip(table["run_id"], is_last, strict=True)
+        ]
+        for column in lacking
+    }
+    result = table.assign(**added)
+    result.attrs = table.attrs
+    return result
+
+
+def _some_runs(rows: pd.DataFrame) -> list[str]:
+    """Return runs of the shape that most configurations have, each of another configuration if there are enough."""
+    if rows.empty:
+        return []
+    shape = [c for c in _SHAPE if c in rows]
+    if shape:
+        counts = rows.groupby(shape, dropna=False)["configuration"].nunique()
+        rows = (
+            rows[(rows[shape] == counts.idxmax()).all(axis=1)]
+            if len(shape) > 1
+            else rows[rows[shape[0]] == counts.idxmax()]
+        )
+    first = [*rows.drop_duplicates("configuration")["run_id"]]
+    runs = first + [run for run in rows["run_id"] if run not in set(first)]
+    if len(first) > _MOST_MATRICES:
+        return [first[i] for i in np.linspace(0, len(first) - 1, _MOST_MATRICES).round().astype(int)]
+    return runs[:_MOST_MATRICES]

@@ -1,0 +1,165 @@
+"""Cards of metrics whose meaning is known, with their error rates."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geometry.probe import METRICS, summarize
+from olmo_jax.errors import UserError
+from sweeps.judge import cause, gain, gauge, noise, null, output, sweep
+from sweeps.judge.card import Evidence, judge
+from sweeps.judge.finding import CANT_TELL, FAIL, PASS
+from sweeps.judge.matrices import Unembedding
+from tests.sweeps.judge.synthetic import KINDS, METRIC, finished, interventions, matrices, suite
+
+OUTCOMES = ("lm_loss/out_of_domain",)
+# The verdicts of noise, gain and cause that each kind of metric deserves.
+DESERVED = {
+    "progress": {"noise": {PASS}, "gain": {FAIL, CANT_TELL}, "cause": {FAIL, CANT_TELL}},
+    "noise": {"noise": {FAIL}, "gain": {FAIL, CANT_TELL}, "cause": {FAIL, CANT_TELL}},
+    "predictor": {"noise": {PASS}, "gain": {PASS}, "cause": {FAIL, CANT_TELL}},
+    "cause": {"noise": {PASS}, "gain": {PASS}, "cause": {PASS}},
+}
+DRAWS = 200
+
+
+def unembeddings(arrays, norm="layer_norm"):
+    return [Unembedding(f"r{i}", w_VD, norm) for i, w_VD in enumerate(arrays)]
+
+
+def card(kind, rng):
+    evidence = Evidence.of(suite(kind, rng), (), interventions(kind, rng))
+    (result,) = judge([METRIC], evidence)
+    return {finding.test: finding for finding in result.findings}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_verdicts_are_wrong_as_rarely_as_promised(kind):
+    rng = np.random.default_rng(0)
+    cards = [card(kind, rng) for _ in range(DRAWS)]
+    for test, deserved in DESERVED[kind].items():
+        wrong = np.mean([found[test].verdict not in deserved for found in cards])
+        assert wrong <= 0.07, (test, wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_metric_gets_the_card_that_it_deserves(kind):
+    found = card(kind, np.random.default_rng(1))
+    assert {test: found[test].verdict in deserved for test, deserved in DESERVED[kind].items()} == dict.fromkeys(
+        DESERVED[kind], True
+    )
+    assert found["gauge"].verdict == found["null"].verdict == CANT_TELL
+
+
+@pytest.mark.parametrize("draws", [5, pytest.param(DRAWS, marks=pytest.mark.slow)])
+def test_a_gauge_artefact_fails_and_its_invariant_form_passes(draws):
+    """The raw rank and cosine follow the mean row; those of the gauge-fixed matrix don't."""
+    raw = ["unembedding/effective_rank_percent", "unembedding/mean_cosine"]
+    fixed = [name.replace("unembedding", "unembedding_gauge_fixed") for name in raw]
+    wrong = 0
+    for seed in range(draws):
+        runs = unembeddings(matrices(np.random.default_rng(seed), mean_row=1.0))
+        spreads = {}
+        for target, change in (("unembedding", lambda w: w), ("unembedding_gauge_fixed", _fixed)):
+            values = [summarize(change(m.w_VD), ("effective_rank_percent", "mean_cosine")) for m in runs]
+            spreads |= {f"{target}/{name}": float(np.std([v[name] for v in values], ddof=1)) for name in values[0]}
+        found = gauge.findings([*raw, *fixed], runs, spreads, seed=seed)
+        wrong += sum(found[name].verdict == PASS for name in raw) + sum(found[n].verdict == FAIL for n in fixed)
+        assert all(found[name].verdict == PASS for name in fixed)
+    assert wrong / (4 * draws) <= 0.07
+
+
+def _fixed(w_VD):
+    centred = w_VD - w_VD.mean(axis=0)
+    return centred - centred.mean(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("draws", [5, pytest.param(DRAWS, marks=pytest.mark.slow)])
+def test_structure_beats_the_null_and_noise_does_not(draws):
+    columns = ["unembedding/effective_rank_percent", "unembedding/mean_cosine"]
+    wrong = 0
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        structured = null.findings(columns, unembeddings(matrices(rng, 12, mean_row=1.0)), seed)
+        assert structured[columns[0]].verdict == PASS
+        assert "of the spectrum alone" in structured[columns[0]].text
+        plain = unembeddings([rng.normal(size=(48, 12)).astype(np.float32) for _ in range(12)])
+        wrong += sum(finding.verdict == PASS for finding in null.findings(columns, plain, seed).values())
+    assert wrong / (2 * draws) <= 0.07
+
+
+def test_a_rotation_moves_what_depends_on_coordinates():
+    column = "unembedding/isoscore"
+    runs = unembeddings(matrices(np.random.default_rng(0)), "rms_norm")
+    assert gauge.findings([column], runs, {column: 0.05})[column].verdict in (PASS, CANT_TELL, FAIL)
+    rng = np.random.default_rng(0)
+    spiked = unembeddings([(rng.normal(size=(48, 12)) * ([20.0] + [1.0] * 11)).astype(np.float32)], "rms_norm")
+    METRICS["largest_coordinate"] = lambda measured: abs(measured.x_ND).max()
+    try:
+        name = "unembedding/largest_coordinate"
+        found = gauge.findings([name], spiked, {name: 1.0})[name]
+    finally:
+        del METRICS["largest_coordinate"]
+    assert found.verdict == FAIL
+
+
+def test_what_lacks_evidence_says_what_would_make_it():
+    rows = finished([{"configuration": f"c{i}", METRIC: float(i), **dict.fromkeys(OUTCOMES, i**2)} for i in range(3)])
+    found = {f.test: f for f in judge([METRIC], Evidence.of(rows, ()))[0].findings}
+    assert {f.verdict for f in found.values()} == {CANT_TELL}
+    assert found["noise"].text == "no configuration has two seeds"
+    assert "paper:cpu" in found["noise"].remedy
+    assert "fewer than 4" in found["gain"].text
+    assert "paper:cpu" in found["gain"].remedy
+    assert "do_rank:cpu" in found["cause"].remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [(np.nan, "missing or not finite in all 6 runs"), (1.0, "has the same value in all runs")]
+)
+def test_a_metric_without_values_or_variation_is_not_judged(values, words):
+    rng = np.random.default_rng(0)
+    rows = suite("noise", rng, seeds=2, configurations=3).assign(**{METRIC: values})
+    found = {f.test: f for f in judge([METRIC], Evidence.of(rows, ()))[0].findings}
+    assert {f.verdict for f in found.values()} == {CANT_TELL}
+    assert words in found["noise"].text
+
+
+def test_cards_are_written_as_json_without_nan(tmp_path):
+    from etils import epath
+
+    rng = np.random.default_rng(0)
+    cards = output.ranked(judge([METRIC, "train/loss"], Evidence.of(suite("predictor", rng), ())))
+    assert cards[0].metric == METRIC
+    page = output.write(epath.Path(tmp_path), cards, "olmo-jax judge")
+    stored = json.loads((tmp_path / "judge" / "cards.json").read_text(), parse_constant=pytest.fail)
+    assert [one["metric"] for one in stored] == [METRIC, "train/loss"]
+    assert stored[0]["findings"][3]["verdict"] == PASS
+    assert pd.read_csv(tmp_path / "judge" / "cards.csv")["gain"].tolist()[0] == PASS
+    assert "beyond settings, size, tokens" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("", "defines 0 metrics with @metric (none); define one"),
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+    ],
+)
+def test_a_file_without_one_metric_is_refused(tmp_path, code, words):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(UserError) as error:
+        sweep.column_of(str(tmp_path / "mine.py"), pd.DataFrame())
+    assert words in str(error.value)
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match="did you mean effective_rank_percent"):
+        sweep.column_of("efective_rank_percent", pd.DataFrame())
+
+
+def test_the_modules_say_which_test_they_are():
+    assert [module.NAME for module in (gauge, null, noise, gain, cause)] == ["gauge", "null", "noise", "gain", "cause"]
