@@ -94,14 +94,9 @@ def _some_runs(rows: pd.DataFrame) -> list[str]:
     """Return runs of the shape that most configurations have, each of another configuration if there are enough."""
     if rows.empty:
         return []
-    shape = [c for c in _SHAPE if c in rows]
-    if shape:
-        counts = rows.groupby(shape, dropna=False)["configuration"].nunique()
-        rows = (
-            rows[(rows[shape] == counts.idxmax()).all(axis=1)]
-            if len(shape) > 1
-            else rows[rows[shape[0]] == counts.idxmax()]
-        )
+    if shape := [c for c in _SHAPE if c in rows]:
+        shapes = rows[shape].astype(str).agg(" ".join, axis=1)
+        rows = rows[shapes == rows.groupby(shapes)["configuration"].nunique().idxmax()]
     first = [*rows.drop_duplicates("configuration")["run_id"]]
     runs = first + [run for run in rows["run_id"] if run not in set(first)]
     if len(first) > _MOST_MATRICES:

@@ -616,3 +616,52 @@ def test_integer_exponents_are_exact_and_bounded():
 
     assert _whole("1e28") == 10**28
     assert _whole("1e999999") is None
+
+
+def test_judge_gives_a_card_and_says_what_is_lacking(finished, tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "import jax.numpy as jnp\nfrom geometry.probe import metric\n\n"
+        "@metric\ndef largest_row_norm(measured):\n    return jnp.max(jnp.linalg.norm(measured.x_ND, axis=1))\n"
+    )
+    capsys.readouterr()
+    assert cli.main(["judge", str(mine), "effective_rank", "--json", f"--workdir={finished}"]) == 0
+    cards = {card["metric"]: card for card in json.loads(capsys.readouterr().out)}
+    assert {*cards} == {"unembedding/largest_row_norm", "unembedding/effective_rank"}
+    found = {finding["test"]: finding for finding in cards["unembedding/largest_row_norm"]["findings"]}
+    assert [*found] == ["gauge", "null", "noise", "gain", "cause"]
+    assert found["gauge"]["verdict"] == "fail"
+    assert found["gain"]["verdict"] == found["cause"]["verdict"] == "can't tell"
+    assert "--config=do_rank:cpu" in found["cause"]["remedy"]
+    assert cards["unembedding/largest_row_norm"]["runs"] == 4
+    assert cli.main(["judge", "--all", f"--workdir={finished}"]) == 0
+    assert "unembedding_gauge_fixed/effective_rank " in capsys.readouterr().out
+    assert (finished / "judge" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("    return measured.x_ND.sum(axis=0)", "returns an array of shape (16,) for an unembedding of"),
+        ("    return (measured.x_ND[:, :3] @ measured.x_ND).sum()", "fails on an unembedding of"),
+    ],
+)
+def test_judge_refuses_a_metric_that_gives_no_number(finished, tmp_path, capsys, code, words, registry):
+    (tmp_path / "mine.py").write_text(f"from geometry.probe import metric\n\n@metric\ndef mine(measured):\n{code}\n")
+    line = refused(capsys, ["judge", str(tmp_path / "mine.py"), f"--workdir={finished}"], 2)
+    assert words in line
+    assert "unembedding/mine" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name one or several metrics, or give --all"),
+        (["effective_rnk"], "did you mean effective_rank?"),
+        (["effective_rank", "--interventions={finished}"], "no finished run has an intervention"),
+        (["missing.py"], "missing.py: no such file"),
+    ],
+)
+def test_judge_refuses_what_it_cannot_judge(finished, capsys, arguments, words):
+    arguments = [argument.format(finished=finished) for argument in arguments]
+    assert words in refused(capsys, ["judge", *arguments, f"--workdir={finished}"], 2 if "inter" not in words else 1)
