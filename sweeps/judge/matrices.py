@@ -1,7 +1,6 @@
 """The matrices of a sweep's runs, on which tests of gauge and null recompute a metric."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -87,28 +86,6 @@ class Metrics:
             for target, of_target in names.items()
             for name, value in summarize(VARIANTS[target](w_VD, self.norm), tuple(of_target)).items()
         }
-
-
-def values(columns: Sequence[str], matrices: Sequence[Unembedding]) -> dict[str, dict[str, float]]:
-    """Return metrics of the unembedding by run and column.
-
-    Raises:
-      MetricError: one returns something other than a number, or fails on a matrix of this shape.
-    """
-    result, checked = {}, set()
-    for matrix in matrices:
-        metrics = Metrics.of(columns, matrix.norm)
-        if (matrix.w_VD.shape, matrix.norm) not in checked:
-            check_scalars(metrics, matrix.w_VD.shape)
-            checked.add((matrix.w_VD.shape, matrix.norm))
-        measured = jax.device_get(_values(metrics, jnp.asarray(matrix.w_VD)))
-        result[matrix.run_id] = {column: float(value) for column, value in measured.items()}
-    return result
-
-
-@functools.partial(jax.jit, static_argnames="metrics")
-def _values(metrics: Metrics, w_VD: Array) -> dict[str, Array]:
-    return metrics(w_VD)
 
 
 def check_scalars(metrics: Metrics, shape_VD: tuple[int, ...]) -> None:

@@ -11,8 +11,10 @@ from etils import epath
 
 from geometry.probe import METRICS
 from olmo_jax.errors import brief
+from sweeps.judge import probing
 from sweeps.judge.card import Evidence, has_interventions, observational
-from sweeps.judge.matrices import MetricError, split, unembeddings, values
+from sweeps.judge.matrices import MetricError, Metrics, check_scalars, split, unembeddings
+from sweeps.judge.probing import can_probe
 from sweeps.table.columns import AnalysisError, final_rows, geometry_columns
 from sweeps.table.table import read_table
 
@@ -27,7 +29,7 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
     """
     if metric.endswith(".py"):
         return f"unembedding/{_metric_in(metric)}"
-    if metric in table or split(metric):
+    if metric in table or can_probe(metric):
         return metric
     if metric in METRICS:
         return f"unembedding/{metric}"
@@ -55,7 +57,9 @@ def evidence(workdir: epath.Path, columns: Sequence[str], interventions: epath.P
     """Return what the metrics in these columns are judged by; metrics that a table lacks are computed from checkpoints.
 
     Raises:
-      AnalysisError: no table, or one without interventions where some are expected. MetricError: see `values`.
+      AnalysisError: no table, or one without interventions where some are expected.
+      MetricError: a metric of the unembedding that returns something other than a number, or fails on one.
+      CheckpointError, DataError: a table lacks a metric, and checkpoints or data to compute it from are gone.
     """
     table = _with_values(workdir, read_table(workdir), columns)
     other = None
@@ -72,19 +76,15 @@ def evidence(workdir: epath.Path, columns: Sequence[str], interventions: epath.P
 
 def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return the table with those of the columns that it lacks, at the last row of each finished run."""
-    lacking = [column for column in columns if column not in table and split(column)]
+    lacking = [column for column in columns if column not in table and can_probe(column)]
     if not lacking:
         return table
     runs = final_rows(table).rows["run_id"].tolist()
-    of_run = values(lacking, unembeddings(workdir, runs))
+    for matrix in unembeddings(workdir, runs[:1]):
+        check_scalars(Metrics.of(lacking, matrix.norm), matrix.w_VD.shape)
+    measured = probing.values(workdir, lacking, runs)
     is_last = table["final"].fillna(False).astype(bool)
-    added = {
-        column: [
-            of_run.get(run, {}).get(column, np.nan) if last else np.nan
-            for run, last in zip(table["run_id"], is_last, strict=True)
-        ]
-        for column in lacking
-    }
+    added = {column: table["run_id"].map(measured[column]).where(is_last) for column in lacking}
     result = table.assign(**added)
     result.attrs = table.attrs
     return result

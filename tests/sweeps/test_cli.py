@@ -16,10 +16,13 @@ from etils import epath
 from eval.config import EvalConfig
 from sweeps import cli
 from sweeps.arguments import parse
+from sweeps.judge import probing
 from sweeps.planning.config_file import load_config, override_evaluation
 from sweeps.report import export, item
 from sweeps.report.item import Figure, items, sections
 from sweeps.running import stage_times
+from sweeps.table.columns import final_rows
+from sweeps.table.table import read_table
 from sweeps.verbs import VERBS
 from tests.sweeps.report.test_items import OWN
 
@@ -637,6 +640,19 @@ def test_judge_gives_a_card_and_says_what_is_lacking(finished, tmp_path, capsys)
     assert cli.main(["judge", "--all", f"--workdir={finished}"]) == 0
     assert "unembedding_gauge_fixed/effective_rank " in capsys.readouterr().out
     assert (finished / "judge" / "index.html").exists()
+
+
+def test_what_a_table_lacks_is_measured_as_training_would_have(finished):
+    table = final_rows(read_table(finished)).rows.set_index("run_id")
+    known = ["final_states/effective_rank", "unembedding_gauge_fixed/effective_rank", "unembedding/mean_cosine"]
+    found = probing.values(
+        epath.Path(finished), [*known, "alignment/principal", "layer_0_centred/isoscore"], table.index
+    )
+    pd.testing.assert_frame_equal(
+        found[known].sort_index(), table[known].sort_index(), rtol=1e-5, check_names=False, check_dtype=False
+    )
+    assert found["alignment/principal"].between(0, 1).all()
+    assert found["layer_0_centred/isoscore"].between(0, 1).all()
 
 
 @pytest.mark.parametrize(
