@@ -60,7 +60,6 @@ def _measures(params: Any) -> dict[str, Callable[[], Any]]:
     top = top_eigenvalue(loss, params, jax.random.key(0), 4)
     return {
         "alphaReQ of 1,024 states": lambda: summarize(states_ND, ("alpha_req",)),
-        "variance share of W": lambda: summarize(w_VD, ("variance_share_10",)),
         "log-alignment ratio": lambda: log_alignment_ratio(w_VD, states_ND),
         "principal alignment, k = 8": lambda: principal_alignment(states_ND, w_VD, 8),
         "critical sharpness": lambda: critical_sharpness(loss, params, gradient, 2 / jnp.maximum(top, 1e-6)),

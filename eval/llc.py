@@ -15,7 +15,7 @@ BatchLoss = Callable[[Any, Array], Array]
 _PARTS = 4  # of the draws that count, compared with each other
 _LARGEST_R_HAT = 1.1
 _DRIFT = 4.0  # standard errors
-_WORST = 1e6
+_GROWTH = 0.1  # of the squared distance, from the first to the last quarter of the draws that count
 
 
 class Flags(NamedTuple):
@@ -25,18 +25,24 @@ class Flags(NamedTuple):
       negative: the chains found lower losses than at the start, which then isn't a minimum.
       drift: the mean still changes between the last two quarters of the draws: more steps are needed.
       diverged: number of chains whose loss stopped being finite; they are left out.
+      short: the chains were still moving away from where they started at the end: more steps are needed.
       r_hat: of Gelman and Rubin, between and within chains; far above 1 if these disagree.
+      pull: (gamma / 2) E|w - w*|^2, what gamma holds back, in units of the coefficient. It includes half a unit for
+        each direction in which the loss is flat; for a regular minimum, the coefficient is too low by it.
     """
 
     negative: Array
     drift: Array
     diverged: Array
+    short: Array
     r_hat: Array
+    pull: Array
 
     @property
     def is_sound(self) -> Array:
-        """Return whether none of them speaks against the estimate."""
-        return ~self.negative & ~self.drift & (self.diverged == 0) & (self.r_hat <= _LARGEST_R_HAT)
+        """Return whether none speaks against the estimate; the pull, to which flat directions add, isn't counted."""
+        quiet = ~self.negative & ~self.drift & ~self.short
+        return quiet & (self.diverged == 0) & (self.r_hat <= _LARGEST_R_HAT)
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "n", "chains", "steps"))
@@ -80,10 +86,10 @@ def local_learning_coefficient(
     n_beta = n / math.log(n)
     leaves, structure = jax.tree.flatten(params)
 
-    def chain(key: Array) -> Array:
-        """Return L(w) - L(w*) at each step [T]."""
+    def chain(key: Array) -> tuple[Array, Array]:
+        """Return L(w) - L(w*) and |w - w*|^2 at each step [T]."""
 
-        def step(moved: list[Array], key: Array) -> tuple[list[Array], Array]:
+        def step(moved: list[Array], key: Array) -> tuple[list[Array], tuple[Array, Array]]:
             batch, *noises = jax.random.split(key, 1 + len(leaves))
             value, gradient = jax.value_and_grad(loss)(jax.tree.unflatten(structure, moved), batch)
             pulls = [
@@ -94,11 +100,15 @@ def local_learning_coefficient(
                 w + epsilon / 2 * pull + jnp.sqrt(epsilon) * jax.random.normal(noise, w.shape, w.dtype)
                 for w, pull, noise in zip(moved, pulls, noises, strict=True)
             ]
-            return new, value - loss(params, batch)
+            distance = sum(
+                (jnp.sum(jnp.square(w - start)) for w, start in zip(moved, leaves, strict=True)), jnp.zeros(())
+            )
+            return new, (value - loss(params, batch), distance)
 
         return jax.lax.scan(step, leaves, jax.random.split(key, steps))[1]
 
-    excess_CT = jax.vmap(chain)(jax.random.split(key, chains))[:, steps - steps // 2 // _PARTS * _PARTS :]
+    first = steps - steps // 2 // _PARTS * _PARTS
+    excess_CT, distance_CT = (x_CT[:, first:] for x_CT in jax.vmap(chain)(jax.random.split(key, chains)))
     finite_C = jnp.all(jnp.isfinite(excess_CT), axis=1)
     values_CT = n_beta * jnp.where(finite_C[:, None], excess_CT, 0.0)
     count = jnp.sum(finite_C)
@@ -111,7 +121,12 @@ def local_learning_coefficient(
     within = _mean(jnp.var(values_CT, axis=1, ddof=1), finite_C)[0]
     length = values_CT.shape[1]
     r_hat = jnp.sqrt((length - 1) / length + between / jnp.where(within > 0, within, 1.0))
-    flags = Flags(coefficient < 0, jnp.abs(drift) > _DRIFT * drift_error, chains - count, r_hat)
+    distance_CP = distance_CT.reshape(chains, _PARTS, -1).mean(axis=2)
+    reached, _ = _mean(distance_CP[:, -1], finite_C)
+    further, further_error = _mean(distance_CP[:, -1] - distance_CP[:, 0], finite_C)
+    short = (further > _GROWTH * reached) & (further > _DRIFT * further_error)
+    pull = gamma / 2 * _mean(distance_CP.mean(axis=1), finite_C)[0]
+    flags = Flags(coefficient < 0, jnp.abs(drift) > _DRIFT * drift_error, chains - count, short, r_hat, pull)
     return coefficient, error, flags
 
 
@@ -154,12 +169,12 @@ def search(
 
     of_gammas = jax.vmap(at, in_axes=(None, 0))
     coefficient_EG, error_EG, flags_EG = jax.vmap(of_gammas, in_axes=(0, None))(epsilons_E, gammas_G)
-    by_gamma_EG = jnp.argsort(jnp.argsort(gammas_G))[None, :] * len(epsilons_E)
-    by_epsilon_EG = jnp.argsort(jnp.argsort(-epsilons_E))[:, None]
-    r_hat_EG = jnp.where(jnp.isfinite(flags_EG.r_hat), flags_EG.r_hat, _WORST)
-    unsound_EG = _WORST * (1.0 + flags_EG.diverged) + jnp.minimum(r_hat_EG, _WORST)
-    rank_EG = jnp.where(flags_EG.is_sound, by_gamma_EG + by_epsilon_EG, unsound_EG)
-    place = jnp.argmin(rank_EG)
+    gamma_EG, epsilon_EG = (x_EG.ravel() for x_EG in jnp.meshgrid(gammas_G, epsilons_E))
+    sound, diverged = flags_EG.is_sound.ravel(), flags_EG.diverged.ravel()
+    r_hat = jnp.nan_to_num(flags_EG.r_hat.ravel(), nan=jnp.inf)
+    # The last key counts first; among sound pairs, the first two are made equal.
+    keys = (-epsilon_EG, gamma_EG, jnp.where(sound, 0.0, r_hat), jnp.where(sound, 0, diverged), ~sound)
+    place = jnp.lexsort(keys)[0]
     return Search(coefficient_EG, error_EG, flags_EG, place // len(gammas_G), place % len(gammas_G))
 
 

@@ -217,14 +217,6 @@ def _covariance_decay(measured: Measured) -> Array:
     return alpha_req(jnp.square(_over_largest(centred_D)))
 
 
-@metric
-def variance_share_10(measured: Measured) -> Array:
-    """Share of the sum of squared singular values that the 10 largest have."""
-    s_D = _over_largest(measured.singular_values_D)
-    total = jnp.sum(jnp.square(s_D))
-    return jnp.sum(jnp.square(s_D[:10])) / jnp.where(total > 0, total, jnp.nan)
-
-
 def _entropy(s_D: Array) -> Array:
     """Return the entropy in nats of s / sum(s), without zeros; 0 for the zero matrix."""
     t_D = _over_largest(s_D)

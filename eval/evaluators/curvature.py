@@ -15,7 +15,7 @@ from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.evaluators.loss import check_domain
 from eval.windows import Windows, in_domain, mean_loss
-from olmo_jax.config import ModelConfig
+from olmo_jax.config import ModelConfig, require
 from olmo_jax.config.field import NOT_NEGATIVE, SEED, Role, at_least, setting
 from olmo_jax.config.validation import Settings, unique
 from olmo_jax.execution.members import over_members
@@ -81,6 +81,13 @@ class Curvature(Evaluator[CurvatureConfig]):
         if self.config.sequences:
             for domain in self.config.domains:
                 check_domain(f"{self.key}.domains", domain, data)
+                read = self.text.domains
+                require(
+                    not read or domain in read,
+                    f"{self.key}.domains",
+                    domain,
+                    f"isn't among config.evaluation.domains = {', '.join(read)}, the text that is read; add it there",
+                )
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         data, settings = models.eval_data, evaluation.settings

@@ -14,7 +14,7 @@ from eval.eval_data import ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.windows import Windows, in_domain, mean_loss
 from olmo_jax.config import ModelConfig, require
-from olmo_jax.config.field import NOT_NEGATIVE, POSITIVES, SEED, Role, at_least, setting
+from olmo_jax.config.field import POSITIVES, SEED, Bound, Role, at_least, setting
 from olmo_jax.config.validation import Settings
 from olmo_jax.execution.members import over_members
 
@@ -23,10 +23,15 @@ from olmo_jax.execution.members import over_members
 class LlcConfig(Settings):
     """The local learning coefficient, by Langevin chains from the weights."""
 
-    chains: int = setting(0, Role.OBSERVATION, "Chains per model and setting; 0 for none.", bound=NOT_NEGATIVE)
-    steps: int = setting(200, Role.OBSERVATION, "Steps of each chain.", bound=at_least(8, "needs 8"), unit="steps")
+    chains: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Chains per model and setting; 0 for none.",
+        bound=Bound("0 or at least 2", "needs 0, or 2 to be compared with each other", lambda n: n == 0 or n >= 2),
+    )
+    steps: int = setting(500, Role.OBSERVATION, "Steps of each chain.", bound=at_least(8, "needs 8"), unit="steps")
     epsilons: tuple[float, ...] = setting(
-        (1e-5, 1e-4), Role.OBSERVATION, "Step sizes, all tried in one program.", bound=POSITIVES
+        (1e-5, 1e-4, 1e-3), Role.OBSERVATION, "Step sizes, all tried in one program.", bound=POSITIVES
     )
     gammas: tuple[float, ...] = setting(
         (1.0, 100.0), Role.OBSERVATION, "Strengths that hold a chain at the weights, all tried.", bound=POSITIVES
@@ -68,6 +73,8 @@ class LearningCoefficient(Evaluator[LlcConfig]):
         Result("r_hat", "R-hat of Gelman and Rubin over chains", "", "evaluation"),
         Result("diverged", "Chains that diverged and were left out", "chains", "evaluation"),
         Result("drift", "Whether its mean still drifts, 1 or 0", "", "evaluation"),
+        Result("short", "Whether the chains were still moving away at the end, 1 or 0", "", "evaluation"),
+        Result("pull", "What gamma holds back, in units of the coefficient", "", "evaluation"),
         Result("epsilon", "The chosen step size", "", "evaluation"),
         Result("gamma", "The chosen strength", "", "evaluation"),
     )
@@ -117,6 +124,8 @@ def _measure(
             "r_hat": flags.r_hat,
             "diverged": flags.diverged,
             "drift": flags.drift,
+            "short": flags.short,
+            "pull": flags.pull,
             "epsilon": epsilons_E[found.epsilon],
             "gamma": gammas_G[found.gamma],
         }

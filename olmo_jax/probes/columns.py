@@ -22,8 +22,8 @@ _TARGETS = {
 }
 _ALIGNMENT = {
     "principal": "overlap of the principal subspaces of the final states and the unembedding, 0 to 1",
-    "principal_z": "that overlap in standard deviations of random subspaces, from their mean",
-    "log_ratio": "log-alignment ratio of the unembedding with the final states, 1 if they lie along its top direction",
+    "principal_z": "overlap of these principal subspaces, in standard deviations above that of random ones",
+    "log_ratio": "log-alignment ratio of the unembedding with the final states, about 1/2 if they are independent",
 }
 _PERCENT = ("effective_rank_percent",)
 

@@ -107,15 +107,9 @@ def check_probe(config: ProbeConfig, member: Any) -> None:
         )
 
 
-def check_alignment(config: ProbeConfig, width: int) -> None:
-    """Raise ConfigError for more principal directions than the model's width or the documents allow."""
-    most = min(width, config.documents) - 1
-    require(
-        config.alignment <= most,
-        "config.probe.alignment",
-        config.alignment,
-        f"needs at most {most}, one below the width and the number of documents",
-    )
+def most_directions(width: int, vocabulary: int, documents: Documents) -> int:
+    """Return how many principal directions of states and unembedding can be compared (ProbeConfig.alignment)."""
+    return min(width - 1, vocabulary, documents.points_SP.shape[1] - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +156,14 @@ def make_probes(
       evaluation_sets: those of config.texts.
       at_once: the maximum number of members that read them side by side; None: by memory.
     """
+    if documents is not None:
+        most = most_directions(architecture.d_model, vocabulary, documents)
+        require(
+            config.alignment <= most,
+            "config.probe.alignment",
+            config.alignment,
+            f"needs at most {most}, by the width, the vocabulary and the states of a set of documents",
+        )
     groups: dict[int, dict[str, TargetConfig]] = {}
     for name in TARGETS:
         target = getattr(config, name)

@@ -205,7 +205,7 @@ def overidentification(paired: Pairs) -> Overidentification:
     single slope. A term for each seed absorbs what its runs share, above all the noise of the common control, which
     makes the slopes of different arms dependent. The noise is estimated from the pairs, so that Q / dof follows F
     rather than chi-squared / dof [ours]; it is assumed to be equal for all doses. It is that of the outcome minus the
-    common slope times the metric, so that seed noise of the metric isn't taken for a difference between arms.
+    common slope times the metric, if this is larger, so that noise of the metric isn't taken for different slopes.
 
     Raises NotEstimableError for fewer than two arms or LEAST_PAIRS seeds, an outcome that never changes, and where too
     few arms move the metric.

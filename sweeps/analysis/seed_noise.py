@@ -74,7 +74,7 @@ def intraclass(rows: pd.DataFrame, column: str, groups: str = "configuration") -
     size_G = grouped.size().to_numpy()
     n, count = len(value_N), len(size_G)
     if count < 2:
-        raise NotEstimableError(f"{count} configuration; comparing configurations takes two or more")
+        raise NotEstimableError("comparing configurations takes two or more of them, with two seeds each")
     if n == count:
         raise NotEstimableError("no configuration has two seeds")
     if value_N.nunique() < 2:

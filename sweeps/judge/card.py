@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sweeps.analysis.doses import CONTROL, arms_of
 from sweeps.analysis.encode import finite_numbers
 from sweeps.judge import cause, gain, gauge, noise, null
 from sweeps.judge.finding import PASS, Finding
-from sweeps.judge.matrices import Unembedding
+from sweeps.judge.matrices import Unembedding, shapes
 from sweeps.table.columns import final_rows
 
 
@@ -50,6 +49,13 @@ class Evidence:
     interventions: pd.DataFrame | None = None
     outcomes: tuple[str, ...] = ()
 
+    @property
+    def alike(self) -> pd.Series:
+        """Return which rows are of runs with the matrices' shape; all without matrices."""
+        labels = shapes(self.rows)
+        first = labels[self.rows["run_id"].isin([matrix.run_id for matrix in self.matrices])]
+        return labels.isin(first) if len(first) else pd.Series(True, self.rows.index)
+
     @classmethod
     def of(
         cls, table: pd.DataFrame, matrices: Sequence[Unembedding], interventions: pd.DataFrame | None = None
@@ -79,7 +85,7 @@ def judge(columns: Sequence[str], evidence: Evidence) -> list[Card]:
     """
     rows = evidence.rows
     values = finite_numbers(rows, columns)
-    spreads = {column: float(np.nan_to_num(values[column].std())) for column in columns}
+    spreads = {column: float(values[column][evidence.alike].std()) for column in columns}
     gauges = gauge.findings(columns, evidence.matrices, spreads)
     nulls = null.findings(columns, evidence.matrices)
     gains = gain.gains(columns, rows, evidence.outcomes)
@@ -93,7 +99,7 @@ def judge(columns: Sequence[str], evidence: Evidence) -> list[Card]:
                 nulls[column],
                 noise.finding(column, rows),
                 gain.finding(column, gains),
-                cause.finding(column, evidence.interventions, evidence.outcomes),
+                cause.finding(column, evidence.interventions),
             ),
         )
         for column in columns

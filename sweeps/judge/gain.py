@@ -11,7 +11,7 @@ from sweeps.analysis.results import with_size
 from sweeps.judge.finding import CANT_TELL, FAIL, PASS, Finding, untold
 from sweeps.report.names import loss_name
 from sweeps.report.numbers import signed
-from sweeps.table.columns import HELD_OUT_LOSS, PRIMARY_PAIR, controls_of, performance_columns
+from sweeps.table.columns import HELD_OUT_LOSS, PRIMARY_PAIR, controls_of, missing_as_level, performance_columns
 
 NAME = "gain"
 LIMIT = 0.01  # of R2: a gain that is surely smaller is none
@@ -45,11 +45,13 @@ def gains(columns: Sequence[str], rows: pd.DataFrame, outcomes: Sequence[str]) -
     Args:
       rows: the last row of each run.
     """
-    rows = rows.copy()
-    baseline = [*with_size(rows, controls_of(rows)), *baseline_columns(rows)]
-    for loss in (c for c in _TRAINING_LOSSES if c in rows):
+    settings = with_size(rows, controls_of(rows))
+    rows = missing_as_level(rows, settings)
+    baseline = [*settings, *(c for c in baseline_columns(rows) if rows[c].notna().any())]
+    for loss in (c for c in _TRAINING_LOSSES if c in rows and rows[c].notna().any()):
         value_N = rows[loss].to_numpy(float)
-        rows[f"{loss}{_SQUARED}"] = np.square(value_N - np.nanmean(value_N))
+        # Negative, as a positive column that spans a decade would enter in logs.
+        rows = rows.assign(**{f"{loss}{_SQUARED}": -np.square(value_N - np.nanmean(value_N))})
         baseline += [loss, f"{loss}{_SQUARED}"]
     return Gains(increments(rows, columns, outcomes, baseline, "configuration"), tuple(outcomes))
 
@@ -63,7 +65,7 @@ def finding(column: str, found: Gains) -> Finding:
     """
     if not found.outcomes:
         return untold(NAME, "the table has no outcome besides the training loss", REMEDY)
-    of_metric = {outcome: found.by_pair[column, outcome] for outcome in found.outcomes}
+    of_metric = {outcome: found.by_pair[column, outcome] for outcome in found.outcomes if outcome != column}
     known = {o: i for o, i in of_metric.items() if np.isfinite(i.estimate.low)}
     if not known:
         note = next((i.note for i in of_metric.values() if i.note), "no outcome has enough finite values")
@@ -76,7 +78,7 @@ def finding(column: str, found: Gains) -> Finding:
     verdict = PASS if passed else FAIL if all(i.estimate.high < LIMIT for i in known.values()) else CANT_TELL
     text = (
         f"it adds {signed(estimate.estimate, 3)} of R2 to the prediction of {loss_name(best)} beyond settings, size, "
-        f"tokens and training loss; it adds to {len(passed)} of {len(known)} outcomes"
+        f"tokens and training loss; it adds to {len(passed)} of {len(known)} outcomes, of {estimate.n} runs"
     )
     if verdict == CANT_TELL and (note := known[best].note):
         text += f"; {note}"

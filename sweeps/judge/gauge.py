@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from sweeps.judge.finding import CANT_TELL, FAIL, PASS, Finding, untold
-from sweeps.judge.matrices import Metrics, Unembedding
+from sweeps.judge.matrices import Metrics, Unembedding, not_recomputed
 
 NAME = "gauge"
 LIMIT = 0.1  # standard deviations of the metric over runs
@@ -40,7 +40,10 @@ def _permutation(key: Array, w_VD: Array) -> Array:
 
 
 def _rotation(key: Array, w_VD: Array) -> Array:
-    """Choose another basis of the residual stream, one that keeps the ones direction, which a LayerNorm singles out."""
+    """Choose another basis of the residual stream, one that keeps the ones direction, which a LayerNorm singles out.
+
+    The scale of a norm with parameters singles out the axes, so there it isn't the same model.
+    """
     width = w_VD.shape[1]
     ones_D = jnp.full(width, width**-0.5)
     draws_DD = jax.random.normal(key, (width, width)).at[:, 0].set(ones_D)
@@ -60,7 +63,7 @@ TRANSFORMS: dict[str, tuple[Callable[[Array, Array], Array], tuple[str, ...] | N
     "adding one vector to all rows": (_shift, None),
     "adding a constant to the entries of each row": (_ones, ("layer_norm",)),
     "numbering the tokens differently": (_permutation, None),
-    "rotating the residual stream": (_rotation, None),
+    "rotating the residual stream": (_rotation, ("layer_norm",)),
 }
 
 
@@ -74,22 +77,24 @@ def findings(
     median is above it.
 
     Args:
-      matrices: unembeddings with one final norm. spreads: each metric's standard deviation over the sweep's runs.
+      matrices: unembeddings of one shape and final norm. spreads: each metric's standard deviation over runs of it.
     """
     if not matrices:
-        return {column: untold(NAME, "no checkpoint has an unembedding to recompute it from") for column in columns}
+        return {column: not_recomputed(NAME, column) for column in columns}
     metrics = Metrics.of(columns, matrices[0].norm)
     changes = [jax.device_get(_changes(metrics, jnp.asarray(m.w_VD), jax.random.key(seed))) for m in matrices]
     return {
         column: _finding(spreads[column], {name: [of_run[name][column] for of_run in changes] for name in changes[0]})
         if column in metrics.columns
-        else untold(NAME, "only metrics of the unembedding are recomputed, and this isn't one")
+        else not_recomputed(NAME, column)
         for column in columns
     }
 
 
 def _finding(spread: float, changes: dict[str, list[float]]) -> Finding:
-    if not spread > 0:
+    if np.isnan(spread):
+        return untold(NAME, "its spread takes two runs of one shape in which it is finite")
+    if spread == 0:
         return untold(NAME, "the metric has the same value in all runs")
     names = list(changes)
     change_RT = np.array([changes[name] for name in names]).T / spread
@@ -100,8 +105,13 @@ def _finding(spread: float, changes: dict[str, list[float]]) -> Finding:
     verdict = PASS if largest_R.max() <= LIMIT else FAIL if median > LIMIT else CANT_TELL
     most = names[int(np.argmax(np.median(change_RT, axis=0)))]
     text = f"no transformation moves it by more than {largest_R.max():.2g} SD over runs"
-    if verdict != PASS:
+    if verdict == FAIL:
         text = f"{most} moves it by {median:.2g} SD over runs, and no prediction"
+    elif verdict == CANT_TELL:
+        over = int((largest_R > LIMIT).sum())
+        text = (
+            f"{most} moves it by more than {LIMIT:g} SD over runs in {over} of {len(largest_R)} runs, and no prediction"
+        )
     return Finding(NAME, verdict, median, float(largest_R.min()), float(largest_R.max()), text)
 
 

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from etils import epath
 from jax import Array
 
 from geometry.gauge import centred, gauge_fix
 from geometry.probe import METRICS, Metric, summarize
 from olmo_jax import weights
-from olmo_jax.errors import UserError, WeightsError, brief
+from olmo_jax.console import say
+from olmo_jax.errors import CheckpointError, UserError, WeightsError, brief
+from sweeps.judge.finding import Finding, untold
 
 # The unembedding as the probe measures it, by target.
 VARIANTS: dict[str, Callable[[Array, str], Array]] = {
@@ -26,6 +29,16 @@ class MetricError(UserError):
     """A metric that can't be computed; the message says why."""
 
     exit_code = 2
+
+
+# What runs of one shape of unembedding share.
+_SHAPE = ("config.model.d_model", "config.model.norm", "config.data.bpe_vocab_size", "config.model.vocab_size")
+
+
+def shapes(rows: pd.DataFrame) -> pd.Series:
+    """Return a label per run that is equal for runs whose unembeddings have one shape and norm."""
+    known = [c for c in _SHAPE if c in rows]
+    return rows[known].astype(str).agg(" ".join, axis=1) if known else pd.Series("", rows.index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +56,10 @@ def unembeddings(workdir: epath.Path, runs: Sequence[str]) -> list[Unembedding]:
     for run in runs:
         try:
             (model,) = weights.models(workdir, run)
-        except WeightsError:
-            continue
-        for tensor in model.tensors():
-            if tensor.norm is not None:
-                found.append(Unembedding(run, tensor.read().astype(np.float32), tensor.norm))
+            tensors = [tensor for tensor in model.tensors() if tensor.norm is not None]
+            found += [Unembedding(run, tensor.read().astype(np.float32), str(tensor.norm)) for tensor in tensors]
+        except (WeightsError, CheckpointError) as error:
+            say(f"{run}: {error}; its unembedding is left out")
     return found
 
 
@@ -75,17 +87,29 @@ class Metrics:
         found = tuple(column for column in columns if split(column))
         return cls(found, norm, tuple(METRICS[column.rpartition("/")[2]] for column in found))
 
-    def __call__(self, w_VD: Array) -> dict[str, Array]:
-        """Return the metrics by column."""
-        names: dict[str, list[str]] = {}
+    @property
+    def by_target(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the metrics of each target."""
+        names: dict[str, tuple[str, ...]] = {}
         for column in self.columns:
             target, _, name = column.rpartition("/")
-            names.setdefault(target, []).append(name)
+            names[target] = (*names.get(target, ()), name)
+        return names
+
+    def __call__(self, w_VD: Array) -> dict[str, Array]:
+        """Return the metrics by column."""
         return {
             f"{target}/{name}": value
-            for target, of_target in names.items()
-            for name, value in summarize(VARIANTS[target](w_VD, self.norm), tuple(of_target)).items()
+            for target, names in self.by_target.items()
+            for name, value in summarize(VARIANTS[target](w_VD, self.norm), names).items()
         }
+
+
+def not_recomputed(test: str, column: str) -> Finding:
+    """Return the finding of a test that recomputes a metric, where it can't."""
+    if split(column) is None:
+        return untold(test, "only metrics of the unembedding are recomputed, and this isn't one")
+    return untold(test, "no checkpoint has an unembedding to recompute it from")
 
 
 def check_scalars(metrics: Metrics, shape_VD: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from olmo_jax.config import ProbeConfig, TargetConfig
 from olmo_jax.config.probe import ParametersConfig, TextsConfig
 from olmo_jax.console import progress, say
 from olmo_jax.data.prepare import prepare
-from olmo_jax.probes.geometry import make_probes
+from olmo_jax.probes.geometry import make_probes, most_directions
 from olmo_jax.train import probe_documents
 from sweeps.planning.record import recorded_plan
 from sweeps.running.stages import data_root
@@ -48,9 +48,11 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Collection[str]) -
             models = [(run.id, run.config.total_steps) for run in stack.runs if run.id in runs]
             index = indexes[stack.shape.data_name]
             data = EvalData(workdir, stack, index, plan.evaluation)
-            config = _config(stack.shape.config.probe, columns, data.shape.model.d_model)
-            measured = Cohort(stack.shape.with_config(probe=config), stack.runs)
-            documents = probe_documents(measured, index)
+            config = _config(stack.shape.config.probe, columns)
+            documents = probe_documents(Cohort(stack.shape.with_config(probe=config), stack.runs), index)
+            if documents is not None and config.alignment:
+                most = most_directions(data.shape.model.d_model, index.vocab_size, documents)
+                config = dataclasses.replace(config, alignment=min(config.alignment, most))
             (probe,) = make_probes(config, data.shape.model, index.vocab_size, documents).values()
             for start in range(0, len(models), _MEMBERS):
                 portion = models[start : start + _MEMBERS]
@@ -61,7 +63,7 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Collection[str]) -
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
 
 
-def _config(probe: ProbeConfig, columns: Sequence[str], width: int) -> ProbeConfig:
+def _config(probe: ProbeConfig, columns: Sequence[str]) -> ProbeConfig:
     """Return the probe that measures these columns, and nothing else."""
     names: dict[str, set[str]] = {}
     centred: set[str] = set()
@@ -74,7 +76,7 @@ def _config(probe: ProbeConfig, columns: Sequence[str], width: int) -> ProbeConf
     alignment = 0
     if names.pop("alignment", None):
         names.setdefault("final_states", {"points"})
-        alignment = probe.alignment or min(_DIRECTIONS, width - 1, probe.documents - 1)
+        alignment = probe.alignment or _DIRECTIONS
 
     def chosen(name: str) -> TargetConfig:
         return TargetConfig(tuple(sorted(names.get(name, ()))), centred=name in centred)

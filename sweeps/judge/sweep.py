@@ -13,13 +13,15 @@ from geometry.probe import METRICS
 from olmo_jax.errors import brief
 from sweeps.judge import probing
 from sweeps.judge.card import Evidence, has_interventions, observational
-from sweeps.judge.matrices import MetricError, Metrics, check_scalars, split, unembeddings
+from sweeps.judge.matrices import MetricError, Metrics, check_scalars, shapes, split, unembeddings
 from sweeps.judge.probing import can_probe
+from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import AnalysisError, final_rows, geometry_columns
 from sweeps.table.table import read_table
 
 _MOST_MATRICES = 12
-_SHAPE = ("config.model.d_model", "config.model.norm", "config.data.bpe_vocab_size", "config.model.vocab_size")
+# Kinds of columns that aren't metrics of a model but what they would predict, or what it was trained with.
+_NO_METRICS = ("loss", "change", "task", "identity", "setting", "training", "count")
 
 
 def column_of(metric: str, table: pd.DataFrame) -> str:
@@ -29,7 +31,14 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
     """
     if metric.endswith(".py"):
         return f"unembedding/{_metric_in(metric)}"
-    if metric in table or can_probe(metric):
+    if metric in table:
+        column = catalog_of(table)[metric]
+        if column.kind in _NO_METRICS or column.of.get("statistic") in ("bits_per_byte", "perplexity"):
+            raise MetricError(
+                f"{metric}: is {column.kind}, and what is judged is a metric of geometry; `--all` lists them"
+            )
+        return metric
+    if can_probe(metric):
         return metric
     if metric in METRICS:
         return f"unembedding/{metric}"
@@ -94,9 +103,8 @@ def _some_runs(rows: pd.DataFrame) -> list[str]:
     """Return runs of the shape that most configurations have, each of another configuration if there are enough."""
     if rows.empty:
         return []
-    if shape := [c for c in _SHAPE if c in rows]:
-        shapes = rows[shape].astype(str).agg(" ".join, axis=1)
-        rows = rows[shapes == rows.groupby(shapes)["configuration"].nunique().idxmax()]
+    labels = shapes(rows)
+    rows = rows[labels == rows.groupby(labels)["configuration"].nunique().idxmax()]
     first = [*rows.drop_duplicates("configuration")["run_id"]]
     runs = first + [run for run in rows["run_id"] if run not in set(first)]
     if len(first) > _MOST_MATRICES:

@@ -31,7 +31,7 @@ from olmo_jax.hf.gguf import quantization_of
 from olmo_jax.hf.gguf_tokenizer import tokenizer_of
 from olmo_jax.hf.settings import TOKENIZER, check_tokenizer, eos_of, read_config
 from olmo_jax.logs.metrics import METRICS, read_jsonl, write_jsonl
-from olmo_jax.probes.geometry import Probe, check_alignment, check_probe
+from olmo_jax.probes.geometry import Probe, check_probe
 from olmo_jax.probes.texts import check_texts
 from olmo_jax.step import member_structs
 from olmo_jax.storage.gguf import SUFFIX
@@ -135,7 +135,6 @@ def import_revisions(
         train = dataclasses.replace(train, tokens=last * train.tokens_per_step)
         cohort = _with_stack_number(workdir, Cohort(cohorts.shape_of(train, index.fingerprint), (Run(id_, train),)))
         check_probe(train.probe, member_structs(cohort.shape).params)
-        check_alignment(train.probe, cohort.shape.model.d_model)
         check_texts(train.probe.texts, train.model)
         probes = cohort_probes(cohort, index)
         plan = _extended_plan(workdir, cohort, index.fingerprint, evaluation, keep_evaluation)

@@ -14,7 +14,7 @@ from olmo_jax.config import ConfigError, DataConfig, TrainConfig, from_config_di
 from olmo_jax.config.identity import digest, identity, run_id
 from olmo_jax.data.prepare import fingerprint
 from olmo_jax.intervention import check_penalty
-from olmo_jax.probes.geometry import check_alignment, check_probe
+from olmo_jax.probes.geometry import check_probe
 from olmo_jax.probes.texts import check_texts
 from olmo_jax.step import member_structs
 from sweeps.planning.grid import Grid
@@ -129,7 +129,6 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
         # Only patterns of parameters need the parameters' paths, which take a trace of the model.
         patterns = bool(cohort.shape.config.probe.parameters.metrics)
         check_probe(cohort.shape.config.probe, member_structs(cohort.shape).params if patterns else None)
-        check_alignment(cohort.shape.config.probe, cohort.shape.model.d_model)
         check_texts(cohort.shape.config.probe.texts, cohort.shape.model)
         check_penalty(cohort.shape.config)
     return Plan(cohorts, prints, sweep.evaluation, sweep.parts, sweep.notes)

@@ -120,6 +120,25 @@ def test_the_search_takes_the_weakest_pull_and_the_largest_step_that_are_sound()
     assert float(found.coefficient_EG[2, 1]) == pytest.approx(float(alone[0]), rel=1e-4)
 
 
+def test_chains_that_have_not_arrived_are_flagged():
+    """With so small a step, a hundred steps leave the chains at the start."""
+    found, _, flags = local_learning_coefficient(
+        regular, {"a": jnp.zeros(6), "b": jnp.zeros((2, 2))}, jax.random.key(0), N, 16, 100, 1e-6, 0.01
+    )
+    assert float(found) < 1
+    assert bool(flags.short)
+    assert not bool(flags.is_sound)
+
+
+def test_the_pull_is_what_a_regular_minimum_lacks():
+    """Half a unit for each parameter is divided between loss and pull."""
+    found, error, flags = local_learning_coefficient(
+        regular, {"a": jnp.zeros(6), "b": jnp.zeros((2, 2))}, jax.random.key(0), N, 64, 5000, 3e-4, 100.0
+    )
+    assert float(found + flags.pull) == pytest.approx(5, rel=0.05)
+    assert float(flags.pull) > 1
+
+
 def test_a_search_without_a_sound_pair_still_says_what_is_wrong():
     found = search(quartic, jnp.zeros(3), jax.random.key(0), N, jnp.asarray([10.0, 20.0]), jnp.asarray([1.0]), 4, 100)
     assert not found.flags_EG.is_sound.any()

@@ -28,7 +28,7 @@ def test_every_evaluation_of_every_checkpoint_has_its_file(evaluated, config):
     assert names[5] == names[10] == {"lm_loss", "cka"}
     final = {f"{method}_{bits}" for method in ("round_to_nearest", "gptq") for bits in ("8", "3", "3_group7")}
     final |= {"unigram", "lm_loss", "cka", "saturation", "noise_relative_0.5", "truncation_1", "truncation_0.25"}
-    final |= {"finetune_code_lr0.001", "finetune_code_lr0.01", "finetune_code_best"}
+    final |= {"finetune_code_lr0.001", "finetune_code_lr0.01", "finetune_code_best", "curvature", "llc"}
     assert names[12] > final
     assert len(names[12] - final) == 4  # the quiz, and its fine-tuning
     result = stored(evaluated, "run1", "gptq_3")

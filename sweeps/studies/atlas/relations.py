@@ -19,7 +19,7 @@ from sweeps.analysis.variance import variance_split
 from sweeps.studies.atlas.measure import MATRICES
 
 # What models differ in by design. Size enters as a category: a metric needn't be monotonic in it.
-DESIGN = ("size", "corpus", "log_step")
+DESIGN = ("size", "corpus", "stage", "log_step")
 
 
 class Relations(NamedTuple):
@@ -41,14 +41,14 @@ class Relations(NamedTuple):
 def relate(table: pd.DataFrame, targets: list[str]) -> Relations:
     """Return the relations of a joined table's metrics to its targets, over the rows that have one.
 
-    Rows of one model (repository, stage and seed) at several steps are a cluster in every interval and test.
+    Rows of one model (repository and seed) at several steps are a cluster in every interval and test.
     """
     if targets:
         table = table[table[targets].notna().any(axis=1)]
     table = table.assign(log_step=np.log1p(table["step"].astype(float)))
     for key in ("size", "corpus", "stage", "seed"):
         table[key] = table[key].fillna("") if key in table else ""
-    table["model"] = table["repository"].str.cat(table[["stage", "seed"]].astype(str), sep=" ")
+    table["model"] = table["repository"].str.cat(table["seed"].astype(str), sep=" ")
     table["configuration"] = table["size"].astype(str).str.cat(table[["corpus", "stage"]].astype(str), sep=" ")
     metrics = [c for c in table.columns if c.split("/")[0].removesuffix("_rate") in MATRICES]
     design = [name for name in DESIGN if table[name].nunique() > 1]
@@ -70,7 +70,7 @@ def relate(table: pd.DataFrame, targets: list[str]) -> Relations:
     if rows:
         correlations["q_value"] = q_values(correlations["partial_p"].to_numpy())
     last = _last_common(table)
-    settings = [key for key in ("size", "corpus") if last[key].nunique() > 1]
+    settings = [key for key in ("size", "corpus", "stage") if last[key].nunique() > 1]
     static = [metric for metric in metrics if "_rate/" not in metric]
     variance = variance_split(last, static, settings) if settings else pd.DataFrame()
     deviations = seed_deviations(last, static)

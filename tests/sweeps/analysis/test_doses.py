@@ -73,6 +73,25 @@ def test_the_slope_of_an_arm_without_effect_covers_zero_as_often_as_it_says():
     assert 0.93 < covered / trials < 0.97
 
 
+def test_the_common_slope_covers_the_cause_and_is_not_rejected_for_noise_of_the_metric():
+    rng, trials, covered, rejected = np.random.default_rng(2), 300, 0, 0
+    for _ in range(trials):
+        pairs = paired(rng, slope=-0.02)
+        found = doses.common_slope(pairs)
+        covered += found.low <= -0.02 <= found.high
+        rejected += doses.overidentification(pairs).p_value < 0.05
+    assert covered / trials > 0.92
+    assert rejected / trials < 0.08
+
+
+def test_there_is_no_common_slope_if_nothing_moves_the_metric():
+    rng = np.random.default_rng(0)
+    pairs = paired(rng, slope=0.0)
+    still = pairs._replace(rows=pairs.rows.assign(x=rng.normal(size=len(pairs.rows))))
+    with pytest.raises(NotEstimableError, match="no intervention moves the metric"):
+        doses.common_slope(still)
+
+
 def test_q_rejects_one_slope_as_rarely_as_it_says_where_the_metric_is_the_cause():
     rng, trials = np.random.default_rng(1), 600
     p_values = np.array([doses.overidentification(paired(rng, slope=-0.004)).p_value for _ in range(trials)])

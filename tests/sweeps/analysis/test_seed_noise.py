@@ -4,7 +4,8 @@ import pytest
 import statsmodels.formula.api as smf
 
 from sweeps.analysis import AnalysisError, UnknownColumnError
-from sweeps.analysis.seed_noise import seed_deviation, seed_deviations
+from sweeps.analysis.estimate import NotEstimableError
+from sweeps.analysis.seed_noise import intraclass, seed_deviation, seed_deviations
 
 
 def replicates(seed=0):
@@ -66,3 +67,44 @@ def test_a_wrong_column_is_named():
         seed_deviation(replicates(), "yy")
     with pytest.raises(AnalysisError, match="'configuration' of the table contains a value that isn't a number"):
         seed_deviation(replicates(), "configuration")
+
+
+def balanced(rng, share, configurations=12, seeds=3):
+    """Runs of which a share of the variance is between configurations."""
+    between = np.repeat(rng.normal(scale=np.sqrt(share), size=configurations), seeds)
+    noise = rng.normal(scale=np.sqrt(1 - share), size=configurations * seeds)
+    names = np.repeat([f"c{i}" for i in range(configurations)], seeds)
+    return pd.DataFrame({"configuration": names, "y": between + noise})
+
+
+def test_the_share_between_configurations_is_that_of_the_analysis_of_variance():
+    table = balanced(np.random.default_rng(0), 0.6)
+    fit = smf.ols("y ~ C(configuration)", table).fit()
+    found = intraclass(table, "y")
+    assert found.estimate == pytest.approx((fit.fvalue - 1) / (fit.fvalue - 1 + 3))
+    assert found.p_value == pytest.approx(fit.f_pvalue)
+    assert found.n == 36
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_its_interval_covers_the_planted_share(share):
+    rng, trials = np.random.default_rng(1), 400
+    found = [intraclass(balanced(rng, share), "y") for _ in range(trials)]
+    covered = np.mean([one.low <= share <= one.high for one in found])
+    assert 0.92 < covered < 0.99
+    # Estimates below 0 are cut, so that their mean is a little above it.
+    assert np.mean([one.estimate for one in found]) == pytest.approx(share, abs=0.05 if share else 0.07)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.drop_duplicates("configuration"), "no configuration has two seeds"),
+        (lambda table: table[table["configuration"] == "c0"], "takes two or more of them"),
+        (lambda table: table.assign(y=1.0), "same value in all runs"),
+        (lambda table: table.assign(y=np.nan), "not finite in all 36 runs"),
+    ],
+)
+def test_no_share_without_what_it_takes(change, words):
+    with pytest.raises(NotEstimableError, match=words):
+        intraclass(change(balanced(np.random.default_rng(0), 0.5)), "y")

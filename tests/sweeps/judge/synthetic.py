@@ -70,7 +70,7 @@ def _row(kind, rng, progress, hidden):
         METRIC: metric,
         "train/loss": loss + rng.normal(0, 0.02),
         "lm_loss/in_domain": loss + rng.normal(0, 0.003),
-        "lm_loss/out_of_domain": 4.0 + 1.2 * progress + effect + rng.normal(0, 0.02),
+        "lm_loss/out_of_domain": 4.0 + 1.2 * progress + 0.8 * progress**2 + effect + rng.normal(0, 0.02),
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from geometry.probe import METRICS, summarize
+from geometry.probe import summarize
 from olmo_jax.errors import UserError
 from sweeps.judge import cause, gain, gauge, noise, null, output, sweep
 from sweeps.judge.card import Evidence, judge
@@ -91,19 +91,63 @@ def test_structure_beats_the_null_and_noise_does_not(draws):
     assert wrong / (2 * draws) <= 0.07
 
 
-def test_a_rotation_moves_what_depends_on_coordinates():
-    column = "unembedding/isoscore"
-    runs = unembeddings(matrices(np.random.default_rng(0)), "rms_norm")
-    assert gauge.findings([column], runs, {column: 0.05})[column].verdict in (PASS, CANT_TELL, FAIL)
-    rng = np.random.default_rng(0)
-    spiked = unembeddings([(rng.normal(size=(48, 12)) * ([20.0] + [1.0] * 11)).astype(np.float32)], "rms_norm")
-    METRICS["largest_coordinate"] = lambda measured: abs(measured.x_ND).max()
-    try:
-        name = "unembedding/largest_coordinate"
-        found = gauge.findings([name], spiked, {name: 1.0})[name]
-    finally:
-        del METRICS["largest_coordinate"]
+def test_a_rotation_moves_what_depends_on_coordinates(registry):
+    registry["largest_coordinate"] = lambda measured: abs(measured.x_ND).max()
+    name = "unembedding/largest_coordinate"
+    spiked = [(np.random.default_rng(0).normal(size=(48, 12)) * ([20.0] + [1.0] * 11)).astype(np.float32)]
+    found = gauge.findings([name], unembeddings(spiked), {name: 1.0})[name]
     assert found.verdict == FAIL
+    # Only the shift of all rows is left where the norm's scale singles out the axes.
+    found = gauge.findings([name], unembeddings(spiked, "rms_norm"), {name: 1.0})[name]
+    assert "one vector" in found.text
+
+
+@pytest.mark.parametrize("shape", [(12, 32), (32, 12)])
+def test_a_gauge_fixed_metric_is_compared_with_matrices_as_they_are_measured(shape):
+    """Noise on a large mean row has no structure once that is gone; the shape may be wide, as for equations."""
+    rng = np.random.default_rng(0)
+    runs = unembeddings(
+        [(rng.normal(size=shape) + 3 * rng.normal(size=shape[1])).astype(np.float32) for _ in range(12)]
+    )
+    columns = ["unembedding/effective_rank", "unembedding_gauge_fixed/effective_rank"]
+    found = null.findings(columns, runs)
+    assert found[columns[0]].verdict == PASS
+    assert found[columns[1]].verdict != PASS
+    few = null.findings(columns[:1], runs[:3])[columns[0]]
+    assert few.verdict == CANT_TELL
+    assert "a verdict takes 6 runs" in few.text
+    assert few.remedy
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, PASS), (0.1, FAIL), (-0.5, FAIL)])
+def test_slopes_agree_only_if_their_ratio_is_near_one(factor, verdict):
+    """The outcome follows the interventions by a multiple of the slope among settings."""
+    rng = np.random.default_rng(0)
+    table = interventions("cause", rng)
+    moved = (table["config.intervention.head_rank"] > 0) | (table["config.intervention.polar_decay"] > 0)
+    effect = table["lm_loss/out_of_domain"] - 4.0
+    table["lm_loss/out_of_domain"] = 4.0 + effect.where(~moved, factor * effect + rng.normal(0, 0.002, len(table)))
+    found = cause.finding(METRIC, table)
+    assert found.verdict == verdict
+    assert found.low < found.number < found.high
+    assert found.number == pytest.approx(factor, abs=0.2)
+
+
+def test_one_arm_cannot_show_a_cause():
+    table = interventions("cause", np.random.default_rng(0))
+    found = cause.finding(METRIC, table[table["config.intervention.polar_decay"] == 0])
+    assert found.verdict == CANT_TELL
+    assert "comparing slopes takes two or more" in found.text
+
+
+def test_rows_without_a_setting_or_a_loss_are_kept():
+    rows = suite("predictor", np.random.default_rng(0))
+    rows["config.optimizer.beta2"] = np.where(np.arange(len(rows)) % 2, 0.95, np.nan)
+    rows["train/loss"] = np.nan
+    (result,) = judge([METRIC], Evidence.of(rows, ()))
+    found = {f.test: f for f in result.findings}["gain"]
+    assert found.verdict == PASS
+    assert "of 108 runs" in found.text
 
 
 def test_what_lacks_evidence_says_what_would_make_it():
