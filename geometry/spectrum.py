@@ -212,7 +212,7 @@ def alpha_req(eigenvalues_D: Array, first: int = 11, last: int | None = None) ->
 
 @metric(name="alpha_req")
 def _covariance_decay(measured: Measured) -> Array:
-    """Decay of the covariance's spectrum: minus the slope of ln(eigenvalue) on ln(index), over indices 11 to D / 2."""
+    """Decay of the covariance's spectrum: minus the slope of ln(eigenvalue) on ln(index), from index 11 to half."""
     centred_D = singular_values(centred(measured.x_ND), "refined_gram")
     return alpha_req(jnp.square(_over_largest(centred_D)))
 

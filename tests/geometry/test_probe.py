@@ -15,25 +15,29 @@ def values_of(w_VD):
     s_D = spectrum.singular_values(w_VD)
     local = dimension.distribution(dimension.local_two_nn(w_VD, 12, convention="skdim034"))
     rows, width = w_VD.shape
-    return {
-        "effective_rank_percent": 100 * spectrum.effective_rank(s_D) / width,
-        "energy_top_1": spectrum.energy_top(s_D, 1),
-        "energy_top_10": spectrum.energy_top(s_D, 10),
-        "two_nn": dimension.two_nn(w_VD),
-        "two_nn_mle": dimension.two_nn(w_VD, estimator="mle"),
-        "levina_bickel": dimension.levina_bickel(w_VD),
-        "local_two_nn": local.mean,
-        "local_two_nn_std": local.std,
-        "local_two_nn_median": local.median,
-        "points": rows,
-        "rank_cap": min(rows - 1, width),
-        "duplicates": 0,
-        **{f"local_two_nn_q{percent}": getattr(local, f"q{percent}") for percent in (5, 10, 25, 75, 90, 95)},
-    } | {
-        name: getattr(spectrum, name)(s_D) if hasattr(spectrum, name) else getattr(isotropy, name)(w_VD)
-        for name in probe.METRICS
-        if hasattr(spectrum, name) or hasattr(isotropy, name)
-    }
+    return (
+        {
+            "effective_rank_percent": 100 * spectrum.effective_rank(s_D) / width,
+            "energy_top_1": spectrum.energy_top(s_D, 1),
+            "energy_top_10": spectrum.energy_top(s_D, 10),
+            "two_nn": dimension.two_nn(w_VD),
+            "two_nn_mle": dimension.two_nn(w_VD, estimator="mle"),
+            "levina_bickel": dimension.levina_bickel(w_VD),
+            "local_two_nn": local.mean,
+            "local_two_nn_std": local.std,
+            "local_two_nn_median": local.median,
+            "points": rows,
+            "rank_cap": min(rows - 1, width),
+            "duplicates": 0,
+            **{f"local_two_nn_q{percent}": getattr(local, f"q{percent}") for percent in (5, 10, 25, 75, 90, 95)},
+        }
+        | {
+            name: getattr(spectrum, name)(s_D) if hasattr(spectrum, name) else getattr(isotropy, name)(w_VD)
+            for name in probe.METRICS
+            if hasattr(spectrum, name) or hasattr(isotropy, name)
+        }
+        | {"alpha_req": spectrum.alpha_req(jnp.linalg.eigvalsh(jnp.cov(w_VD, rowvar=False))[-min(w_VD.shape) :])}
+    )
 
 
 @pytest.mark.parametrize("kind", ["common vector", pytest.param("wide", marks=pytest.mark.slow)])
@@ -164,10 +168,15 @@ def test_a_function_decorated_as_count_is_registered_as_a_count(registry):
 @pytest.mark.slow
 def test_gradients_match_differences():
     """Of every metric, against central differences at a step where rounding and curvature are negligible."""
-    names = tuple(name for name in probe.METRICS if name not in probe.COUNTS)
+    names = tuple(name for name in probe.METRICS if name not in (*probe.COUNTS, "alpha_req"))
+    check_gradients(names, (30, 6))
+    check_gradients(("alpha_req",), (60, 30))  # it needs more than 22 columns
+
+
+def check_gradients(names, shape):
     rng = np.random.default_rng(5)
     # Distinct singular values, and no ties among distances.
-    x_ND = jnp.float32(rng.standard_normal((30, 6)) * np.geomspace(3, 1, 6) + 0.3)
+    x_ND = jnp.float32(rng.standard_normal(shape) * np.geomspace(3, 1, shape[1]) + 0.3)
     direction = rng.standard_normal(x_ND.shape).astype(np.float32)
 
     @jax.jit
