@@ -7,6 +7,7 @@ tokens; a step of Lanczos' method costs as much as a draw of the trace. Learning
 4 chains for each of 25 models: in one program, or one by one.
 """
 
+import argparse
 import functools
 import sys
 import time
@@ -34,6 +35,7 @@ MODELS, CHAINS, STEPS = 25, 4, 200
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
     ours = Ours(Case(MODEL, batch=TOKENS // LENGTH, length=LENGTH, steps=2))
     ours.seconds()
