@@ -14,12 +14,13 @@ For example, with a section of settings `WeightNormConfig`:
             return [Measured({"mean": norm}, {}) for norm in norms(models.params_M, evaluation.settings["pattern"])]
 """
 
+import dataclasses
 import inspect
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from eval.columns import Result, describe_result, in_words, numbers
 from eval.eval_data import EvalData, Model, ModelBatch, TextConfig
@@ -75,6 +76,13 @@ class Evaluator(Generic[Config]):
     def key(self) -> str:
         """Return the dotted key of the section, for messages."""
         return f"config.evaluation.{self.section}" if self.section else "config.evaluation"
+
+    @property
+    def section_settings(self) -> dict[str, Any]:
+        """Return all fields of the section as a result's settings hold them, with lists for tuples."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(cast(Any, self.config)).items()
+        }
 
     def evaluations(self) -> list[Evaluation]:
         """Return what the configuration asks for: one entry per result that each model gets, with distinct names."""

@@ -22,7 +22,7 @@ class Windows(NamedTuple):
     weights_NL: Array
 
 
-def in_domain(data: EvalData, count: int, domains: Sequence[str] = ()) -> Windows:
+def first_windows(data: EvalData, count: int, domains: Sequence[str] = ()) -> Windows:
     """Return the first windows of some domains, in turn; () for those trained on. Fewer if there are no more."""
     text = data.text
     if not domains:

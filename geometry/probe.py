@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from geometry import dimension as dimension
 from geometry import isotropy as isotropy
 from geometry import spectrum, svd
+from geometry.gauge import centred
 from geometry.registry import COUNTS as COUNTS
 from geometry.registry import METRICS as METRICS
 from geometry.registry import Measured as Measured
@@ -101,6 +102,14 @@ def _measure(x_ND: Array, functions: tuple[Metric, ...], places: tuple[int, ...]
 def effective_rank_percent(measured: Measured) -> Array:
     """Effective rank in percent of the number of columns D, 100 R / D."""
     return 100.0 * spectrum.effective_rank(measured.singular_values_D) / measured.x_ND.shape[1]
+
+
+@metric
+def alpha_req(measured: Measured) -> Array:
+    """Decay of the covariance's spectrum: minus the slope of ln(eigenvalue) on ln(index), from index 11 to half."""
+    centred_D = svd.singular_values(centred(measured.x_ND), "refined_gram")
+    largest = jnp.max(centred_D)
+    return spectrum.alpha_req(jnp.square(centred_D / jnp.where(largest == 0, 1.0, largest)))
 
 
 @count

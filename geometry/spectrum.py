@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from geometry.gauge import centred
-from geometry.registry import Measured, metric, metric_of
+from geometry.registry import metric_of
 from geometry.svd import METHODS as METHODS
 from geometry.svd import singular_values as singular_values
 
@@ -208,13 +207,6 @@ def alpha_req(eigenvalues_D: Array, first: int = 11, last: int | None = None) ->
     spread = jnp.sum(jnp.square(x_D))
     slope = jnp.sum(x_D * y_D) / jnp.where(spread > 0, spread, 1.0)
     return jnp.where((n >= 2) & ~jnp.any(jnp.isnan(t_D)), -slope, jnp.nan)
-
-
-@metric(name="alpha_req")
-def _covariance_decay(measured: Measured) -> Array:
-    """Decay of the covariance's spectrum: minus the slope of ln(eigenvalue) on ln(index), from index 11 to half."""
-    centred_D = singular_values(centred(measured.x_ND), "refined_gram")
-    return alpha_req(jnp.square(_over_largest(centred_D)))
 
 
 def _entropy(s_D: Array) -> Array:

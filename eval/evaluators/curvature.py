@@ -14,7 +14,7 @@ from eval.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.evaluators.loss import check_domain
-from eval.windows import Windows, in_domain, mean_loss
+from eval.windows import Windows, first_windows, mean_loss
 from olmo_jax.config import ModelConfig, require
 from olmo_jax.config.field import NOT_NEGATIVE, SEED, Role, at_least, setting
 from olmo_jax.config.validation import Settings, unique
@@ -74,25 +74,24 @@ class Curvature(Evaluator[CurvatureConfig]):
     def evaluations(self) -> list[Evaluation]:
         if not self.config.sequences:
             return []
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()}
-        return [Evaluation(self.kind, self.kind, self.text.text_settings | settings)]
+        return [Evaluation(self.kind, self.kind, self.text.text_settings | self.section_settings)]
 
     def check(self, data: EvalData) -> None:
         if self.config.sequences:
             for domain in self.config.domains:
                 check_domain(f"{self.key}.domains", domain, data)
-                read = self.text.domains
                 require(
-                    not read or domain in read,
+                    not self.text.domains or domain in self.text.domains,
                     f"{self.key}.domains",
                     domain,
-                    f"isn't among config.evaluation.domains = {', '.join(read)}, the text that is read; add it there",
+                    f"isn't among config.evaluation.domains = {', '.join(self.text.domains)}, the text that is read; "
+                    "add it there",
                 )
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         data, settings = models.eval_data, evaluation.settings
-        windows = [in_domain(data, settings["sequences"])]
-        windows += [in_domain(data, settings["sequences"], (domain,)) for domain in settings["domains"]]
+        windows = [first_windows(data, settings["sequences"])]
+        windows += [first_windows(data, settings["sequences"], (domain,)) for domain in settings["domains"]]
         numbers = settings["draws"], settings["lanczos_steps"]
         key = jax.random.key(settings["seed"])
         values = jax.device_get(_measure(data.shape.model, numbers, models.params_M, key, windows))

@@ -12,7 +12,7 @@ from eval import llc
 from eval.columns import Result
 from eval.eval_data import ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
-from eval.windows import Windows, in_domain, mean_loss
+from eval.windows import Windows, first_windows, mean_loss
 from olmo_jax.config import ModelConfig, require
 from olmo_jax.config.field import POSITIVES, SEED, Bound, Role, at_least, setting
 from olmo_jax.config.validation import Settings
@@ -72,6 +72,7 @@ class LearningCoefficient(Evaluator[LlcConfig]):
         Result("sound", "Whether no flag speaks against it, 1 or 0", "", "evaluation"),
         Result("r_hat", "R-hat of Gelman and Rubin over chains", "", "evaluation"),
         Result("diverged", "Chains that diverged and were left out", "chains", "evaluation"),
+        Result("negative", "Whether the chains found lower losses than that of the weights, 1 or 0", "", "evaluation"),
         Result("drift", "Whether its mean still drifts, 1 or 0", "", "evaluation"),
         Result("short", "Whether the chains were still moving away at the end, 1 or 0", "", "evaluation"),
         Result("pull", "What gamma holds back, in units of the coefficient", "", "evaluation"),
@@ -82,12 +83,11 @@ class LearningCoefficient(Evaluator[LlcConfig]):
     def evaluations(self) -> list[Evaluation]:
         if not self.config.chains:
             return []
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()}
-        return [Evaluation(self.kind, self.kind, self.text.text_settings | settings)]
+        return [Evaluation(self.kind, self.kind, self.text.text_settings | self.section_settings)]
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         data, settings = models.eval_data, evaluation.settings
-        windows = in_domain(data, settings["sequences"])
+        windows = first_windows(data, settings["sequences"])
         numbers = settings["batch_size"], settings["chains"], settings["steps"]
         grid = jnp.asarray(settings["epsilons"]), jnp.asarray(settings["gammas"])
         key = jax.random.key(settings["seed"])
@@ -121,11 +121,7 @@ def _measure(
             "coefficient": found.coefficient_EG[place],
             "standard_error": found.error_EG[place],
             "sound": flags.is_sound,
-            "r_hat": flags.r_hat,
-            "diverged": flags.diverged,
-            "drift": flags.drift,
-            "short": flags.short,
-            "pull": flags.pull,
+            **flags._asdict(),
             "epsilon": epsilons_E[found.epsilon],
             "gamma": gammas_G[found.gamma],
         }

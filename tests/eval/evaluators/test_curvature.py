@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eval.check import check_evaluation
+from eval.config import CurvatureConfig, EvalConfig
 from eval.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from eval.windows import Windows, mean_loss
 from olmo_jax import model
-from olmo_jax.config import ModelConfig
+from olmo_jax.config import ConfigError, ModelConfig
 
 SMALL = ModelConfig(vocab_size=12, d_model=4, n_layers=1, n_heads=2, d_ff=8)
 
@@ -64,3 +66,9 @@ def test_trace_and_top_eigenvalue_are_those_of_the_exact_hessian_in_float64(smal
     eta = 2 / found
     moved = [jax.tree.map(lambda w, g, s=s: w - s * eta * g, params, gradient) for s in (1 - 1 / 31, 1 + 1 / 31)]
     assert loss(moved[0]) < loss(params) <= loss(moved[1])
+
+
+def test_a_domain_of_which_no_text_is_read_is_refused_before_training(cohort, index):
+    config = EvalConfig(domains=("prose",), curvature=CurvatureConfig(sequences=4, domains=("code",)))
+    with pytest.raises(ConfigError, match="isn't among config.evaluation.domains = prose"):
+        check_evaluation(config, cohort, index)
