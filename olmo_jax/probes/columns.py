@@ -20,7 +20,7 @@ _TARGETS = {
     "embedding": "the embedding",
     "final_states": "the states after the final norm",
 }
-_ALIGNMENT = {
+ALIGNMENT = {
     "principal": "overlap of the principal subspaces of the final states and the unembedding, 0 to 1",
     "principal_z": "overlap of these principal subspaces, in standard deviations above that of random ones",
     "log_ratio": "log-alignment ratio of the unembedding with the final states, about 1/2 if they are independent",
@@ -41,9 +41,9 @@ def describe(name: str) -> Column | None:
         inner = describe(f"{target.removesuffix(SPREAD)}/{metric}")
         meaning = f"Standard deviation of {target.removesuffix(SPREAD)}/{metric} over the probe's sets of documents."
         return inner and Column(name, inner.kind, inner.unit, meaning, {**inner.of, "statistic": "spread"})
-    if target == "alignment" and metric in _ALIGNMENT:
+    if target == "alignment" and metric in ALIGNMENT:
         return Column(
-            name, "geometry", "", sentence("Alignment", _ALIGNMENT[metric]), {"target": target, "metric": metric}
+            name, "geometry", "", sentence("Alignment", ALIGNMENT[metric]), {"target": target, "metric": metric}
         )
     of = _target(target.removesuffix(SPECTRUM))
     if of is None:

@@ -30,12 +30,14 @@ class Increment(NamedTuple):
         NaN where it can't be computed.
       error_reduction: out-of-fold root mean squared error of the baseline minus that with the metric, in the target's
         units; NaN where the target is in logs.
+      baseline_r2: out-of-fold R2 of the baseline; below 0 where it predicts worse than the mean.
     """
 
     estimate: Estimate
     note: str
     variance_inflation: float = np.nan
     error_reduction: float = np.nan
+    baseline_r2: float = np.nan
 
 
 def baseline_columns(table: pd.DataFrame) -> list[str]:
@@ -112,6 +114,7 @@ def _increments(block: Block, baseline: Sequence[str], groups: str | None) -> Ca
     unit_E = np.where(is_wide(block.targets_NE), np.nan, block.targets_NE.std(axis=0))
     taken_CE = (np.sqrt(error_E) - np.sqrt(np.maximum(error_E - gain_CE, 0))) * unit_E
     # A standardised target has variance 1, so a share of it is a difference of R2.
+    r2_E = (1 - error_E).tolist()
     share_EC3 = [
         np.full((n_metrics, 3), np.nan) if constant else shares(gain_NCE[:, :, e].T, targets_NE[:, e], groups_N, DRAWS)
         for e, constant in enumerate(constant_X[n_metrics:])
@@ -127,11 +130,11 @@ def _increments(block: Block, baseline: Sequence[str], groups: str | None) -> Ca
         if explained:
             bound = np.nan if np.isnan(low) else 0.0
             note = f"the baseline explains the {explained[0]} completely, so the metric adds nothing"
-            return Increment(Estimate(0.0, bound, bound, np.nan, n), note, inflation, 0.0)
+            return Increment(Estimate(0.0, bound, bound, np.nan, n), note, inflation, 0.0, r2_E[j])
         p_value = float(p_CE[i, j])
         missing = [what for what, x in (("a p-value", p_value), ("an interval", low)) if np.isnan(x)]
         note = f"{n_groups} {what} are too few for {' or '.join(missing)}" if missing else ""
-        return Increment(Estimate(estimate, low, high, p_value, n), note, inflation, float(taken_CE[i, j]))
+        return Increment(Estimate(estimate, low, high, p_value, n), note, inflation, float(taken_CE[i, j]), r2_E[j])
 
     return of_pair
 

@@ -41,7 +41,8 @@ class Evidence:
 
     Attributes:
       rows: the last row of each finished run without intervention. matrices: unembeddings of some of these runs, of one
-        shape and norm. interventions: the table of a sweep that has some, or None.
+        shape and norm. interventions: the table of a sweep that has some, or None. outcomes: columns of `rows` that the
+        test of gain predicts.
     """
 
     rows: pd.DataFrame
@@ -61,9 +62,10 @@ class Evidence:
         cls, table: pd.DataFrame, matrices: Sequence[Unembedding], interventions: pd.DataFrame | None = None
     ) -> "Evidence":
         """Return the evidence of a table; its own interventions are used if no other table is given."""
-        own = has_interventions(table)
+        if interventions is None and has_interventions(table):
+            interventions = table
         rows = observational(table)
-        return cls(rows, matrices, table if interventions is None and own else interventions, gain.outcomes_of(rows))
+        return cls(rows, matrices, interventions, gain.outcomes_of(rows))
 
 
 def observational(table: pd.DataFrame) -> pd.DataFrame:

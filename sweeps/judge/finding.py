@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 PASS, FAIL, CANT_TELL = "pass", "fail", "can't tell"
+# Makes runs enough for every test but that of cause.
+SUITE = "olmo-jax run --config=paper:cpu,seeds=5 --workdir=DIR"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,10 @@ class Unembedding:
     w_VD: np.ndarray
     norm: str
 
+    def is_like(self, other: "Unembedding") -> bool:
+        """Return whether shape and norm are the same, so that one compiled program measures both."""
+        return (self.w_VD.shape, self.norm) == (other.w_VD.shape, other.norm)
+
 
 def unembeddings(workdir: epath.Path, runs: Sequence[str]) -> list[Unembedding]:
     """Return the unembeddings at the last checkpoints of runs, without padding; of runs that have one."""

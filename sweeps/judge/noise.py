@@ -4,10 +4,9 @@ import pandas as pd
 
 from sweeps.analysis.estimate import NotEstimableError
 from sweeps.analysis.seed_noise import intraclass
-from sweeps.judge.finding import Finding, by_limit, untold
+from sweeps.judge.finding import SUITE, Finding, by_limit, untold
 
 NAME = "noise"
-REMEDY = "olmo-jax run --config=paper:cpu,seeds=5 --workdir=DIR"
 
 
 def finding(column: str, rows: pd.DataFrame) -> Finding:
@@ -18,6 +17,7 @@ def finding(column: str, rows: pd.DataFrame) -> Finding:
     try:
         share = intraclass(rows, column)
     except NotEstimableError as error:
-        return untold(NAME, str(error), REMEDY if "seed" in str(error) else "")
+        runs = rows.groupby("configuration").size()
+        return untold(NAME, str(error), "" if len(runs) > 1 and runs.max() > 1 else SUITE)
     text = f"{share.estimate:.0%} of its variance is between configurations, the rest between seeds"
     return Finding(NAME, by_limit(share.low, share.high, 0.5), share.estimate, share.low, share.high, text)

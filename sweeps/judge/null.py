@@ -15,13 +15,12 @@ from scipy import stats
 
 from geometry.probe import summarize
 from geometry.svd import right_singular
-from sweeps.judge.finding import Finding, by_limit, untold
+from sweeps.judge.finding import SUITE, Finding, by_limit, untold
 from sweeps.judge.matrices import VARIANTS, Metrics, Unembedding, not_recomputed
 
 NAME = "null"
 Variant = Callable[[Array], Array]
 DRAWS = 39  # outside all of them: p = 2 / 40
-REMEDY = "olmo-jax run --config=paper:cpu,seeds=5 --workdir=DIR"
 _LEAST = 6  # runs: with 5, the interval of 5 of 5 reaches below a half
 _MOST_ROWS = 1024
 # Relative to the value: differences below it are rounding.
@@ -88,7 +87,7 @@ def _finding(value_R: np.ndarray, null_RKN: np.ndarray) -> Finding:
     text = f"it is outside the range of {compared} in {outside_R.sum()} of {len(outside_R)} runs{spectral}"
     verdict, remedy = by_limit(interval.low, interval.high, 0.5), ""
     if len(outside_R) < _LEAST:
-        text, remedy = f"{text}; a verdict takes {_LEAST} runs", REMEDY
+        text, remedy = f"{text}; a verdict takes {_LEAST} runs", SUITE
     return Finding(NAME, verdict, float(outside_R.mean()), float(interval.low), float(interval.high), text, remedy)
 
 

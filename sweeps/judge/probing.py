@@ -15,14 +15,14 @@ from olmo_jax.config import ProbeConfig, TargetConfig
 from olmo_jax.config.probe import ParametersConfig, TextsConfig
 from olmo_jax.console import progress, say
 from olmo_jax.data.prepare import prepare
+from olmo_jax.probes.columns import ALIGNMENT
 from olmo_jax.probes.geometry import make_probes, most_directions
 from olmo_jax.train import probe_documents
 from sweeps.planning.record import recorded_plan
 from sweeps.running.stages import data_root
 
 _CENTRED = "_centred"
-_TARGETS = r"(?P<target>unembedding|unembedding_gauge_fixed|embedding|final_states|layer_\d+)(?:_centred)?"
-_ALIGNMENT = ("principal", "principal_z", "log_ratio")
+_TARGETS = r"unembedding_gauge_fixed|(unembedding|embedding|final_states|layer_\d+)(_centred)?"
 _DIRECTIONS = 8  # compared by alignment, if the run's probe says nothing
 _MEMBERS = 8  # read at a time
 
@@ -31,7 +31,7 @@ def can_probe(column: str) -> bool:
     """Return whether a probe could measure this column of any run."""
     target, _, name = column.rpartition("/")
     if target == "alignment":
-        return name in _ALIGNMENT
+        return name in ALIGNMENT
     return name in METRICS and re.fullmatch(_TARGETS, target) is not None
 
 

@@ -62,15 +62,20 @@ def _metric_in(file: str) -> str:
     return new[0]
 
 
-def evidence(workdir: epath.Path, columns: Sequence[str], interventions: epath.Path | None = None) -> Evidence:
+def evidence(
+    workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str], interventions: epath.Path | None = None
+) -> Evidence:
     """Return what the metrics in these columns are judged by; metrics that a table lacks are computed from checkpoints.
 
+    Args:
+      table: that of the working directory. interventions: the working directory of a sweep that has some.
+
     Raises:
-      AnalysisError: no table, or one without interventions where some are expected.
+      AnalysisError: no table of interventions, or one without interventions where some are expected.
       MetricError: a metric of the unembedding that returns something other than a number, or fails on one.
       CheckpointError, DataError: a table lacks a metric, and checkpoints or data to compute it from are gone.
     """
-    table = _with_values(workdir, read_table(workdir), columns)
+    table = _with_values(workdir, table, columns)
     other = None
     if interventions is not None:
         other = _with_values(interventions, read_table(interventions), columns)
@@ -78,9 +83,7 @@ def evidence(workdir: epath.Path, columns: Sequence[str], interventions: epath.P
             raise AnalysisError(f"--interventions={interventions}: no finished run has an intervention")
     needed = any(split(column) for column in columns)
     matrices = unembeddings(workdir, _some_runs(observational(table))) if needed else []
-    first = matrices[:1]
-    same = [m for m in matrices if (m.w_VD.shape, m.norm) == (first[0].w_VD.shape, first[0].norm)]
-    return Evidence.of(table, same, other)
+    return Evidence.of(table, [m for m in matrices if m.is_like(matrices[0])], other)
 
 
 def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -47,7 +47,7 @@ def _carry_out(command: Command) -> int:
     columns = list(dict.fromkeys(columns))
     stages.keep_compiled(workdir)
     other = epath.Path(arguments.interventions) if arguments.interventions else None
-    cards = output.ranked(judge(columns, sweep.evidence(workdir, columns, other)))
+    cards = output.ranked(judge(columns, sweep.evidence(workdir, table, columns, other)))
     page = output.write(workdir, cards, command.text)
     if arguments.json:
         print(json.dumps([card.as_json() for card in cards]))

@@ -8,7 +8,7 @@ import pytest
 
 from geometry.probe import summarize
 from olmo_jax.errors import UserError
-from sweeps.judge import cause, gain, gauge, noise, null, output, sweep
+from sweeps.judge import cause, gain, gauge, noise, null, output, probing, sweep
 from sweeps.judge.card import Evidence, judge
 from sweeps.judge.finding import CANT_TELL, FAIL, PASS
 from sweeps.judge.matrices import Unembedding
@@ -138,6 +138,38 @@ def test_one_arm_cannot_show_a_cause():
     found = cause.finding(METRIC, table[table["config.intervention.polar_decay"] == 0])
     assert found.verdict == CANT_TELL
     assert "comparing slopes takes two or more" in found.text
+
+
+def test_a_smaller_error_of_a_prediction_worse_than_the_mean_is_no_gain():
+    """The outcome is noise, which a baseline of many settings predicts worse than its mean."""
+    rng = np.random.default_rng(3)
+    rows = suite("predictor", rng)
+    for i in range(30):
+        rows[f"config.optimizer.b{i}"] = np.repeat(rng.normal(size=36), 3)
+    outcome = rng.normal(size=len(rows))
+    rows = rows.assign(**{"lm_loss/out_of_domain": 10 + outcome, METRIC: outcome + rng.normal(0, 3, len(rows))})
+    found = gain.gains([METRIC], rows, OUTCOMES)
+    pair = found.by_pair[METRIC, OUTCOMES[0]]
+    assert pair.baseline_r2 + pair.estimate.estimate < 0
+    verdict = gain.finding(METRIC, found)
+    assert verdict.verdict == CANT_TELL
+    assert verdict.text == "no outcome is predicted better than by its mean"
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("unembedding_gauge_fixed/isoscore", True),
+        ("final_states_centred/isoscore", True),
+        ("layer_3/isoscore", True),
+        ("alignment/principal_z", True),
+        ("unembedding_gauge_fixed_centred/isoscore", False),
+        ("alignment/isoscore", False),
+        ("final_states/nothing", False),
+    ],
+)
+def test_only_what_a_probe_measures_is_probed(column, expected):
+    assert probing.can_probe(column) == expected
 
 
 def test_rows_without_a_setting_or_a_loss_are_kept():
