@@ -621,7 +621,7 @@ def test_integer_exponents_are_exact_and_bounded():
     assert _whole("1e999999") is None
 
 
-def test_judge_gives_a_card_and_says_what_is_lacking(finished, tmp_path, capsys):
+def test_judge_gives_a_card_and_says_what_is_lacking(finished, tmp_path, capsys, registry):
     mine = tmp_path / "mine.py"
     mine.write_text(
         "import jax.numpy as jnp\nfrom geometry.probe import metric\n\n"
