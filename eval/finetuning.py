@@ -30,7 +30,7 @@ from olmo_jax.step import State, init_member, member_step
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Settings):
-    """Continued training of a checkpoint, with a fresh optimiser and linear decay to 0.
+    """Continued training of a checkpoint by AdamW, whatever it was trained by, with linear decay to 0.
 
     Betas, eps and clipping are OptimizerConfig's defaults; z-loss and the set of decayed parameters are
     those of the run's training. Models, learning rates and seeds are the members of one cohort.
@@ -153,6 +153,7 @@ def finetune(
     Returns:
       The curve of each model, by (learning rate, seed). Raises StoppedError if `stop` returns True.
     """
+    shape = shape.with_config(optimizer=dataclasses.replace(shape.config.optimizer, name="adamw"))
     places = [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
     at_once = _places_at_once(shape, len(jax.tree.leaves(params_M)[0]), len(places))
     groups = [places[first : first + at_once] for first in range(0, len(places), at_once)]
@@ -204,7 +205,7 @@ def _together(
     models = len(jax.tree.leaves(params_M)[0])
     runs = [_run(config, shape, rate, seed) for rate, seed in places]
     hyper = jax.tree.map(lambda *xs: jnp.repeat(jnp.stack(xs), models), *map(optimizer.hyper, runs))
-    state = _initial(jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M))
+    state = _initial(jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M), shape.config.optimizer)
     plan = _plan(shape, models * len(places))
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
 
@@ -230,9 +231,9 @@ def _together(
     return {place: curves[p * models : (p + 1) * models] for p, place in enumerate(places)}
 
 
-@jax.jit
-def _initial(params_M: Any) -> State:
-    return jax.vmap(init_member)(params_M)
+@functools.partial(jax.jit, static_argnums=1)
+def _initial(params_M: Any, settings: OptimizerConfig) -> State:
+    return jax.vmap(lambda params: init_member(params, settings))(params_M)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "plan"), donate_argnames="state")

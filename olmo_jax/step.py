@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from olmo_jax import intervention, loss, model, optimizer
 from olmo_jax.cohort import Shape
-from olmo_jax.config import ModelConfig
+from olmo_jax.config import ModelConfig, OptimizerConfig
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution import sharding
 from olmo_jax.execution.plan import ExecutionPlan
@@ -51,9 +51,9 @@ class Metrics(NamedTuple):
     learning_rate: Array
 
 
-def init_member(params: Any) -> State:
-    """Return the state of a member before its first step, from its parameters."""
-    return State(params, optimizer.init(params), jnp.int32(0), jnp.int32(-1), jnp.int32(0))
+def init_member(params: Any, config: OptimizerConfig) -> State:
+    """Return the state of a member before its first step, from its parameters and the static optimiser settings."""
+    return State(params, optimizer.init(params, config), jnp.int32(0), jnp.int32(-1), jnp.int32(0))
 
 
 def member_step(
@@ -81,16 +81,26 @@ def member_step(
     dropout_key = jax.random.fold_in(jax.random.key(h.dropout_seed), state.step) if shape.model.dropout else None
     arm = h.intervention
     kept = intervention.projections(arm, state.params)
-    batch_gradients = functools.partial(_gradients, shape, plan, mesh, arm, kept.backward_DD, state.params)
-    if plan.microbatches == 1:
-        entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
-    else:
-        entropy, gradients = _averaged(batch_gradients, tokens_BL, dropout_key, plan.microbatches)
-    gradients = intervention.masked_gradients(arm, shape.model, gradients)
+
+    def gradients_at(params: Any) -> tuple[Array, Any]:
+        batch_gradients = functools.partial(_gradients, shape, plan, mesh, arm, kept.backward_DD, params)
+        if plan.microbatches == 1:
+            entropy, gradients = batch_gradients(tokens_BL, dropout_key, weights_BL)
+        else:
+            entropy, gradients = _averaged(batch_gradients, tokens_BL, dropout_key, plan.microbatches)
+        return entropy, intervention.masked_gradients(arm, shape.model, gradients)
+
+    entropy, gradients = gradients_at(state.params)
+    if h.sam_rho is not None:
+        gradients = jax.lax.cond(
+            h.sam_rho > 0,
+            lambda: gradients_at(_ascended(state.params, gradients, h.sam_rho))[1],
+            lambda: gradients,
+        )
     rate = optimizer.learning_rate(h, state.step + 1)
     settings = shape.config.optimizer
-    adamw = optimizer.adamw(h, rate, settings.decay_embeddings, settings.decay_norms)
-    updates, moments = adamw.update(gradients, state.moments, state.params)
+    rule = optimizer.update_rule(h, rate, settings)
+    updates, moments = rule.update(gradients, state.moments, state.params)
     decay = h.weight_decay if settings.decay_embeddings else 0.0
     updates = intervention.head_updates(arm, kept.update_DD, decay, rate, state.params, updates)
     params = optax.apply_updates(state.params, updates)
@@ -110,6 +120,13 @@ def member_step(
     )
     logged = (jnp.where(updated, x, jnp.nan) for x in (entropy, grad_norm, rate))
     return new, Metrics(*logged)
+
+
+def _ascended(params: Any, gradients: Any, rho: Array) -> Any:
+    """Return the parameters plus rho times the unit vector of the gradient (Foret et al., arXiv 2010.01412, eq. 2)."""
+    length = optax.tree.norm(gradients)
+    scale = jnp.where(length > 0, rho / jnp.where(length > 0, length, 1.0), 0.0)
+    return jax.tree.map(lambda w, g: w + (scale * g).astype(w.dtype), params, gradients)
 
 
 def _gradients(
@@ -173,16 +190,17 @@ def _select(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
+@functools.cache
 def params_structs(config: ModelConfig) -> Any:
     """Return the shapes and dtypes of one model's parameters."""
-    return _structs(config).params
+    return jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
 
 
 def member_structs(shape: Shape) -> State:
     """Return the shapes and dtypes of one member's state."""
-    return _structs(shape.model)
+    return _structs(shape.model, shape.config.optimizer)
 
 
 @functools.cache
-def _structs(config: ModelConfig) -> State:
-    return jax.eval_shape(lambda: init_member(model.init(config, jax.random.key(0))))
+def _structs(config: ModelConfig, settings: OptimizerConfig) -> State:
+    return jax.eval_shape(lambda params: init_member(params, settings), params_structs(config))

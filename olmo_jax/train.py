@@ -79,7 +79,7 @@ def train_cohort(
                 members = [runs[i] for i in places]
                 padded = sharding.pad(places, mesh)
                 with _open_log(workdir, members, step) as log:
-                    clock = Clock(log, shape, len(members), mesh.size, step)
+                    clock = Clock(log, shape, members, mesh.size, step)
                     program = programs.compile_steps(shape, members, mesh, plan, load_batches.table)
                     clock.event("compile", step)
                     if step == 0:

@@ -5,7 +5,7 @@ from olmo_jax.config.data import ArithmeticConfig, DataConfig
 from olmo_jax.config.intervention import InterventionConfig
 from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.probe import ParametersConfig, ProbeConfig, TargetConfig, TextsConfig
-from olmo_jax.config.train import SCHEDULES, CheckpointConfig, MeshConfig, OptimizerConfig, TrainConfig
+from olmo_jax.config.train import DECAY_SHAPES, SCHEDULES, CheckpointConfig, MeshConfig, OptimizerConfig, TrainConfig
 from olmo_jax.config.validation import (
     ConfigError,
     folder_name,
@@ -17,6 +17,7 @@ from olmo_jax.config.validation import (
 )
 
 __all__ = [
+    "DECAY_SHAPES",
     "SCHEDULES",
     "ArithmeticConfig",
     "CheckpointConfig",

@@ -21,13 +21,23 @@ from olmo_jax.config.model import ModelConfig
 from olmo_jax.config.probe import ProbeConfig
 from olmo_jax.config.validation import Settings, folder_name, require
 
-SCHEDULES = ("cosine", "linear")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "linear", "wsd")
+DECAY_SHAPES = ("linear", "sqrt")
 _DEVICES = Bound("> 0", "needs a positive number of devices", lambda count: count > 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    """AdamW, gradient clipping and the learning-rate schedule."""
+    """The optimiser, gradient clipping and the learning-rate schedule."""
+
+    name: str = setting(
+        "adamw",
+        Role.STATIC,
+        'The update rule: "adamw", or "muon" for the matrices of the blocks and AdamW for everything else. Muon\'s '
+        "updates are scaled to the size of AdamW's, so that both take the same learning rates and weight decays.",
+        bound=choice(*OPTIMIZERS),
+    )
 
     learning_rate: float = setting(3e-4, Role.TRACED, "Peak of the learning rate.", bound=POSITIVE)
     weight_decay: float = setting(
@@ -51,9 +61,44 @@ class OptimizerConfig(Settings):
     schedule: str = setting(
         "cosine",
         Role.TRACED,
-        'Shape of the decay from the peak: "cosine" (OLMo\'s) or "linear".',
+        'Shape of the decay from the peak: "cosine" (OLMo\'s), "linear", or "wsd" (warm-up, stable, decay), which '
+        "stays at the peak until the last decay_fraction of the steps.",
         bound=choice(*SCHEDULES),
     )
+    decay_fraction: float = setting(
+        0.1,
+        Role.TRACED,
+        'Share of all steps over which the rate of "wsd" decays, at the end; 0: it stays at the peak.',
+        bound=SHARE,
+        unit="share",
+    )
+    decay_shape: str = setting(
+        "linear",
+        Role.TRACED,
+        'How the rate of "wsd" decays: "linear", or "sqrt" as 1 - sqrt(x), with x the share of the decay that is done.',
+        bound=choice(*DECAY_SHAPES),
+    )
+    sam_rho: float = setting(
+        0.0,
+        Role.TRACED,
+        "Sharpness-aware minimisation: the gradient is that at the parameters plus this times the gradient's direction "
+        "(of norm 1 over all parameters), for which each step computes a second gradient. 0: not used.",
+        bound=NOT_NEGATIVE,
+    )
+    embedding_rate: float = setting(
+        1.0,
+        Role.TRACED,
+        "Factor of the learning rate of the embedding and of learned positions, which their weight decay is multiplied "
+        "by too; the unembedding has intervention.head_rate.",
+        bound=NOT_NEGATIVE,
+    )
+    block_rate: float = setting(
+        1.0,
+        Role.TRACED,
+        "Factor of the learning rate of the blocks and the final norm, which their weight decay is multiplied by too.",
+        bound=NOT_NEGATIVE,
+    )
+    muon_beta: float = setting(0.95, Role.TRACED, "Muon's decay of the momentum.", bound=BELOW_ONE)
     decay_embeddings: bool = setting(
         True, Role.STATIC, "Weight decay applies to the embedding, the unembedding and learned positions."
     )
@@ -66,6 +111,23 @@ class OptimizerConfig(Settings):
         "Weight of the squared log-partition added to the loss; 0 for none.",
         bound=NOT_NEGATIVE,
     )
+
+    def check_fields(self, at: str) -> None:
+        # What would silently do nothing is refused.
+        for key, needed, value in (
+            ("decay_fraction", "schedule", "wsd"),
+            ("decay_shape", "schedule", "wsd"),
+            ("muon_beta", "name", "muon"),
+        ):
+            require(
+                getattr(self, needed) == value or getattr(self, key) == _OPTIMIZER_DEFAULTS[key],
+                f"{at}.{key}",
+                getattr(self, key),
+                f"has no effect without {at}.{needed} = {value!r}; set that, or leave this out",
+            )
+
+
+_OPTIMIZER_DEFAULTS = {field.name: field.default for field in dataclasses.fields(OptimizerConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +234,11 @@ class TrainConfig(Settings):
     def warmup_steps(self) -> int:
         return round(self.optimizer.warmup_fraction * self.total_steps)
 
+    @property
+    def decay_steps(self) -> int:
+        """The steps at the end over which the rate of the schedule "wsd" decays."""
+        return round(self.optimizer.decay_fraction * self.total_steps)
+
     def check_fields(self, at: str) -> None:
         folder_name(self.name, f"{at}.name")
         check_intervention(self, at)
@@ -186,6 +253,13 @@ class TrainConfig(Settings):
             f"{at}.tokens",
             self.tokens,
             f"is {self.total_steps} steps of {self.tokens_per_step} tokens; fewer than 2^31 can be counted",
+        )
+        require(
+            self.optimizer.schedule != "wsd" or not self.optimizer.decay_fraction or self.decay_steps >= 1,
+            f"{at}.optimizer.decay_fraction",
+            self.optimizer.decay_fraction,
+            f"leaves none of {self.total_steps} steps to decay over; raise it to 1 / {self.total_steps} or more, or "
+            "set it to 0 for a rate that stays at the peak",
         )
         require(
             self.data.sequence_length <= self.model.context_length,

@@ -1,6 +1,7 @@
 """Floating-point operations of training, by formula: a multiplication and an addition count as two."""
 
 from olmo_jax.config.model import ModelConfig
+from olmo_jax.config.train import TrainConfig
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -39,3 +40,10 @@ def train_step(config: ModelConfig, sequences: int, length: int, pairs: int | No
     Recomputation isn't counted.
     """
     return 3 * forward(config, sequences, length, pairs, last)
+
+
+def run_step(config: TrainConfig) -> int:
+    """Return the FLOPs of one step of a run: train_step, twice for sharpness-aware minimisation."""
+    data = config.data
+    step = train_step(config.model, data.batch_size, data.sequence_length, last=data.is_arithmetic)
+    return step * (2 if config.optimizer.sam_rho else 1)

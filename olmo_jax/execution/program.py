@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmo_jax import intervention, model, optimizer
 from olmo_jax.cohort import Run, Shape
-from olmo_jax.config import ModelConfig
+from olmo_jax.config import ModelConfig, OptimizerConfig
 from olmo_jax.data import batches
 from olmo_jax.execution import sharding
 from olmo_jax.execution.members import over_members
@@ -41,7 +41,7 @@ class Program(NamedTuple):
 
 def stack_hyper(runs: Sequence[Run], size: int) -> Hyper:
     """Return the members' hyper-parameters, stacked to `size`; inert members repeat the last run's with 0 steps."""
-    present = intervention.kinds(run.config for run in runs)
+    present = optimizer.options(run.config for run in runs)
     members = [optimizer.hyper(run.config, present) for run in runs]
     members += [members[-1]._replace(total_steps=np.int32(0))] * (size - len(runs))
     return jax.tree.map(lambda *xs: np.stack(xs), *members)
@@ -55,12 +55,13 @@ def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
     ranks_M = np.asarray(sharding.pad([run.config.intervention.head_rank for run in runs], mesh), np.int32)
     shardings = sharding.stack_shardings(mesh, stack_structs(shape, len(seeds_M)), shape.config.mesh.fsdp)
-    return jax.jit(_initial, static_argnums=0, out_shardings=shardings)(shape.model, seeds_M, ranks_M)
+    initial = jax.jit(_initial, static_argnums=(0, 1), out_shardings=shardings)
+    return initial(shape.model, shape.config.optimizer, seeds_M, ranks_M)
 
 
-def _initial(config: ModelConfig, seeds_M: Array, ranks_M: Array) -> State:
+def _initial(config: ModelConfig, settings: OptimizerConfig, seeds_M: Array, ranks_M: Array) -> State:
     def one(seed: Array, rank: Array) -> State:
-        return init_member(intervention.first_params(model.init(config, jax.random.key(seed)), rank))
+        return init_member(intervention.first_params(model.init(config, jax.random.key(seed)), rank), settings)
 
     return jax.vmap(one)(seeds_M, ranks_M)
 

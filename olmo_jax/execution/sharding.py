@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
         PartitionSpec(None),
     ),
     (r"attention/(query|key)_head_norm/(scale|bias)$", PartitionSpec(None)),
-    (r"(count|step|diverged_at|reason)$", PartitionSpec()),
+    (r"(count|step|diverged_at|reason|ns_coeffs)$", PartitionSpec()),
 )
 
 BATCH = PartitionSpec("member", "data", None)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from olmo_jax.cohort import Shape
+from olmo_jax.cohort import Run, Shape
 from olmo_jax.execution import flops
 from olmo_jax.logs.metrics import MetricsLog
 
@@ -42,11 +42,12 @@ class Clock:
 
     Each row has an event ("compile", "steps", "probe" or "checkpoint"), the step at which it ended, and seconds. Rows
     of "steps" also have tokens_per_second over all members, step_seconds, data_seconds (which may overlap with the
-    device's work on earlier steps) and mfu: the FLOP/s of flops.train_step divided by the devices' matmul peak.
+    device's work on earlier steps) and mfu: the FLOP/s of flops.run_step divided by the devices' matmul peak.
     """
 
-    def __init__(self, log: MetricsLog, shape: Shape, members: int, devices: int, step: int):
-        self._log, self._shape, self._members = log, shape, members
+    def __init__(self, log: MetricsLog, shape: Shape, members: Sequence[Run], devices: int, step: int):
+        self._log, self._tokens = log, shape.tokens_per_step * len(members)
+        self._flops = sum(flops.run_step(run.config) for run in members)
         # A CPU's virtual devices are all the same one.
         self._peak = matmul_peak(shape.model.compute_dtype) * (1 if jax.default_backend() == "cpu" else devices)
         self._last, self._step, self._waited = time.monotonic(), step, 0.0
@@ -76,11 +77,8 @@ class Clock:
         self._last, self._step = now, step
 
     def _steps_fields(self, steps: int, seconds: float) -> dict[str, float]:
-        shape = self._shape
-        rate = steps * self._members * shape.tokens_per_step / seconds
-        size = shape.batch_size, shape.sequence_length
-        work = steps * self._members * flops.train_step(shape.model, *size, last=shape.arithmetic)
-        mfu = work / seconds / self._peak
+        rate = steps * self._tokens / seconds
+        mfu = steps * self._flops / seconds / self._peak
         self._spent["steps"] += seconds
         probes = self._spent["probe"] / (self._spent["probe"] + self._spent["steps"])
         probe_share = f", probes {probes:.0%} of the time" if probes else ""

@@ -53,10 +53,8 @@ def _total_weight_decay(optimizer: OptimizerConfig, steps: int) -> float:
 
 
 def run_flops(config: TrainConfig) -> float:
-    """Return the FLOPs of a whole run, by formula (flops.train_step)."""
-    size = config.data.batch_size, config.data.sequence_length
-    step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
-    return float(step) * config.total_steps
+    """Return the FLOPs of a whole run, by formula (flops.run_step)."""
+    return float(flops.run_step(config)) * config.total_steps
 
 
 def checkpoint_bytes(cohort: Cohort) -> float:

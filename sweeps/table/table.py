@@ -123,15 +123,13 @@ def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> l
     }
 
     verdicts = _verdicts(workdir, run) if config.imported else {}
-    size = config.data.batch_size, config.data.sequence_length
-    flops_per_step = flops.train_step(config.model, *size, last=config.data.is_arithmetic)
 
     def trained(step: int) -> dict[str, Any]:
         if config.imported:  # only what its publisher states is known
             return {"tokens": metrics.get(step, {}).get("tokens")} | verdicts.get(step, {})
         return {
             "tokens": step * config.tokens_per_step,
-            "training_flops": float(flops_per_step) * step,
+            "training_flops": float(flops.run_step(config)) * step,
             "weight_decay_dose": cumulative_weight_decay(config, step),
         }
 

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import roofline
 from benchmarks.roofline import SHAPES, Shape
 from olmo_jax import optimizer
+from olmo_jax.config import OptimizerConfig
 from olmo_jax.execution import flops
 from olmo_jax.optimizer import Hyper
 
@@ -40,15 +41,15 @@ def test_optimiser_bytes_match_its_compiled_update():
     """One matrix of two members, updated and kept only if the new one is finite, as in cohort.member_step."""
 
     def update(params, moments, gradients, h):
-        adamw = optimizer.adamw(h, optimizer.learning_rate(h, 3), True, True)
-        updates, new_moments = adamw.update(gradients, moments, params)
+        rule = optimizer.update_rule(h, optimizer.learning_rate(h, 3), OptimizerConfig())
+        updates, new_moments = rule.update(gradients, moments, params)
         new = optax.apply_updates(params, updates)
         finite = jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(new))
         keep = functools.partial(jax.tree.map, functools.partial(jnp.where, finite))
         return keep(new, params), keep(new_moments, moments)
 
     params = {"w": jax.ShapeDtypeStruct((2, 256, 256), jnp.float32)}
-    moments = jax.eval_shape(jax.vmap(optimizer.init), params)
+    moments = jax.eval_shape(jax.vmap(lambda p: optimizer.init(p, OptimizerConfig())), params)
     hyper = Hyper(*(jax.ShapeDtypeStruct((2,), jnp.float32) for _ in Hyper._fields))
     compiled = jax.jit(jax.vmap(update), donate_argnums=(0, 1)).lower(params, moments, params, hyper).compile()
     moved = compiled.cost_analysis()["bytes accessed"] / (2 * 256 * 256)

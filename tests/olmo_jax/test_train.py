@@ -129,6 +129,33 @@ def test_several_steps_per_call_are_bit_equal_with_and_without_a_stop(cohort, tr
         chex.assert_trees_all_equal(load_run(workdir, run.id)[1], load_run(trained, run.id)[1])
 
 
+@pytest.fixture(scope="module")
+def options(tiny, index, vary):
+    """Muon, sharpness-aware minimisation in one of two members, and warm-up, stable, decay."""
+    base = vary(step_by_step(tiny), {"optimizer.name": "muon", "optimizer.schedule": "wsd"})
+    base = vary(base, {"optimizer.decay_fraction": 0.5, "optimizer.decay_shape": "sqrt"})
+    runs = [Run(f"rho{rho}", vary(base, {"optimizer.sam_rho": rho})) for rho in (0.0, 0.1)]
+    return Cohort(shape_of(base, index.fingerprint), tuple(runs))
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+def test_other_optimisers_resume_too(options, index, tmp_path, mesh):
+    straight, stopped = epath.Path(tmp_path / "a"), epath.Path(tmp_path / "b")
+    assert train(straight, options, index)
+    assert not train(stopped, options, index, stopper(6))
+    resumed = Cohort(options.shape.with_config(mesh=MeshConfig(*mesh)), options.runs)
+    assert train(stopped, resumed, index)
+    for run in options.runs:
+        expected, params = (load_run(workdir, run.id)[1] for workdir in (straight, stopped))
+        if mesh == (1, 1, 1):
+            chex.assert_trees_all_equal(params, expected)
+            assert metrics_of(stopped, run.id) == metrics_of(straight, run.id)
+        else:
+            chex.assert_trees_all_close(params, expected, rtol=2e-3, atol=2e-4)
+    first, last = (load_run(straight, run.id)[1]["unembedding"] for run in options.runs)
+    assert np.abs(first - last).max() > 1e-4  # rho reached its member
+
+
 def test_timings_record_each_activity(trained):
     rows = read_jsonl(trained / "runs" / "run0" / "timings.jsonl")
     assert collections.Counter(row["event"] for row in rows)["compile"] == 2

@@ -12,7 +12,7 @@ The argument is a scale, then options, all separated by commas:
     norm=KIND      layer, without parameters as in OLMo-1; or rms, with a scale as in DataDecide
     lr=RULE        peak by size and budget: fixed, ladder or neighbours (sizes.py)
     lr_rule=RULE   learning rate by batch size: fixed, sqrt or linear
-    schedule=NAME  shape of the way down from the peak: cosine or linear
+    schedule=NAME  shape of the way down from the peak: cosine, linear or wsd
     quantize=SET   channel, one scale per output; group128, per 128 inputs (see GroupsConfig); or both, channel+group128
     items=TASK     also fine-tune on the training items of a task, such as arc_easy
     vocabulary=V   size of the tokenizer and of the models' vocabulary

@@ -78,7 +78,8 @@ def test_model_fields_are_static_and_optimizer_numbers_are_traced():
     roles = {key: declared(field).role for key, field, _ in settings(TrainConfig())}
     assert {role for key, role in roles.items() if key.startswith("model.")} == {Role.STATIC}
     traced = {key for key, role in roles.items() if role is Role.TRACED}
-    static = {"optimizer.decay_embeddings", "optimizer.decay_norms", "optimizer.z_loss", "intervention.penalty_metric"}
+    static = {f"optimizer.{name}" for name in ("name", "decay_embeddings", "decay_norms", "z_loss")}
+    static |= {"intervention.penalty_metric"}
     numbers = {f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)}
     numbers |= {f"intervention.{field.name}" for field in dataclasses.fields(InterventionConfig)}
     assert traced == numbers - static | {"tokens", "data.arithmetic.train_fraction"}

@@ -20,8 +20,8 @@ def test_reference_sections_are_those_of_a_sweep():
 @pytest.mark.parametrize(
     "part, first, count",
     [
-        ("train.optimizer", "config.train.optimizer: AdamW, gradient clipping", 1),
-        ("optimizer", "config.train.optimizer: AdamW, gradient clipping", 1),
+        ("train.optimizer", "config.train.optimizer: The optimiser, gradient clipping", 1),
+        ("optimizer", "config.train.optimizer: The optimiser, gradient clipping", 1),
         ("config.train.probe", "config.train.probe: Geometry measured during training", 7),
         ("weight_decay", "config.train.optimizer", 2),
     ],

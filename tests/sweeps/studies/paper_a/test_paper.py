@@ -254,7 +254,7 @@ def test_a_users_text_replaces_the_built_in_corpus():
         ("cpu,corpus,other=a.txt", "needs text=GLOB"),
         ("cpu,other=a.txt", "is the text of the option corpus"),
         ("cpu,sizes=heads", "no sizes=heads; choices: head, blocks"),
-        ("cpu,schedule=wsd", "no schedule=wsd; choices: cosine, linear"),
+        ("cpu,schedule=step", "no schedule=step; choices: cosine, linear, wsd"),
         ("cpu,pair_seeds=3", "add one of them"),
         ("paper,vocabulary=100278", "vocabulary of 100,278 gives 4m 6.9M parameters with the head.*sizes=blocks"),
     ],
