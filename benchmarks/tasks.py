@@ -28,8 +28,8 @@ from olmo_jax.data.shards import TokenIndex
 from olmo_jax.data.sources import task_items
 from olmo_jax.data.tokenizer import Tokenizer
 from olmo_jax.errors import UserError
+from olmo_jax.storage.run_files import data_root
 from sweeps.planning.record import recorded_plan
-from sweeps.running.stages import data_root
 
 
 def stacks(workdir: epath.Path) -> Iterator[ModelBatch]:

@@ -219,6 +219,30 @@ def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> t
     return config, params
 
 
+def load_state(workdir: epath.PathLike, run_id: str, step: int, like: State) -> State:
+    """Return one run's whole state at a checkpoint (numpy arrays), whose structure and shapes are those of `like`.
+
+    Raises CheckpointError if there is no such checkpoint, if it has no moments, or if it doesn't fit.
+    """
+    _, path, index_by_step = _find(workdir, run_id)
+    place = path / str(step)
+    if step not in index_by_step:
+        raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint at step {step}")
+    if not (place / "moments").exists():
+        raise CheckpointError(f"{place}: has parameters alone, and no moments of an optimiser")
+    index = index_by_step[step]
+    stored = {"params": _read_member(path, step, index)} | _read_member(path, step, index, "moments")
+    arrays = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(stored)}
+
+    def array(at: Any, expected: Any) -> np.ndarray:
+        name = sharding.path_name(at)
+        if name not in arrays or arrays[name].shape != expected.shape:
+            raise CheckpointError(f"{place}: {name} is missing or of another shape than {expected.shape}")
+        return arrays[name]
+
+    return jax.tree_util.tree_map_with_path(array, like)
+
+
 def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: bool = False) -> None:
     """Raise CheckpointError unless the parameters of a model or stack have the shapes that a configuration implies."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from olmo_jax.config import ModelConfig, TrainConfig
+from olmo_jax.config import BranchConfig, ModelConfig, TrainConfig
 from olmo_jax.config.field import Role, reset
 from olmo_jax.config.identity import digest, first_fields, identity_fields
 from olmo_jax.data.sources import arithmetic
@@ -47,6 +47,11 @@ class Shape:
         return self.config.tokens_per_step
 
     @property
+    def start_step(self) -> int:
+        """Return the step that training starts after: 0, or that of the parents' checkpoints."""
+        return self.config.branch.start_step
+
+    @property
     def window_stride(self) -> int:
         """Return the tokens between the starts of consecutive windows: text windows share one, equations end in eos."""
         return arithmetic.STRIDE if self.arithmetic else self.sequence_length
@@ -61,7 +66,8 @@ class Shape:
         config = reset(self.config, Role.OBSERVATION, Role.EXECUTION)
         fsdp = dataclasses.replace(config.mesh, fsdp=self.config.mesh.fsdp)
         data = dataclasses.replace(config.data, train_domains=())
-        return Shape(dataclasses.replace(config, mesh=fsdp, data=data), "", "", self.arithmetic)
+        config = dataclasses.replace(config, mesh=fsdp, data=data, branch=BranchConfig())
+        return Shape(config, "", "", self.arithmetic)
 
     @property
     def cohort_key(self) -> "Shape":
@@ -141,9 +147,9 @@ def _identity(shape: Shape) -> dict[str, Any]:
 def checkpoint_steps(cohort: Cohort) -> set[int]:
     """Return the steps of the configured checkpoints; a stop adds one, which is deleted when the cohort is done."""
     ends, config = cohort.segment_ends, cohort.shape.config.checkpoint
-    steps = set(ends)
+    steps = {step for step in config.at if step < ends[-1]}
     if config.every:
         steps |= set(range(config.every, ends[-1], config.every))
     if config.log_spaced:
         steps |= {round(s) for end in ends for s in np.geomspace(1, end, config.log_spaced)}
-    return steps
+    return {step for step in steps if step > cohort.shape.start_step} | set(ends)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from olmo_jax import branch
 from olmo_jax import cohort as cohorts
 from olmo_jax.checkpoint import CheckpointError, Checkpoints, directory, open_checkpoints
 from olmo_jax.cohort import Cohort, Run, Shape
@@ -64,7 +65,7 @@ def train_cohort(
 
     with open_checkpoints(directory(workdir, cohort.folder)) as checkpoints:
         # Resume from the last valid checkpoint. The last one of a segment still holds the members that end there.
-        step, state = _resume(workdir, cohort, checkpoints, mesh)
+        step, state, fresh = _resume(workdir, cohort, checkpoints, mesh)
         places = cohort.active(step)
         _tidy(checkpoints, cohort, step, due)
         write_statuses(workdir, [runs[i] for i in places], state, step)
@@ -72,21 +73,25 @@ def train_cohort(
         stopped = False
 
         with progress(f"train {cohort.folder} ({len(runs)} runs)", total, step) as report:
-            for end in (e for e in cohort.segment_ends if e > step):
+            for end in (e for e in cohort.segment_ends if e > step or fresh):
                 remaining = cohort.active(end)
                 state = programs.pick(state, [places.index(i) for i in remaining], mesh, shape.config.mesh.fsdp)
                 places = remaining
                 members = [runs[i] for i in places]
                 padded = sharding.pad(places, mesh)
-                with _open_log(workdir, members, step) as log:
+                with _open_log(workdir, members, step, shape.start_step, fresh) as log:
                     clock = Clock(log, shape, members, mesh.size, step)
-                    program = programs.compile_steps(shape, members, mesh, plan, load_batches.table)
-                    clock.event("compile", step)
-                    if step == 0:
-                        log.later([{"step": 0, "tokens": 0}], {})
+                    if step < end:
+                        program = programs.compile_steps(shape, members, mesh, plan, load_batches.table)
+                        clock.event("compile", step)
+                    if fresh:
+                        log.later([{"step": step, "tokens": step * shape.tokens_per_step}], {})
                         for probe in probes.values():
                             log.also(jax.block_until_ready(probe(state.params, padded)))
                         clock.event("probe", step)
+                        if step in due:  # branches that take no step end where they start
+                            _save(workdir, cohort, checkpoints, log, members, state, step, due, owned)
+                        fresh = False
                     while step < end and not stopped:
                         trace.at(step)
                         last = _next_stop(step, plan.steps_per_call, {end, *due, *trace.steps}, probes)
@@ -120,8 +125,8 @@ def train_cohort(
 
 def _resume(
     workdir: epath.Path, cohort: Cohort, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
-) -> tuple[int, State]:
-    """Return step and state of the last valid checkpoint that the members' metrics reach, or of the start.
+) -> tuple[int, State, bool]:
+    """Return step and state of the last valid checkpoint that the members' metrics reach, or of the start and True.
 
     Later checkpoints are set aside with a warning. Raises CheckpointError if there are checkpoints and none is valid:
     starting over would lose the whole training, and the user may have a copy.
@@ -136,14 +141,15 @@ def _resume(
             continue
         for later, reason in broken.items():
             say(f"{reason}; set aside as {checkpoints.set_aside(later)}; training resumes from step {step}")
-        return step, state
+        return step, state, False
     if broken:
         folder = directory(workdir, cohort.folder).parent
         raise CheckpointError(
             f"none of {len(broken)} checkpoints can be resumed from: {broken[max(broken)]}; put it back from a copy, "
             f"or move {folder} away to train these runs from the start"
         )
-    return 0, programs.initial_state(shape, cohort.runs, mesh)
+    state = programs.initial_state(shape, cohort.runs, mesh)
+    return shape.start_step, branch.with_parents(workdir, cohort, state, mesh), True
 
 
 def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
@@ -151,7 +157,7 @@ def _check_metrics(workdir: epath.Path, cohort: Cohort, step: int) -> None:
     failure = None
     try:
         for i in cohort.active(step):
-            check_rows(workdir / "runs" / cohort.runs[i].id, step)
+            check_rows(workdir / "runs" / cohort.runs[i].id, step, cohort.shape.start_step)
     except MetricsError as error:
         failure = error
     if processes.any_process(failure is not None):
@@ -259,10 +265,10 @@ def _save(
     write_statuses(workdir, members, state, step)
 
 
-def _open_log(workdir: epath.Path, members: Sequence[Run], step: int) -> MetricsLog:
+def _open_log(workdir: epath.Path, members: Sequence[Run], step: int, first: int, fresh: bool) -> MetricsLog:
     directories = [workdir / "runs" / run.id for run in members] if processes.is_first() else []
     for path in directories:
-        resume_at(path, step if step else -1)
+        resume_at(path, first - 1 if fresh else step, first)
     return MetricsLog(directories, [writers(run.config, d, step) for run, d in zip(members, directories, strict=False)])
 
 

@@ -1,5 +1,6 @@
 """The configuration of one run: frozen dataclasses, checked once, at the start (see validation.py)."""
 
+from olmo_jax.config.branch import BranchConfig
 from olmo_jax.config.compute import ComputeConfig
 from olmo_jax.config.data import ArithmeticConfig, DataConfig
 from olmo_jax.config.intervention import InterventionConfig
@@ -20,6 +21,7 @@ __all__ = [
     "DECAY_SHAPES",
     "SCHEDULES",
     "ArithmeticConfig",
+    "BranchConfig",
     "CheckpointConfig",
     "ComputeConfig",
     "ConfigError",

@@ -20,10 +20,10 @@ class Role(enum.StrEnum):
     """What a field decides.
 
     STATIC: the same for all members of a cohort, whose program is compiled for it. TRACED: a number of one member, an
-    argument of the program. SEED: a seed of a member's random numbers. DATA: which text there is; it enters a run's
-    identity by the fingerprint of the prepared data. PLACE: names and locations. OBSERVATION:
-    what is measured and kept, and when. EXECUTION: how and on what a step is carried out; results agree within
-    rounding.
+    argument of the program. SEED: a seed of a member's random numbers. DATA: which text there is, which enters a run's
+    identity by the fingerprint of the prepared data, and which parameters a run starts from. PLACE: names and
+    locations. OBSERVATION: what is measured and kept, and when. EXECUTION: how and on what a step is carried out;
+    results agree within rounding.
     """
 
     STATIC = "static"

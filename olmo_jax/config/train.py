@@ -2,18 +2,21 @@
 
 import dataclasses
 
+from olmo_jax.config.branch import BranchConfig, check_branch
 from olmo_jax.config.compute import MAPPINGS, ComputeConfig
 from olmo_jax.config.data import DataConfig
 from olmo_jax.config.field import (
     BELOW_ONE,
     NOT_NEGATIVE,
     POSITIVE,
+    POSITIVE_WHOLE,
     SEED,
     SHARE,
     Bound,
     Role,
     at_least,
     choice,
+    each,
     setting,
 )
 from olmo_jax.config.intervention import InterventionConfig, check_intervention
@@ -148,6 +151,13 @@ class CheckpointConfig(Settings):
         "cohort, or a part of one); 0 for none.",
         bound=NOT_NEGATIVE,
     )
+    at: tuple[int, ...] = setting(
+        (),
+        Role.OBSERVATION,
+        "Further steps at which checkpoints are written, such as those that branches start from.",
+        bound=each(POSITIVE_WHOLE, "needs steps of 1 or more"),
+        unit="steps",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +227,7 @@ class TrainConfig(Settings):
     mesh: MeshConfig = MeshConfig()
     compute: ComputeConfig = ComputeConfig()
     intervention: InterventionConfig = InterventionConfig()
+    branch: BranchConfig = BranchConfig()
 
     def __post_init__(self) -> None:
         if self.intervention.head_rank and not self.model.factored_head:  # the one implies the other
@@ -242,6 +253,7 @@ class TrainConfig(Settings):
     def check_fields(self, at: str) -> None:
         folder_name(self.name, f"{at}.name")
         check_intervention(self, at)
+        check_branch(self, at)
         require(
             self.total_steps >= 1 or bool(self.imported),  # of an imported run, step 0 may be the only one
             f"{at}.tokens",

@@ -173,23 +173,27 @@ class MetricsError(UserError):
     """A metrics file that does not belong to the checkpoint beside it."""
 
 
-def check_rows(directory: epath.Path, step: int) -> list[str]:
-    """Return the rows of a run's metrics.jsonl up to `step`, as text.
+def check_rows(directory: epath.Path, step: int, first: int = 0) -> list[str]:
+    """Return the rows of a run's metrics.jsonl from step `first` to `step`, as text.
 
     Raises MetricsError if one is missing or truncated: resuming at `step` would leave a gap.
     """
-    path = directory / METRICS
+    path, needed = directory / METRICS, step + 1 - first
     rows = path.read_bytes().decode(errors="replace").split("\n")[:-1] if path.exists() else []
-    valid = (re.match(rf'\{{"step": {i}[,}}]', row) and row.endswith("}") for i, row in enumerate(rows[: step + 1]))
+    numbered = enumerate(rows[:needed], first)
+    valid = (re.match(rf'\{{"step": {i}[,}}]', row) and row.endswith("}") for i, row in numbered)
     count = sum(1 for _ in itertools.takewhile(bool, valid))
-    if count < step + 1:
-        raise MetricsError(f"{path} has {count} rows and the checkpoint is at step {step}")
-    return rows[: step + 1]
+    if count < needed:
+        raise MetricsError(f"{path} has {count} rows from step {first} on and the checkpoint is at step {step}")
+    return rows[:needed]
 
 
-def resume_at(directory: epath.Path, step: int) -> None:
-    """Truncate a run's metrics.jsonl after `step`; -1 empties it. Raises MetricsError if earlier rows are missing."""
-    rows = check_rows(directory, step)
+def resume_at(directory: epath.Path, step: int, first: int = 0) -> None:
+    """Truncate a run's metrics.jsonl, whose first row is that of step `first`, after `step`; `first` - 1 empties it.
+
+    Raises MetricsError if earlier rows are missing.
+    """
+    rows = check_rows(directory, step, first)
     _write_lines(directory / METRICS, rows)
     if (timings := directory / TIMINGS).exists():  # times are kept, except damaged lines
         _write_lines(timings, [to_json(row) for row in read_timings(timings)])

@@ -1,5 +1,6 @@
-"""The runs of a working directory, and their records in config.json."""
+"""The runs of a working directory, their records in config.json, and the folder of their data."""
 
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -8,6 +9,7 @@ from olmo_jax.config import TrainConfig, from_config_dict
 from olmo_jax.errors import CheckpointError
 from olmo_jax.files import DamagedFileError, read_json
 from olmo_jax.storage import names
+from olmo_jax.storage.paths import local
 
 
 def known_runs(workdir: epath.PathLike) -> list[str]:
@@ -54,3 +56,8 @@ def run_record(workdir: epath.PathLike, run_id: str) -> dict[str, Any]:
 def run_config(workdir: epath.PathLike, run_id: str) -> TrainConfig:
     """Return a run's configuration. Raises what `run_record` raises."""
     return from_config_dict(TrainConfig, run_record(workdir, run_id)["config"], "config")
+
+
+def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
+    """Return the folder of prepared data: config.data.root, or data/ in the working directory."""
+    return local(config.data.root) if config.data.root else Path(workdir) / "data"

@@ -17,9 +17,9 @@ from olmo_jax.console import progress, say
 from olmo_jax.data.prepare import prepare
 from olmo_jax.probes.columns import ALIGNMENT
 from olmo_jax.probes.geometry import make_probes, most_directions
+from olmo_jax.storage.run_files import data_root
 from olmo_jax.train import probe_documents
 from sweeps.planning.record import recorded_plan
-from sweeps.running.stages import data_root
 
 _CENTRED = "_centred"
 _TARGETS = r"unembedding_gauge_fixed|(unembedding|embedding|final_states|layer_\d+)(_centred)?"

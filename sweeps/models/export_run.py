@@ -5,8 +5,7 @@ from etils import epath
 from olmo_jax import hf
 from olmo_jax.checkpoint import CheckpointError, load_run
 from olmo_jax.hf.settings import TOKENIZER
-from olmo_jax.storage.run_files import matching_runs, run_config
-from sweeps.running.stages import data_root
+from olmo_jax.storage.run_files import data_root, matching_runs, run_config
 
 
 def export_run(

@@ -16,8 +16,7 @@ from olmo_jax.config import ConfigError, ModelConfig, require
 from olmo_jax.data import tokenizer as tokenizers
 from olmo_jax.generate import check_sampling, generate_members
 from olmo_jax.hf.settings import TOKENIZER, eos_of
-from olmo_jax.storage.run_files import matching_runs, run_config
-from sweeps.running.stages import data_root
+from olmo_jax.storage.run_files import data_root, matching_runs, run_config
 
 # Models of one architecture are batched on the device, this many at a time.
 _MODELS_PER_BATCH = 16

@@ -37,6 +37,7 @@ from olmo_jax.step import member_structs
 from olmo_jax.storage.gguf import SUFFIX
 from olmo_jax.storage.lock import exclusive_lock
 from olmo_jax.storage.names import LONGEST_BEGINNING
+from olmo_jax.storage.run_files import data_root
 from olmo_jax.storage.run_status import DROPPED
 from olmo_jax.train import check_vocabulary, cohort_probes, write_run_files
 from olmo_jax.weights import at
@@ -45,7 +46,6 @@ from sweeps.planning import plan as plans
 from sweeps.planning import record as records
 from sweeps.planning.plan import Plan
 from sweeps.planning.versions import versions
-from sweeps.running.stages import data_root
 
 
 class Step(Protocol):

@@ -13,6 +13,7 @@ from olmo_jax.config.model import head_count
 from olmo_jax.execution import flops
 from olmo_jax.model import parameter_count
 from olmo_jax.optimizer import cumulative_weight_decay
+from sweeps.planning import branches
 from sweeps.planning.plan import Plan, configuration
 
 _ALPHA, _POWER = 0.05, 0.8
@@ -37,6 +38,7 @@ def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: fl
             f"{head_count(cohort.shape.model):,} with the unembedding alone)"
         )
         cohort_lines += [_line(run, training_tokens) for run in cohort.runs]
+    cohort_lines += branches.tree(plan.runs)
     notes = [f"note: {note}" for note in plan.notes]
     return [*cohort_lines, *_totals(plan, rate, rate_source), *_too_many_epochs(plan, training_tokens), *notes]
 
@@ -53,8 +55,13 @@ def _total_weight_decay(optimizer: OptimizerConfig, steps: int) -> float:
 
 
 def run_flops(config: TrainConfig) -> float:
-    """Return the FLOPs of a whole run, by formula (flops.run_step)."""
-    return float(flops.run_step(config)) * config.total_steps
+    """Return the FLOPs of a whole run, of a branch from its start, by formula (flops.run_step)."""
+    return float(flops.run_step(config)) * _own_steps(config)
+
+
+def _own_steps(config: TrainConfig) -> int:
+    """Return the steps that a run takes itself: of a branch, those after its start."""
+    return config.total_steps - config.branch.start_step
 
 
 def checkpoint_bytes(cohort: Cohort) -> float:
@@ -130,7 +137,7 @@ def _too_many_epochs(plan: Plan, training_tokens: Mapping[str, tuple[float, str]
 
 def _totals(plan: Plan, rate: float, rate_source: str) -> list[str]:
     runs = plan.runs
-    tokens = sum(run.config.total_steps * run.config.tokens_per_step for run in runs)
+    tokens = sum(_own_steps(run.config) * run.config.tokens_per_step for run in runs)
     work = sum(run_flops(run.config) for run in runs)
     written = sum(map(checkpoint_bytes, plan.cohorts))
     segments = sum(len(cohort.segment_ends) for cohort in plan.stacks or plan.cohorts)

@@ -17,6 +17,7 @@ from olmo_jax.intervention import check_penalty
 from olmo_jax.probes.geometry import check_probe
 from olmo_jax.probes.texts import check_texts
 from olmo_jax.step import member_structs
+from sweeps.planning import branches
 from sweeps.planning.grid import Grid
 from sweeps.planning.stack_config import StackConfig
 
@@ -105,7 +106,8 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
       fingerprint: returns what identifies a data set.
 
     Raises ConfigError for an unknown key or an invalid value (naming the grid point), duplicate runs, two data sets
-    with the same name, and members of one cohort that differ in mesh, mapping or compute.
+    with the same name, members of one cohort that differ in mesh, mapping or compute, and what branches.with_parents
+    refuses.
     """
     configs = [point_config(sweep, i) for i in range(len(sweep.grid))]
     prints: dict[str, str] = {}
@@ -118,12 +120,12 @@ def resolve(sweep: Sweep, fingerprint: Callable[[DataConfig], Any] = fingerprint
             prints[data.name] = str(fingerprint(config.data))
     groups: dict[Shape, list[tuple[int, Run]]] = collections.defaultdict(list)
     seen: dict[str, int] = {}
-    for i, config in enumerate(configs):
-        run = Run(run_id(config, prints[config.data.name]), config)
+    runs = branches.with_parents(configs, lambda config: run_id(config, prints[config.data.name]), configuration)
+    for i, run in enumerate(runs):
         if run.id in seen:
             raise ConfigError(f"grid points {seen[run.id]} and {i} are the same run ({run.id}); drop one")
         seen[run.id] = i
-        groups[shape_of(config, prints[config.data.name]).cohort_key].append((i, run))
+        groups[shape_of(run.config, prints[run.config.data.name]).cohort_key].append((i, run))
     cohorts = tuple(_cohort(numbered, prints) for numbered in groups.values())
     for cohort in cohorts:
         # Only patterns of parameters need the parameters' paths, which take a trace of the model.
@@ -184,6 +186,8 @@ def _as_whole(config: ConfigDict, key: str, value: Any) -> Any:
 def configuration(config: TrainConfig) -> str:
     """Return the name of a run's configuration, which its replicates share: a hash of its identity without seeds."""
     values = identity(config, config.data.name)
+    if config.branch.parent:
+        values["branch"]["parent"] = f"@{config.branch.step}"  # the run itself would bring in its seeds
     return f"{config.name}-{digest({k: v for k, v in values.items() if k not in ('init_seed', 'data_seed')})}"
 
 

@@ -31,25 +31,33 @@ def one_process_per_stack(
     stacks: Sequence[Cohort],
     stop: Callable[[], bool],
     work: Callable[[Cohort, Callable[[], bool]], bool],
+    lacking: Callable[[Cohort], str] = lambda stack: "",
 ) -> bool:
     """Work on every stack under its lock: first on the free stacks, then on those that other processes had locked.
 
     Args:
       stop: returns whether to stop. work: takes a stack and such a `stop`, which also raises LockError once the lock is
         lost; returns False if it was stopped.
+      lacking: says what a stack needs that isn't there yet, "" if nothing; it is waited for as long as some stack of
+        the working directory is locked by another process.
 
     Returns:
       False if `stop` ended it. An error raised by `work` is recorded for `failure` and raised again; a UserError only
-      after the other stacks are done.
+      after the other stacks are done. A stack that will never have what it needs raises UserError, likewise.
     """
     waiting = [(stack, lock_of(workdir, stack)) for stack in stacks]
     announced: set[str] = set()
     failed: list[Exception] = []
     while waiting:
-        held = []
+        held, needs = [], {}
         for stack, lock in waiting:
             if processes.any_process(stop()):
                 return False
+            need = lacking(stack)
+            if processes.any_process(bool(need)):
+                held.append((stack, lock))
+                needs[stack.folder] = need
+                continue
             if not processes.broadcast(processes.is_first() and lock.acquire()):
                 held.append((stack, lock))
                 if stack.folder not in announced:
@@ -66,11 +74,22 @@ def one_process_per_stack(
                     say(f"{stack.folder}: {error}; continuing with the others")
                 failed.append(error)
         if len(held) == len(waiting):
+            if len(needs) == len(held) and not processes.broadcast(_others_work(workdir)):
+                failed += [UserError(f"{folder}: {need}; train that first") for folder, need in needs.items()]
+                break
+            for folder in needs.keys() - announced:
+                say(f"{folder}: {needs[folder]}; waiting")
+            announced |= needs.keys()
             time.sleep(_POLL_SECONDS)
         waiting = held
     if failed:
         raise failed[0]
     return True
+
+
+def _others_work(workdir: epath.Path) -> bool:
+    """Return whether another process is working on a stack of the working directory."""
+    return any(Lock(path).held() for path in (workdir / "cohorts").glob("*/lock.json"))
 
 
 def _with_lock(

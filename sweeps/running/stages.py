@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import platform
 import signal
 import threading
@@ -14,7 +15,7 @@ from eval import evaluate as evaluation
 from eval.check import check_evaluation
 from olmo_jax.checkpoint import check_place, directory, member_lists
 from olmo_jax.cohort import Cohort
-from olmo_jax.config import TrainConfig, require
+from olmo_jax.config import require
 from olmo_jax.console import one_table, progress, say
 from olmo_jax.data.fingerprint import rough_bytes
 from olmo_jax.data.prepare import prepare
@@ -23,13 +24,15 @@ from olmo_jax.data.windows import epochs, too_few_tokens
 from olmo_jax.data.windows import training_tokens as training_tokens_of
 from olmo_jax.execution import compilation_cache
 from olmo_jax.storage.lock import exclusive_lock
-from olmo_jax.storage.paths import local
+from olmo_jax.storage.run_files import data_root
 from olmo_jax.storage.run_status import has_ended
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
+from sweeps.planning.branches import in_order
 from sweeps.planning.plan import Plan
 from sweeps.planning.record import join, pin, recorded_plan
 from sweeps.planning.versions import versions
 from sweeps.running import stage_times
+from sweeps.running.parents import check_tokenizers, lacking
 from sweeps.running.stacks import one_process_per_stack
 
 _BYTES_PER_TOKEN = 4.0
@@ -57,11 +60,6 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 def keep_compiled(workdir: epath.Path) -> None:
     """Keep compiled programs in the working directory, by host, for other stages and later starts."""
     compilation_cache.keep_compiled(Path(workdir) / "compiled" / platform.node())
-
-
-def data_root(workdir: epath.Path, config: TrainConfig) -> Path:
-    """Return the folder of prepared data: config.data.root, or data/ in the working directory."""
-    return local(config.data.root) if config.data.root else Path(workdir) / "data"
 
 
 def prepare_all(workdir: epath.Path, plan: Plan, to_train: bool = True) -> dict[str, TokenIndex]:
@@ -96,6 +94,7 @@ def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, Toke
         if to_train:
             _check_epochs(cohort, index)
         check_evaluation(plan.evaluation, cohort, index)
+    check_tokenizers(workdir, plan, indexes)
     return indexes
 
 
@@ -130,7 +129,8 @@ def train_all(
 
     untrained = not all(has_ended(workdir, run.id) for stack in plan.stacks for run in stack.runs)
     with stage_times.timed(workdir, "train", untrained):
-        return one_process_per_stack(workdir, plan.stacks, stop, train)
+        stacks = in_order(plan.stacks)
+        return one_process_per_stack(workdir, stacks, stop, train, functools.partial(lacking, workdir))
 
 
 def evaluate_all(

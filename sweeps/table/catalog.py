@@ -28,6 +28,7 @@ FIXED = (
     Column("run_id", "identity", "", "The run: its name and a hash of its configuration."),
     Column("cohort", "identity", "", "The cohort that the run was trained in, in one program with other runs."),
     Column("configuration", "identity", "", "The run without its seeds: runs that share it are replicates."),
+    Column("trunk", "identity", "", "The run that this one branched off from, directly or over others; or itself."),
     Column("step", "identity", "steps", "The step of training after which the checkpoint was taken."),
     Column("final", "identity", "", "Whether this is the run's last step."),
     Column("tokens", "count", "tokens", "Tokens seen until this step."),

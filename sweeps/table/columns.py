@@ -153,7 +153,8 @@ def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _is_setting(column: str) -> bool:
-    if not column.startswith("config.") or column.endswith("seed"):
+    # A branch's parent is one run, seeds included; its configuration is a column of its own.
+    if not column.startswith("config.") or column.endswith("seed") or column == "config.branch.parent":
         return False
     if column in _ROLES:
         return _ROLES[column] not in NOT_IDENTITY

@@ -24,15 +24,14 @@ from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.columns import NOT_DESCRIBED, Column
 from olmo_jax.config import TrainConfig, from_config_dict
-from olmo_jax.execution import flops
 from olmo_jax.files import DamagedFileError, read_json, write_whole
 from olmo_jax.logs.metrics import METRICS, read_jsonl
 from olmo_jax.model import parameter_count
-from olmo_jax.optimizer import cumulative_weight_decay
 from olmo_jax.storage.run_files import known_runs, run_record
 from olmo_jax.storage.run_status import read_status
 from sweeps.models.revisions import ORIGIN
 from sweeps.planning.plan import configuration, leaves
+from sweeps.table import ancestry
 from sweeps.table.catalog import catalog_of, declare, from_schema, schema
 from sweeps.table.columns import AnalysisError
 
@@ -45,7 +44,8 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     """Return the table of a working directory, from its files alone, with the evaluations of `config`.
 
     Columns: run_id, cohort, configuration (the run without its seeds), step, final, tokens (until that step),
-    diverged_at, parameters, parameters_non_embedding, training_flops and weight_decay_dose (until that step);
+    diverged_at, parameters, parameters_non_embedding, training_flops and weight_decay_dose (until that step, counted
+    from the root); trunk (the run that a run descends from), if there are branches;
     `config.<dotted key>`; `train/<metric>` of that step; `<target>/<metric>` of the probe, and
     `<target>_spread/<metric>` over its probe sets; `<evaluation>/<name>` in nats per token; catalog.py describes each.
     What wasn't measured is missing, and so is how an imported run was trained, except for the tokens that the name of
@@ -54,6 +54,8 @@ def build_table(workdir: epath.Path, config: EvalConfig) -> pd.DataFrame:
     settings = settings_by_name(config)
     rows = [row for run in known_runs(workdir) for row in _rows_of(workdir, run, settings)]
     table = pd.DataFrame(rows)
+    if "trunk" in table:  # some runs are branches; the others are trunks
+        table["trunk"] = table["trunk"].fillna(table["run_id"])
     if "diverged_at" in table:
         table["diverged_at"] = table["diverged_at"].astype("Int64")
     stored = [column for run in known_runs(workdir) for column in results.declared(workdir, run)]
@@ -127,11 +129,9 @@ def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> l
     def trained(step: int) -> dict[str, Any]:
         if config.imported:  # only what its publisher states is known
             return {"tokens": metrics.get(step, {}).get("tokens")} | verdicts.get(step, {})
-        return {
-            "tokens": step * config.tokens_per_step,
-            "training_flops": float(flops.run_step(config)) * step,
-            "weight_decay_dose": cumulative_weight_decay(config, step),
-        }
+        return ancestry.trained_until(workdir, run, config, step)
+
+    branch = {"trunk": ancestry.root(workdir, run, config)} if config.branch.parent else {}
 
     return [
         {
@@ -144,6 +144,7 @@ def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> l
             "parameters": total,
             "parameters_non_embedding": inner,
         }
+        | branch
         | trained(step)
         | settings
         | _measured(metrics.get(step, {}))

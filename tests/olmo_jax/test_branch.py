@@ -1,0 +1,162 @@
+"""Branches start from the checkpoints of other runs, and with the trunk's settings they end bit-equal to it."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from olmo_jax import branch, checkpoint
+from olmo_jax.checkpoint import CheckpointError, load_run, member_lists
+from olmo_jax.cohort import Cohort, Run, shape_of
+from olmo_jax.config import ComputeConfig, OptimizerConfig
+from olmo_jax.logs.metrics import read_jsonl
+from olmo_jax.optimizer import init
+from olmo_jax.step import member_structs
+from olmo_jax.storage.run_status import read_status
+from olmo_jax.train import train_cohort, write_run_files
+
+
+def train(workdir, cohort, index, stop=lambda: False):
+    write_run_files(workdir, cohort)
+    return train_cohort(workdir, cohort, index, stop)
+
+
+def stopper(after):
+    calls = iter(range(10**6))
+    return lambda: next(calls) >= after
+
+
+@pytest.fixture(scope="module")
+def base(tiny, vary):
+    return vary(dataclasses.replace(tiny, compute=ComputeConfig(steps_per_call=1)), {"checkpoint.at": (3,)})
+
+
+@pytest.fixture(scope="module")
+def trunks(base, index, vary):
+    runs = [Run(f"trunk{seed}", vary(base, {"init_seed": seed, "data_seed": seed})) for seed in range(2)]
+    return Cohort(shape_of(base, index.fingerprint), tuple(runs))
+
+
+@pytest.fixture(scope="module")
+def trained(trunks, index, tmp_path_factory):
+    workdir = epath.Path(tmp_path_factory.mktemp("trunks"))
+    assert train(workdir, trunks, index)
+    return workdir
+
+
+@pytest.fixture
+def branched(trunks, index, vary, trained):
+    """`branched(step, changes)` returns the cohort of a branch of each trunk, in another working directory."""
+
+    def cohort(step, changes=(), runs=trunks.runs):
+        def one(run):
+            settings = {"branch.parent": f"{run.id}@{step}", "branch.start_step": step, "branch.workdir": str(trained)}
+            return Run(f"from-{run.id}", vary(run.config, settings | dict(changes)))
+
+        members = tuple(map(one, runs))
+        return Cohort(shape_of(members[0].config, index.fingerprint), members)
+
+    return cohort
+
+
+@pytest.mark.parametrize("stops", [(), (3,), pytest.param((1, 2), marks=pytest.mark.slow)])
+def test_a_branch_with_the_trunks_settings_ends_bit_equal_to_it(trunks, trained, branched, index, tmp_path, stops):
+    workdir, cohort = epath.Path(tmp_path), branched(5)
+    for after in stops:
+        assert not train(workdir, cohort, index, stopper(after))
+    assert train(workdir, cohort, index)
+    for trunk, run in zip(trunks.runs, cohort.runs, strict=True):
+        for step in (10, 12):
+            chex.assert_trees_all_equal(load_run(workdir, run.id, step)[1], load_run(trained, trunk.id, step)[1])
+        rows, expected = (
+            read_jsonl(d / "runs" / r / "metrics.jsonl") for d, r in ((workdir, run.id), (trained, trunk.id))
+        )
+        assert rows[1:] == expected[6:]
+        assert rows[0]["step"] == 5 and rows[0]["tokens"] == expected[5]["tokens"]
+        assert rows[0]["unembedding/effective_rank"] == expected[5]["unembedding/effective_rank"]
+        assert read_status(workdir, run.id) == read_status(trained, trunk.id)
+    assert set(member_lists(checkpoint.directory(workdir, cohort.folder))) == {10, 12}
+
+
+def test_a_branch_goes_its_own_way_after_its_start(trained, branched, index, tmp_path):
+    changes = {"optimizer.schedule": "wsd", "optimizer.decay_fraction": 1.0, "optimizer.final_fraction": 0.0}
+    workdir, cohort = epath.Path(tmp_path), branched(5, changes | {"tokens": 8 * 64})
+    assert train(workdir, cohort, index)
+    rows = read_jsonl(workdir / "runs" / "from-trunk0" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [5, 6, 7, 8]
+    assert rows[-1]["learning_rate"] == 0.0  # its own budget ends at step 8
+    assert rows[1]["loss"] == read_jsonl(trained / "runs" / "trunk0" / "metrics.jsonl")[6]["loss"]
+
+
+def test_without_moments_only_the_parameters_are_the_parents(trained, branched, index):
+    cohort = branched(5, {"branch.moments": False})
+    state = branch.first_state(trained, cohort.runs[1], member_structs(cohort.shape))
+    params = load_run(trained, "trunk1", 5)[1]
+    chex.assert_trees_all_equal(state.params, params)
+    chex.assert_trees_all_equal(state.moments, init(params, OptimizerConfig()))
+    assert int(state.step) == 5
+
+
+def test_another_optimiser_can_take_over(branched, index, tmp_path):
+    workdir, cohort = epath.Path(tmp_path), branched(5, {"branch.moments": False, "optimizer.name": "muon"})
+    assert train(workdir, cohort, index)
+    rows = read_jsonl(workdir / "runs" / "from-trunk0" / "metrics.jsonl")
+    assert len(rows) == 8 and all(np.isfinite(row["loss"]) for row in rows[1:])
+
+
+def test_the_mean_of_the_last_checkpoints_is_a_run_that_takes_no_step(trained, branched, index, tmp_path):
+    workdir = epath.Path(tmp_path)
+    cohort = branched(12, {"branch.average_last": 3})
+    assert train(workdir, cohort, index)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert train(workdir, cohort, index)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    expected = jax.tree.map(
+        lambda *xs: (sum(x.astype(np.float64) for x in xs) / 3).astype(np.float32),
+        *(load_run(trained, "trunk1", step)[1] for step in (5, 10, 12)),
+    )
+    chex.assert_trees_all_equal(load_run(workdir, "from-trunk1", 12)[1], expected)
+    (row,) = read_jsonl(workdir / "runs" / "from-trunk1" / "metrics.jsonl")
+    assert row["step"] == 12 and row["unembedding/effective_rank"] > 1
+    assert read_status(workdir, "from-trunk1")["state"] == "done"
+
+
+def test_averages_and_longer_branches_share_a_stack(trunks, trained, branched, index, vary, tmp_path):
+    workdir = epath.Path(tmp_path)
+    short = branched(10, {"branch.average_last": 2, "tokens": 10 * 64}).runs[0]
+    long = branched(10).runs[0]
+    cohort = Cohort(shape_of(long.config, index.fingerprint), (short, dataclasses.replace(long, id="long")))
+    assert train(workdir, cohort, index)
+    chex.assert_trees_all_close(
+        load_run(workdir, "long", 12)[1], load_run(trained, "trunk0", 12)[1], rtol=1e-5, atol=1e-6
+    )
+    assert member_lists(checkpoint.directory(workdir, cohort.folder)) == {10: ["from-trunk0", "long"], 12: ["long"]}
+
+
+def test_a_branch_of_a_diverged_run_is_marked_and_the_others_train(index, trunks, branched, vary, tmp_path, capsys):
+    parents = epath.Path(tmp_path / "parents")
+    broken = dataclasses.replace(trunks.runs[1], config=vary(trunks.runs[1].config, {"optimizer.learning_rate": 1e30}))
+    assert train(parents, Cohort(trunks.shape, (trunks.runs[0], broken)), index)
+    diverged_at = read_status(parents, "trunk1")["diverged_at"]
+    workdir, cohort = epath.Path(tmp_path / "branches"), branched(5, {"branch.workdir": str(parents)})
+    assert train(workdir, cohort, index)
+    assert read_status(workdir, "from-trunk0")["state"] == "done"
+    assert read_status(workdir, "from-trunk1")["diverged_at"] == diverged_at <= 5
+    assert "its parent trunk1 diverged" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_missing_or_does_not_fit_is_named(trained, branched, vary, index):
+    assert branch.missing(trained, branched(5)) == []
+    assert branch.missing(trained, branched(7)) == ["trunk0@7", "trunk1@7"]
+    cohort = branched(7)
+    with pytest.raises(CheckpointError, match="trunk0.*no checkpoint at step 7"):
+        branch.first_state(trained, cohort.runs[0], member_structs(cohort.shape))
+    wider = branched(5, {"model.d_ff": 64})
+    with pytest.raises(CheckpointError, match=r"mlp/\w+ is missing or of another shape"):
+        branch.first_state(trained, wider.runs[0], member_structs(wider.shape))
+    averaged = branched(5, {"branch.average_last": 3})
+    with pytest.raises(CheckpointError, match=r"average_last = 3: trunk0 has checkpoints at 3, 5 up to step 5"):
+        branch.first_state(trained, averaged.runs[0], member_structs(averaged.shape))
