@@ -13,7 +13,7 @@ from eval import task_rows
 from eval.eval_data import EvalData, StoppedError
 from olmo_jax import optimizer
 from olmo_jax.cohort import Shape
-from olmo_jax.config import OptimizerConfig, TrainConfig, require
+from olmo_jax.config import CheckpointConfig, OptimizerConfig, TrainConfig, require
 from olmo_jax.config.field import NOT_NEGATIVE, POSITIVE_WHOLE, POSITIVES, SEEDS, SHARE, Role, at_least, setting
 from olmo_jax.config.model import parameter_count
 from olmo_jax.config.validation import Settings, unique
@@ -153,7 +153,8 @@ def finetune(
     Returns:
       The curve of each model, by (learning rate, seed). Raises StoppedError if `stop` returns True.
     """
-    shape = shape.with_config(optimizer=dataclasses.replace(shape.config.optimizer, name="adamw"))
+    optimizer_config = dataclasses.replace(shape.config.optimizer, name="adamw")
+    shape = shape.with_config(optimizer=optimizer_config, checkpoint=CheckpointConfig())
     places = [(rate, seed) for rate in config.learning_rates for seed in config.seeds]
     at_once = _places_at_once(shape, len(jax.tree.leaves(params_M)[0]), len(places))
     groups = [places[first : first + at_once] for first in range(0, len(places), at_once)]
@@ -205,7 +206,7 @@ def _together(
     models = len(jax.tree.leaves(params_M)[0])
     runs = [_run(config, shape, rate, seed) for rate, seed in places]
     hyper = jax.tree.map(lambda *xs: jnp.repeat(jnp.stack(xs), models), *map(optimizer.hyper, runs))
-    state = _initial(jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M), shape.config.optimizer)
+    state = _initial(jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M), shape.config)
     plan = _plan(shape, models * len(places))
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
 
@@ -232,8 +233,8 @@ def _together(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _initial(params_M: Any, settings: OptimizerConfig) -> State:
-    return jax.vmap(lambda params: init_member(params, settings))(params_M)
+def _initial(params_M: Any, config: TrainConfig) -> State:
+    return jax.vmap(lambda params: init_member(params, config))(params_M)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "plan"), donate_argnames="state")

@@ -10,13 +10,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 from olmo_jax import intervention
-from olmo_jax.checkpoint import check_fits, directory, load_run, load_state, read_end, run_steps
+from olmo_jax.checkpoint import check_fits, directory, load_average, load_moments, load_run, read_end, run_steps
 from olmo_jax.cohort import Cohort, Run, checkpoint_steps, shape_of
 from olmo_jax.config import TrainConfig
 from olmo_jax.console import say
 from olmo_jax.errors import CheckpointError
 from olmo_jax.execution import sharding
-from olmo_jax.step import State, init_member, member_structs
+from olmo_jax.step import State, init_member
 from olmo_jax.storage.run_files import is_run, run_config
 
 
@@ -47,12 +47,11 @@ def with_parents(workdir: epath.Path, cohort: Cohort, state: State, mesh: Mesh) 
     Args:
       state: the stack as initialised, which is donated.
     """
-    shape, like = cohort.shape, member_structs(cohort.shape)
-    shardings = sharding.stack_shardings(mesh, state, shape.config.mesh.fsdp)
+    shardings = sharding.stack_shardings(mesh, state, cohort.shape.config.mesh.fsdp)
     put = jax.jit(_put, out_shardings=shardings, donate_argnums=0)
     for m, run in enumerate(cohort.runs):
         if run.config.branch.parent:
-            state = put(state, first_state(workdir, run, like), np.int32(m))
+            state = put(state, first_state(workdir, run), np.int32(m))
     return state
 
 
@@ -60,11 +59,8 @@ def _put(state_M: State, one: State, m: Array) -> State:
     return jax.tree.map(lambda x_M, x: x_M.at[m].set(x), state_M, one)
 
 
-def first_state(workdir: epath.Path, run: Run, like: State) -> State:
-    """Return the state that a branch starts from.
-
-    Args:
-      like: shapes of a member's state.
+def first_state(workdir: epath.Path, run: Run) -> State:
+    """Return the state that a branch starts from; a moving average of its own starts anew.
 
     Raises CheckpointError if the parent's checkpoint is missing or doesn't fit.
     """
@@ -72,17 +68,21 @@ def first_state(workdir: epath.Path, run: Run, like: State) -> State:
     diverged_at, reason = read_end(folder, branch.run, branch.step)
     if diverged_at >= 0:
         say(f"{run.id}: its parent {branch.run} diverged at step {diverged_at}, so it isn't trained")
+    params = load_run(folder, branch.run, branch.step)[1]
+    check_fits(directory(folder, branch.run), params, config.model)
+    state = init_member(params, config)
     if branch.moments:
-        parent = load_state(folder, branch.run, branch.step, like)
-        params, moments = parent.params, parent.moments
-    else:
-        params = load_run(folder, branch.run, branch.step)[1]
-        check_fits(directory(folder, branch.run), params, config.model)
-        moments = init_member(params, config.optimizer).moments
+        state = state._replace(moments=load_moments(folder, branch.run, branch.step, state.moments))
     if branch.average_last:
         params = _mean_of_last(folder, config)
-    params = intervention.first_params(params, config.intervention.head_rank)
-    return State(params, moments, jnp.int32(branch.start_step), jnp.int32(diverged_at), jnp.int32(reason))
+    if branch.ema:
+        params = _moving_average(folder, config)
+    return state._replace(
+        params=intervention.first_params(params, config.intervention.head_rank),
+        step=jnp.int32(branch.start_step),
+        diverged_at=jnp.int32(diverged_at),
+        reason=jnp.int32(reason),
+    )
 
 
 def _mean_of_last(folder: epath.Path, config: TrainConfig) -> Any:
@@ -105,3 +105,12 @@ def _mean_of_last(folder: epath.Path, config: TrainConfig) -> Any:
         params = jax.tree.map(lambda x: x.astype(np.float64), load_run(folder, branch.run, step)[1])
         total = params if total is None else jax.tree.map(np.add, total, params)
     return jax.tree.map(lambda x: (x / branch.average_last).astype(np.float32), total)
+
+
+def _moving_average(folder: epath.Path, config: TrainConfig) -> Any:
+    """Return the parent's moving average at the branch's step: a mean with weights d^age over the steps it took."""
+    branch = config.branch
+    parent = run_config(folder, branch.run)
+    sums, step = load_average(folder, branch.run, branch.step)
+    total = 1.0 - parent.checkpoint.ema_decay ** (step - parent.branch.start_step)
+    return jax.tree.map(lambda x: (x.astype(np.float64) / total).astype(np.float32), sums)

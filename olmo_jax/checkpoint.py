@@ -1,6 +1,7 @@
 """Checkpoints of a cohort's stack of members, written and read with Orbax, and single runs read from them.
 
-Layout of `cohorts/<folder>/checkpoints/<step>/`: the items `params`, `moments` (with step counters) and `members` (the
+Layout of `cohorts/<folder>/checkpoints/<step>/`: the items `params`, `moments` (with step counters, and a moving
+average of the parameters if one is kept) and `members` (the
 run ids in the order of the member axis, and a checksum of each array). Arrays of at least 1 MiB per member are stored
 in one chunk per member, so that one run can be read without the others. Inert members may follow those listed.
 """
@@ -219,28 +220,42 @@ def load_run(workdir: epath.PathLike, run_id: str, step: int | None = None) -> t
     return config, params
 
 
-def load_state(workdir: epath.PathLike, run_id: str, step: int, like: State) -> State:
-    """Return one run's whole state at a checkpoint (numpy arrays), whose structure and shapes are those of `like`.
+def load_moments(workdir: epath.PathLike, run_id: str, step: int, like: Any) -> Any:
+    """Return the state of one run's optimiser at a checkpoint (numpy arrays), in the structure of `like`.
 
-    Raises CheckpointError if there is no such checkpoint, if it has no moments, or if it doesn't fit.
+    Raises CheckpointError if there is no such checkpoint, if it has no moments, or if they don't fit.
     """
-    _, path, index_by_step = _find(workdir, run_id)
-    place = path / str(step)
-    if step not in index_by_step:
-        raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint at step {step}")
-    if not (place / "moments").exists():
-        raise CheckpointError(f"{place}: has parameters alone, and no moments of an optimiser")
-    index = index_by_step[step]
-    stored = {"params": _read_member(path, step, index)} | _read_member(path, step, index, "moments")
-    arrays = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(stored)}
+    path, index = _with_moments(workdir, run_id, step)
+    stored = _read_member(path, step, index, "moments", ("moments",))
+    arrays = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(stored["moments"])}
 
     def array(at: Any, expected: Any) -> np.ndarray:
         name = sharding.path_name(at)
         if name not in arrays or arrays[name].shape != expected.shape:
-            raise CheckpointError(f"{place}: {name} is missing or of another shape than {expected.shape}")
+            raise CheckpointError(f"{path / str(step)}: {name} is missing or of another shape than {expected.shape}")
         return arrays[name]
 
     return jax.tree_util.tree_map_with_path(array, like)
+
+
+def load_average(workdir: epath.PathLike, run_id: str, step: int) -> tuple[Any, int]:
+    """Return State.average of one run at a checkpoint (numpy arrays), and the updates that the run had taken by then.
+
+    Raises CheckpointError if there is no such checkpoint, or if it keeps none.
+    """
+    path, index = _with_moments(workdir, run_id, step)
+    stored = _read_member(path, step, index, "moments", ("average", "step"))
+    return stored["average"], int(stored["step"])
+
+
+def _with_moments(workdir: epath.PathLike, run_id: str, step: int) -> tuple[epath.Path, int]:
+    """Return the folder of a run's checkpoints, and its index on the member axis at a step with moments."""
+    _, path, index_by_step = _find(workdir, run_id)
+    if step not in index_by_step:
+        raise CheckpointError(f"run '{run_id}' in {workdir} has no checkpoint at step {step}")
+    if not (path / str(step) / "moments").exists():
+        raise CheckpointError(f"{path / str(step)}: has parameters alone, and no moments of an optimiser")
+    return path, index_by_step[step]
 
 
 def check_fits(place: epath.Path, params: Any, config: ModelConfig, stacked: bool = False) -> None:
@@ -334,14 +349,16 @@ def _find(workdir: epath.PathLike, run_id: str) -> tuple[dict[str, Any], epath.P
 
 
 def _moments(state: State) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != "params"}
+    return {name: value for name, value in state._asdict().items() if name != "params" and value is not None}
 
 
 def _read_member(path: epath.Path, step: int, index: int, item: str = "params", only: Sequence[str] = ()) -> Any:
     """Return one member's arrays of an item, after verifying their checksums; with `only`, those under these keys."""
     with reading_errors(path / str(step)), contextlib.closing(open_manager(path)) as manager:
         tree = manager.item_metadata(step)[item].tree
-        tree = {key: tree[key] for key in only} if only else tree
+    if lacking := [key for key in only if key not in tree]:
+        raise CheckpointError(f"{path / str(step)}: has no {', '.join(lacking)} among its {item}")
+    tree = {key: tree[key] for key in only} if only else tree
     folder = path / str(step) / item
 
     def read(meta: Any) -> Any:

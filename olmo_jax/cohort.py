@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from olmo_jax.config import BranchConfig, ModelConfig, TrainConfig
+from olmo_jax.config import BranchConfig, CheckpointConfig, ModelConfig, TrainConfig
 from olmo_jax.config.field import Role, reset
 from olmo_jax.config.identity import digest, first_fields, identity_fields
 from olmo_jax.data.sources import arithmetic
@@ -66,7 +66,8 @@ class Shape:
         config = reset(self.config, Role.OBSERVATION, Role.EXECUTION)
         fsdp = dataclasses.replace(config.mesh, fsdp=self.config.mesh.fsdp)
         data = dataclasses.replace(config.data, train_domains=())
-        config = dataclasses.replace(config, mesh=fsdp, data=data, branch=BranchConfig())
+        kept = CheckpointConfig(ema_decay=self.config.checkpoint.ema_decay)
+        config = dataclasses.replace(config, mesh=fsdp, data=data, branch=BranchConfig(), checkpoint=kept)
         return Shape(config, "", "", self.arithmetic)
 
     @property

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from olmo_jax import intervention, loss, model, optimizer
 from olmo_jax.cohort import Shape
-from olmo_jax.config import ModelConfig, OptimizerConfig
+from olmo_jax.config import ModelConfig, TrainConfig
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution import sharding
 from olmo_jax.execution.plan import ExecutionPlan
@@ -30,6 +30,8 @@ class State(NamedTuple):
     """A member's state; a cohort holds it stacked.
 
     `step` counts updates; `diverged_at` is the update that turned non-finite, or -1; `reason` is an index into REASONS.
+    `average` is the sum of the parameters after each step with weights (1 - d) d^age, d = checkpoint.ema_decay, and so
+    n steps after the start 1 - d^n times too small for a mean; None if none is kept.
     """
 
     params: Any
@@ -37,6 +39,7 @@ class State(NamedTuple):
     step: Array
     diverged_at: Array
     reason: Array
+    average: Any = None
 
 
 # Which quantity of a step turned non-finite first.
@@ -51,9 +54,11 @@ class Metrics(NamedTuple):
     learning_rate: Array
 
 
-def init_member(params: Any, config: OptimizerConfig) -> State:
-    """Return the state of a member before its first step, from its parameters and the static optimiser settings."""
-    return State(params, optimizer.init(params, config), jnp.int32(0), jnp.int32(-1), jnp.int32(0))
+def init_member(params: Any, config: TrainConfig) -> State:
+    """Return the state of a member before its first step, from its parameters and its cohort's settings."""
+    average = jax.tree.map(jnp.zeros_like, params) if config.checkpoint.ema_decay else None
+    moments = optimizer.init(params, config.optimizer)
+    return State(params, moments, jnp.int32(0), jnp.int32(-1), jnp.int32(0), average)
 
 
 def member_step(
@@ -117,7 +122,12 @@ def member_step(
         step=state.step + updated.astype(jnp.int32),
         diverged_at=jnp.where(running & ~finite, state.step + 1, state.diverged_at),
         reason=jnp.where(running & ~finite, 1 + jnp.argmin(jnp.isfinite(checked_values)), state.reason),
+        average=state.average,
     )
+    if state.average is not None:
+        share = 1.0 - shape.config.checkpoint.ema_decay
+        moved = jax.tree.map(lambda a, w: a + (share * (w - a)).astype(a.dtype), state.average, params)
+        new = new._replace(average=_select(updated, moved, state.average))
     logged = (jnp.where(updated, x, jnp.nan) for x in (entropy, grad_norm, rate))
     return new, Metrics(*logged)
 
@@ -198,9 +208,9 @@ def params_structs(config: ModelConfig) -> Any:
 
 def member_structs(shape: Shape) -> State:
     """Return the shapes and dtypes of one member's state."""
-    return _structs(shape.model, shape.config.optimizer)
+    return _structs(shape.compiled.config)
 
 
 @functools.cache
-def _structs(config: ModelConfig, settings: OptimizerConfig) -> State:
-    return jax.eval_shape(lambda params: init_member(params, settings), params_structs(config))
+def _structs(config: TrainConfig) -> State:
+    return jax.eval_shape(lambda params: init_member(params, config), params_structs(config.model))

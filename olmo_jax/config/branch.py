@@ -30,6 +30,11 @@ class BranchConfig(Settings):
         "STEP; 0: only that one. With no further step, the branch is an average of checkpoints that can be evaluated.",
         bound=NOT_NEGATIVE,
     )
+    ema: bool = setting(
+        False,
+        Role.DATA,
+        "Start from the parent's moving average of the parameters (its checkpoint.ema_decay).",
+    )
     start_step: int = setting(
         0,
         Role.STATIC,
@@ -67,6 +72,13 @@ class BranchConfig(Settings):
                 f"has no effect without {at}.parent; name a run and step, or leave this out",
             )
 
+        require(
+            not (self.ema and self.average_last),
+            f"{at}.average_last",
+            self.average_last,
+            f"contradicts {at}.ema = True, which is another average; give each a run of its own",
+        )
+
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(BranchConfig) if field.name != "parent"}
 
@@ -84,7 +96,7 @@ def check_branch(config: Any, at: str) -> None:
         not config.imported, f"{at}.branch.parent", branch.parent, "is of an imported run, which isn't trained here"
     )
     # Without further steps, only an average is something new.
-    least = branch.start_step + (0 if branch.average_last else 1)
+    least = branch.start_step + (0 if branch.average_last or branch.ema else 1)
     if config.total_steps < least:
         raise ConfigError(
             f"{at}.tokens = {config.tokens}: counts from the root, and so is {config.total_steps} steps of "

@@ -151,6 +151,13 @@ class CheckpointConfig(Settings):
         "cohort, or a part of one); 0 for none.",
         bound=NOT_NEGATIVE,
     )
+    ema_decay: float = setting(
+        0.0,
+        Role.OBSERVATION,
+        "Also keep an exponential moving average of the parameters, with this decay per step; 0: none. A branch with "
+        "branch.ema starts from it, and can so be evaluated as a run of its own.",
+        bound=BELOW_ONE,
+    )
     at: tuple[int, ...] = setting(
         (),
         Role.OBSERVATION,

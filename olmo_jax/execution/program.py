@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmo_jax import intervention, model, optimizer
 from olmo_jax.cohort import Run, Shape
-from olmo_jax.config import ModelConfig, OptimizerConfig
+from olmo_jax.config import TrainConfig
 from olmo_jax.data import batches
 from olmo_jax.execution import sharding
 from olmo_jax.execution.members import over_members
@@ -55,13 +55,12 @@ def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
     ranks_M = np.asarray(sharding.pad([run.config.intervention.head_rank for run in runs], mesh), np.int32)
     shardings = sharding.stack_shardings(mesh, stack_structs(shape, len(seeds_M)), shape.config.mesh.fsdp)
-    initial = jax.jit(_initial, static_argnums=(0, 1), out_shardings=shardings)
-    return initial(shape.model, shape.config.optimizer, seeds_M, ranks_M)
+    return jax.jit(_initial, static_argnums=0, out_shardings=shardings)(shape.compiled.config, seeds_M, ranks_M)
 
 
-def _initial(config: ModelConfig, settings: OptimizerConfig, seeds_M: Array, ranks_M: Array) -> State:
+def _initial(config: TrainConfig, seeds_M: Array, ranks_M: Array) -> State:
     def one(seed: Array, rank: Array) -> State:
-        return init_member(intervention.first_params(model.init(config, jax.random.key(seed)), rank), settings)
+        return init_member(intervention.first_params(model.init(config.model, jax.random.key(seed)), rank), config)
 
     return jax.vmap(one)(seeds_M, ranks_M)
 

@@ -117,9 +117,10 @@ def _started(config: TrainConfig, parent: Run, configuration_of: Callable[[Train
     _check_fits(config, parent)
     steps = _steps_of(branch.workdir, parent)
     if branch.step not in steps:
+        known = ", ".join(map(str, steps)) or "none yet"
         raise ConfigError(
-            f"{_KEY} = {branch.parent!r}: {parent.id} has no checkpoint at step {branch.step}, but at "
-            f"{', '.join(map(str, steps)) or 'none yet'}; choose one of these, or add {branch.step} to config.train.checkpoint.at"
+            f"{_KEY} = {branch.parent!r}: {parent.id} has no checkpoint at step {branch.step}, but at {known}; choose "
+            f"one of these, or add {branch.step} to config.train.checkpoint.at"
         )
     earlier = sum(step <= branch.step for step in steps)
     if earlier < branch.average_last:
@@ -173,10 +174,15 @@ def _check_fits(config: TrainConfig, parent: Run) -> None:
     if branch.moments and (other.imported or other.optimizer.name != config.optimizer.name):
         why = "was imported without any" if other.imported else f"was trained by {other.optimizer.name}"
         raise ConfigError(f"config.train.branch.moments = True: the parent, {parent.id}, {why}; set it to False")
+    if branch.ema and not other.checkpoint.ema_decay:
+        raise ConfigError(
+            f"config.train.branch.ema = True: the parent, {parent.id}, keeps no moving average; set "
+            "config.train.checkpoint.ema_decay for it"
+        )
     if other.branch.parent and other.total_steps == other.branch.start_step:
         raise ConfigError(
             f"{_KEY} = {branch.parent!r}: {parent.id} takes no step of its own; start from its parent, "
-            f"{other.branch.parent}, with average_last = {other.branch.average_last}"
+            f"{other.branch.parent}, and average in the same way"
         )
     if branch.workdir:
         diverged_at = read_status(epath.Path(branch.workdir), parent.id).get("diverged_at")
@@ -203,6 +209,7 @@ def tree(runs: Sequence[Run]) -> list[str]:
         branch, total = run.config.branch, run.config.total_steps
         start = f"from step {branch.start_step:,} to {total:,}" if branch.parent else f"to step {total:,}"
         mean = f", from the mean of {branch.average_last} checkpoints" if branch.average_last else ""
+        mean = ", from the moving average" if branch.ema else mean
         drawn = [f"{first}{run.id}  {start}{mean}"]
         below = children.get(run.id, [])
         for i, child in enumerate(below):

@@ -65,8 +65,9 @@ def _own_steps(config: TrainConfig) -> int:
 
 
 def checkpoint_bytes(cohort: Cohort) -> float:
-    """Return the size of a cohort's checkpoints, in bytes: float32 parameters and two moments per active member."""
-    each = 3 * 4 * parameter_count(cohort.shape.model)[0]
+    """Return the size of a cohort's checkpoints, in bytes, at most: float32 parameters, two moments and an average."""
+    copies = 4 if cohort.shape.config.checkpoint.ema_decay else 3
+    each = copies * 4 * parameter_count(cohort.shape.model)[0]
     return float(each * sum(len(cohort.active(step)) for step in checkpoint_steps(cohort)))
 
 

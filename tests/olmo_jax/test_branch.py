@@ -9,12 +9,11 @@ import pytest
 from etils import epath
 
 from olmo_jax import branch, checkpoint
-from olmo_jax.checkpoint import CheckpointError, load_run, member_lists
+from olmo_jax.checkpoint import CheckpointError, load_average, load_run, member_lists
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.config import ComputeConfig, OptimizerConfig
 from olmo_jax.logs.metrics import read_jsonl
 from olmo_jax.optimizer import init
-from olmo_jax.step import member_structs
 from olmo_jax.storage.run_status import read_status
 from olmo_jax.train import train_cohort, write_run_files
 
@@ -93,7 +92,7 @@ def test_a_branch_goes_its_own_way_after_its_start(trained, branched, index, tmp
 
 def test_without_moments_only_the_parameters_are_the_parents(trained, branched, index):
     cohort = branched(5, {"branch.moments": False})
-    state = branch.first_state(trained, cohort.runs[1], member_structs(cohort.shape))
+    state = branch.first_state(trained, cohort.runs[1])
     params = load_run(trained, "trunk1", 5)[1]
     chex.assert_trees_all_equal(state.params, params)
     chex.assert_trees_all_equal(state.moments, init(params, OptimizerConfig()))
@@ -122,6 +121,28 @@ def test_the_mean_of_the_last_checkpoints_is_a_run_that_takes_no_step(trained, b
     (row,) = read_jsonl(workdir / "runs" / "from-trunk1" / "metrics.jsonl")
     assert row["step"] == 12 and row["unembedding/effective_rank"] > 1
     assert read_status(workdir, "from-trunk1")["state"] == "done"
+
+
+def test_the_moving_average_is_a_weighted_mean_of_the_parameters_after_each_step(
+    trunks, base, index, vary, trained, branched, tmp_path
+):
+    decay, every = 0.8, {"checkpoint.ema_decay": 0.8, "checkpoint.every": 1}
+    parents = epath.Path(tmp_path / "parents")
+    runs = tuple(dataclasses.replace(run, config=vary(run.config, every)) for run in trunks.runs)
+    kept = Cohort(shape_of(vary(base, every), index.fingerprint), runs)
+    assert not train(parents, kept, index, stopper(7))
+    assert train(parents, kept, index)
+    weights = decay ** np.arange(11, -1, -1.0)
+    expected = jax.tree.map(
+        lambda *xs: sum(w * x.astype(np.float64) for w, x in zip(weights, xs, strict=True)) / weights.sum(),
+        *(load_run(parents, "trunk1", step)[1] for step in range(1, 13)),
+    )
+    workdir = epath.Path(tmp_path / "average")
+    changes = every | {"checkpoint.every": 5, "branch.workdir": str(parents), "branch.ema": True}
+    assert train(workdir, branched(12, changes, runs), index)
+    chex.assert_trees_all_close(load_run(workdir, "from-trunk1", 12)[1], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(CheckpointError, match="has no average among its moments"):
+        load_average(trained, "trunk0", 12)
 
 
 def test_averages_and_longer_branches_share_a_stack(trunks, trained, branched, index, vary, tmp_path):
@@ -153,10 +174,10 @@ def test_a_checkpoint_that_is_missing_or_does_not_fit_is_named(trained, branched
     assert branch.missing(trained, branched(7)) == ["trunk0@7", "trunk1@7"]
     cohort = branched(7)
     with pytest.raises(CheckpointError, match="trunk0.*no checkpoint at step 7"):
-        branch.first_state(trained, cohort.runs[0], member_structs(cohort.shape))
+        branch.first_state(trained, cohort.runs[0])
     wider = branched(5, {"model.d_ff": 64})
-    with pytest.raises(CheckpointError, match=r"mlp/\w+ is missing or of another shape"):
-        branch.first_state(trained, wider.runs[0], member_structs(wider.shape))
+    with pytest.raises(CheckpointError, match=r"mlp/\w+ has shape .*, and the runs' configuration expects"):
+        branch.first_state(trained, wider.runs[0])
     averaged = branched(5, {"branch.average_last": 3})
     with pytest.raises(CheckpointError, match=r"average_last = 3: trunk0 has checkpoints at 3, 5 up to step 5"):
-        branch.first_state(trained, averaged.runs[0], member_structs(averaged.shape))
+        branch.first_state(trained, averaged.runs[0])

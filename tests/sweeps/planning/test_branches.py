@@ -106,7 +106,7 @@ def test_the_plan_draws_the_tree_and_counts_only_the_steps_of_each_run(tiny):
         ),
         (
             [TRUNK, BRANCH | {"tokens": 6 * 64, "branch.average_last": 2}, {"branch.parent": "branch@6"}],
-            ["takes no step of its own", "with average_last = 2"],
+            ["takes no step of its own", "average in the same way"],
         ),
     ],
 )
