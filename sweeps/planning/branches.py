@@ -197,6 +197,16 @@ def in_order(stacks: Sequence[Cohort]) -> tuple[Cohort, ...]:
     return tuple(sorted(stacks, key=lambda stack: stack.shape.start_step * stack.shape.tokens_per_step))
 
 
+def depths(cohorts: Sequence[Cohort]) -> list[int]:
+    """Return how many other cohorts of the plan each has to wait for, one after another: 0 without branches."""
+    place = {run.id: i for i, cohort in enumerate(cohorts) for run in cohort.runs}
+    result = [0] * len(cohorts)
+    for cohort in in_order(cohorts):
+        parents = {place[run.config.branch.run] for run in cohort.runs if run.config.branch.run in place}
+        result[cohorts.index(cohort)] = max((result[i] + 1 for i in parents), default=0)
+    return result
+
+
 def tree(runs: Sequence[Run]) -> list[str]:
     """Return the lines of a drawing of the runs that have branches, or are some; [] if there are none."""
     known = {run.id for run in runs}

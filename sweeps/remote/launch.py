@@ -29,13 +29,16 @@ class StoppedError(UserError):
     exit_code = 75
 
 
-def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
+def launch(
+    workdir: Any, command: Sequence[str], cohorts: Sequence[int], options: Options, depths: Sequence[int] = ()
+) -> list[str]:
     """Start one task per cohort and return lines that say how to find, inspect and stop them.
 
     Args:
       workdir: a directory that every task can reach; its launch/ holds logs and submitit's files.
       command: the command line of a run; task K appends `--cohort=K`.
       cohorts: the indexes of the cohorts in the plan.
+      depths: for each, how many others it has to wait for, one after another (branches.depths); () for none.
 
     On Slurm it returns once the tasks are queued. On this machine it waits for them; after SIGTERM or SIGINT it stops
     them and raises StoppedError once they have ended. For SkyPilot it writes launch/sky.yaml and starts nothing.
@@ -49,7 +52,7 @@ def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options
     if options.engine == "sky":
         from sweeps.remote.sky import write_task
 
-        return write_task(folder, command, cohorts, options)
+        return write_task(folder, command, cohorts, options, depths)
     try:
         import submitit
     except ModuleNotFoundError as error:
@@ -65,7 +68,11 @@ def launch(workdir: Any, command: Sequence[str], cohorts: Sequence[int], options
     # submitit hides all GPUs from a local task that asks for none.
     visible = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),)
     environment = visible if options.engine == "local" and not options.gpus else ()
-    tasks = [Task(options.engine, k, tuple(command), str(folder / f"cohort-{k}.log"), environment) for k in cohorts]
+    tasks = [
+        Task(options.engine, k, tuple(command), str(folder / f"cohort-{k}.log"), environment, depth)
+        for k, depth in zip(cohorts, depths or [0] * len(cohorts), strict=True)
+    ]
+    tasks.sort(key=lambda task: task.depth)
     if options.engine == "slurm":
         lines = submit(folder / "submitit", tasks, options)
     else:
@@ -83,6 +90,8 @@ def _local(executor: Any, tasks: Sequence[Task], options: Options) -> list[str]:
     with stop_on_signals() as stop:
         while running or (waiting and not stop()):
             while waiting and slots and not stop():
+                if any(task.depth < waiting[0].depth for task, _, _ in running):
+                    break  # branches start once their parents' cohorts are done
                 task, slot = waiting.pop(0), slots.pop(0)
                 gpus = range(slot * options.gpus, (slot + 1) * options.gpus)
                 executor.update_parameters(

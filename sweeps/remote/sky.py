@@ -1,5 +1,6 @@
 """Describe a sweep as a SkyPilot task for cloud GPUs and TPU VMs: one file, started once per cohort."""
 
+import itertools
 import os
 import re
 import shlex
@@ -24,7 +25,9 @@ _EXTRA = """\
 """
 
 
-def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], options: Options) -> list[str]:
+def write_task(
+    folder: Path, command: Sequence[str], cohorts: Sequence[int], options: Options, depths: Sequence[int] = ()
+) -> list[str]:
     """Write sky.yaml into `folder`, which doesn't need SkyPilot, and return lines that say how to start the task.
 
     The current folder, which must be the repository, is copied to the machine. Raises ConfigError if it isn't, if the
@@ -55,12 +58,16 @@ def write_task(folder: Path, command: Sequence[str], cohorts: Sequence[int], opt
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.dump(task, Dumper=_Blocks, sort_keys=False, width=1000), encoding="utf-8")
     place = shlex.quote(os.path.relpath(path))
-    lines = [
-        f"{path}: a SkyPilot task; start it for every cohort with",
-        f"for K in {' '.join(map(str, cohorts))}; do sky jobs launch --yes --detach-run --name={name}-$K "
-        f"--env COHORT=$K {place}; done",
-        "to list them: sky jobs queue; to stop one: sky jobs cancel ID; to resume: run the loop again",
-    ]
+    lines = [f"{path}: a SkyPilot task; start it for every cohort with"]
+    levels = sorted(zip(depths or [0] * len(cohorts), cohorts, strict=True))
+    for depth, group in itertools.groupby(levels, key=lambda level: level[0]):
+        if depth:
+            lines.append("and once all of these are done, for the branches of their runs, with")
+        lines.append(
+            f"for K in {' '.join(str(k) for _, k in group)}; do sky jobs launch --yes --detach-run --name={name}-$K "
+            f"--env COHORT=$K {place}; done"
+        )
+    lines.append("to list them: sky jobs queue; to stop one: sky jobs cancel ID; to resume: run the loop again")
     if not any(word.startswith("--mirror") for word in words):
         lines.append("without --mirror=BUCKET results are lost with the machine, and interrupted cohorts start over")
     return lines

@@ -1,6 +1,7 @@
 """Submit a sweep as an array of Slurm tasks: the options of sbatch, and the environment variables kept from it."""
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -51,6 +52,8 @@ def check_folder(workdir: object, folder: Path) -> None:
 def submit(folder: Path, tasks: Sequence[Task], options: Options) -> list[str]:
     """Submit the tasks as a job array and return lines that say how to find and stop them.
 
+    There is one array for each depth (Task.depth), which starts once all tasks of the one before have succeeded.
+
     Raises LaunchError if sbatch refuses them.
     """
     import submitit
@@ -73,27 +76,35 @@ def submit(folder: Path, tasks: Sequence[Task], options: Options) -> list[str]:
     srun = [f"--cpus-per-task={options.cpus}"] if options.cpus else []  # since 22.05 srun doesn't inherit sbatch's
     logs = _logs(folder, len(tasks)) if "%" in str(folder) else {}
     executor = submitit.SlurmExecutor(folder, max_num_timeout=_MAX_TIMEOUTS)
+    additional: dict[str, Any] = (
+        {"requeue": True} | {k: pattern.replace("%t", "0") for k, pattern in logs.items()} | more
+    )
     executor.update_parameters(
         signal_delay_s=SECONDS_TO_STOP,
         array_parallelism=options.parallel or len(tasks),
         srun_args=[*srun, *(f"--{name}={pattern}" for name, pattern in logs.items())],
-        additional_parameters={"requeue": True}
-        | {name: pattern.replace("%t", "0") for name, pattern in logs.items()}
-        | more,
+        additional_parameters=additional,
         **nonempty,
         **unset,
     )
     defaults = {"job_name"} | ({"time"} if options.minutes == type(options).minutes else set())
     explicit = {key.replace("_", "-") for key in nonempty.keys() - defaults} | more.keys()
+    jobs: list[Any] = []
+    arrays: list[str] = []
     try:
         with _without(conflicting_variables(os.environ, explicit)):
-            jobs = executor.submit_array(tasks)
+            for _, group in itertools.groupby(tasks, key=lambda task: task.depth):
+                if arrays:
+                    after = ",".join(filter(None, [additional.get("dependency"), f"afterok:{arrays[-1]}"]))
+                    executor.update_parameters(additional_parameters=additional | {"dependency": after})
+                jobs += executor.submit_array(list(group))
+                arrays.append(jobs[-1].job_id.split("_")[0])
     except (FailedJobError, FailedSubmissionError) as error:
         raise LaunchError(f"sbatch: {error}") from error
-    array_id = jobs[0].job_id.split("_")[0]
+    ids = ",".join(arrays)
     return [
         *(f"cohort {t.cohort}: Slurm job {job.job_id}, log {t.log}" for t, job in zip(tasks, jobs, strict=True)),
-        f"to list them: squeue --jobs={array_id}; to stop: scancel {array_id}; to resume: the same launch",
+        f"to list them: squeue --jobs={ids}; to stop: scancel {ids.replace(',', ' ')}; to resume: the same launch",
     ]
 
 

@@ -39,6 +39,7 @@ class Task:
     command: tuple[str, ...]
     log: str
     environment: tuple[tuple[str, str | None], ...] = ()  # overrides what the engine sets; None: unset
+    depth: int = 0  # it starts once all tasks of smaller depth are done
 
     def __call__(self) -> str:
         """Run the command and return "done", or "stopped" if it was stopped for good; otherwise it is requeued.

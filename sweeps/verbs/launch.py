@@ -31,6 +31,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _carry_out(command: Command) -> int:
     from olmo_jax.checkpoint import check_place
     from sweeps.planning import record
+    from sweeps.planning.branches import depths
     from sweeps.remote.launch import launch
     from sweeps.remote.options import Options
 
@@ -42,7 +43,7 @@ def _carry_out(command: Command) -> int:
     options = Options(**{k: v for k, v in values.items() if v is not None} | {"more": tuple(arguments.more)})
     task = [sys.executable, "-m", "sweeps.cli", "run", *command.overrides, f"--workdir={workdir}"]
     task += [f"--mirror={arguments.mirror}"] if arguments.mirror else []
-    print("\n".join(launch(workdir, task, range(len(plan.cohorts)), options)))
+    print("\n".join(launch(workdir, task, range(len(plan.cohorts)), options, depths(plan.cohorts))))
     return DONE
 
 

@@ -173,3 +173,15 @@ def test_plans_without_branches_stay_as_they_were(tiny):
     plan = planned(tiny, {})
     assert isinstance(plan, Plan) and plan.evaluation == EvalConfig()
     assert plan.runs[0].config.branch == tiny.branch
+
+
+def test_a_cohort_waits_for_those_of_its_parents(tiny):
+    leaf = {"name": "leaf", "branch.parent": "branch@10"}
+    plan = planned(tiny, leaf, TRUNK, {"name": "other", "model.n_layers": 2}, BRANCH)
+    names = [cohort.runs[0].config.name for cohort in plan.cohorts]
+    assert dict(zip(names, branches.depths(plan.cohorts), strict=True)) == {
+        "trunk": 0,
+        "other": 0,
+        "branch": 1,
+        "leaf": 2,
+    }

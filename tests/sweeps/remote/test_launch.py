@@ -95,6 +95,18 @@ def test_at_most_parallel_cohorts_run_at_once(stub, tmp_path):
     assert max(at_once) == 2
 
 
+def times(folder, cohort):
+    """Return when the stub of a cohort started and ended."""
+    lines = (folder / f"notes-{cohort}").read_text().splitlines()
+    return float(lines[0].split()[0]), float(lines[-1].split()[0])
+
+
+def test_branches_start_once_the_cohorts_of_their_parents_are_done(stub, tmp_path):
+    lines = launch(tmp_path, stub(1, 0.5), range(3), Options("local", parallel=0), depths=(1, 0, 1))
+    assert [line.split(",")[0] for line in lines[:3]] == [f"cohort {k}: done" for k in (1, 0, 2)]
+    assert times(tmp_path, 1)[1] <= min(times(tmp_path, 0)[0], times(tmp_path, 2)[0])
+
+
 def test_stopped_tasks_restart_and_failed_ones_are_named_while_others_continue(stub, tmp_path, capsys):
     (tmp_path / "stop-0").touch()
     (tmp_path / "fail-1").touch()
@@ -170,6 +182,8 @@ def test_the_skypilot_task_runs_any_cohort_from_the_repository(tmp_path, monkeyp
     options = Options("sky", gpus=2, cpus=8, more=("accelerators=H100", "infra=gcp", "use_spot=false"))
     lines = launch(tmp_path, command, [0, 1], options)
     assert any("for K in 0 1; do sky jobs launch" in line for line in lines)
+    loops = [line for line in launch(tmp_path, command, [0, 1, 2], options, (1, 0, 1)) if line.startswith("for K")]
+    assert [loop.split(";")[0] for loop in loops] == ["for K in 1", "for K in 0 2"]
     task = yaml.safe_load((tmp_path / "launch" / "sky.yaml").read_text())
     assert task["run"].split("sweeps.cli ")[1] == 'run --config=a.py --workdir=w --mirror=gs://b/w --cohort="$COHORT"\n'
     assert task["resources"]["accelerators"] == "H100:2"
@@ -326,6 +340,15 @@ def test_slurm_runs_an_array_with_one_task_per_cohort(cluster, stub, tmp_path):
         assert notes(tmp_path, cohort) == ["start", "step 0", "step 1", "end"]
         assert "--cohort=" in (tmp_path / "launch" / f"cohort-{cohort}.log").read_text()
     assert list((tmp_path / "launch" / "submitit").glob(f"{job}_*_result.pkl"))
+
+
+@pytest.mark.slow
+def test_slurm_starts_branches_once_the_cohorts_of_their_parents_are_done(cluster, stub, tmp_path):
+    lines = launch(tmp_path, stub(2, 0.5), range(3), Options("slurm", cpus=1), depths=(1, 0, 1))
+    assert re.search(r"squeue --jobs=\d+,\d+; to stop: scancel \d+ \d+;", lines[3])
+    wait_until(idle)
+    assert passages(tmp_path, 0) == passages(tmp_path, 2) == ["start", "end"]
+    assert times(tmp_path, 1)[1] <= min(times(tmp_path, 0)[0], times(tmp_path, 2)[0])
 
 
 @pytest.mark.slow

@@ -34,6 +34,10 @@ def get_config():
                    unembedding=dict(metrics=("mean_cosine",)), final_states=dict(metrics=("mean_cosine",))),
         checkpoint=dict(every=10), mesh=dict(member=1)))
     grid = product({{"data.batch_size": [4, 8], "optimizer.weight_decay": [0.1, 5.0], "tokens": [240 * 64, 130 * 64]}})
+    grid[0]["name"] = "trunk"
+    twin = {{"name": "twin", "branch.parent": "trunk@120"}}  # with the trunk's settings
+    mean = {{"name": "mean", "branch.parent": "trunk@120", "branch.average_last": 3, "tokens": 120 * 64}}
+    grid = [mean, twin, *grid]
     return sweep_config(train, grid, parts=StackConfig(most_members=2))
 """
 
@@ -107,6 +111,8 @@ def assert_same(workdir, undisturbed):
         assert run_steps(workdir, run) == run_steps(undisturbed, run)
         chex.assert_trees_all_equal(load_run(workdir, run)[1], load_run(undisturbed, run)[1])
         assert all(isinstance(row, dict) for row in read_jsonl(workdir / "runs" / run / "timings.jsonl"))
+    trunk, twin = (next(run for run in runs if run.startswith(name)) for name in ("trunk", "twin"))
+    chex.assert_trees_all_equal(load_run(workdir, twin)[1], load_run(workdir, trunk)[1])
 
 
 @pytest.mark.slow
