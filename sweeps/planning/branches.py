@@ -218,7 +218,7 @@ def tree(runs: Sequence[Run]) -> list[str]:
     def lines(run: Run, first: str, rest: str) -> list[str]:
         branch, total = run.config.branch, run.config.total_steps
         start = f"from step {branch.start_step:,} to {total:,}" if branch.parent else f"to step {total:,}"
-        mean = f", from the mean of {branch.average_last} checkpoints" if branch.average_last else ""
+        mean = f", from the mean of {branch.average_last} checkpoints" if branch.average_last > 1 else ""
         mean = ", from the moving average" if branch.ema else mean
         drawn = [f"{first}{run.id}  {start}{mean}"]
         below = children.get(run.id, [])

@@ -1,0 +1,1 @@
+"""Annealing, sharpness and averaging at the end of training, told apart from tokens and rate (anneal.py)."""

@@ -1,0 +1,138 @@
+"""What the end of training does: each outcome by decay, sharpness-aware minimisation, averaging, tokens and rate.
+
+Computed for any sweep with branches that end at equal tokens in several ways (anneal.py).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import pandas as pd
+
+from sweeps.analysis.contrast import LEAST_SEEDS, contrast
+from sweeps.analysis.estimate import Estimate
+from sweeps.report.names import any_name, loss_name
+from sweeps.report.numbers import change
+from sweeps.table.columns import final_rows, performance_columns
+
+CONSTANT = "constant rate"
+SAM = " with SAM"
+RATE, TOKENS, SEED = "config.optimizer.learning_rate", "tokens", "config.init_seed"
+_NEEDED = (
+    "trunk", TOKENS, RATE, SEED, "config.branch.parent", "config.branch.average_last", "config.branch.ema",
+    "config.optimizer.decay_fraction", "config.optimizer.sam_rho",
+)  # fmt: skip
+RANK = "unembedding_gauge_fixed/effective_rank_percent"
+# Besides performance.
+_OTHERS = ("curvature/critical_sharpness", "curvature/trace", "unembedding/effective_rank_percent", RANK)
+
+
+class Change(NamedTuple):
+    """The change of an outcome by one factor.
+
+    Attributes:
+      factor: "decay", "sharpness-aware minimisation", "averaging", "tokens" or "learning rate". first, second: the
+        levels compared. estimate: second minus first, n the number of seeds. base: the outcome's mean at the first.
+    """
+
+    outcome: str
+    factor: str
+    first: str
+    second: str
+    estimate: Estimate
+    base: float
+
+
+def ends(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the last rows of the branches that finished, with the column `end`: how the training of each ended."""
+    rows = final_rows(table).rows
+    rows = rows[rows["config.branch.parent"].astype(str) != ""]
+    return rows.assign(end=[_end(row) for _, row in rows.iterrows()])
+
+
+def _end(row: pd.Series) -> str:
+    if row["config.branch.ema"]:
+        return "moving average"
+    if row["config.branch.average_last"] > 1:
+        return f"mean of {row['config.branch.average_last']:.0f} checkpoints"
+    share = row["config.optimizer.decay_fraction"]
+    decay = f"decay over the last {share:.0%}".replace("%", " %") if share else CONSTANT
+    return decay + (SAM if row["config.optimizer.sam_rho"] else "")
+
+
+def has_ends(table: pd.DataFrame) -> bool:
+    """Return whether a table has branches of trunks with a constant rate, and some that end in another way."""
+    if not set(_NEEDED) <= set(table.columns):
+        return False
+    found = set(ends(table)["end"])
+    return CONSTANT in found and len(found) > 1
+
+
+def outcomes(table: pd.DataFrame) -> list[str]:
+    """Return the columns that the study looks at: performance, relative rises by quantisation, sharpness and rank."""
+    rises = [c for c in table.columns if c.endswith("/relative_rise/in_domain") or c.startswith("noise_relative")]
+    rises = [c for c in rises if c.endswith("rise/in_domain")]
+    columns = dict.fromkeys([*performance_columns(table), *rises, *_OTHERS])
+    return [c for c in columns if c in table.columns and table[c].notna().any()]
+
+
+def changes(
+    table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None
+) -> tuple[Change, ...]:
+    """Return the change of every outcome by every factor; none for a sweep without such branches."""
+    if not has_ends(table):
+        return ()
+    rows = ends(table)
+    return tuple(one for outcome in outcomes(table) for one in _changes_of(rows, outcome))
+
+
+def _changes_of(rows: pd.DataFrame, outcome: str) -> Iterator[Change]:
+    def compared(name: str, factor: str, first: object, second: object, within: list[str]) -> Change:
+        estimate = contrast(rows, outcome, factor, (first, second), within, SEED)
+        base = float(rows.loc[rows[factor] == first, outcome].mean())
+        return Change(outcome, name, _level(first), _level(second), estimate, base)
+
+    found = sorted(set(rows["end"]))
+    for end in found:
+        if end.endswith(SAM):
+            plain = end.removesuffix(SAM)
+            yield compared("sharpness-aware minimisation", "end", plain, end, [TOKENS, RATE])
+        elif end != CONSTANT:
+            yield compared("decay" if end.startswith("decay") else "averaging", "end", CONSTANT, end, [TOKENS, RATE])
+    for name, factor, other in (("tokens", TOKENS, RATE), ("learning rate", RATE, TOKENS)):
+        levels = sorted(set(rows[factor]))
+        if len(levels) > 1:
+            yield compared(name, factor, levels[0], levels[-1], ["end", other])
+
+
+def _level(level: object) -> str:
+    return f"{level:,.6g}" if isinstance(level, float | int) else str(level)
+
+
+def sentences(found: tuple[Change, ...]) -> list[str]:
+    """Return what decay, tokens and rate did to quantisation at the fewest bits, and to forgetting, in words."""
+    quantised = sorted(one.outcome for one in found if re.fullmatch(r"gptq_\d+/rise/in_domain", one.outcome))
+    forgotten = sorted(one.outcome for one in found if one.outcome.endswith("/forgetting"))
+    lines = []
+    for outcome in [*quantised[:1], *forgotten[:1]]:
+        of = [one for one in found if one.outcome == outcome]
+        parts = [_in_words(one) for one in of if one.factor in _SAID]
+        seeds = max(one.estimate.n for one in of)
+        intervals = "95 % intervals over" if seeds >= LEAST_SEEDS else "no intervals, for lack of seeds:"
+        lines.append(f"{outcome_name(outcome)}: {'; '.join(parts)} ({intervals} {seeds} seeds).")
+    return lines
+
+
+_SAID = ("decay", "tokens", "learning rate")
+
+
+def _in_words(one: Change) -> str:
+    of = one.estimate
+    what = one.second if one.factor == "decay" else f"{one.factor} from {one.first} to {one.second}"
+    ends_of = f" ({change(of.low)} to {change(of.high)})" if of.n >= LEAST_SEEDS else ""
+    return f"{what} changed it by {change(of.estimate)}{ends_of}"
+
+
+def outcome_name(column: str) -> str:
+    """Return an outcome in words."""
+    return any_name(column, []) if column.startswith("unembedding") else loss_name(column)
