@@ -68,7 +68,8 @@ def train_cohort(
         step, state, fresh = _resume(workdir, cohort, checkpoints, mesh)
         places = cohort.active(step)
         _tidy(checkpoints, cohort, step, due)
-        write_statuses(workdir, [runs[i] for i in places], state, step)
+        if not (fresh and step in due):  # then some are done, but have no checkpoint yet
+            write_statuses(workdir, [runs[i] for i in places], state, step)
         restore_statuses(workdir, [run for run in runs if run.config.total_steps < step])
         stopped = False
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from olmo_jax.config.field import NOT_NEGATIVE, Role, setting
+from olmo_jax.config.field import BELOW_ONE, NOT_NEGATIVE, Role, setting
 from olmo_jax.config.validation import ConfigError, Settings, require
 
 
@@ -41,6 +41,18 @@ class BranchConfig(Settings):
         "The step that the branch starts after, in its own batches; filled in when the sweep is planned.",
         bound=NOT_NEGATIVE,
         unit="steps",
+    )
+    averaged_steps: tuple[int, ...] = setting(
+        (),
+        Role.DATA,
+        "The parent's checkpoints that average_last means; filled in when the sweep is planned.",
+        unit="steps",
+    )
+    ema_decay: float = setting(
+        0.0,
+        Role.DATA,
+        "The decay of the moving average that ema means; filled in when the sweep is planned.",
+        bound=BELOW_ONE,
     )
     parent_configuration: str = setting(
         "", Role.DATA, "The parent without its seeds; filled in when the sweep is planned."

@@ -84,6 +84,11 @@ class Lock:
         owner = self._read()
         return owner is not None and not _dead(owner)
 
+    def working(self) -> bool:
+        """Return whether another process holds the lock and hasn't been silent since this object first saw it."""
+        owner = self._read()
+        return owner is not None and not self.mine() and not _dead(owner) and not self._silent(owner)
+
     def mine(self) -> bool:
         """Return whether this process still holds the lock."""
         owner = self._read()

@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from etils import epath
 
@@ -117,16 +118,18 @@ def _started(config: TrainConfig, parent: Run, configuration_of: Callable[[Train
     _check_fits(config, parent)
     steps = _steps_of(branch.workdir, parent)
     if branch.step not in steps:
-        known = ", ".join(map(str, steps)) or "none yet"
+        known = ", ".join(map(str, steps))
+        possible = not branch.workdir and 0 < branch.step < parent.config.total_steps
+        add = f", or add {branch.step} to config.train.checkpoint.at before the parent is trained" if possible else ""
         raise ConfigError(
             f"{_KEY} = {branch.parent!r}: {parent.id} has no checkpoint at step {branch.step}, but at {known}; choose "
-            f"one of these, or add {branch.step} to config.train.checkpoint.at"
+            f"one of these{add}"
         )
-    earlier = sum(step <= branch.step for step in steps)
-    if earlier < branch.average_last:
+    earlier = [step for step in steps if step <= branch.step]
+    if len(earlier) < branch.average_last:
         raise ConfigError(
-            f"config.train.branch.average_last = {branch.average_last}: {parent.id} has {earlier} checkpoints up to "
-            f"step {branch.step}; lower it, or write more with config.train.checkpoint"
+            f"config.train.branch.average_last = {branch.average_last}: {parent.id} has {len(earlier)} checkpoints "
+            f"up to step {branch.step}; lower it, or write more with config.train.checkpoint"
         )
     # What was trained on before an import isn't known in detail, so an imported parent is a root.
     tokens = 0 if parent.config.imported else branch.step * parent.config.tokens_per_step
@@ -141,7 +144,10 @@ def _started(config: TrainConfig, parent: Run, configuration_of: Callable[[Train
         branch=dataclasses.replace(
             branch,
             parent=f"{parent.id}@{branch.step}",
+            workdir=_absolute(branch.workdir),
             start_step=tokens // config.tokens_per_step,
+            averaged_steps=tuple(earlier[-branch.average_last :]) if branch.average_last else (),
+            ema_decay=parent.config.checkpoint.ema_decay if branch.ema else 0.0,
             parent_configuration=configuration_of(parent.config),
         ),
     )
@@ -150,10 +156,15 @@ def _started(config: TrainConfig, parent: Run, configuration_of: Callable[[Train
 
 
 def _steps_of(workdir: str, parent: Run) -> list[int]:
-    """Return the steps of the parent's checkpoints: those that exist, or that are certain to be written."""
-    if workdir:
+    """Return the steps of the parent's checkpoints: those that are due, or of an imported run, that exist."""
+    if parent.config.imported:
         return run_steps(workdir, parent.id)
     return sorted(checkpoint_steps(Cohort(shape_of(parent.config, ""), (parent,))))
+
+
+def _absolute(workdir: str) -> str:
+    """Return a working directory as found from any folder; "" for none."""
+    return str(Path(workdir).absolute()) if workdir and "://" not in workdir else workdir
 
 
 def _check_fits(config: TrainConfig, parent: Run) -> None:
@@ -205,6 +216,18 @@ def depths(cohorts: Sequence[Cohort]) -> list[int]:
         parents = {place[run.config.branch.run] for run in cohort.runs if run.config.branch.run in place}
         result[cohorts.index(cohort)] = max((result[i] + 1 for i in parents), default=0)
     return result
+
+
+def tokens_of_text(config: TrainConfig, planned: Mapping[str, TrainConfig]) -> int:
+    """Return the tokens of a run's own text that it and its ancestors read, as far as these are among the planned."""
+    branch = config.branch
+    own = (config.total_steps - branch.start_step) * config.tokens_per_step
+    parent = planned.get(branch.run) if branch.parent else None
+    text = config.data.source, config.data.train_domains
+    if parent is None or (parent.data.source, parent.data.train_domains) != text:
+        return own
+    later = (parent.total_steps - branch.step) * parent.tokens_per_step
+    return own + tokens_of_text(parent, planned) - later
 
 
 def tree(runs: Sequence[Run]) -> list[str]:

@@ -29,6 +29,7 @@ def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: fl
       rate: FLOP/s used to estimate hours. rate_source: where that number comes from.
     """
     cohort_lines = []
+    planned = {run.id: run.config for run in plan.runs}
     for cohort in plan.cohorts:
         total, inner = parameter_count(cohort.shape.model)
         stacks = sum(stack.id == cohort.id for stack in plan.stacks)
@@ -37,21 +38,21 @@ def lines(plan: Plan, training_tokens: Mapping[str, tuple[float, str]], rate: fl
             f"{f', {stacks} stacks' if stacks > 1 else ''}, {total:,} parameters each ({inner:,} without embeddings, "
             f"{head_count(cohort.shape.model):,} with the unembedding alone)"
         )
-        cohort_lines += [_line(run, training_tokens) for run in cohort.runs]
+        cohort_lines += [_line(run, training_tokens, planned) for run in cohort.runs]
     cohort_lines += branches.tree(plan.runs)
     notes = [f"note: {note}" for note in plan.notes]
     return [*cohort_lines, *_totals(plan, rate, rate_source), *_too_many_epochs(plan, training_tokens), *notes]
 
 
 def total_weight_decay(config: TrainConfig) -> float:
-    """Return the cumulative weight decay of a whole run: the sum over its steps of learning rate x weight decay."""
-    return _total_weight_decay(config.optimizer, config.total_steps)
+    """Return the cumulative weight decay of a run: the sum over its own steps of learning rate x weight decay."""
+    return _total_weight_decay(config.optimizer, config.total_steps, config.branch.start_step)
 
 
 @functools.cache
-def _total_weight_decay(optimizer: OptimizerConfig, steps: int) -> float:
+def _total_weight_decay(optimizer: OptimizerConfig, steps: int, start: int) -> float:
     unit = TrainConfig(tokens=steps * TrainConfig().tokens_per_step, optimizer=optimizer)
-    return cumulative_weight_decay(unit, steps)
+    return cumulative_weight_decay(unit, steps) - cumulative_weight_decay(unit, start)
 
 
 def run_flops(config: TrainConfig) -> float:
@@ -101,16 +102,18 @@ def detectable(replicates: Sequence[int]) -> float:
     return float(scipy.optimize.brentq(missing_power, 0.0, 1000.0)) * math.sqrt(2 / n)
 
 
-def _line(run: Run, training_tokens: Mapping[str, tuple[float, str]]) -> str:
+def _line(run: Run, training_tokens: Mapping[str, tuple[float, str]], planned: Mapping[str, TrainConfig]) -> str:
     c = run.config
     epoch_tokens, qualifier = training_tokens.get(c.data.name, (0.0, ""))
-    epochs = f"{qualifier}{c.total_steps * c.tokens_per_step / epoch_tokens:.3g} epochs  " if epoch_tokens else ""
+    passed = branches.tokens_of_text(c, planned)
+    epochs = f"{qualifier}{passed / epoch_tokens:.3g} epochs  " if epoch_tokens else ""
+    since = " since its start" if c.branch.parent else ""
     if c.data.is_arithmetic:
         epochs = f"{c.data.arithmetic.train_equations:,} of {c.data.arithmetic.equations:,} equations  "
     return (
         f"  {run.id}  {c.total_steps:,} steps  {c.tokens:,} tokens  {epochs}"
         f"learning rate {c.optimizer.learning_rate:g}  "
-        f"weight decay {c.optimizer.weight_decay:g} (cumulative {total_weight_decay(c):.3g})  "
+        f"weight decay {c.optimizer.weight_decay:g} (cumulative {total_weight_decay(c):.3g}{since})  "
         f"{run_flops(c):.3g} FLOPs  seeds {c.init_seed}/{c.data_seed}"
     )
 
@@ -118,12 +121,13 @@ def _line(run: Run, training_tokens: Mapping[str, tuple[float, str]]) -> str:
 def _too_many_epochs(plan: Plan, training_tokens: Mapping[str, tuple[float, str]]) -> list[str]:
     """Return a line for runs that training will refuse, since they pass over their text too often."""
     over: list[tuple[float, float, str]] = []
+    planned = {run.id: run.config for run in plan.runs}
     for run in plan.runs:
         data = run.config.data
         epoch_tokens, qualifier = training_tokens.get(data.name, (0.0, ""))
         if not epoch_tokens:
             continue
-        epochs = run.config.total_steps * run.config.tokens_per_step / epoch_tokens
+        epochs = branches.tokens_of_text(run.config, planned) / epoch_tokens
         if epochs > data.max_epochs and not data.is_arithmetic:
             over.append((epochs, data.max_epochs, qualifier))
     if not over:

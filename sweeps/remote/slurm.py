@@ -52,7 +52,8 @@ def check_folder(workdir: object, folder: Path) -> None:
 def submit(folder: Path, tasks: Sequence[Task], options: Options) -> list[str]:
     """Submit the tasks as a job array and return lines that say how to find and stop them.
 
-    There is one array for each depth (Task.depth), which starts once all tasks of the one before have succeeded.
+    There is one array for each depth (Task.depth), which starts once all tasks of the one before
+    have ended; a branch whose parent failed then says so itself.
 
     Raises LaunchError if sbatch refuses them.
     """
@@ -95,7 +96,7 @@ def submit(folder: Path, tasks: Sequence[Task], options: Options) -> list[str]:
         with _without(conflicting_variables(os.environ, explicit)):
             for _, group in itertools.groupby(tasks, key=lambda task: task.depth):
                 if arrays:
-                    after = ",".join(filter(None, [additional.get("dependency"), f"afterok:{arrays[-1]}"]))
+                    after = ",".join(filter(None, [additional.get("dependency"), f"afterany:{arrays[-1]}"]))
                     executor.update_parameters(additional_parameters=additional | {"dependency": after})
                 jobs += executor.submit_array(list(group))
                 arrays.append(jobs[-1].job_id.split("_")[0])

@@ -28,6 +28,12 @@ def caveat(final: FinalRows) -> str:
     text = f"{counted(runs, 'run')} of {counted(configurations, 'configuration')}; "
     text += f"{final.diverged or 'none'} diverged" + (" (left out)" if final.diverged else "")
     text += f", {final.unfinished} unfinished (left out). " if final.unfinished else ". "
+    trunks = final.rows["trunk"].nunique() if "trunk" in final.rows else runs
+    if trunks < runs:
+        text += (
+            f"They branch off {counted(trunks, 'trunk')}, so they aren't independent: intervals that don't pair them "
+            "are too narrow. "
+        )
     if configurations == 0:
         return text + "No run has a final row yet, so nothing can be said."
     if configurations < FEW_CONFIGURATIONS:

@@ -9,16 +9,20 @@ from olmo_jax.cohort import Cohort
 from olmo_jax.config import ConfigError
 from olmo_jax.console import say
 from olmo_jax.data.shards import INDEX_FILE, TokenIndex
+from olmo_jax.errors import UserError
 from olmo_jax.storage.run_files import data_root, run_config
 from sweeps.planning.plan import Plan
 
 
 def lacking(workdir: epath.Path, stack: Cohort) -> str:
-    """Return which checkpoints a stack's branches start from that aren't written yet, in words; "" if all are."""
-    names = missing(workdir, stack)
+    """Return which checkpoints a stack's branches start from that aren't there, in words; "" if all are."""
+    try:
+        names = missing(workdir, stack)
+    except UserError as error:
+        return str(error)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    verb = "isn't" if len(names) == 1 else "aren't"
-    return f"it starts from {', '.join(names[:3])}{more}, which {verb} trained yet" if names else ""
+    what = "a checkpoint that isn't" if len(names) == 1 else "checkpoints that aren't"
+    return f"it starts from {', '.join(names[:3])}{more}, {what} there" if names else ""
 
 
 def check_tokenizers(workdir: epath.Path, plan: Plan, indexes: Mapping[str, TokenIndex]) -> None:

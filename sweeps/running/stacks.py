@@ -12,6 +12,8 @@ from olmo_jax.execution import processes
 from olmo_jax.storage.lock import Lock, LockError
 
 _POLL_SECONDS = 1.0
+# How often in a row nobody may be found working before what a stack needs counts as never to come.
+_PATIENCE = 5
 _FAILURE = "failed.txt"
 
 
@@ -48,6 +50,7 @@ def one_process_per_stack(
     waiting = [(stack, lock_of(workdir, stack)) for stack in stacks]
     announced: set[str] = set()
     failed: list[Exception] = []
+    others, idle = _Others(workdir), 0
     while waiting:
         held, needs = [], {}
         for stack, lock in waiting:
@@ -56,7 +59,7 @@ def one_process_per_stack(
             need = lacking(stack)
             if processes.any_process(bool(need)):
                 held.append((stack, lock))
-                needs[stack.folder] = need
+                needs[stack.folder] = need or "another process doesn't see the checkpoints that it starts from"
                 continue
             if not processes.broadcast(processes.is_first() and lock.acquire()):
                 held.append((stack, lock))
@@ -74,7 +77,9 @@ def one_process_per_stack(
                     say(f"{stack.folder}: {error}; continuing with the others")
                 failed.append(error)
         if len(held) == len(waiting):
-            if len(needs) == len(held) and not processes.broadcast(_others_work(workdir)):
+            idle = 0 if len(needs) < len(held) or processes.broadcast(others.work()) else idle + 1
+            # Another process may be between two stacks; after a failure of this one, nobody trains what is missing.
+            if idle > (0 if failed else _PATIENCE):
                 failed += [UserError(f"{folder}: {need}; train that first") for folder, need in needs.items()]
                 break
             for folder in needs.keys() - announced:
@@ -87,9 +92,17 @@ def one_process_per_stack(
     return True
 
 
-def _others_work(workdir: epath.Path) -> bool:
-    """Return whether another process is working on a stack of the working directory."""
-    return any(Lock(path).held() for path in (workdir / "cohorts").glob("*/lock.json"))
+class _Others:
+    """Whether other processes work on stacks of a working directory."""
+
+    def __init__(self, workdir: epath.Path):
+        self._cohorts, self._locks = workdir / "cohorts", dict[str, Lock]()
+
+    def work(self) -> bool:
+        paths = {str(path): path for path in self._cohorts.glob("*/lock.json")}
+        # Locks are kept, since only one that has been watched for a while is known to be silent.
+        self._locks |= {name: Lock(path) for name, path in paths.items() if name not in self._locks}
+        return any(self._locks[name].working() for name in paths)
 
 
 def _with_lock(

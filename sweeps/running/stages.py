@@ -6,7 +6,7 @@ import functools
 import platform
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -15,7 +15,7 @@ from eval import evaluate as evaluation
 from eval.check import check_evaluation
 from olmo_jax.checkpoint import check_place, directory, member_lists
 from olmo_jax.cohort import Cohort
-from olmo_jax.config import require
+from olmo_jax.config import TrainConfig, require
 from olmo_jax.console import one_table, progress, say
 from olmo_jax.data.fingerprint import rough_bytes
 from olmo_jax.data.prepare import prepare
@@ -27,7 +27,7 @@ from olmo_jax.storage.lock import exclusive_lock
 from olmo_jax.storage.run_files import data_root
 from olmo_jax.storage.run_status import has_ended
 from olmo_jax.train import check_mesh, check_vocabulary, cohort_probes, train_cohort, write_run_files
-from sweeps.planning.branches import in_order
+from sweeps.planning.branches import in_order, tokens_of_text
 from sweeps.planning.plan import Plan
 from sweeps.planning.record import join, pin, recorded_plan
 from sweeps.planning.versions import versions
@@ -92,7 +92,7 @@ def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, Toke
             require(not problem, "config.data.sequence_length", cohort.shape.sequence_length, problem)
         cohort_probes(cohort, index)
         if to_train:
-            _check_epochs(cohort, index)
+            _check_epochs(cohort, index, {run.id: run.config for run in plan.runs})
         check_evaluation(plan.evaluation, cohort, index)
     check_tokenizers(workdir, plan, indexes)
     return indexes
@@ -265,16 +265,17 @@ def training_tokens(workdir: epath.Path | None, plan: Plan) -> dict[str, tuple[f
     return result
 
 
-def _check_epochs(cohort: Cohort, index: TokenIndex) -> None:
+def _check_epochs(cohort: Cohort, index: TokenIndex, planned: Mapping[str, TrainConfig]) -> None:
     if cohort.shape.arithmetic:  # its equations are drawn with replacement
         return
     for run in cohort.runs:
         data = run.config.data
-        passes = epochs(index, data.train_domains, data.sequence_length, run.config.tokens)
+        tokens = tokens_of_text(run.config, planned)
+        passes = epochs(index, data.train_domains, data.sequence_length, tokens)
         require(
             passes <= data.max_epochs,
             "config.data.max_epochs",
             data.max_epochs,
-            f"{run.id}: config.tokens = {run.config.tokens:,} is {passes:.3g} passes over its training tokens; "
+            f"{run.id}: config.tokens = {tokens:,} is {passes:.3g} passes over its training tokens; "
             "raise max_epochs, lower tokens, or add text",
         )

@@ -58,7 +58,10 @@ FIXED = (
         "Operations in training's matmuls until this step, forward and backward, with unembedding and attention.",
     ),
     Column(
-        "weight_decay_dose", "training", "", "Learning rate times weight decay, summed over the steps until this one."
+        "weight_decay_dose",
+        "training",
+        "",
+        "Learning rate (without factors of single groups) times weight decay, summed over the steps until this one.",
     ),
     Column("train/loss", "training", NATS, "Mean cross-entropy over the batch of this step."),
     Column("train/grad_norm", "training", "", "Global norm of the gradient at this step, before clipping."),

@@ -65,9 +65,10 @@ def last_rows(table: pd.DataFrame) -> pd.DataFrame:
 def controls_of(table: pd.DataFrame) -> list[str]:
     """Return the settings that differ between rows: `config.` columns except seeds and what isn't part of the identity.
 
-    A setting that only some rows have counts as differing.
+    A setting that only some rows have counts as differing. The parents' configuration counts if there are several.
     """
-    return [c for c in table.columns if _is_setting(c) and as_levels(table[c]).nunique(dropna=False) > 1]
+    least = {"config.branch.parent_configuration": 2 if _has_roots(table) else 1}
+    return [c for c in table.columns if _is_setting(c) and as_levels(table[c]).nunique(dropna=False) > least.get(c, 1)]
 
 
 def missing_as_level(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -150,6 +151,12 @@ def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
         return pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise AnalysisError(f"column '{name}' of the table contains a value that isn't a number: {error}") from None
+
+
+def _has_roots(table: pd.DataFrame) -> bool:
+    """Return whether some runs aren't branches."""
+    column = table.get("config.branch.parent_configuration")
+    return column is not None and bool((column == "").any())
 
 
 def _is_setting(column: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from olmo_jax import branch, checkpoint
+from olmo_jax import train as trainer
 from olmo_jax.checkpoint import CheckpointError, load_average, load_run, member_lists
 from olmo_jax.cohort import Cohort, Run, shape_of
 from olmo_jax.config import ComputeConfig, OptimizerConfig
@@ -108,7 +109,7 @@ def test_another_optimiser_can_take_over(branched, index, tmp_path):
 
 def test_the_mean_of_the_last_checkpoints_is_a_run_that_takes_no_step(trained, branched, index, tmp_path):
     workdir = epath.Path(tmp_path)
-    cohort = branched(12, {"branch.average_last": 3})
+    cohort = branched(12, {"branch.average_last": 3, "branch.averaged_steps": (5, 10, 12)})
     assert train(workdir, cohort, index)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     assert train(workdir, cohort, index)
@@ -138,7 +139,12 @@ def test_the_moving_average_is_a_weighted_mean_of_the_parameters_after_each_step
         *(load_run(parents, "trunk1", step)[1] for step in range(1, 13)),
     )
     workdir = epath.Path(tmp_path / "average")
-    changes = every | {"checkpoint.every": 5, "branch.workdir": str(parents), "branch.ema": True}
+    changes = every | {
+        "checkpoint.every": 5,
+        "branch.workdir": str(parents),
+        "branch.ema": True,
+        "branch.ema_decay": decay,
+    }
     assert train(workdir, branched(12, changes, runs), index)
     chex.assert_trees_all_close(load_run(workdir, "from-trunk1", 12)[1], expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(CheckpointError, match="has no average among its moments"):
@@ -147,7 +153,7 @@ def test_the_moving_average_is_a_weighted_mean_of_the_parameters_after_each_step
 
 def test_averages_and_longer_branches_share_a_stack(trunks, trained, branched, index, vary, tmp_path):
     workdir = epath.Path(tmp_path)
-    short = branched(10, {"branch.average_last": 2, "tokens": 10 * 64}).runs[0]
+    short = branched(10, {"branch.average_last": 2, "branch.averaged_steps": (5, 10), "tokens": 10 * 64}).runs[0]
     long = branched(10).runs[0]
     cohort = Cohort(shape_of(long.config, index.fingerprint), (short, dataclasses.replace(long, id="long")))
     assert train(workdir, cohort, index)
@@ -165,7 +171,7 @@ def test_a_branch_of_a_diverged_run_is_marked_and_the_others_train(index, trunks
     workdir, cohort = epath.Path(tmp_path / "branches"), branched(5, {"branch.workdir": str(parents)})
     assert train(workdir, cohort, index)
     assert read_status(workdir, "from-trunk0")["state"] == "done"
-    assert read_status(workdir, "from-trunk1")["diverged_at"] == diverged_at <= 5
+    assert read_status(workdir, "from-trunk1")["diverged_at"] == 5 >= diverged_at
     assert "its parent trunk1 diverged" in capsys.readouterr().err
 
 
@@ -178,6 +184,37 @@ def test_a_checkpoint_that_is_missing_or_does_not_fit_is_named(trained, branched
     wider = branched(5, {"model.d_ff": 64})
     with pytest.raises(CheckpointError, match=r"mlp/\w+ has shape .*, and the runs' configuration expects"):
         branch.first_state(trained, wider.runs[0])
-    averaged = branched(5, {"branch.average_last": 3})
-    with pytest.raises(CheckpointError, match=r"average_last = 3: trunk0 has checkpoints at 3, 5 up to step 5"):
-        branch.first_state(trained, averaged.runs[0])
+
+
+def test_a_smaller_bound_of_the_rank_holds_from_the_start(trunks, base, index, vary, branched, tmp_path):
+    bound = {"model.factored_head": True, "intervention.head_rank": 12}
+    runs = tuple(dataclasses.replace(run, config=vary(run.config, bound)) for run in trunks.runs)
+    parents = epath.Path(tmp_path / "parents")
+    assert train(parents, Cohort(shape_of(vary(base, bound), index.fingerprint), runs), index)
+    workdir = epath.Path(tmp_path / "branches")
+    assert train(workdir, branched(5, {"branch.workdir": str(parents), "intervention.head_rank": 4}, runs), index)
+    factor_DD = load_run(workdir, "from-trunk0")[1]["unembedding_factor"]
+    np.testing.assert_array_equal(factor_DD[4:], 0.0)
+    assert np.abs(factor_DD[:4]).min(axis=1).max() > 0
+
+
+def test_a_kill_before_the_first_checkpoint_leaves_nothing_done(branched, index, tmp_path, monkeypatch):
+    """Branches that take no step are done once their checkpoint is written, and not before."""
+    workdir = epath.Path(tmp_path)
+    cohort = branched(12, {"branch.average_last": 1, "branch.averaged_steps": (12,)})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer, "_save", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(workdir, cohort, index)
+    assert read_status(workdir, "from-trunk0")["state"] == "waiting"
+    assert train(workdir, cohort, index)
+    assert read_status(workdir, "from-trunk0")["state"] == "done"
+    assert len(read_jsonl(workdir / "runs" / "from-trunk0" / "metrics.jsonl")) == 1
+
+
+def test_a_stack_that_can_resume_or_is_done_needs_its_parents_no_more(trained, branched, index, tmp_path):
+    workdir, cohort, elsewhere = epath.Path(tmp_path / "w"), branched(5), {"branch.workdir": str(tmp_path / "gone")}
+    assert branch.missing(workdir, branched(5, elsewhere)) == ["trunk0@5", "trunk1@5"]
+    assert not train(workdir, cohort, index, stopper(3))
+    assert branch.missing(workdir, branched(5, elsewhere)) == []
+    assert train(workdir, branched(5, elsewhere), index)
+    assert branch.missing(workdir, branched(5, elsewhere)) == []

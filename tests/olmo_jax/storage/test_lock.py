@@ -150,6 +150,22 @@ def test_a_remote_owner_loses_the_lock_after_a_minute_without_heartbeat(path, fi
     lock.release()
 
 
+def test_an_owner_counts_as_working_until_it_is_silent(path):
+    clock = Clock()
+    lock = Lock(path, stale=60.0, clock=clock)
+    assert not lock.working()
+    foreign(path)
+    assert lock.working()
+    clock.now += 61
+    assert lock.held() and not lock.working()
+    foreign(path, beat=1)
+    assert lock.working()
+    path.unlink()
+    mine = Lock(path)
+    assert mine.acquire() and not mine.working()
+    mine.release()
+
+
 def test_heartbeats_keep_the_lock(path):
     mine = Lock(path, beat=0.02)
     assert mine.acquire()

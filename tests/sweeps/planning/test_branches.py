@@ -15,7 +15,8 @@ from olmo_jax.train import train_cohort, write_run_files
 from sweeps.planning import branches, costs
 from sweeps.planning.grid import cross, seeds
 from sweeps.planning.plan import Plan, Sweep, as_json, configuration, resolve
-from sweeps.running.parents import check_tokenizers
+from sweeps.running import stacks as running
+from sweeps.running.parents import check_tokenizers, lacking
 from sweeps.running.stacks import one_process_per_stack
 
 TRUNK = {"name": "trunk", "checkpoint.at": (6,)}
@@ -62,6 +63,29 @@ def test_the_parent_its_step_and_its_average_are_part_of_the_identity(tiny):
     assert len({configuration(run.config) for run in plan.runs}) == 7
 
 
+def test_what_is_averaged_is_part_of_the_identity(tiny):
+    def ids(**trunk):
+        changes = {f"checkpoint.{key}": value for key, value in trunk.items()}
+        shared = BRANCH | {"branch.parent": "trunk@10"} | changes
+        mean, ema = ({"name": "mean", "branch.average_last": 2}, {"name": "ema", "branch.ema": True})
+        plan = by_name(planned(tiny, TRUNK | changes, shared | mean, shared | ema))
+        return plan["mean"].id, plan["ema"].id, plan["mean"].config.branch.averaged_steps
+
+    first = ids(at=(6,), ema_decay=0.9)
+    assert first[2] == (6, 10)
+    assert ids(at=(8,), ema_decay=0.9)[0] != first[0]
+    other = ids(at=(6,), ema_decay=0.5)
+    assert other[1] != first[1] and other[0] == first[0]
+
+
+def test_passes_over_the_text_are_counted_on_the_text_of_the_branch(tiny):
+    onto = BRANCH | {"data.name": "other", "name": "onto"}
+    plan = planned(tiny, TRUNK, BRANCH, onto)
+    configs = {run.id: run.config for run in plan.runs}
+    tokens = {run.config.name: branches.tokens_of_text(run.config, configs) for run in plan.runs}
+    assert tokens == {"trunk": 12 * 64, "branch": 12 * 64, "onto": 6 * 64}
+
+
 def test_branches_of_branches_and_other_batches_count_from_the_root(tiny):
     wide = BRANCH | {"data.batch_size": 8, "checkpoint.at": (4,)}  # its step 3 is the trunk's step 6
     leaf = {"name": "leaf", "branch.parent": "branch@4", "data.batch_size": 2, "tokens": 20 * 64}
@@ -87,6 +111,7 @@ def test_the_plan_draws_the_tree_and_counts_only_the_steps_of_each_run(tiny):
         ([TRUNK, BRANCH | {"branch.parent": "trnk@6"}], ["grid point 1", "no run 'trnk'", "did you mean 'trunk'"]),
         ([TRUNK, BRANCH | {"branch.parent": "trunk"}], ["config.train.branch.parent = 'trunk'", "needs RUN@STEP"]),
         ([TRUNK, BRANCH | {"branch.parent": "trunk@7"}], ["no checkpoint at step 7, but at 5, 6, 10, 12", "add 7"]),
+        ([TRUNK, BRANCH | {"branch.parent": "trunk@0"}], ["no checkpoint at step 0", "choose one of these"]),
         ([TRUNK, BRANCH | {"tokens": 6 * 64}], ["config.train.tokens = 384", "starts after step 6", "at least 448"]),
         ([TRUNK, BRANCH | {"model.d_ff": 64}], ["config.train.model.d_ff = 64", "has 32", "set it to that"]),
         ([TRUNK, BRANCH | {"model.vocab_size": 400}], ["config.train.model.vocab_size = 400", "has 300"]),
@@ -124,12 +149,16 @@ def test_a_parent_in_another_working_directory(tiny, index, tmp_path, vary):
     cohort = Cohort(shape_of(tiny, index.fingerprint), (trunk, wild))
     write_run_files(tmp_path, cohort)
     place = {"branch.workdir": str(tmp_path)}
-    with pytest.raises(ConfigError, match="no checkpoint at step 10, but at none yet"):
-        planned(tiny, BRANCH | place | {"branch.parent": f"{trunk.id}@10"})
+    untrained = planned(tiny, BRANCH | place | {"branch.parent": f"{trunk.id}@10"})
+    assert f"it starts from {trunk.id}@10, a checkpoint that isn't there" in lacking(tmp_path, untrained.cohorts[0])
     assert train_cohort(tmp_path, cohort, index, lambda: False)
     assert read_status(tmp_path, wild.id)["diverged_at"] <= 5
     (run,) = planned(tiny, BRANCH | place | {"branch.parent": f"{trunk.id}@10"}).runs
     assert run.config.branch.start_step == 10
+    assert (
+        lacking(tmp_path / "elsewhere", planned(tiny, BRANCH | place | {"branch.parent": f"{trunk.id}@10"}).cohorts[0])
+        == ""
+    )
     # Where the parent lies isn't part of what the branch is.
     assert run.id == by_name(planned(tiny, TRUNK, BRANCH | {"branch.parent": "trunk@10"}))["branch"].id
     with pytest.raises(ConfigError, match="wild-.* diverged at step .*; choose an earlier step"):
@@ -149,11 +178,12 @@ def test_text_of_another_tokenizer_is_refused(tiny, index, tmp_path):
         check_tokenizers(tmp_path, plan, same | {data.name: other})
 
 
-def test_a_stack_waits_for_its_parents_and_fails_without_them(tiny, tmp_path):
+def test_a_stack_waits_for_its_parents_and_fails_without_them(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "_POLL_SECONDS", 0.01)
     plan = planned(tiny, BRANCH, TRUNK)
     done = []
 
-    def lacking(stack):
+    def needed(stack):
         return "" if stack.shape.start_step == 0 or done else "it starts from trunk@6"
 
     def work(stack, stop):
@@ -161,12 +191,12 @@ def test_a_stack_waits_for_its_parents_and_fails_without_them(tiny, tmp_path):
         return True
 
     # Whatever the order, parents first.
-    assert one_process_per_stack(tmp_path, plan.cohorts, lambda: False, work, lacking)
+    assert one_process_per_stack(tmp_path, plan.cohorts, lambda: False, work, needed)
     assert done == [0, 6]
     done.clear()
     orphan = [stack for stack in plan.cohorts if stack.shape.start_step]
     with pytest.raises(UserError, match="it starts from trunk@6; train that first"):
-        one_process_per_stack(tmp_path, orphan, lambda: False, work, lacking)
+        one_process_per_stack(tmp_path, orphan, lambda: False, work, needed)
 
 
 def test_plans_without_branches_stay_as_they_were(tiny):

@@ -83,7 +83,13 @@ def test_folders_that_declare_a_study_are_registered():
 
 
 def test_adding_a_folder_registers_a_study(counting):
-    assert [study.name for study in studies.registered_studies()] == ["anneal", "counting", "datadecide", "do_rank", "paper_b"]
+    assert [study.name for study in studies.registered_studies()] == [
+        "anneal",
+        "counting",
+        "datadecide",
+        "do_rank",
+        "paper_b",
+    ]
     assert figure_item("count").section == "count"
     assert list(sections()).index("count") == list(sections()).index("spectra") + 1
 
