@@ -8,7 +8,9 @@ from eval.evaluators.curvature import CurvatureConfig
 from eval.evaluators.dynamics import DynamicsConfig
 from eval.evaluators.llc import LlcConfig
 from eval.evaluators.local_dimension import DimensionConfig
+from eval.evaluators.movement import MovementConfig
 from eval.evaluators.perturbation import PerturbConfig
+from eval.evaluators.projections import ProjectionsConfig
 from eval.evaluators.quantization import GroupsConfig as GroupsConfig
 from eval.evaluators.quantization import QuantizeConfig
 from eval.evaluators.tasks import TasksConfig
@@ -28,6 +30,8 @@ class EvalConfig(TextConfig):
     dimension: DimensionConfig = DimensionConfig()
     curvature: CurvatureConfig = CurvatureConfig()
     llc: LlcConfig = LlcConfig()
+    projections: ProjectionsConfig = ProjectionsConfig()
+    movement: MovementConfig = MovementConfig()
     own: dict[str, Any] = setting(
         {}, Role.OBSERVATION, "Evaluations of your own: the section of each, by its kind; see docs/evaluation.md."
     )

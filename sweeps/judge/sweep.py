@@ -17,6 +17,7 @@ from sweeps.judge.matrices import MetricError, Metrics, check_scalars, shapes, s
 from sweeps.judge.probing import can_probe
 from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import AnalysisError, final_rows, geometry_columns
+from sweeps.table.rates import PREFIX, is_rate, with_rates
 from sweeps.table.table import read_table
 
 _MOST_MATRICES = 12
@@ -26,6 +27,8 @@ _NO_METRICS = ("loss", "change", "task", "identity", "setting", "training", "cou
 
 def column_of(metric: str, table: pd.DataFrame) -> str:
     """Return the column of a metric that is given as a column, a registered name (of the unembedding), or a file.
+
+    `rate/` before a column or a name means its change since the checkpoint before, per ln(tokens).
 
     Raises MetricError for none of these, or a file that doesn't define one metric.
     """
@@ -38,6 +41,8 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
                 f"{metric}: is {column.kind}, and what is judged is a metric of geometry; `--all` lists them"
             )
         return metric
+    if is_rate(metric):
+        return f"{PREFIX}{column_of(metric.removeprefix(PREFIX), table)}"
     if can_probe(metric):
         return metric
     if metric in METRICS:
@@ -88,6 +93,8 @@ def evidence(
 
 def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return the table with those of the columns that it lacks, at the last row of each finished run."""
+    rates = [column for column in columns if is_rate(column)]
+    table = with_rates(table, rates) if rates else table
     lacking = [column for column in columns if column not in table and can_probe(column)]
     if not lacking:
         return table

@@ -13,7 +13,9 @@ from eval.config import (
     FinetuneConfig,
     GroupsConfig,
     LlcConfig,
+    MovementConfig,
     PerturbConfig,
+    ProjectionsConfig,
     QuantizeConfig,
     TasksConfig,
 )
@@ -56,6 +58,8 @@ def config(quiz):
         tasks=TasksConfig(names=(str(quiz),)),
         dynamics=DynamicsConfig(cka=True, cka_tokens=64),
         curvature=CurvatureConfig(sequences=4, draws=2, lanczos_steps=3, domains=("code",)),
+        projections=ProjectionsConfig(sequences=3),
+        movement=MovementConfig(pattern="unembedding|blocks_0/mlp/up"),
         llc=LlcConfig(chains=2, steps=8, epsilons=(1e-6, 1e-5), gammas=(100.0,), batch_size=4, sequences=8),
     )
 

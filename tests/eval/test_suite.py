@@ -12,6 +12,9 @@ from etils import epath
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluate import evaluate, read_results
 from eval.evaluators import quantization
+from eval.windows import first_windows
+from olmo_jax import model
+from olmo_jax.checkpoint import load_run
 from tests.eval.stored import metrics, stored, task_name
 
 
@@ -25,10 +28,11 @@ def evaluated(cohort, index, config, checkpoints, tmp_path_factory):
 
 def test_every_evaluation_of_every_checkpoint_has_its_file(evaluated, config):
     names = {step: set(read_results(evaluated, "run1", step, config)) for step in (5, 10, 12)}
-    assert names[5] == names[10] == {"lm_loss", "cka"}
+    assert names[5] == names[10] == {"lm_loss", "cka", "movement"}
     final = {f"{method}_{bits}" for method in ("round_to_nearest", "gptq") for bits in ("8", "3", "3_group7")}
     final |= {"unigram", "lm_loss", "cka", "saturation", "noise_relative_0.5", "truncation_1", "truncation_0.25"}
     final |= {"finetune_code_lr0.001", "finetune_code_lr0.01", "finetune_code_best", "curvature", "llc"}
+    final |= {"projections", "movement"}
     assert names[12] > final
     assert len(names[12] - final) == 4  # the quiz, and its fine-tuning
     result = stored(evaluated, "run1", "gptq_3")
@@ -161,6 +165,40 @@ def test_losses_do_not_depend_on_the_other_models_of_a_stack(cohort, evaluated, 
     separate = ModelBatch(eval_data, (("run1", 12),)).losses.by_domain["prose"]
     assert both[1] == pytest.approx(separate[0], rel=1e-6)
     assert jax.tree.leaves(eval_data.load([("run1", 5), ("run0", 12)]))[0].shape[0] == 2
+
+
+def test_projections_are_aligned_as_their_inputs_say(evaluated, index, cohort, config):
+    found = metrics(evaluated, "run1", "projections")
+    windows = first_windows(EvalData(evaluated, cohort, index, config), 3)
+    config, params = load_run(evaluated, "run1")
+    kept = np.asarray(windows.weights_NL) > 0
+    final = np.asarray(model.hidden(config, params, windows.inputs_NL).final_BLD)[kept]
+    w_VD = np.asarray(params["unembedding"])[: config.vocab_size]
+    rms = [np.sqrt(np.mean(np.square(x, dtype=np.float64))) for x in (final @ w_VD.T, final, w_VD)]
+    ratio = np.log(rms[0] / (rms[1] * rms[2])) / np.log(config.d_model)
+    assert found["log_alignment_ratio/unembedding"] == pytest.approx(ratio, abs=1e-4)
+    dimension = config.d_model ** (2 * (1 - ratio))
+    assert found["effective_dimension/unembedding"] == pytest.approx(dimension, rel=1e-3)
+    ratios = [value for name, value in found.items() if name.startswith("log_alignment_ratio/")]
+    assert len(ratios) == 7 * config.n_layers + 1
+    assert found["log_alignment_ratio"] == pytest.approx(np.mean(ratios))
+    # What the second half of a block reads is the activation between its matrices.
+    assert found["effective_dimension/blocks_0/mlp/down"] <= config.d_ff * 2
+    assert metrics(evaluated, "run0", "projections") != found
+
+
+def test_movement_is_since_the_checkpoint_before(evaluated):
+    found = {step: stored(evaluated, "run1", "movement", step)["metrics"] for step in (5, 10, 12)}
+    assert set(found[5].values()) == {None}
+    for name, of in (
+        ("unembedding", lambda params: params["unembedding"]),
+        ("blocks_0/mlp/up", lambda params: params["blocks_0"]["mlp"]["up"]),
+    ):
+        a, b = (np.asarray(of(load_run(evaluated, "run1", step)[1]), np.float64).ravel() for step in (10, 12))
+        cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+        assert found[12][f"cosine/{name}"] == pytest.approx(cosine, rel=1e-6)
+        growth = np.log(np.linalg.norm(b) / np.linalg.norm(a)) / np.log(12 / 10)
+        assert found[12][f"norm_growth/{name}"] == pytest.approx(growth, rel=1e-5)
 
 
 def test_curvature_and_learning_coefficient_are_measured_at_the_last_checkpoint(evaluated):
