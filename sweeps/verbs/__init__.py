@@ -3,6 +3,7 @@
 from sweeps.verbs import (
     atlas,
     audit,
+    claims,
     compare,
     completion,
     config,
@@ -29,7 +30,7 @@ from sweeps.verbs import (
 GROUPS = {
     "getting started": (demo.VERB, new.VERB, doctor.VERB, config.VERB, completion.VERB),
     "sweeps": (
-        *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, judge.VERB),
+        *(plan.VERB, run.VERB, status.VERB, evaluate.VERB, report.VERB, compare.VERB, judge.VERB, claims.VERB),
         *(launch.VERB, serve.VERB, prepare.VERB, train.VERB),
     ),
     "models": (import_model.VERB, audit.VERB, atlas.VERB, export.VERB, generate.VERB, geometry.VERB),

@@ -1,0 +1,142 @@
+"""A published claim as a record, and the verdict of a sweep on it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+from sweeps.analysis.estimate import Estimate, NotEstimableError
+from sweeps.table.columns import AnalysisError
+
+SUPPORTED, CONTRADICTED, UNCLEAR, UNTESTABLE = "supported", "contradicted", "unclear", "untestable"
+_MOST_SEEDS = 1000
+_POWER = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a publication says, and how it is tested.
+
+    Attributes:
+      id: its short name. source: the publication. statement: what it says, as tested here, in one sentence.
+      config: the sweep that tests it. scale: the least scale of that sweep at which the test means something.
+      measure: function of a sweep's table that returns the effect, with its interval over n replicates. Raises
+        NotEstimableError or AnalysisError, with the reason, for a table that can't test it.
+      direction: the sign of the effect that the claim expects; 0: it says that there is none.
+      least: the smallest effect that matters, in the effect's unit [ours]. unit: of the effect.
+    """
+
+    id: str
+    source: str
+    statement: str
+    config: str
+    scale: str
+    measure: Callable[[pd.DataFrame], Estimate]
+    direction: int
+    least: float
+    unit: str
+
+
+class Tested(NamedTuple):
+    """The verdict on a claim.
+
+    Attributes:
+      estimate: the effect; NaN if untestable. note: why it is untestable, or how many replicates would do.
+      workdir: the sweep that it was tested on; "" for none.
+    """
+
+    claim: Claim
+    verdict: str
+    estimate: Estimate
+    note: str
+    workdir: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record for JSON; a number that isn't known is null."""
+        record = {name: getattr(self.claim, name) for name in ("id", "source", "statement", "config", "scale", "unit")}
+        numbers = {"estimate": self.estimate.estimate, "low": self.estimate.low, "high": self.estimate.high}
+        known = {name: float(x) if math.isfinite(x) else None for name, x in numbers.items()}
+        rest = {
+            "least": self.claim.least,
+            "direction": self.claim.direction,
+            "note": self.note,
+            "workdir": self.workdir,
+        }
+        return record | {"verdict": self.verdict, "n": self.estimate.n} | known | rest
+
+
+def need(table: pd.DataFrame, column: str, section: str) -> None:
+    """Raise NotEstimableError unless a table has a column, with the section of the configuration that asks for it."""
+    if column not in table.columns or table[column].isna().all():
+        raise NotEstimableError(
+            f"has no {column}: `olmo-jax evaluate` makes it, with {section} in the sweep's configuration"
+        )
+
+
+def verdict_on(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Tested:
+    """Return the verdict on a claim from the table, of those given, that has most replicates of what it needs.
+
+    Args:
+      tables: that of each sweep, by its working directory.
+    """
+    found, reasons = [], []
+    for workdir, table in tables.items():
+        try:
+            estimate = claim.measure(table)
+        except (NotEstimableError, AnalysisError) as error:
+            reasons.append(f"{workdir}: {error}")
+            continue
+        if math.isfinite(estimate.low) and math.isfinite(estimate.high):
+            found.append((estimate, workdir))
+        else:
+            reasons.append(f"{workdir}: {estimate.n} replicates are too few for an interval")
+    if not found:
+        nothing = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+        remedy = f"`olmo-jax run --config={claim.config}` makes the runs"
+        return Tested(claim, UNTESTABLE, nothing, "; ".join([*reasons, remedy]), "")
+    estimate, workdir = max(found, key=lambda one: one[0].n)
+    return Tested(claim, verdict(claim, estimate), estimate, _note(claim, estimate), workdir)
+
+
+def verdict(claim: Claim, estimate: Estimate) -> str:
+    """Return what a 95 % interval says of a claim [ours].
+
+    A claim of an effect is supported if the interval lies on its side of 0, and contradicted if it excludes every
+    effect in the claimed direction that matters. A claim of no effect is supported if the interval excludes every
+    effect that matters, and contradicted if it lies on one side of 0 and its estimate matters.
+    """
+    low, high = estimate.low, estimate.high
+    if claim.direction:
+        near, far = sorted((claim.direction * low, claim.direction * high))
+        return SUPPORTED if near > 0 else CONTRADICTED if far < claim.least else UNCLEAR
+    if -claim.least < low and high < claim.least:
+        return SUPPORTED
+    return CONTRADICTED if (low > 0 or high < 0) and abs(estimate.estimate) > claim.least else UNCLEAR
+
+
+def replicates_needed(claim: Claim, estimate: Estimate) -> int:
+    """Return how many replicates would do, from the spread of those at hand; 0 if more than a thousand.
+
+    With them, an interval excludes 0 in four of five cases if the effect is the smallest that matters; for a claim of
+    no effect, it lies within effects that don't matter in four of five cases if there is none.
+    """
+    n = estimate.n
+    spread = (estimate.high - estimate.low) / 2 / float(stats.t.ppf(0.975, n - 1)) * math.sqrt(n)
+    # Of two sides to be excluded, each with a probability of a tenth to fail.
+    power = _POWER if claim.direction else (1 + _POWER) / 2
+    for count in range(2, _MOST_SEEDS + 1):
+        width = float(stats.t.ppf(0.975, count - 1)) + float(stats.t.ppf(power, count - 1))
+        if width * spread / math.sqrt(count) <= claim.least:
+            return count
+    return 0
+
+
+def _note(claim: Claim, estimate: Estimate) -> str:
+    if verdict(claim, estimate) != UNCLEAR:
+        return ""
+    count = replicates_needed(claim, estimate)
+    enough = f"{count} replicates would do" if count else f"more than {_MOST_SEEDS} replicates would be needed"
+    return f"underpowered for an effect of {claim.least:g} {claim.unit}: {enough}"

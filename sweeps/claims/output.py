@@ -1,0 +1,56 @@
+"""Show verdicts: as lines of text, as JSON, as a Markdown table and as a page."""
+
+import json
+import math
+from collections.abc import Sequence
+
+from etils import epath
+
+from olmo_jax.files import write_whole
+from sweeps.claims.claim import Tested
+from sweeps.report.page import write_page
+
+
+def lines(results: Sequence[Tested]) -> list[str]:
+    """Return three lines per claim: id and verdict, the statement, and the numbers or why there are none."""
+    text = []
+    for one in results:
+        text.append(f"{one.verdict:12} {one.claim.id} ({one.claim.source})")
+        text.append(f"             {one.claim.statement}")
+        text += [f"             {part}" for part in (numbers(one), one.note) if part]
+    return text
+
+
+def numbers(one: Tested) -> str:
+    """Return the effect with its interval, "" for none."""
+    e = one.estimate
+    if not math.isfinite(e.estimate):
+        return ""
+    return f"{e.estimate:+.3g} [{e.low:+.3g}, {e.high:+.3g}] {one.claim.unit}, n = {e.n}; {one.claim.least:g} matters"
+
+
+def as_json(results: Sequence[Tested]) -> str:
+    return json.dumps({"claims": [one.as_json() for one in results]})
+
+
+def as_markdown(results: Sequence[Tested]) -> str:
+    """Return the verdicts as a Markdown table."""
+    rows = ["| claim | source | tested by | effect | n | verdict |", "| --- | --- | --- | --- | --- | --- |"]
+    for one in results:
+        e = one.estimate
+        known = math.isfinite(e.estimate)
+        effect = f"{e.estimate:+.3g} [{e.low:+.3g}, {e.high:+.3g}] {one.claim.unit}" if known else ""
+        cells = one.claim.statement, one.claim.source, f"`{one.claim.config}`", effect, f"{e.n or ''}", one.verdict
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def write(folder: epath.Path, results: Sequence[Tested], command: str) -> epath.Path:
+    """Write claims.json, claims.md and index.html into a folder, and return the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "claims.json", (as_json(results) + "\n").encode())
+    write_whole(folder / "claims.md", (as_markdown(results) + "\n").encode())
+    shown = [(one, numbers(one)) for one in results]
+    return write_page(
+        folder / "index.html", "claims.html", {}, title="Published claims, tested", claims=shown, command=command
+    )

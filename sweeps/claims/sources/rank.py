@@ -1,0 +1,92 @@
+"""Claims about narrow heads, and about what moves the rank of the unembedding, tested by interventions."""
+
+import pandas as pd
+
+from sweeps.analysis import doses
+from sweeps.analysis.contrast import mean_estimate
+from sweeps.analysis.estimate import Estimate, NotEstimableError
+from sweeps.claims.claim import Claim, need
+from sweeps.claims.registry import add
+from sweeps.studies.do_rank.effects import has_interventions
+
+LOSS = "lm_loss/in_domain"
+FIXED_RANK = "unembedding_gauge_fixed/effective_rank_percent"
+_NATS = 0.01
+_CONFIG, _SCALE = "do_rank:cpu", "cpu"
+_HALF = 0.5  # of the width
+
+
+class Arm:
+    """The change of an outcome by an arm against its control, or against another arm, paired by seeds.
+
+    Args:
+      column: the outcome. arm: as in doses.arms_of. share: the arm's dose as a share of the width; None for the dose
+        nearest to 1 in its own unit. against: the other arm, at the same dose; "" for the control.
+    """
+
+    def __init__(self, column: str, arm: str, share: float | None = None, against: str = ""):
+        self.column, self.arm, self.share, self.against = column, arm, share, against
+
+    def __call__(self, table: pd.DataFrame) -> Estimate:
+        if not has_interventions(table):
+            raise NotEstimableError("no run has an intervention")
+        need(table, self.column, "config.evaluation" if self.column == LOSS else "config.train.probe")
+        pairs = doses.pairs(table, self.column, self.column).rows
+        change = self._changes(table, pairs, self.arm)
+        if self.against:
+            change = (change - self._changes(table, pairs, self.against)).dropna()
+        if change.empty:
+            raise NotEstimableError(f"no run of {self.arm} has a partner of the same seeds")
+        return mean_estimate(change.to_numpy())
+
+    def _changes(self, table: pd.DataFrame, pairs: pd.DataFrame, arm: str) -> pd.Series:
+        of = pairs[pairs["arm"] == arm]
+        if self.share is not None:
+            of = of[of["dose"] == round(self.share * float(table["config.model.d_model"].iloc[0]))]
+        elif len(of):
+            of = of[of["dose"] == min(of["dose"], key=lambda dose: abs(dose - 1))]
+        if of.empty:
+            known = ", ".join(sorted(set(pairs["arm"])))
+            raise NotEstimableError(f"no run of the arm {arm} at this dose; its arms: {known}")
+        return of.groupby("seed")["y"].mean()
+
+
+add(
+    Claim(
+        "narrow-gradient",
+        "Murugan, arXiv 2608.16671; Godey and Artzi, arXiv 2603.10145",
+        "Handing the trunk a gradient of half the dimensions, with exact logits, raises the loss.",
+        _CONFIG, _SCALE, Arm(LOSS, "backward_rank leading", _HALF), 1, _NATS, "nats per token",
+    ),
+    Claim(
+        "narrow-head",
+        "Murugan, arXiv 2608.16671",
+        "A head of half the rank raises the loss.",
+        _CONFIG, _SCALE, Arm(LOSS, "head_rank", _HALF), 1, _NATS, "nats per token",
+    ),
+    Claim(
+        "expressivity",
+        "Murugan, arXiv 2608.16671",
+        "A head of half the rank costs more than a gradient of half the dimensions: the harm is one of expressivity.",
+        _CONFIG, _SCALE, Arm(LOSS, "head_rank", _HALF, "backward_rank leading"), 1, _NATS, "nats per token",
+    ),
+    Claim(
+        "gradient-bottleneck",
+        "Godey and Artzi, arXiv 2603.10145",
+        "A gradient of half the dimensions costs at least as much as a head of half the rank: the harm is that of the "
+        "gradient.",
+        _CONFIG, _SCALE, Arm(LOSS, "backward_rank leading", _HALF, "head_rank"), 1, _NATS, "nats per token",
+    ),
+    Claim(
+        "centring",
+        "output-embedding centring, arXiv 2601.02031",
+        "Subtracting the unembedding's mean row after each step doesn't change the loss.",
+        _CONFIG, _SCALE, Arm(LOSS, "center_head"), 0, _NATS, "nats per token",
+    ),
+    Claim(
+        "low-rank-decay",
+        "low-rank decay, arXiv 2606.04405",
+        "Decaying all singular values alike lowers the effective rank of the unembedding.",
+        _CONFIG, _SCALE, Arm(FIXED_RANK, "polar_decay"), -1, 1.0, "% of D",
+    ),
+)  # fmt: skip

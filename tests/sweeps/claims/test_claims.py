@@ -1,0 +1,150 @@
+"""Verdicts on published claims: right on planted effects, with bounded error rates, and honest about lacking runs."""
+
+import collections
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sweeps import cli
+from sweeps.analysis.estimate import Estimate
+from sweeps.claims import registry
+from sweeps.claims.claim import CONTRADICTED, SUPPORTED, UNCLEAR, UNTESTABLE, replicates_needed, verdict, verdict_on
+from sweeps.claims.sources.annealing import QUANTISED
+from sweeps.table import table as tables
+from sweeps.verbs import VERBS
+
+DRAWS = 100
+CLAIMS = {claim.id: claim for claim in registry.registered()}
+FORGETTING = "finetune_code_lr0.001/forgetting"
+
+
+def planted(seed, decay=0.0, tokens=0.0, sam=0.0, noise=1.0, seeds=6):
+    """Return a table of branches whose relative rise has these effects, in units of the smallest that matters."""
+    rng = np.random.default_rng(seed)
+    unit = CLAIMS["decay-quantisation"].least
+    rows = []
+    for s, budget in itertools.product(range(seeds), (1000.0, 4000.0)):
+        for share, rho in ((0, 0), (0.1, 0), (0.5, 0), (0.5, 0.05)):
+            value = decay * (share > 0) + tokens * (budget > 1000) + sam * (rho > 0) + noise * rng.normal()
+            rows.append({
+                "run_id": f"r{len(rows)}", "trunk": f"t{s}", "step": 10, "final": True, "diverged_at": pd.NA,
+                "tokens": budget, "config.optimizer.learning_rate": 1e-3, "config.init_seed": s,
+                "config.branch.parent": f"t{s}@5", "config.branch.average_last": int(not share),
+                "config.branch.ema": False, "config.optimizer.decay_fraction": share,
+                "config.optimizer.sam_rho": rho, QUANTISED: 0.05 + unit * value,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def verdicts(claim, **effects):
+    of_draws = (verdict_on(CLAIMS[claim], {"w": planted(seed, **effects)}).verdict for seed in range(DRAWS))
+    return collections.Counter(of_draws)
+
+
+@pytest.mark.parametrize(
+    ("claim", "effects", "expected"),
+    [
+        ("decay-quantisation", {"decay": 4.0}, SUPPORTED),
+        ("decay-quantisation", {"decay": -4.0}, CONTRADICTED),
+        ("decay-quantisation", {"noise": 0.3}, CONTRADICTED),  # there is none, and this is precise enough to say so
+        ("sam-quantisation", {"sam": -4.0}, SUPPORTED),
+        ("tokens-no-quantisation", {"noise": 0.3}, SUPPORTED),
+        ("tokens-no-quantisation", {"tokens": 5.0}, CONTRADICTED),
+        ("tokens-quantisation", {"tokens": 4.0}, SUPPORTED),
+    ],
+)
+def test_where_power_is_high_the_verdict_is_right(claim, effects, expected):
+    assert verdicts(claim, **effects)[expected] >= 0.95 * DRAWS
+
+
+@pytest.mark.parametrize(
+    ("claim", "effects"),
+    [
+        ("decay-quantisation", {}),
+        ("decay-quantisation", {"noise": 5.0}),
+        ("tokens-quantisation", {"noise": 3.0}),
+        ("tokens-no-quantisation", {"tokens": 1.0, "noise": 0.3}),  # an effect that just matters
+        ("tokens-no-quantisation", {"tokens": 1.5, "noise": 1.0}),
+    ],
+)
+def test_a_false_claim_is_rarely_supported(claim, effects):
+    assert verdicts(claim, **effects)[SUPPORTED] <= 0.05 * DRAWS
+
+
+def test_an_underpowered_sweep_says_how_many_seeds_would_do():
+    found = verdict_on(CLAIMS["decay-quantisation"], {"w": planted(0, noise=4.0)})
+    assert found.verdict == UNCLEAR
+    assert "underpowered for an effect of 0.001 of the loss" in found.note
+    count = int(found.note.split(": ")[1].split()[0])
+    assert count > 6
+    enough = verdicts_with_seeds(count)
+    assert 0.6 * DRAWS <= enough <= 0.95 * DRAWS  # 80 %, with the noise known from 6 seeds only
+
+
+def verdicts_with_seeds(count):
+    draws = (planted(seed, decay=1.0, noise=4.0, seeds=count) for seed in range(DRAWS))
+    return sum(verdict_on(CLAIMS["decay-quantisation"], {"w": draw}).verdict == SUPPORTED for draw in draws)
+
+
+def test_replicates_needed_shrink_the_interval_to_what_matters():
+    claim = CLAIMS["centring"]
+    wide = Estimate(0.0, -0.1, 0.1, 1.0, 5)
+    count = replicates_needed(claim, wide)
+    assert verdict(claim, wide) == UNCLEAR
+    # Width goes with the root of n, and the quantiles shrink a little as well.
+    assert 5 * (0.1 / claim.least) ** 2 * 0.5 < count <= 1000 or count == 0
+    assert replicates_needed(claim, Estimate(0.0, -10.0, 10.0, 1.0, 5)) == 0
+
+
+def test_what_a_sweep_lacks_is_named_with_the_command_that_makes_it():
+    table = planted(0)
+    found = verdict_on(CLAIMS["sam-forgetting"], {"runs/a": table})
+    assert found.verdict == UNTESTABLE
+    assert "runs/a: no forgetting was measured: set config.evaluation.finetune.targets" in found.note
+    assert "`olmo-jax run --config=anneal:cpu` makes the runs" in found.note
+    assert "no run has an intervention" in verdict_on(CLAIMS["narrow-head"], {"w": table}).note
+    without = table[table["config.optimizer.sam_rho"] == 0]
+    assert (
+        "no run has end = decay over the last 50 % with SAM"
+        in verdict_on(CLAIMS["sam-quantisation"], {"w": without}).note
+    )
+    few = verdict_on(CLAIMS["decay-quantisation"], {"w": planted(0, seeds=3)})
+    assert few.verdict == UNTESTABLE and "3 replicates are too few" in few.note
+    assert verdict_on(CLAIMS["centring"], {}).note == "`olmo-jax run --config=do_rank:cpu` makes the runs"
+
+
+def test_the_sweep_with_most_replicates_decides():
+    found = verdict_on(CLAIMS["decay-quantisation"], {"few": planted(0), "many": planted(1, decay=4.0, seeds=9)})
+    assert found.workdir == "many" and found.estimate.n == 9 and found.verdict == SUPPORTED
+
+
+def test_every_claim_is_complete_and_can_be_run():
+    for claim in CLAIMS.values():
+        assert claim.statement.endswith(".") and "arXiv" in claim.source
+        assert claim.least > 0 and claim.direction in (-1, 0, 1)
+        assert cli.main(["plan", f"--config={claim.config}", "--flops=1e12", "--json"]) == 0
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.add(__import__("dataclasses").replace(CLAIMS["centring"]))
+
+
+def test_the_command_lists_claims_and_tests_them_on_working_directories(tmp_path, capsys):
+    assert cli.main(["claims", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["claims"]
+    assert [one["id"] for one in listed] == [*CLAIMS]
+    assert {one["verdict"] for one in listed} == {UNTESTABLE}
+    assert all(one["estimate"] is None and one["n"] == 0 for one in listed)
+    tables.write_table(tmp_path, planted(0, decay=4.0).assign(**{FORGETTING: 0.1}))
+    assert cli.main(["claims", str(tmp_path), f"--to={tmp_path / 'page'}"]) == 0
+    out = capsys.readouterr().out
+    assert "supported    decay-quantisation (Catalan-Tatjer et al., arXiv 2510.06213)" in out
+    record = {one["id"]: one for one in json.loads((tmp_path / "page" / "claims.json").read_text())["claims"]}
+    supported = record["decay-quantisation"]
+    assert supported["low"] > 0 and supported["n"] == 6 and supported["workdir"] == str(tmp_path)
+    assert "| supported |" in (tmp_path / "page" / "claims.md").read_text()
+    assert "At equal tokens, decaying" in (tmp_path / "page" / "index.html").read_text()
+    assert cli.main(["claims", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere holds no results.parquet" in capsys.readouterr().err
+    assert VERBS["claims"].example
