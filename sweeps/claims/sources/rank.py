@@ -72,7 +72,7 @@ add(
     ),
     Claim(
         "gradient-bottleneck",
-        "Godey and Artzi, arXiv 2603.10145",
+        "our reading of Godey and Artzi, arXiv 2603.10145",
         "A gradient of half the dimensions costs at least as much as a head of half the rank: the harm is that of the "
         "gradient.",
         _CONFIG, _SCALE, Arm(LOSS, "backward_rank leading", _HALF, "head_rank"), 1, _NATS, "nats per token",
