@@ -43,7 +43,7 @@ class MovementConfig(Settings):
 class Movement(Evaluator[MovementConfig]):
     """Cosine of each matrix with that of the run's checkpoint before, and the growth of its norm per ln(tokens).
 
-    NaN at a run's first checkpoint.
+    NaN at a run's first checkpoint. Growth is NaN also since step 0.
     """
 
     kind = "movement"
@@ -77,12 +77,7 @@ class Movement(Evaluator[MovementConfig]):
 
     def measure(self, models: ModelBatch, evaluation: Evaluation) -> list[Measured]:
         data, pattern = models.eval_data, evaluation.settings["pattern"]
-        due = checkpoint_steps(data.cohort)
-        before = []
-        for run, step in models.models:
-            # What only an interruption wrote doesn't count.
-            earlier = [s for s in run_steps(data.workdir, run) if s < step and s in due]
-            before.append(max(earlier, default=None))
+        before = [_before(data, run, step) for run, step in models.models]
         known = [(run, s) for (run, _), s in zip(models.models, before, strict=True) if s is not None]
         now = _chosen(models.params_M, pattern)
         then = _chosen(data.load(known), pattern) if known else {}
@@ -92,7 +87,7 @@ class Movement(Evaluator[MovementConfig]):
             if earlier_step is None:
                 values = dict.fromkeys(now, (math.nan, math.nan))
             else:
-                per_ln = math.log(step / earlier_step)
+                per_ln = math.log(step / earlier_step) if earlier_step else math.nan  # ln(0)
                 values = {name: _moved(then[name][k], w_M[m], per_ln) for name, w_M in now.items()}
                 k += 1
             rows.append(
@@ -103,6 +98,14 @@ class Movement(Evaluator[MovementConfig]):
                 )
             )
         return rows
+
+
+def _before(data: EvalData, run: str, step: int) -> int | None:
+    """Return the step of a run's checkpoint before, None if there is none; one of an interruption doesn't count."""
+    imported = any(other.config.imported for other in data.cohort.runs if other.id == run)
+    due = checkpoint_steps(data.cohort)
+    earlier = [s for s in run_steps(data.workdir, run) if s < step and (imported or s in due)]
+    return max(earlier, default=None)
 
 
 def _chosen(params_M: Any, pattern: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from scipy import stats
 
+from sweeps.analysis.contrast import LEAST_SEEDS
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.table.columns import AnalysisError
 
@@ -22,7 +23,7 @@ class Claim:
 
     Attributes:
       id: its short name. source: the publication. statement: what it says, as tested here, in one sentence.
-      config: the sweep that tests it. scale: the least scale of that sweep at which the test means something.
+      config: the sweep that tests it. least_tokens: with fewer training tokens per run, a sweep isn't asked.
       measure: function of a sweep's table that returns the effect, with its interval over n replicates. Raises
         NotEstimableError or AnalysisError, with the reason, for a table that can't test it.
       direction: the sign of the effect that the claim expects; 0: it says that there is none.
@@ -33,7 +34,7 @@ class Claim:
     source: str
     statement: str
     config: str
-    scale: str
+    least_tokens: int
     measure: Callable[[pd.DataFrame], Estimate]
     direction: int
     least: float
@@ -56,7 +57,9 @@ class Tested(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Return the record for JSON; a number that isn't known is null."""
-        record = {name: getattr(self.claim, name) for name in ("id", "source", "statement", "config", "scale", "unit")}
+        record = {
+            name: getattr(self.claim, name) for name in ("id", "source", "statement", "config", "least_tokens", "unit")
+        }
         numbers = {"estimate": self.estimate.estimate, "low": self.estimate.low, "high": self.estimate.high}
         known = {name: float(x) if math.isfinite(x) else None for name, x in numbers.items()}
         rest = {
@@ -68,12 +71,10 @@ class Tested(NamedTuple):
         return record | {"verdict": self.verdict, "n": self.estimate.n} | known | rest
 
 
-def need(table: pd.DataFrame, column: str, section: str) -> None:
-    """Raise NotEstimableError unless a table has a column, with the section of the configuration that asks for it."""
+def need(table: pd.DataFrame, column: str, remedy: str) -> None:
+    """Raise NotEstimableError, with the remedy, unless a table has a column."""
     if column not in table.columns or table[column].isna().all():
-        raise NotEstimableError(
-            f"has no {column}: `olmo-jax evaluate` makes it, with {section} in the sweep's configuration"
-        )
+        raise NotEstimableError(f"has no {column}: {remedy}")
 
 
 def verdict_on(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Tested:
@@ -85,6 +86,7 @@ def verdict_on(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Tested:
     found, reasons = [], []
     for workdir, table in tables.items():
         try:
+            _check_scale(claim, table)
             estimate = claim.measure(table)
         except (NotEstimableError, AnalysisError) as error:
             reasons.append(f"{workdir}: {error}")
@@ -101,12 +103,18 @@ def verdict_on(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Tested:
     return Tested(claim, verdict(claim, estimate), estimate, _note(claim, estimate), workdir)
 
 
+def _check_scale(claim: Claim, table: pd.DataFrame) -> None:
+    most = table["tokens"].max() if "tokens" in table else 0
+    if not most >= claim.least_tokens:
+        raise NotEstimableError(f"its runs saw at most {most:,.0f} tokens, and {claim.least_tokens:,} are needed")
+
+
 def verdict(claim: Claim, estimate: Estimate) -> str:
     """Return what a 95 % interval says of a claim [ours].
 
-    A claim of an effect is supported if the interval lies on its side of 0, and contradicted if it excludes every
-    effect in the claimed direction that matters. A claim of no effect is supported if the interval excludes every
-    effect that matters, and contradicted if it lies on one side of 0 and its estimate matters.
+    A claim of an effect is supported if the interval lies on its side of 0; else it is contradicted if the interval
+    excludes every effect in the claimed direction that matters. A claim of no effect is supported if the interval
+    excludes every effect that matters, and contradicted if it lies on one side of 0 and its estimate matters.
     """
     low, high = estimate.low, estimate.high
     if claim.direction:
@@ -127,7 +135,7 @@ def replicates_needed(claim: Claim, estimate: Estimate) -> int:
     spread = (estimate.high - estimate.low) / 2 / float(stats.t.ppf(0.975, n - 1)) * math.sqrt(n)
     # Of two sides to be excluded, each with a probability of a tenth to fail.
     power = _POWER if claim.direction else (1 + _POWER) / 2
-    for count in range(2, _MOST_SEEDS + 1):
+    for count in range(LEAST_SEEDS, _MOST_SEEDS + 1):
         width = float(stats.t.ppf(0.975, count - 1)) + float(stats.t.ppf(power, count - 1))
         if width * spread / math.sqrt(count) <= claim.least:
             return count
@@ -135,8 +143,13 @@ def replicates_needed(claim: Claim, estimate: Estimate) -> int:
 
 
 def _note(claim: Claim, estimate: Estimate) -> str:
-    if verdict(claim, estimate) != UNCLEAR:
+    of_claim = verdict(claim, estimate)
+    if of_claim == SUPPORTED and claim.direction and max(abs(estimate.low), abs(estimate.high)) < claim.least:
+        return f"smaller than {claim.least:g} {claim.unit}, which would matter"
+    if of_claim != UNCLEAR:
         return ""
     count = replicates_needed(claim, estimate)
+    if 0 < count <= estimate.n:
+        return "borderline: the sweep is precise enough, and the effect lies near the limit"
     enough = f"{count} replicates would do" if count else f"more than {_MOST_SEEDS} replicates would be needed"
     return f"underpowered for an effect of {claim.least:g} {claim.unit}: {enough}"

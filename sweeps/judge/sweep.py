@@ -32,6 +32,15 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
 
     Raises MetricError for none of these, or a file that doesn't define one metric.
     """
+    if is_rate(metric):
+        of = metric.removeprefix(PREFIX)
+        if of not in table and of in METRICS:
+            of = f"unembedding/{of}"
+        if of not in table:
+            raise MetricError(
+                f"{metric}: a rate needs a column that the table has at several checkpoints; it lacks {of}"
+            )
+        return f"{PREFIX}{column_of(of, table)}"
     if metric.endswith(".py"):
         return f"unembedding/{_metric_in(metric)}"
     if metric in table:
@@ -41,8 +50,6 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
                 f"{metric}: is {column.kind}, and what is judged is a metric of geometry; `--all` lists them"
             )
         return metric
-    if is_rate(metric):
-        return f"{PREFIX}{column_of(metric.removeprefix(PREFIX), table)}"
     if can_probe(metric):
         return metric
     if metric in METRICS:
@@ -93,7 +100,7 @@ def evidence(
 
 def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return the table with those of the columns that it lacks, at the last row of each finished run."""
-    rates = [column for column in columns if is_rate(column)]
+    rates = [column for column in columns if is_rate(column) and column.removeprefix(PREFIX) in table]
     table = with_rates(table, rates) if rates else table
     lacking = [column for column in columns if column not in table and can_probe(column)]
     if not lacking:

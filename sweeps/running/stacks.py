@@ -78,7 +78,7 @@ def one_process_per_stack(
                 failed.append(error)
         if len(held) == len(waiting):
             idle = 0 if len(needs) < len(held) or processes.broadcast(others.work()) else idle + 1
-            # Another process may be between two stacks; after a failure of this one, nobody trains what is missing.
+            # Another process may be between two stacks. After a failure of this one it is that which is missing.
             if idle > (0 if failed else _PATIENCE):
                 failed += [UserError(f"{folder}: {need}; train that first") for folder, need in needs.items()]
                 break

@@ -14,7 +14,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=os.path.expanduser,
         metavar="METRIC",
         help="a column of the table such as unembedding/effective_rank, a registered name (then of the unembedding), "
-        "or a Python file with one @metric; rate/ before it means its change per ln(tokens)",
+        "or a Python file with one @metric; rate/COLUMN means that column's change per ln(tokens)",
     )
     parser.add_argument("--all", action="store_true", help="judge every metric of the sweep, and rank them in a table")
     parser.add_argument(

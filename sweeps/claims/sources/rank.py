@@ -12,7 +12,7 @@ from sweeps.studies.do_rank.effects import has_interventions
 LOSS = "lm_loss/in_domain"
 FIXED_RANK = "unembedding_gauge_fixed/effective_rank_percent"
 _NATS = 0.01
-_CONFIG, _SCALE = "do_rank:cpu", "cpu"
+_CONFIG, _SCALE = "do_rank:cpu", 100_000
 _HALF = 0.5  # of the width
 
 
@@ -20,8 +20,8 @@ class Arm:
     """The change of an outcome by an arm against its control, or against another arm, paired by seeds.
 
     Args:
-      column: the outcome. arm: as in doses.arms_of. share: the arm's dose as a share of the width; None for the dose
-        nearest to 1 in its own unit. against: the other arm, at the same dose; "" for the control.
+      column: the outcome. arm: as in doses.arms_of. share: the arm's dose as a share of the width; None for a dose of
+        1 in its own unit. against: the other arm, at the same dose; "" for the control.
     """
 
     def __init__(self, column: str, arm: str, share: float | None = None, against: str = ""):
@@ -30,7 +30,11 @@ class Arm:
     def __call__(self, table: pd.DataFrame) -> Estimate:
         if not has_interventions(table):
             raise NotEstimableError("no run has an intervention")
-        need(table, self.column, "config.evaluation" if self.column == LOSS else "config.train.probe")
+        measured = "evaluate it" if self.column == LOSS else "it is measured in training, with config.train.probe"
+        need(table, self.column, measured)
+        widths = sorted({float(width) for width in table["config.model.d_model"]})
+        if len(widths) > 1:
+            raise NotEstimableError(f"its runs have widths of {', '.join(f'{w:g}' for w in widths)}; test them apart")
         pairs = doses.pairs(table, self.column, self.column).rows
         change = self._changes(table, pairs, self.arm)
         if self.against:
@@ -43,8 +47,8 @@ class Arm:
         of = pairs[pairs["arm"] == arm]
         if self.share is not None:
             of = of[of["dose"] == round(self.share * float(table["config.model.d_model"].iloc[0]))]
-        elif len(of):
-            of = of[of["dose"] == min(of["dose"], key=lambda dose: abs(dose - 1))]
+        else:
+            of = of[of["dose"] == 1]
         if of.empty:
             known = ", ".join(sorted(set(pairs["arm"])))
             raise NotEstimableError(f"no run of the arm {arm} at this dose; its arms: {known}")
@@ -73,13 +77,12 @@ add(
     Claim(
         "gradient-bottleneck",
         "our reading of Godey and Artzi, arXiv 2603.10145",
-        "A gradient of half the dimensions costs at least as much as a head of half the rank: the harm is that of the "
-        "gradient.",
+        "A gradient of half the dimensions costs more than a head of half the rank: the harm is that of the gradient.",
         _CONFIG, _SCALE, Arm(LOSS, "backward_rank leading", _HALF, "head_rank"), 1, _NATS, "nats per token",
     ),
     Claim(
         "centring",
-        "output-embedding centring, arXiv 2601.02031",
+        "our reading of output-embedding centring, arXiv 2601.02031",
         "Subtracting the unembedding's mean row after each step doesn't change the loss.",
         _CONFIG, _SCALE, Arm(LOSS, "center_head"), 0, _NATS, "nats per token",
     ),

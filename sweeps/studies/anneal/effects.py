@@ -11,18 +11,27 @@ import pandas as pd
 
 from sweeps.analysis.contrast import LEAST_SEEDS, contrast
 from sweeps.analysis.estimate import Estimate
+from sweeps.analysis.pairing import as_level
 from sweeps.report.names import any_name, loss_name
 from sweeps.report.numbers import change
-from sweeps.table.columns import final_rows, performance_columns
+from sweeps.table.columns import controls_of, final_rows, performance_columns
 
 CONSTANT = "constant rate"
 SAM = " with SAM"
 RATE, TOKENS, SEED = "config.optimizer.learning_rate", "tokens", "config.init_seed"
 _NEEDED = (
     "trunk", TOKENS, RATE, SEED, "config.branch.parent", "config.branch.average_last", "config.branch.ema",
-    "config.optimizer.decay_fraction", "config.optimizer.sam_rho",
+    "config.branch.start_step", "config.optimizer.schedule", "config.optimizer.decay_fraction",
+    "config.optimizer.sam_rho",
 )  # fmt: skip
+# What the factors are made of; pairs agree in every other setting, which the column OTHER holds.
+_FACTORS = (
+    RATE, "config.tokens", "config.optimizer.schedule", "config.optimizer.decay_fraction",
+    "config.optimizer.decay_shape", "config.optimizer.sam_rho",
+)  # fmt: skip
+OTHER = "other settings"
 RANK = "unembedding_gauge_fixed/effective_rank_percent"
+_COMPARED = ("decay", "moving average", "mean of")  # with a constant rate
 # Besides performance.
 _OTHERS = ("curvature/critical_sharpness", "curvature/trace", "unembedding/effective_rank_percent", RANK)
 
@@ -44,20 +53,36 @@ class Change(NamedTuple):
 
 
 def ends(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the last rows of the branches that finished, with the column `end`: how the training of each ended."""
+    """Return the last rows of the finished branches, and of trunks that no branch repeats.
+
+    They have two more columns: `end`, how the training of each ended, and OTHER, the values of all settings that differ
+    and are no factor. A trunk is one of the ends if its rate is constant.
+    """
     rows = final_rows(table).rows
-    rows = rows[rows["config.branch.parent"].astype(str) != ""]
-    return rows.assign(end=[_end(row) for _, row in rows.iterrows()])
+    parents = rows["config.branch.parent"].fillna("").astype(str)  # missing for imported runs
+    branches, roots = rows[parents != ""], rows[parents == ""]
+    branches = branches.assign(end=[_end(row) for _, row in branches.iterrows()])
+    roots = roots[roots["run_id"].isin(branches["trunk"]) & (roots["config.optimizer.schedule"] == "wsd")]
+    roots = roots[roots["config.optimizer.decay_fraction"] == 0].assign(end=CONSTANT)
+    repeated = set(map(tuple, branches.loc[branches["end"] == CONSTANT, ["trunk", TOKENS]].to_numpy().tolist()))
+    single = [(row["trunk"], row[TOKENS]) not in repeated for _, row in roots.iterrows()]
+    found = pd.concat([branches, roots[single]], ignore_index=True)
+    others = [c for c in controls_of(found) if c not in _FACTORS and not c.startswith("config.branch.")]
+    return found.assign(**{OTHER: [str([as_level(row[c]) for c in others]) for _, row in found.iterrows()]})
 
 
 def _end(row: pd.Series) -> str:
-    if row["config.branch.ema"]:
-        return "moving average"
-    if row["config.branch.average_last"] > 1:
-        return f"mean of {row['config.branch.average_last']:.0f} checkpoints"
-    share = row["config.optimizer.decay_fraction"]
-    decay = f"decay over the last {share:.0%}".replace("%", " %") if share else CONSTANT
-    return decay + (SAM if row["config.optimizer.sam_rho"] else "")
+    share = row["config.optimizer.decay_fraction"] if row["config.optimizer.schedule"] == "wsd" else None
+    if share is None:
+        trained = f"{row['config.optimizer.schedule']} schedule"
+    else:
+        trained = f"decay over the last {share:.0%}".replace("%", " %") if share else CONSTANT
+    trained += SAM if row["config.optimizer.sam_rho"] else ""
+    kept = row["config.branch.average_last"]
+    if not row["config.branch.ema"] and kept <= 1:
+        return trained
+    average = "moving average" if row["config.branch.ema"] else f"mean of {kept:.0f} checkpoints"
+    return average if row["step"] == row["config.branch.start_step"] else f"{average}, then {trained}"
 
 
 def has_ends(table: pd.DataFrame) -> bool:
@@ -83,12 +108,12 @@ def changes(
     if not has_ends(table):
         return ()
     rows = ends(table)
-    return tuple(one for outcome in outcomes(table) for one in _changes_of(rows, outcome))
+    return tuple(one for outcome in outcomes(table) for one in _changes_of(rows, outcome) if one.estimate.n)
 
 
 def _changes_of(rows: pd.DataFrame, outcome: str) -> Iterator[Change]:
     def compared(name: str, factor: str, first: object, second: object, within: list[str]) -> Change:
-        estimate = contrast(rows, outcome, factor, (first, second), within, SEED)
+        estimate = contrast(rows, outcome, factor, (first, second), [*within, OTHER], SEED)
         base = float(rows.loc[rows[factor] == first, outcome].mean())
         return Change(outcome, name, _level(first), _level(second), estimate, base)
 
@@ -97,7 +122,7 @@ def _changes_of(rows: pd.DataFrame, outcome: str) -> Iterator[Change]:
         if end.endswith(SAM):
             plain = end.removesuffix(SAM)
             yield compared("sharpness-aware minimisation", "end", plain, end, [TOKENS, RATE])
-        elif end != CONSTANT:
+        elif end.startswith(_COMPARED):
             yield compared("decay" if end.startswith("decay") else "averaging", "end", CONSTANT, end, [TOKENS, RATE])
     for name, factor, other in (("tokens", TOKENS, RATE), ("learning rate", RATE, TOKENS)):
         levels = sorted(set(rows[factor]))
@@ -115,8 +140,10 @@ def sentences(found: tuple[Change, ...]) -> list[str]:
     forgotten = sorted(one.outcome for one in found if one.outcome.endswith("/forgetting"))
     lines = []
     for outcome in [*quantised[:1], *forgotten[:1]]:
-        of = [one for one in found if one.outcome == outcome]
-        parts = [_in_words(one) for one in of if one.factor in _SAID]
+        of = [one for one in found if one.outcome == outcome and one.factor in _SAID]
+        if not of:
+            continue
+        parts = [_in_words(one) for one in of]
         seeds = max(one.estimate.n for one in of)
         intervals = "95 % intervals over" if seeds >= LEAST_SEEDS else "no intervals, for lack of seeds:"
         lines.append(f"{outcome_name(outcome)}: {'; '.join(parts)} ({intervals} {seeds} seeds).")

@@ -30,7 +30,8 @@ def end_against_causes(results: AnalysisResults) -> Figure:
     columns.sort(key=lambda c: not c.endswith("/relative_rise/in_domain"))  # what is shown first
     names = {column: outcome_name(column) for column in columns}
     places = {TOKENS: "tokens", RATE: "peak learning rate", RANK: "effective rank, gauge-fixed, % of D"}
-    kept = rows[["run_id", "trunk", "end", *places]].rename(columns={TOKENS: "tokens", RATE: "rate", RANK: "rank"})
+    kept = rows.reindex(columns=["run_id", "trunk", "end", *places])  # without the rank if it wasn't measured
+    kept = kept.rename(columns={TOKENS: "tokens", RATE: "rate", RANK: "rank"})
     data = pd.concat([kept.assign(outcome=names[c], value=rows[c]) for c in columns], ignore_index=True)
     base = alt.Chart(alt.NamedData("ends")).transform_filter("datum.outcome == outcome")
     panels = []

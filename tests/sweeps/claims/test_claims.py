@@ -26,14 +26,15 @@ def planted(seed, decay=0.0, tokens=0.0, sam=0.0, noise=1.0, seeds=6):
     rng = np.random.default_rng(seed)
     unit = CLAIMS["decay-quantisation"].least
     rows = []
-    for s, budget in itertools.product(range(seeds), (1000.0, 4000.0)):
+    for s, budget in itertools.product(range(seeds), (1e6, 4e6)):
         for share, rho in ((0, 0), (0.1, 0), (0.5, 0), (0.5, 0.05)):
-            value = decay * (share > 0) + tokens * (budget > 1000) + sam * (rho > 0) + noise * rng.normal()
+            value = decay * (share > 0) + tokens * (budget > 1e6) + sam * (rho > 0) + noise * rng.normal()
             rows.append({
                 "run_id": f"r{len(rows)}", "trunk": f"t{s}", "step": 10, "final": True, "diverged_at": pd.NA,
                 "tokens": budget, "config.optimizer.learning_rate": 1e-3, "config.init_seed": s,
                 "config.branch.parent": f"t{s}@5", "config.branch.average_last": int(not share),
-                "config.branch.ema": False, "config.optimizer.decay_fraction": share,
+                "config.branch.ema": False, "config.branch.start_step": 5,
+                "config.optimizer.schedule": "wsd", "config.optimizer.decay_fraction": share,
                 "config.optimizer.sam_rho": rho, QUANTISED: 0.05 + unit * value,
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -111,6 +112,8 @@ def test_what_a_sweep_lacks_is_named_with_the_command_that_makes_it():
         "no run has end = decay over the last 50 % with SAM"
         in verdict_on(CLAIMS["sam-quantisation"], {"w": without}).note
     )
+    short = verdict_on(CLAIMS["decay-quantisation"], {"w": table.assign(tokens=1000.0)})
+    assert "its runs saw at most 1,000 tokens, and 100,000 are needed" in short.note
     few = verdict_on(CLAIMS["decay-quantisation"], {"w": planted(0, seeds=3)})
     assert few.verdict == UNTESTABLE and "3 replicates are too few" in few.note
     assert verdict_on(CLAIMS["centring"], {}).note == "`olmo-jax run --config=do_rank:cpu` makes the runs"

@@ -59,6 +59,7 @@ def planted(noise=0.01, decay=0.0, tokens=0.0, rate=0.0, sam=0.0, seed=0):
                 "run_id": f"r{len(rows)}", "trunk": f"t{s}-{lr}", "step": 10, "final": True, "diverged_at": pd.NA,
                 "tokens": budget, "config.optimizer.learning_rate": lr, "config.init_seed": s,
                 "config.branch.parent": f"t{s}-{lr}@5", "config.branch.average_last": average, "config.branch.ema": ema,
+                "config.branch.start_step": 5 if share else 10, "config.optimizer.schedule": "wsd",
                 "config.optimizer.decay_fraction": share, "config.optimizer.sam_rho": rho, RISE: value,
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -91,6 +92,37 @@ def test_without_effects_intervals_miss_zero_as_often_as_they_should():
     for seed in range(100):
         missed += [not one.low <= 0 <= one.high for one in changes(planted(noise=0.1, seed=seed)).values()]
     assert 0.02 < np.mean(missed) < 0.09  # of 600, which share their noise in part
+
+
+def test_pairs_agree_in_every_other_setting():
+    """Branches of wider trunks, of which only the decayed ones were kept, must not count as decay."""
+    table = planted(decay=0.3)
+    wider = table.assign(**{RISE: table[RISE] + 5, "config.model.d_model": 128, "run_id": "w" + table["run_id"]})
+    wider = wider[wider["config.optimizer.decay_fraction"] > 0]
+    both = pd.concat([table.assign(**{"config.model.d_model": 64}), wider], ignore_index=True)
+    assert changes(both)[("decay", "decay over the last 10 %")].estimate == pytest.approx(0.3, abs=0.02)
+
+
+def test_a_trunk_is_the_control_where_no_branch_repeats_it():
+    table = planted(decay=0.3, noise=0.0)
+    stable = (table["config.branch.average_last"] == 1) & (table["tokens"] == 4000)
+    trunks = table[stable].assign(
+        **{"run_id": table["trunk"], "config.branch.parent": "", "config.branch.start_step": 0}
+    )
+    found = changes(pd.concat([table[table["config.branch.average_last"] != 1], trunks], ignore_index=True))
+    assert found[("decay", "decay over the last 10 %")].estimate == pytest.approx(0.3)
+    repeated = pd.concat([table, trunks], ignore_index=True)
+    assert len(effects.ends(repeated)) == len(table)
+
+
+def test_imported_runs_and_other_schedules_are_no_ends_of_these():
+    table = planted(decay=0.3)
+    missing = {c: None for c in table.columns if c.startswith("config.")}
+    imported = table.iloc[:1].assign(run_id="pythia", trunk="pythia", tokens=3e11, **missing)
+    expected = changes(table)
+    assert changes(pd.concat([table, imported], ignore_index=True)).keys() == expected.keys()
+    cosine = table.assign(**{"config.optimizer.schedule": "cosine", "config.optimizer.decay_fraction": 0.1})
+    assert set(effects.ends(cosine)["end"]) >= {"cosine schedule", "cosine schedule with SAM"}
 
 
 def test_a_sweep_without_such_branches_has_no_changes():
