@@ -19,48 +19,21 @@ tokens make them forget (Springer et al., arXiv 2503.19206); sharpness-aware tra
 (Watts et al., arXiv 2605.02105). Sizes and doses are ours.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from eval.config import EvalConfig, FinetuneConfig, GroupsConfig, PerturbConfig, QuantizeConfig
 from eval.evaluators.curvature import CurvatureConfig
-from olmo_jax.config import (
-    CheckpointConfig,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProbeConfig,
-    TargetConfig,
-    TrainConfig,
-)
 from sweeps.analysis.contrast import LEAST_SEEDS
-from sweeps.planning.grid import Grid, Point, chain, seeds
+from sweeps.planning.grid import Grid, chain, seeds
 from sweeps.planning.plan import sweep_config
+from sweeps.studies.anneal import trunks
+from sweeps.studies.anneal.trunks import Scale
 
-_METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
 # Shares of the budget over which the rate decays; 0: the trunk as it is.
 _DECAYS = (0.1, 0.5)
 _RHO = 0.05  # as Watts et al.
 _AVERAGED = 4  # checkpoints
 _EMA = 0.99
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """Sizes [ours]. `budgets` are steps, each divisible by 2 x 10 and, into `_AVERAGED` intervals, by 8 x 4."""
-
-    width: int
-    layers: int
-    vocabulary: int
-    length: int
-    batch: int
-    budgets: tuple[int, ...]
-    rates: tuple[float, ...]
-    megabytes: float
-    tokens_per_domain: int
-
 
 SCALES = {
     "smoke": Scale(16, 1, 280, 16, 4, (20,), (3e-3,), 0.4, 256),
@@ -70,56 +43,13 @@ SCALES = {
 
 
 def get_config(argument: str = "cpu") -> ConfigDict:
-    name, *options = argument.split(",")
-    if name not in SCALES:
-        raise ConfigError(f"anneal.py has no scale '{name}'; choose {', '.join(SCALES)}")
-    count = LEAST_SEEDS if name != "smoke" else 2
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "seeds" or not value.isdigit() or int(value) < LEAST_SEEDS:
-            raise ConfigError(f"anneal.py has no option '{option}'; use seeds=K, with K of {LEAST_SEEDS} or more")
-        count = int(value)
+    name, count = trunks.read(argument, "anneal.py", SCALES)
     scale = SCALES[name]
-    grid = seeds(_points(scale), count, ("init_seed", "data_seed"))
-    return sweep_config(_train(scale), grid, _evaluation(scale, name), notes=_notes(count))
-
-
-def _train(scale: Scale) -> TrainConfig:
-    model = ModelConfig(
-        vocab_size=scale.vocabulary,
-        pad_vocab_to=1,
-        d_model=scale.width,
-        n_layers=scale.layers,
-        n_heads=max(2, scale.width // 32),
-        d_ff=4 * scale.width,
-        context_length=scale.length,
-    )
-    starts = {budget - round(share * budget) for budget in scale.budgets for share in (0, *_DECAYS)}
+    starts = {trunks.start(budget, share) for budget in scale.budgets for share in (0, *_DECAYS)}
     spaced = {budget - i * _spacing(scale) for budget in scale.budgets for i in range(_AVERAGED)}
-    longest = max(scale.budgets)
-    return TrainConfig(
-        tokens=longest * scale.batch * scale.length,
-        model=model,
-        optimizer=OptimizerConfig(
-            schedule="wsd", decay_fraction=0.0, final_fraction=0.0, warmup_fraction=0.02, weight_decay=0.1
-        ),
-        data=DataConfig(
-            train_domains=("prose",),
-            max_megabytes=scale.megabytes,
-            bpe_vocab_size=scale.vocabulary,
-            sequence_length=scale.length,
-            batch_size=scale.batch,
-            max_epochs=8.0,
-        ),
-        probe=ProbeConfig(
-            every=longest,
-            unembedding=TargetConfig(metrics=_METRICS),
-            final_states=TargetConfig(metrics=("effective_rank_percent", "mean_cosine", "isoscore")),
-            documents=64,
-            document_tokens=min(64, scale.length),
-        ),
-        checkpoint=CheckpointConfig(at=tuple(sorted(starts | spaced)), ema_decay=_EMA),
-    )
+    train = trunks.train_config(scale, starts | spaced, _EMA)
+    grid = seeds(_points(scale), count, ("init_seed", "data_seed"))
+    return sweep_config(train, grid, _evaluation(scale, name), notes=_notes(count))
 
 
 def _spacing(scale: Scale) -> int:
@@ -128,29 +58,20 @@ def _spacing(scale: Scale) -> int:
 
 
 def _points(scale: Scale) -> Grid:
-    trunks = [{"name": _trunk(rate), "optimizer.learning_rate": rate} for rate in scale.rates]
     ends = [end for rate in scale.rates for budget in scale.budgets for end in _ends(scale, rate, budget)]
-    return chain(trunks, ends)
-
-
-def _trunk(rate: float) -> str:
-    return f"trunk-{rate:g}"
+    return chain([trunks.trunk(rate) for rate in scale.rates], ends)
 
 
 def _ends(scale: Scale, rate: float, budget: int) -> Grid:
     """Return the branches of a trunk that end at a budget of steps."""
-    shared: Point = {"optimizer.learning_rate": rate, "tokens": budget * scale.batch * scale.length}
-
-    def at(step: int) -> Point:
-        return shared | {"branch.parent": f"{_trunk(rate)}@{step}"}
-
+    constant = trunks.end(scale, rate, budget)
     points: Grid = [
-        at(budget) | {"name": "stable", "branch.average_last": 1},
-        at(budget) | {"name": "mean", "branch.average_last": _AVERAGED},
-        at(budget) | {"name": "ema", "branch.ema": True},
+        constant | {"name": "stable", "branch.average_last": 1},
+        constant | {"name": "mean", "branch.average_last": _AVERAGED},
+        constant | {"name": "ema", "branch.ema": True},
     ]
     for share in _DECAYS:
-        decayed = at(budget - round(share * budget)) | {"optimizer.decay_fraction": share}
+        decayed = trunks.end(scale, rate, budget, share)
         points += [decayed | {"name": "decayed"}, decayed | {"name": "sam", "optimizer.sam_rho": _RHO}]
     return points
 

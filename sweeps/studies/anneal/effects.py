@@ -85,9 +85,14 @@ def _end(row: pd.Series) -> str:
     return average if row["step"] == row["config.branch.start_step"] else f"{average}, then {trained}"
 
 
+def has_branches(table: pd.DataFrame) -> bool:
+    """Return whether a table has branches; older ones lack the columns."""
+    return set(_NEEDED) <= set(table.columns)
+
+
 def has_ends(table: pd.DataFrame) -> bool:
     """Return whether a table has branches of trunks with a constant rate, and some that end in another way."""
-    if not set(_NEEDED) <= set(table.columns):
+    if not has_branches(table):
         return False
     found = set(ends(table)["end"])
     return CONSTANT in found and len(found) > 1

@@ -15,6 +15,7 @@ from sweeps.claims.claim import CONTRADICTED, SUPPORTED, UNCLEAR, UNTESTABLE, re
 from sweeps.claims.sources.annealing import QUANTISED
 from sweeps.table import table as tables
 from sweeps.verbs import VERBS
+from tests.sweeps.studies.saturation.test_saturation import planted as planted_hazards
 
 DRAWS = 100
 CLAIMS = {claim.id: claim for claim in registry.registered()}
@@ -151,3 +152,18 @@ def test_the_command_lists_claims_and_tests_them_on_working_directories(tmp_path
     assert cli.main(["claims", str(tmp_path / "nowhere")]) == 1
     assert "nowhere holds no results.parquet" in capsys.readouterr().err
     assert VERBS["claims"].example
+
+
+@pytest.mark.parametrize(
+    ("claim", "hazards", "expected"),
+    [
+        ("parallel-collapses", {"parallel": 4.0}, SUPPORTED),
+        ("parallel-collapses", {"parallel": 0.25}, CONTRADICTED),
+        ("narrow-collapses", {"width": 0.25}, SUPPORTED),
+        ("narrow-saturates", {}, UNTESTABLE),  # no loss turns in these tables
+    ],
+)
+def test_hazards_decide_on_saturation(claim, hazards, expected):
+    table = planted_hazards(**hazards).assign(tokens=1e6)
+    assert verdict_on(CLAIMS[claim], {"w": table}).verdict == expected
+    assert "isn't a sweep of what makes models saturate" in verdict_on(CLAIMS[claim], {"w": planted(0)}).note

@@ -79,7 +79,14 @@ def counting(tmp_path, monkeypatch):
 
 
 def test_folders_that_declare_a_study_are_registered():
-    assert [study.name for study in studies.registered_studies()] == ["anneal", "datadecide", "do_rank", "paper_b"]
+    assert [study.name for study in studies.registered_studies()] == [
+        "anneal",
+        "datadecide",
+        "do_rank",
+        "overtraining",
+        "paper_b",
+        "saturation",
+    ]
 
 
 def test_adding_a_folder_registers_a_study(counting):
@@ -88,7 +95,9 @@ def test_adding_a_folder_registers_a_study(counting):
         "counting",
         "datadecide",
         "do_rank",
+        "overtraining",
         "paper_b",
+        "saturation",
     ]
     assert figure_item("count").section == "count"
     assert list(sections()).index("count") == list(sections()).index("spectra") + 1

@@ -1,0 +1,55 @@
+"""Claims about when small models saturate, as logarithms of hazard ratios; the replicates are events."""
+
+import math
+
+import pandas as pd
+
+from sweeps.analysis.estimate import Estimate, NotEstimableError
+from sweeps.claims.claim import Claim
+from sweeps.claims.registry import add
+from sweeps.studies.saturation.effects import hazards
+
+_CONFIG, _TOKENS = "saturation:cpu", 500_000
+_UNIT, _LEAST = "of ln(hazard ratio)", math.log(1.5)
+
+
+class LogHazard:
+    """The logarithm of the hazard of an event at the last level of a factor over that at the first.
+
+    Args:
+      event: "collapse" or "turn". factor: a column.
+    """
+
+    def __init__(self, event: str, factor: str):
+        self.event, self.factor = event, factor
+
+    def __call__(self, table: pd.DataFrame) -> Estimate:
+        found = [one for one in hazards(table, {}, None) if (one.event, one.factor) == (self.event, self.factor)]
+        if not found:
+            raise NotEstimableError(f"it isn't a sweep of what makes models saturate, with several {self.factor}")
+        ratio = found[-1].ratio
+        if not math.isfinite(ratio.estimate):
+            raise NotEstimableError(found[-1].note)
+        return Estimate(*map(math.log, ratio[:3]), ratio.p_value, ratio.n)
+
+
+add(
+    Claim(
+        "narrow-saturates",
+        "Godey et al., arXiv 2404.07647",
+        "The loss turns sooner, or in more runs, the narrower a model is.",
+        _CONFIG, _TOKENS, LogHazard("turn", "config.model.d_model"), -1, _LEAST, _UNIT,
+    ),
+    Claim(
+        "narrow-collapses",
+        "Godey et al., arXiv 2404.07647",
+        "The rank of the unembedding collapses sooner, or in more runs, the narrower a model is.",
+        _CONFIG, _TOKENS, LogHazard("collapse", "config.model.d_model"), -1, _LEAST, _UNIT,
+    ),
+    Claim(
+        "parallel-collapses",
+        "paper A, arXiv 2602.20433",
+        "The rank collapses sooner, or in more runs, with parallel blocks than with sequential ones.",
+        _CONFIG, _TOKENS, LogHazard("collapse", "config.model.parallel"), 1, _LEAST, _UNIT,
+    ),
+)  # fmt: skip

@@ -1,0 +1,111 @@
+"""What the studies with trunks share: a model that trains at a constant rate, and branches that end at a budget."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from olmo_jax.config import (
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    TargetConfig,
+    TrainConfig,
+)
+from sweeps.analysis.contrast import LEAST_SEEDS
+from sweeps.planning.grid import Point
+
+_METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes [ours]. `budgets`: steps, multiples of 20. `rates`: peak learning rates, one trunk per seed for each."""
+
+    width: int
+    layers: int
+    vocabulary: int
+    length: int
+    batch: int
+    budgets: tuple[int, ...]
+    rates: tuple[float, ...]
+    megabytes: float
+    tokens_per_domain: int
+
+
+def read(argument: str, file: str, known: Iterable[str]) -> tuple[str, int]:
+    """Return the scale and the number of seeds that an argument "SCALE[,seeds=K]" names; raises ConfigError."""
+    name, *options = argument.split(",")
+    if name not in known:
+        raise ConfigError(f"{file} has no scale '{name}'; choose {', '.join(known)}")
+    count = LEAST_SEEDS if name != "smoke" else 2
+    for option in options:
+        key, _, value = option.partition("=")
+        if key != "seeds" or not value.isdigit() or int(value) < LEAST_SEEDS:
+            raise ConfigError(f"{file} has no option '{option}'; use seeds=K, with K of {LEAST_SEEDS} or more")
+        count = int(value)
+    return name, count
+
+
+def train_config(scale: Scale, checkpoints: Iterable[int], ema_decay: float = 0.0) -> TrainConfig:
+    """Return the configuration of a trunk of the largest budget, with checkpoints at these steps."""
+    longest = max(scale.budgets)
+    return TrainConfig(
+        tokens=longest * scale.batch * scale.length,
+        model=ModelConfig(
+            vocab_size=scale.vocabulary,
+            pad_vocab_to=1,
+            d_model=scale.width,
+            n_layers=scale.layers,
+            n_heads=max(2, scale.width // 32),
+            d_ff=4 * scale.width,
+            context_length=scale.length,
+        ),
+        optimizer=OptimizerConfig(
+            schedule="wsd", decay_fraction=0.0, final_fraction=0.0, warmup_fraction=0.02, weight_decay=0.1
+        ),
+        data=DataConfig(
+            train_domains=("prose",),
+            max_megabytes=scale.megabytes,
+            bpe_vocab_size=scale.vocabulary,
+            sequence_length=scale.length,
+            batch_size=scale.batch,
+            max_epochs=8.0,
+        ),
+        probe=ProbeConfig(
+            every=longest,
+            unembedding=TargetConfig(metrics=_METRICS),
+            final_states=TargetConfig(metrics=("effective_rank_percent", "mean_cosine", "isoscore")),
+            documents=64,
+            document_tokens=min(64, scale.length),
+        ),
+        checkpoint=CheckpointConfig(at=tuple(sorted(set(checkpoints))), ema_decay=ema_decay),
+    )
+
+
+def trunk(rate: float) -> Point:
+    """Return the grid point of the trunk of a peak rate."""
+    return {"name": _name(rate), "optimizer.learning_rate": rate}
+
+
+def start(budget: int, share: float) -> int:
+    """Return the step after which the rate decays, over this share of a budget."""
+    return budget - round(share * budget)
+
+
+def end(scale: Scale, rate: float, budget: int, share: float = 0.0) -> Point:
+    """Return the grid point of a branch that ends at a budget, the rate decayed to 0 over a share of it.
+
+    Without a decay it takes no step, and needs an average to start from.
+    """
+    return {
+        "optimizer.learning_rate": rate,
+        "tokens": budget * scale.batch * scale.length,
+        "branch.parent": f"{_name(rate)}@{start(budget, share)}",
+        "optimizer.decay_fraction": share,
+    }
+
+
+def _name(rate: float) -> str:
+    return f"trunk-{rate:g}"

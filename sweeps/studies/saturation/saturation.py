@@ -1,0 +1,132 @@
+"""When do small models saturate, and what makes them?
+
+    olmo-jax plan --config=saturation:cpu
+    olmo-jax run --config=saturation:cpu --workdir=runs/saturation
+
+The argument is a scale, then `seeds=K` for K seeds of each configuration (3 by default):
+
+    smoke   takes seconds; its results mean nothing
+    cpu     minutes on a laptop
+    gpu     widths of Pythia's smallest models, for one GPU (not measured)
+
+Pythia's architecture at small widths, trained for long, with every combination of parallel or sequential blocks, a
+learning rate that decays to a tenth of the peak or to zero, single or half precision, weak or strong weight decay, and
+width. Along each run it is recorded when the effective rank of the unembedding collapses and when the loss turns; the
+report compares the hazards by factor, all else equal.
+
+Claims it bears on: small models saturate, and their rank collapses (Godey et al., arXiv 2404.07647); Pythia-14M
+saturates late and its sequential twin does not (paper A). Sizes and levels are ours.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from eval.config import EvalConfig, QuantizeConfig
+from olmo_jax.config import (
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    TargetConfig,
+    TrainConfig,
+)
+from olmo_jax.config.presets import PYTHIA
+from sweeps.planning.grid import Grid, product, seeds
+from sweeps.planning.plan import sweep_config
+
+_SEEDS, _LEAST_SEEDS = 3, 2
+_CHECKPOINTS = 16
+_HEAD = 8  # width of a head
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes [ours]; `decays`, `floors`, `precisions`, `parallel` and `widths` are the levels of the factors."""
+
+    widths: tuple[int, ...]
+    layers: int
+    vocabulary: int
+    length: int
+    batch: int
+    steps: int
+    rate: float
+    megabytes: float
+    tokens_per_domain: int
+    decays: tuple[float, ...] = (0.01, 0.3)
+    floors: tuple[float, ...] = (0.1, 0.0)
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
+    parallel: tuple[bool, ...] = (True, False)
+
+
+SCALES = {
+    "smoke": Scale((8, 16), 1, 280, 16, 4, 32, 3e-3, 0.4, 256, (0.3,), (0.0,), ("float32",)),
+    "cpu": Scale((8, 16, 32), 2, 1024, 64, 8, 2000, 3e-3, 8.0, 4096),
+    "gpu": Scale((64, 128, 256), 6, 8192, 512, 32, 40_000, 1e-3, 2000.0, 32768),
+}
+
+
+def get_config(argument: str = "cpu") -> ConfigDict:
+    name, *options = argument.split(",")
+    if name not in SCALES:
+        raise ConfigError(f"saturation.py has no scale '{name}'; choose {', '.join(SCALES)}")
+    count = _SEEDS if name != "smoke" else 1
+    for option in options:
+        key, _, value = option.partition("=")
+        if key != "seeds" or not value.isdigit() or int(value) < _LEAST_SEEDS:
+            raise ConfigError(f"saturation.py has no option '{option}'; use seeds=K, with K of {_LEAST_SEEDS} or more")
+        count = int(value)
+    scale = SCALES[name]
+    grid = seeds(_points(scale), count, ("init_seed", "data_seed"))
+    # Nothing but the losses along the training.
+    evaluation = EvalConfig(tokens_per_domain=scale.tokens_per_domain, quantize=QuantizeConfig(bits=()))
+    return sweep_config(_train(scale), grid, evaluation)
+
+
+def _train(scale: Scale) -> TrainConfig:
+    width = scale.widths[0]
+    model = dataclasses.replace(
+        PYTHIA["14m"],
+        vocab_size=scale.vocabulary,
+        pad_vocab_to=1,
+        n_layers=scale.layers,
+        context_length=scale.length,
+        **_width(width),
+    )
+    return TrainConfig(
+        name="small",
+        tokens=scale.steps * scale.batch * scale.length,
+        model=model,
+        optimizer=OptimizerConfig(learning_rate=scale.rate),
+        data=DataConfig(
+            train_domains=("prose",),
+            max_megabytes=scale.megabytes,
+            bpe_vocab_size=scale.vocabulary,
+            sequence_length=scale.length,
+            batch_size=scale.batch,
+            max_epochs=8.0,
+        ),
+        probe=ProbeConfig(
+            every=scale.steps // _CHECKPOINTS,
+            unembedding=TargetConfig(metrics=("effective_rank", "effective_rank_percent", "mean_cosine")),
+            final_states=TargetConfig(),
+        ),
+        checkpoint=CheckpointConfig(every=scale.steps // _CHECKPOINTS),
+    )
+
+
+def _width(width: int) -> dict[str, Any]:
+    return {"d_model": width, "n_heads": max(1, width // _HEAD), "d_ff": 4 * width}
+
+
+def _points(scale: Scale) -> Grid:
+    factors = {
+        "model.parallel": scale.parallel,
+        "model.compute_dtype": scale.precisions,
+        "optimizer.final_fraction": scale.floors,
+        "optimizer.weight_decay": scale.decays,
+    }
+    widths = [{f"model.{key}": value for key, value in _width(width).items()} for width in scale.widths]
+    return [point | width for width in widths for point in product(factors)]
