@@ -184,7 +184,8 @@ def check_rows(directory: epath.Path, step: int, first: int = 0) -> list[str]:
     valid = (re.match(rf'\{{"step": {i}[,}}]', row) and row.endswith("}") for i, row in numbered)
     count = sum(1 for _ in itertools.takewhile(bool, valid))
     if count < needed:
-        raise MetricsError(f"{path} has {count} rows from step {first} on and the checkpoint is at step {step}")
+        since = f" from step {first} on" if first else ""
+        raise MetricsError(f"{path} has {count} rows{since} and the checkpoint is at step {step}")
     return rows[:needed]
 
 
