@@ -6,7 +6,7 @@ from sweeps.analysis.contrast import contrast
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.claims.claim import Claim, need
 from sweeps.claims.registry import add
-from sweeps.studies.anneal.effects import CONSTANT, OTHER, RATE, SAM, SEED, TOKENS, ends, has_ends
+from sweeps.studies.anneal.effects import CONSTANT, OTHER, RATE, SAM, SEED, TOKENS, ends, has_branches, has_several
 
 QUANTISED = "gptq_3/relative_rise/in_domain"
 FORGETTING = "forgetting"
@@ -17,9 +17,9 @@ _CONFIG, _SCALE = "anneal:cpu", 100_000
 
 def _rows(table: pd.DataFrame, outcome: str) -> tuple[pd.DataFrame, str]:
     """Return the ends of training and the column of an outcome; forgetting is the mean over all rates and domains."""
-    if not has_ends(table):
+    rows = ends(table) if has_branches(table) else pd.DataFrame({"end": []})
+    if not has_several(rows):
         raise NotEstimableError("no trunk with a constant rate has branches that end in another way at its budget")
-    rows = ends(table)
     if outcome != FORGETTING:
         need(rows, outcome, "set config.evaluation.quantize.bits and evaluate again")
         return rows, outcome

@@ -30,7 +30,7 @@ class LogHazard:
         ratio = found[-1].ratio
         if not math.isfinite(ratio.estimate):
             raise NotEstimableError(found[-1].note)
-        return Estimate(*map(math.log, ratio[:3]), ratio.p_value, ratio.n)
+        return Estimate(math.log(ratio.estimate), math.log(ratio.low), math.log(ratio.high), ratio.p_value, ratio.n)
 
 
 add(

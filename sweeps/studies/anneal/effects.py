@@ -5,7 +5,7 @@ Computed for any sweep with branches that end at equal tokens in several ways (a
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ CONSTANT = "constant rate"
 SAM = " with SAM"
 RATE, TOKENS, SEED = "config.optimizer.learning_rate", "tokens", "config.init_seed"
 _NEEDED = (
-    "trunk", TOKENS, RATE, SEED, "config.branch.parent", "config.branch.average_last", "config.branch.ema",
+    "trunk", "step", TOKENS, RATE, SEED, "config.branch.parent", "config.branch.average_last", "config.branch.ema",
     "config.branch.start_step", "config.optimizer.schedule", "config.optimizer.decay_fraction",
     "config.optimizer.sam_rho",
 )  # fmt: skip
@@ -61,17 +61,18 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     rows = final_rows(table).rows
     parents = rows["config.branch.parent"].fillna("").astype(str)  # missing for imported runs
     branches, roots = rows[parents != ""], rows[parents == ""]
-    branches = branches.assign(end=[_end(row) for _, row in branches.iterrows()])
+    branches = branches.assign(end=[_end(row) for row in branches[list(_NEEDED)].to_dict("records")])
     roots = roots[roots["run_id"].isin(branches["trunk"]) & (roots["config.optimizer.schedule"] == "wsd")]
     roots = roots[roots["config.optimizer.decay_fraction"] == 0].assign(end=CONSTANT)
     repeated = set(map(tuple, branches.loc[branches["end"] == CONSTANT, ["trunk", TOKENS]].to_numpy().tolist()))
-    single = [(row["trunk"], row[TOKENS]) not in repeated for _, row in roots.iterrows()]
+    single = [place not in repeated for place in zip(roots["trunk"], roots[TOKENS], strict=True)]
     found = pd.concat([branches, roots[single]], ignore_index=True)
     others = [c for c in controls_of(found) if c not in _FACTORS and not c.startswith("config.branch.")]
-    return found.assign(**{OTHER: [str([as_level(row[c]) for c in others]) for _, row in found.iterrows()]})
+    levels = [list(map(as_level, found[c])) for c in others]
+    return found.assign(**{OTHER: list(map(str, zip(*levels, strict=True))) if levels else ""})
 
 
-def _end(row: pd.Series) -> str:
+def _end(row: Mapping[str, Any]) -> str:
     share = row["config.optimizer.decay_fraction"] if row["config.optimizer.schedule"] == "wsd" else None
     if share is None:
         trained = f"{row['config.optimizer.schedule']} schedule"
@@ -92,9 +93,12 @@ def has_branches(table: pd.DataFrame) -> bool:
 
 def has_ends(table: pd.DataFrame) -> bool:
     """Return whether a table has branches of trunks with a constant rate, and some that end in another way."""
-    if not has_branches(table):
-        return False
-    found = set(ends(table)["end"])
+    return has_branches(table) and has_several(ends(table))
+
+
+def has_several(rows: pd.DataFrame) -> bool:
+    """Return whether rows of `ends` hold a constant rate and another end."""
+    found = set(rows["end"])
     return CONSTANT in found and len(found) > 1
 
 
@@ -110,9 +114,8 @@ def changes(
     table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], courses: pd.DataFrame | None
 ) -> tuple[Change, ...]:
     """Return the change of every outcome by every factor; none for a sweep without such branches."""
-    if not has_ends(table):
+    if not has_branches(table) or not has_several(rows := ends(table)):
         return ()
-    rows = ends(table)
     return tuple(one for outcome in outcomes(table) for one in _changes_of(rows, outcome) if one.estimate.n)
 
 
