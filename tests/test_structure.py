@@ -205,7 +205,7 @@ def test_the_commands_of_the_how_to_pages_work(tmp_path, monkeypatch):
     write_texts(tmp_path / "texts")
     monkeypatch.chdir(tmp_path)
     lines = [line for line in "".join(blocks("console", *PAGES)).splitlines() if line.startswith("olmo-jax")]
-    assert len(lines) == 31
+    assert len(lines) == 32
     save_file({"lm_head.weight": np.ones((9, 4), np.float32)}, "model.safetensors")
     publish("pythia-14m")
     experiments = {
@@ -242,6 +242,22 @@ def test_the_commands_of_the_how_to_pages_work(tmp_path, monkeypatch):
         exec(compile(code.replace("config.data.batch_size", "config.optimizer.learning_rate"), "sweeps.md", "exec"), {})
 
 
+def test_the_configuration_of_the_page_on_branches_is_a_tree(tmp_path, monkeypatch, capsys):
+    from sweeps import cli
+
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path)
+    (code,) = blocks("python", "docs/how-to/branches.md")
+    (tmp_path / "mine.py").write_text(code)
+    assert cli.main(["plan", "--config=mine.py:*.txt", "--flops=1e12"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    drawn = [line.split("-")[0].strip() for line in lines[lines.index(TREE) + 1 :][:6]]
+    assert drawn == ["trunk", "└─ decayed"] * 3
+    for line in blocks("console", "docs/how-to/branches.md"):
+        assert cli.main([*shlex.split(line.strip())[1:], "--json"]) == 0
+
+
+TREE = "branches, with steps counted from the root:"
 MINE = '''
 import jax.numpy as jnp
 
