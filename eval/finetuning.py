@@ -206,7 +206,7 @@ def _together(
     models = len(jax.tree.leaves(params_M)[0])
     runs = [_run(config, shape, rate, seed) for rate, seed in places]
     hyper = jax.tree.map(lambda *xs: jnp.repeat(jnp.stack(xs), models), *map(optimizer.hyper, runs))
-    state = _initial(jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M), shape.config)
+    state = _initial(jax.tree.map(lambda x: jnp.concatenate([x] * len(places)), params_M), shape.config.optimizer)
     plan = _plan(shape, models * len(places))
     seed_M = np.repeat([config.seeds.index(seed) for _, seed in places], models)
 
@@ -233,8 +233,8 @@ def _together(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _initial(params_M: Any, config: TrainConfig) -> State:
-    return jax.vmap(lambda params: init_member(params, config))(params_M)
+def _initial(params_M: Any, settings: OptimizerConfig) -> State:
+    return jax.vmap(lambda params: init_member(params, settings))(params_M)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "plan"), donate_argnames="state")

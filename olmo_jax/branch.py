@@ -93,7 +93,7 @@ def first_state(workdir: epath.Path, run: Run) -> State:
         say(f"{run.id}: its parent {branch.run} diverged at step {diverged_at}, so it isn't trained")
     params = load_run(folder, branch.run, branch.step)[1]
     check_fits(directory(folder, branch.run), params, config.model)
-    state = init_member(params, config)
+    state = init_member(params, config.optimizer, config.checkpoint.ema_decay > 0)
     if branch.moments:
         moments = load_moments(folder, branch.run, branch.step, state.moments)
         state = state._replace(moments=_of_trained_rows(moments, config.intervention.head_rank))

@@ -52,6 +52,11 @@ class Shape:
         return self.config.branch.start_step
 
     @property
+    def is_averaged(self) -> bool:
+        """Return whether a moving average of the parameters is kept."""
+        return self.config.checkpoint.ema_decay > 0
+
+    @property
     def window_stride(self) -> int:
         """Return the tokens between the starts of consecutive windows: text windows share one, equations end in eos."""
         return arithmetic.STRIDE if self.arithmetic else self.sequence_length

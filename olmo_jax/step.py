@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from olmo_jax import intervention, loss, model, optimizer
 from olmo_jax.cohort import Shape
-from olmo_jax.config import ModelConfig, TrainConfig
+from olmo_jax.config import ModelConfig, OptimizerConfig
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution import sharding
 from olmo_jax.execution.plan import ExecutionPlan
@@ -54,10 +54,13 @@ class Metrics(NamedTuple):
     learning_rate: Array
 
 
-def init_member(params: Any, config: TrainConfig) -> State:
-    """Return the state of a member before its first step, from its parameters and its cohort's settings."""
-    average = jax.tree.map(jnp.zeros_like, params) if config.checkpoint.ema_decay else None
-    moments = optimizer.init(params, config.optimizer)
+def init_member(params: Any, config: OptimizerConfig, averaged: bool = False) -> State:
+    """Return the state of a member before its first step, from its parameters and the static optimiser settings.
+
+    `averaged`: whether a moving average of the parameters is kept.
+    """
+    average = jax.tree.map(jnp.zeros_like, params) if averaged else None
+    moments = optimizer.init(params, config)
     return State(params, moments, jnp.int32(0), jnp.int32(-1), jnp.int32(0), average)
 
 
@@ -208,9 +211,9 @@ def params_structs(config: ModelConfig) -> Any:
 
 def member_structs(shape: Shape) -> State:
     """Return the shapes and dtypes of one member's state."""
-    return _structs(shape.compiled.config)
+    return _structs(shape.model, shape.config.optimizer, shape.is_averaged)
 
 
 @functools.cache
-def _structs(config: TrainConfig) -> State:
-    return jax.eval_shape(lambda params: init_member(params, config), params_structs(config.model))
+def _structs(config: ModelConfig, settings: OptimizerConfig, averaged: bool) -> State:
+    return jax.eval_shape(lambda params: init_member(params, settings, averaged), params_structs(config))

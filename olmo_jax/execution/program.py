@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from olmo_jax import intervention, model, optimizer
 from olmo_jax.cohort import Run, Shape
-from olmo_jax.config import TrainConfig
+from olmo_jax.config import ModelConfig, OptimizerConfig
 from olmo_jax.data import batches
 from olmo_jax.execution import sharding
 from olmo_jax.execution.members import over_members
@@ -55,12 +55,15 @@ def initial_state(shape: Shape, runs: Sequence[Run], mesh: Mesh) -> State:
     seeds_M = np.asarray(sharding.pad([run.config.init_seed for run in runs], mesh), np.uint32)
     ranks_M = np.asarray(sharding.pad([run.config.intervention.head_rank for run in runs], mesh), np.int32)
     shardings = sharding.stack_shardings(mesh, stack_structs(shape, len(seeds_M)), shape.config.mesh.fsdp)
-    return jax.jit(_initial, static_argnums=0, out_shardings=shardings)(shape.compiled.config, seeds_M, ranks_M)
+    # Of the settings only these, so that cohorts which differ in others share the program.
+    settings = shape.model, shape.config.optimizer, shape.is_averaged
+    return jax.jit(_initial, static_argnums=(0, 1, 2), out_shardings=shardings)(*settings, seeds_M, ranks_M)
 
 
-def _initial(config: TrainConfig, seeds_M: Array, ranks_M: Array) -> State:
+def _initial(config: ModelConfig, settings: OptimizerConfig, averaged: bool, seeds_M: Array, ranks_M: Array) -> State:
     def one(seed: Array, rank: Array) -> State:
-        return init_member(intervention.first_params(model.init(config.model, jax.random.key(seed)), rank), config)
+        params = intervention.first_params(model.init(config, jax.random.key(seed)), rank)
+        return init_member(params, settings, averaged)
 
     return jax.vmap(one)(seeds_M, ranks_M)
 

@@ -57,7 +57,7 @@ def train(config, steps, wide=False, present=None):
         params = jax.tree.map(lambda x: x.astype(jnp.float64 if wide else jnp.float32), params)
         h = optimizer.hyper(config, config.intervention.active if present is None else present)
         step = jax.jit(lambda state, tokens_BL: member_step(shape, state, h, tokens_BL))
-        state, losses = init_member(params, config), []
+        state, losses = init_member(params, config.optimizer), []
         for i in range(steps):
             state, metrics = step(state, tokens(i))
             losses.append(float(metrics.loss))
@@ -139,7 +139,7 @@ def test_a_projected_gradient_reaches_the_trunk_and_the_head_is_exact():
         shape = shape_of(config, "")
         shape = shape.with_config(model=dataclasses.replace(shape.model, compute_dtype="float64"))
         h = optimizer.hyper(config, ("backward_rank",))._replace(learning_rate=np.float64(1e12))
-        after, _ = member_step(shape, init_member(params, config), h, tokens(0))
+        after, _ = member_step(shape, init_member(params, config.optimizer), h, tokens(0))
         update = jax.tree.map(jnp.subtract, params, after.params)
         largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7 * largest), update, expected)

@@ -37,7 +37,7 @@ def tokens(step):
 
 def first_state(config, dtype=jnp.float32):
     params = jax.tree.map(lambda x: x.astype(dtype), model.init(config.model, jax.random.key(config.init_seed)))
-    return init_member(params, config)
+    return init_member(params, config.optimizer)
 
 
 def train(configs, mapping, dtype=jnp.float32, plan=None):

@@ -38,7 +38,7 @@ from sweeps.planning.grid import Grid, product, seeds
 from sweeps.planning.plan import sweep_config
 
 _SEEDS, _LEAST_SEEDS = 3, 2
-_CHECKPOINTS = 16
+_CHECKPOINTS, _DOCUMENTS = 16, 16
 _HEAD = 8  # width of a head
 
 
@@ -80,8 +80,12 @@ def get_config(argument: str = "cpu") -> ConfigDict:
         count = int(value)
     scale = SCALES[name]
     grid = seeds(_points(scale), count, ("init_seed", "data_seed"))
-    # Nothing but the losses along the training.
-    evaluation = EvalConfig(tokens_per_domain=scale.tokens_per_domain, quantize=QuantizeConfig(bits=()))
+    # Nothing but the losses along the training, of several documents, since a rise needs a standard error.
+    evaluation = EvalConfig(
+        tokens_per_domain=scale.tokens_per_domain,
+        tokens_per_document=scale.tokens_per_domain // _DOCUMENTS,
+        quantize=QuantizeConfig(bits=()),
+    )
     return sweep_config(_train(scale), grid, evaluation)
 
 
