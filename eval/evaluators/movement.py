@@ -14,9 +14,9 @@ from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from olmo_jax.checkpoint import run_steps
 from olmo_jax.cohort import checkpoint_steps
-from olmo_jax.config import ConfigError, require
+from olmo_jax.config import require
 from olmo_jax.config.field import Role, setting
-from olmo_jax.config.validation import Settings
+from olmo_jax.config.validation import Settings, regular_expression
 from olmo_jax.execution.sharding import path_name
 
 
@@ -31,12 +31,7 @@ class MovementConfig(Settings):
     )
 
     def check_fields(self, at: str) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"{at}.pattern = {self.pattern!r}: isn't a regular expression ({error}); correct it"
-            ) from error
+        regular_expression(self.pattern, f"{at}.pattern")
 
 
 @evaluator

@@ -18,9 +18,9 @@ from eval.lm_loss import Losses
 from geometry.svd import matmul, right_singular
 from olmo_jax import model
 from olmo_jax.columns import Column
-from olmo_jax.config import ConfigError, require
+from olmo_jax.config import require
 from olmo_jax.config.field import POSITIVE_WHOLE, POSITIVES, SEED, Bound, Role, each, setting
-from olmo_jax.config.validation import Settings, unique
+from olmo_jax.config.validation import Settings, regular_expression, unique
 from olmo_jax.execution import sharding
 from olmo_jax.execution.members import over_members
 
@@ -65,12 +65,7 @@ class PerturbConfig(Settings):
         for name in ("absolute", "relative"):
             unique(tuple(f"{scale:g}" for scale in getattr(self, name)), f"{at}.{name}")
         unique(tuple(f"{share:g}" for share in self.kept_ranks), f"{at}.kept_ranks")
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"{at}.pattern = {self.pattern!r}: isn't a regular expression ({error}); correct it"
-            ) from error
+        regular_expression(self.pattern, f"{at}.pattern")
 
 
 @evaluator

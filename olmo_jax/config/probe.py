@@ -1,11 +1,10 @@
 """What is measured while a run trains: see train.py."""
 
 import dataclasses
-import re
 from typing import Any
 
 from olmo_jax.config.field import Role, at_least, choice, setting
-from olmo_jax.config.validation import ConfigError, Settings, require
+from olmo_jax.config.validation import Settings, regular_expression, require
 
 _AT_LEAST_TWO = at_least(2, "needs at least 2")
 
@@ -63,10 +62,7 @@ class ParametersConfig(TargetConfig):
             self.pattern,
             f"has to say which parameters {at}.metrics are measured of, such as 'mlp/(up|down)$'",
         )
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ConfigError(f"{at}.pattern = {self.pattern!r}: isn't a valid regular expression: {error}") from error
+        regular_expression(self.pattern, f"{at}.pattern")
 
 
 @dataclasses.dataclass(frozen=True)

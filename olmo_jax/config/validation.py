@@ -8,6 +8,7 @@ there are no other keys.
 import dataclasses
 import difflib
 import math
+import re
 import reprlib
 import types
 import typing
@@ -50,6 +51,14 @@ def _shown(value: object) -> str:
 def one_of(value: str, known: tuple[str, ...], key: str) -> None:
     """Raise ConfigError unless `value` is one of those known."""
     require(value in known, key, value, f"needs one of {', '.join(known)}")
+
+
+def regular_expression(value: str, key: str) -> None:
+    """Raise ConfigError unless `value` is a regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(f"{key} = {value!r}: isn't a regular expression ({error}); correct it") from error
 
 
 def unique(values: tuple[Any, ...], key: str) -> None:

@@ -15,13 +15,14 @@ import pandas as pd
 from scipy import optimize, stats
 
 from olmo_jax.config.intervention import KINDS, PROJECTED, InterventionConfig
+from sweeps.analysis.contrast import LEAST_SEEDS, mean_estimate
 from sweeps.analysis.encode import finite_numbers
 from sweeps.analysis.estimate import Estimate, NotEstimableError, estimated, nothing
 from sweeps.analysis.pairing import as_level
 from sweeps.table.columns import controls_of, final_rows
 
 # With fewer pairs no interval is given: Student's t over so few is as wide as the effects.
-LEAST_PAIRS = 5
+LEAST_PAIRS = LEAST_SEEDS
 CONTROL = ""
 
 _SETTINGS = "config.intervention."
@@ -116,8 +117,8 @@ def dose_response(paired: Pairs) -> pd.DataFrame:
     for (arm, dose), part in paired.rows.groupby(["arm", "dose"], sort=False):
         row: dict[str, Any] = {"arm": arm, "dose": dose, "pairs": len(part)}
         for name, change_P in (("metric", part["x"].to_numpy()), ("outcome", part["y"].to_numpy())):
-            low, high = _interval(change_P)
-            row |= {f"{name}_change": change_P.mean(), f"{name}_low": low, f"{name}_high": high}
+            mean = mean_estimate(change_P)
+            row |= {f"{name}_change": mean.estimate, f"{name}_low": mean.low, f"{name}_high": mean.high}
         rows.append(row | _slope(part["x"].to_numpy(), part["y"].to_numpy()))
     return pd.DataFrame(rows, columns=_DOSE_COLUMNS)
 
@@ -188,14 +189,6 @@ def _slope(x_P: np.ndarray, y_P: np.ndarray) -> dict[str, Any]:
         return {"slope": ratio.estimate, "slope_low": ratio.low, "slope_high": ratio.high, "note": ""}
 
     return estimated(missing, known, x_P, y_P)
-
-
-def _interval(change_P: np.ndarray) -> tuple[float, float]:
-    n = len(change_P)
-    if n < LEAST_PAIRS:
-        return math.nan, math.nan
-    half = stats.t.ppf(0.975, n - 1) * stats.sem(change_P)
-    return change_P.mean() - half, change_P.mean() + half
 
 
 def overidentification(paired: Pairs) -> Overidentification:

@@ -84,6 +84,7 @@ def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, Toke
     for cohort in plan.cohorts if to_train else ():
         check_mesh(cohort)
     indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
+    planned = {run.id: run.config for run in plan.runs}
     for cohort in plan.cohorts:
         index = indexes[cohort.shape.data_name]
         check_vocabulary(cohort.shape.model.vocab_size, index)
@@ -92,7 +93,7 @@ def _prepared(workdir: epath.Path, plan: Plan, to_train: bool) -> dict[str, Toke
             require(not problem, "config.data.sequence_length", cohort.shape.sequence_length, problem)
         cohort_probes(cohort, index)
         if to_train:
-            _check_epochs(cohort, index, {run.id: run.config for run in plan.runs})
+            _check_epochs(cohort, index, planned)
         check_evaluation(plan.evaluation, cohort, index)
     check_tokenizers(workdir, plan, indexes)
     return indexes

@@ -1,5 +1,6 @@
 """What a run and its ancestors were trained on together: a branch continues its parent's tokens, FLOPs and decay."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -25,24 +26,33 @@ def root(workdir: epath.Path, run: str, config: TrainConfig) -> str:
     return run
 
 
-def trained_until(workdir: epath.Path, run: str, config: TrainConfig, step: int) -> dict[str, Any]:
-    """Return tokens, training_flops and weight_decay_dose until a step, counted from the root.
+def trained_before(workdir: epath.Path, config: TrainConfig) -> dict[str, Any]:
+    """Return tokens, training_flops and weight_decay_dose of a run's ancestors until it starts; 0 without any.
 
     They are None where an ancestor doesn't say: of an imported run, at most the tokens are known.
     """
-    if config.imported:
-        rows = {row["step"]: row for row in read_jsonl(workdir / "runs" / run / METRICS)}
-        return {"tokens": rows.get(step, {}).get("tokens"), "training_flops": None, "weight_decay_dose": None}
-    branch, start = config.branch, config.branch.start_step
-    own = {
-        "tokens": (step - start) * config.tokens_per_step,
-        "training_flops": float(flops.run_step(config)) * (step - start),
-        "weight_decay_dose": cumulative_weight_decay(config, step) - cumulative_weight_decay(config, start),
-    }
+    branch = config.branch
     if not branch.parent:
-        return own
+        return dict.fromkeys(_COUNTS, 0)
     folder = parent_workdir(workdir, config)
     if not is_run(folder, branch.run):
-        return own | {"tokens": step * config.tokens_per_step, "training_flops": None, "weight_decay_dose": None}
-    before = trained_until(folder, branch.run, run_config(folder, branch.run), branch.step)
-    return {name: None if before[name] is None else before[name] + value for name, value in own.items()}
+        return dict.fromkeys(_COUNTS) | {"tokens": branch.start_step * config.tokens_per_step}
+    parent = run_config(folder, branch.run)
+    if parent.imported:
+        rows = {row["step"]: row for row in read_jsonl(folder / "runs" / branch.run / METRICS)}
+        return dict.fromkeys(_COUNTS) | {"tokens": rows.get(branch.step, {}).get("tokens")}
+    return trained_until(parent, branch.step, trained_before(folder, parent))
+
+
+_COUNTS = ("tokens", "training_flops", "weight_decay_dose")
+
+
+def trained_until(config: TrainConfig, step: int, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the counts of `trained_before` until a step of a run, from those until its start."""
+    start = config.branch.start_step
+    own = (
+        (step - start) * config.tokens_per_step,
+        float(flops.run_step(config)) * (step - start),
+        cumulative_weight_decay(config, step) - cumulative_weight_decay(config, start),
+    )
+    return {k: None if before[k] is None else before[k] + x for k, x in zip(_COUNTS, own, strict=True)}

@@ -126,10 +126,12 @@ def _rows_of(workdir: epath.Path, run: str, evaluations: Mapping[str, Any]) -> l
 
     verdicts = _verdicts(workdir, run) if config.imported else {}
 
+    before = ancestry.trained_before(workdir, config)
+
     def trained(step: int) -> dict[str, Any]:
         if config.imported:  # only what its publisher states is known
             return {"tokens": metrics.get(step, {}).get("tokens")} | verdicts.get(step, {})
-        return ancestry.trained_until(workdir, run, config, step)
+        return ancestry.trained_until(config, step, before)
 
     branch = {"trunk": ancestry.root(workdir, run, config)} if config.branch.parent else {}
 

@@ -12,7 +12,7 @@ QUANTISED = "gptq_3/relative_rise/in_domain"
 FORGETTING = "forgetting"
 _RISE = 0.001  # of CE(quantised) / CE - 1
 _FORGOTTEN = 0.01  # nats per token
-_CONFIG, _SCALE = "anneal:cpu", 100_000
+_CONFIG, _LEAST_TOKENS = "anneal:cpu", 100_000
 
 
 def _rows(table: pd.DataFrame, outcome: str) -> tuple[pd.DataFrame, str]:
@@ -70,42 +70,42 @@ add(
         "decay-quantisation",
         "Catalan-Tatjer et al., arXiv 2510.06213",
         "At equal tokens, decaying the learning rate raises the relative error of quantisation to 3 bits.",
-        _CONFIG, _SCALE, _between(QUANTISED, CONSTANT, _LONG), 1, _RISE, "of the loss",
+        _CONFIG, _LEAST_TOKENS, _between(QUANTISED, CONSTANT, _LONG), 1, _RISE, "of the loss",
     ),
     Claim(
         "tokens-no-quantisation",
         "Catalan-Tatjer et al., arXiv 2510.06213",
         "At a constant learning rate, more tokens don't change the relative error of quantisation to 3 bits.",
-        _CONFIG, _SCALE, Measure(QUANTISED, TOKENS, (), ("end", RATE), (CONSTANT,)), 0, _RISE, "of the loss",
+        _CONFIG, _LEAST_TOKENS, Measure(QUANTISED, TOKENS, (), ("end", RATE), (CONSTANT,)), 0, _RISE, "of the loss",
     ),
     Claim(
         "tokens-quantisation",
         "Ouyang et al., arXiv 2411.17691",
         "More tokens raise the relative error of quantisation to 3 bits, with the learning rate decayed.",
-        _CONFIG, _SCALE, Measure(QUANTISED, TOKENS, (), ("end", RATE), (_SHORT, _LONG)), 1, _RISE, "of the loss",
+        _CONFIG, _LEAST_TOKENS, Measure(QUANTISED, TOKENS, (), ("end", RATE), (_SHORT, _LONG)), 1, _RISE, "of the loss",
     ),
     Claim(
         "tokens-forgetting",
         "Springer et al., arXiv 2503.19206",
         "More tokens of pre-training make fine-tuning forget more.",
-        _CONFIG, _SCALE, Measure(FORGETTING, TOKENS, (), ("end", RATE)), 1, _FORGOTTEN, "nats per token",
+        _CONFIG, _LEAST_TOKENS, Measure(FORGETTING, TOKENS, (), ("end", RATE)), 1, _FORGOTTEN, "nats per token",
     ),
     Claim(
         "sam-forgetting",
         "Watts et al., arXiv 2605.02105",
         "Sharpness-aware minimisation while the learning rate decays makes fine-tuning forget less.",
-        _CONFIG, _SCALE, _between(FORGETTING, _LONG, _LONG + SAM), -1, _FORGOTTEN, "nats per token",
+        _CONFIG, _LEAST_TOKENS, _between(FORGETTING, _LONG, _LONG + SAM), -1, _FORGOTTEN, "nats per token",
     ),
     Claim(
         "sam-quantisation",
         "Watts et al., arXiv 2605.02105",
         "Sharpness-aware minimisation while the learning rate decays lowers the relative error of quantisation.",
-        _CONFIG, _SCALE, _between(QUANTISED, _LONG, _LONG + SAM), -1, _RISE, "of the loss",
+        _CONFIG, _LEAST_TOKENS, _between(QUANTISED, _LONG, _LONG + SAM), -1, _RISE, "of the loss",
     ),
     Claim(
         "short-decay-forgetting",
         "Watts et al., arXiv 2605.02105",
         "A short decay of the learning rate leads to less forgetting than a long one.",
-        _CONFIG, _SCALE, _between(FORGETTING, _LONG, _SHORT), -1, _FORGOTTEN, "nats per token",
+        _CONFIG, _LEAST_TOKENS, _between(FORGETTING, _LONG, _SHORT), -1, _FORGOTTEN, "nats per token",
     ),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from sweeps.studies.do_rank.effects import has_interventions
 LOSS = "lm_loss/in_domain"
 FIXED_RANK = "unembedding_gauge_fixed/effective_rank_percent"
 _NATS = 0.01
-_CONFIG, _SCALE = "do_rank:cpu", 100_000
+_CONFIG, _LEAST_TOKENS = "do_rank:cpu", 100_000
 _HALF = 0.5  # of the width
 
 
@@ -60,36 +60,36 @@ add(
         "narrow-gradient",
         "Murugan, arXiv 2608.16671; Godey and Artzi, arXiv 2603.10145",
         "Handing the trunk a gradient of half the dimensions, with exact logits, raises the loss.",
-        _CONFIG, _SCALE, Arm(LOSS, "backward_rank leading", _HALF), 1, _NATS, "nats per token",
+        _CONFIG, _LEAST_TOKENS, Arm(LOSS, "backward_rank leading", _HALF), 1, _NATS, "nats per token",
     ),
     Claim(
         "narrow-head",
         "Murugan, arXiv 2608.16671",
         "A head of half the rank raises the loss.",
-        _CONFIG, _SCALE, Arm(LOSS, "head_rank", _HALF), 1, _NATS, "nats per token",
+        _CONFIG, _LEAST_TOKENS, Arm(LOSS, "head_rank", _HALF), 1, _NATS, "nats per token",
     ),
     Claim(
         "expressivity",
         "Murugan, arXiv 2608.16671",
         "A head of half the rank costs more than a gradient of half the dimensions: the harm is one of expressivity.",
-        _CONFIG, _SCALE, Arm(LOSS, "head_rank", _HALF, "backward_rank leading"), 1, _NATS, "nats per token",
+        _CONFIG, _LEAST_TOKENS, Arm(LOSS, "head_rank", _HALF, "backward_rank leading"), 1, _NATS, "nats per token",
     ),
     Claim(
         "gradient-bottleneck",
         "our reading of Godey and Artzi, arXiv 2603.10145",
         "A gradient of half the dimensions costs more than a head of half the rank: the harm is that of the gradient.",
-        _CONFIG, _SCALE, Arm(LOSS, "backward_rank leading", _HALF, "head_rank"), 1, _NATS, "nats per token",
+        _CONFIG, _LEAST_TOKENS, Arm(LOSS, "backward_rank leading", _HALF, "head_rank"), 1, _NATS, "nats per token",
     ),
     Claim(
         "centring",
         "our reading of output-embedding centring, arXiv 2601.02031",
         "Subtracting the unembedding's mean row after each step doesn't change the loss.",
-        _CONFIG, _SCALE, Arm(LOSS, "center_head"), 0, _NATS, "nats per token",
+        _CONFIG, _LEAST_TOKENS, Arm(LOSS, "center_head"), 0, _NATS, "nats per token",
     ),
     Claim(
         "low-rank-decay",
         "low-rank decay, arXiv 2606.04405",
         "Decaying all singular values alike lowers the effective rank of the unembedding.",
-        _CONFIG, _SCALE, Arm(FIXED_RANK, "polar_decay"), -1, 1.0, "% of D",
+        _CONFIG, _LEAST_TOKENS, Arm(FIXED_RANK, "polar_decay"), -1, 1.0, "% of D",
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from sweeps.claims.claim import Claim
 from sweeps.claims.registry import add
 from sweeps.studies.saturation.effects import hazards
 
-_CONFIG, _TOKENS = "saturation:cpu", 500_000
+_CONFIG, _LEAST_TOKENS = "saturation:cpu", 500_000
 _UNIT, _LEAST = "of ln(hazard ratio)", math.log(1.5)
 
 
@@ -38,18 +38,18 @@ add(
         "narrow-saturates",
         "Godey et al., arXiv 2404.07647",
         "The loss turns sooner, or in more runs, the narrower a model is.",
-        _CONFIG, _TOKENS, LogHazard("turn", "config.model.d_model"), -1, _LEAST, _UNIT,
+        _CONFIG, _LEAST_TOKENS, LogHazard("turn", "config.model.d_model"), -1, _LEAST, _UNIT,
     ),
     Claim(
         "narrow-collapses",
         "Godey et al., arXiv 2404.07647",
         "The rank of the unembedding collapses sooner, or in more runs, the narrower a model is.",
-        _CONFIG, _TOKENS, LogHazard("collapse", "config.model.d_model"), -1, _LEAST, _UNIT,
+        _CONFIG, _LEAST_TOKENS, LogHazard("collapse", "config.model.d_model"), -1, _LEAST, _UNIT,
     ),
     Claim(
         "parallel-collapses",
         "paper A, arXiv 2602.20433",
         "The rank collapses sooner, or in more runs, with parallel blocks than with sequential ones.",
-        _CONFIG, _TOKENS, LogHazard("collapse", "config.model.parallel"), 1, _LEAST, _UNIT,
+        _CONFIG, _LEAST_TOKENS, LogHazard("collapse", "config.model.parallel"), 1, _LEAST, _UNIT,
     ),
 )  # fmt: skip
