@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from olmo_jax.config import (
     CheckpointConfig,
-    ConfigError,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -15,6 +14,7 @@ from olmo_jax.config import (
 )
 from sweeps.analysis.contrast import LEAST_SEEDS
 from sweeps.planning.grid import Point
+from sweeps.studies.argument import scale_and_seeds
 
 _METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
 
@@ -36,16 +36,8 @@ class Scale:
 
 def read(argument: str, file: str, known: Iterable[str]) -> tuple[str, int]:
     """Return the scale and the number of seeds that an argument "SCALE[,seeds=K]" names; raises ConfigError."""
-    name, *options = argument.split(",")
-    if name not in known:
-        raise ConfigError(f"{file} has no scale '{name}'; choose {', '.join(known)}")
-    count = LEAST_SEEDS if name != "smoke" else 2
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "seeds" or not value.isdigit() or int(value) < LEAST_SEEDS:
-            raise ConfigError(f"{file} has no option '{option}'; use seeds=K, with K of {LEAST_SEEDS} or more")
-        count = int(value)
-    return name, count
+    name, count = scale_and_seeds(argument, file, known, LEAST_SEEDS)
+    return name, count or (LEAST_SEEDS if name != "smoke" else 2)
 
 
 def train_config(scale: Scale, checkpoints: Iterable[int], ema_decay: float = 0.0) -> TrainConfig:

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from eval.config import EvalConfig, FinetuneConfig, QuantizeConfig
 from olmo_jax.config import (
     CheckpointConfig,
-    ConfigError,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
@@ -33,6 +32,7 @@ from olmo_jax.config import (
 from sweeps.analysis.doses import LEAST_PAIRS, detectable
 from sweeps.planning.grid import Grid, Point, chain, one_at_a_time, seeds
 from sweeps.planning.plan import sweep_config
+from sweeps.studies.argument import scale_and_seeds
 
 _SEEDS = 6
 _METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "isoscore", "partition_isotropy")
@@ -75,15 +75,8 @@ SCALES = {
 
 
 def get_config(argument: str = "cpu") -> ConfigDict:
-    name, *options = argument.split(",")
-    if name not in SCALES:
-        raise ConfigError(f"do_rank.py has no scale '{name}'; choose {', '.join(SCALES)}")
-    count = _SEEDS if name != "smoke" else 2
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "seeds" or not value.isdigit() or int(value) < LEAST_PAIRS:
-            raise ConfigError(f"do_rank.py has no option '{option}'; use seeds=K, with K of {LEAST_PAIRS} or more")
-        count = int(value)
+    name, count = scale_and_seeds(argument, "do_rank.py", SCALES, LEAST_PAIRS)
+    count = count or (_SEEDS if name != "smoke" else 2)
     scale = SCALES[name]
     grid = seeds(_points(scale), count, ("init_seed", "data_seed"))
     return sweep_config(_train(scale), grid, _evaluation(scale, name), notes=_notes(count))

@@ -26,7 +26,6 @@ from ml_collections import ConfigDict
 from eval.config import EvalConfig, QuantizeConfig
 from olmo_jax.config import (
     CheckpointConfig,
-    ConfigError,
     DataConfig,
     OptimizerConfig,
     ProbeConfig,
@@ -36,6 +35,7 @@ from olmo_jax.config import (
 from olmo_jax.config.presets import PYTHIA
 from sweeps.planning.grid import Grid, product, seeds
 from sweeps.planning.plan import sweep_config
+from sweeps.studies.argument import scale_and_seeds
 
 _SEEDS, _LEAST_SEEDS = 3, 2
 _CHECKPOINTS, _DOCUMENTS = 16, 16
@@ -69,15 +69,8 @@ SCALES = {
 
 
 def get_config(argument: str = "cpu") -> ConfigDict:
-    name, *options = argument.split(",")
-    if name not in SCALES:
-        raise ConfigError(f"saturation.py has no scale '{name}'; choose {', '.join(SCALES)}")
-    count = _SEEDS if name != "smoke" else 1
-    for option in options:
-        key, _, value = option.partition("=")
-        if key != "seeds" or not value.isdigit() or int(value) < _LEAST_SEEDS:
-            raise ConfigError(f"saturation.py has no option '{option}'; use seeds=K, with K of {_LEAST_SEEDS} or more")
-        count = int(value)
+    name, count = scale_and_seeds(argument, "saturation.py", SCALES, _LEAST_SEEDS)
+    count = count or (_SEEDS if name != "smoke" else 1)
     scale = SCALES[name]
     grid = seeds(_points(scale), count, ("init_seed", "data_seed"))
     # Nothing but the losses along the training, of several documents, since a rise needs a standard error.
