@@ -1,4 +1,4 @@
-"""A published claim as a record, and the verdict of a sweep on it."""
+"""A published claim as a record, and the verdict of sweeps on it."""
 
 import dataclasses
 import math
@@ -10,11 +10,20 @@ from scipy import stats
 
 from sweeps.analysis.contrast import LEAST_SEEDS
 from sweeps.analysis.estimate import Estimate, NotEstimableError
+from sweeps.claims.evidence import Evidence
 from sweeps.table.columns import AnalysisError
 
 SUPPORTED, CONTRADICTED, UNCLEAR, UNTESTABLE = "supported", "contradicted", "unclear", "untestable"
 _MOST_SEEDS = 1000
 _POWER = 0.8
+
+
+class Judged(NamedTuple):
+    """The verdict of a rule of its own, for a claim with several conditions, and the reason in words."""
+
+    verdict: str
+    estimate: Estimate
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +33,11 @@ class Claim:
     Attributes:
       id: its short name. source: the publication. statement: what it says, as tested here, in one sentence.
       config: the sweep that tests it. least_tokens: with fewer training tokens per run, a sweep isn't asked.
-      measure: function of a sweep's table that returns the effect, with its interval over n replicates. Raises
-        NotEstimableError or AnalysisError, with the reason, for a table that can't test it.
+      measure: function of a sweep that returns the effect, with its interval over n replicates, or a verdict. Raises
+        NotEstimableError or AnalysisError, with the reason, for a sweep that can't test it.
       direction: the sign of the effect that the claim expects; 0: it says that there is none.
-      least: the smallest effect that matters, in the effect's unit [ours]. unit: of the effect.
+      least: the smallest effect that matters, in the effect's unit [ours]; 0 for a claim with a rule of its own.
+      unit: of the effect.
     """
 
     id: str
@@ -35,7 +45,7 @@ class Claim:
     statement: str
     config: str
     least_tokens: int
-    measure: Callable[[pd.DataFrame], Estimate]
+    measure: Callable[[Evidence], Estimate | Judged]
     direction: int
     least: float
     unit: str
@@ -45,7 +55,8 @@ class Tested(NamedTuple):
     """The verdict on a claim.
 
     Attributes:
-      estimate: the effect; NaN if untestable. note: why it is untestable, or how many replicates would do.
+      estimate: the effect; NaN if untestable. note: why it is untestable, or how many replicates would do, or the
+        reason for the verdict.
       workdir: the sweep that it was tested on; "" for none.
     """
 
@@ -77,30 +88,32 @@ def need(table: pd.DataFrame, column: str, remedy: str) -> None:
         raise NotEstimableError(f"has no {column}: {remedy}")
 
 
-def verdict_on(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Tested:
-    """Return the verdict on a claim from the table, of those given, that has most replicates of what it needs.
+def verdict_on(claim: Claim, sweeps: Mapping[str, Evidence]) -> Tested:
+    """Return the verdict on a claim from the sweep, of those given, that has most replicates of what it needs.
 
     Args:
-      tables: that of each sweep, by its working directory.
+      sweeps: what each has to show, by its working directory.
     """
-    found, reasons = [], []
-    for workdir, table in tables.items():
+    tested: list[Tested] = []
+    reasons: list[str] = []
+    for workdir, evidence in sweeps.items():
         try:
-            _check_scale(claim, table)
-            estimate = claim.measure(table)
+            _check_scale(claim, evidence.table)
+            result = claim.measure(evidence)
         except (NotEstimableError, AnalysisError) as error:
             reasons.append(f"{workdir}: {error}")
             continue
-        if math.isfinite(estimate.low) and math.isfinite(estimate.high):
-            found.append((estimate, workdir))
+        if isinstance(result, Judged):
+            tested.append(Tested(claim, *result, workdir))
+        elif math.isfinite(result.low) and math.isfinite(result.high):
+            tested.append(Tested(claim, verdict(claim, result), result, _note(claim, result), workdir))
         else:
-            reasons.append(f"{workdir}: {estimate.n} replicates are too few for an interval")
-    if not found:
-        nothing = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
-        remedy = f"`olmo-jax run --config={claim.config}` makes the runs"
-        return Tested(claim, UNTESTABLE, nothing, "; ".join([*reasons, remedy]), "")
-    estimate, workdir = max(found, key=lambda one: one[0].n)
-    return Tested(claim, verdict(claim, estimate), estimate, _note(claim, estimate), workdir)
+            reasons.append(f"{workdir}: {result.n} replicates are too few for an interval")
+    if tested:
+        return max(tested, key=lambda one: one.estimate.n)
+    nothing = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+    remedy = f"`olmo-jax run --config={claim.config}` makes the runs"
+    return Tested(claim, UNTESTABLE, nothing, "; ".join([*reasons, remedy]), "")
 
 
 def _check_scale(claim: Claim, table: pd.DataFrame) -> None:

@@ -26,7 +26,16 @@ def numbers(one: Tested) -> str:
     e = one.estimate
     if not math.isfinite(e.estimate):
         return ""
-    return f"{e.estimate:+.3g} [{e.low:+.3g}, {e.high:+.3g}] {one.claim.unit}, n = {e.n}; {one.claim.least:g} matters"
+    matters = f"; {one.claim.least:g} matters" if one.claim.least else ""
+    return f"{_effect(one)}, n = {e.n}{matters}"
+
+
+def _effect(one: Tested) -> str:
+    e = one.estimate
+    if not math.isfinite(e.estimate):
+        return ""
+    interval = f" [{e.low:+.3g}, {e.high:+.3g}]" if math.isfinite(e.low) else ""
+    return f"{e.estimate:+.3g}{interval} {one.claim.unit}"
 
 
 def as_json(results: Sequence[Tested]) -> str:
@@ -37,10 +46,8 @@ def as_markdown(results: Sequence[Tested]) -> str:
     """Return the verdicts as a Markdown table."""
     rows = ["| claim | source | tested by | effect | n | verdict |", "| --- | --- | --- | --- | --- | --- |"]
     for one in results:
-        e = one.estimate
-        known = math.isfinite(e.estimate)
-        effect = f"{e.estimate:+.3g} [{e.low:+.3g}, {e.high:+.3g}] {one.claim.unit}" if known else ""
-        cells = one.claim.statement, one.claim.source, f"`{one.claim.config}`", effect, f"{e.n or ''}", one.verdict
+        n = str(one.estimate.n or "")
+        cells = one.claim.statement, one.claim.source, f"`{one.claim.config}`", _effect(one), n, one.verdict
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -25,12 +25,12 @@ def _carry_out(command: Command) -> int:
 
     from sweeps.claims import output
     from sweeps.claims.claim import verdict_on
+    from sweeps.claims.evidence import read_evidence
     from sweeps.claims.registry import registered
-    from sweeps.table.table import read_table
 
     arguments = command.arguments
-    tables = {str(workdir): read_table(epath.Path(workdir)) for workdir in arguments.workdirs}
-    results = [verdict_on(claim, tables) for claim in registered()]
+    sweeps = {str(workdir): read_evidence(epath.Path(workdir)) for workdir in arguments.workdirs}
+    results = [verdict_on(claim, sweeps) for claim in registered()]
     page = output.write(epath.Path(arguments.to), results, command.text) if arguments.to else None
     if arguments.json:
         print(output.as_json(results))

@@ -5,6 +5,7 @@ import pandas as pd
 from sweeps.analysis.contrast import contrast
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.claims.claim import Claim, need
+from sweeps.claims.evidence import Evidence
 from sweeps.claims.registry import add
 from sweeps.studies.anneal.effects import CONSTANT, OTHER, RATE, SAM, SEED, TOKENS, ends, has_branches, has_several
 
@@ -52,8 +53,8 @@ class Measure:
     ):
         self.outcome, self.factor, self.levels, self.within, self.only = outcome, factor, levels, within, only
 
-    def __call__(self, table: pd.DataFrame) -> Estimate:
-        rows, outcome = _rows(table, self.outcome)
+    def __call__(self, sweep: Evidence) -> Estimate:
+        rows, outcome = _rows(sweep.table, self.outcome)
         if self.only:
             rows = rows[rows["end"].isin(self.only)]
         levels = self.levels or tuple(sorted(rows[self.factor].unique())[:: max(1, rows[self.factor].nunique() - 1)])

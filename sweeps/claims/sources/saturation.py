@@ -2,10 +2,9 @@
 
 import math
 
-import pandas as pd
-
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.claims.claim import Claim
+from sweeps.claims.evidence import Evidence
 from sweeps.claims.registry import add
 from sweeps.studies.saturation.effects import hazards
 
@@ -23,8 +22,8 @@ class LogHazard:
     def __init__(self, event: str, factor: str):
         self.event, self.factor = event, factor
 
-    def __call__(self, table: pd.DataFrame) -> Estimate:
-        found = [one for one in hazards(table, {}, None) if (one.event, one.factor) == (self.event, self.factor)]
+    def __call__(self, sweep: Evidence) -> Estimate:
+        found = [one for one in hazards(sweep.table, {}, None) if (one.event, one.factor) == (self.event, self.factor)]
         if not found:
             raise NotEstimableError(f"it isn't a sweep of what makes models saturate, with several {self.factor}")
         ratio = found[-1].ratio

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,25 +22,35 @@ _SIZE = "config.name"
 
 def effects(rows: pd.DataFrame) -> list[Effect]:
     """Return the test of each claim about a factor on the final rows of the suite's sizes."""
-    suite = _suite(rows)
+    suite = _suite(rows, (RANK, FIXED_RANK, LOSS))
     noise = {metric: analysis.seed_deviation(rows, metric) for metric in (RANK, FIXED_RANK, LOSS)}
     tested = [
         mean_difference(
             claim.text,
             claim.metric,
             claim.sign,
-            [claim.size_effect(suite, size, claim.metric) for size in suite.sizes],
+            [CHANGES[claim.change](suite, size, claim.metric) for size in suite.sizes],
             noise[claim.metric],
             "sizes",
         )
         for claim in _CLAIMS
     ]
-    return [*tested, _sign_change(suite, noise[LOSS])]
+    return [*tested, sign_change(rows)]
+
+
+def by_size(rows: pd.DataFrame, change: str, metric: str) -> list[float]:
+    """Return a change of a metric in each size, from the smallest; NaN for a size that lacks the configurations.
+
+    Args:
+      rows: the final rows of the suite's sizes. change: a key of CHANGES: "batch", "batch valley", "decay", "final".
+    """
+    suite = _suite(rows, (metric,))
+    return [CHANGES[change](suite, size, metric) for size in suite.sizes]
 
 
 def default_configuration(rows: pd.DataFrame, size: str) -> str | None:
     """Return the configuration of a size in which every factor has its default; None if the rows lack it."""
-    suite = _suite(rows)
+    suite = _suite(rows, (LOSS,))
     at_default = suite.rows[_SIZE] == size
     for factor in _FACTORS:
         at_default &= suite.rows[factor] == suite.default[factor]
@@ -49,12 +59,12 @@ def default_configuration(rows: pd.DataFrame, size: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Claim:
-    """`sign`: that of the effect in the paper. `size_effect`: the effect in one size's final rows, NaN for none."""
+    """`sign`: that of the effect in the paper. `change`: a key of CHANGES."""
 
     text: str
     metric: str
     sign: int
-    size_effect: Callable[["_Suite", str, str], float]
+    change: str
 
 
 class _Suite(NamedTuple):
@@ -67,8 +77,8 @@ class _Suite(NamedTuple):
     ends: dict[str, tuple[float, float]]
 
 
-def _suite(rows: pd.DataFrame) -> _Suite:
-    """Return the suite, with learning rates as multiples of the usual one at their size, budget and batch size."""
+def _suite(rows: pd.DataFrame, metrics: Sequence[str]) -> _Suite:
+    """Return the suite with means of metrics, and rates as multiples of the usual at their size, budget and batch."""
     setting = [_SIZE, TOKENS, BATCH]
     usual = rows.drop_duplicates("configuration").groupby(setting)[_RATE].agg(lambda rates: rates.mode().iloc[0])
     rows = rows.assign(**{_RATE: rows[_RATE] / usual.reindex(pd.MultiIndex.from_frame(rows[setting])).to_numpy()})
@@ -76,7 +86,7 @@ def _suite(rows: pd.DataFrame) -> _Suite:
     configurations = rows.drop_duplicates("configuration")
     default = {factor: float(configurations[factor].mode().iloc[0]) for factor in _FACTORS}
     ends = {factor: (float(configurations[factor].min()), float(configurations[factor].max())) for factor in _FACTORS}
-    means = rows.groupby([_SIZE, *_FACTORS])[[RANK, FIXED_RANK, LOSS]].mean()
+    means = rows.groupby([_SIZE, *_FACTORS])[list(metrics)].mean()
     sizes = rows.groupby(_SIZE)["parameters_non_embedding"].first().sort_values(kind="stable").index
     return _Suite(rows, list(sizes), means, default, ends)
 
@@ -120,8 +130,9 @@ def _difference(name: str) -> Callable[[_Suite, str, str], float]:
     return size_effect
 
 
-def _sign_change(suite: _Suite, noise: float) -> Effect:
+def sign_change(rows: pd.DataFrame) -> Effect:
     """Fit a line to weight decay's effect on loss over log2 of the size: its slope, and whether it crosses 0."""
+    suite, noise = _suite(rows, (LOSS,)), analysis.seed_deviation(rows, LOSS)
     claim = "weight decay's effect on loss changes sign with size (slope per doubling)"
     sizes = suite.rows.groupby(_SIZE)["parameters_non_embedding"].first()
     by_size = {size: _difference("decay")(suite, size, LOSS) for size in suite.sizes}
@@ -139,13 +150,20 @@ def _sign_change(suite: _Suite, noise: float) -> Effect:
 
 
 _NAMES = {"tokens": TOKENS, "batch": BATCH, "decay": _DECAY, "rate": _RATE, "final": _FINAL}
+# From a size of the suite and a metric to a change of the metric; NaN without the configurations.
+CHANGES: dict[str, Callable[[_Suite, str, str], float]] = {
+    "batch": _batch_difference,
+    "batch valley": _batch_valley,
+    "decay": _difference("decay"),
+    "final": _difference("final"),
+}
 _CLAIMS = (
-    _Claim("a larger batch raises R(W)", RANK, +1, _batch_difference),
-    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, _batch_difference),
-    _Claim("loss is U-shaped in batch size", LOSS, +1, _batch_valley),
-    _Claim("stronger weight decay keeps R(W) high", RANK, +1, _difference("decay")),
-    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, _difference("decay")),
-    _Claim("weaker annealing keeps R(W) high", RANK, +1, _difference("final")),
-    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, _difference("final")),
-    _Claim("weaker annealing gives a worse loss", LOSS, +1, _difference("final")),
+    _Claim("a larger batch raises R(W)", RANK, +1, "batch"),
+    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, "batch"),
+    _Claim("loss is U-shaped in batch size", LOSS, +1, "batch valley"),
+    _Claim("stronger weight decay keeps R(W) high", RANK, +1, "decay"),
+    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, "decay"),
+    _Claim("weaker annealing keeps R(W) high", RANK, +1, "final"),
+    _Claim("the same for the gauge-fixed W", FIXED_RANK, +1, "final"),
+    _Claim("weaker annealing gives a worse loss", LOSS, +1, "final"),
 )

@@ -24,7 +24,7 @@ from sweeps.studies.paper_a.effect import FIXED_RANK, LOSS, RANK, Effect
 from sweeps.studies.paper_a.sizes import SIZES
 from sweeps.table.table import TABLE
 
-__all__ = ["FIXED_RANK", "LOSS", "RANK", "Effect", "as_markdown", "effects"]
+__all__ = ["FIXED_RANK", "LOSS", "RANK", "Effect", "as_markdown", "effects", "suite_rows"]
 
 # Every label of either reading, from the smallest.
 _LABELS = sorted({label for sizes in SIZES.values() for label in sizes}, key=lambda label: float(label[:-1]))
@@ -38,14 +38,27 @@ def effects(table: pd.DataFrame) -> list[Effect]:
 
     Raises AnalysisError if the table has none of the suite's sizes.
     """
-    final = analysis.final_rows(table).rows
-    final = final[final["config.data.name"] == "main"]
-    rows = final[final["config.name"].isin(_LABELS)]
+    rows = suite_rows(table)
+    return [*contrasts.effects(rows), *relations.effects(rows), *pairs.effects(_main_text(table))]
+
+
+def suite_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the final rows of the suite's sizes, without runs on another text.
+
+    Raises AnalysisError if the table has none.
+    """
+    final = _main_text(table)
+    rows = final[final["config.name"].isin(_LABELS)] if "config.name" in final else final.iloc[:0]
     if rows.empty:
         raise analysis.AnalysisError(
             f"no finished run of {', '.join(_LABELS)} in the table; run sweeps/studies/paper_a/paper.py"
         )
-    return [*contrasts.effects(rows), *relations.effects(rows), *pairs.effects(final)]
+    return rows
+
+
+def _main_text(table: pd.DataFrame) -> pd.DataFrame:
+    final = analysis.final_rows(table).rows
+    return final[final["config.data.name"] == "main"] if "config.data.name" in final else final.iloc[:0]
 
 
 def as_markdown(tested: Sequence[Effect]) -> str:

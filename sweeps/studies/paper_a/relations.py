@@ -22,7 +22,7 @@ _NO_GAIN = 0.02
 
 def effects(rows: pd.DataFrame) -> list[Effect]:
     """Return the test of each claim on the final rows of the suite's sizes."""
-    quantised, tuned = _after_gptq(rows, "loss"), _after_tuning(rows)
+    quantised, tuned = losses_after_gptq(rows), losses_after_tuning(rows)
     losses = [c for c in (LOSS, _OUT) if c in rows]
     settings = analysis.controls_of(rows)
     return [
@@ -31,8 +31,8 @@ def effects(rows: pd.DataFrame) -> list[Effect]:
         *(_gain("R(W) adds nothing to a prediction from size, tokens and compute", rows, RANK, 0, c) for c in losses),
         *(_gain("the same for the loss after fine-tuning", rows, RANK, 0, c) for c in tuned),
         *(_gain("R(H) adds to a prediction of the loss after fine-tuning", rows, _STATES, +1, c) for c in tuned),
-        _low_rank_without_harm(rows, _smallest(rows)),
-        *_gptq_and_rank(_smallest(rows)),
+        low_rank_without_harm(rows),
+        *gptq_and_rank(rows),
     ]
 
 
@@ -74,12 +74,13 @@ def _smallest(rows: pd.DataFrame) -> pd.DataFrame:
 _COUNT = "replicates"
 
 
-def _low_rank_without_harm(rows: pd.DataFrame, means: pd.DataFrame) -> Effect:
+def low_rank_without_harm(rows: pd.DataFrame) -> Effect:
     """Return how far the rank can be below the default's at no worse a loss, in the smallest size.
 
     A loss counts as no worse up to two standard deviations over seeds, which are pooled over all sizes. The interval is
     that of the difference of two means, by Student's t, corrected (Bonferroni) for the choice of the lowest.
     """
+    means = _smallest(rows)
     claim = "a small model can be low-rank without degrading (the lowest R(W) at no worse a loss)"
     rank_sd, loss_sd = (analysis.seed_deviation(rows, metric) for metric in (RANK, LOSS))
     size = rows.loc[rows["parameters_non_embedding"].idxmin(), "config.name"]
@@ -98,8 +99,9 @@ def _low_rank_without_harm(rows: pd.DataFrame, means: pd.DataFrame) -> Effect:
     return Effect(claim, RANK, effect, low, high, len(harmless), in_seeds(effect, rank_sd), given, _OF)
 
 
-def _gptq_and_rank(means: pd.DataFrame) -> list[Effect]:
+def gptq_and_rank(rows: pd.DataFrame) -> list[Effect]:
     """Return the correlation of R(W) with the relative rise of loss by GPTQ over the smallest size's settings."""
+    means = _smallest(rows)
     claim = "GPTQ hurts small models of very low rank"
     columns = _after_gptq(means, "change")
     if not columns:
@@ -123,7 +125,13 @@ def _after_gptq(rows: pd.DataFrame, kind: str) -> list[str]:
     return [columns[0] for columns in by_group.values()]
 
 
-def _after_tuning(rows: pd.DataFrame) -> list[str]:
+def losses_after_gptq(rows: pd.DataFrame) -> list[str]:
+    """Return the columns of in-domain loss after GPTQ to the fewest bits, by kind of scale."""
+    return _after_gptq(rows, "loss")
+
+
+def losses_after_tuning(rows: pd.DataFrame) -> list[str]:
+    """Return the columns of the loss on the target after fine-tuning at one rate; those at the best rate left out."""
     catalog = catalog_of(rows)
     columns = catalog.select(kind="loss", after="finetune", domain="target")
     return [c for c in columns if catalog[c].of.get("rate") != "best" and rows[c].notna().any()]

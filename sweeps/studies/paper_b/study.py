@@ -7,7 +7,7 @@ from sweeps.studies.paper_b.claims import NAME, claims
 from sweeps.table.columns import TEXTS
 
 
-def _measures_texts(table: pd.DataFrame) -> bool:
+def measures_texts(table: pd.DataFrame) -> bool:
     return any(str(column).startswith(TEXTS) for column in table)
 
 
@@ -15,5 +15,5 @@ STUDY = Study(
     name=NAME,
     analyze=claims,
     sentences=lambda tested: [claim.text for claim in tested],
-    in_summary=_measures_texts,
+    in_summary=measures_texts,
 )

@@ -16,8 +16,7 @@ from sweeps.studies.paper_a.effects import FIXED_RANK, LOSS, RANK, as_markdown, 
 SEED_DEVIATION = 0.5
 
 
-@pytest.fixture(scope="module")
-def suite():
+def suite_table():
     """The final rows of the reduced suite with replicates, nothing measured yet."""
     plan = resolve(
         read_sweep(paper.get_config("cpu,seeds=5,tied,pythia,pair_seeds=3")), fingerprint=lambda data: "text"
@@ -31,6 +30,11 @@ def suite():
     table = pd.DataFrame(rows)
     table["diverged_at"] = table["diverged_at"].astype("Int64")
     return table
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return suite_table()
 
 
 def measured(suite, rank, loss, seed=0):
