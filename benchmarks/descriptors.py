@@ -22,10 +22,10 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1]))  # where `benchmarks` is, if this file is run by its path
 
 from benchmarks.train import Case, Ours
-from eval.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from eval.llc import local_learning_coefficient
 from eval.windows import Windows, mean_loss
 from geometry.alignment import log_alignment_ratio, principal_alignment
+from geometry.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from geometry.probe import summarize
 from olmo_jax.config import ModelConfig
 

@@ -284,12 +284,12 @@ def cohort_probes(
 
 
 def probe_documents(cohort: Cohort, index: TokenIndex) -> Documents | None:
-    """Return the documents whose states the probe measures; None if it measures none.
+    """Return the documents that the probe measures states and sharpness on; None if it measures neither.
 
     They are validation documents of the domains trained on, one of each in turn. Raises ConfigError if too few.
     """
     config = cohort.shape.config.probe
-    if not config.reads_states:
+    if not config.reads_documents:
         return None
     by_domain = (index.documents("validation", d) for d in cohort.shape.config.data.train_domains or index.domains)
     alternating = (d for turn in itertools.zip_longest(*by_domain) for d in turn if d is not None)

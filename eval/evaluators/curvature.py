@@ -10,11 +10,11 @@ import numpy as np
 from jax import Array
 
 from eval.columns import Result
-from eval.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from eval.eval_data import EvalData, ModelBatch
 from eval.evaluator import Evaluation, Evaluator, Measured, evaluator
 from eval.evaluators.loss import check_domain
 from eval.windows import Windows, first_windows, mean_loss
+from geometry.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from olmo_jax.config import ModelConfig, require
 from olmo_jax.config.field import NOT_NEGATIVE, SEED, Role, at_least, setting
 from olmo_jax.config.validation import Settings, unique

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
-from olmo_jax.config.field import Role, at_least, choice, setting
+from olmo_jax.config.field import Bound, Role, at_least, choice, setting
 from olmo_jax.config.validation import Settings, regular_expression, require
 
 _AT_LEAST_TWO = at_least(2, "needs at least 2")
+_NONE_OR_TWO = Bound("0 or >= 2", "needs 0 (not measured) or at least 2", lambda value: value == 0 or value >= 2)
 
 
 def _every() -> Any:
@@ -144,6 +145,42 @@ class TextsConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class SharpnessConfig(Settings):
+    """How sharp the loss is around the weights, as `sharpness/critical` and so on; 0 documents: not measured."""
+
+    documents: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Documents of the probe, the first ones, on whose mean loss the critical sharpness along its gradient is "
+        "measured, in about ten forward passes; 0 for none.",
+        bound=at_least(0, "needs 0 (none) or a positive number of documents"),
+    )
+    every: int = _every()
+    draws: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Vectors of the estimate of the Hessian's trace, each of which costs about two gradients; 0 for no trace.",
+        bound=_NONE_OR_TWO,
+    )
+    lanczos_steps: int = setting(
+        0,
+        Role.OBSERVATION,
+        "Steps to the Hessian's largest eigenvalue, each of which costs about two gradients; 0 for none.",
+        bound=_NONE_OR_TWO,
+    )
+
+    def check_fields(self, at: str) -> None:
+        for name in ("draws", "lanczos_steps"):
+            value = getattr(self, name)
+            require(
+                self.documents > 0 or not value,
+                f"{at}.{name}",
+                value,
+                f"has no effect without {at}.documents; name how many documents the loss is measured on",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ProbeConfig(Settings):
     """Geometry measured during training: at step 0, every `every` steps, and at every checkpoint.
 
@@ -151,6 +188,7 @@ class ProbeConfig(Settings):
     predictions don't depend on. embedding: likewise without padding, only raw. parameters: other matrices, by path.
     final_states: states after the final norm. layers: states after each block, as `layer_0`, `layer_1` and so on.
     texts: loss, accuracy and geometry on named texts, such as what is trained on and what is held out.
+    sharpness: curvature of the loss on the documents that states are taken from.
     """
 
     every: int = setting(
@@ -171,6 +209,7 @@ class ProbeConfig(Settings):
     )
     layers: TargetConfig = TargetConfig()
     texts: TextsConfig = TextsConfig()
+    sharpness: SharpnessConfig = SharpnessConfig()
     documents: int = setting(
         128,
         Role.OBSERVATION,
@@ -207,11 +246,29 @@ class ProbeConfig(Settings):
         bound=at_least(0, "needs 0 (none) or a positive number of directions"),
     )
 
+    def check_fields(self, at: str) -> None:
+        require(
+            self.sharpness.documents <= self.documents * self.sets,
+            f"{at}.sharpness.documents",
+            self.sharpness.documents,
+            f"is more than the probe reads, {self.documents * self.sets} ({at}.documents x {at}.sets); lower it, or "
+            "raise those",
+        )
+
     @property
     def reads_states(self) -> bool:
-        """Whether anything is measured of states, so that documents are read."""
+        """Whether anything is measured of states."""
         return any(self.interval(target) and target.metrics for target in (self.final_states, self.layers))
 
-    def interval(self, target: TargetConfig) -> int:
+    @property
+    def measures_sharpness(self) -> bool:
+        return bool(self.interval(self.sharpness) and self.sharpness.documents)
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether anything is measured on documents."""
+        return self.reads_states or self.measures_sharpness
+
+    def interval(self, target: TargetConfig | SharpnessConfig) -> int:
         """Return the steps between two measurements of a target; 0 for never."""
         return target.every or self.every

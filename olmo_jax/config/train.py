@@ -292,6 +292,12 @@ class TrainConfig(Settings):
             (self.probe.final_states.metrics or self.probe.layers.metrics),
             f"is measured on documents, which equations aren't; make it () and name the metrics in {at}.probe.texts",
         )
+        require(
+            not (self.data.is_arithmetic and self.probe.measures_sharpness),
+            f"{at}.probe.sharpness.documents",
+            self.probe.sharpness.documents,
+            "are text, which equations aren't; set it to 0, and use config.evaluation.curvature after training",
+        )
         if self.data.tokenizer == "bpe" and not self.data.is_arithmetic:
             require(
                 self.data.bpe_vocab_size <= self.model.vocab_size,

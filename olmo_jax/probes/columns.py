@@ -25,6 +25,12 @@ ALIGNMENT = {
     "principal_z": "overlap of these principal subspaces, in standard deviations above that of random ones",
     "log_ratio": "log-alignment ratio of the unembedding with the final states, about 1/2 if they are independent",
 }
+SHARPNESS = {
+    "critical": "critical sharpness along the gradient of the loss on the probe's documents",
+    "trace": "trace of that loss's Hessian",
+    "trace_standard_error": "standard error of that trace",
+    "top_eigenvalue": "largest eigenvalue of that loss's Hessian",
+}
 _PERCENT = ("effective_rank_percent",)
 
 
@@ -45,6 +51,10 @@ def describe(name: str) -> Column | None:
         return Column(
             name, "geometry", "", sentence("Alignment", ALIGNMENT[metric]), {"target": target, "metric": metric}
         )
+    if target == "sharpness" and metric in SHARPNESS:
+        measured = {"target": target, "metric": metric}
+        measured |= {"statistic": "standard_error"} if metric == "trace_standard_error" else {}
+        return Column(name, "geometry", "", sentence("Sharpness", SHARPNESS[metric]), measured)
     of = _target(target.removesuffix(SPECTRUM))
     if of is None:
         return None

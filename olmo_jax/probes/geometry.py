@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,17 +24,20 @@ from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig,
 from olmo_jax.execution import sharding
 from olmo_jax.execution.attention import Spans
 from olmo_jax.execution.members import over_members
+from olmo_jax.probes.sharpness import measure_sharpness
 from olmo_jax.probes.texts import EvaluationSet, measure_texts, members_at_once
 
 
 class Documents(NamedTuple):
     """S disjoint sets of N fixed documents, each after a BOS and padded on the right, and P tokens to measure per set.
 
-    tokens_SNL: the tokens. points_SP: indices into the flattened N x L tokens of a set.
+    tokens_SNL: the tokens. points_SP: indices into the flattened N x L tokens of a set. length_SN: tokens of each
+      document without BOS and padding.
     """
 
     tokens_SNL: Any
     points_SP: Any
+    length_SN: Any
 
 
 STATES = ("final_states", "layers")
@@ -73,7 +76,7 @@ def choose_documents(config: ProbeConfig, documents: Iterable[np.ndarray], bos: 
         index = i % config.sets, i // config.sets
         tokens_SNL[index][1 : 1 + len(document)] = document
         length_SN[index] = len(document)
-    return Documents(tokens_SNL, _points(config, length_SN))
+    return Documents(tokens_SNL, _points(config, length_SN), length_SN)
 
 
 def _points(config: ProbeConfig, length_SN: np.ndarray) -> np.ndarray:
@@ -118,13 +121,15 @@ class ProbeProgram:
 
     Attributes:
       targets: the measured targets, by name. functions: those of all metrics, so that a redefined metric is compiled
-        again. texts: whether evaluation sets are read. mapping, mesh, at_once: as in members.over_members.
+        again. texts: whether evaluation sets are read. sharpness: whether it is measured. mapping, mesh, at_once: as in
+        members.over_members.
     """
 
     config: ProbeConfig
     targets: tuple[tuple[str, TargetConfig], ...]
     functions: tuple[Metric, ...]
     texts: bool
+    sharpness: bool
     architecture: ModelConfig
     vocabulary: int
     mapping: str
@@ -172,6 +177,9 @@ def make_probes(
     texts_interval = (config.texts.every or config.every) if evaluation_sets else 0
     if texts_interval:
         groups.setdefault(texts_interval, {})
+    sharpness_interval = config.interval(config.sharpness) if config.measures_sharpness else 0
+    if sharpness_interval:
+        groups.setdefault(sharpness_interval, {})
 
     def probe_of(interval: int, group: dict[str, TargetConfig]) -> Probe:
         measured_sets = list(evaluation_sets) if interval == texts_interval else []
@@ -182,19 +190,20 @@ def make_probes(
             tuple(group.items()),
             tuple(METRICS[name] for name in sorted(names)),
             bool(measured_sets),
+            interval == sharpness_interval,
             architecture,
             vocabulary,
             mapping,
             mesh,
             (at_once or members_at_once(config.texts, architecture, measured_sets)) if measured_sets else None,
         )
-        state_documents = documents if program.reads_states else None
+        read_documents = documents if program.reads_states or program.sharpness else None
 
         def probe(params_M: Any, places: Sequence[int] | None = None) -> dict[str, Array]:
             if places is None:
                 places = range(len(jax.tree.leaves(params_M)[0]))
             counted_M = [evaluation_set.of(places) for evaluation_set in measured_sets]
-            return _measure_members(program, params_M, state_documents, measured_sets, counted_M)
+            return _measure_members(program, params_M, read_documents, measured_sets, counted_M)
 
         return probe
 
@@ -214,8 +223,11 @@ def _measure_members(
 
     def measure(params: Any, counted: list[Any]) -> dict[str, Array]:
         values = measure_parameters(config, targets, architecture, program.vocabulary, params)
-        if documents is not None:
+        if program.reads_states and documents is not None:
             values |= measure_states(config, targets, architecture, program.vocabulary, documents, params)
+        if program.sharpness and documents is not None:
+            tokens_NL, length_N = jax.lax.collapse(documents.tokens_SNL, 0, 2), jnp.ravel(documents.length_SN)
+            values |= measure_sharpness(config.sharpness, architecture, tokens_NL, length_N, params)
         for evaluation_set, (documents_KN, points_KT) in zip(evaluation_sets, counted, strict=True):
             values |= measure_texts(config.texts, architecture, evaluation_set, params, documents_KN, points_KT)
         return values
@@ -275,20 +287,8 @@ def measure_states(
     With config.alignment, `alignment/...` says how the final states are aligned with the unembedding.
     """
 
-    last = config.tokens == "last"
-
     def measure_set(batch: tuple[Array, Array]) -> dict[str, Array]:
-        tokens_NL, points_P = batch
-        spans = None
-        if last:  # so that the last block computes the state of one token only
-            tokens_NL, spans = _align_right(tokens_NL, points_P)
-        hidden = model.hidden(architecture, params, tokens_NL, layers="layers" in group, last=last, spans=spans)
-        states = {"final_states": hidden.final_BLD} if "final_states" in group else {}
-        states |= {f"layer_{i}": layer_BLD for i, layer_BLD in enumerate(hidden.layers)}
-        taken = {
-            name: (x_NLD[:, -1] if last else x_NLD.reshape(-1, x_NLD.shape[-1])[points_P]).astype(jnp.float32)
-            for name, x_NLD in states.items()
-        }
+        taken = take_states(config, group.keys(), architecture, batch, params)
         results: dict[str, Array] = {}
         if "final_states" in taken:
             final_PD = taken.pop("final_states")
@@ -306,6 +306,27 @@ def measure_states(
             if metric not in COUNTS:
                 results[f"{target}_spread/{metric}"] = jnp.std(x_S, ddof=1)
     return results
+
+
+def take_states(
+    config: ProbeConfig, targets: Collection[str], architecture: ModelConfig, batch: tuple[Array, Array], params: Any
+) -> dict[str, Array]:
+    """Return one member's states of the measured tokens of a set of documents, `[P, D]` float32, by name.
+
+    Args:
+      targets: "final_states", "layers" or both. batch: the set's tokens_NL and points_P.
+    """
+    tokens_NL, points_P = batch
+    last, spans = config.tokens == "last", None
+    if last:  # so that the last block computes the state of one token only
+        tokens_NL, spans = _align_right(tokens_NL, points_P)
+    hidden = model.hidden(architecture, params, tokens_NL, layers="layers" in targets, last=last, spans=spans)
+    states = {"final_states": hidden.final_BLD} if "final_states" in targets else {}
+    states |= {f"layer_{i}": layer_BLD for i, layer_BLD in enumerate(hidden.layers)}
+    return {
+        name: (x_NLD[:, -1] if last else x_NLD.reshape(-1, x_NLD.shape[-1])[points_P]).astype(jnp.float32)
+        for name, x_NLD in states.items()
+    }
 
 
 def _alignment(directions: int, final_PD: Array, w_VD: Array) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""A metric's card: the findings of the five tests, from a sweep's table and the unembeddings of its runs."""
+"""A metric's card: the findings of the five tests, from a sweep's table and the matrices of its runs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sweeps.analysis.doses import CONTROL, arms_of
 from sweeps.analysis.encode import finite_numbers
 from sweeps.judge import cause, gain, gauge, noise, null
 from sweeps.judge.finding import PASS, Finding
-from sweeps.judge.matrices import Unembedding, shapes
+from sweeps.judge.matrices import Matrix, shapes, source_of
 from sweeps.table.columns import final_rows
 
 
@@ -40,13 +40,13 @@ class Evidence:
     """What metrics are judged by.
 
     Attributes:
-      rows: the last row of each finished run without intervention. matrices: unembeddings of some of these runs, of one
-        shape and norm. interventions: the table of a sweep that has some, or None. outcomes: columns of `rows` that the
-        test of gain predicts.
+      rows: the last row of each finished run without intervention. matrices: unembeddings and states of some of these
+        runs, which have one shape and norm. interventions: the table of a sweep that has some, or None.
+      outcomes: columns of `rows` that the test of gain predicts.
     """
 
     rows: pd.DataFrame
-    matrices: Sequence[Unembedding]
+    matrices: Sequence[Matrix]
     interventions: pd.DataFrame | None = None
     outcomes: tuple[str, ...] = ()
 
@@ -59,7 +59,7 @@ class Evidence:
 
     @classmethod
     def of(
-        cls, table: pd.DataFrame, matrices: Sequence[Unembedding], interventions: pd.DataFrame | None = None
+        cls, table: pd.DataFrame, matrices: Sequence[Matrix], interventions: pd.DataFrame | None = None
     ) -> "Evidence":
         """Return the evidence of a table; its own interventions are used if no other table is given."""
         if interventions is None and has_interventions(table):
@@ -88,8 +88,13 @@ def judge(columns: Sequence[str], evidence: Evidence) -> list[Card]:
     rows = evidence.rows
     values = finite_numbers(rows, columns)
     spreads = {column: float(values[column][evidence.alike].std()) for column in columns}
-    gauges = gauge.findings(columns, evidence.matrices, spreads)
-    nulls = null.findings(columns, evidence.matrices)
+    gauges: dict[str, Finding] = {}
+    nulls: dict[str, Finding] = {}
+    for source in dict.fromkeys(map(source_of, columns)):
+        of_source = [column for column in columns if source_of(column) == source]
+        matrices = [matrix for matrix in evidence.matrices if matrix.source == source]
+        gauges |= gauge.findings(of_source, matrices, spreads)
+        nulls |= null.findings(of_source, matrices)
     gains = gain.gains(columns, rows, evidence.outcomes)
     return [
         Card(

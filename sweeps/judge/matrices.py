@@ -1,6 +1,7 @@
 """The matrices of a sweep's runs, on which tests of gauge and null recompute a metric."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -11,18 +12,39 @@ from etils import epath
 from jax import Array
 
 from geometry.gauge import centred, gauge_fix
-from geometry.probe import METRICS, Metric, summarize
+from geometry.probe import COUNTS, METRICS, Metric, summarize
 from olmo_jax import weights
 from olmo_jax.console import say
 from olmo_jax.errors import CheckpointError, UserError, WeightsError, brief
 from sweeps.judge.finding import Finding, untold
 
-# The unembedding as the probe measures it, by target.
-VARIANTS: dict[str, Callable[[Array, str], Array]] = {
-    "unembedding": lambda w_VD, norm: w_VD,
-    "unembedding_centred": lambda w_VD, norm: centred(w_VD),
-    "unembedding_gauge_fixed": gauge_fix,
+UNEMBEDDING = "unembedding"
+_STATES = re.compile(r"(final_states|layer_\d+)(_centred)?")
+# A matrix as the probe measures it, by the suffix of the target: a function of the matrix and of the final norm.
+_VARIANTS: dict[str, Callable[[Array, str], Array]] = {
+    "": lambda x_ND, norm: x_ND,
+    "_centred": lambda x_ND, norm: centred(x_ND),
+    "_gauge_fixed": gauge_fix,
 }
+
+
+def variant(target: str, x_ND: Array, norm: str) -> Array:
+    """Return the matrix that a target of the probe stands for, made from its source."""
+    return _VARIANTS[target.removeprefix(_source(target))](x_ND, norm)
+
+
+def _source(target: str) -> str:
+    """Return what a target is measured of: "unembedding", "final_states", "layer_0" and so on; "" for others."""
+    if target in {UNEMBEDDING + suffix for suffix in _VARIANTS}:
+        return UNEMBEDDING
+    states = _STATES.fullmatch(target)
+    return states[1] if states else ""
+
+
+def source_of(column: str) -> str:
+    """Return what matrix a column's metric is recomputed from; "" for a column that isn't recomputed."""
+    target, _, name = column.rpartition("/")
+    return _source(target) if name in METRICS and name not in COUNTS else ""
 
 
 class MetricError(UserError):
@@ -42,54 +64,50 @@ def shapes(rows: pd.DataFrame) -> pd.Series:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unembedding:
-    """A run's unembedding, in float32, and its final norm."""
+class Matrix:
+    """A run's unembedding or states, in float32, one per row, and its final norm; see `source_of` for `source`."""
 
     run_id: str
-    w_VD: np.ndarray
+    x_ND: np.ndarray
     norm: str
+    source: str = UNEMBEDDING
 
-    def is_like(self, other: "Unembedding") -> bool:
-        """Return whether shape and norm are the same, so that one compiled program measures both."""
-        return (self.w_VD.shape, self.norm) == (other.w_VD.shape, other.norm)
+    def is_like(self, other: "Matrix") -> bool:
+        """Return whether width, rows and norm are the same, so that one compiled program measures both."""
+        return (self.x_ND.shape, self.norm) == (other.x_ND.shape, other.norm)
 
 
-def unembeddings(workdir: epath.Path, runs: Sequence[str]) -> list[Unembedding]:
+def unembeddings(workdir: epath.Path, runs: Sequence[str]) -> list[Matrix]:
     """Return the unembeddings at the last checkpoints of runs, without padding; of runs that have one."""
     found = []
     for run in runs:
         try:
             (model,) = weights.models(workdir, run)
             tensors = [tensor for tensor in model.tensors() if tensor.norm is not None]
-            found += [Unembedding(run, tensor.read().astype(np.float32), str(tensor.norm)) for tensor in tensors]
+            found += [Matrix(run, tensor.read().astype(np.float32), str(tensor.norm)) for tensor in tensors]
         except (WeightsError, CheckpointError) as error:
             say(f"{run}: {error}; its unembedding is left out")
     return found
 
 
-def split(column: str) -> tuple[str, str] | None:
-    """Return the target and name of a column that holds a metric of the unembedding; None for others."""
-    target, _, name = column.rpartition("/")
-    return (target, name) if target in VARIANTS and name in METRICS else None
-
-
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Metrics of the unembedding as a function of it, for models of one norm.
+    """Metrics of one source as a function of it, for models of one norm.
 
     Attributes:
-      functions: those of the names, so that programs are compiled again for a redefined metric.
+      source: see `source_of`. functions: those of the names, so that a redefined metric is compiled again.
     """
 
     columns: tuple[str, ...]
+    source: str
     norm: str
     functions: tuple[Metric, ...]
 
     @classmethod
-    def of(cls, columns: Iterable[str], norm: str) -> "Metrics":
-        """Return those among the columns that are metrics of the unembedding."""
-        found = tuple(column for column in columns if split(column))
-        return cls(found, norm, tuple(METRICS[column.rpartition("/")[2]] for column in found))
+    def of(cls, columns: Iterable[str], norm: str, source: str = UNEMBEDDING) -> "Metrics":
+        """Return those among the columns that are metrics of the source."""
+        found = tuple(column for column in columns if source_of(column) == source)
+        return cls(found, source, norm, tuple(METRICS[column.rpartition("/")[2]] for column in found))
 
     @property
     def by_target(self) -> dict[str, tuple[str, ...]]:
@@ -100,20 +118,20 @@ class Metrics:
             names[target] = (*names.get(target, ()), name)
         return names
 
-    def __call__(self, w_VD: Array) -> dict[str, Array]:
+    def __call__(self, x_ND: Array) -> dict[str, Array]:
         """Return the metrics by column."""
         return {
             f"{target}/{name}": value
             for target, names in self.by_target.items()
-            for name, value in summarize(VARIANTS[target](w_VD, self.norm), names).items()
+            for name, value in summarize(variant(target, x_ND, self.norm), names).items()
         }
 
 
 def not_recomputed(test: str, column: str) -> Finding:
     """Return the finding of a test that recomputes a metric, where it can't."""
-    if split(column) is None:
-        return untold(test, "only metrics of the unembedding are recomputed, and this isn't one")
-    return untold(test, "no checkpoint has an unembedding to recompute it from")
+    if not source_of(column):
+        return untold(test, "only metrics of the unembedding and of states are recomputed, and this isn't one")
+    return untold(test, "no checkpoint is left to recompute it from")
 
 
 def check_scalars(metrics: Metrics, shape_VD: tuple[int, ...]) -> None:

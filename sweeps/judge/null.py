@@ -16,7 +16,7 @@ from scipy import stats
 from geometry.probe import summarize
 from geometry.svd import right_singular
 from sweeps.judge.finding import SUITE, Finding, by_limit, untold
-from sweeps.judge.matrices import VARIANTS, Metrics, Unembedding, not_recomputed
+from sweeps.judge.matrices import Matrix, Metrics, not_recomputed, variant
 
 NAME = "null"
 Variant = Callable[[Array], Array]
@@ -27,24 +27,24 @@ _MOST_ROWS = 1024
 _ROUNDING = 1e-3
 
 
-def _same_spectrum(key: Array, w_VD: Array) -> Array:
+def _same_spectrum(key: Array, x_ND: Array) -> Array:
     left, right = jax.random.split(key)
-    size = min(w_VD.shape)
-    s_D, _ = right_singular(w_VD)
-    u_VR, _ = jnp.linalg.qr(jax.random.normal(left, (w_VD.shape[0], size)))
-    v_DR, _ = jnp.linalg.qr(jax.random.normal(right, (w_VD.shape[1], size)))
+    size = min(x_ND.shape)
+    s_D, _ = right_singular(x_ND)
+    u_VR, _ = jnp.linalg.qr(jax.random.normal(left, (x_ND.shape[0], size)))
+    v_DR, _ = jnp.linalg.qr(jax.random.normal(right, (x_ND.shape[1], size)))
     return jnp.matmul(u_VR * s_D[None, :size], v_DR.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _shuffled(key: Array, w_VD: Array) -> Array:
-    return jax.random.permutation(key, w_VD, axis=1, independent=True)
+def _shuffled(key: Array, x_ND: Array) -> Array:
+    return jax.random.permutation(key, x_ND, axis=1, independent=True)
 
 
 _SHUFFLED = "shuffled rows"
 NULLS = {"random singular vectors with the same spectrum": _same_spectrum, _SHUFFLED: _shuffled}
 
 
-def findings(columns: Sequence[str], matrices: Sequence[Unembedding], seed: int = 0) -> dict[str, Finding]:
+def findings(columns: Sequence[str], matrices: Sequence[Matrix], seed: int = 0) -> dict[str, Finding]:
     """Return whether each metric differs from its values on matrices without the structure, in most runs.
 
     The number is the share of runs in which it is outside the range of DRAWS matrices of each kind, with the interval
@@ -52,11 +52,11 @@ def findings(columns: Sequence[str], matrices: Sequence[Unembedding], seed: int 
     on matrices of the same spectrum, so only shuffled rows count for it.
 
     The matrices without structure are made from what is measured: for a gauge-fixed metric, from the gauge-fixed
-    unembedding. At most 1,024 of its rows, chosen at random, are used. `matrices` are of one final norm.
+    unembedding. At most 1,024 of its rows, chosen at random, are used. `matrices` are of one source and final norm.
     """
-    metrics = Metrics.of(columns, matrices[0].norm if matrices else "")
     if not matrices:
         return {column: not_recomputed(NAME, column) for column in columns}
+    metrics = Metrics.of(columns, matrices[0].norm, matrices[0].source)
     values = [jax.device_get(_values(metrics, _some_rows(m), jax.random.key(seed))) for m in matrices]
     return {
         column: _finding(
@@ -91,34 +91,34 @@ def _finding(value_R: np.ndarray, null_RKN: np.ndarray) -> Finding:
     return Finding(NAME, verdict, float(outside_R.mean()), float(interval.low), float(interval.high), text, remedy)
 
 
-def _some_rows(matrix: Unembedding) -> Array:
-    rows = matrix.w_VD.shape[0]
+def _some_rows(matrix: Matrix) -> Array:
+    rows = matrix.x_ND.shape[0]
     if rows > _MOST_ROWS:
         chosen = np.random.default_rng(0).choice(rows, _MOST_ROWS, replace=False)
-        return jnp.asarray(matrix.w_VD[np.sort(chosen)])
-    return jnp.asarray(matrix.w_VD)
+        return jnp.asarray(matrix.x_ND[np.sort(chosen)])
+    return jnp.asarray(matrix.x_ND)
 
 
 @functools.partial(jax.jit, static_argnames="metrics")
-def _values(metrics: Metrics, w_VD: Array, key: Array) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
+def _values(metrics: Metrics, x_ND: Array, key: Array) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
     """Return the metrics, and by kind of null those of each draw."""
     values: dict[str, Array] = {}
     draws: dict[str, dict[str, Array]] = {name: {} for name in NULLS}
     for target, names in metrics.by_target.items():
 
-        def variant(w_VD: Array, target: str = target) -> Array:
-            return VARIANTS[target](w_VD, metrics.norm)
+        def as_measured(x_ND: Array, target: str = target) -> Array:
+            return variant(target, x_ND, metrics.norm)
 
-        x_VD = variant(w_VD)
+        y_ND = as_measured(x_ND)
 
-        def measure(x_VD: Array, target: str = target, names: tuple[str, ...] = names) -> dict[str, Array]:
-            return {f"{target}/{name}": value for name, value in summarize(x_VD, names).items()}
+        def measure(y_ND: Array, target: str = target, names: tuple[str, ...] = names) -> dict[str, Array]:
+            return {f"{target}/{name}": value for name, value in summarize(y_ND, names).items()}
 
-        def drawn(kind: str, key: Array, x_VD: Array = x_VD, variant: Variant = variant) -> Array:
+        def drawn(kind: str, key: Array, y_ND: Array = y_ND, as_measured: Variant = as_measured) -> Array:
             # Shuffling brings back what a projection took away.
-            return variant(_shuffled(key, x_VD)) if kind == _SHUFFLED else NULLS[kind](key, x_VD)
+            return as_measured(_shuffled(key, y_ND)) if kind == _SHUFFLED else NULLS[kind](key, y_ND)
 
-        values |= measure(x_VD)
+        values |= measure(y_ND)
         for i, kind in enumerate(NULLS):
             keys = jax.random.split(jax.random.fold_in(key, i), DRAWS)
             draws[kind] |= jax.lax.map(lambda k, d=drawn, m=measure, kind=kind: m(d(kind, k)), keys)

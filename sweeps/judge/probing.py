@@ -1,29 +1,39 @@
-"""Compute a probe's columns at the last checkpoints of a sweep that was trained without them."""
+"""Read the states that a probe would, and compute columns of it that a sweep was trained without, after training."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import jax
 import pandas as pd
 from etils import epath
+from jax import Array
 
 from eval.eval_data import EvalData
 from geometry.probe import METRICS
 from olmo_jax.cohort import Cohort
-from olmo_jax.config import ProbeConfig, TargetConfig
-from olmo_jax.config.probe import ParametersConfig, TextsConfig
+from olmo_jax.config import ModelConfig, ProbeConfig, TargetConfig
+from olmo_jax.config.probe import ParametersConfig, SharpnessConfig, TextsConfig
 from olmo_jax.console import progress, say
+from olmo_jax.data import DataError
 from olmo_jax.data.prepare import prepare
-from olmo_jax.probes.columns import ALIGNMENT
-from olmo_jax.probes.geometry import make_probes, most_directions
+from olmo_jax.data.shards import TokenIndex
+from olmo_jax.errors import CheckpointError
+from olmo_jax.execution.members import over_members
+from olmo_jax.probes.columns import ALIGNMENT, SHARPNESS
+from olmo_jax.probes.geometry import Documents, make_probes, most_directions, take_states
 from olmo_jax.storage.run_files import data_root
 from olmo_jax.train import probe_documents
+from sweeps.judge.matrices import Matrix
 from sweeps.planning.record import recorded_plan
 
 _CENTRED = "_centred"
 _TARGETS = r"unembedding_gauge_fixed|(unembedding|embedding|final_states|layer_\d+)(_centred)?"
 _DIRECTIONS = 8  # compared by alignment, if the run's probe says nothing
+# Of sharpness, if the run's probe says nothing: documents of the loss, and vectors of the trace or eigenvalue.
+_DOCUMENTS, _VECTORS = 32, 8
 _MEMBERS = 8  # read at a time
 
 
@@ -32,6 +42,8 @@ def can_probe(column: str) -> bool:
     target, _, name = column.rpartition("/")
     if target == "alignment":
         return name in ALIGNMENT
+    if target == "sharpness":
+        return name in SHARPNESS
     return name in METRICS and re.fullmatch(_TARGETS, target) is not None
 
 
@@ -40,16 +52,10 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Collection[str]) -
 
     Raises CheckpointError for a run without its last checkpoint, and what `prepare` raises.
     """
-    plan = recorded_plan(workdir)
-    indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
     rows: dict[str, dict[str, float]] = {}
     with progress("judge", len(runs)) as show:
-        for stack in plan.stacks:
-            models = [(run.id, run.config.total_steps) for run in stack.runs if run.id in runs]
-            index = indexes[stack.shape.data_name]
-            data = EvalData(workdir, stack, index, plan.evaluation)
-            config = _config(stack.shape.config.probe, columns)
-            documents = probe_documents(Cohort(stack.shape.with_config(probe=config), stack.runs), index)
+        for stack, models, data, index in _stacks(workdir, runs):
+            config, documents = _documents(stack, columns, index)
             if documents is not None and config.alignment:
                 most = most_directions(data.shape.model.d_model, index.vocab_size, documents)
                 config = dataclasses.replace(config, alignment=min(config.alignment, most))
@@ -63,6 +69,56 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Collection[str]) -
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
 
 
+def states(workdir: epath.Path, sources: Sequence[str], runs: Collection[str]) -> list[Matrix]:
+    """Return states at the last checkpoints of runs, on the first set of documents of their probes; see `source_of`.
+
+    Runs whose checkpoint or text is gone are left out, with a message.
+    """
+    matrices: list[Matrix] = []
+    targets = tuple(sorted({"final_states" if source == "final_states" else "layers" for source in sources}))
+    try:
+        for stack, models, data, index in _stacks(workdir, runs):
+            config, documents = _documents(stack, [f"{source}/effective_rank" for source in sources], index)
+            assert documents is not None
+            batch = documents.tokens_SNL[0], documents.points_SP[0]
+            for run, step in models:
+                try:
+                    found = jax.device_get(_take(config, targets, data.shape.model, batch, data.load([(run, step)])))
+                except CheckpointError as error:
+                    say(f"{run}: {error}; its states are left out")
+                    continue
+                norm = data.shape.model.norm
+                matrices += [Matrix(run, found[source][0], norm, source) for source in sources if source in found]
+    except DataError as error:
+        say(f"{error}; no states are read")
+    return matrices
+
+
+@functools.partial(jax.jit, static_argnames=("config", "targets", "architecture"))
+def _take(
+    config: ProbeConfig, targets: tuple[str, ...], architecture: ModelConfig, batch: Any, params_M: Any
+) -> dict[str, Array]:
+    return over_members(lambda params: take_states(config, targets, architecture, batch, params))(params_M)
+
+
+def _stacks(
+    workdir: epath.Path, runs: Collection[str]
+) -> Iterator[tuple[Cohort, list[tuple[str, int]], EvalData, TokenIndex]]:
+    """Yield each stack that has some of the runs, with these and their last steps, and what reads models and text."""
+    plan = recorded_plan(workdir)
+    indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
+    for stack in plan.stacks:
+        if models := [(run.id, run.config.total_steps) for run in stack.runs if run.id in runs]:
+            index = indexes[stack.shape.data_name]
+            yield stack, models, EvalData(workdir, stack, index, plan.evaluation), index
+
+
+def _documents(stack: Cohort, columns: Sequence[str], index: TokenIndex) -> tuple[ProbeConfig, Documents | None]:
+    """Return the probe that measures these columns of a stack's runs, and the documents that it reads."""
+    config = _config(stack.shape.config.probe, columns)
+    return config, probe_documents(Cohort(stack.shape.with_config(probe=config), stack.runs), index)
+
+
 def _config(probe: ProbeConfig, columns: Sequence[str]) -> ProbeConfig:
     """Return the probe that measures these columns, and nothing else."""
     names: dict[str, set[str]] = {}
@@ -73,6 +129,13 @@ def _config(probe: ProbeConfig, columns: Sequence[str]) -> ProbeConfig:
         plain = "layers" if plain.startswith("layer_") else plain
         names.setdefault(plain, set()).add(name)
         centred |= {plain} if target.endswith(_CENTRED) else set()
+    sharpness = SharpnessConfig()
+    if found := names.pop("sharpness", None):
+        sharpness = SharpnessConfig(
+            documents=probe.sharpness.documents or min(_DOCUMENTS, probe.documents),
+            draws=(probe.sharpness.draws or _VECTORS) if found & {"trace", "trace_standard_error"} else 0,
+            lanczos_steps=(probe.sharpness.lanczos_steps or _VECTORS) if "top_eigenvalue" in found else 0,
+        )
     alignment = 0
     if names.pop("alignment", None):
         names.setdefault("final_states", {"points"})
@@ -91,4 +154,5 @@ def _config(probe: ProbeConfig, columns: Sequence[str]) -> ProbeConfig:
         layers=chosen("layers"),
         texts=TextsConfig(),
         alignment=alignment,
+        sharpness=sharpness,
     )

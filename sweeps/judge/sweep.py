@@ -13,7 +13,16 @@ from geometry.probe import METRICS
 from olmo_jax.errors import brief
 from sweeps.judge import probing
 from sweeps.judge.card import Evidence, has_interventions, observational
-from sweeps.judge.matrices import MetricError, Metrics, check_scalars, shapes, split, unembeddings
+from sweeps.judge.matrices import (
+    UNEMBEDDING,
+    Matrix,
+    MetricError,
+    Metrics,
+    check_scalars,
+    shapes,
+    source_of,
+    unembeddings,
+)
 from sweeps.judge.probing import can_probe
 from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import AnalysisError, final_rows, geometry_columns
@@ -93,9 +102,18 @@ def evidence(
         other = _with_values(interventions, read_table(interventions), columns)
         if not has_interventions(other):
             raise AnalysisError(f"--interventions={interventions}: no finished run has an intervention")
-    needed = any(split(column) for column in columns)
-    matrices = unembeddings(workdir, _some_runs(observational(table))) if needed else []
-    return Evidence.of(table, [m for m in matrices if m.is_like(matrices[0])], other)
+    sources = {source_of(column) for column in columns} - {""}
+    runs = _some_runs(observational(table)) if sources else []
+    matrices = _of_one_shape(unembeddings(workdir, runs)) if UNEMBEDDING in sources else []
+    if states := sorted(sources - {UNEMBEDDING}):
+        matrices += _of_one_shape(probing.states(workdir, states, runs))
+    return Evidence.of(table, matrices, other)
+
+
+def _of_one_shape(matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Return the matrices of each source that are like its first."""
+    first: dict[str, Matrix] = {}
+    return [matrix for matrix in matrices if matrix.is_like(first.setdefault(matrix.source, matrix))]
 
 
 def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -107,7 +125,7 @@ def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str
         return table
     runs = final_rows(table).rows["run_id"].tolist()
     for matrix in unembeddings(workdir, runs[:1]):
-        check_scalars(Metrics.of(lacking, matrix.norm), matrix.w_VD.shape)
+        check_scalars(Metrics.of(lacking, matrix.norm), matrix.x_ND.shape)
     measured = probing.values(workdir, lacking, runs)
     is_last = table["final"].fillna(False).astype(bool)
     added = {column: table["run_id"].map(measured[column]).where(is_last) for column in lacking}

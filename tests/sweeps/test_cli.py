@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -14,6 +15,7 @@ import pytest
 from etils import epath
 
 from eval.config import EvalConfig
+from geometry.probe import summarize
 from sweeps import cli
 from sweeps.arguments import parse
 from sweeps.judge import probing
@@ -637,6 +639,11 @@ def test_judge_gives_a_card_and_says_what_is_lacking(finished, tmp_path, capsys,
     assert found["gain"]["verdict"] == found["cause"]["verdict"] == "can't tell"
     assert "--config=do_rank:cpu" in found["cause"]["remedy"]
     assert cards["unembedding/largest_row_norm"]["runs"] == 4
+    assert cli.main(["judge", "final_states/effective_rank", "--json", f"--workdir={finished}"]) == 0
+    (card,) = json.loads(capsys.readouterr().out)
+    found = {finding["test"]: finding for finding in card["findings"]}
+    assert found["gauge"]["verdict"] == "pass" and "no transformation moves it" in found["gauge"]["text"]
+    assert "of shuffled rows" in found["null"]["text"]
     assert cli.main(["judge", "--all", f"--workdir={finished}"]) == 0
     assert "unembedding_gauge_fixed/effective_rank " in capsys.readouterr().out
     assert (finished / "judge" / "index.html").exists()
@@ -653,6 +660,22 @@ def test_what_a_table_lacks_is_measured_as_training_would_have(finished):
     )
     assert found["alignment/principal"].between(0, 1).all()
     assert found["layer_0_centred/isoscore"].between(0, 1).all()
+    sharp = probing.values(epath.Path(finished), ["sharpness/critical", "sharpness/top_eigenvalue"], [*table.index][:1])
+    assert (sharp > 0).all(axis=None)
+
+
+def test_states_are_those_that_training_measured(finished):
+    table = final_rows(read_table(finished)).rows.set_index("run_id")
+    sources = ["final_states", "layer_0"]
+    found = probing.states(epath.Path(finished), sources, table.index)
+    assert sorted((m.run_id, m.source) for m in found) == sorted(itertools.product(table.index, sources))
+    (sets,) = set(table["config.probe.sets"])
+    name = "effective_rank"
+    for matrix in found[::2]:
+        value = float(summarize(matrix.x_ND, (name,))[name])
+        spread = table.at[matrix.run_id, f"final_states_spread/{name}"] if sets > 1 else 0.0
+        # Training averages over the sets, of which this is the first.
+        assert abs(value - table.at[matrix.run_id, f"final_states/{name}"]) <= sets**0.5 * spread + 1e-4 * value
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from eval.check import check_evaluation
 from eval.config import CurvatureConfig, EvalConfig
-from eval.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from eval.windows import Windows, mean_loss
+from geometry.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from olmo_jax import model
 from olmo_jax.config import ConfigError, ModelConfig
 

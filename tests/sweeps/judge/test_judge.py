@@ -11,7 +11,7 @@ from olmo_jax.errors import UserError
 from sweeps.judge import cause, gain, gauge, noise, null, output, probing, sweep
 from sweeps.judge.card import Evidence, judge
 from sweeps.judge.finding import CANT_TELL, FAIL, PASS
-from sweeps.judge.matrices import Unembedding
+from sweeps.judge.matrices import Matrix, source_of
 from tests.sweeps.judge.synthetic import KINDS, METRIC, finished, interventions, matrices, suite
 
 OUTCOMES = ("lm_loss/out_of_domain",)
@@ -26,7 +26,7 @@ DRAWS = 200
 
 
 def unembeddings(arrays, norm="layer_norm"):
-    return [Unembedding(f"r{i}", w_VD, norm) for i, w_VD in enumerate(arrays)]
+    return [Matrix(f"r{i}", w_VD, norm) for i, w_VD in enumerate(arrays)]
 
 
 def card(kind, rng):
@@ -64,7 +64,7 @@ def test_a_gauge_artefact_fails_and_its_invariant_form_passes(draws):
         runs = unembeddings(matrices(np.random.default_rng(seed), mean_row=1.0))
         spreads = {}
         for target, change in (("unembedding", lambda w: w), ("unembedding_gauge_fixed", _fixed)):
-            values = [summarize(change(m.w_VD), ("effective_rank_percent", "mean_cosine")) for m in runs]
+            values = [summarize(change(m.x_ND), ("effective_rank_percent", "mean_cosine")) for m in runs]
             spreads |= {f"{target}/{name}": float(np.std([v[name] for v in values], ddof=1)) for name in values[0]}
         found = gauge.findings([*raw, *fixed], runs, spreads, seed=seed)
         wrong += sum(found[name].verdict == PASS for name in raw) + sum(found[n].verdict == FAIL for n in fixed)
@@ -100,6 +100,44 @@ def test_a_rotation_moves_what_depends_on_coordinates(registry):
     # Only the shift of all rows is left where the norm's scale singles out the axes.
     found = gauge.findings([name], unembeddings(spiked, "rms_norm"), {name: 1.0})[name]
     assert "one vector" in found.text
+
+
+def test_states_may_be_taken_in_any_order_but_not_shifted(registry):
+    registry["first_row"] = lambda measured: abs(measured.x_ND[0]).sum()
+    rng = np.random.default_rng(0)
+    states = [
+        Matrix(f"r{i}", rng.normal(size=(24, 6)).astype(np.float32) + 3.0, "layer_norm", "layer_1") for i in range(3)
+    ]
+    columns = ["layer_1/first_row", "layer_1/mean_cosine", "layer_1_centred/effective_rank"]
+    found = gauge.findings(columns, states, dict.fromkeys(columns, 0.1))
+    assert found[columns[0]].verdict == FAIL and "documents in another order" in found[columns[0]].text
+    # The mean of states is seen by the logits: what depends on it isn't an artefact.
+    assert found[columns[1]].verdict == found[columns[2]].verdict == PASS
+
+
+def test_states_with_structure_beat_the_null():
+    rng = np.random.default_rng(0)
+    column = "final_states/effective_rank"
+    states = [Matrix(f"r{i}", x_ND, "layer_norm", "final_states") for i, x_ND in enumerate(matrices(rng, 12))]
+    assert null.findings([column], states)[column].verdict == PASS
+    plain = [Matrix(f"r{i}", rng.normal(size=(48, 12)).astype(np.float32), "", "final_states") for i in range(12)]
+    assert null.findings([column], plain)[column].verdict != PASS
+
+
+@pytest.mark.parametrize(
+    ("column", "source"),
+    [
+        ("unembedding_gauge_fixed/isoscore", "unembedding"),
+        ("final_states/isoscore", "final_states"),
+        ("layer_12_centred/isoscore", "layer_12"),
+        ("final_states_gauge_fixed/isoscore", ""),
+        ("final_states/points", ""),
+        ("final_states_spread/isoscore", ""),
+        ("sharpness/critical", ""),
+    ],
+)
+def test_metrics_of_matrices_are_recomputed(column, source):
+    assert source_of(column) == source
 
 
 @pytest.mark.parametrize("shape", [(12, 32), (32, 12)])
@@ -165,6 +203,8 @@ def test_a_smaller_error_of_a_prediction_worse_than_the_mean_is_no_gain():
         ("alignment/principal_z", True),
         ("unembedding_gauge_fixed_centred/isoscore", False),
         ("alignment/isoscore", False),
+        ("sharpness/critical", True),
+        ("sharpness/isoscore", False),
         ("final_states/nothing", False),
     ],
 )
