@@ -10,12 +10,16 @@ from scipy import stats
 
 from sweeps.analysis.contrast import LEAST_SEEDS
 from sweeps.analysis.estimate import Estimate, NotEstimableError
-from sweeps.claims.evidence import Evidence
+from sweeps.claims.sweep import Sweep
 from sweeps.table.columns import AnalysisError
 
 SUPPORTED, CONTRADICTED, UNCLEAR, UNTESTABLE = "supported", "contradicted", "unclear", "untestable"
 _MOST_SEEDS = 1000
 _POWER = 0.8
+
+
+# From the verdict of a study to that on a claim; without "untestable".
+VERDICTS = {"agrees": SUPPORTED, "disagrees": CONTRADICTED, "unclear": UNCLEAR}
 
 
 class Judged(NamedTuple):
@@ -35,8 +39,8 @@ class Claim:
       config: the sweep that tests it. least_tokens: with fewer training tokens per run, a sweep isn't asked.
       measure: function of a sweep that returns the effect, with its interval over n replicates, or a verdict. Raises
         NotEstimableError or AnalysisError, with the reason, for a sweep that can't test it.
-      direction: the sign of the effect that the claim expects; 0: it says that there is none.
-      least: the smallest effect that matters, in the effect's unit [ours]; 0 for a claim with a rule of its own.
+      direction: the sign of the effect that the claim expects; 0: it says that there is none; None: it is decided by a
+        rule of its own. least: the smallest effect that matters, in the effect's unit [ours]; 0 where none is named.
       unit: of the effect.
     """
 
@@ -45,8 +49,8 @@ class Claim:
     statement: str
     config: str
     least_tokens: int
-    measure: Callable[[Evidence], Estimate | Judged]
-    direction: int
+    measure: Callable[[Sweep], Estimate | Judged]
+    direction: int | None
     least: float
     unit: str
 
@@ -88,18 +92,18 @@ def need(table: pd.DataFrame, column: str, remedy: str) -> None:
         raise NotEstimableError(f"has no {column}: {remedy}")
 
 
-def verdict_on(claim: Claim, sweeps: Mapping[str, Evidence]) -> Tested:
+def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
     """Return the verdict on a claim from the sweep, of those given, that has most replicates of what it needs.
 
     Args:
-      sweeps: what each has to show, by its working directory.
+      sweeps: finished sweeps, by their working directories.
     """
     tested: list[Tested] = []
     reasons: list[str] = []
-    for workdir, evidence in sweeps.items():
+    for workdir, sweep in sweeps.items():
         try:
-            _check_scale(claim, evidence.table)
-            result = claim.measure(evidence)
+            _check_scale(claim, sweep.table)
+            result = claim.measure(sweep)
         except (NotEstimableError, AnalysisError) as error:
             reasons.append(f"{workdir}: {error}")
             continue

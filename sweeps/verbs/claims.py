@@ -25,11 +25,11 @@ def _carry_out(command: Command) -> int:
 
     from sweeps.claims import output
     from sweeps.claims.claim import verdict_on
-    from sweeps.claims.evidence import read_evidence
     from sweeps.claims.registry import registered
+    from sweeps.claims.sweep import read_finished
 
     arguments = command.arguments
-    sweeps = {str(workdir): read_evidence(epath.Path(workdir)) for workdir in arguments.workdirs}
+    sweeps = {str(workdir): read_finished(epath.Path(workdir)) for workdir in arguments.workdirs}
     results = [verdict_on(claim, sweeps) for claim in registered()]
     page = output.write(epath.Path(arguments.to), results, command.text) if arguments.to else None
     if arguments.json:

@@ -5,8 +5,8 @@ import pandas as pd
 from sweeps.analysis.contrast import contrast
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.claims.claim import Claim, need
-from sweeps.claims.evidence import Evidence
 from sweeps.claims.registry import add
+from sweeps.claims.sweep import Sweep
 from sweeps.studies.anneal.effects import CONSTANT, OTHER, RATE, SAM, SEED, TOKENS, ends, has_branches, has_several
 
 QUANTISED = "gptq_3/relative_rise/in_domain"
@@ -53,7 +53,7 @@ class Measure:
     ):
         self.outcome, self.factor, self.levels, self.within, self.only = outcome, factor, levels, within, only
 
-    def __call__(self, sweep: Evidence) -> Estimate:
+    def __call__(self, sweep: Sweep) -> Estimate:
         rows, outcome = _rows(sweep.table, self.outcome)
         if self.only:
             rows = rows[rows["end"].isin(self.only)]

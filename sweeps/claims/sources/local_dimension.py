@@ -1,14 +1,13 @@
 """The four claims of paper B on local dimension, with the rules of their study (sweeps/studies/paper_b)."""
 
 from sweeps.analysis.estimate import NotEstimableError
-from sweeps.claims.claim import CONTRADICTED, SUPPORTED, UNCLEAR, Claim, Judged
-from sweeps.claims.evidence import Evidence
+from sweeps.claims.claim import VERDICTS, Claim, Judged
 from sweeps.claims.registry import add
+from sweeps.claims.sweep import Sweep
 from sweeps.studies.paper_b.claim import CLAIMS
 from sweeps.studies.paper_b.claims import claims
 from sweeps.studies.paper_b.study import measures_texts
 
-_VERDICTS = {"agrees": SUPPORTED, "disagrees": CONTRADICTED, "unclear": UNCLEAR}
 _SOURCE = "paper B, arXiv 2506.01034"
 
 
@@ -18,16 +17,16 @@ class Experiment:
     def __init__(self, name: str):
         self.name = name
 
-    def __call__(self, sweep: Evidence) -> Judged:
+    def __call__(self, sweep: Sweep) -> Judged:
         if not measures_texts(sweep.table):
             raise NotEstimableError("no run measured local dimension: set config.train.probe.texts and train again")
         found = [one for one in claims(sweep.table, sweep.curves, sweep.courses) if one.name == self.name]
         if not found:
             raise NotEstimableError(f"is no experiment on {self.name}")
-        best = max(found, key=lambda one: (one.verdict in _VERDICTS, one.estimate.n))
-        if best.verdict not in _VERDICTS:
+        best = max(found, key=lambda one: (one.verdict in VERDICTS, one.estimate.n))
+        if best.verdict not in VERDICTS:
             raise NotEstimableError(best.sentence)
-        return Judged(_VERDICTS[best.verdict], best.estimate, best.sentence)
+        return Judged(VERDICTS[best.verdict], best.estimate, best.sentence)
 
 
 # The sweep that tests a claim, its least tokens, and the unit of its estimate.
@@ -39,4 +38,4 @@ _TESTS = {
 }
 
 for _name, (_config, _tokens, _unit) in _TESTS.items():
-    add(Claim(f"dimension-{_name}", _SOURCE, CLAIMS[_name], _config, _tokens, Experiment(_name), 0, 0.0, _unit))
+    add(Claim(f"dimension-{_name}", _SOURCE, CLAIMS[_name], _config, _tokens, Experiment(_name), None, 0.0, _unit))

@@ -1,26 +1,22 @@
 """The claim that weight decay in pre-training makes models plastic."""
 
-import numpy as np
-
-from sweeps.analysis.contrast import mean_estimate
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.claims.claim import Claim
-from sweeps.claims.evidence import Evidence
 from sweeps.claims.registry import add
-from sweeps.studies.paper_a import contrasts
-from sweeps.studies.paper_a.effects import suite_rows
+from sweeps.claims.sources.paper_a import mean_by_size, suite_of
+from sweeps.claims.sweep import Sweep
 from sweeps.studies.paper_a.relations import losses_after_tuning
 from sweeps.table.catalog import catalog_of
 
 _GAIN = "gain"
 
 
-def decay_and_gain(sweep: Evidence) -> Estimate:
+def decay_and_gain(sweep: Sweep) -> Estimate:
     """Return the gain of fine-tuning at the suite's largest weight decay minus that at its smallest, over sizes.
 
     The gain is the loss on the target before fine-tuning minus that after it, averaged over targets.
     """
-    rows = suite_rows(sweep.table)
+    rows = suite_of(sweep)
     catalog = catalog_of(rows)
     pairs = [(f"lm_loss/{catalog[after].of['target']}", after) for after in losses_after_tuning(rows)]
     gains = [rows[before] - rows[after] for before, after in pairs if before in rows]
@@ -28,11 +24,7 @@ def decay_and_gain(sweep: Evidence) -> Estimate:
         raise NotEstimableError(
             "no domain was scored before and after fine-tuning: set config.evaluation.finetune.targets"
         )
-    rows = rows.assign(**{_GAIN: sum(gains) / len(gains)})
-    change_N = np.array(contrasts.by_size(rows, "decay", _GAIN))
-    if not np.isfinite(change_N).any():
-        raise NotEstimableError("no size has several weight decays")
-    return mean_estimate(change_N[np.isfinite(change_N)])
+    return mean_by_size(rows.assign(**{_GAIN: sum(gains) / len(gains)}), "decay", _GAIN)
 
 
 add(

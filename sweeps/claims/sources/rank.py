@@ -1,5 +1,6 @@
 """Claims about narrow heads, about what moves the unembedding's rank, and what it predicts: by interventions."""
 
+import numpy as np
 import pandas as pd
 
 from sweeps.analysis import doses
@@ -7,15 +8,14 @@ from sweeps.analysis.contrast import mean_estimate
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.analysis.r2 import incremental_r2
 from sweeps.claims.claim import Claim, need
-from sweeps.claims.evidence import Evidence
 from sweeps.claims.registry import add
+from sweeps.claims.sources.paper_a import AFTER_TUNING, STATES, with_outcome
+from sweeps.claims.sweep import Sweep
 from sweeps.studies.do_rank.effects import has_interventions
-from sweeps.studies.paper_a.relations import losses_after_tuning
 from sweeps.table.columns import final_rows
 
 LOSS = "lm_loss/in_domain"
 FIXED_RANK = "unembedding_gauge_fixed/effective_rank_percent"
-STATES = "final_states/effective_rank_percent"
 _NATS = 0.01
 _CONFIG, _LEAST_TOKENS = "do_rank:cpu", 100_000
 _HALF = 0.5  # of the width
@@ -32,7 +32,7 @@ class Arm:
     def __init__(self, column: str, arm: str, share: float | None = None, against: str = ""):
         self.column, self.arm, self.share, self.against = column, arm, share, against
 
-    def __call__(self, sweep: Evidence) -> Estimate:
+    def __call__(self, sweep: Sweep) -> Estimate:
         table = sweep.table
         if not has_interventions(table):
             raise NotEstimableError("no run has an intervention")
@@ -61,26 +61,27 @@ class Arm:
         return of.groupby("seed")["y"].mean()
 
 
-# Interventions that bound or press down the rank of the head, or of what it sends back.
-_LOW_RANK = ("head_rank", "backward_rank", "update_rank", "rank_penalty", "polar_decay", doses.CONTROL)
+# Interventions that bound the rank of the head, of what it sends back, or of its updates.
+_BOUNDED = ("head_rank", "backward_rank", "update_rank")
 
 
-def states_after_tuning(sweep: Evidence) -> Estimate:
+def states_after_tuning(sweep: Sweep) -> Estimate:
     """Return the R2 that the rank of the final states adds to the validation loss as predictor after fine-tuning.
 
-    Over the control and the configurations whose rank is kept low, all else equal.
+    Over configurations in which a rank of the head is bounded, and their control, all else equal.
     """
-    if not has_interventions(sweep.table):
-        raise NotEstimableError("no run has an intervention")
     rows = final_rows(sweep.table).rows
+    if rows.empty or not has_interventions(rows):
+        raise NotEstimableError("no finished run has an intervention")
     labels = doses.arms_of(rows)
     usual = labels.loc[labels["arm"] != doses.CONTROL, "settings"].mode().iloc[0]
-    rows = rows[labels["arm"].str.split(" ").str[0].isin(_LOW_RANK) & (labels["settings"] == usual)]
+    bounded = labels["arm"].str.split(" ").str[0].isin((*_BOUNDED, doses.CONTROL))
+    rows = rows[bounded & (labels["settings"] == usual)]
     need(rows, LOSS, "evaluate it")
     need(rows, STATES, "it is measured in training, with config.train.probe")
-    if not (tuned := losses_after_tuning(rows)):
-        raise NotEstimableError("has no loss after fine-tuning: set config.evaluation.finetune.targets; evaluate again")
-    found = incremental_r2(rows, STATES, tuned[0], [LOSS], "configuration")
+    rows = with_outcome(rows, AFTER_TUNING)
+    rows = rows[np.isfinite(rows[[LOSS, STATES, "outcome"]].astype(float)).all(axis=1)]
+    found = incremental_r2(rows, STATES, "outcome", [LOSS], "configuration")
     return found._replace(n=int(rows["configuration"].nunique()))
 
 
@@ -124,8 +125,8 @@ add(
     Claim(
         "states-beyond-loss",
         "our reading of Shivagunde et al., arXiv 2605.13652",
-        "Among models trained at low rank, the rank of the states says more about the loss after fine-tuning than the "
-        "validation loss alone.",
+        "Among models trained with a bounded rank, the rank of the states says more about the loss after fine-tuning "
+        "than the validation loss alone.",
         _CONFIG, _LEAST_TOKENS, states_after_tuning, 1, 0.02, "of R2",
     ),
 )  # fmt: skip

@@ -4,8 +4,8 @@ import math
 
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.claims.claim import Claim
-from sweeps.claims.evidence import Evidence
 from sweeps.claims.registry import add
+from sweeps.claims.sweep import Sweep
 from sweeps.studies.saturation.effects import hazards
 
 _CONFIG, _LEAST_TOKENS = "saturation:cpu", 500_000
@@ -22,7 +22,7 @@ class LogHazard:
     def __init__(self, event: str, factor: str):
         self.event, self.factor = event, factor
 
-    def __call__(self, sweep: Evidence) -> Estimate:
+    def __call__(self, sweep: Sweep) -> Estimate:
         found = [one for one in hazards(sweep.table, {}, None) if (one.event, one.factor) == (self.event, self.factor)]
         if not found:
             raise NotEstimableError(f"it isn't a sweep of what makes models saturate, with several {self.factor}")

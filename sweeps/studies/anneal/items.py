@@ -8,7 +8,7 @@ from sweeps.report import charts
 from sweeps.report.cells import cell, estimate
 from sweeps.report.item import Figure, NothingToShow, Paragraph, Table, Words, add_section, report_item
 from sweeps.report.numbers import number
-from sweeps.studies.anneal.effects import RANK, RATE, TOKENS, Change, ends, outcome_name, outcomes, sentences
+from sweeps.studies.anneal.effects import RANK, RATE, SEED, TOKENS, Change, ends, outcome_name, outcomes, sentences
 
 SECTION = "ends"
 
@@ -23,15 +23,15 @@ def end_findings(results: AnalysisResults) -> Words:
 
 @report_item(section=SECTION, order=10)
 def end_against_causes(results: AnalysisResults) -> Figure:
-    """Each outcome against tokens, peak learning rate and effective rank, side by side; lines join one trunk's ends."""
+    """Each outcome against tokens, peak learning rate and effective rank, side by side; lines join what is paired."""
     _changes(results)
     rows = ends(results.table)
     columns = [c for c in outcomes(results.table) if c != RANK]
     columns.sort(key=lambda c: not c.endswith("/relative_rise/in_domain"))  # what is shown first
     names = {column: outcome_name(column) for column in columns}
     places = {TOKENS: "tokens", RATE: "peak learning rate", RANK: "effective rank, gauge-fixed, % of D"}
-    kept = rows.reindex(columns=["run_id", "trunk", "end", *places])  # without the rank if it wasn't measured
-    kept = kept.rename(columns={TOKENS: "tokens", RATE: "rate", RANK: "rank"})
+    kept = rows.reindex(columns=["run_id", "trunk", "end", SEED, *places])  # without the rank if it wasn't measured
+    kept = kept.rename(columns={TOKENS: "tokens", RATE: "rate", RANK: "rank", SEED: "seed"})
     data = pd.concat([kept.assign(outcome=names[c], value=rows[c]) for c in columns], ignore_index=True)
     base = alt.Chart(alt.NamedData("ends")).transform_filter("datum.outcome == outcome")
     panels = []
@@ -42,13 +42,15 @@ def end_against_causes(results: AnalysisResults) -> Figure:
             alt.Color("end:N").title(None).scale(scheme="tableau10"),
             charts.y("value", "outcome"),
         )
-        lines = place.mark_line(opacity=0.35).encode(detail="trunk:N", order=f"{field}:Q")
+        paired = ["seed:N", "tokens:N"] if field == "rate" else ["trunk:N"]
+        lines = place.mark_line(opacity=0.35).encode(detail=paired, order=f"{field}:Q")
         points = place.mark_point().encode(tooltip=["run_id:N", "end:N", "value:Q"])
-        panels.append((points if field == "rate" else lines + points).properties(width=230, height=240))
-    chart = alt.hconcat(*panels).add_params(charts.choice("outcome", "outcome", list(names.values())))
+        panels.append((lines + points).properties(width=230, height=240))
+    heading = alt.TitleParams(text=alt.ExprRef("outcome"), anchor="start", fontSize=12, fontWeight="normal")
+    chart = alt.hconcat(*panels, title=heading).add_params(charts.choice("outcome", "outcome", list(names.values())))
     note = (
         "Every point is a branch at the end of its budget. A line joins the ends of one trunk that are of the same "
-        "kind: the same seed and peak rate, at several budgets."
+        "kind, at several budgets; in the middle, ends of one seed, kind and budget at several peak rates."
     )
     return charts.figure(chart, {"ends": data}, note)
 

@@ -35,7 +35,7 @@ def effects(rows: pd.DataFrame) -> list[Effect]:
         )
         for claim in _CLAIMS
     ]
-    return [*tested, sign_change(rows)]
+    return [*tested, _sign_change(rows, noise[LOSS])]
 
 
 def by_size(rows: pd.DataFrame, change: str, metric: str) -> list[float]:
@@ -130,23 +130,49 @@ def _difference(name: str) -> Callable[[_Suite, str, str], float]:
     return size_effect
 
 
-def sign_change(rows: pd.DataFrame) -> Effect:
-    """Fit a line to weight decay's effect on loss over log2 of the size: its slope, and whether it crosses 0."""
-    suite, noise = _suite(rows, (LOSS,)), analysis.seed_deviation(rows, LOSS)
-    claim = "weight decay's effect on loss changes sign with size (slope per doubling)"
+class Line(NamedTuple):
+    """A line through the effects of weight decay on loss over log2 of the size.
+
+    Attributes:
+      slope, low, high: per doubling, with its 95 % interval. ends: the effect at the smallest and the largest size,
+        each with its interval, `[2, 3]`. n: sizes.
+    """
+
+    slope: float
+    low: float
+    high: float
+    ends: np.ndarray
+    n: int
+
+
+def decay_line(rows: pd.DataFrame) -> Line:
+    """Fit the line by least squares; all but n is NaN with fewer than four sizes that have several weight decays."""
+    suite = _suite(rows, (LOSS,))
     sizes = suite.rows.groupby(_SIZE)["parameters_non_embedding"].first()
     by_size = {size: _difference("decay")(suite, size, LOSS) for size in suite.sizes}
     known = [size for size, effect in by_size.items() if math.isfinite(effect)]
     x, y = np.log2(sizes[known].astype(float).to_numpy()), np.array([by_size[size] for size in known])
     if len(known) < 4:
-        return untestable(claim, LOSS, len(known))
+        return Line(math.nan, math.nan, math.nan, np.full((2, 3), np.nan), len(known))
     line = scipy.stats.linregress(x, y)
-    half_width = float(scipy.stats.t.ppf(0.975, len(known) - 2)) * line.stderr
-    low, high = line.slope - half_width, line.slope + half_width
-    ends = line.intercept + line.slope * np.array([x.min(), x.max()])
-    crosses = -1 if ends[0] * ends[1] > 0 else 1
-    verdict = verdict_of(crosses * int(np.sign(line.slope)), line.slope, low, high)
-    return Effect(claim, LOSS, line.slope, low, high, len(known), in_seeds(line.slope, noise), verdict)
+    t = float(scipy.stats.t.ppf(0.975, len(known) - 2))
+    at = np.array([x.min(), x.max()])
+    middle = line.intercept + line.slope * at
+    residual = math.sqrt(np.sum((y - line.intercept - line.slope * x) ** 2) / (len(known) - 2))
+    half = t * residual * np.sqrt(1 / len(known) + (at - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2))
+    ends = np.stack([middle, middle - half, middle + half], axis=1)
+    return Line(line.slope, line.slope - t * line.stderr, line.slope + t * line.stderr, ends, len(known))
+
+
+def _sign_change(rows: pd.DataFrame, noise: float) -> Effect:
+    """Return the slope of decay_line, and whether the line crosses 0."""
+    claim = "weight decay's effect on loss changes sign with size (slope per doubling)"
+    line = decay_line(rows)
+    if not math.isfinite(line.slope):
+        return untestable(claim, LOSS, line.n)
+    crosses = -1 if line.ends[0, 0] * line.ends[1, 0] > 0 else 1
+    verdict = verdict_of(crosses * int(np.sign(line.slope)), line.slope, line.low, line.high)
+    return Effect(claim, LOSS, line.slope, line.low, line.high, line.n, in_seeds(line.slope, noise), verdict)
 
 
 _NAMES = {"tokens": TOKENS, "batch": BATCH, "decay": _DECAY, "rate": _RATE, "final": _FINAL}

@@ -17,7 +17,7 @@ _STATES = "final_states/effective_rank_percent"
 _CLUSTER = "configuration"
 _OF = "configurations"
 # A gain of R2 within this of 0 counts as none [ours]; the paper reports -.003 and -.004 as none, .03 and .07 as some.
-_NO_GAIN = 0.02
+NO_GAIN = 0.02
 
 
 def effects(rows: pd.DataFrame) -> list[Effect]:
@@ -51,9 +51,16 @@ def _gain(claim: str, rows: pd.DataFrame, metric: str, sign: int, target: str) -
     estimate = analysis.incremental_r2(rows, metric, target, baseline_columns(rows), _CLUSTER)
     effect = _of_estimate(claim, name, sign, estimate, rows)
     if sign == 0 and effect.verdict != "untestable":
-        none = "agrees" if effect.high < _NO_GAIN else "unclear"
-        effect = effect._replace(verdict="disagrees" if effect.low > 0 else none)
+        effect = effect._replace(verdict=no_gain(effect.low, effect.high))
     return effect
+
+
+def no_gain(low: float, high: float) -> str:
+    """Return the verdict of an interval of a gain of R2 on the claim that there is none that matters.
+
+    An uninformative metric makes an out-of-fold prediction slightly worse, so a gain below 0 is none.
+    """
+    return "agrees" if high < NO_GAIN else "disagrees" if low > 0 else "unclear"
 
 
 def _of_estimate(claim: str, metric: str, sign: int, estimate: analysis.Estimate, rows: pd.DataFrame) -> Effect:
@@ -97,6 +104,32 @@ def low_rank_without_harm(rows: pd.DataFrame) -> Effect:
     low, high = effect - half_width, effect + half_width
     given = verdict(-1, effect, low, high)
     return Effect(claim, RANK, effect, low, high, len(harmless), in_seeds(effect, rank_sd), given, _OF)
+
+
+def low_rank_models(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what tells each other configuration of the smallest size from its default: rank and loss.
+
+    One row per configuration: the difference of ranks and its upper limit, and of losses with both limits. They are
+    differences of two means with deviations over seeds that are pooled over all sizes, by Student's t; limits are those
+    of simultaneous intervals (Bonferroni, over configurations and the two columns). Empty without replicates or the
+    default.
+    """
+    means = _smallest(rows)
+    freedom = len(rows) - rows[_CLUSTER].nunique()
+    size = rows.loc[rows["parameters_non_embedding"].idxmin(), "config.name"]
+    is_default = means[_CLUSTER] == default_configuration(rows, size)
+    others = means[~is_default].dropna(subset=[RANK, LOSS])
+    if freedom < 1 or others.empty or not is_default.any():
+        return pd.DataFrame()
+    default = means[is_default].iloc[0]
+    t = float(scipy.stats.t.isf(0.025 / (2 * len(others)), freedom))
+    half = t * np.sqrt(1 / default[_COUNT] + 1 / others[_COUNT])
+    result = pd.DataFrame({_CLUSTER: others[_CLUSTER]})
+    for name, column in (("rank", RANK), ("loss", LOSS)):
+        spread = analysis.seed_deviation(rows, column)
+        result[name] = others[column] - default[column]
+        result[f"{name}_low"], result[f"{name}_high"] = result[name] - half * spread, result[name] + half * spread
+    return result
 
 
 def gptq_and_rank(rows: pd.DataFrame) -> list[Effect]:

@@ -11,8 +11,8 @@ from sweeps.table.curves import read_finetuning_curves
 from sweeps.table.table import read_curves, read_table
 
 
-class Evidence:
-    """The table of a sweep, with the curves of its runs and of their fine-tunings, which are read when first needed.
+class Sweep:
+    """The table of a finished sweep; the curves of its runs and of their fine-tunings are read when first needed.
 
     Args:
       table: one row per (run, checkpoint). curves: function that returns the metrics over training, by run id.
@@ -37,9 +37,9 @@ class Evidence:
         return self._courses()
 
 
-def read_evidence(workdir: epath.Path) -> Evidence:
-    """Return the evidence in a working directory. Raises AnalysisError without a table that can be read."""
-    return Evidence(
+def read_finished(workdir: epath.Path) -> Sweep:
+    """Return the sweep in a working directory. Raises AnalysisError without a table that can be read."""
+    return Sweep(
         read_table(workdir),
         lambda: read_curves(workdir),
         lambda: read_finetuning_curves(workdir, recorded_plan(workdir).evaluation),
