@@ -27,6 +27,7 @@ from eval.finetuning import (
 from olmo_jax.columns import NATS, Column, sentence
 from olmo_jax.config import require
 from olmo_jax.config.identity import identity_fields
+from olmo_jax.config.probe import SharpnessConfig
 from olmo_jax.data.windows import too_few_tokens
 from olmo_jax.probes.geometry import make_probes
 from olmo_jax.storage.names import file_name
@@ -178,9 +179,9 @@ def _curves(
     documents = probe_documents(eval_data.cohort, eval_data.index)
     sets = item_sets(eval_data, task, config) if task else domain_sets(shape, eval_data.index, target)
     vocabulary = eval_data.index.vocab_size
-    probes = make_probes(
-        shape.config.probe, shape.model, vocabulary, documents, shape.config.mapping, evaluation_sets=sets
-    )
+    # Measuring sharpness costs more than a step of fine-tuning.
+    probe_config = dataclasses.replace(shape.config.probe, sharpness=SharpnessConfig())
+    probes = make_probes(probe_config, shape.model, vocabulary, documents, shape.config.mapping, evaluation_sets=sets)
 
     def measure_all(params: Any) -> list[Row]:
         losses = stack.losses if params is stack.params_M else stack.losses_of(params)

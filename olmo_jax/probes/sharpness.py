@@ -25,6 +25,8 @@ def measure_sharpness(
     """
     tokens_NL, lengths_N = jnp.asarray(tokens_NL)[: config.documents], jnp.asarray(lengths_N)[: config.documents]
     weights_NL = (jnp.arange(tokens_NL.shape[1] - 1)[None] < lengths_N[:, None]).astype(jnp.float32)
+    # A head of two factors is one matrix here, as in every evaluation, so that sharpness doesn't depend on the factors.
+    architecture, params = model.folded(architecture, params)
     exact = dataclasses.replace(architecture, compute_dtype="float32")
 
     def mean_loss(params: Any) -> Array:

@@ -71,6 +71,10 @@ OF_STATES: _Transforms = {
     "taking the documents in another order": (_permutation, None),
     "rotating the residual stream": (_rotation, ("layer_norm",)),
 }
+# Of states within the residual stream, where whatever reads the stream subtracts the mean of its components.
+OF_LAYERS: _Transforms = OF_STATES | {
+    "adding a constant to the components of each state": (_ones, ("layer_norm", "affine_layer_norm")),
+}
 
 
 def findings(
@@ -87,7 +91,7 @@ def findings(
     """
     if not matrices:
         return {column: not_recomputed(NAME, column) for column in columns}
-    metrics = Metrics.of(columns, matrices[0].norm, matrices[0].source)
+    metrics = Metrics.of(columns, matrices[0])
     changes = [jax.device_get(_changes(metrics, jnp.asarray(m.x_ND), jax.random.key(seed))) for m in matrices]
     return {
         column: _finding(spreads[column], {name: [of_run[name][column] for of_run in changes] for name in changes[0]})
@@ -121,13 +125,18 @@ def _finding(spread: float, changes: dict[str, list[float]]) -> Finding:
     return Finding(NAME, verdict, median, float(largest_R.min()), float(largest_R.max()), text)
 
 
+def _transforms(metrics: Metrics) -> _Transforms:
+    if metrics.source == UNEMBEDDING:
+        return TRANSFORMS
+    return OF_LAYERS if metrics.source.startswith("layer_") and metrics.norm_at == "before" else OF_STATES
+
+
 @functools.partial(jax.jit, static_argnames="metrics")
 def _changes(metrics: Metrics, x_ND: Array, key: Array) -> dict[str, dict[str, Array]]:
     """Return the largest change over draws, by transformation and metric."""
-    transforms = TRANSFORMS if metrics.source == UNEMBEDDING else OF_STATES
     before = metrics(x_ND)
     largest: dict[str, dict[str, Array]] = {}
-    for i, (name, (transform, norms)) in enumerate(transforms.items()):
+    for i, (name, (transform, norms)) in enumerate(_transforms(metrics).items()):
         if norms is None or metrics.norm in norms:
             keys = jax.random.split(jax.random.fold_in(key, i), _DRAWS)
             after = jax.lax.map(lambda k, transform=transform: metrics(transform(k, x_ND)), keys)

@@ -65,16 +65,26 @@ def shapes(rows: pd.DataFrame) -> pd.Series:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """A run's unembedding or states, in float32, one per row, and its final norm; see `source_of` for `source`."""
+    """A run's unembedding or states, in float32, one per row.
+
+    Attributes:
+      norm, norm_at: as in ModelConfig. source: see `source_of`. neighbors: those of local dimensions.
+    """
 
     run_id: str
     x_ND: np.ndarray
     norm: str
     source: str = UNEMBEDDING
+    norm_at: str = "before"
+    neighbors: int = 128
 
     def is_like(self, other: "Matrix") -> bool:
-        """Return whether width, rows and norm are the same, so that one compiled program measures both."""
-        return (self.x_ND.shape, self.norm) == (other.x_ND.shape, other.norm)
+        """Return whether all but the run and the numbers are the same, so that one compiled program measures both."""
+        return (self.x_ND.shape, self.settings) == (other.x_ND.shape, other.settings)
+
+    @property
+    def settings(self) -> tuple[str, str, str, int]:
+        return self.source, self.norm, self.norm_at, self.neighbors
 
 
 def unembeddings(workdir: epath.Path, runs: Sequence[str]) -> list[Matrix]:
@@ -95,19 +105,22 @@ class Metrics:
     """Metrics of one source as a function of it, for models of one norm.
 
     Attributes:
-      source: see `source_of`. functions: those of the names, so that a redefined metric is compiled again.
+      source, norm, norm_at, neighbors: as in Matrix. functions: those of the names, so that a redefined metric is
+        compiled again.
     """
 
     columns: tuple[str, ...]
     source: str
     norm: str
+    norm_at: str
+    neighbors: int
     functions: tuple[Metric, ...]
 
     @classmethod
-    def of(cls, columns: Iterable[str], norm: str, source: str = UNEMBEDDING) -> "Metrics":
-        """Return those among the columns that are metrics of the source."""
-        found = tuple(column for column in columns if source_of(column) == source)
-        return cls(found, source, norm, tuple(METRICS[column.rpartition("/")[2]] for column in found))
+    def of(cls, columns: Iterable[str], matrix: Matrix) -> "Metrics":
+        """Return those among the columns that are metrics of what the matrix, and those like it, are."""
+        found = tuple(column for column in columns if source_of(column) == matrix.source)
+        return cls(found, *matrix.settings, tuple(METRICS[column.rpartition("/")[2]] for column in found))
 
     @property
     def by_target(self) -> dict[str, tuple[str, ...]]:
@@ -123,7 +136,7 @@ class Metrics:
         return {
             f"{target}/{name}": value
             for target, names in self.by_target.items()
-            for name, value in summarize(variant(target, x_ND, self.norm), names).items()
+            for name, value in summarize(variant(target, x_ND, self.norm), names, self.neighbors).items()
         }
 
 
@@ -131,16 +144,16 @@ def not_recomputed(test: str, column: str) -> Finding:
     """Return the finding of a test that recomputes a metric, where it can't."""
     if not source_of(column):
         return untold(test, "only metrics of the unembedding and of states are recomputed, and this isn't one")
-    return untold(test, "no checkpoint is left to recompute it from")
+    return untold(test, "neither checkpoint nor text is left to recompute it from")
 
 
-def check_scalars(metrics: Metrics, shape_VD: tuple[int, ...]) -> None:
-    """Raise MetricError unless each metric returns a scalar for a matrix of this shape."""
-    shape = " x ".join(map(str, shape_VD))
-    for column in metrics.columns:
-        one = Metrics.of([column], metrics.norm)
+def check_scalars(columns: Iterable[str], matrix: Matrix) -> None:
+    """Raise MetricError unless each metric of an unembedding returns a scalar for a matrix of this shape."""
+    shape = " x ".join(map(str, matrix.x_ND.shape))
+    for column in Metrics.of(columns, matrix).columns:
+        one = Metrics.of([column], matrix)
         try:
-            struct = jax.eval_shape(one, jax.ShapeDtypeStruct(shape_VD, jnp.float32))[column]
+            struct = jax.eval_shape(one, jax.ShapeDtypeStruct(matrix.x_ND.shape, jnp.float32))[column]
         except Exception as error:  # the metric is the user's own code
             raise MetricError(
                 f"{column}: fails on an unembedding of {shape}: {type(error).__name__}: {brief(error)}"

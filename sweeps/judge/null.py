@@ -56,7 +56,7 @@ def findings(columns: Sequence[str], matrices: Sequence[Matrix], seed: int = 0) 
     """
     if not matrices:
         return {column: not_recomputed(NAME, column) for column in columns}
-    metrics = Metrics.of(columns, matrices[0].norm, matrices[0].source)
+    metrics = Metrics.of(columns, matrices[0])
     values = [jax.device_get(_values(metrics, _some_rows(m), jax.random.key(seed))) for m in matrices]
     return {
         column: _finding(

@@ -13,14 +13,14 @@ from jax import Array
 
 from eval.eval_data import EvalData
 from geometry.probe import METRICS
+from olmo_jax import checkpoint
 from olmo_jax.cohort import Cohort
 from olmo_jax.config import ModelConfig, ProbeConfig, TargetConfig
 from olmo_jax.config.probe import ParametersConfig, SharpnessConfig, TextsConfig
 from olmo_jax.console import progress, say
-from olmo_jax.data import DataError
 from olmo_jax.data.prepare import prepare
 from olmo_jax.data.shards import TokenIndex
-from olmo_jax.errors import CheckpointError
+from olmo_jax.errors import UserError
 from olmo_jax.execution.members import over_members
 from olmo_jax.probes.columns import ALIGNMENT, SHARPNESS
 from olmo_jax.probes.geometry import Documents, make_probes, most_directions, take_states
@@ -72,25 +72,24 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Collection[str]) -
 def states(workdir: epath.Path, sources: Sequence[str], runs: Collection[str]) -> list[Matrix]:
     """Return states at the last checkpoints of runs, on the first set of documents of their probes; see `source_of`.
 
-    Runs whose checkpoint or text is gone are left out, with a message.
+    Runs whose checkpoint is gone are left out. If plan or text can't be read, there are none, and a message says why.
     """
     matrices: list[Matrix] = []
     targets = tuple(sorted({"final_states" if source == "final_states" else "layers" for source in sources}))
     try:
-        for stack, models, data, index in _stacks(workdir, runs):
+        for stack, models, data, index in _stacks(workdir, runs, saved=True):
             config, documents = _documents(stack, [f"{source}/effective_rank" for source in sources], index)
             assert documents is not None
-            batch = documents.tokens_SNL[0], documents.points_SP[0]
+            batch, shape = (documents.tokens_SNL[0], documents.points_SP[0]), data.shape.model
             for run, step in models:
-                try:
-                    found = jax.device_get(_take(config, targets, data.shape.model, batch, data.load([(run, step)])))
-                except CheckpointError as error:
-                    say(f"{run}: {error}; its states are left out")
-                    continue
-                norm = data.shape.model.norm
-                matrices += [Matrix(run, found[source][0], norm, source) for source in sources if source in found]
-    except DataError as error:
-        say(f"{error}; no states are read")
+                found = jax.device_get(_take(config, targets, shape, batch, data.load([(run, step)])))
+                matrices += [
+                    Matrix(run, found[source][0], shape.norm, source, shape.norm_at, config.neighbors)
+                    for source in sources
+                    if source in found
+                ]
+    except UserError as error:
+        say(f"states aren't recomputed: {error}")
     return matrices
 
 
@@ -102,14 +101,22 @@ def _take(
 
 
 def _stacks(
-    workdir: epath.Path, runs: Collection[str]
+    workdir: epath.Path, runs: Collection[str], saved: bool = False
 ) -> Iterator[tuple[Cohort, list[tuple[str, int]], EvalData, TokenIndex]]:
-    """Yield each stack that has some of the runs, with these and their last steps, and what reads models and text."""
+    """Yield each stack that has some of the runs, with these and their last steps, and what reads models and text.
+
+    Args:
+      saved: leave out runs whose last checkpoint isn't there.
+    """
     plan = recorded_plan(workdir)
-    indexes = {name: prepare(config.data, data_root(workdir, config), say) for name, config in plan.data.items()}
     for stack in plan.stacks:
-        if models := [(run.id, run.config.total_steps) for run in stack.runs if run.id in runs]:
-            index = indexes[stack.shape.data_name]
+        folder = checkpoint.directory(workdir, stack.folder)
+        models = [(run.id, run.config.total_steps) for run in stack.runs if run.id in runs]
+        if saved:
+            models = [(run, step) for run, step in models if (folder / str(step)).exists()]
+        if models:
+            config = plan.data[stack.shape.data_name]
+            index = prepare(config.data, data_root(workdir, config), say)
             yield stack, models, EvalData(workdir, stack, index, plan.evaluation), index
 
 

@@ -17,7 +17,6 @@ from sweeps.judge.matrices import (
     UNEMBEDDING,
     Matrix,
     MetricError,
-    Metrics,
     check_scalars,
     shapes,
     source_of,
@@ -125,7 +124,7 @@ def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str
         return table
     runs = final_rows(table).rows["run_id"].tolist()
     for matrix in unembeddings(workdir, runs[:1]):
-        check_scalars(Metrics.of(lacking, matrix.norm), matrix.x_ND.shape)
+        check_scalars(lacking, matrix)
     measured = probing.values(workdir, lacking, runs)
     is_last = table["final"].fillna(False).astype(bool)
     added = {column: table["run_id"].map(measured[column]).where(is_last) for column in lacking}

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geometry.probe import METRICS
+from geometry.probe import METRICS, summarize
 from olmo_jax import model
 from olmo_jax.config import ConfigError, ModelConfig, ParametersConfig, ProbeConfig, TargetConfig
 from olmo_jax.probes import geometry as probes
-from olmo_jax.probes.geometry import check_probe, choose_documents, make_probes, measure_parameters
+from olmo_jax.probes.geometry import check_probe, choose_documents, make_probes, measure_parameters, take_states
 
 CONFIG = ModelConfig(vocab_size=50, pad_vocab_to=64, d_model=16, n_layers=2, n_heads=2, d_ff=32)
 VOCABULARY = 45
@@ -223,3 +223,29 @@ def test_many_matrices_of_one_shape_are_measured_as_each_alone(params, monkeypat
     assert {"blocks_1.mlp.down_centred/stable_rank", "blocks_0.attention.key_spectrum/16"} <= in_a_loop.keys()
     for name, value in alone.items():
         assert float(in_a_loop[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+@pytest.mark.parametrize("tokens", ["last", "all"])
+def test_what_is_measured_is_the_mean_over_sets_of_the_states_taken(documents, params, tokens):
+    target = TargetConfig(metrics=("effective_rank", "local_two_nn"))
+    config = ProbeConfig(
+        every=10,
+        documents=3,
+        document_tokens=10,
+        sets=2,
+        tokens=tokens,
+        neighbors=4,
+        final_states=target,
+        layers=target,
+    )
+    found = measured(config, documents, params)
+    chosen = choose_documents(config, documents, BOS)
+    sets = [
+        take_states(config, ("final_states", "layers"), CONFIG, (tokens_NL, points_P), params)
+        for tokens_NL, points_P in zip(chosen.tokens_SNL, chosen.points_SP, strict=True)
+    ]
+    for name in ("final_states", "layer_0", "layer_1"):
+        values = [summarize(states[name], target.metrics, 4) for states in sets]
+        for metric in target.metrics:
+            expected = np.mean([value[metric] for value in values])
+            np.testing.assert_allclose(found[f"{name}/{metric}"], expected, rtol=1e-4)

@@ -1,5 +1,7 @@
 """The probe's sharpness against curvature computed from the documents one by one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from olmo_jax.config import ConfigError, ModelConfig, ProbeConfig, TargetConfig,
 from olmo_jax.config.probe import SharpnessConfig
 from olmo_jax.probes.columns import describe
 from olmo_jax.probes.geometry import choose_documents, make_probes
+from olmo_jax.probes.sharpness import measure_sharpness
 
 CONFIG = ModelConfig(vocab_size=30, pad_vocab_to=32, d_model=8, n_layers=1, n_heads=2, d_ff=16)
 BOS, NOTHING = 0, TargetConfig()
@@ -65,6 +68,17 @@ def test_sharpness_is_that_of_the_mean_loss_on_the_first_documents(documents, pa
         np.testing.assert_allclose(found["sharpness/trace_standard_error"][m], error, rtol=1e-2)
         top = top_eigenvalue(reference, at, jax.random.key(0), 6)
         np.testing.assert_allclose(found["sharpness/top_eigenvalue"][m], top, rtol=1e-3)
+
+
+def test_a_head_of_two_factors_is_as_sharp_as_the_one_matrix(documents, params):
+    factor_DD = jnp.eye(CONFIG.d_model) + 0.1 * jax.random.normal(jax.random.key(1), (CONFIG.d_model, CONFIG.d_model))
+    factored = dataclasses.replace(CONFIG, factored_head=True)
+    params = params | {"unembedding_factor": factor_DD}
+    _, folded = model.folded(factored, params)
+    config, (tokens_NL, length_N) = SharpnessConfig(documents=3, draws=2), (np.ones((3, 6), int), np.array([5, 2, 3]))
+    values = [measure_sharpness(config, architecture, tokens_NL, length_N, one)
+              for architecture, one in ((factored, params), (CONFIG, folded))]  # fmt: skip
+    assert values[0] == values[1]
 
 
 def test_only_what_is_asked_for_is_measured_and_as_often(documents, params):

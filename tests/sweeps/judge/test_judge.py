@@ -1,5 +1,6 @@
 """Cards of metrics whose meaning is known, with their error rates."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from olmo_jax.errors import UserError
 from sweeps.judge import cause, gain, gauge, noise, null, output, probing, sweep
 from sweeps.judge.card import Evidence, judge
 from sweeps.judge.finding import CANT_TELL, FAIL, PASS
-from sweeps.judge.matrices import Matrix, source_of
+from sweeps.judge.matrices import Matrix, Metrics, source_of
 from tests.sweeps.judge.synthetic import KINDS, METRIC, finished, interventions, matrices, suite
 
 OUTCOMES = ("lm_loss/out_of_domain",)
@@ -110,9 +111,15 @@ def test_states_may_be_taken_in_any_order_but_not_shifted(registry):
     ]
     columns = ["layer_1/first_row", "layer_1/mean_cosine", "layer_1_centred/effective_rank"]
     found = gauge.findings(columns, states, dict.fromkeys(columns, 0.1))
+    # Whatever reads the stream after a norm doesn't see the mean of its components, but sees that of the states.
+    assert found[columns[1]].verdict == FAIL and "components of each state" in found[columns[1]].text
+    after = [dataclasses.replace(m, norm_at="after") for m in states]
+    final = [dataclasses.replace(m, source="final_states") for m in states]
+    assert gauge.findings(columns[1:], after, dict.fromkeys(columns, 0.1))[columns[1]].verdict == PASS
+    columns = ["final_states/first_row", "final_states/mean_cosine"]
+    found = gauge.findings(columns, final, dict.fromkeys(columns, 0.1))
     assert found[columns[0]].verdict == FAIL and "documents in another order" in found[columns[0]].text
-    # The mean of states is seen by the logits: what depends on it isn't an artefact.
-    assert found[columns[1]].verdict == found[columns[2]].verdict == PASS
+    assert found[columns[1]].verdict == PASS
 
 
 def test_states_with_structure_beat_the_null():
@@ -122,6 +129,14 @@ def test_states_with_structure_beat_the_null():
     assert null.findings([column], states)[column].verdict == PASS
     plain = [Matrix(f"r{i}", rng.normal(size=(48, 12)).astype(np.float32), "", "final_states") for i in range(12)]
     assert null.findings([column], plain)[column].verdict != PASS
+
+
+def test_local_dimensions_are_recomputed_with_the_neighbours_of_the_probe():
+    rng = np.random.default_rng(0)
+    column = "final_states/local_two_nn"
+    matrix = Matrix("r0", rng.normal(size=(60, 4)).astype(np.float32), "", "final_states", neighbors=16)
+    found = Metrics.of([column], matrix)(matrix.x_ND)[column]
+    np.testing.assert_allclose(found, summarize(matrix.x_ND, ("local_two_nn",), 16)["local_two_nn"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
