@@ -13,6 +13,7 @@ from sweeps.claims.sweep import Sweep
 from sweeps.studies.paper_a import contrasts, relations
 from sweeps.studies.paper_a.effect import LOSS, RANK
 from sweeps.studies.paper_a.effects import suite_rows
+from sweeps.table.columns import AnalysisError
 
 STATES = "final_states/effective_rank_percent"
 AFTER_GPTQ, AFTER_TUNING = "loss after GPTQ", "loss after fine-tuning"
@@ -26,7 +27,10 @@ _PERCENT, _NATS, _RHO = 1.0, 0.01, 0.1
 
 def suite_of(sweep: Sweep) -> pd.DataFrame:
     """Return the final rows of the suite of paper A. Raises NotEstimableError for a sweep of another design."""
-    rows = suite_rows(sweep.table)
+    try:
+        rows = suite_rows(sweep.table)
+    except AnalysisError:
+        raise NotEstimableError("has no run of paper A's suite") from None
     if rows.groupby("config.name")[contrasts.BATCH].nunique().max() < 2:
         raise NotEstimableError("its runs have the suite's names, but no size has several batch sizes")
     return rows

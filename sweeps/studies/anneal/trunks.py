@@ -5,16 +5,13 @@ from collections.abc import Iterable
 
 from olmo_jax.config import (
     CheckpointConfig,
-    DataConfig,
-    ModelConfig,
     OptimizerConfig,
-    ProbeConfig,
-    TargetConfig,
     TrainConfig,
 )
 from sweeps.analysis.contrast import LEAST_SEEDS
 from sweeps.planning.grid import Point
 from sweeps.studies.argument import scale_and_seeds
+from sweeps.studies.small import prose, small_model, small_probe
 
 _METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "partition_isotropy")
 
@@ -45,33 +42,12 @@ def train_config(scale: Scale, checkpoints: Iterable[int], ema_decay: float = 0.
     longest = max(scale.budgets)
     return TrainConfig(
         tokens=longest * scale.batch * scale.length,
-        model=ModelConfig(
-            vocab_size=scale.vocabulary,
-            pad_vocab_to=1,
-            d_model=scale.width,
-            n_layers=scale.layers,
-            n_heads=max(2, scale.width // 32),
-            d_ff=4 * scale.width,
-            context_length=scale.length,
-        ),
+        model=small_model(scale),
         optimizer=OptimizerConfig(
             schedule="wsd", decay_fraction=0.0, final_fraction=0.0, warmup_fraction=0.02, weight_decay=0.1
         ),
-        data=DataConfig(
-            train_domains=("prose",),
-            max_megabytes=scale.megabytes,
-            bpe_vocab_size=scale.vocabulary,
-            sequence_length=scale.length,
-            batch_size=scale.batch,
-            max_epochs=8.0,
-        ),
-        probe=ProbeConfig(
-            every=longest,
-            unembedding=TargetConfig(metrics=_METRICS),
-            final_states=TargetConfig(metrics=("effective_rank_percent", "mean_cosine", "isoscore")),
-            documents=64,
-            document_tokens=min(64, scale.length),
-        ),
+        data=prose(scale),
+        probe=small_probe(scale, longest, _METRICS),
         checkpoint=CheckpointConfig(at=tuple(sorted(set(checkpoints))), ema_decay=ema_decay),
     )
 

@@ -22,17 +22,14 @@ from ml_collections import ConfigDict
 from eval.config import EvalConfig, FinetuneConfig, QuantizeConfig
 from olmo_jax.config import (
     CheckpointConfig,
-    DataConfig,
-    ModelConfig,
     OptimizerConfig,
-    ProbeConfig,
-    TargetConfig,
     TrainConfig,
 )
 from sweeps.analysis.doses import LEAST_PAIRS, detectable
 from sweeps.planning.grid import Grid, Point, chain, one_at_a_time, seeds
 from sweeps.planning.plan import sweep_config
 from sweeps.studies.argument import scale_and_seeds
+from sweeps.studies.small import prose, small_model, small_probe
 
 _SEEDS = 6
 _METRICS = ("effective_rank_percent", "stable_rank", "mean_cosine", "isoscore", "partition_isotropy")
@@ -83,36 +80,13 @@ def get_config(argument: str = "cpu") -> ConfigDict:
 
 
 def _train(scale: Scale) -> TrainConfig:
-    model = ModelConfig(
-        vocab_size=scale.vocabulary,
-        pad_vocab_to=1,
-        d_model=scale.width,
-        n_layers=scale.layers,
-        n_heads=max(2, scale.width // 32),
-        d_ff=4 * scale.width,
-        context_length=scale.length,
-        factored_head=True,  # of the control as well, so that all share a program
-    )
     return TrainConfig(
         name="control",
         tokens=scale.steps * scale.batch * scale.length,
-        model=model,
+        model=small_model(scale, factored_head=True),  # of the control as well, so that all share a program
         optimizer=OptimizerConfig(learning_rate=scale.rate, weight_decay=scale.decay),
-        data=DataConfig(
-            train_domains=("prose",),
-            max_megabytes=scale.megabytes,
-            bpe_vocab_size=scale.vocabulary,
-            sequence_length=scale.length,
-            batch_size=scale.batch,
-            max_epochs=8.0,
-        ),
-        probe=ProbeConfig(
-            every=max(1, scale.steps // 10),
-            unembedding=TargetConfig(metrics=_METRICS),
-            final_states=TargetConfig(metrics=("effective_rank_percent", "mean_cosine", "isoscore")),
-            documents=64,
-            document_tokens=min(64, scale.length),
-        ),
+        data=prose(scale),
+        probe=small_probe(scale, max(1, scale.steps // 10), _METRICS),
         checkpoint=CheckpointConfig(every=max(1, scale.steps // 2)),
     )
 

@@ -26,7 +26,6 @@ from ml_collections import ConfigDict
 from eval.config import EvalConfig, QuantizeConfig
 from olmo_jax.config import (
     CheckpointConfig,
-    DataConfig,
     OptimizerConfig,
     ProbeConfig,
     TargetConfig,
@@ -36,6 +35,7 @@ from olmo_jax.config.presets import PYTHIA
 from sweeps.planning.grid import Grid, product, seeds
 from sweeps.planning.plan import sweep_config
 from sweeps.studies.argument import scale_and_seeds
+from sweeps.studies.small import prose
 
 _SEEDS, _LEAST_SEEDS = 3, 2
 _CHECKPOINTS, _DOCUMENTS = 16, 16
@@ -97,14 +97,7 @@ def _train(scale: Scale) -> TrainConfig:
         tokens=scale.steps * scale.batch * scale.length,
         model=model,
         optimizer=OptimizerConfig(learning_rate=scale.rate),
-        data=DataConfig(
-            train_domains=("prose",),
-            max_megabytes=scale.megabytes,
-            bpe_vocab_size=scale.vocabulary,
-            sequence_length=scale.length,
-            batch_size=scale.batch,
-            max_epochs=8.0,
-        ),
+        data=prose(scale),
         probe=ProbeConfig(
             every=scale.steps // _CHECKPOINTS,
             unembedding=TargetConfig(metrics=("effective_rank", "effective_rank_percent", "mean_cosine")),
