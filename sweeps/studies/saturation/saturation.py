@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from eval.config import EvalConfig, QuantizeConfig
+from eval.config import DynamicsConfig, EvalConfig, QuantizeConfig
 from olmo_jax.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -63,7 +63,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((8, 16), 1, 280, 16, 4, 32, 3e-3, 0.4, 256, (0.3,), (0.0,), ("float32",)),
-    "cpu": Scale((8, 16, 32), 2, 1024, 64, 8, 2000, 3e-3, 8.0, 4096),
+    # A high rate, at which the rank falls within minutes.
+    "cpu": Scale((8, 16, 32), 2, 512, 64, 8, 2560, 3e-2, 8.0, 4096),
     "gpu": Scale((64, 128, 256), 6, 8192, 512, 32, 40_000, 1e-3, 2000.0, 32768),
 }
 
@@ -78,6 +79,8 @@ def get_config(argument: str = "cpu") -> ConfigDict:
         tokens_per_domain=scale.tokens_per_domain,
         tokens_per_document=scale.tokens_per_domain // _DOCUMENTS,
         quantize=QuantizeConfig(bits=()),
+        # At a high rate, the rank falls early; what is left out is the fall from its value at random initialisation.
+        dynamics=DynamicsConfig(collapse_after=0.1),
     )
     return sweep_config(_train(scale), grid, evaluation)
 
