@@ -64,7 +64,7 @@ class Scale:
 SCALES = {
     "smoke": Scale((8, 16), 1, 280, 16, 4, 32, 3e-3, 0.4, 256, (0.3,), (0.0,), ("float32",)),
     # A high rate, at which the rank falls within minutes.
-    "cpu": Scale((8, 16, 32), 2, 512, 64, 8, 2560, 3e-2, 8.0, 4096),
+    "cpu": Scale((8, 16, 32), 2, 512, 64, 8, 1600, 3e-2, 8.0, 4096),
     "gpu": Scale((64, 128, 256), 6, 8192, 512, 32, 40_000, 1e-3, 2000.0, 32768),
 }
 
