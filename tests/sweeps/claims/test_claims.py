@@ -334,3 +334,27 @@ def test_no_claim_trips_over_the_table_of_another_sweep(suite):
         notes = {name: verdict_on(claim, {name: sweep}) for name, sweep in sweeps.items()}
         assert all(one.verdict != UNTESTABLE or one.note.startswith(f"{name}: ") for name, one in notes.items())
         assert notes["one batch"].verdict == notes["sums"].verdict == UNTESTABLE
+
+
+def overtrained(rise, seeds=6):
+    """Return branches of four budgets whose loss after fine-tuning falls, and then rises or not."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for s, (i, budget) in itertools.product(range(seeds), enumerate((1e6, 2e6, 4e6, 8e6))):
+        table = planted(s, seeds=1)
+        row = table[(table["tokens"] == 1e6) & (table["config.optimizer.decay_fraction"] == 0.1)].iloc[0].to_dict()
+        value = 4.0 - 0.2 * min(i, 2) + rise * (i == 3) + 0.01 * rng.normal()
+        row |= {"run_id": f"{s}-{i}", "trunk": f"t{s}", "config.init_seed": s, "tokens": budget}
+        # The rise is at the higher rate only.
+        rows.append(row | {"finetune_code_lr0.0001/target": 4.0 - 0.2 * i, "finetune_code_lr0.001/target": value,
+                           LOSS: 4.0 - 0.2 * i, "finetune_code_lr0.001/forgetting": 0.2 * i + value - 4.0})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("rise", "expected"), [(0.1, SUPPORTED), (-0.1, CONTRADICTED)])
+@pytest.mark.parametrize("claim", ["overtraining-target", "overtraining-old-text"])
+def test_overtraining_is_a_rise_at_the_last_budget(claim, rise, expected):
+    assert verdict_on(CLAIMS[claim], {"w": Sweep(overtrained(rise))}).verdict == expected
+    two = overtrained(rise)
+    two = two[two["tokens"] <= 2e6]
+    assert "has no fine-tuned branches of 3 budgets" in verdict_on(CLAIMS[claim], {"w": Sweep(two)}).note
