@@ -36,19 +36,19 @@ add(
     Claim(
         "narrow-saturates",
         "Godey et al., arXiv 2404.07647",
-        "The loss turns sooner, or in more runs, the narrower a model is.",
+        "The loss turns sooner, or in more runs, in the narrowest models of the sweep than in the widest.",
         _CONFIG, _LEAST_TOKENS, LogHazard("turn", "config.model.d_model"), -1, _LEAST, _UNIT,
     ),
     Claim(
         "narrow-collapses",
         "Godey et al., arXiv 2404.07647",
-        "The rank of the unembedding collapses sooner, or in more runs, the narrower a model is.",
+        "The rank of the unembedding falls sooner, or in more runs, in the narrowest models than in the widest.",
         _CONFIG, _LEAST_TOKENS, LogHazard("collapse", "config.model.d_model"), -1, _LEAST, _UNIT,
     ),
     Claim(
         "parallel-collapses",
         "paper A, arXiv 2602.20433",
-        "The rank collapses sooner, or in more runs, with parallel blocks than with sequential ones.",
+        "The rank falls sooner, or in more runs, with parallel blocks than with sequential ones.",
         _CONFIG, _LEAST_TOKENS, LogHazard("collapse", "config.model.parallel"), 1, _LEAST, _UNIT,
     ),
 )  # fmt: skip

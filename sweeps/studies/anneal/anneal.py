@@ -98,7 +98,7 @@ def _evaluation(scale: Scale, name: str) -> EvalConfig:
         ),
         finetune=tuning,
         perturb=PerturbConfig(relative=(0.1,), draws=2),
-        curvature=CurvatureConfig(sequences=16, draws=2, lanczos_steps=8),
+        curvature=CurvatureConfig(sequences=8, draws=2, lanczos_steps=8),
     )
 
 
