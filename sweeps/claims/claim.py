@@ -93,7 +93,7 @@ def need(table: pd.DataFrame, column: str, remedy: str) -> None:
 
 
 def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
-    """Return the verdict on a claim from the sweep, of those given, that has most replicates of what it needs.
+    """Return the verdict on a claim from the sweep, of those given, with most replicates of what it needs, then tokens.
 
     Args:
       sweeps: finished sweeps, by their working directories.
@@ -114,7 +114,7 @@ def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
         else:
             reasons.append(f"{workdir}: {result.n} replicates are too few for an interval")
     if tested:
-        return max(tested, key=lambda one: one.estimate.n)
+        return max(tested, key=lambda one: (one.estimate.n, sweeps[one.workdir].table["tokens"].max()))
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
     remedy = f"`olmo-jax run --config={claim.config}` makes the runs"
     return Tested(claim, UNTESTABLE, nothing, "; ".join([*reasons, remedy]), "")

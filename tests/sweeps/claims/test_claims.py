@@ -142,6 +142,9 @@ def test_the_sweep_with_most_replicates_decides():
     sweeps = {"few": Sweep(planted(0)), "many": Sweep(planted(1, decay=4.0, seeds=9))}
     found = verdict_on(CLAIMS["decay-quantisation"], sweeps)
     assert found.workdir == "many" and found.estimate.n == 9 and found.verdict == SUPPORTED
+    table = planted(0)
+    sweeps = {"short": Sweep(table), "long": Sweep(table.assign(tokens=2 * table["tokens"]))}
+    assert verdict_on(CLAIMS["decay-quantisation"], sweeps).workdir == "long"
 
 
 def test_every_claim_is_complete_and_can_be_run():
