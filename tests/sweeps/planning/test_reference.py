@@ -22,7 +22,7 @@ def test_reference_sections_are_those_of_a_sweep():
     [
         ("train.optimizer", "config.train.optimizer: The optimiser, gradient clipping", 1),
         ("optimizer", "config.train.optimizer: The optimiser, gradient clipping", 1),
-        ("config.train.probe", "config.train.probe: Geometry measured during training", 7),
+        ("config.train.probe", "config.train.probe: Geometry measured during training", 8),
         ("weight_decay", "config.train.optimizer", 2),
     ],
 )
