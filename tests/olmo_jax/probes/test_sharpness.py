@@ -53,21 +53,24 @@ def mean_loss(documents, params):
 
 
 def test_sharpness_is_that_of_the_mean_loss_on_the_first_documents(documents, params):
-    (found,) = probed(documents, params, documents=4, draws=3, lanczos_steps=6).values()
+    (found,) = probed(documents, params, documents=2, draws=3, lanczos_steps=6).values()
 
     def reference(params):
-        # The sets take documents in turn, and the first set comes first.
-        return mean_loss([documents[i] for i in (0, 2, 4, 1)], params)
+        return mean_loss([documents[i] for i in (0, 2)], params)  # the sets take documents in turn
 
-    for m, scale in enumerate((1.0, 1.1)):
-        at = jax.tree.map(lambda x, scale=scale: scale * x, params)
-        expected = critical_sharpness(reference, at, jax.grad(reference)(at))
-        np.testing.assert_allclose(found["sharpness/critical"][m], expected, rtol=0.07)  # both to a thirty-second
-        trace, error = hessian_trace(reference, at, jax.random.key(0), 3)
-        np.testing.assert_allclose(found["sharpness/trace"][m], trace, rtol=1e-3)
-        np.testing.assert_allclose(found["sharpness/trace_standard_error"][m], error, rtol=1e-2)
-        top = top_eigenvalue(reference, at, jax.random.key(0), 6)
-        np.testing.assert_allclose(found["sharpness/top_eigenvalue"][m], top, rtol=1e-3)
+    def all_of(params):
+        trace = hessian_trace(reference, params, jax.random.key(0), 3)
+        top = top_eigenvalue(reference, params, jax.random.key(0), 6)
+        return critical_sharpness(reference, params, jax.grad(reference)(params)), *trace, top
+
+    expected = jax.vmap(all_of)(jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params))
+    for name, value_M, rtol in zip(
+        ("critical", "trace", "trace_standard_error", "top_eigenvalue"),
+        expected,
+        (0.07, 1e-3, 1e-2, 1e-3),  # critical sharpness is accurate to a thirty-second
+        strict=True,
+    ):
+        np.testing.assert_allclose(found[f"sharpness/{name}"], value_M, rtol=rtol)
 
 
 def test_a_head_of_two_factors_is_as_sharp_as_the_one_matrix(documents, params):
