@@ -4,7 +4,7 @@ Computed for any sweep with branches that end at equal tokens in several ways (a
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,6 +18,8 @@ from sweeps.table.columns import controls_of, final_rows, performance_columns
 
 CONSTANT = "constant rate"
 SAM = " with SAM"
+# Kinds of ends that are compared with a constant rate.
+DECAY, AVERAGING = "decay", "averaging"
 RATE, TOKENS, SEED = "config.optimizer.learning_rate", "tokens", "config.init_seed"
 _NEEDED = (
     "trunk", "step", TOKENS, RATE, SEED, "config.branch.parent", "config.branch.average_last", "config.branch.ema",
@@ -31,7 +33,6 @@ _FACTORS = (
 )  # fmt: skip
 OTHER = "other settings"
 RANK = "unembedding_gauge_fixed/effective_rank_percent"
-_COMPARED = ("decay", "moving average", "mean of")  # with a constant rate
 # Besides performance.
 _OTHERS = ("curvature/critical_sharpness", "curvature/trace", "unembedding/effective_rank_percent", RANK)
 
@@ -52,18 +53,32 @@ class Change(NamedTuple):
     base: float
 
 
+class End(NamedTuple):
+    """How the training of a run ended.
+
+    Attributes:
+      end: in words. kind: DECAY, AVERAGING, or "" for an end that isn't compared with a constant rate.
+      plain: in words, the same end without sharpness-aware minimisation.
+    """
+
+    end: str
+    kind: str
+    plain: str
+
+
 def ends(table: pd.DataFrame) -> pd.DataFrame:
     """Return the last rows of the finished branches, and of trunks that no branch repeats.
 
-    They have two more columns: `end`, how the training of each ended, and OTHER, the values of all settings that differ
-    and are no factor. A trunk is one of the ends if its rate is constant.
+    They have the fields of End as columns, and OTHER, the values of all settings that differ and are no factor. A trunk
+    is one of the ends if its rate is constant.
     """
     rows = final_rows(table).rows
     parents = rows["config.branch.parent"].fillna("").astype(str)  # missing for imported runs
     branches, roots = rows[parents != ""], rows[parents == ""]
-    branches = branches.assign(end=[_end(row) for row in branches[list(_NEEDED)].to_dict("records")])
+    branches = _with_end(branches, [_end(row) for row in branches[list(_NEEDED)].to_dict("records")])
     roots = roots[roots["run_id"].isin(branches["trunk"]) & (roots["config.optimizer.schedule"] == "wsd")]
-    roots = roots[roots["config.optimizer.decay_fraction"] == 0].assign(end=CONSTANT)
+    roots = roots[roots["config.optimizer.decay_fraction"] == 0]
+    roots = _with_end(roots, [End(CONSTANT, "", CONSTANT)] * len(roots))
     repeated = set(map(tuple, branches.loc[branches["end"] == CONSTANT, ["trunk", TOKENS]].to_numpy().tolist()))
     single = [place not in repeated for place in zip(roots["trunk"], roots[TOKENS], strict=True)]
     found = pd.concat([branches, roots[single]], ignore_index=True)
@@ -72,18 +87,25 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(**{OTHER: list(map(str, zip(*levels, strict=True))) if levels else ""})
 
 
-def _end(row: Mapping[str, Any]) -> str:
+def _with_end(rows: pd.DataFrame, found: Sequence[End]) -> pd.DataFrame:
+    return rows.assign(**pd.DataFrame(found, rows.index, columns=End._fields, dtype=object))
+
+
+def _end(row: Mapping[str, Any]) -> End:
     share = row["config.optimizer.decay_fraction"] if row["config.optimizer.schedule"] == "wsd" else None
     if share is None:
-        trained = f"{row['config.optimizer.schedule']} schedule"
+        plain, kind = f"{row['config.optimizer.schedule']} schedule", ""
     else:
-        trained = f"decay over the last {share:.0%}".replace("%", " %") if share else CONSTANT
-    trained += SAM if row["config.optimizer.sam_rho"] else ""
+        plain = f"decay over the last {share:.0%}".replace("%", " %") if share else CONSTANT
+        kind = DECAY if share else ""
+    trained = plain + (SAM if row["config.optimizer.sam_rho"] else "")
     kept = row["config.branch.average_last"]
     if not row["config.branch.ema"] and kept <= 1:
-        return trained
+        return End(trained, kind, plain)
     average = "moving average" if row["config.branch.ema"] else f"mean of {kept:.0f} checkpoints"
-    return average if row["step"] == row["config.branch.start_step"] else f"{average}, then {trained}"
+    if row["step"] == row["config.branch.start_step"]:
+        return End(average, AVERAGING, average)
+    return End(f"{average}, then {trained}", "", f"{average}, then {plain}")
 
 
 def has_branches(table: pd.DataFrame) -> bool:
@@ -125,13 +147,12 @@ def _changes_of(rows: pd.DataFrame, outcome: str) -> Iterator[Change]:
         base = float(rows.loc[rows[factor] == first, outcome].mean())
         return Change(outcome, name, _level(first), _level(second), estimate, base)
 
-    found = sorted(set(rows["end"]))
-    for end in found:
-        if end.endswith(SAM):
-            plain = end.removesuffix(SAM)
+    found = rows[list(End._fields)].drop_duplicates().sort_values("end")
+    for end, kind, plain in found.itertuples(index=False):
+        if plain != end:
             yield compared("sharpness-aware minimisation", "end", plain, end, [TOKENS, RATE])
-        elif end.startswith(_COMPARED):
-            yield compared("decay" if end.startswith("decay") else "averaging", "end", CONSTANT, end, [TOKENS, RATE])
+        elif kind:
+            yield compared(kind, "end", CONSTANT, end, [TOKENS, RATE])
     for name, factor, other in (("tokens", TOKENS, RATE), ("learning rate", RATE, TOKENS)):
         levels = sorted(set(rows[factor]))
         if len(levels) > 1:

@@ -8,7 +8,7 @@ import pandas as pd
 from sweeps.analysis.contrast import LEAST_SEEDS, contrast
 from sweeps.analysis.estimate import Estimate
 from sweeps.report.numbers import change
-from sweeps.studies.anneal.effects import OTHER, SEED, TOKENS, ends, has_branches
+from sweeps.studies.anneal.effects import DECAY, OTHER, SEED, TOKENS, ends, has_branches
 from sweeps.table.catalog import catalog_of
 
 LOSS = "lm_loss/in_domain"
@@ -44,7 +44,7 @@ def tuned(table: pd.DataFrame) -> pd.DataFrame:
     if not has_branches(table):
         return pd.DataFrame()
     rows = ends(table)
-    rows = rows[rows["end"].str.startswith("decay over")]
+    rows = rows[rows["kind"] == DECAY]
     catalog = catalog_of(table)
     kept = rows[["run_id", "trunk", TOKENS, SEED, OTHER]]
     parts = []
