@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 from scipy import stats
 
+from olmo_jax.errors import UserError
 from sweeps.analysis.contrast import LEAST_SEEDS
 from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.claims.sweep import Sweep
-from sweeps.table.columns import AnalysisError
 
 SUPPORTED, CONTRADICTED, UNCLEAR, UNTESTABLE = "supported", "contradicted", "unclear", "untestable"
 _MOST_SEEDS = 1000
@@ -38,7 +38,7 @@ class Claim:
       id: its short name. source: the publication. statement: what it says, as tested here, in one sentence.
       config: the sweep that tests it. least_tokens: with fewer training tokens per run, a sweep isn't asked.
       measure: function of a sweep that returns the effect, with its interval over n replicates, or a verdict. Raises
-        NotEstimableError or AnalysisError, with the reason, for a sweep that can't test it.
+        NotEstimableError or UserError, with the reason, for a sweep that can't test it.
       direction: the sign of the effect that the claim expects; 0: it says that there is none; None: it is decided by a
         rule of its own. least: the smallest effect that matters, in the effect's unit [ours]; 0 where none is named.
       unit: of the effect.
@@ -104,7 +104,7 @@ def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
         try:
             _check_scale(claim, sweep.table)
             result = claim.measure(sweep)
-        except (NotEstimableError, AnalysisError) as error:
+        except (NotEstimableError, UserError) as error:
             reasons.append(f"{workdir}: {error}")
             continue
         if isinstance(result, Judged):

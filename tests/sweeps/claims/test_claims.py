@@ -15,7 +15,7 @@ from sweeps.analysis.estimate import Estimate
 from sweeps.claims import registry
 from sweeps.claims.claim import CONTRADICTED, SUPPORTED, UNCLEAR, UNTESTABLE, replicates_needed, verdict, verdict_on
 from sweeps.claims.sources.annealing import QUANTISED
-from sweeps.claims.sweep import Sweep
+from sweeps.claims.sweep import Sweep, read_finished
 from sweeps.planning.config_file import load_config
 from sweeps.planning.plan import point_config, read_sweep
 from sweeps.table import table as tables
@@ -136,6 +136,14 @@ def test_what_a_sweep_lacks_is_named_with_the_command_that_makes_it():
     few = verdict_on(CLAIMS["decay-quantisation"], {"w": Sweep(planted(0, seeds=3))})
     assert few.verdict == UNTESTABLE and "3 replicates are too few" in few.note
     assert verdict_on(CLAIMS["centring"], {}).note == "`olmo-jax run --config=do_rank:cpu` makes the runs"
+
+
+def test_a_table_without_its_sweep_tests_what_needs_no_curves(tmp_path):
+    table = planted(0, decay=4.0).assign(**{"texts.train/loss": 1.0, "tokens": 1e7})
+    tables.write_table(tmp_path, table)
+    sweep = read_finished(tmp_path)
+    assert verdict_on(CLAIMS["decay-quantisation"], {"w": sweep}).verdict == SUPPORTED
+    assert "no sweep.json" in verdict_on(CLAIMS["dimension-shift"], {"w": sweep}).note
 
 
 def test_the_sweep_with_most_replicates_decides():
