@@ -1,6 +1,5 @@
 """Windows of validation text as arrays, and the mean loss on them as a function that can be differentiated twice."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from jax import Array
 
 from eval.eval_data import EvalData
 from eval.lm_loss import averages
-from olmo_jax import loss, model
+from olmo_jax import loss
 from olmo_jax.config import ModelConfig
 
 
@@ -36,7 +35,4 @@ def first_windows(data: EvalData, count: int, domains: Sequence[str] = ()) -> Wi
 
 def mean_loss(architecture: ModelConfig, params: Any, windows: Windows) -> Array:
     """Return the mean loss over the positions that count, in nats, with activations in float32."""
-    config = dataclasses.replace(architecture, compute_dtype="float32")
-    final_NLD = model.hidden(config, params, windows.inputs_NL).final_BLD
-    losses_NL = loss.token_losses(final_NLD, model.unembedding(params), windows.targets_NL)
-    return jnp.sum(losses_NL * windows.weights_NL) / jnp.sum(windows.weights_NL)
+    return loss.mean_loss(architecture, params, windows.inputs_NL, windows.targets_NL, windows.weights_NL)

@@ -9,6 +9,7 @@ logits' gradient enter these matmuls as bfloat16 too; logits, softmax and sums a
 Shapes: N tokens of a chunk, C rows of W in a tile.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -18,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from olmo_jax.config import ModelConfig
 from olmo_jax.execution.matmul import optimization_barrier, transposed
-from olmo_jax.model import unembed
+from olmo_jax.model import Params, hidden, unembed, unembedding
 
 # Logits held at a time in training: on a CPU 32 MiB in float32, in tiles of 4,096 rows of W that fit in its caches; on
 # an accelerator 1 GiB, enough for efficient matmuls and little compared with its memory. In evaluation 16 MiB.
@@ -68,6 +70,19 @@ def cross_entropy(
     pieces = _pieces(x_BLD, w_VD, chunk, tile, members)
     objective, entropy = _mean_loss(x_BLD, w_VD, targets_BL, weights_BL, z_loss, pieces)
     return Loss(objective, jax.lax.stop_gradient(entropy))
+
+
+def mean_loss(
+    architecture: ModelConfig, params: Params, inputs_BL: Array, targets_BL: Array, weights_BL: Array
+) -> Array:
+    """Return a model's mean loss over positions, in nats, with activations in float32.
+
+    Args:
+      weights_BL: weight of each position, 0 to leave it out.
+    """
+    exact = dataclasses.replace(architecture, compute_dtype="float32")
+    losses_BL = token_losses(hidden(exact, params, inputs_BL).final_BLD, unembedding(params), targets_BL)
+    return jnp.sum(losses_BL * weights_BL) / jnp.sum(weights_BL)
 
 
 def token_losses(x_BLD: Array, w_VD: Array, targets_BL: Array, chunk: int | None = None) -> Array:

@@ -1,6 +1,5 @@
 """Measure how sharp the loss is around a member's weights, on the probe's documents."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -27,12 +26,9 @@ def measure_sharpness(
     weights_NL = (jnp.arange(tokens_NL.shape[1] - 1)[None] < lengths_N[:, None]).astype(jnp.float32)
     # A head of two factors is one matrix here, as in every evaluation, so that sharpness doesn't depend on the factors.
     architecture, params = model.folded(architecture, params)
-    exact = dataclasses.replace(architecture, compute_dtype="float32")
 
     def mean_loss(params: Any) -> Array:
-        final_NLD = model.hidden(exact, params, tokens_NL[:, :-1]).final_BLD
-        losses_NL = loss.token_losses(final_NLD, model.unembedding(params), tokens_NL[:, 1:])
-        return jnp.sum(losses_NL * weights_NL) / jnp.sum(weights_NL)
+        return loss.mean_loss(architecture, params, tokens_NL[:, :-1], tokens_NL[:, 1:], weights_NL)
 
     results = {"critical": critical_sharpness(mean_loss, params, jax.grad(mean_loss)(params))}
     key = jax.random.key(_SEED)

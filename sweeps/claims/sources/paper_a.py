@@ -15,7 +15,6 @@ from sweeps.studies.paper_a.effect import LOSS, RANK
 from sweeps.studies.paper_a.effects import suite_rows
 from sweeps.table.columns import AnalysisError
 
-STATES = "final_states/effective_rank_percent"
 AFTER_GPTQ, AFTER_TUNING = "loss after GPTQ", "loss after fine-tuning"
 _MADE = {
     AFTER_GPTQ: (relations.losses_after_gptq, "set config.evaluation.quantize.bits and evaluate again"),
@@ -219,7 +218,7 @@ add(
     Claim(
         "states-tuning", _SOURCE,
         "The rank of the final states adds to such a prediction of the loss after fine-tuning.",
-        _CONFIG, _LEAST_TOKENS, Relation("delta R2", STATES, AFTER_TUNING), 1, relations.NO_GAIN, "of R2",
+        _CONFIG, _LEAST_TOKENS, Relation("delta R2", relations.STATES, AFTER_TUNING), 1, relations.NO_GAIN, "of R2",
     ),
     Claim(
         "low-rank-harmless", _SOURCE,

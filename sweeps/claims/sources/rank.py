@@ -9,9 +9,10 @@ from sweeps.analysis.estimate import Estimate, NotEstimableError
 from sweeps.analysis.r2 import incremental_r2
 from sweeps.claims.claim import Claim, need
 from sweeps.claims.registry import add
-from sweeps.claims.sources.paper_a import AFTER_TUNING, STATES, with_outcome
+from sweeps.claims.sources.paper_a import AFTER_TUNING, with_outcome
 from sweeps.claims.sweep import Sweep
 from sweeps.studies.do_rank.effects import has_interventions
+from sweeps.studies.paper_a.relations import STATES
 from sweeps.table.columns import final_rows
 
 LOSS = "lm_loss/in_domain"

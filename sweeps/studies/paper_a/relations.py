@@ -13,7 +13,7 @@ from sweeps.studies.paper_a.effect import LOSS, RANK, Effect, in_seeds, untestab
 from sweeps.table.catalog import catalog_of
 
 _OUT = "lm_loss/out_of_domain"
-_STATES = "final_states/effective_rank_percent"
+STATES = "final_states/effective_rank_percent"
 _CLUSTER = "configuration"
 _OF = "configurations"
 # A gain of R2 within this of 0 counts as none [ours]; the paper reports -.003 and -.004 as none, .03 and .07 as some.
@@ -30,7 +30,7 @@ def effects(rows: pd.DataFrame) -> list[Effect]:
         *(_correlation("the same given the settings", rows, target, settings) for target in [*losses, *quantised]),
         *(_gain("R(W) adds nothing to a prediction from size, tokens and compute", rows, RANK, 0, c) for c in losses),
         *(_gain("the same for the loss after fine-tuning", rows, RANK, 0, c) for c in tuned),
-        *(_gain("R(H) adds to a prediction of the loss after fine-tuning", rows, _STATES, +1, c) for c in tuned),
+        *(_gain("R(H) adds to a prediction of the loss after fine-tuning", rows, STATES, +1, c) for c in tuned),
         low_rank_without_harm(rows),
         *gptq_and_rank(rows),
     ]
