@@ -81,7 +81,8 @@ def ends(table: pd.DataFrame) -> pd.DataFrame:
     roots = _with_end(roots, [End(CONSTANT, "", CONSTANT)] * len(roots))
     repeated = set(map(tuple, branches.loc[branches["end"] == CONSTANT, ["trunk", TOKENS]].to_numpy().tolist()))
     single = [place not in repeated for place in zip(roots["trunk"], roots[TOKENS], strict=True)]
-    found = pd.concat([branches, roots[single]], ignore_index=True)
+    # pd.concat leaves a block of memory per column, and pandas warns of the next column; a copy joins them.
+    found = pd.concat([branches, roots[single]], ignore_index=True).copy()
     others = [c for c in controls_of(found) if c not in _FACTORS and not c.startswith("config.branch.")]
     levels = [list(map(as_level, found[c])) for c in others]
     return found.assign(**{OTHER: list(map(str, zip(*levels, strict=True))) if levels else ""})
