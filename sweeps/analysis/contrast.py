@@ -47,10 +47,16 @@ def contrast(
 def mean_estimate(x_S: np.ndarray) -> Estimate:
     """Return the mean of independent values with Student's interval, and the p-value of a mean of 0."""
     n = len(x_S)
-    mean = float(np.mean(x_S))
+    return student(float(np.mean(x_S)), float(stats.sem(x_S)) if n >= LEAST_SEEDS else math.nan, n)
+
+
+def student(value: float, error: float, n: int) -> Estimate:
+    """Return a value with Student's interval from its standard error over n replicates, and the p-value of 0.
+
+    Without an interval if there are fewer than LEAST_SEEDS replicates.
+    """
     if n < LEAST_SEEDS:
-        return Estimate(mean, math.nan, math.nan, math.nan, n)
-    error = float(stats.sem(x_S))
+        return Estimate(value, math.nan, math.nan, math.nan, n)
     half = float(stats.t.ppf(0.975, n - 1)) * error
-    p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
-    return Estimate(mean, mean - half, mean + half, p_value, n)
+    p_value = float(2 * stats.t.sf(abs(value) / error, n - 1)) if error > 0 else float(value == 0)
+    return Estimate(value, value - half, value + half, p_value, n)

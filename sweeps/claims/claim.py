@@ -30,6 +30,10 @@ class Judged(NamedTuple):
     reason: str
 
 
+class NothingOccurredError(NotEstimableError):
+    """A sweep of the right kind, in which what the claim is about didn't occur; running it again wouldn't tell."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """What a publication says, and how it is tested.
@@ -100,12 +104,14 @@ def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
     """
     tested: list[Tested] = []
     reasons: list[str] = []
+    ran = False
     for workdir, sweep in sweeps.items():
         try:
             _check_scale(claim, sweep.table)
             result = claim.measure(sweep)
         except (NotEstimableError, UserError) as error:
             reasons.append(f"{workdir}: {error}")
+            ran = ran or isinstance(error, NothingOccurredError)
             continue
         if isinstance(result, Judged):
             tested.append(Tested(claim, *result, workdir))
@@ -116,8 +122,8 @@ def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
     if tested:
         return max(tested, key=lambda one: (one.estimate.n, sweeps[one.workdir].table["tokens"].max()))
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
-    remedy = f"`olmo-jax run --config={claim.config}` makes the runs"
-    return Tested(claim, UNTESTABLE, nothing, "; ".join([*reasons, remedy]), "")
+    remedy = [] if ran else [f"`olmo-jax run --config={claim.config}` makes the runs"]
+    return Tested(claim, UNTESTABLE, nothing, "; ".join(reasons + remedy), "")
 
 
 def _check_scale(claim: Claim, table: pd.DataFrame) -> None:

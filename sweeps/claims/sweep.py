@@ -7,6 +7,8 @@ import pandas as pd
 from etils import epath
 
 from sweeps.planning.record import recorded_plan
+from sweeps.studies.paper_b.claim import Claim
+from sweeps.studies.paper_b.claims import claims
 from sweeps.table.curves import read_finetuning_curves
 from sweeps.table.table import read_curves, read_table
 
@@ -35,6 +37,11 @@ class Sweep:
     @functools.cached_property
     def courses(self) -> pd.DataFrame:
         return self._courses()
+
+    @functools.cached_property
+    def dimension_results(self) -> list[Claim]:
+        """The results of the experiments on local dimension that the sweep holds; several claims ask for them."""
+        return claims(self.table, self.curves, self.courses)
 
 
 def read_finished(workdir: epath.Path) -> Sweep:

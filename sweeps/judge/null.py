@@ -112,7 +112,7 @@ def _values(metrics: Metrics, x_ND: Array, key: Array) -> tuple[dict[str, Array]
         y_ND = as_measured(x_ND)
 
         def measure(y_ND: Array, target: str = target, names: tuple[str, ...] = names) -> dict[str, Array]:
-            return {f"{target}/{name}": value for name, value in summarize(y_ND, names).items()}
+            return {f"{target}/{name}": value for name, value in summarize(y_ND, names, metrics.neighbors).items()}
 
         def drawn(kind: str, key: Array, y_ND: Array = y_ND, as_measured: Variant = as_measured) -> Array:
             # Shuffling brings back what a projection took away.

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
-import pandas as pd
 from etils import epath
 from jax import Array
 
@@ -47,12 +46,16 @@ def can_probe(column: str) -> bool:
     return name in METRICS and re.fullmatch(_TARGETS, target) is not None
 
 
-def values(workdir: epath.Path, columns: Sequence[str], runs: Collection[str]) -> pd.DataFrame:
-    """Return the columns, one row per run, measured at the last checkpoints with the documents of the runs' probes.
+def measure(
+    workdir: epath.Path, columns: Sequence[str], runs: Collection[str]
+) -> Iterator[dict[str, dict[str, float]]]:
+    """Yield the columns by run, a few runs at a time, at the last checkpoints, with the documents of the runs' probes.
+
+    A column that a run's probe has nothing to measure by, such as a layer that it lacks, is left out.
 
     Raises CheckpointError for a run without its last checkpoint, and what `prepare` raises.
     """
-    rows: dict[str, dict[str, float]] = {}
+    done = 0
     with progress("judge", len(runs)) as show:
         for stack, models, data, index in _stacks(workdir, runs):
             config, documents = _documents(stack, columns, index)
@@ -60,13 +63,14 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Collection[str]) -
                 most = most_directions(data.shape.model.d_model, index.vocab_size, documents)
                 config = dataclasses.replace(config, alignment=min(config.alignment, most))
             (probe,) = make_probes(config, data.shape.model, index.vocab_size, documents).values()
-            for start in range(0, len(models), _MEMBERS):
-                portion = models[start : start + _MEMBERS]
-                found = jax.device_get(probe(data.load(portion)))
-                for m, (run, _) in enumerate(portion):
-                    rows[run] = {column: float(found[column][m]) for column in columns if column in found}
-                show(len(rows), "runs")
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns))
+            for portion, params_M in _loaded(data, models):
+                found = jax.device_get(probe(params_M))
+                yield {
+                    run: {column: float(found[column][m]) for column in columns if column in found}
+                    for m, run in enumerate(portion)
+                }
+                done += len(portion)
+                show(done, "runs")
 
 
 def states(workdir: epath.Path, sources: Sequence[str], runs: Collection[str]) -> list[Matrix]:
@@ -81,13 +85,15 @@ def states(workdir: epath.Path, sources: Sequence[str], runs: Collection[str]) -
             config, documents = _documents(stack, [f"{source}/effective_rank" for source in sources], index)
             assert documents is not None
             batch, shape = (documents.tokens_SNL[0], documents.points_SP[0]), data.shape.model
-            for run, step in models:
-                found = jax.device_get(_take(config, targets, shape, batch, data.load([(run, step)])))
-                matrices += [
-                    Matrix(run, found[source][0], shape.norm, source, shape.norm_at, config.neighbors)
-                    for source in sources
-                    if source in found
-                ]
+            for portion, params_M in _loaded(data, models):
+                for m, run in enumerate(portion):
+                    one = jax.tree.map(lambda x_M, m=m: x_M[m : m + 1], params_M)
+                    found = jax.device_get(_take(config, targets, shape, batch, one))
+                    matrices += [
+                        Matrix(run, found[source][0], shape.norm, source, shape.norm_at, config.neighbors)
+                        for source in sources
+                        if source in found
+                    ]
     except UserError as error:
         say(f"states aren't recomputed: {error}")
     return matrices
@@ -118,6 +124,13 @@ def _stacks(
             config = plan.data[stack.shape.data_name]
             index = prepare(config.data, data_root(workdir, config), say)
             yield stack, models, EvalData(workdir, stack, index, plan.evaluation), index
+
+
+def _loaded(data: EvalData, models: Sequence[tuple[str, int]]) -> Iterator[tuple[list[str], Any]]:
+    """Yield the models of a stack, a few at a time: their runs, and their parameters."""
+    for start in range(0, len(models), _MEMBERS):
+        portion = models[start : start + _MEMBERS]
+        yield [run for run, _ in portion], data.load(portion)
 
 
 def _documents(stack: Cohort, columns: Sequence[str], index: TokenIndex) -> tuple[ProbeConfig, Documents | None]:

@@ -11,7 +11,7 @@ from etils import epath
 
 from geometry.probe import METRICS
 from olmo_jax.errors import brief
-from sweeps.judge import probing
+from sweeps.judge import kept, probing
 from sweeps.judge.card import Evidence, has_interventions, observational
 from sweeps.judge.matrices import (
     UNEMBEDDING,
@@ -125,7 +125,7 @@ def _with_values(workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str
     runs = final_rows(table).rows["run_id"].tolist()
     for matrix in unembeddings(workdir, runs[:1]):
         check_scalars(lacking, matrix)
-    measured = probing.values(workdir, lacking, runs)
+    measured = kept.values(workdir, lacking, runs)
     is_last = table["final"].fillna(False).astype(bool)
     added = {column: table["run_id"].map(measured[column]).where(is_last) for column in lacking}
     result = table.assign(**added)

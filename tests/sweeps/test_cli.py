@@ -15,10 +15,10 @@ import pytest
 from etils import epath
 
 from eval.config import EvalConfig
-from geometry.probe import summarize
+from geometry.probe import metric, summarize
 from sweeps import cli
 from sweeps.arguments import parse
-from sweeps.judge import probing
+from sweeps.judge import kept, probing
 from sweeps.planning.config_file import load_config, override_evaluation
 from sweeps.report import export, item
 from sweeps.report.item import Figure, items, sections
@@ -652,16 +652,47 @@ def test_judge_gives_a_card_and_says_what_is_lacking(finished, tmp_path, capsys,
 def test_what_a_table_lacks_is_measured_as_training_would_have(finished):
     table = final_rows(read_table(finished)).rows.set_index("run_id")
     known = ["final_states/effective_rank", "unembedding_gauge_fixed/effective_rank", "unembedding/mean_cosine"]
-    found = probing.values(
-        epath.Path(finished), [*known, "alignment/principal", "layer_0_centred/isoscore"], table.index
-    )
+    found = kept.values(epath.Path(finished), [*known, "alignment/principal", "layer_0_centred/isoscore"], table.index)
     pd.testing.assert_frame_equal(
         found[known].sort_index(), table[known].sort_index(), rtol=1e-5, check_names=False, check_dtype=False
     )
     assert found["alignment/principal"].between(0, 1).all()
     assert found["layer_0_centred/isoscore"].between(0, 1).all()
-    sharp = probing.values(epath.Path(finished), ["sharpness/critical", "sharpness/top_eigenvalue"], [*table.index][:1])
+    sharp = kept.values(epath.Path(finished), ["sharpness/critical", "sharpness/top_eigenvalue"], [*table.index][:1])
     assert (sharp > 0).all(axis=None)
+
+
+def test_what_was_measured_once_is_kept_unless_it_is_the_users_or_damaged(finished, monkeypatch, registry):
+    workdir, column = epath.Path(finished), "unembedding/stable_rank"
+    runs = final_rows(read_table(finished)).rows["run_id"].tolist()
+    once = kept.values(workdir, [column, "layer_7/isoscore"], runs[:2])
+    assert once[column].notna().all() and once["layer_7/isoscore"].isna().all()  # there is no such layer
+    measured = []
+    measure = probing.measure
+    monkeypatch.setattr(
+        probing, "measure", lambda at, columns, of: measured.append((columns, of)) or measure(at, columns, of)
+    )
+    pd.testing.assert_frame_equal(kept.values(workdir, [*once], runs[:2]), once)
+    assert not measured
+    longer = kept.values(workdir, [*once], runs)
+    pd.testing.assert_frame_equal(longer.loc[runs[:2]], once)
+    assert measured == [([*once], runs[2:])] and longer[column].notna().all()
+
+    @metric
+    def mine(measured):
+        return measured.x_ND.max()
+
+    for _ in range(2):
+        assert kept.values(workdir, [column, "unembedding/mine"], runs).notna().all(axis=None)
+    assert measured[1:] == [(["unembedding/mine"], runs)] * 2
+    file = finished / "judge" / kept.FILE
+    stored = json.loads(file.read_text())
+    stored[runs[1]][column] = "4"
+    file.write_text(json.dumps(stored))
+    pd.testing.assert_frame_equal(kept.values(workdir, [*once], runs), longer)
+    file.write_text("{")
+    pd.testing.assert_frame_equal(kept.values(workdir, [*once], runs), longer)
+    assert measured[3:] == [([*once], [runs[1]]), ([*once], runs)]
 
 
 def test_states_are_those_that_training_measured(finished):

@@ -5,7 +5,6 @@ from sweeps.claims.claim import VERDICTS, Claim, Judged
 from sweeps.claims.registry import add
 from sweeps.claims.sweep import Sweep
 from sweeps.studies.paper_b.claim import CLAIMS
-from sweeps.studies.paper_b.claims import claims
 from sweeps.studies.paper_b.study import measures_texts
 
 _SOURCE = "paper B, arXiv 2506.01034"
@@ -20,7 +19,7 @@ class Experiment:
     def __call__(self, sweep: Sweep) -> Judged:
         if not measures_texts(sweep.table):
             raise NotEstimableError("no run measured local dimension: set config.train.probe.texts and train again")
-        found = [one for one in claims(sweep.table, sweep.curves, sweep.courses) if one.name == self.name]
+        found = [one for one in sweep.dimension_results if one.name == self.name]
         if not found:
             raise NotEstimableError(f"is no experiment on {self.name}")
         best = max(found, key=lambda one: (one.verdict in VERDICTS, one.estimate.n))

@@ -1,9 +1,9 @@
-"""Claims about when small models saturate, as logarithms of hazard ratios; the replicates are events."""
+"""Claims about when small models saturate, as logarithms of hazard ratios; the replicates are seeds."""
 
 import math
 
 from sweeps.analysis.estimate import Estimate, NotEstimableError
-from sweeps.claims.claim import Claim
+from sweeps.claims.claim import Claim, NothingOccurredError
 from sweeps.claims.registry import add
 from sweeps.claims.sweep import Sweep
 from sweeps.studies.saturation.effects import hazards
@@ -28,7 +28,7 @@ class LogHazard:
             raise NotEstimableError(f"it isn't a sweep of what makes models saturate, with several {self.factor}")
         ratio = found[-1].ratio
         if not math.isfinite(ratio.estimate):
-            raise NotEstimableError(found[-1].note)
+            raise NothingOccurredError(found[-1].note)
         return Estimate(math.log(ratio.estimate), math.log(ratio.low), math.log(ratio.high), ratio.p_value, ratio.n)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sweeps.analysis.estimate import Estimate, NotEstimableError
+from sweeps.analysis.estimate import Estimate, NotEstimableError, nothing
 from sweeps.analysis.hazard import hazard_ratio
 from sweeps.analysis.pairing import as_level
 from sweeps.report.words import setting_name
@@ -17,6 +17,7 @@ FACTORS = (
     "config.model.parallel", "config.model.compute_dtype", "config.optimizer.final_fraction",
     "config.optimizer.weight_decay", "config.model.d_model",
 )  # fmt: skip
+SEED = "config.init_seed"
 # Settings that follow from the width.
 _WIDTH = ("config.model.n_heads", "config.model.d_ff")
 _LEAST_FACTORS = 2
@@ -27,8 +28,8 @@ class Hazard(NamedTuple):
     """The hazard of an event at the second level of a factor over that at the first.
 
     Attributes:
-      event: a key of EVENTS. factor: the column. ratio: with its interval, n the number of events; NaN where `note`
-        says why. shares: of runs with the event, at each level.
+      event: a key of EVENTS. factor: the column. ratio: with its interval, n the number of seeds; NaN where `note`
+        says why. events: in runs of either level. shares: of runs with the event, at each level.
     """
 
     event: str
@@ -36,6 +37,7 @@ class Hazard(NamedTuple):
     first: str
     second: str
     ratio: Estimate
+    events: int
     shares: tuple[float, float]
     note: str
 
@@ -52,7 +54,7 @@ def events(table: pd.DataFrame) -> pd.DataFrame:
 
 def applies(table: pd.DataFrame) -> bool:
     """Return whether a table has runs of which at least two of FACTORS differ, and nothing else."""
-    if not {COLLAPSE, BEST, SATURATED, *FACTORS} <= set(table.columns):
+    if not {COLLAPSE, BEST, SATURATED, SEED, *FACTORS} <= set(table.columns):
         return False
     varied = set(controls_of(events(table))) - set(_WIDTH)
     return len(varied) >= _LEAST_FACTORS and varied <= set(FACTORS)
@@ -80,12 +82,12 @@ def _by_factor(rows: pd.DataFrame, event: str, factor: str, varied: list[str]) -
         happened = kept[event].notna()
         time = kept[event].where(happened, kept["step"])
         shares = float(happened[~second].mean()), float(happened[second].mean())
-        ratio, note = Estimate(np.nan, np.nan, np.nan, np.nan, int(happened.sum())), ""
+        ratio, note = nothing(kept[SEED].nunique()), ""
         try:
-            ratio = hazard_ratio(*(x.to_numpy() for x in (time, happened, second, stratum[of])))
+            ratio = hazard_ratio(*(x.to_numpy() for x in (time, happened, second, stratum[of], kept[SEED])))
         except NotEstimableError as error:
             note = str(error)
-        yield Hazard(event, factor, str(first), str(level), ratio, shares, note)
+        yield Hazard(event, factor, str(first), str(level), ratio, int(happened.sum()), shares, note)
 
 
 def sentences(found: tuple[Hazard, ...]) -> list[str]:

@@ -63,16 +63,16 @@ def hazard_ratios(results: AnalysisResults) -> Table:
         e = one.ratio
         shares = [cell(share, percent(share)) for share in one.shares]
         rows.append([cell(setting_name(one.factor), kind="name"), cell(one.first), cell(one.second), *shares,
-                     estimate(e.estimate, e.low, e.high, tested=("p", e.p_value)), cell(e.n),
+                     estimate(e.estimate, e.low, e.high, tested=("p", e.p_value)), cell(one.events), cell(e.n),
                      Cell(one.note, kind="notes")])  # fmt: skip
         share = dict(zip(("share_first", "share_second"), one.shares, strict=True))
         named = {"event": one.event, "factor": one.factor, "first": one.first, "second": one.second}
-        records.append(named | share | e._asdict() | {"note": one.note})
+        records.append(named | share | {"events": one.events} | e._asdict() | {"note": one.note})
     note = (
         "A ratio above 1: the event comes sooner, or in more runs, at the second level. It is Peto's estimate from the "
-        "log-rank test within runs that agree in all other factors, which counts runs of one seed as independent."
+        "log-rank test within runs that agree in all other factors. Seeds are the replicates of its interval."
     )
-    heads = ["factor", "first", "second", "runs with it, first", "second", "hazard ratio", "events", "notes"]
+    heads = ["factor", "first", "second", "runs with it, first", "second", "hazard ratio", "events", "seeds", "notes"]
     groups = [EVENTS[one.event] for one in found]
     frame = pd.DataFrame(records).replace({np.inf: np.nan})
     return Table("Hazards of saturation by factor", heads, rows, frame, groups=groups, text_columns=3, note=note)

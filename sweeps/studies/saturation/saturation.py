@@ -3,7 +3,8 @@
     olmo-jax plan --config=saturation:cpu
     olmo-jax run --config=saturation:cpu --workdir=runs/saturation
 
-The argument is a scale, then `seeds=K` for K seeds of each configuration (3 by default):
+The argument is a scale, then `seeds=K` for K seeds of each configuration (5 by default; with fewer, hazards have no
+intervals):
 
     smoke   takes seconds; its results mean nothing
     cpu     minutes on a laptop
@@ -37,7 +38,7 @@ from sweeps.planning.plan import sweep_config
 from sweeps.studies.argument import scale_and_seeds
 from sweeps.studies.small import prose
 
-_SEEDS, _LEAST_SEEDS = 3, 2
+_SEEDS, _LEAST_SEEDS = 5, 2
 _CHECKPOINTS, _DOCUMENTS = 16, 16
 _HEAD = 8  # width of a head
 
@@ -64,7 +65,7 @@ class Scale:
 SCALES = {
     "smoke": Scale((8, 16), 1, 280, 16, 4, 32, 3e-3, 0.4, 256, (0.3,), (0.0,), ("float32",)),
     # A high rate, at which the rank falls within minutes.
-    "cpu": Scale((8, 16, 32), 2, 512, 64, 8, 1600, 3e-2, 8.0, 4096),
+    "cpu": Scale((8, 16, 32), 2, 512, 64, 8, 1280, 3e-2, 8.0, 4096),
     "gpu": Scale((64, 128, 256), 6, 8192, 512, 32, 40_000, 1e-3, 2000.0, 32768),
 }
 
