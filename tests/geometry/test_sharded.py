@@ -49,6 +49,12 @@ def small(size):
     return size <= 2 * WIDTH * WIDTH
 
 
+def assert_close(name, value, other):
+    # At this width alpha_req is the slope through eigenvalues 11 and 12, whose logarithms are right to some 1e-6 each.
+    atol = 4 * 2e-6 / math.log(12 / 11) if name == "alpha_req" else 1e-6
+    np.testing.assert_allclose(value, other, rtol=2e-3 if name == "condition_number" else 1e-4, atol=atol)
+
+
 @pytest.mark.parametrize("variant", ["raw", "centred", "gauge-fixed"])
 def test_summary_of_sharded_rows_matches_one_device(mesh, stack, variant):
     fix = {"raw": lambda w: w, "centred": centred, "gauge-fixed": functools.partial(gauge_fix, norm="layer_norm")}
@@ -63,9 +69,7 @@ def test_summary_of_sharded_rows_matches_one_device(mesh, stack, variant):
         assert all(map(small, gathered(compiled))), gathered(compiled)
         on_one_device = measure(member)
         for name, value in compiled(w_VD).items():
-            np.testing.assert_allclose(
-                value, on_one_device[name], rtol=2e-3 if name == "condition_number" else 1e-4, atol=1e-6
-            )
+            assert_close(name, value, on_one_device[name])
 
 
 def test_summary_of_a_stack_sharded_over_members_and_rows_matches_one_device(mesh, stack):
@@ -76,9 +80,7 @@ def test_summary_of_a_stack_sharded_over_members_and_rows_matches_one_device(mes
     together = compiled(w_MVD)
     for m, member in enumerate(stack):
         for name, value in probe.summarize(member, METRICS).items():
-            np.testing.assert_allclose(
-                together[name][m], value, rtol=2e-3 if name == "condition_number" else 1e-4, atol=1e-6
-            )
+            assert_close(name, together[name][m], value)
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS - 8])
