@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from sweeps.analysis.encode import finite_numbers
 from sweeps.analysis.estimate import Estimate, nothing
@@ -47,7 +47,7 @@ def contrast(
 def mean_estimate(x_S: np.ndarray) -> Estimate:
     """Return the mean of independent values with Student's interval, and the p-value of a mean of 0."""
     n = len(x_S)
-    return student(float(np.mean(x_S)), float(stats.sem(x_S)) if n >= LEAST_SEEDS else math.nan, n)
+    return student(float(np.mean(x_S)), float(np.std(x_S, ddof=1)) / math.sqrt(n) if n >= LEAST_SEEDS else math.nan, n)
 
 
 def student(value: float, error: float, n: int) -> Estimate:
@@ -57,6 +57,6 @@ def student(value: float, error: float, n: int) -> Estimate:
     """
     if n < LEAST_SEEDS:
         return Estimate(value, math.nan, math.nan, math.nan, n)
-    half = float(stats.t.ppf(0.975, n - 1)) * error
-    p_value = float(2 * stats.t.sf(abs(value) / error, n - 1)) if error > 0 else float(value == 0)
+    half = float(special.stdtrit(n - 1, 0.975)) * error
+    p_value = float(2 * special.stdtr(n - 1, -abs(value) / error)) if error > 0 else float(value == 0)
     return Estimate(value, value - half, value + half, p_value, n)

@@ -17,6 +17,7 @@ from olmo_jax.execution import sharding
 from olmo_jax.execution.memory import choose_execution_plan
 from olmo_jax.execution.program import compile_steps, initial_state
 from olmo_jax.step import REASONS
+from tests.plain import plain
 
 STEPS = 8
 ONE_DEVICE = MeshConfig(member=1)
@@ -81,10 +82,7 @@ def test_settings_and_seeds_reach_their_members(together):
 
 
 @pytest.mark.parametrize("mapping", ["vmap", "map"])
-@pytest.mark.parametrize(
-    "mesh",
-    [(1, 1, 1), (2, 2, 2), *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((3, 1, 1), (1, 4, 1)))],
-)
+@pytest.mark.parametrize("mesh", plain([(1, 1, 1), (2, 2, 2), (3, 1, 1), (1, 4, 1)], (2, 2, 2)))
 def test_eight_devices_and_both_mappings_match_one_device(runs, together, index, mesh, mapping):
     """(2, 2, 2) pads three members with an inert one."""
     _, _, losses, end = train(runs, index, MeshConfig(*mesh), mapping=mapping)

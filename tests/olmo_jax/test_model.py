@@ -10,6 +10,7 @@ from olmo_jax.config import ConfigError, ModelConfig
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.attention import Spans
 from tests.olmo_jax.variants import FAMILIES, VARIANTS
+from tests.plain import plain
 
 CONFIG = ModelConfig(vocab_size=97, pad_vocab_to=1, d_model=32, n_layers=2, n_heads=4, d_ff=64)
 
@@ -52,11 +53,11 @@ def test_initial_parameters_have_their_standard_deviations():
         return [float(np.std(w)) for w in (*matrices, block["attention"]["out"])]
 
     assert deviations(config) == pytest.approx([0.02, 0.3 / 16, 0.02, 0.01, 0.01], rel=0.03)
-    plain = dataclasses.replace(config, scaled_init=False)
-    assert deviations(plain) == pytest.approx([0.02] * 5, rel=0.03)
+    unscaled = dataclasses.replace(config, scaled_init=False)
+    assert deviations(unscaled) == pytest.approx([0.02] * 5, rel=0.03)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "all at once"])
+@pytest.mark.parametrize("name", plain([*FAMILIES, "all at once"], "gpt_neox", "all at once"))
 def test_no_position_depends_on_a_later_token(name):
     """The gradient of one position's states is non-zero for tokens up to it and exactly zero for later ones."""
     config = VARIANTS[name]
@@ -73,7 +74,12 @@ def test_no_position_depends_on_a_later_token(name):
     assert (size_L[at + 1 :] == 0).all()
 
 
-@pytest.mark.parametrize(("name", "compute"), [*((name, None) for name in VARIANTS), ("olmo2", SCANNED)])
+PACKED = [*((name, None) for name in VARIANTS), ("olmo2", SCANNED)]
+
+
+@pytest.mark.parametrize(
+    ("name", "compute"), plain(PACKED, ("gpt_neox", None), ("gemma3", None), ("olmo2", SCANNED), unpack=True)
+)
 def test_packed_texts_have_the_states_of_separate_rows(name, compute):
     """Two continuations of one context, then another text, in a row of 65 places, so that attention has two blocks."""
     config = VARIANTS[name]
@@ -152,7 +158,7 @@ def test_bfloat16_affects_matmuls_only(params):
     np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", plain(VARIANTS, "olmo2", "gpt_neox", "gemma3"))
 def test_every_variant_starts_near_ln_v_and_every_parameter_learns(name):
     config = VARIANTS[name]
     params = model.init(config, jax.random.key(1))
@@ -181,14 +187,14 @@ def test_dropout_depends_on_its_key_and_acts_in_training_only(vary):
     config = vary(VARIANTS["learned positions"], {"dropout": 0.5})
     params = model.init(config, jax.random.key(0))
     tokens_BL = jnp.arange(10)[None]
-    plain = model.hidden(config, params, tokens_BL).final_BLD
-    np.testing.assert_array_equal(plain, model.hidden(vary(config, {"dropout": 0.0}), params, tokens_BL).final_BLD)
+    without = model.hidden(config, params, tokens_BL).final_BLD
+    np.testing.assert_array_equal(without, model.hidden(vary(config, {"dropout": 0.0}), params, tokens_BL).final_BLD)
     one, same, other = (
         model.hidden(config, params, tokens_BL, dropout_key=jax.random.key(seed)).final_BLD for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, same)
     assert float(jnp.abs(one - other).max()) > 0.1
-    assert float(jnp.abs(one - plain).max()) > 0.1
+    assert float(jnp.abs(one - without).max()) > 0.1
 
 
 def test_dropout_of_half_zeroes_half_and_doubles_the_rest(vary):

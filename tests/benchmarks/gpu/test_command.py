@@ -47,6 +47,7 @@ def test_listing_shows_parts_and_cases(capsys):
     assert "d64_M1 d64_M8 d64_M32 d64_M128" in printed
 
 
+@pytest.mark.slow
 def test_a_part_is_measured_in_a_separate_process_and_resumed(capfd, tmp_path):
     before = sorted(results.FOLDER.iterdir())
     arguments = ["--scale=dry", "--only=cohorts", f"--results={tmp_path}"]
@@ -61,6 +62,7 @@ def test_a_part_is_measured_in_a_separate_process_and_resumed(capfd, tmp_path):
     assert sorted(results.FOLDER.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_part_that_used_its_time_share_resumes_after_the_others(monkeypatch, tmp_path):
     calls = []
 
@@ -74,6 +76,7 @@ def test_a_part_that_used_its_time_share_resumes_after_the_others(monkeypatch, t
     assert calls == ["cohorts", "loop", "cohorts"]
 
 
+@pytest.mark.slow
 def test_an_exhausted_time_limit_is_reported_with_exit_code_75(capfd, tmp_path):
     assert command.main(["--scale=dry", "--only=models", f"--results={tmp_path}", "--minutes=0.00001"]) == 75
     assert "models: time is up" in capfd.readouterr().out

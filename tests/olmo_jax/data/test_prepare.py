@@ -22,6 +22,7 @@ from olmo_jax.data.fingerprint import sources
 from olmo_jax.data.prepare import fingerprint, prepare
 from olmo_jax.data.shards import TokenIndex
 from tests.olmo_jax.data.tokenizing.processes import ended
+from tests.plain import plain
 
 replace = dataclasses.replace
 CHECKOUT = Path(__file__).parents[3]
@@ -304,7 +305,7 @@ def long_stories(story_config, story_file, tmp_path_factory):
     return config, contents(prepare(config, folder, quiet).directory)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", plain([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], signal.SIGKILL))
 def test_preparation_after_a_kill_of_several_processes_gives_the_same_files(long_stories, tmp_path, number):
     config, expected = long_stories
     arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "data")]
@@ -355,7 +356,10 @@ def test_without_a_sample_the_fingerprint_is_unchanged(story_config):
     assert sources(story_config)["tokenizer"].keys() == {"eos_token", "bpe_vocab_size", "bpe trained on"}
 
 
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.7)])
+SIGNALS = [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.7)]
+
+
+@pytest.mark.parametrize(("number", "after"), plain(SIGNALS, SIGNALS[0], unpack=True))
 def test_a_signal_ends_the_training_of_the_tokenizer(story_config, tmp_path, number, after):
     path = tmp_path / "dna.jsonl"
     rng = random.Random(0)

@@ -21,6 +21,7 @@ from olmo_jax.config.presets import OLMO, OLMO2, PYTHIA
 from olmo_jax.data.tokenizer import train_bpe
 from olmo_jax.hf.settings import eos_of, read_config
 from olmo_jax.weights import WeightsError
+from tests.plain import plain
 
 PUBLISHED = pathlib.Path(__file__).parent / "published_configs.json"
 STORED = pathlib.Path(__file__).parent / "stored"
@@ -52,10 +53,8 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-# The others' options are in these too; `make oracles` compares all families.
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("mistral", "qwen2", "smollm3") else n for n in NAMES]
-)
+# `make oracles` compares all families with more inputs.
+@pytest.mark.parametrize("name", plain(NAMES, "olmo2", "gpt_neox", "gemma3"))
 def test_logits_loss_and_gradient_match_transformers(name, tmp_path):
     expected = load_file(STORED / f"{name}.safetensors")
     config, params = hf.import_checkpoint(STORED / name)

@@ -63,7 +63,7 @@ def test_sharpness_is_that_of_the_mean_loss_on_the_first_documents(documents, pa
         top = top_eigenvalue(reference, params, jax.random.key(0), 6)
         return critical_sharpness(reference, params, jax.grad(reference)(params)), *trace, top
 
-    expected = jax.vmap(all_of)(jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params))
+    expected = jax.jit(jax.vmap(all_of))(jax.tree.map(lambda x: jnp.stack([x, 1.1 * x]), params))
     for name, value_M, rtol in zip(
         ("critical", "trace", "trace_standard_error", "top_eigenvalue"),
         expected,

@@ -24,6 +24,7 @@ from olmo_jax.data.prepare import prepare
 from olmo_jax.data.sources import arithmetic
 from olmo_jax.probes.geometry import make_probes
 from olmo_jax.probes.texts import check_texts, evaluation_sets, read_states, states_geometry, text_sets
+from tests.plain import plain
 
 MODEL = ModelConfig(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=2, n_heads=2, d_ff=32)
 TEXTS = TextsConfig(
@@ -136,7 +137,10 @@ def test_fewer_distinct_states_than_points_are_counted_and_measured():
     np.testing.assert_allclose(results["local_two_nn"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mapping, at_once", [("map", None), ("vmap", None), ("vmap", 2)])
+MAPPINGS = [("map", None), ("vmap", None), ("vmap", 2)]
+
+
+@pytest.mark.parametrize(("mapping", "at_once"), plain(MAPPINGS, ("vmap", 2), unpack=True))
 def test_members_are_measured_independently(run, index, params, mapping, at_once):
     members = [params, *(model.init(MODEL, jax.random.key(seed)) for seed in (1, 2, 3))]
     together = measured(TEXTS, [run] * 4, index, stacked(*members), mapping, at_once)
