@@ -16,6 +16,7 @@ _PARTS = 4  # of the draws that count, compared with each other
 _LARGEST_R_HAT = 1.1
 _DRIFT = 4.0  # standard errors
 _GROWTH = 0.1  # of the squared distance, from the first to the last quarter of the draws that count
+_COARSE = 0.4  # of epsilon gamma: the variance of a flat direction is too large by 1 / (1 - epsilon gamma / 4)
 
 
 class Flags(NamedTuple):
@@ -29,6 +30,8 @@ class Flags(NamedTuple):
       r_hat: of Gelman and Rubin, between and within chains; far above 1 if these disagree.
       pull: (gamma / 2) E|w - w*|^2, what gamma holds back, in units of the coefficient. It includes half a unit for
         each direction in which the loss is flat; for a regular minimum, the coefficient is too low by it.
+      left: the mean loss rose by more than `most_rise`, so that the chains aren't near the weights any more.
+      coarse: epsilon gamma is so large that chains spread by more than 5 % too far in flat directions.
     """
 
     negative: Array
@@ -37,11 +40,13 @@ class Flags(NamedTuple):
     short: Array
     r_hat: Array
     pull: Array
+    left: Array
+    coarse: Array
 
     @property
     def is_sound(self) -> Array:
         """Return whether none speaks against the estimate; the pull, to which flat directions add, isn't counted."""
-        quiet = ~self.negative & ~self.drift & ~self.short
+        quiet = ~self.negative & ~self.drift & ~self.short & ~self.left & ~self.coarse
         return quiet & (self.diverged == 0) & (self.r_hat <= _LARGEST_R_HAT)
 
 
@@ -55,6 +60,7 @@ def local_learning_coefficient(
     steps: int = 1000,
     epsilon: float | Array = 1e-4,
     gamma: float | Array = 1.0,
+    most_rise: float | Array = math.inf,
 ) -> tuple[Array, Array, Flags]:
     """Return the local learning coefficient at a minimum, its standard error over chains, and flags.
 
@@ -71,7 +77,9 @@ def local_learning_coefficient(
       chains, steps: how many chains, and of how many steps each; at least 1 and 8.
       epsilon: step size; stable below 4 / (n beta times the largest curvature + gamma), and biased upwards near it.
       gamma: how strongly the chains are held at w*; biases downwards where it isn't small against n beta times the
-        curvature.
+        curvature. In a flat direction they arrive after some 2 / (epsilon gamma) steps, and a parameter then varies
+        with a standard deviation of 1 / sqrt(gamma).
+      most_rise: the largest mean rise of the loss at which chains count as near w*.
 
     Returns:
       The coefficient, its standard error (NaN with one chain), and Flags. NaN if every chain diverged.
@@ -126,7 +134,9 @@ def local_learning_coefficient(
     further, further_error = _mean(distance_CP[:, -1] - distance_CP[:, 0], finite_C)
     short = (further > _GROWTH * reached) & (further > _DRIFT * further_error)
     pull = gamma / 2 * _mean(distance_CP.mean(axis=1), finite_C)[0]
-    flags = Flags(coefficient < 0, jnp.abs(drift) > _DRIFT * drift_error, chains - count, short, r_hat, pull)
+    left, coarse = coefficient / n_beta > most_rise, jnp.asarray(epsilon * gamma > _COARSE)
+    drifts = jnp.abs(drift) > _DRIFT * drift_error
+    flags = Flags(coefficient < 0, drifts, chains - count, short, r_hat, pull, left, coarse)
     return coefficient, error, flags
 
 
@@ -152,6 +162,7 @@ def search(
     gammas: Array,
     chains: int = 4,
     steps: int = 1000,
+    most_rise: float | Array = math.inf,
 ) -> Search:
     """Estimate the coefficient at all pairs of step sizes and strengths side by side, and choose one.
 
@@ -165,7 +176,7 @@ def search(
     epsilons_E, gammas_G = jnp.asarray(epsilons), jnp.asarray(gammas)
 
     def at(epsilon: Array, gamma: Array) -> tuple[Array, Array, Flags]:
-        return local_learning_coefficient(loss, params, key, n, chains, steps, epsilon, gamma)
+        return local_learning_coefficient(loss, params, key, n, chains, steps, epsilon, gamma, most_rise)
 
     of_gammas = jax.vmap(at, in_axes=(None, 0))
     coefficient_EG, error_EG, flags_EG = jax.vmap(of_gammas, in_axes=(0, None))(epsilons_E, gammas_G)

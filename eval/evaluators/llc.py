@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ class LlcConfig(Settings):
         (1e-5, 1e-4, 1e-3), Role.OBSERVATION, "Step sizes, all tried in one program.", bound=POSITIVES
     )
     gammas: tuple[float, ...] = setting(
-        (1.0, 100.0), Role.OBSERVATION, "Strengths that hold a chain at the weights, all tried.", bound=POSITIVES
+        (1.0, 100.0, 1e4), Role.OBSERVATION, "Strengths that hold a chain at the weights, all tried.", bound=POSITIVES
     )
     batch_size: int = setting(
         8,
@@ -76,6 +77,13 @@ class LearningCoefficient(Evaluator[LlcConfig]):
         Result("drift", "Whether its mean still drifts, 1 or 0", "", "evaluation"),
         Result("short", "Whether the chains were still moving away at the end, 1 or 0", "", "evaluation"),
         Result("pull", "What gamma holds back, in units of the coefficient", "", "evaluation"),
+        Result(
+            "left",
+            "Whether the chains went half of the way to the loss of a uniform prediction, 1 or 0",
+            "",
+            "evaluation",
+        ),
+        Result("coarse", "Whether the step size is too large for gamma, 1 or 0", "", "evaluation"),
         Result("epsilon", "The chosen step size", "", "evaluation"),
         Result("gamma", "The chosen strength", "", "evaluation"),
     )
@@ -114,7 +122,9 @@ def _measure(
         return mean_loss(architecture, params, Windows(*(x_NL[rows] for x_NL in windows)))
 
     def one(params: Any) -> dict[str, Array]:
-        found = llc.search(loss, params, key, batch_size, epsilons_E, gammas_G, chains, steps)
+        # Half of the way to the loss of a uniform prediction, the weights are hardly those of the model [ours].
+        most_rise = (math.log(architecture.vocab_size) - mean_loss(architecture, params, windows)) / 2
+        found = llc.search(loss, params, key, batch_size, epsilons_E, gammas_G, chains, steps, most_rise)
         place = found.epsilon, found.gamma
         flags = jax.tree.map(lambda x_EG: x_EG[place], found.flags_EG)
         return {

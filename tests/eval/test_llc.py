@@ -89,6 +89,38 @@ def test_chains_that_still_drift_are_flagged():
     assert bool(flags.drift)
 
 
+def test_chains_that_leave_the_surroundings_are_flagged():
+    """A hole of unit width and depth in a plain: weakly held chains end on the plain, firmly held ones stay in it."""
+
+    def hole(w, key):
+        return 1 - jnp.exp(-jnp.sum(jnp.square(w)) / 2)
+
+    def estimate(gamma, **limit):
+        return local_learning_coefficient(
+            hole, jnp.zeros(20), jax.random.key(0), 8, 16, 400, 0.1 / gamma, gamma, **limit
+        )
+
+    found, _, flags = estimate(0.1, most_rise=0.5)
+    assert float(found) * np.log(8) / 8 == pytest.approx(1, abs=0.05)  # the depth
+    assert bool(flags.left) and not bool(flags.is_sound)
+    assert not bool(estimate(0.1)[2].left)  # without a limit there are no surroundings
+    found, _, flags = estimate(1000.0, most_rise=0.5)
+    assert float(found) * np.log(8) / 8 == pytest.approx(20 / 1000 / 2, rel=0.1)
+    assert not bool(flags.left) and bool(flags.is_sound)
+
+
+def test_a_step_too_large_for_gamma_spreads_chains_by_the_closed_form():
+    def flat(w, key):
+        return 0.0 * jnp.sum(w)
+
+    for product, coarse in ((0.1, False), (1.0, True)):
+        _, _, flags = local_learning_coefficient(
+            flat, jnp.zeros(200), jax.random.key(0), N, 8, 400, product / 100, 100.0
+        )
+        assert float(flags.pull) == pytest.approx(100 / (1 - product / 4), rel=0.03)
+        assert bool(flags.coarse) == coarse
+
+
 def test_models_and_step_sizes_run_side_by_side():
     def estimate(w, epsilon):
         return local_learning_coefficient(quartic, w, jax.random.key(0), N, steps=200, epsilon=epsilon)[0]
