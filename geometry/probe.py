@@ -4,6 +4,7 @@ summarize(x_ND, metrics=("effective_rank", "stable_rank"))
 """
 
 import functools
+import types
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +24,8 @@ from geometry.registry import check_names as check_names
 from geometry.registry import count as count
 from geometry.registry import metric as metric
 
+# The library's own metrics, whatever a user registers or defines again.
+LIBRARY = types.MappingProxyType(dict(METRICS))
 # Indices into the spectrum, counted from 1, about evenly spaced on a log scale, for plotting it.
 SPECTRUM_PLACES = (
     1,

@@ -32,10 +32,13 @@ class LlcConfig(Settings):
     )
     steps: int = setting(500, Role.OBSERVATION, "Steps of each chain.", bound=at_least(8, "needs 8"), unit="steps")
     epsilons: tuple[float, ...] = setting(
-        (1e-5, 1e-4, 1e-3), Role.OBSERVATION, "Step sizes, all tried in one program.", bound=POSITIVES
+        (1e-5, 1e-4, 1e-3),
+        Role.OBSERVATION,
+        "Step sizes, all tried in one program; .1 / gamma takes 20 steps to arrive, and above .4 / gamma is flagged.",
+        bound=POSITIVES,
     )
     gammas: tuple[float, ...] = setting(
-        (1.0, 100.0, 1e4), Role.OBSERVATION, "Strengths that hold a chain at the weights, all tried.", bound=POSITIVES
+        (100.0, 1e3, 1e4), Role.OBSERVATION, "Strengths that hold a chain at the weights, all tried.", bound=POSITIVES
     )
     batch_size: int = setting(
         8,
@@ -99,14 +102,14 @@ class LearningCoefficient(Evaluator[LlcConfig]):
         numbers = settings["batch_size"], settings["chains"], settings["steps"]
         grid = jnp.asarray(settings["epsilons"]), jnp.asarray(settings["gammas"])
         key = jax.random.key(settings["seed"])
-        values_M = jax.device_get(_measure(data.shape.model, numbers, models.params_M, key, windows, *grid))
+        values_M = jax.device_get(coefficients(data.shape.model, numbers, models.params_M, key, windows, *grid))
         return [
             Measured({name: float(x_M[m]) for name, x_M in values_M.items()}, {}) for m in range(len(models.models))
         ]
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "numbers"))
-def _measure(
+def coefficients(
     architecture: ModelConfig,
     numbers: tuple[int, int, int],
     params_M: Any,
@@ -115,6 +118,12 @@ def _measure(
     epsilons_E: Array,
     gammas_G: Array,
 ) -> dict[str, Array]:
+    """Return what LearningCoefficient reports, for each of a stack of models.
+
+    Args:
+      numbers: windows per step, which is also the m of n beta = m / ln m; chains; and steps of each.
+      windows: those that batches are drawn from, with replacement. epsilons_E, gammas_G: all pairs are tried.
+    """
     batch_size, chains, steps = numbers
 
     def loss(params: Any, key: Array) -> Array:
@@ -123,7 +132,8 @@ def _measure(
 
     def one(params: Any) -> dict[str, Array]:
         # Half of the way to the loss of a uniform prediction, the weights are hardly those of the model [ours].
-        most_rise = (math.log(architecture.vocab_size) - mean_loss(architecture, params, windows)) / 2
+        gap = math.log(architecture.vocab_size) - mean_loss(architecture, params, windows)
+        most_rise = jnp.maximum(gap, 0.0) / 2
         found = llc.search(loss, params, key, batch_size, epsilons_E, gammas_G, chains, steps, most_rise)
         place = found.epsilon, found.gamma
         flags = jax.tree.map(lambda x_EG: x_EG[place], found.flags_EG)

@@ -58,5 +58,5 @@ def student(value: float, error: float, n: int) -> Estimate:
     if n < LEAST_SEEDS:
         return Estimate(value, math.nan, math.nan, math.nan, n)
     half = float(special.stdtrit(n - 1, 0.975)) * error
-    p_value = float(2 * special.stdtr(n - 1, -abs(value) / error)) if error > 0 else float(value == 0)
+    p_value = float(value == 0) if error == 0 else float(2 * special.stdtr(n - 1, -abs(value) / error))
     return Estimate(value, value - half, value + half, p_value, n)

@@ -9,7 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sweeps.analysis.contrast import student
-from sweeps.analysis.estimate import Estimate, NotEstimableError
+from sweeps.analysis.estimate import Estimate, NotEstimableError, nothing
+
+# Of the error that independent runs would have: ties may make all leave-one-out estimates alike [ours].
+_LEAST_ERROR = 0.5
 
 
 class LogRank(NamedTuple):
@@ -60,28 +63,35 @@ def hazard_ratio(
     """Return the ratio of the hazard at the second level to that at the first, within strata.
 
     It is Peto's one-step estimate, exp(excess / variance) of `log_rank`, which is finite even if only one level has
-    events. Ratios far from 1 are estimated too close to it. Runs of one seed share initial parameters and text, so
-    seeds are the replicates [ours]: the interval and the p-value are Student's t of the logarithm, whose standard error
-    is the jackknife's over seeds. Source: Yusuf et al., Prog. Cardiovasc. Dis. 27:335 (1985).
+    events. Runs of one seed share initial parameters and text, so seeds are the replicates [ours]: the interval and
+    the p-value are Student's t of the logarithm, whose standard error is the jackknife's over seeds. Of 95 %
+    intervals over 5 to 10 seeds, 95 to 97 % cover no effect and 94 to 96 % a ratio of 2. Ratios far from 1 are
+    biased: 8 comes out as 9, and as 5 where the effect differs from seed to seed, and 85 to 94 % cover it. Source:
+    Yusuf et al., Prog. Cardiovasc. Dis. 27:335 (1985).
 
     Args:
-      time_N, event_N, second_N, stratum_N: those of `log_rank`. seed_N: which replicate a run belongs to.
+      time_N, event_N, second_N, stratum_N: those of `log_rank`. seed_N: which replicate a run belongs to. Seeds without
+        runs of both levels in some stratum are left out.
 
     Returns:
       An Estimate of the ratio, whose n is the number of seeds; without an interval if there are fewer than LEAST_SEEDS,
       or if all comparisons are of one seed.
 
     Raises:
-      NotEstimableError: no stratum has both levels at risk when an event occurs.
+      NotEstimableError: no seed has both levels in a stratum, or no stratum has both at risk when an event occurs.
     """
-    columns = time_N, event_N, second_N, stratum_N
-    log_ratio = _log_ratio(*columns)
-    seeds = np.unique(seed_N)
+    cells = set(zip(stratum_N, seed_N, second_N.astype(bool), strict=True))
+    seeds = {seed for stratum, seed, second in cells if second and (stratum, seed, False) in cells}
+    kept_N = np.array([seed in seeds for seed in seed_N])
+    if not kept_N.any():
+        raise NotEstimableError("no seed has runs of both levels that agree in all other factors")
+    columns = [column[kept_N] for column in (time_N, event_N, second_N, stratum_N)]
+    log_ratio, variance = _log_ratio(*columns)
     try:
-        without_S = np.array([_log_ratio(*(column[seed_N != seed] for column in columns)) for seed in seeds])
+        without_S = [_log_ratio(*(column[seed_N[kept_N] != seed] for column in columns))[0] for seed in seeds]
     except NotEstimableError:
-        return Estimate(math.exp(log_ratio), math.nan, math.nan, math.nan, len(seeds))
-    error = math.sqrt((len(seeds) - 1) * float(np.var(without_S)))
+        return nothing(len(seeds))._replace(estimate=math.exp(log_ratio))
+    error = max(math.sqrt((len(seeds) - 1) * float(np.var(without_S))), _LEAST_ERROR / math.sqrt(variance))
     result = student(log_ratio, error, len(seeds))
     return result._replace(
         estimate=math.exp(log_ratio),
@@ -90,6 +100,6 @@ def hazard_ratio(
     )
 
 
-def _log_ratio(*columns: np.ndarray) -> float:
+def _log_ratio(*columns: np.ndarray) -> tuple[float, float]:
     compared = log_rank(*columns)
-    return compared.excess / compared.variance
+    return compared.excess / compared.variance, compared.variance

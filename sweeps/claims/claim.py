@@ -104,7 +104,7 @@ def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
     """
     tested: list[Tested] = []
     reasons: list[str] = []
-    ran = False
+    ran = few = False
     for workdir, sweep in sweeps.items():
         try:
             _check_scale(claim, sweep.table)
@@ -119,10 +119,11 @@ def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
             tested.append(Tested(claim, verdict(claim, result), result, _note(claim, result), workdir))
         else:
             reasons.append(f"{workdir}: {result.n} replicates are too few for an interval")
+            few = True
     if tested:
         return max(tested, key=lambda one: (one.estimate.n, sweeps[one.workdir].table["tokens"].max()))
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
-    remedy = [] if ran else [f"`olmo-jax run --config={claim.config}` makes the runs"]
+    remedy = [] if ran and not few else [f"`olmo-jax run --config={claim.config}` makes the runs"]
     return Tested(claim, UNTESTABLE, nothing, "; ".join(reasons + remedy), "")
 
 

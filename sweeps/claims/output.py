@@ -43,11 +43,12 @@ def as_json(results: Sequence[Tested]) -> str:
 
 
 def as_markdown(results: Sequence[Tested]) -> str:
-    """Return the verdicts as a Markdown table."""
-    rows = ["| claim | source | tested by | effect | n | verdict |", "| --- | --- | --- | --- | --- | --- |"]
+    """Return the verdicts as a Markdown table, with the directory of the sweep used, or the sweep that is needed."""
+    rows = ["| claim | source | sweep | effect | n | verdict |", "| --- | --- | --- | --- | --- | --- |"]
     for one in results:
         n = str(one.estimate.n or "")
-        cells = one.claim.statement, one.claim.source, f"`{one.claim.config}`", _effect(one), n, one.verdict
+        sweep = epath.Path(one.workdir).name if one.workdir else one.claim.config
+        cells = one.claim.statement, one.claim.source, f"`{sweep}`", _effect(one), n, one.verdict
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -210,5 +210,5 @@ def test_curvature_and_learning_coefficient_are_measured_at_the_last_checkpoint(
     assert first["trace"] != metrics(evaluated, "run1", "curvature")["trace"]
     found = metrics(evaluated, "run0", "llc")
     assert found["epsilon"] in (pytest.approx(1e-6), pytest.approx(1e-5))
-    assert found["diverged"] == 0
+    assert found["diverged"] == found["left"] == found["coarse"] == 0
     assert math.isfinite(found["coefficient"])

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import pathlib
 import re
 import shlex
@@ -16,6 +17,7 @@ from etils import epath
 
 from eval.config import EvalConfig
 from geometry.probe import metric, summarize
+from geometry.registry import metric_of
 from sweeps import cli
 from sweeps.arguments import parse
 from sweeps.judge import kept, probing
@@ -662,37 +664,83 @@ def test_what_a_table_lacks_is_measured_as_training_would_have(finished):
     assert (sharp > 0).all(axis=None)
 
 
-def test_what_was_measured_once_is_kept_unless_it_is_the_users_or_damaged(finished, monkeypatch, registry):
-    workdir, column = epath.Path(finished), "unembedding/stable_rank"
-    runs = final_rows(read_table(finished)).rows["run_id"].tolist()
-    once = kept.values(workdir, [column, "layer_7/isoscore"], runs[:2])
-    assert once[column].notna().all() and once["layer_7/isoscore"].isna().all()  # there is no such layer
-    measured = []
-    measure = probing.measure
-    monkeypatch.setattr(
-        probing, "measure", lambda at, columns, of: measured.append((columns, of)) or measure(at, columns, of)
-    )
-    pd.testing.assert_frame_equal(kept.values(workdir, [*once], runs[:2]), once)
-    assert not measured
-    longer = kept.values(workdir, [*once], runs)
+@pytest.fixture
+def measuring(finished, tmp_path, monkeypatch):
+    """A copy of the sweep, its runs, and a list to which each measurement adds its columns and runs."""
+    workdir = epath.Path(shutil.copytree(finished, tmp_path / "sweep"))
+    (workdir / "judge" / kept.FILE).unlink(missing_ok=True)
+    calls, measure = [], probing.measure
+
+    def recorded(at, columns, of):
+        calls.append((columns, of))
+        return measure(at, columns, of)
+
+    monkeypatch.setattr(probing, "measure", recorded)
+    return workdir, final_rows(read_table(finished)).rows["run_id"].tolist(), calls
+
+
+STABLE_RANK = "unembedding/stable_rank"
+
+
+def test_what_was_measured_once_is_kept(measuring):
+    workdir, runs, calls = measuring
+    columns = [STABLE_RANK, "layer_7/isoscore"]
+    once = kept.values(workdir, columns, runs[:2])
+    assert once[STABLE_RANK].notna().all() and once["layer_7/isoscore"].isna().all()  # there is no such layer
+    pd.testing.assert_frame_equal(kept.values(workdir, columns, runs[:2]), once)
+    longer = kept.values(workdir, columns, runs)
     pd.testing.assert_frame_equal(longer.loc[runs[:2]], once)
-    assert measured == [([*once], runs[2:])] and longer[column].notna().all()
+    assert calls == [(columns, runs[:2]), (columns, runs[2:])] and longer[STABLE_RANK].notna().all()
 
-    @metric
-    def mine(measured):
-        return measured.x_ND.max()
 
-    for _ in range(2):
-        assert kept.values(workdir, [column, "unembedding/mine"], runs).notna().all(axis=None)
-    assert measured[1:] == [(["unembedding/mine"], runs)] * 2
-    file = finished / "judge" / kept.FILE
+@pytest.mark.parametrize("damage", ["cut", "value", "step", "version"])
+def test_what_is_damaged_or_of_another_step_is_measured_again(measuring, damage):
+    workdir, runs, calls = measuring
+    once = kept.values(workdir, [STABLE_RANK], runs)
+    file = workdir / "judge" / kept.FILE
     stored = json.loads(file.read_text())
-    stored[runs[1]][column] = "4"
-    file.write_text(json.dumps(stored))
-    pd.testing.assert_frame_equal(kept.values(workdir, [*once], runs), longer)
-    file.write_text("{")
-    pd.testing.assert_frame_equal(kept.values(workdir, [*once], runs), longer)
-    assert measured[3:] == [([*once], [runs[1]]), ([*once], runs)]
+    if damage == "value":
+        stored["runs"][runs[1]]["values"][STABLE_RANK] = "4"
+    elif damage == "step":  # as of an imported run to which later revisions were added
+        stored["runs"][runs[1]]["step"] -= 1
+    else:
+        stored["version"] = 0
+    file.write_text("{" if damage == "cut" else json.dumps(stored))
+    pd.testing.assert_frame_equal(kept.values(workdir, [STABLE_RANK], runs), once)
+    assert calls[1:] == [([STABLE_RANK], runs if damage in ("cut", "version") else [runs[1]])]
+
+
+@pytest.mark.parametrize("how", ["function", "values", "part", "again"])
+def test_a_metric_of_the_users_is_measured_at_every_call(measuring, registry, how):
+    workdir, runs, calls = measuring
+    column = "unembedding/mine" if how != "again" else STABLE_RANK
+
+    def mine(measured):
+        return math.inf * measured.x_ND[0, 0] ** 0
+
+    if how == "values":
+        metric(values={"": "A constant."}, name="mine")(lambda measured: (mine(measured),))
+    elif how == "part":
+        metric_of("singular_values_D", name="mine", meaning="A constant.")(lambda s_D: math.inf * s_D[0] ** 0)
+    elif how == "function":
+        metric(mine)
+    else:
+        registry["stable_rank"] = mine
+    for _ in range(2):
+        found = kept.values(workdir, [column, "unembedding/mean_cosine"], runs)
+        assert found[column].isna().all()  # infinite
+        assert found["unembedding/mean_cosine"].notna().all()
+    assert calls[1] == ([column], runs)
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(measuring, capsys):
+    workdir, runs, calls = measuring
+    shutil.rmtree(workdir / "judge", ignore_errors=True)
+    (workdir / "judge").write_text("")
+    for _ in range(2):
+        assert kept.values(workdir, [STABLE_RANK], runs[:1]).notna().all(axis=None)
+    assert len(calls) == 2
+    assert "can't be written, so what is measured isn't kept" in capsys.readouterr().err
 
 
 def test_states_are_those_that_training_measured(finished):

@@ -28,7 +28,7 @@ class LogHazard:
             raise NotEstimableError(f"it isn't a sweep of what makes models saturate, with several {self.factor}")
         ratio = found[-1].ratio
         if not math.isfinite(ratio.estimate):
-            raise NothingOccurredError(found[-1].note)
+            raise (NotEstimableError if found[-1].events else NothingOccurredError)(found[-1].note)
         return Estimate(math.log(ratio.estimate), math.log(ratio.low), math.log(ratio.high), ratio.p_value, ratio.n)
 
 

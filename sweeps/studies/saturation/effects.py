@@ -85,6 +85,8 @@ def _by_factor(rows: pd.DataFrame, event: str, factor: str, varied: list[str]) -
         ratio, note = nothing(kept[SEED].nunique()), ""
         try:
             ratio = hazard_ratio(*(x.to_numpy() for x in (time, happened, second, stratum[of], kept[SEED])))
+            if not np.isfinite(ratio.low):
+                note = f"{ratio.n} seeds that can be compared are too few for an interval"
         except NotEstimableError as error:
             note = str(error)
         yield Hazard(event, factor, str(first), str(level), ratio, int(happened.sum()), shares, note)
@@ -94,7 +96,7 @@ def sentences(found: tuple[Hazard, ...]) -> list[str]:
     """Return, for each event, how many comparisons show a hazard that surely differs, and which is largest."""
     lines = []
     for event, name in EVENTS.items():
-        of = [one for one in found if one.event == event and np.isfinite(one.ratio.estimate)]
+        of = [one for one in found if one.event == event and np.isfinite(one.ratio.low)]
         if not of:
             continue
         sure = [one for one in of if one.ratio.low > 1 or one.ratio.high < 1]

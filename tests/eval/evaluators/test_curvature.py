@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.flatten_util
@@ -11,6 +12,7 @@ import pytest
 
 from eval.check import check_evaluation
 from eval.config import CurvatureConfig, EvalConfig
+from eval.evaluators import llc
 from eval.windows import Windows, mean_loss
 from geometry.curvature import critical_sharpness, hessian_trace, top_eigenvalue
 from olmo_jax import model
@@ -66,6 +68,29 @@ def test_trace_and_top_eigenvalue_are_those_of_the_exact_hessian_in_float64(smal
     eta = 2 / found
     moved = [jax.tree.map(lambda w, g, s=s: w - s * eta * g, params, gradient) for s in (1 - 1 / 31, 1 + 1 / 31)]
     assert loss(moved[0]) < loss(params) <= loss(moved[1])
+
+
+def test_chains_are_flagged_once_they_are_half_of_the_way_to_a_uniform_prediction(small):
+    loss, params = small
+    gradient = jax.jit(jax.grad(loss))
+    for _ in range(150):
+        params = jax.tree.map(lambda w, g: w - 0.5 * g, params, gradient(params))
+    gap = math.log(SMALL.vocab_size) - float(loss(params))
+    assert gap > 0.5
+    windows = loss.keywords["windows"]
+
+    def measured(params, gamma):
+        numbers, sizes = (6, 4, 120), (jnp.asarray([0.1 / gamma]), jnp.asarray([gamma]))
+        params_M = jax.tree.map(lambda x: x[None], params)
+        found = llc.coefficients(SMALL, numbers, params_M, jax.random.key(0), windows, *sizes)
+        return {name: float(value_M[0]) for name, value_M in found.items()}
+
+    far, near = measured(params, 3.0), measured(params, 3e4)
+    rises = [found["coefficient"] / (6 / math.log(6)) for found in (far, near)]
+    assert far["left"] == 1 and rises[0] > gap / 2 and far["sound"] == 0
+    assert near["left"] == 0 and rises[1] < gap / 2
+    untrained = jax.tree.map(lambda w: 0 * w, params)  # predicts uniformly, and has no surroundings
+    assert measured(untrained, 3e4)["sound"] == 0
 
 
 def test_a_domain_of_which_no_text_is_read_is_refused_before_training(cohort, index):

@@ -50,13 +50,30 @@ def test_a_planted_ratio_comes_back_a_little_too_close_to_1():
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0])
-@pytest.mark.parametrize("seeds", [5, 10])
-def test_intervals_cover_no_effect_in_19_of_20_draws_though_runs_of_a_seed_resemble_each_other(seeds, shared):
-    found = [ratio_of(*of_seeds(1.0, seeds, shared, seed=s)) for s in range(300)]
-    covered = np.mean([one.low <= 1 <= one.high for one in found])
-    assert 0.92 < covered < 0.985
-    assert np.mean([one.p_value < 0.05 for one in found]) == pytest.approx(1 - covered)
+@pytest.mark.parametrize(("seeds", "ratio", "least"), [(5, 1.0, 0.93), (10, 1.0, 0.93), (5, 2.0, 0.93), (10, 8.0, 0.8)])
+def test_intervals_cover_the_ratio_though_runs_of_a_seed_resemble_each_other(seeds, ratio, least, shared):
+    found = [ratio_of(*of_seeds(ratio, seeds, shared, seed=s)) for s in range(200)]
+    covered = np.mean([one.low <= ratio <= one.high for one in found])
+    assert least < covered < 0.99
+    if ratio == 1:
+        assert np.mean([one.p_value < 0.05 for one in found]) == pytest.approx(1 - covered)
     assert {one.n for one in found} == {seeds}
+
+
+def test_ties_that_make_seeds_alike_leave_an_interval():
+    """All runs of the second level have the event at the first checkpoint, and none of the first level ever."""
+    second = np.tile([False, True], 5)
+    found = ratio_of(np.where(second, 80, 1280), second, second, np.repeat(np.arange(5), 2))
+    assert found.low < found.estimate / 2 and 0 < found.p_value < 0.05
+
+
+def test_only_seeds_with_both_levels_count():
+    time, event, second, seed = of_seeds(2.0, 6, 0.0)
+    kept = (seed < 2) | ~second
+    found = ratio_of(time[kept], event[kept], second[kept], seed[kept])
+    assert found.n == 2 and np.isnan(found.low)
+    alone = seed < 2
+    assert found.estimate == ratio_of(time[alone], event[alone], second[alone], seed[alone]).estimate
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.7])
@@ -119,5 +136,5 @@ def test_without_a_comparison_there_is_no_ratio():
     ones = np.ones(4)
     with pytest.raises(NotEstimableError, match="at risk"):
         hazard_ratio(ones, np.zeros(4, bool), np.array([True, False] * 2), ones, ones)
-    with pytest.raises(NotEstimableError):
+    with pytest.raises(NotEstimableError, match="no seed has runs of both levels"):
         hazard_ratio(ones, np.ones(4, bool), np.array([True, True, False, False]), np.array([0, 0, 1, 1]), ones)

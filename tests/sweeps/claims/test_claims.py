@@ -201,6 +201,8 @@ def test_hazards_decide_on_saturation(claim, hazards, expected):
     table = planted_hazards(**hazards).assign(tokens=1e6)
     tested = verdict_on(CLAIMS[claim], {"w": Sweep(table)})
     assert tested.verdict == expected and "olmo-jax run" not in tested.note  # these are the runs that it would make
+    few = verdict_on(CLAIMS["narrow-collapses"], {"w": Sweep(planted_hazards(seeds=3).assign(tokens=1e6))})
+    assert few.verdict == UNTESTABLE and "olmo-jax run --config=saturation:cpu` makes the runs" in few.note
     assert "isn't a sweep of what makes models saturate" in verdict_on(CLAIMS[claim], {"w": Sweep(planted(0))}).note
 
 

@@ -64,6 +64,15 @@ def test_planted_hazards_come_back_by_factor():
     assert line.startswith("The hazard of a collapse of the rank surely differs in 2 of 5 comparisons, most by")
 
 
+def test_with_few_seeds_nothing_is_said_to_be_sure_or_unsure():
+    found = effects.hazards(planted(seeds=3), {}, None)
+    assert effects.sentences(found) == []
+    assert {one.note for one in found if one.event == "collapse"} == {
+        "3 seeds that can be compared are too few for an interval"
+    }
+    assert all(np.isfinite(one.ratio.estimate) for one in found if one.event == "collapse")
+
+
 def test_sweeps_in_which_other_things_differ_are_left_alone():
     table = planted()
     assert effects.hazards(table.assign(**{"config.data.batch_size": table.index % 2}), {}, None) == ()
