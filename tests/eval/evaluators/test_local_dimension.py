@@ -22,6 +22,7 @@ from olmo_jax.logs.metrics import read_jsonl
 from olmo_jax.probes.texts import evaluation_sets, read_states
 from olmo_jax.train import train_cohort, write_run_files
 from tests.eval.stored import metrics, stored
+from tests.plain import plain
 
 TEXTS = TextsConfig(
     names=("validation", "code"), metrics=("local_two_nn", "local_two_nn_std"), documents=12, points=60, neighbors=8
@@ -50,7 +51,7 @@ def workdir(cohort, index, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("points, neighbors", [(40, 8), (60, 16)])
+@pytest.mark.parametrize("points, neighbors", plain([(40, 8), (60, 16)], (40, 8), unpack=True))
 def test_local_dimension_uses_the_requested_points_and_neighbours(workdir, cohort, index, points, neighbors):
     measured = metrics(workdir, "run1", "local_dimension")
     config, params = load_run(workdir, "run1")
