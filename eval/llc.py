@@ -16,7 +16,7 @@ _PARTS = 4  # of the draws that count, compared with each other
 _LARGEST_R_HAT = 1.1
 _DRIFT = 4.0  # standard errors
 _GROWTH = 0.1  # of the squared distance, from the first to the last quarter of the draws that count
-_COARSE = 0.4  # of epsilon gamma; the variance in a flat direction is 1 / (1 - epsilon gamma / 4) times too large
+_COARSE = 0.4  # of epsilon gamma; the variance in a flat direction is 1 / (1 - epsilon gamma / 4) times 1 / gamma
 
 
 class Flags(NamedTuple):

@@ -118,7 +118,7 @@ def coefficients(
     epsilons_E: Array,
     gammas_G: Array,
 ) -> dict[str, Array]:
-    """Return what LearningCoefficient reports, for each of a stack of models.
+    """Return what LearningCoefficient reports, by the names of its results; each is `[M]`, one value per model.
 
     Args:
       numbers: windows per step, which is also the m of n beta = m / ln m; chains; and steps of each.

@@ -123,6 +123,7 @@ def verdict_on(claim: Claim, sweeps: Mapping[str, Sweep]) -> Tested:
     if tested:
         return max(tested, key=lambda one: (one.estimate.n, sweeps[one.workdir].table["tokens"].max()))
     nothing = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+    # More seeds may help; the same runs again wouldn't.
     remedy = [] if ran and not few else [f"`olmo-jax run --config={claim.config}` makes the runs"]
     return Tested(claim, UNTESTABLE, nothing, "; ".join(reasons + remedy), "")
 

@@ -16,7 +16,7 @@ from sweeps.judge.output import FOLDER
 from sweeps.planning.record import recorded_plan
 
 FILE = "measured.json"
-# A number that changes with what a column means.
+# Increase it when a column of the library changes its meaning: what was kept before is then measured again.
 _VERSION = 1
 _Row = dict[str, float | None]
 

@@ -86,7 +86,7 @@ def _by_factor(rows: pd.DataFrame, event: str, factor: str, varied: list[str]) -
         try:
             ratio = hazard_ratio(*(x.to_numpy() for x in (time, happened, second, stratum[of], kept[SEED])))
             if not np.isfinite(ratio.low):
-                note = f"{ratio.n} seeds that can be compared are too few for an interval"
+                note = "too few seeds have runs of both levels with events for an interval"
         except NotEstimableError as error:
             note = str(error)
         yield Hazard(event, factor, str(first), str(level), ratio, int(happened.sum()), shares, note)

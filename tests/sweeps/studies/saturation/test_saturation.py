@@ -68,7 +68,7 @@ def test_with_few_seeds_nothing_is_said_to_be_sure_or_unsure():
     found = effects.hazards(planted(seeds=3), {}, None)
     assert effects.sentences(found) == []
     assert {one.note for one in found if one.event == "collapse"} == {
-        "3 seeds that can be compared are too few for an interval"
+        "too few seeds have runs of both levels with events for an interval"
     }
     assert all(np.isfinite(one.ratio.estimate) for one in found if one.event == "collapse")
 
