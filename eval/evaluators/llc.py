@@ -30,7 +30,8 @@ class LlcConfig(Settings):
         "Chains per model and setting; 0 for none.",
         bound=Bound("0 or at least 2", "needs 0, or 2 to be compared with each other", lambda n: n == 0 or n >= 2),
     )
-    steps: int = setting(500, Role.OBSERVATION, "Steps of each chain.", bound=at_least(8, "needs 8"), unit="steps")
+    # Five times as many as a chain with epsilon = .1 / gamma takes to arrive; half of them are left out.
+    steps: int = setting(100, Role.OBSERVATION, "Steps of each chain.", bound=at_least(8, "needs 8"), unit="steps")
     epsilons: tuple[float, ...] = setting(
         (1e-5, 1e-4, 1e-3),
         Role.OBSERVATION,
