@@ -19,7 +19,7 @@ from olmo_jax.errors import CheckpointError, UserError, WeightsError, brief
 from sweeps.judge.finding import Finding, untold
 
 UNEMBEDDING = "unembedding"
-_STATES = re.compile(r"(final_states|layer_\d+)(_centred)?")
+_STATES = re.compile(r"(final_states|layer_\d+)(_centred)?|((final_states|layer_\d+)\..+)")
 # A matrix as the probe measures it, by the suffix of the target: a function of the matrix and of the final norm.
 _VARIANTS: dict[str, Callable[[Array, str], Array]] = {
     "": lambda x_ND, norm: x_ND,
@@ -34,17 +34,23 @@ def variant(target: str, x_ND: Array, norm: str) -> Array:
 
 
 def _source(target: str) -> str:
-    """Return what a target is measured of: "unembedding", "final_states", "layer_0" and so on; "" for others."""
+    """Return what a target is measured of: "unembedding", "final_states", "layer_0.train" and so on; "" for others."""
     if target in {UNEMBEDDING + suffix for suffix in _VARIANTS}:
         return UNEMBEDDING
     states = _STATES.fullmatch(target)
-    return states[1] if states else ""
+    return states[1] or states[3] if states else ""
 
 
 def source_of(column: str) -> str:
     """Return what matrix a column's metric is recomputed from; "" for a column that isn't recomputed."""
     target, _, name = column.rpartition("/")
     return _source(target) if name in METRICS and name not in COUNTS else ""
+
+
+def is_of_text(target: str) -> bool:
+    """Return whether a target is of states on a named text, as layer_0.train is."""
+    states = _STATES.fullmatch(target)
+    return states is not None and states[3] is not None
 
 
 class MetricError(UserError):
@@ -144,7 +150,10 @@ def not_recomputed(test: str, column: str) -> Finding:
     """Return the finding of a test that recomputes a metric, where it can't."""
     if not source_of(column):
         return untold(test, "only metrics of the unembedding and of states are recomputed, and this isn't one")
-    return untold(test, "neither checkpoint nor text is left to recompute it from")
+    reason = "neither checkpoint nor text is left to recompute it from"
+    if is_of_text(source_of(column)):
+        reason = f"{reason}; or all metrics are judged, without the states of named texts, which takes long: name it"
+    return untold(test, reason)
 
 
 def check_scalars(columns: Iterable[str], matrix: Matrix) -> None:

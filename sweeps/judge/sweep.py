@@ -18,6 +18,7 @@ from sweeps.judge.matrices import (
     Matrix,
     MetricError,
     check_scalars,
+    is_of_text,
     shapes,
     source_of,
     unembeddings,
@@ -83,12 +84,18 @@ def _metric_in(file: str) -> str:
 
 
 def evidence(
-    workdir: epath.Path, table: pd.DataFrame, columns: Sequence[str], interventions: epath.Path | None = None
+    workdir: epath.Path,
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    interventions: epath.Path | None = None,
+    reads_texts: bool = True,
 ) -> Evidence:
     """Return what the metrics in these columns are judged by; metrics that a table lacks are computed from checkpoints.
 
     Args:
       table: that of the working directory. interventions: the working directory of a sweep that has some.
+      reads_texts: recompute metrics of states on named texts as well, for gauge and null. Local dimensions of thousands
+        of states take minutes.
 
     Raises:
       AnalysisError: no table of interventions, or one without interventions where some are expected.
@@ -102,6 +109,7 @@ def evidence(
         if not has_interventions(other):
             raise AnalysisError(f"--interventions={interventions}: no finished run has an intervention")
     sources = {source_of(column) for column in columns} - {""}
+    sources = {source for source in sources if reads_texts or not is_of_text(source)}
     runs = _some_runs(observational(table)) if sources else []
     matrices = _of_one_shape(unembeddings(workdir, runs)) if UNEMBEDDING in sources else []
     if states := sorted(sources - {UNEMBEDDING}):

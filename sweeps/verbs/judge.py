@@ -13,8 +13,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=os.path.expanduser,
         metavar="METRIC",
-        help="a column of the table such as unembedding/effective_rank, a registered name (then of the unembedding), "
-        "or a Python file with one @metric; rate/COLUMN means that column's change per ln(tokens)",
+        help="a column such as unembedding/effective_rank or final_states.validation/local_two_nn, a registered name "
+        "(then of the unembedding), or a Python file with one @metric; rate/COLUMN means that column's change per "
+        "ln(tokens)",
     )
     parser.add_argument("--all", action="store_true", help="judge every metric of the sweep, and rank them in a table")
     parser.add_argument(
@@ -47,7 +48,8 @@ def _carry_out(command: Command) -> int:
     columns = list(dict.fromkeys(columns))
     stages.keep_compiled(workdir)
     other = epath.Path(arguments.interventions) if arguments.interventions else None
-    cards = output.ranked(judge(columns, sweep.evidence(workdir, table, columns, other)))
+    evidence = sweep.evidence(workdir, table, columns, other, reads_texts=not arguments.all)
+    cards = output.ranked(judge(columns, evidence))
     page = output.write(workdir, cards, command.text)
     if arguments.json:
         print(json.dumps([card.as_json() for card in cards]))

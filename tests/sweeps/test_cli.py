@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
@@ -755,6 +756,25 @@ def test_states_are_those_that_training_measured(finished):
         if target in table:  # training averages over the sets, of which this is one
             spread = table.at[matrix.run_id, f"{matrix.source}_spread/effective_rank"]
             assert abs(value - table.at[matrix.run_id, target]) <= (sets - 1) / sets**0.5 * spread + 1e-4 * value
+
+
+def test_states_on_a_named_text_are_measured_and_recomputed_alike(measuring, capsys):
+    workdir, runs, _ = measuring
+    sources = ["final_states.validation", "layer_0.code"]
+    recorded = (workdir / "sweep.json").read_text()
+    assert '"points": 2000' in recorded and '"neighbors": 128' in recorded
+    recorded = recorded.replace('"points": 2000', '"points": 100').replace('"neighbors": 128', '"neighbors": 16')
+    (workdir / "sweep.json").write_text(recorded)
+    columns = [f"{source}/effective_rank" for source in sources]
+    found = kept.values(workdir, [*columns, "final_states/local_two_nn", "layer_9.code/isoscore"], runs)
+    assert found["layer_9.code/isoscore"].isna().all()
+    assert "judge final_states.validation/local_two_nn, of 100 states, instead" in capsys.readouterr().err
+    matrices = probing.states(workdir, sources, runs)
+    assert sorted((m.run_id, m.source) for m in matrices) == sorted(itertools.product(runs, sources))
+    for matrix in matrices:
+        assert len(np.unique(matrix.x_ND, axis=0)) == 100
+        value = summarize(matrix.x_ND, ("effective_rank",))["effective_rank"]
+        np.testing.assert_allclose(found.at[matrix.run_id, f"{matrix.source}/effective_rank"], value, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_local_dimensions_are_recomputed_with_the_neighbours_of_the_probe():
         ("unembedding_gauge_fixed/isoscore", "unembedding"),
         ("final_states/isoscore", "final_states"),
         ("layer_12_centred/isoscore", "layer_12"),
+        ("layer_12.my.text/isoscore", "layer_12.my.text"),
         ("final_states_gauge_fixed/isoscore", ""),
         ("final_states/points", ""),
         ("final_states_spread/isoscore", ""),
@@ -220,6 +221,8 @@ def test_a_smaller_error_of_a_prediction_worse_than_the_mean_is_no_gain():
         ("alignment/isoscore", False),
         ("sharpness/critical", True),
         ("sharpness/isoscore", False),
+        ("final_states.validation/local_two_nn", True),
+        ("unembedding.validation/isoscore", False),
         ("final_states/nothing", False),
     ],
 )
