@@ -70,6 +70,7 @@ def test_saturation_waits_for_all_losses_and_is_recomputed_when_one_is_added(coh
     assert repeated.models == (("run0", 12),)
 
 
+@pytest.mark.slow
 def test_similarity_is_recomputed_when_the_last_checkpoint_changes(cohort, evaluated, light):
     path = pathlib.Path(evaluated) / "runs" / "run0" / "results" / "cka@5.json"
     before = path.read_text()

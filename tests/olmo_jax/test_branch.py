@@ -186,6 +186,7 @@ def test_a_checkpoint_that_is_missing_or_does_not_fit_is_named(trained, branched
         branch.first_state(trained, wider.runs[0])
 
 
+@pytest.mark.slow
 def test_a_smaller_bound_of_the_rank_holds_from_the_start(trunks, base, index, vary, branched, tmp_path):
     bound = {"model.factored_head": True, "intervention.head_rank": 12}
     runs = tuple(dataclasses.replace(run, config=vary(run.config, bound)) for run in trunks.runs)

@@ -114,6 +114,7 @@ def arms_trained(arms, index):
     return train(arms, index, mapping="map")
 
 
+@pytest.mark.slow
 def test_all_interventions_train_as_one_program_that_mappings_and_devices_do_not_change(arms, arms_trained, index):
     assert len({cohorts.shape_of(run.config, index.fingerprint).cohort_key for run in arms}) == 1
     _, _, losses, end = arms_trained

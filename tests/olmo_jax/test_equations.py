@@ -113,6 +113,7 @@ def test_stop_and_resume_is_bit_equal(trained, cohort, index, tmp_path):
         assert rows_of(workdir, run.id) == rows_of(trained, run.id)
 
 
+@pytest.mark.slow
 def test_an_early_ending_member_leaves_the_others_equations_unchanged(trained, cohort, index, tmp_path):
     """An ended run leaves the member axis, and its split of the equations has to leave with it."""
     short = Run("short", dataclasses.replace(config(0.5, seed=7), tokens=12 * BATCH * 4))

@@ -14,7 +14,6 @@ from olmo_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfi
 from olmo_jax.execution import plan as execution_plan
 from olmo_jax.execution.members import over_members
 from olmo_jax.step import init_member, member_step
-from tests.plain import plain
 
 V, D, B, L, STEPS = 40, 16, 4, 8, 4
 MODEL = ModelConfig(
@@ -108,7 +107,8 @@ def test_a_stack_without_it_has_the_same_program_as_before():
     assert "stablehlo.case" not in without and "stablehlo.if" not in without
 
 
-@pytest.mark.parametrize("mapping", plain(["vmap", "map"], "vmap"))
+@pytest.mark.slow
+@pytest.mark.parametrize("mapping", ["vmap", "map"])
 def test_members_with_and_without_it_train_as_they_do_alone(mapping):
     configs = [with_rho(0.0), with_rho(0.05), with_rho(0.2, init_seed=1)]
     losses, params = train(configs, mapping)
@@ -120,6 +120,7 @@ def test_members_with_and_without_it_train_as_they_do_alone(mapping):
         )
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_share_the_gradient_that_is_ascended():
     """The whole batch's gradient is ascended, not that of each part, so microbatches change rounding only."""
     config = with_rho(0.2)

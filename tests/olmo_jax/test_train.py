@@ -139,7 +139,8 @@ def options(tiny, index, vary):
     return Cohort(shape_of(base, index.fingerprint), tuple(runs))
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_other_optimisers_resume_too(options, index, tmp_path, mesh):
     straight, stopped = epath.Path(tmp_path / "a"), epath.Path(tmp_path / "b")
     assert train(straight, options, index)

@@ -420,6 +420,7 @@ def test_a_report_writes_figures_tables_and_column_descriptions(finished):
     assert [c for c, d in described.items() if d["meaning"] == "not described"] == []
 
 
+@pytest.mark.slow
 def test_items_of_a_configuration_file_reach_the_report(finished, corpus, monkeypatch, capsys, tmp_path):
     items()
     monkeypatch.setattr(item, "_ITEMS", dict(item._ITEMS))

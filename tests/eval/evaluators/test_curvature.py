@@ -42,6 +42,7 @@ def test_the_mean_loss_leaves_out_what_does_not_count(small):
     assert float(loss(params)) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_trace_and_top_eigenvalue_are_those_of_the_exact_hessian_in_float64(small):
     loss, params = small
     with jax.enable_x64(True):

@@ -89,13 +89,9 @@ def test_fully_sharded_training_matches_one_device(on_one_device, name, mesh):
     assert_as_on_one_device(on_one_device, name, MeshConfig(*mesh, fsdp=True), members=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "mapping"),
-    [
-        ("all at once", "vmap"),
-        *(pytest.param(name, "vmap", marks=pytest.mark.slow) for name in ("olmo2", "gpt_neox")),
-        pytest.param("all at once", "map", marks=pytest.mark.slow),
-    ],
+    ("name", "mapping"), [*((name, "vmap") for name in ("all at once", "olmo2", "gpt_neox")), ("all at once", "map")]
 )
 def test_members_on_separate_devices_do_not_communicate(name, mapping):
     compiled, _, _ = program(VARIANTS[name], MeshConfig(member=8), MEMBERS, mapping)

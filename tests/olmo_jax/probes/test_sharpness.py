@@ -52,6 +52,7 @@ def mean_loss(documents, params):
     return total / count
 
 
+@pytest.mark.slow
 def test_sharpness_is_that_of_the_mean_loss_on_the_first_documents(documents, params):
     (found,) = probed(documents, params, documents=2, draws=3, lanczos_steps=6).values()
 

@@ -69,6 +69,7 @@ def test_every_planted_fault_is_found_and_no_other(history, capsys):
     assert f"{folder}: 11 revisions, 4 with a problem" in out
 
 
+@pytest.mark.slow
 def test_a_history_on_the_hub_is_audited_with_little_read(history, serve, capsys):
     folder = history(range(0, 1500, 10))
     hub = serve(made__pythia=folder)

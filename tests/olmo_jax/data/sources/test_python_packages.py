@@ -40,6 +40,7 @@ def test_no_file_is_both_prose_and_code(examples):
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_the_same_packages_give_the_same_corpus(examples, tmp_path):
     corpus = build(DataConfig(max_megabytes=CAP), tmp_path)
     assert sorted((d.domain, d.text) for d in corpus) == sorted((e.domain, e.text) for e in examples)
