@@ -40,6 +40,9 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Sequence[str]) -> 
             measured[run] = {c: _finite_or_none(row.get(c, math.nan)) for c in wanted}
             rows[run] = rows.get(run, {}) | {c: measured[run][c] for c in wanted if c in lasting}
         if lasting:
+            # Another call may have written since.
+            others = _read(path, steps)
+            rows = {run: others.get(run, {}) | rows.get(run, {}) for run in others | rows}
             _write(path, rows, steps)
     table = {run: rows.get(run, {}) | measured.get(run, {}) for run in runs}
     return pd.DataFrame.from_dict(table, orient="index", columns=list(columns)).astype(float)

@@ -695,6 +695,24 @@ def test_what_was_measured_once_is_kept(measuring):
     assert calls == [(columns, runs[:2]), (columns, runs[2:])] and longer[STABLE_RANK].notna().all()
 
 
+def test_calls_at_the_same_time_keep_what_each_of_them_measured(measuring, monkeypatch):
+    workdir, runs, calls = measuring
+    measure, other = probing.measure, "unembedding/partition_isotropy"
+
+    def interrupted(at, columns, of):
+        yield from measure(at, columns, of)
+        monkeypatch.setattr(probing, "measure", measure)
+        kept.values(workdir, [other], runs[:1])
+        yield from measure(at, columns, of)
+
+    monkeypatch.setattr(probing, "measure", interrupted)
+    kept.values(workdir, [STABLE_RANK], runs)
+    calls.clear()
+    assert kept.values(workdir, [STABLE_RANK], runs).notna().all(axis=None)
+    assert kept.values(workdir, [other], runs[:1]).notna().all(axis=None)
+    assert not calls
+
+
 @pytest.mark.parametrize("damage", ["cut", "value", "step", "version"])
 def test_what_is_damaged_or_of_another_step_is_measured_again(measuring, damage):
     workdir, runs, calls = measuring
