@@ -89,6 +89,16 @@ def test_chains_that_still_drift_are_flagged():
     assert bool(flags.drift)
 
 
+def test_two_chains_that_have_arrived_seldom_seem_to_drift():
+    def estimate(key):
+        flags = local_learning_coefficient(
+            lambda w, key: jnp.sum(jnp.square(w)), jnp.zeros(1000), key, 8, 2, 100, 0.3 / 1e3, 1e3
+        )[2]
+        return flags.drift | flags.short
+
+    assert float(jax.vmap(estimate)(jax.random.split(jax.random.key(0), 300)).mean()) <= 0.02
+
+
 def test_chains_that_leave_the_surroundings_are_flagged():
     """A hole of unit width and depth in a plain: weakly held chains end on the plain, firmly held ones stay in it."""
 
