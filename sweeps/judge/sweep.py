@@ -66,7 +66,10 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
     known = [*METRICS, *geometry_columns(table)]
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else "; `--all` lists those of this sweep"
-    raise MetricError(f"{metric}: is no column of the table, no registered metric and no .py file{hint}")
+    raise MetricError(
+        f"{metric}: is no column of the table, no registered metric and no .py file{hint}; what was evaluated after "
+        "the last report is in the table once `olmo-jax report` has run"
+    )
 
 
 def _metric_in(file: str) -> str:

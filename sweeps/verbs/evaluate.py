@@ -38,6 +38,7 @@ def _checkpoints(text: str) -> str | tuple[int, ...]:
 
 def _carry_out(command: Command) -> int:
     from eval.evaluate import Choice
+    from olmo_jax.console import say
     from sweeps.running import stages
 
     arguments, workdir = command.arguments, workdir_of(command.arguments)
@@ -46,7 +47,10 @@ def _carry_out(command: Command) -> int:
     with working(command) as stop:
         plan, indexes = stages.begin(workdir, plan, to_train=False)
         choice = Choice(arguments.only, arguments.runs, arguments.steps)
-        return DONE if stages.evaluate_all(workdir, plan, indexes, stop, choice) else STOPPED
+        if not stages.evaluate_all(workdir, plan, indexes, stop, choice):
+            return STOPPED
+        say(f"`olmo-jax report --workdir={workdir}` takes the results into the table and the page")
+        return DONE
 
 
 def _plan(command: Command) -> Any:
