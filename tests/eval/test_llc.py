@@ -89,6 +89,7 @@ def test_chains_that_still_drift_are_flagged():
     assert bool(flags.drift)
 
 
+@pytest.mark.slow
 def test_two_chains_that_have_arrived_seldom_seem_to_drift():
     def estimate(key):
         flags = local_learning_coefficient(

@@ -100,6 +100,7 @@ def test_without_moments_only_the_parameters_are_the_parents(trained, branched, 
     assert int(state.step) == 5
 
 
+@pytest.mark.slow
 def test_another_optimiser_can_take_over(branched, index, tmp_path):
     workdir, cohort = epath.Path(tmp_path), branched(5, {"branch.moments": False, "optimizer.name": "muon"})
     assert train(workdir, cohort, index)

@@ -128,6 +128,7 @@ def test_all_interventions_train_as_one_program_that_mappings_and_devices_do_not
         chex.assert_trees_all_close(there, end.params, rtol=5e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_interventions_with_bfloat16_match_float32_within_its_noise(arms, arms_trained, index, vary):
     half = [Run(run.id, vary(run.config, {"model.compute_dtype": "bfloat16"})) for run in arms]
     _, _, losses, end = train(half, index, mapping="map")

@@ -85,6 +85,7 @@ def test_the_placebo_moves_raw_geometry_and_no_loss():
     assert np.linalg.norm(after.mean(0)) == pytest.approx(10 * np.sqrt((centred**2).sum(1).mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_placebo_in_float32_keeps_the_first_losses():
     np.testing.assert_allclose(train(arm(mean_row=1.0), 20)[0], train(BASE, 20)[0], rtol=1e-5)
 

@@ -50,6 +50,7 @@ def test_gptq_quantises_every_projection_and_nothing_else(name):
         assert (np.asarray(of.output) < np.asarray(of.output_rounded)).all(), path
 
 
+@pytest.mark.slow
 def test_the_first_block_is_calibrated_on_its_own_inputs():
     config = FAMILIES["olmo"]
     params_M = stack(config)

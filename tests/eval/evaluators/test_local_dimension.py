@@ -87,6 +87,7 @@ def test_an_evaluation_without_texts_is_refused(cohort, index, tiny):
         check_evaluation(PLAIN, plain, index)
 
 
+@pytest.mark.slow
 def test_fine_tuning_measures_each_text_before_and_during_training(workdir, cohort, index):
     """The "validation" text of a fine-tuning is that of its target domain."""
     tuning = FinetuneConfig(targets=("code",), learning_rates=(1e-2,), tokens=8 * 64, batch_size=4, points=2)
@@ -117,6 +118,7 @@ def test_task_loss_covers_answers_only_and_all_members_share_the_items(cohort, i
     assert len(items_trained_on) == 6
 
 
+@pytest.mark.slow
 def test_equations_have_a_local_dimension_and_no_text_evaluations(tiny, vary, tmp_path):
     texts = TextsConfig(names=("train", "validation"), metrics=("local_two_nn",), points=30, neighbors=8)
     data = DataConfig(name="sums", corpus="arithmetic", sequence_length=4, arithmetic=ArithmeticConfig("add", 7))

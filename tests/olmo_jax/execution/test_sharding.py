@@ -140,6 +140,7 @@ def test_a_width_that_does_not_divide_is_refused():
         )
 
 
+@pytest.mark.slow
 def test_a_fully_sharded_matrix_is_gathered_for_forward_and_backward():
     compiled, _, _ = program(VARIANTS["olmo2"], MeshConfig(1, 8, 1, fsdp=True), 1)
     gathers = re.findall(r" = f32\[1,(\d+),(\d+)\]\S* all-gather\(", compiled.steps.as_text())

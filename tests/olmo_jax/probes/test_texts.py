@@ -24,7 +24,6 @@ from olmo_jax.data.prepare import prepare
 from olmo_jax.data.sources import arithmetic
 from olmo_jax.probes.geometry import make_probes
 from olmo_jax.probes.texts import check_texts, evaluation_sets, read_states, states_geometry, text_sets
-from tests.plain import plain
 
 MODEL = ModelConfig(vocab_size=300, pad_vocab_to=8, d_model=16, n_layers=2, n_heads=2, d_ff=32)
 TEXTS = TextsConfig(
@@ -140,7 +139,8 @@ def test_fewer_distinct_states_than_points_are_counted_and_measured():
 MAPPINGS = [("map", None), ("vmap", None), ("vmap", 2)]
 
 
-@pytest.mark.parametrize(("mapping", "at_once"), plain(MAPPINGS, ("vmap", 2), unpack=True))
+@pytest.mark.slow
+@pytest.mark.parametrize(("mapping", "at_once"), MAPPINGS)
 def test_members_are_measured_independently(run, index, params, mapping, at_once):
     members = [params, *(model.init(MODEL, jax.random.key(seed)) for seed in (1, 2, 3))]
     together = measured(TEXTS, [run] * 4, index, stacked(*members), mapping, at_once)
@@ -169,6 +169,7 @@ def equation_run(fraction, seed, texts=OF_EQUATIONS):
     return TrainConfig(tokens=3200, data=data, model=SMALL, data_seed=seed, probe=ProbeConfig(texts=texts))
 
 
+@pytest.mark.slow
 def test_each_member_is_measured_on_its_equations(sums):
     runs = [equation_run(0.3, 0), equation_run(0.6, 1), equation_run(0.6, 2)]
     members = [model.init(SMALL, jax.random.key(seed)) for seed in range(3)]

@@ -17,7 +17,6 @@ from olmo_jax.checkpoint import load_run, run_steps
 from olmo_jax.config import ModelConfig
 from olmo_jax.config.presets import PYTHIA
 from sweeps import cli
-from tests.plain import plain
 from tests.sweeps.histories.conftest import shard
 from tests.sweeps.models.publish import CONFIG, SMALL, publish
 
@@ -172,7 +171,8 @@ def test_without_a_network_a_history_is_imported_from_the_cache(published, confi
     assert origin["revisions"]["20"]["name"] == "step20"
 
 
-@pytest.mark.parametrize("kind", plain(["revisions", "repositories"], "repositories"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["revisions", "repositories"])
 def test_seeds_become_replicates(published, config, serve, tmp_path, kind):
     """Seeds in the names of revisions, as DataDecide has them, or of repositories, as PolyPythias has."""
     sources = {1: "step0", 2: "step10"}

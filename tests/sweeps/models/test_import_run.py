@@ -166,6 +166,7 @@ def test_an_interrupted_import_resumes(published, config, tmp_path, monkeypatch)
     assert run_steps(tmp_path / "work", place.name) == [1, 4, 16]
 
 
+@pytest.mark.slow
 def test_geometry_and_generation_of_an_imported_run_and_of_its_folder(imported, published, run_id, capsys):
     assert run("geometry", imported, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["tensors"]
