@@ -38,7 +38,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not oracle" $(TESTS)
 
-# Whole processes, killed and resumed. Files of long tests come first, so that none starts when the others are done.
+# Whole processes, killed and resumed, and long tests. Files of long tests come first, so that none starts when the others are done.
 LONG := $(wildcard tests/test_*.py) tests/sweeps/
 slow: setup
 	$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder --durations=40 -m slow \

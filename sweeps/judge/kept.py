@@ -40,7 +40,8 @@ def values(workdir: epath.Path, columns: Sequence[str], runs: Sequence[str]) -> 
             measured[run] = {c: _finite_or_none(row.get(c, math.nan)) for c in wanted}
             rows[run] = rows.get(run, {}) | {c: measured[run][c] for c in wanted if c in lasting}
         if lasting:
-            # Another call may have written since.
+            # Another call may have written since. What two write at the same moment may still be lost, and is then
+            # measured again.
             others = _read(path, steps)
             rows = {run: others.get(run, {}) | rows.get(run, {}) for run in others | rows}
             _write(path, rows, steps)

@@ -150,10 +150,11 @@ def not_recomputed(test: str, column: str) -> Finding:
     """Return the finding of a test that recomputes a metric, where it can't."""
     if not source_of(column):
         return untold(test, "only metrics of the unembedding and of states are recomputed, and this isn't one")
-    reason = "neither checkpoint nor text is left to recompute it from"
     if is_of_text(source_of(column)):
-        reason = f"{reason}; or all metrics are judged, without the states of named texts, which takes long: name it"
-    return untold(test, reason)
+        return untold(
+            test, "on a text it is recomputed only if it is named in the command, and if checkpoint and text are left"
+        )
+    return untold(test, "neither checkpoint nor text is left to recompute it from")
 
 
 def check_scalars(columns: Iterable[str], matrix: Matrix) -> None:

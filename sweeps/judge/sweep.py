@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
+from eval.suite import BUILT_IN
 from geometry.probe import METRICS
 from olmo_jax.errors import brief
 from sweeps.judge import kept, probing
@@ -23,7 +24,7 @@ from sweeps.judge.matrices import (
     source_of,
     unembeddings,
 )
-from sweeps.judge.probing import can_probe
+from sweeps.judge.probe_configs import can_probe
 from sweeps.table.catalog import catalog_of
 from sweeps.table.columns import AnalysisError, final_rows, geometry_columns
 from sweeps.table.rates import PREFIX, is_rate, with_rates
@@ -66,10 +67,10 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
     known = [*METRICS, *geometry_columns(table)]
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else "; `--all` lists those of this sweep"
-    raise MetricError(
-        f"{metric}: is no column of the table, no registered metric and no .py file{hint}; what was evaluated after "
-        "the last report is in the table once `olmo-jax report` has run"
-    )
+    kind = metric.partition("/")[0]
+    if kind in BUILT_IN:
+        hint = f"; `olmo-jax evaluate --only={kind}` measures that, and `olmo-jax report` takes it into the table"
+    raise MetricError(f"{metric}: is no column of the table, no registered metric and no .py file{hint}")
 
 
 def _metric_in(file: str) -> str:

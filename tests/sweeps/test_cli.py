@@ -777,7 +777,15 @@ def test_states_are_those_that_training_measured(finished):
             assert abs(value - table.at[matrix.run_id, target]) <= (sets - 1) / sets**0.5 * spread + 1e-4 * value
 
 
-def test_states_on_a_named_text_are_measured_and_recomputed_alike(measuring, capsys):
+def test_local_dimensions_of_too_few_states_are_said_once(measuring, capsys):
+    workdir, runs, _ = measuring
+    kept.values(workdir, ["final_states/local_two_nn", "unembedding/local_two_nn"], runs)
+    said = capsys.readouterr().err
+    assert said.count("too few for 128 neighbours") == 1
+    assert "final_states.validation/local_two_nn is of 2000 states" in said
+
+
+def test_states_on_a_named_text_are_measured_and_recomputed_alike(measuring):
     workdir, runs, _ = measuring
     sources = ["final_states.validation", "layer_0.code"]
     recorded = (workdir / "sweep.json").read_text()
@@ -785,9 +793,8 @@ def test_states_on_a_named_text_are_measured_and_recomputed_alike(measuring, cap
     recorded = recorded.replace('"points": 2000', '"points": 100').replace('"neighbors": 128', '"neighbors": 16')
     (workdir / "sweep.json").write_text(recorded)
     columns = [f"{source}/effective_rank" for source in sources]
-    found = kept.values(workdir, [*columns, "final_states/local_two_nn", "layer_9.code/isoscore"], runs)
+    found = kept.values(workdir, [*columns, "layer_9.code/isoscore"], runs)
     assert found["layer_9.code/isoscore"].isna().all()
-    assert "judge final_states.validation/local_two_nn, of 100 states, instead" in capsys.readouterr().err
     matrices = probing.states(workdir, sources, runs)
     assert sorted((m.run_id, m.source) for m in matrices) == sorted(itertools.product(runs, sources))
     for matrix in matrices:
@@ -815,6 +822,7 @@ def test_judge_refuses_a_metric_that_gives_no_number(finished, tmp_path, capsys,
     [
         ([], "name one or several metrics, or give --all"),
         (["effective_rnk"], "did you mean effective_rank?"),
+        (["curvature/trace"], "`olmo-jax evaluate --only=curvature` measures that"),
         (["effective_rank", "--interventions={finished}"], "no finished run has an intervention"),
         (["missing.py"], "missing.py: no such file"),
     ],

@@ -169,7 +169,6 @@ def equation_run(fraction, seed, texts=OF_EQUATIONS):
     return TrainConfig(tokens=3200, data=data, model=SMALL, data_seed=seed, probe=ProbeConfig(texts=texts))
 
 
-@pytest.mark.slow
 def test_each_member_is_measured_on_its_equations(sums):
     runs = [equation_run(0.3, 0), equation_run(0.6, 1), equation_run(0.6, 2)]
     members = [model.init(SMALL, jax.random.key(seed)) for seed in range(3)]

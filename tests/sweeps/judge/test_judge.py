@@ -9,10 +9,11 @@ import pytest
 
 from geometry.probe import summarize
 from olmo_jax.errors import UserError
-from sweeps.judge import cause, gain, gauge, noise, null, output, probing, sweep
+from sweeps.judge import cause, gain, gauge, noise, null, output, sweep
 from sweeps.judge.card import Evidence, judge
 from sweeps.judge.finding import CANT_TELL, FAIL, PASS
 from sweeps.judge.matrices import Matrix, Metrics, source_of
+from sweeps.judge.probe_configs import can_probe
 from tests.sweeps.judge.synthetic import KINDS, METRIC, finished, interventions, matrices, suite
 
 OUTCOMES = ("lm_loss/out_of_domain",)
@@ -227,7 +228,7 @@ def test_a_smaller_error_of_a_prediction_worse_than_the_mean_is_no_gain():
     ],
 )
 def test_only_what_a_probe_measures_is_probed(column, expected):
-    assert probing.can_probe(column) == expected
+    assert can_probe(column) == expected
 
 
 def test_rows_without_a_setting_or_a_loss_are_kept():
