@@ -17,7 +17,7 @@ _LARGEST_R_HAT = 1.1
 # A change from one quarter of the draws that count to another: how large it has to be, relative to the value itself and
 # in standard errors over chains. These alone would be exceeded by chance in one of six estimates from two chains.
 _GROWTH = 0.1
-_CERTAIN = 4.0
+_STANDARD_ERRORS = 4.0
 _COARSE = 0.4  # of epsilon gamma; the variance in a flat direction is 1 / (1 - epsilon gamma / 4) times 1 / gamma
 
 
@@ -135,10 +135,10 @@ def local_learning_coefficient(
     distance_CP = distance_CT.reshape(chains, _PARTS, -1).mean(axis=2)
     reached, _ = _mean(distance_CP[:, -1], finite_C)
     further, further_error = _mean(distance_CP[:, -1] - distance_CP[:, 0], finite_C)
-    short = (further > _GROWTH * reached) & (further > _CERTAIN * further_error)
+    short = (further > _GROWTH * reached) & (further > _STANDARD_ERRORS * further_error)
     pull = gamma / 2 * _mean(distance_CP.mean(axis=1), finite_C)[0]
     left, coarse = coefficient / n_beta > most_rise, jnp.asarray(epsilon * gamma > _COARSE)
-    drifts = (jnp.abs(drift) > _GROWTH * jnp.abs(coefficient)) & (jnp.abs(drift) > _CERTAIN * drift_error)
+    drifts = (jnp.abs(drift) > _GROWTH * jnp.abs(coefficient)) & (jnp.abs(drift) > _STANDARD_ERRORS * drift_error)
     flags = Flags(coefficient < 0, drifts, chains - count, short, r_hat, pull, left, coarse)
     return coefficient, error, flags
 

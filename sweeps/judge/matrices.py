@@ -19,7 +19,8 @@ from olmo_jax.errors import CheckpointError, UserError, WeightsError, brief
 from sweeps.judge.finding import Finding, untold
 
 UNEMBEDDING = "unembedding"
-_STATES = re.compile(r"(final_states|layer_\d+)(_centred)?|((final_states|layer_\d+)\..+)")
+# Of the probe's documents, or after a dot of a named text, which has no variants.
+_STATES = re.compile(r"((?:final_states|layer_\d+)(\..+)?)(?:_centred)?")
 # A matrix as the probe measures it, by the suffix of the target: a function of the matrix and of the final norm.
 _VARIANTS: dict[str, Callable[[Array, str], Array]] = {
     "": lambda x_ND, norm: x_ND,
@@ -38,7 +39,7 @@ def _source(target: str) -> str:
     if target in {UNEMBEDDING + suffix for suffix in _VARIANTS}:
         return UNEMBEDDING
     states = _STATES.fullmatch(target)
-    return states[1] or states[3] if states else ""
+    return states[1] if states else ""
 
 
 def source_of(column: str) -> str:
@@ -50,7 +51,7 @@ def source_of(column: str) -> str:
 def is_of_text(target: str) -> bool:
     """Return whether a target is of states on a named text, as layer_0.train is."""
     states = _STATES.fullmatch(target)
-    return states is not None and states[3] is not None
+    return states is not None and states[2] is not None
 
 
 class MetricError(UserError):

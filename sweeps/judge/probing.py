@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -26,11 +25,10 @@ from olmo_jax.probes.geometry import Documents, Probe, make_probes, most_directi
 from olmo_jax.probes.texts import EvaluationSet, evaluation_sets, read_states
 from olmo_jax.storage.run_files import data_root
 from olmo_jax.train import probe_documents
-from sweeps.judge.matrices import Matrix
+from sweeps.judge.matrices import UNEMBEDDING, Matrix, is_of_text, source_of
 from sweeps.judge.probe_configs import probe_configs
 from sweeps.planning.record import recorded_plan
 
-_STATES = re.compile(r"final_states|layer_\d+")
 _MEMBERS = 8  # read at a time
 
 
@@ -84,7 +82,8 @@ def _say_if_too_few(columns: Sequence[str], probe: ProbeConfig, documents: Docum
     states = documents.points_SP.shape[1]
     for column in columns if states <= probe.neighbors else ():
         target, _, name = column.rpartition("/")
-        if name.startswith("local_") and _STATES.fullmatch(target):
+        is_of_documents = source_of(column) == target != UNEMBEDDING and not is_of_text(target)
+        if name.startswith("local_") and is_of_documents:
             said.once(
                 f"{column}: a set of documents has {states} states, too few for {probe.neighbors} neighbours of each, "
                 f"so all others are used; {target}.validation/{name} is of {probe.texts.points} states"
@@ -180,6 +179,7 @@ def _take_drawn(
 
 
 def _places(stack: Cohort) -> dict[str, int]:
+    """Return the place of each run among the members that an evaluation set has documents for."""
     return {run.id: place for place, run in enumerate(stack.runs)}
 
 

@@ -68,8 +68,11 @@ def column_of(metric: str, table: pd.DataFrame) -> str:
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else "; `--all` lists those of this sweep"
     kind = metric.partition("/")[0]
-    if kind in BUILT_IN:
-        hint = f"; `olmo-jax evaluate --only={kind}` measures that, and `olmo-jax report` takes it into the table"
+    if kind in BUILT_IN and (section := BUILT_IN[kind].section):
+        hint = (
+            f"; results of {kind} come from `olmo-jax evaluate --only={kind}` with config.evaluation.{section}, and "
+            "into the table by `olmo-jax report`"
+        )
     raise MetricError(f"{metric}: is no column of the table, no registered metric and no .py file{hint}")
 
 

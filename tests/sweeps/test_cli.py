@@ -822,7 +822,10 @@ def test_judge_refuses_a_metric_that_gives_no_number(finished, tmp_path, capsys,
     [
         ([], "name one or several metrics, or give --all"),
         (["effective_rnk"], "did you mean effective_rank?"),
-        (["curvature/trace"], "`olmo-jax evaluate --only=curvature` measures that"),
+        (
+            ["curvature/trace"],
+            "`olmo-jax evaluate --only=curvature` with config.evaluation.curvature, and into the table by",
+        ),
         (["effective_rank", "--interventions={finished}"], "no finished run has an intervention"),
         (["missing.py"], "missing.py: no such file"),
     ],
